@@ -15,11 +15,13 @@ Any thread may raise and read them; nothing here has state of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
     "BadRequest",
     "ConfigError",
+    "Conflict",
     "ConureError",
     "CorruptionError",
     "DirectoryInUse",
@@ -27,6 +29,9 @@ __all__ = [
     "DiskFull",
     "ForeignDirectory",
     "KeyNotFound",
+    "MemberNotFound",
+    "MethodNotAllowed",
+    "NotFound",
     "NotImplementedHere",
     "NotLeader",
     "OutcomeUnknown",
@@ -142,6 +147,38 @@ class KeyNotFound(RequestError):
 
     def __init__(self, message: str = "key not found") -> None:
         super().__init__(message)
+
+
+class NotFound(RequestError):
+    """There is nothing at this path."""
+
+    status = 404
+    title = "not found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists and the method is not one of its own; ``allowed`` lists those."""
+
+    status = 405
+    title = "method not allowed"
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{method} is not possible here; use {' or '.join(allowed)}")
+        self.allowed = tuple(allowed)
+
+
+class MemberNotFound(RequestError):
+    """No member of the cluster has this ID."""
+
+    status = 404
+    title = "no such member"
+
+
+class Conflict(RequestError):
+    """The request contradicts the state of the cluster and was refused; nothing changed."""
+
+    status = 409
+    title = "conflict"
 
 
 class PayloadTooLarge(RequestError):

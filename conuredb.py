@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""The server: reads the configuration, composes the modules, runs until it is told to stop.
+
+``python3 conuredb.py --bootstrap`` is all it takes; ``--help`` lists the settings.
+
+Exit status: 0 after SIGTERM or SIGINT, 2 if a setting can't be used, 1 for a failure later on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from config import VERSION, Address, Config, load
+from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
+from fileio import OsFileSystem
+from httpapi import API, MetricsAPI
+from httpserver import Application, HTTPServer, Limits
+from metrics import Registry, add_build_info, add_process_metrics
+from node import Node, NodeOptions
+
+__all__ = ["main"]
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a busy thread gives way: requests must not wait for a checkpoint."""
+
+MAX_OPEN_FILES = 1 << 16
+"""What the soft limit of open files is raised to at most; every connection needs one."""
+
+log = logging.getLogger("conure")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a node until it stops; return the process' exit status. Main thread only."""
+    try:
+        config = load(sys.argv[1:] if argv is None else argv, os.environ)
+        set_up_logging(config.log_level, config.log_format)
+        return Process(config).run()
+    except ConfigError as error:
+        print(f"conuredb: {error}", file=sys.stderr)
+        return 2
+    except ConureError as error:
+        print(f"conuredb: {error}", file=sys.stderr)
+        return 1
+
+
+class Process:
+    """One running node: its modules, put together and taken apart in order."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._registry = Registry()
+        self._stop = threading.Event()
+        self._failed = False
+
+    def run(self) -> int:
+        """Start, serve until a signal or a failure, stop; return the exit status."""
+        config = self._config
+        for line in config.describe():
+            log.debug("setting %s", line)
+        for name in config.ignored_environment:
+            log.warning("environment %s names no setting and is ignored", name)
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        raise_file_limit()
+        threading.excepthook = self._on_thread_exception
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+        servers: list[HTTPServer] = []
+        node: Node | None = None
+        try:
+            # The addresses first: if one is taken, nothing has been touched yet.
+            api = API(self._registry, max_value_bytes=config.max_value_bytes, version=VERSION)
+            server = self._listen("http_addr", config.http_addr, api)
+            servers.append(server)
+            if config.metrics_addr is not None:
+                metrics_api = MetricsAPI(self._registry)
+                servers.append(self._listen("metrics_addr", config.metrics_addr, metrics_api))
+            api.backend = node = self._open_node(server.port)
+            self._add_metrics(server)
+            node.start()
+            # What exists by now stays: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
+            for each in servers:
+                each.start()
+            log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
+            self._stop.wait()
+        finally:
+            self._shut_down(servers, node)
+        return 1 if self._failed else 0
+
+    def _listen(self, setting: str, address: Address, application: Application) -> HTTPServer:
+        config = self._config
+        limits = Limits(
+            max_body_bytes=config.max_value_bytes,
+            max_connections=config.max_connections,
+            request_timeout=config.request_timeout,
+            idle_timeout=config.idle_timeout,
+        )
+        try:
+            return HTTPServer(address, application, limits, self._on_fatal)
+        except OSError as error:
+            why = f"can't listen on {address}: {error.strerror or error}"
+            remedy = "stop whatever uses it, or choose another address"
+            raise ConfigError(setting, config.sources[setting], f"{why}; {remedy}") from error
+
+    def _open_node(self, http_port: int) -> Node:
+        config = self._config
+        options = NodeOptions(
+            node_id=config.node_id,
+            told_node_id=config.told_node_id,
+            data_dir=config.data_dir,
+            raft_address=config.raft_advertised(config.raft_addr.port),
+            http_address=config.http_advertised(http_port),
+            bootstrap=config.bootstrap,
+            version=VERSION,
+            barrier_timeout=config.barrier_timeout,
+            write_timeout=config.write_timeout,
+            page_size=config.page_size,
+            cache_bytes=config.cache_bytes,
+            log_segment_bytes=config.log_segment_bytes,
+            checkpoint_log_bytes=config.checkpoint_log_bytes,
+            checkpoint_entries=config.checkpoint_entries,
+            checkpoint_interval=config.checkpoint_interval,
+        )
+        try:
+            return Node.open(options, OsFileSystem(), self._registry, self._on_failure)
+        except (DirectoryInUse, ForeignDirectory) as error:
+            raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
+
+    def _shut_down(self, servers: Sequence[HTTPServer], node: Node | None) -> None:
+        """Stop in order: readiness fails, requests in flight finish, a checkpoint is written."""
+        if node is not None:
+            node.begin_stop()
+        for server in servers:
+            if not server.drain(self._config.shutdown_timeout):
+                log.warning("some requests were still in flight and have been cut off")
+        if node is not None:
+            node.stop()
+            log.info("stopped")
+
+    def _add_metrics(self, server: HTTPServer) -> None:
+        registry = self._registry
+        add_build_info(registry, VERSION)
+        add_process_metrics(registry)
+        registry.gauge_callback(
+            "conure_http_connections", "Open HTTP connections.", lambda: server.connections_open
+        )
+        registry.counter_callback(
+            "conure_http_connections_total",
+            "HTTP connections accepted.",
+            lambda: server.connections_accepted,
+        )
+        registry.labelled_callback(
+            "conure_http_refused_total",
+            "counter",
+            "Requests and connections refused before they reached a route, by status code.",
+            ("code",),
+            lambda: [((str(status),), count) for status, count in server.refused.items()],
+        )
+        registry.counter_callback(
+            "conure_http_received_bytes_total", "Bytes read.", lambda: server.bytes_in
+        )
+        registry.counter_callback(
+            "conure_http_sent_bytes_total", "Bytes written.", lambda: server.bytes_out
+        )
+
+    # -- reasons to stop; any thread -------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        log.info("%s: stopping", signal.Signals(number).name)
+        self._stop.set()
+
+    def _on_failure(self) -> None:
+        self._failed = True
+        self._stop.set()
+
+    def _on_fatal(self, error: BaseException) -> None:
+        log.critical("the HTTP server has ended: %s", error, exc_info=error)
+        self._on_failure()
+
+    def _on_thread_exception(self, args: threading.ExceptHookArgs) -> None:
+        name = args.thread.name if args.thread else "?"
+        log.critical("thread %s has ended", name, exc_info=args.exc_value)
+        self._on_failure()
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record: time in UTC, level, logger, message; a traceback follows indented."""
+
+    default_msec_format = "%s.%03dZ"
+    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802
+        return "  " + super().formatException(ei).replace("\n", "\n  ")
+
+
+class JSONFormatter(TextFormatter):
+    """One JSON object a line: time, level, logger, message and, where there is one, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {
+            "time": self.formatTime(record, self.datefmt),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            facts["traceback"] = logging.Formatter.formatException(self, record.exc_info)
+        return json.dumps(facts, ensure_ascii=False)
+
+
+def set_up_logging(level: str, style: str) -> None:
+    """Send the log to standard error, in *style* ``text`` or ``json``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def raise_file_limit() -> None:
+    """Let the process have as many open files as it may, up to MAX_OPEN_FILES."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _shown(address: Address, port: int) -> str:
+    host = "localhost" if address.is_wildcard else address.host
+    return f"http://{Address(host, port)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

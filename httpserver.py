@@ -1,0 +1,1375 @@
+"""HTTP/1.1 on ``ThreadingHTTPServer``, with every connection resting in one thread's selector.
+
+The server class accepts connections as the standard library's does. What it does not do is start a
+thread for each of them: ``process_request`` hands the connection to the *reactor*, one thread with
+one epoll object. The module knows no route: an :class:`Application` gets the requests.
+
+A round of the reactor::
+
+    wait -> read all that are readable -> hand over every complete request (Application.handle)
+         -> Application.flush, once: the writes of the round are committed as one batch
+         -> one send per connection: answers to a pipelined run leave together
+
+The life of a connection:
+
+============= ==================================================================================
+``READING``   requests are parsed as their bytes come
+``HELD``      a complete request waits until earlier ones are answered, or until answers are sent
+``FINISHED``  no further request is taken: the client or an error ended it; answers still go out
+``LINGERING`` all is sent and our side is shut; input is thrown away so that the client can read
+``CLOSED``    the socket is gone; answers that still come are dropped
+============= ==================================================================================
+
+Duties, cited by number in code and tests:
+
+H1  Answers leave a connection in the order of its requests.
+H2  A request is handed over only while all unanswered ones of its connection are of its own safety
+    class (RFC 9110 section 9.2.1): a run of PUTs is one batch, and a GET behind a PUT sees it.
+H3  How the bytes of a connection were split on their way never changes an answer.
+H4  An error of one connection ends that connection only; an error of the application is a 500.
+H5  What a client may make us keep or wait for is bounded by :class:`Limits`.
+H6  A request whose end is not beyond doubt (RFC 9112 section 6.3) is refused and the connection
+    closed; nothing behind it is read as a request.
+
+Threads: ``Application`` is called in the reactor thread only. ``Request.respond`` and ``fail`` may
+be called from any thread. Accepting runs in the thread of ``serve_forever``. Counters may be read
+from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import re
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from threading import get_ident
+from time import perf_counter, sleep
+from typing import Any, Final, Protocol
+
+from errors import BadRequest, ConureError, Unavailable
+
+__all__ = [
+    "Application",
+    "HTTPServer",
+    "Headers",
+    "Limits",
+    "Request",
+    "decode_form",
+    "error_body",
+]
+
+log = logging.getLogger("conure.http")
+
+TEXT: Final = "text/plain; charset=utf-8"
+PROBLEM: Final = "application/problem+json"
+
+READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
+
+_READ_SIZE = 64 << 10
+_OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
+_LINGER_TIME = 2.0  # seconds
+_LINGER_BYTES = 16 << 20
+_TICK = 1.0  # seconds between two looks at the deadlines
+_ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
+_SPARE_CONNECTIONS = 64  # over the limit, kept only for as long as it takes to tell them so
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_MAX_FIELDS = 100
+_MAX_PARAMETERS = 100
+_LINE_EXTRA = 64  # bytes of a request line besides the target: method, spaces, version
+_MAX_CHUNK_LINE = 4096
+_MAX_EXTENSIONS = 16 << 10  # bytes of chunk extensions in one body
+_KNOWN_HEADS = 1024
+_KNOWN_HEAD_BYTES = 2048
+_KNOWN_PATHS = 256
+_KNOWN_PATH_BYTES = 256
+
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+_CLOSE, _KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
+
+_TOKEN_BYTES = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+_FIELD_PATTERN = rb"[" + _TOKEN_BYTES + rb"]+:[\t -~\x80-\xff]*\r\n"
+_is_token = re.compile(rb"[" + _TOKEN_BYTES + rb"]+").fullmatch
+_is_field = re.compile(_FIELD_PATTERN).fullmatch
+_are_fields = re.compile(rb"(?:" + _FIELD_PATTERN + rb")*").fullmatch
+_is_host = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*").fullmatch
+_is_absolute = re.compile(rb"(?i:https?)://[^/@]+(/.*)?").fullmatch
+_is_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n").fullmatch
+_token_octets = frozenset(c for c in range(256) if _is_token(bytes([c])))
+
+_SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
+_METHODS = {
+    name.encode(): (name, name in _SAFE)
+    for name in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "POST", "DELETE", "PATCH")
+}
+_OCTETS = {
+    (high + low).encode(): bytes([int(high + low, 16)])
+    for high in "0123456789abcdefABCDEF"
+    for low in "0123456789abcdefABCDEF"
+}
+
+
+class Application(Protocol):
+    """What the server asks of whoever answers the requests. Reactor thread only."""
+
+    def handle(self, request: Request) -> None:
+        """Take a request; it must not block. Answer it now, in :meth:`flush`, or later."""
+
+    def flush(self) -> None:
+        """Finish what the requests of a round began; called once after the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may ask for (H5). Sizes are in bytes, times in seconds."""
+
+    max_target_bytes: int = 64 << 10  # 414
+    max_header_bytes: int = 32 << 10  # 431, the whole header block; so are more than 100 fields
+    max_body_bytes: int = 1 << 20  # 413
+    max_connections: int = 10_000  # 503
+    max_pipelined: int = 128  # unanswered requests of one connection; the next ones wait
+    request_timeout: float = 30.0  # from a request's first byte to its last: 408
+    idle_timeout: float = 120.0  # between two requests
+    write_timeout: float = 30.0  # for a client that reads nothing
+
+
+class Headers:
+    """The header fields of a request: names in any case, values as they were sent."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        self._fields = fields
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return a field's value (ISO 8859-1); fields of the same name are joined by commas."""
+        return self._fields.get(name.lower(), default)
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._fields
+
+
+class Request:
+    """A complete request, and the way to answer it.
+
+    ``path`` is percent-decoded text. ``query`` is the raw bytes behind the ``?``; see
+    :meth:`parameters`. ``started`` is ``time.perf_counter()`` of the round that took it up.
+    """
+
+    __slots__ = ("_answer", "_connection", "_head", "body", "method", "path", "query", "started")
+
+    def __init__(
+        self,
+        connection: _Connection,
+        head: _Head,
+        method: str,
+        path: str,
+        query: bytes,
+        body: bytes,
+        started: float,
+    ) -> None:
+        self._connection = connection
+        self._head = head
+        self._answer: _Answer | None = None
+        self.method = method
+        self.path = path
+        self.query = query
+        self.body = body
+        self.started = started
+
+    @property
+    def headers(self) -> Headers:
+        return self._head.headers
+
+    @property
+    def http_version(self) -> str:
+        """``"1.0"`` or ``"1.1"``."""
+        return self._head.version
+
+    @property
+    def peer(self) -> str:
+        """The client's address and port, for a log."""
+        host, port = self._connection.peer[:2]
+        host = host.removeprefix("::ffff:")
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def parameters(self) -> dict[bytes, bytes]:
+        """Return the parameters of the query; see :func:`decode_form`. Raises BadRequest."""
+        return decode_form(self.query)
+
+    def respond(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: str = TEXT,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Answer the request, once. Any thread; never blocks.
+
+        In the reactor thread the answer leaves at the end of the round; from another thread it is
+        handed over, with one wake-up for a burst. An answer to a client that went away is dropped.
+        Raises ValueError for a line end in one of *headers*.
+        """
+        connection = self._connection
+        answer = (status, body, content_type, _render_fields(headers) if headers else b"")
+        if get_ident() == connection.reactor.ident:
+            connection.answer(self, answer)
+        else:
+            connection.reactor.hand_over(self, answer)
+
+    def fail(
+        self,
+        error: ConureError | int,
+        message: str = "",
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Answer with an error: one of ours, or a status and a line for the user. Any thread."""
+        accept = self._head.headers.get("accept")
+        if isinstance(error, int):
+            body, content_type = error_body(error, message, accept)
+            self.respond(error, body, content_type, headers)
+            return
+        if isinstance(error, Unavailable):
+            headers = (*headers, ("Retry-After", str(error.retry_after)))
+        body, content_type = error_body(error.status, message or str(error), accept, error.title)
+        self.respond(error.status, body, content_type, headers)
+
+
+def error_body(
+    status: int, message: str, accept: str | None = None, title: str | None = None
+) -> tuple[bytes, str]:
+    """Return an error's body and content type.
+
+    One line of text; a problem document (RFC 9457) where *accept* names JSON. *title* defaults to
+    the status's own phrase.
+    """
+    message = " ".join(message.split())
+    if not _accepts_json(accept):
+        return message.encode() + b"\n", TEXT
+    title = title or HTTPStatus(status).phrase
+    problem = {"type": "about:blank", "title": title, "status": status, "detail": message}
+    return json.dumps(problem, ensure_ascii=False).encode() + b"\n", PROBLEM
+
+
+def decode_form(form: bytes) -> dict[bytes, bytes]:
+    """Decode ``name=value&name=value`` as HTML forms write it: ``+`` is a space, ``%XX`` an octet.
+
+    Names and values are bytes, any bytes. A name without ``=`` has the empty value. Any thread.
+    Raises BadRequest for a ``%`` that two hexadecimal digits don't follow, for a name given twice
+    and for more than 100 parameters: to guess would be to store or read the wrong key.
+    """
+    parameters: dict[bytes, bytes] = {}
+    if not form:
+        return parameters
+    pairs = form.split(b"&", _MAX_PARAMETERS)
+    if len(pairs) > _MAX_PARAMETERS:
+        raise BadRequest(f"more than {_MAX_PARAMETERS} parameters; send fewer")
+    coded = b"%" in form or b"+" in form
+    for pair in pairs:
+        name, _, value = pair.partition(b"=")
+        if coded:
+            name = _unquote(name.replace(b"+", b" "))
+            value = _unquote(value.replace(b"+", b" "))
+        if name in parameters:
+            raise BadRequest(f"the parameter {_show(name)} is given twice; give it once")
+        if pair:
+            parameters[name] = value
+    return parameters
+
+
+class HTTPServer(ThreadingHTTPServer):
+    """The server: accepts, and keeps the reactor.
+
+    *on_fatal* is told, in the thread concerned, when the reactor or the accepting thread ended by
+    an exception: the server is dead then, and the process should end. Raises OSError where
+    *address* can't be bound; an empty host means every address, IPv6 and IPv4.
+    """
+
+    request_queue_size = 4096
+    allow_reuse_address = True
+    allow_reuse_port = False  # or a second server would bind the same port and share its clients
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        application: Application,
+        limits: Limits | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._on_fatal = on_fatal
+        self._accepting = False
+        self._out_of_descriptors = False
+        self._bind(address)
+        self.socket.setblocking(False)
+        self._reactor = _Reactor(application, limits or Limits(), self._fatal)
+        self.connections_accepted = 0
+
+    @property
+    def port(self) -> int:
+        """The port that is bound: the one asked for, or the system's choice for 0."""
+        return int(self.server_address[1])
+
+    @property
+    def connections_open(self) -> int:
+        return len(self._reactor.connections)
+
+    @property
+    def requests(self) -> int:
+        """How many requests were handed to the application."""
+        return self._reactor.requests
+
+    @property
+    def refused(self) -> dict[int, int]:
+        """How many requests or connections the server itself refused, by HTTP status."""
+        return dict(self._reactor.refused)
+
+    @property
+    def bytes_in(self) -> int:
+        return self._reactor.bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        return self._reactor.bytes_out
+
+    def start(self) -> None:
+        """Serve in threads of the server's own; returns at once."""
+        self._accepting = True
+        threading.Thread(target=self._accept_forever, name="http-accept", daemon=True).start()
+
+    def serve_forever(self, poll_interval: float = 0.1) -> None:
+        """Serve, accepting in this thread, until another thread calls :meth:`drain`."""
+        self._accepting = True
+        self._reactor.start()
+        super().serve_forever(poll_interval)
+
+    def drain(self, timeout: float) -> bool:
+        """Stop: accept nothing more, finish what is in flight, close everything.
+
+        Answers carry ``Connection: close``; idle connections are closed at once. After *timeout*
+        seconds the rest is cut off. Returns whether nothing had to be. Not from the thread of
+        :meth:`serve_forever`, nor from the application.
+        """
+        if self._accepting:
+            self.shutdown()
+            with contextlib.suppress(OSError):  # what the system has accepted for us is in flight
+                while True:
+                    self.process_request(*self.get_request())
+        self.server_close()
+        return self._reactor.drain(timeout)
+
+    # -- what socketserver calls; the accepting thread ------------------------------------------
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            only6 = int(self.server_address[0] not in ("", "::"))
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
+        TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for our name, and may hang
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            accepted = self.socket.accept()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                if not self._out_of_descriptors:
+                    log.warning("can't accept connections for now: %s", error.strerror)
+                self._out_of_descriptors = True
+                sleep(_ACCEPT_PAUSE)  # the backlog stays readable: don't spin on it
+            raise
+        self._out_of_descriptors = False
+        return accepted
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections_accepted += 1
+        request.setblocking(False)
+        request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reactor.adopt(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.warning("a connection was lost before its first request", exc_info=True)
+
+    # -- private --------------------------------------------------------------------------------
+
+    def _bind(self, address: tuple[str, int]) -> None:
+        host, port = address
+        candidates: list[tuple[int, str]] = [(socket.AF_INET, host)]
+        if not host:
+            candidates = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa: S104
+        elif ":" in host:
+            candidates = [(socket.AF_INET6, host.strip("[]"))]
+        for last, (family, name) in enumerate(candidates, 1 - len(candidates)):
+            self.address_family = socket.AddressFamily(family)
+            try:
+                super().__init__((name, port), BaseHTTPRequestHandler)
+            except OSError as error:
+                if last == 0 or error.errno == errno.EADDRINUSE:
+                    raise
+            else:
+                return
+
+    def _accept_forever(self) -> None:
+        try:
+            self.serve_forever()
+        except BaseException as error:
+            log.critical("the accepting thread ended", exc_info=True)
+            self._fatal(error)
+
+    def _fatal(self, error: BaseException) -> None:
+        if self._on_fatal is not None:
+            self._on_fatal(error)
+
+
+# -- private: what is known of a request before its body -----------------------------------------
+
+_Answer = tuple[int, bytes, str, bytes]  # status, body, content type, further header lines
+
+
+class _Refusal(Exception):
+    """A request that can't be taken; the connection ends with the answer (H6)."""
+
+    def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.method = "GET"
+
+
+class _Head:
+    """What a request's version and header block say. Shared by all requests with the same one."""
+
+    __slots__ = (
+        "chunked",
+        "close",
+        "connection",
+        "expects",
+        "headers",
+        "length",
+        "plain",
+        "version",
+    )
+
+    def __init__(self, version: str, headers: Headers) -> None:
+        self.version = version
+        self.headers = headers
+        self.chunked = False
+        self.length = 0
+        options = _elements(headers.get("connection", ""))
+        self.close = "close" in options or (version == "1.0" and "keep-alive" not in options)
+        self.connection = _CLOSE if self.close else _KEEP_ALIVE if version == "1.0" else b""
+        self.expects = version == "1.1" and "expect" in headers
+        self.plain = False  # whether the request ends with its head and the connection goes on
+
+
+def _parse_head(tail: bytes, limits: Limits) -> _Head:
+    """Parse a head from its version on: ``HTTP/1.1 CRLF fields CRLF``. Raises _Refusal."""
+    version, _, block = tail.partition(b"\r\n")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        if re.fullmatch(rb"HTTP/[0-9]\.[0-9]", version):
+            raise _Refusal(505, "this server speaks HTTP/1.1 and HTTP/1.0 only")
+        raise _Refusal(400, "malformed request line; it is METHOD SP TARGET SP HTTP/1.1")
+    headers = Headers(_parse_fields(block[:-2]))
+    head = _Head(version[5:].decode(), headers)
+    host = headers.get("host")
+    if host is None and head.version == "1.1":
+        raise _Refusal(400, "the Host header field is missing")
+    if host is not None and not _is_host(host):
+        raise _Refusal(400, "malformed Host header field")
+    _frame(head, limits)
+    if head.expects and _elements(headers.get("expect", "")) != {"100-continue"}:
+        raise _Refusal(417, "the only expectation this server meets is 100-continue", headers)
+    head.plain = not (head.chunked or head.length or head.close)
+    return head
+
+
+def _parse_fields(block: bytes) -> dict[str, str]:
+    """Parse header fields, each with its line end (RFC 9112 section 5). Raises _Refusal."""
+    if block.count(b"\r\n") > _MAX_FIELDS:
+        raise _Refusal(431, f"more than {_MAX_FIELDS} header fields")
+    if not _are_fields(block):
+        raise _Refusal(400, _what_is_wrong(block))
+    fields: dict[str, str] = {}
+    for line in block.decode("latin-1").split("\r\n")[:-1]:
+        name, _, value = line.partition(":")
+        name = name.lower()
+        value = value.strip(" \t")
+        if name in fields:
+            if name == "host":
+                raise _Refusal(400, "more than one Host header field")
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
+    return fields
+
+
+def _what_is_wrong(block: bytes) -> str:
+    for line in block.split(b"\r\n"):
+        if line[:1] in (b" ", b"\t"):
+            return "a header field is folded over two lines; put it on one"
+        if not _is_field(line + b"\r\n"):
+            name, colon, _ = line.partition(b":")
+            if not colon:
+                return "a header field without a colon"
+            if name[-1:] in (b" ", b"\t"):
+                return "white space before the colon of a header field"
+            break
+    return "a character in a header field that isn't allowed there"
+
+
+def _frame(head: _Head, limits: Limits) -> None:
+    """Find out where the body ends (RFC 9112 section 6.3). Raises _Refusal (H6)."""
+    headers = head.headers
+    length = headers.get("content-length")
+    codings = headers.get("transfer-encoding")
+    if codings is not None:
+        if length is not None:
+            raise _Refusal(400, "both Content-Length and Transfer-Encoding; send one of them")
+        if head.version == "1.0":
+            raise _Refusal(400, "Transfer-Encoding in an HTTP/1.0 request")
+        if codings.lower() != "chunked":
+            if _elements(codings) - {"chunked", ""}:
+                raise _Refusal(
+                    501, "the only transfer coding this server knows is chunked", headers
+                )
+            raise _Refusal(400, "malformed Transfer-Encoding header field")
+        head.chunked = True
+    elif length is not None:
+        if not (length.isascii() and length.isdigit()):
+            raise _Refusal(400, "malformed Content-Length header field, or more than one")
+        digits = length.lstrip("0")
+        if len(digits) > 18 or int(digits or "0") > limits.max_body_bytes:
+            raise _too_large(limits, headers)
+        head.length = int(digits or "0")
+
+
+def _too_large(limits: Limits, headers: Headers) -> _Refusal:
+    return _Refusal(413, f"the body is over the limit of {limits.max_body_bytes} bytes", headers)
+
+
+def _check_extent(data: bytes, position: int, end: int, limits: Limits) -> None:
+    """Refuse a head that is too long or has a bare line feed; *end* < 0: as far as it has come.
+
+    Looks at the same bytes in the same order whether the head is complete or not (H3).
+    """
+    longest = limits.max_target_bytes + _LINE_EXTRA
+    if data[position] not in _token_octets:
+        raise _Refusal(400, "this isn't HTTP: a request begins with its method")
+    line_end = data.find(b"\n", position, position + longest + 2)
+    if line_end < 0:
+        if len(data) - position >= longest + 2:
+            raise _target_too_long(limits)
+        return
+    if data[line_end - 1] != 13:
+        raise _Refusal(400, "a line that ends in a bare LF; lines end in CRLF")
+    block = line_end + 1
+    stop = block + limits.max_header_bytes + 2
+    _refuse_bare_line_feed(data, block, stop if end < 0 else min(stop, end))
+    if (len(data) if end < 0 else end + 3) >= stop:
+        raise _Refusal(431, f"the header is over the limit of {limits.max_header_bytes} bytes")
+
+
+def _refuse_bare_line_feed(data: bytes, start: int, stop: int) -> None:
+    if data.count(b"\n", start, stop) != data.count(b"\r\n", start, stop):
+        raise _Refusal(400, "a line that ends in a bare LF; lines end in CRLF")
+
+
+def _target_too_long(limits: Limits) -> _Refusal:
+    return _Refusal(414, f"the request target is over the limit of {limits.max_target_bytes} bytes")
+
+
+def _elements(value: str | None) -> set[str]:
+    """Return the elements of a comma-separated list, in lower case."""
+    return {element.strip(" \t") for element in (value or "").lower().split(",")}
+
+
+def _accepts_json(accept: str | None) -> bool:
+    if accept is None or "json" not in accept:
+        return False
+    for element in _elements(accept):
+        kind, _, parameters = element.replace(" ", "").partition(";")
+        if kind in ("application/json", PROBLEM) and not re.search(r"(^|;)q=0(\.0*)?$", parameters):
+            return True
+    return False
+
+
+def _unquote(coded: bytes) -> bytes:
+    first, *rest = coded.split(b"%")
+    try:
+        return first + b"".join([_OCTETS[part[:2]] + part[2:] for part in rest])
+    except KeyError:
+        raise BadRequest("a % that two hexadecimal digits don't follow; write % as %25") from None
+
+
+def _show(name: bytes) -> str:
+    return repr(name.decode("utf-8", "backslashreplace"))
+
+
+_NO_HEAD = _Head("1.0", Headers({}))
+
+
+# -- private: bodies -----------------------------------------------------------------------------
+
+
+class _SizedBody:
+    """Gathers a body whose length is known."""
+
+    __slots__ = ("content", "done", "missing", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.content = bytearray()
+        self.missing = request._head.length
+        self.done = False
+
+    def feed(self, data: bytes, position: int) -> int:
+        """Take what belongs to the body; return the position behind it."""
+        piece = data[position : position + self.missing]
+        self.content += piece
+        self.missing -= len(piece)
+        self.done = self.missing == 0
+        return position + len(piece)
+
+
+class _ChunkedBody:
+    """Decodes a chunked body (RFC 9112 section 7.1); extensions and trailers are thrown away."""
+
+    __slots__ = ("_extensions", "_left", "_limits", "_state", "content", "done", "request")
+
+    _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
+
+    def __init__(self, request: Request, limits: Limits) -> None:
+        self.request = request
+        self.content = bytearray()
+        self.done = False
+        self._limits = limits
+        self._state = self._SIZE
+        self._left = 0
+        self._extensions = 0
+
+    def feed(self, data: bytes, position: int) -> int:
+        """Take what belongs to the body; return the position behind what could be used.
+
+        Raises _Refusal.
+        """
+        while not self.done:
+            if self._state == self._SIZE:
+                following = self._read_size(data, position)
+            elif self._state == self._DATA:
+                piece = data[position : position + self._left]
+                self.content += piece
+                self._left -= len(piece)
+                position += len(piece)
+                if self._left:
+                    return position
+                self._state = self._DATA_END
+                continue
+            elif self._state == self._DATA_END:
+                following = self._read_data_end(data, position)
+            else:
+                following = self._read_trailer(data, position)
+            if following == position:
+                return position
+            position = following
+        return position
+
+    def _read_size(self, data: bytes, position: int) -> int:
+        end = data.find(b"\n", position, position + _MAX_CHUNK_LINE) + 1
+        if not end:
+            if len(data) - position >= _MAX_CHUNK_LINE:
+                raise _Refusal(400, "a chunk's first line is too long")
+            return position
+        match = _is_chunk_line(data, position, end)
+        if not match:
+            raise _Refusal(400, "malformed chunk size")
+        self._extensions += len(match[2])
+        if self._extensions > _MAX_EXTENSIONS:
+            raise _Refusal(400, "too many chunk extensions")
+        self._left = int(match[1], 16)
+        if len(self.content) + self._left > self._limits.max_body_bytes:
+            raise _too_large(self._limits, self.request.headers)
+        self._state = self._DATA if self._left else self._TRAILER
+        return end
+
+    def _read_data_end(self, data: bytes, position: int) -> int:
+        mark = data[position : position + 2]
+        if len(mark) < 2:
+            return position
+        if mark != b"\r\n":
+            raise _Refusal(400, "a chunk that is longer than its size says")
+        self._state = self._SIZE
+        return position + 2
+
+    def _read_trailer(self, data: bytes, position: int) -> int:
+        if data.startswith(b"\r\n", position):
+            self.done = True
+            return position + 2
+        most = position + self._limits.max_header_bytes
+        end = data.find(b"\r\n\r\n", position, most)
+        _refuse_bare_line_feed(data, position, end if end >= 0 else most)
+        if end < 0:
+            if len(data) >= most:
+                raise _Refusal(431, "the trailer section is too long")
+            return position
+        _parse_fields(data[position : end + 2])
+        self.done = True
+        return end + 4
+
+
+_Body = _SizedBody | _ChunkedBody
+
+
+# -- private: a connection -----------------------------------------------------------------------
+
+
+class _Connection:
+    """One client's bytes and unanswered requests. Reactor thread only, once it is adopted."""
+
+    __slots__ = (
+        "begun",
+        "body",
+        "buffer",
+        "descriptor",
+        "discarded",
+        "ended",
+        "interest",
+        "more",
+        "out",
+        "peer",
+        "pending",
+        "reactor",
+        "receive_bytes",
+        "safe",
+        "send_bytes",
+        "socket",
+        "state",
+        "touched",
+        "waiting",
+    )
+
+    def __init__(self, reactor: _Reactor, connected: socket.socket, peer: Any) -> None:
+        self.reactor = reactor
+        self.socket = connected
+        self.descriptor = connected.fileno()
+        self.receive_bytes = connected.recv
+        self.send_bytes = connected.send
+        self.peer = peer
+        self.state = READING
+        self.ended = False  # the client sent its last byte
+        self.interest = _IN
+        self.buffer = b""  # received, not parsed
+        self.body: _Body | None = None  # of the request that is arriving
+        self.waiting: deque[Request] = deque()  # unanswered, or answered before their turn (H1)
+        self.safe = True  # the safety class of those (H2)
+        self.more = False  # while draining: a request is being handed over and more bytes follow
+        self.out: list[bytes | memoryview] = []
+        self.pending = 0  # bytes in out
+        self.touched = self.begun = perf_counter()  # last progress; first byte of a request
+        self.discarded = 0
+
+    # -- input
+
+    def receive(self) -> None:
+        """Read once and hand over what is complete. Raises OSError."""
+        if self.state != READING:
+            self._receive_out_of_turn()
+            return
+        data = self.receive_bytes(_READ_SIZE)
+        if not data:
+            self.ended = True
+            self._finish_soon()
+            return
+        reactor = self.reactor
+        reactor.bytes_in += len(data)
+        self.touched = reactor.now
+        self.advance(self.buffer + data if self.buffer else data)
+
+    def react(self, event: int) -> None:
+        """Do what an event other than plain readability asks for. Raises OSError."""
+        if event & _OUT:
+            self.reactor.dirty.append(self)
+        if event & _IN:
+            self.receive()
+        elif not event & _OUT:
+            self.close()  # an error or the end of both directions, while nothing was to be read
+
+    def resume(self) -> None:
+        """Take up the requests that had to wait."""
+        if self.state == HELD:
+            self.advance(self.buffer)
+
+    def advance(self, data: bytes) -> None:
+        """Hand over every complete request in *data*, as far as their order allows (H2)."""
+        reactor = self.reactor
+        self.state = READING
+        position = 0
+        try:
+            position = self._hand_over_all(data)
+        except _Refusal as refusal:
+            self.refuse(refusal)
+        self.more = False
+        if self.state >= FINISHED:
+            self.buffer = b""
+            self.body = None
+            return
+        if self.body is None and (position or not self.buffer):
+            self.begun = reactor.now
+        self.buffer = data[position:]
+        if self.state == READING:
+            if self.ended:
+                self._finish_soon()
+            elif not self.interest & _IN:
+                self.watch(self.interest | _IN)
+
+    def refuse(self, refusal: _Refusal) -> None:
+        """Answer with an error of the server's own, in its turn (H1); take nothing more (H6)."""
+        reactor = self.reactor
+        reactor.count_refusal(refusal.status)
+        self.state = FINISHED
+        accept = refusal.headers.get("accept") if refusal.headers else None
+        body, content_type = error_body(refusal.status, str(refusal), accept)
+        request = Request(self, _NO_HEAD, refusal.method, "", b"", b"", reactor.now)
+        self.waiting.append(request)
+        self.answer(request, (refusal.status, body, content_type, b""))
+
+    # -- output
+
+    def answer(self, request: Request, answer: _Answer) -> None:
+        """Send an answer, and those behind it that waited for it, at the end of the round (H1)."""
+        if request._answer is not None:
+            log.error("%s %s was answered twice", request.method, request.path)
+            return
+        request._answer = answer
+        waiting = self.waiting
+        while waiting and (answer_in_turn := waiting[0]._answer) is not None:
+            self._emit(waiting.popleft(), answer_in_turn)
+
+    def put(self, data: bytes) -> None:
+        """Send *data* at the end of the round."""
+        if not self.out:
+            self.reactor.dirty.append(self)
+        self.out.append(data)
+        self.pending += len(data)
+
+    def send(self) -> None:
+        """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
+        out = self.out
+        if not out:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        try:
+            sent = self.send_bytes(data)
+        except BlockingIOError:
+            sent = 0
+        reactor = self.reactor
+        reactor.bytes_out += sent
+        if sent < len(data):
+            if sent or not self.interest & _OUT:
+                self.touched = reactor.now
+            self.out = [memoryview(data)[sent:]]
+            self.pending = len(data) - sent
+            self.watch(self.interest | _OUT)
+            return
+        self.touched = reactor.now
+        out.clear()
+        self.pending = 0
+        if self.interest & _OUT:
+            self.watch(self.interest & ~_OUT)
+        if self.state and not self.waiting:
+            if self.state == HELD:
+                reactor.resumed.append(self)
+            elif self.state == FINISHED:
+                self._finish()
+
+    # -- time and the end
+
+    def check_deadlines(self) -> None:
+        """Refuse, or close, what took too long (H5). Raises OSError."""
+        limits = self.reactor.limits
+        idle = self.reactor.now - self.touched
+        if self.state == LINGERING:
+            if idle > _LINGER_TIME:
+                self.close()
+        elif self.out:
+            if idle > limits.write_timeout:
+                self.close()
+        elif self.waiting:
+            self.begun = self.reactor.now  # time spent on earlier requests isn't the client's
+        elif self.buffer or self.body is not None:
+            if self.reactor.now - self.begun > limits.request_timeout:
+                self.buffer = b""
+                self.body = None
+                self.refuse(_Refusal(408, "the request took too long to arrive"))
+        elif idle > limits.idle_timeout:
+            self.close()
+
+    def close_if_idle(self) -> None:
+        if not (self.buffer or self.body or self.waiting or self.out) and self.state == READING:
+            self.close()
+
+    def turn_away(self, answer: bytes) -> None:
+        """Begin as a connection that only gets *answer*. Accepting thread, before adoption."""
+        self.state = FINISHED
+        self.out.append(answer)
+        self.interest = _OUT
+
+    def watch(self, interest: int) -> None:
+        """Change what the socket is watched for. Raises OSError."""
+        if interest != self.interest:
+            self.interest = interest
+            self.reactor.epoll.modify(self.descriptor, interest)
+
+    def close(self) -> None:
+        """Let go of the socket; what is unanswered or unsent is dropped."""
+        if self.state != CLOSED:
+            self.state = CLOSED
+            self.waiting.clear()
+            self.out.clear()
+            del self.reactor.connections[self.descriptor]  # before the number can be used again
+            self.socket.close()
+
+    # -- private
+
+    def _hand_over_all(self, data: bytes) -> int:
+        """Return the position behind the last byte that was used. Raises _Refusal."""
+        reactor = self.reactor
+        waiting = self.waiting
+        position = 0
+        size = len(data)
+        while position < size and self.state == READING:
+            if self.body is not None:
+                position = self.body.feed(data, position)
+                if not self.body.done:
+                    break
+                self._complete(self.body, position < size)
+                continue
+            end = data.find(b"\r\n\r\n", position)
+            if end < 0 or data[position] == 13:
+                following = self._look_at_beginning(data, position, end)
+                if following == position:
+                    break
+                position = following
+                continue
+            end += 4
+            try:
+                method, target, tail = data[position:end].split(b" ", 2)
+                name, safe = _METHODS[method]
+                head = reactor.heads[tail]
+            except (ValueError, KeyError):
+                name, safe, target, head = reactor.parse(data, position, end)
+            if not reactor.is_target(target):
+                reactor.parse(data, position, end)  # raises, with the words for what is wrong
+            if (waiting and self._must_wait(safe, head)) or self.pending > _OUTPUT_HIGH:
+                self.state = HELD
+                break
+            path, _, query = target.partition(b"?")
+            text = reactor.paths.get(path) or reactor.resolve(name, path)
+            request = Request(self, head, name, text, query, b"", reactor.now)
+            self.safe = safe
+            if head.plain:
+                position = end
+            else:
+                following = end + head.length
+                if following > size or head.chunked or (head.expects and head.length):
+                    self._begin_body(request, bool(position))
+                    position = end
+                    continue
+                request.body = data[end:following]
+                position = following
+            self._hand_over(request, position < size)
+        return position
+
+    def _hand_over(self, request: Request, more: bool) -> None:
+        reactor = self.reactor
+        if reactor.draining:
+            self.more = more
+        if request._head.close:
+            self.state = FINISHED
+        self.waiting.append(request)
+        reactor.requests += 1
+        try:
+            reactor.handle(request)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            if request._answer is None:
+                request.fail(500, "internal error; the log of this node has more")
+
+    def _begin_body(self, request: Request, moved_on: bool) -> None:
+        head = request._head
+        limits = self.reactor.limits
+        self.body = _ChunkedBody(request, limits) if head.chunked else _SizedBody(request)
+        if moved_on or not self.buffer:
+            self.begun = self.reactor.now
+        if head.expects:
+            self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _complete(self, body: _Body, more: bool) -> None:
+        self.body = None
+        request = body.request
+        request.body = bytes(body.content)
+        request.started = self.reactor.now
+        self._hand_over(request, more)
+
+    def _must_wait(self, safe: bool, head: _Head) -> bool:
+        return (
+            safe is not self.safe
+            or head.expects  # its 100 (Continue) would overtake the answers before it (H1)
+            or len(self.waiting) >= self.reactor.limits.max_pipelined
+        )
+
+    def _look_at_beginning(self, data: bytes, position: int, end: int) -> int:
+        """Skip an empty line (RFC 9112 section 2.2), or check a head that isn't complete."""
+        if data[position] == 13:
+            if data.startswith(b"\r\n", position):
+                return position + 2
+            if position + 1 == len(data):
+                return position
+        _check_extent(data, position, end, self.reactor.limits)
+        return position
+
+    def _emit(self, request: Request, answer: _Answer) -> None:
+        reactor = self.reactor
+        status, body, content_type, fields = answer
+        prefix = reactor.prefixes.get((status, content_type)) or reactor.prefix(
+            status, content_type
+        )
+        persistence = request._head.connection
+        if reactor.draining and not (self.waiting or self.more) and self.state == READING:
+            self.state = FINISHED
+            persistence = _CLOSE
+        if fields or persistence or request.method == "HEAD":
+            content = b"" if request.method == "HEAD" else body
+            data = b"%b%d\r\n%b%b\r\n%b" % (prefix, len(body), fields, persistence, content)
+        else:
+            data = b"%b%d\r\n\r\n%b" % (prefix, len(body), body)
+        if not self.out:
+            reactor.dirty.append(self)
+        self.out.append(data)
+        self.pending += len(data)
+
+    def _receive_out_of_turn(self) -> None:
+        if self.state == LINGERING:
+            data = self.receive_bytes(_READ_SIZE)
+            self.discarded += len(data)
+            if not data or self.discarded > _LINGER_BYTES:
+                self.close()
+        elif self.state == HELD and len(self.buffer) < _READ_SIZE:
+            data = self.receive_bytes(_READ_SIZE)
+            self.reactor.bytes_in += len(data)
+            self.buffer += data
+            if not data:
+                self.ended = True
+                self.watch(self.interest & ~_IN)
+        else:
+            self.watch(self.interest & ~_IN)
+
+    def _finish_soon(self) -> None:
+        """Take no further request; close once the answers are out."""
+        self.state = FINISHED
+        self.buffer = b""
+        self.body = None
+        if self.waiting or self.out:
+            self.watch(self.interest & ~_IN)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.ended:
+            self.close()
+            return
+        self.socket.shutdown(socket.SHUT_WR)
+        self.state = LINGERING
+        self.watch(_IN)
+
+
+# -- private: the reactor ------------------------------------------------------------------------
+
+
+class _Reactor:
+    """The thread in which every connection rests."""
+
+    def __init__(
+        self,
+        application: Application,
+        limits: Limits,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.handle = application.handle
+        self.flush = application.flush
+        self.limits = limits
+        self.is_target = re.compile(rb"[!-~\x80-\xff]{1,%d}" % limits.max_target_bytes).fullmatch
+        self.ident = 0
+        self.now = perf_counter()
+        self.draining = False
+        self.connections: dict[int, _Connection] = {}
+        self.dirty: list[_Connection] = []  # to be sent to at the end of the round
+        self.resumed: list[_Connection] = []  # to be taken up again in the next round
+        self.heads: dict[bytes, _Head] = {}  # clients repeat themselves: their heads, parsed
+        self.paths: dict[bytes, str] = {}
+        self.prefixes: dict[tuple[int, str], bytes] = {}  # of answers, up to Content-Length
+        self.requests = self.bytes_in = self.bytes_out = 0
+        self.refused: dict[int, int] = {}
+        self.epoll = select.epoll()
+        self._on_fatal = on_fatal
+        self._answers: deque[tuple[Request, _Answer]] = deque()  # from other threads
+        self._waker, self._wakened = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        self._woken = False
+        self._next_tick = 0.0
+        self._date = b""
+        self._cut = False  # drain() ran out of time
+        self._done = threading.Event()
+        self._start_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.epoll.register(self._wakened.fileno(), _IN)
+
+    # -- any thread
+
+    def start(self) -> threading.Thread:
+        """Start the thread, unless it was started before; return it."""
+        with self._start_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="http-reactor", daemon=True)
+                self._thread.start()
+            return self._thread
+
+    def hand_over(self, request: Request, answer: _Answer) -> None:
+        """Bring an answer to the reactor, waking it unless that was done already."""
+        self._answers.append((request, answer))
+        if not self._woken:
+            self._wake()
+
+    def drain(self, timeout: float) -> bool:
+        thread = self.start()
+        self.draining = True
+        self._wake()
+        finished = self._done.wait(timeout)
+        if not finished:
+            self._cut = True
+            self._wake()
+        thread.join()
+        return finished
+
+    # -- the accepting thread
+
+    def adopt(self, connected: socket.socket, peer: Any) -> None:
+        """Take in a new connection, or turn it away. Raises OSError."""
+        number = len(self.connections)
+        limit = self.limits.max_connections
+        if number >= limit + _SPARE_CONNECTIONS or self._done.is_set():
+            self.count_refusal(503)
+            connected.close()
+            return
+        connection = _Connection(self, connected, peer)
+        if number >= limit:
+            self.count_refusal(503)
+            body, content_type = error_body(503, "too many connections; try again shortly")
+            prefix = _render_prefix(503, content_type, self._date)
+            connection.turn_away(
+                b"%b%d\r\nRetry-After: 1\r\n%b\r\n%b" % (prefix, len(body), _CLOSE, body)
+            )
+        descriptor = connection.descriptor
+        self.connections[descriptor] = connection
+        try:
+            self.epoll.register(descriptor, connection.interest)
+        except OSError:
+            del self.connections[descriptor]
+            raise
+
+    def count_refusal(self, status: int) -> None:
+        self.refused[status] = self.refused.get(status, 0) + 1
+
+    # -- the reactor thread: what connections ask for
+
+    def parse(self, data: bytes, position: int, end: int) -> tuple[str, bool, bytes, _Head]:
+        """Parse the head in data[position:end]: method, safety, target, header block.
+
+        Raises _Refusal.
+        """
+        _check_extent(data, position, end - 4, self.limits)
+        block = data[position:end]
+        parts = block[: block.find(b"\r\n")].split(b" ")
+        if len(parts) != 3 or not _is_token(parts[0]):
+            raise _Refusal(400, "malformed request line; it is METHOD SP TARGET SP HTTP/1.1")
+        method, target, _ = parts
+        name, safe = _METHODS.get(method) or (method.decode(), False)
+        tail = block[len(method) + len(target) + 2 :]
+        try:
+            head = self.heads.get(tail) or self._learn(tail)
+        except _Refusal as refusal:
+            refusal.method = name
+            raise
+        if not self.is_target(target):
+            if len(target) > self.limits.max_target_bytes:
+                raise _target_too_long(self.limits)
+            raise _Refusal(400, "malformed request target; write other characters as %XX")
+        if name == "CONNECT":
+            raise _Refusal(501, "this server is no proxy", head.headers)
+        return name, safe, target, head
+
+    def resolve(self, method: str, path: bytes) -> str:
+        """Return the path of a target as text. Raises _Refusal."""
+        if path == b"*" and method == "OPTIONS":
+            return "*"
+        plain = path
+        if path[:1] != b"/":
+            match = _is_absolute(path)
+            if not match:
+                raise _Refusal(400, "malformed request target; it begins with /")
+            plain = match[1] or b"/"
+        try:
+            text = _unquote(plain).decode("utf-8", "replace")
+        except BadRequest as error:
+            raise _Refusal(400, str(error)) from error
+        if len(path) <= _KNOWN_PATH_BYTES:
+            if len(self.paths) >= _KNOWN_PATHS:
+                self.paths.clear()
+            self.paths[path] = text
+        return text
+
+    def round(self) -> bool:
+        """Wait, then carry one round through; return whether there is to be another.
+
+        Raises only what is no single connection's and no application's fault.
+        """
+        draining = self.draining
+        events = self.epoll.poll(0 if self.resumed else _TICK)
+        self.now = perf_counter()
+        requests = self.requests
+        if self.now >= self._next_tick:
+            self._tick()
+        if self.resumed:
+            resumed, self.resumed = self.resumed, []
+            for connection in resumed:
+                self._guard(connection, connection.resume)
+        self._receive(events)
+        if self.requests != requests:
+            self._flush()
+        if self.dirty:
+            dirty, self.dirty = self.dirty, []
+            for connection in dirty:
+                self._guard(connection, connection.send)
+        return not (draining and self._is_drained())
+
+    def prefix(self, status: int, content_type: str) -> bytes:
+        """Render the beginning of an answer; good until the date changes."""
+        prefix = _render_prefix(status, content_type, self._date)
+        self.prefixes[status, content_type] = prefix
+        return prefix
+
+    # -- private
+
+    def _learn(self, tail: bytes) -> _Head:
+        head = _parse_head(tail, self.limits)
+        if len(tail) <= _KNOWN_HEAD_BYTES:
+            if len(self.heads) >= _KNOWN_HEADS:
+                self.heads.clear()
+            self.heads[tail] = head
+        return head
+
+    def _run(self) -> None:
+        self.ident = get_ident()
+        failure: BaseException | None = None
+        try:
+            while self.round():
+                pass
+        except BaseException as error:
+            log.critical("the reactor ended", exc_info=True)
+            failure = error
+        finally:
+            for connection in list(self.connections.values()):
+                connection.close()
+            self.epoll.close()
+            self._waker.close()
+            self._wakened.close()
+            self._done.set()
+        if failure is not None:
+            self._on_fatal(failure)
+
+    def _receive(self, events: list[tuple[int, int]]) -> None:
+        connections = self.connections
+        for descriptor, event in events:
+            connection = connections.get(descriptor)
+            if connection is None:
+                self._take_answers()
+                continue
+            try:
+                if event == _IN:
+                    connection.receive()
+                else:
+                    connection.react(event)
+            except BlockingIOError:
+                continue  # readable no more: the event was an older connection's
+            except OSError:
+                connection.close()
+            except Exception:
+                log.exception("a connection failed")
+                connection.close()
+
+    def _guard(self, connection: _Connection, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError:
+            connection.close()
+        except Exception:
+            log.exception("a connection failed")
+            connection.close()
+
+    def _flush(self) -> None:
+        try:
+            self.flush()
+        except Exception:
+            log.exception("flushing a round failed")
+            for connection in list(self.connections.values()):
+                for request in list(connection.waiting):
+                    if request.started == self.now and request._answer is None:
+                        request.fail(500, "internal error; a write may or may not have happened")
+
+    def _take_answers(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakened.recv(4096)
+        self._woken = False
+        answers = self._answers
+        while answers:
+            request, answer = answers.popleft()
+            request._connection.answer(request, answer)
+
+    def _wake(self) -> None:
+        self._woken = True
+        with contextlib.suppress(OSError):  # full: it is awake; closed: nobody is left to wake
+            self._waker.send(b"!")
+
+    def _tick(self) -> None:
+        self._next_tick = self.now + _TICK
+        self._date = formatdate(usegmt=True).encode()
+        self.prefixes.clear()
+        for connection in list(self.connections.values()):
+            self._guard(connection, connection.check_deadlines)
+
+    def _is_drained(self) -> bool:
+        for connection in list(self.connections.values()):
+            connection.close_if_idle()
+        return self._cut or not self.connections
+
+
+def _render_prefix(status: int, content_type: str, date: bytes) -> bytes:
+    reason = HTTPStatus(status).phrase
+    line = f"HTTP/1.1 {status} {reason}\r\nDate: {date.decode()}\r\n"
+    return f"{line}Content-Type: {content_type}\r\nContent-Length: ".encode("latin-1")
+
+
+def _render_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    lines = []
+    for name, value in fields:
+        if "\r" in value or "\n" in value:
+            raise ValueError(f"a line end in the value of {name}")
+        lines.append(f"{name}: {value}\r\n")
+    return "".join(lines).encode("latin-1")

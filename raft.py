@@ -1,0 +1,1385 @@
+"""Raft consensus as a pure state machine: messages, proposals and ticks in, a `Ready` out.
+
+There is no socket, thread, clock or file in here. A *driver* brings every input, asks for
+:meth:`Raft.ready` and does what it says, in the order that :class:`Ready` lays down; storage is
+only read, through :class:`Storage`. The same inputs (and the same injected ``random.Random``)
+give the same outputs, which is what lets a simulator run whole clusters in one thread.
+
+The algorithm is that of Ongaro and Ousterhout, "In Search of an Understandable Consensus
+Algorithm" (*paper*), and of Ongaro's dissertation "Consensus: Bridging Theory and Practice"
+(*thesis*); the sections of :class:`Raft` follow the paper's order and cite them.
+
+The rules it keeps, by number:
+
+R1 Term and vote are durable before a message that depends on them leaves: the driver's first
+   duty. A candidate counts its own vote only when it is durable.
+R2 An entry is durable before it is acknowledged: acknowledgements are made by
+   :meth:`Raft.persisted`, and the leader counts its own log only as far as it was reported.
+R3 Only entries of the current term are committed by counting (paper 5.4.2, figure 8).
+R4 One membership change at a time, none before an entry of this term is committed; a
+   configuration counts from the moment it is appended, and goes when its entry is truncated. A
+   new server is a learner until it has caught up.
+R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or removed disturbs
+   nobody, and a leader that hears no quorum for an election time-out steps down.
+R6 No linearizable read before the term's first entry is committed; the round that confirms a
+   read begins after the read has come in.
+
+An **arbiter** is a voter without data: it is sent entries without their commands, so its log
+holds positions only. It counts in elections and commits and never leads. The price: an entry
+may be committed on the leader and an arbiter alone, and if that leader is then lost for good,
+the arbiter rightly refuses every shorter log. The cluster waits (loses no write) until the old
+leader, or another data node that holds the entry, is back.
+
+Time is counted in ticks. One caller at a time: the driver's lock guards every method.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, StrEnum
+from typing import Any, Final, NamedTuple, Protocol
+
+from errors import Conflict, CorruptionError, MemberNotFound, NotLeader, Unavailable
+
+__all__ = [
+    "COMMAND",
+    "CONFIG",
+    "NOOP",
+    "Configuration",
+    "Entry",
+    "EntryKind",
+    "HardState",
+    "Message",
+    "MessageType",
+    "Progress",
+    "Raft",
+    "RaftOptions",
+    "Ready",
+    "Replication",
+    "Server",
+    "SnapshotMeta",
+    "State",
+    "Storage",
+    "bootstrap",
+]
+
+_ENTRY_OVERHEAD: Final = 32  # bytes an entry costs beside its data, when a message is filled
+
+# -- types ---------------------------------------------------------------------------------------
+
+
+class EntryKind(IntEnum):
+    """What an entry is for; the values are part of the log's format."""
+
+    NOOP = 0  # the first entry of every leader; says nothing
+    COMMAND = 1  # for the state machine
+    CONFIG = 2  # an encoded Configuration
+
+
+NOOP, COMMAND, CONFIG = EntryKind
+
+
+@dataclass(slots=True)
+class Entry:
+    """A log entry. The core never looks into the data of a COMMAND."""
+
+    term: int
+    index: int
+    kind: int  # an EntryKind
+    data: bytes
+
+
+class HardState(NamedTuple):
+    """What must be on disk before an answer that depends on it is sent (R1). "" is no vote."""
+
+    term: int = 0
+    vote: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """The last entry a snapshot covers, and the configuration as of it (encoded)."""
+
+    index: int = 0
+    term: int = 0
+    configuration: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A member of a configuration. ``http_address`` is the base URL of its HTTP API, or ""."""
+
+    id: str
+    raft_address: str
+    http_address: str = ""
+    suffrage: str = "voter"  # or "nonvoter": a learner, which counts in no quorum
+    role: str = "data"  # or "arbiter": see the head of this file
+
+
+_SUFFRAGES = ("voter", "nonvoter")
+_ROLES = ("data", "arbiter")
+_HEADER = struct.Struct("<BH")  # version, number of servers
+_SERVER = struct.Struct("<BBHHH")  # suffrage, role, lengths of id, raft address, http address
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Who the members are. Immutable; equal members make equal bytes.
+
+    The encoding (little-endian), servers sorted by id:
+
+    ====== ====== =================================================================
+    offset bytes
+    ====== ====== =================================================================
+    0      1      version, 1
+    1      2      number of servers n
+    3      ...    n times: suffrage (0 voter, 1 nonvoter), role (0 data, 1 arbiter),
+                  u16 lengths of id, raft address and http address, then these three
+                  in UTF-8
+    ====== ====== =================================================================
+
+    No servers at all encode to ``b""``: a node that was neither bootstrapped nor joined.
+    """
+
+    servers: tuple[Server, ...] = ()
+    voters: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The ids that count in elections and commits."""
+    quorum: int = field(init=False, repr=False, compare=False)
+    """How many voters are a majority."""
+    _by_id: dict[str, Server] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the way past frozen
+        put(self, "servers", tuple(sorted(self.servers, key=lambda server: server.id)))
+        put(self, "voters", tuple(s.id for s in self.servers if s.suffrage == "voter"))
+        put(self, "quorum", len(self.voters) // 2 + 1)
+        put(self, "_by_id", {server.id: server for server in self.servers})
+        assert len(self._by_id) == len(self.servers), "two servers with one id"
+
+    def get(self, node_id: str) -> Server | None:
+        """Return the server with this id, or None."""
+        return self._by_id.get(node_id)
+
+    def may_lead(self, node_id: str) -> bool:
+        """Return whether the node is a voter that holds data."""
+        server = self.get(node_id)
+        return server is not None and server.suffrage == "voter" and server.role == "data"
+
+    def with_server(self, server: Server) -> Configuration:
+        """Return this configuration with the server added, or put in place of its id."""
+        return Configuration((*self.without(server.id).servers, server))
+
+    def without(self, node_id: str) -> Configuration:
+        """Return this configuration without the server of that id."""
+        return Configuration(tuple(server for server in self.servers if server.id != node_id))
+
+    def encode(self) -> bytes:
+        """Return the bytes that a CONFIG entry and a snapshot's metadata hold."""
+        if not self.servers:
+            return b""
+        parts = [_HEADER.pack(_VERSION, len(self.servers))]
+        for server in self.servers:
+            texts = [
+                text.encode() for text in (server.id, server.raft_address, server.http_address)
+            ]
+            suffrage, role = _SUFFRAGES.index(server.suffrage), _ROLES.index(server.role)
+            parts += [_SERVER.pack(suffrage, role, *map(len, texts)), *texts]
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Configuration:
+        """Read what :meth:`encode` wrote; anything else is a CorruptionError."""
+        if not data:
+            return cls()
+        if data[0] != _VERSION:
+            raise CorruptionError("a configuration", 0, f"version {data[0]}, not {_VERSION}")
+        servers: list[Server] = []
+        offset = _HEADER.size
+        try:
+            _, count = _HEADER.unpack_from(data)
+            for _ in range(count):
+                suffrage, role, *sizes = _SERVER.unpack_from(data, offset)
+                offset += _SERVER.size
+                texts = []
+                for size in sizes:
+                    texts.append(data[offset : offset + size].decode())
+                    offset += size
+                node_id, raft_address, http_address = texts
+                servers.append(
+                    Server(node_id, raft_address, http_address, _SUFFRAGES[suffrage], _ROLES[role])
+                )
+        except (ValueError, IndexError, struct.error) as error:
+            raise CorruptionError("a configuration", offset, str(error)) from None
+        ids = [server.id for server in servers]
+        if offset != len(data) or not ids or "" in ids or ids != sorted(set(ids)):
+            raise CorruptionError("a configuration", offset, "it isn't in canonical form")
+        return cls(tuple(servers))
+
+
+class MessageType(IntEnum):
+    """What a message asks or answers; the values are part of the wire format."""
+
+    PRE_VOTE = 1
+    PRE_VOTE_RESPONSE = 2
+    VOTE = 3
+    VOTE_RESPONSE = 4
+    APPEND = 5
+    APPEND_RESPONSE = 6
+    HEARTBEAT = 7
+    HEARTBEAT_RESPONSE = 8
+    SNAPSHOT = 9
+    TIMEOUT_NOW = 10
+
+
+@dataclass(slots=True)
+class Message:
+    """One message between two nodes. A field that a type doesn't use keeps its default.
+
+    ================== =====================================================================
+    PRE_VOTE, VOTE     ``index``, ``log_term``: the candidate's last entry. ``term`` is the
+                       term it stands for (a pre-candidate isn't in it yet). ``force``: the
+                       leader asked for this election, so its voters may leave it.
+    their responses    ``reject``. A pre-vote is granted at the term that was asked for and
+                       rejected at the voter's own.
+    APPEND             ``index``, ``log_term``: the entry before ``entries``; ``entries``
+                       follow each other from ``index + 1``; ``commit``.
+    APPEND_RESPONSE    ``index``: the log equals the leader's up to here, durably. With
+                       ``reject``: the ``index`` that was refused, and ``hint``,
+                       ``log_term``: the last entry the follower can still agree on.
+    HEARTBEAT          ``commit`` (no further than the follower is known to match),
+                       ``context``: the read round; its response brings it back.
+    SNAPSHOT           ``snapshot``: what the state that is sent beside it covers.
+    TIMEOUT_NOW        the leader hands over: campaign at once.
+    ================== =====================================================================
+    """
+
+    type: MessageType
+    sender: str
+    to: str
+    term: int
+    index: int = 0
+    log_term: int = 0
+    commit: int = 0
+    hint: int = 0
+    context: int = 0
+    reject: bool = False
+    force: bool = False
+    entries: Sequence[Entry] = ()
+    snapshot: SnapshotMeta | None = None
+
+
+class Storage(Protocol):
+    """What the core reads of the durable log. Nothing here writes.
+
+    What a storage shows when a core is made over it is durable. Later it may lag behind what was
+    handed out in :class:`Ready`, and run behind the cut that the driver made at its front.
+    """
+
+    @property
+    def first_index(self) -> int:
+        """The first index that :meth:`entries` can return; 1 in a new log."""
+
+    @property
+    def last_index(self) -> int:
+        """The last index; ``snapshot.index`` when there is no entry behind it."""
+
+    @property
+    def snapshot(self) -> SnapshotMeta:
+        """Where the log begins: all before its index may be gone."""
+
+    def term(self, index: int) -> int | None:
+        """Return the term of an entry, or None when it isn't held."""
+
+    def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
+        """Return entries from *low*, before *high*: at least one, then what fits."""
+
+
+class State(StrEnum):
+    """What a node is at this moment (paper, figure 4; thesis 9.6 for the pre-candidate)."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class Replication(StrEnum):
+    """How a leader feeds a follower."""
+
+    PROBE = "probe"  # one message at a time, until it is known where the logs agree
+    PIPELINE = "pipeline"  # entries follow each other without waiting for answers
+    SNAPSHOT = "snapshot"  # nothing, until a snapshot has arrived or failed
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a leader knows of another server. Read it for statistics; only the core writes it.
+
+    ``match``: its log equals the leader's up to here, durably; it never falls. ``next``: the
+    entry to send next, always behind ``match``. ``heard``: the tick of its last answer.
+    """
+
+    server: Server
+    match: int
+    next: int
+    heard: int
+    state: Replication = Replication.PROBE
+    due: bool = True  # an append goes out at the next Ready, even an empty one
+    commit: int = 0  # the commit index it was last told
+    inflight: deque[int] = field(default_factory=deque)  # PIPELINE: last index of each message
+    nudged: int = 0  # the tick at which lagging last made an append due
+    confirmed: int = 0  # the last read round it answered
+
+
+@dataclass(slots=True)
+class Ready:
+    """What the driver has to do now. Its duties, in this order:
+
+    1. ``hard_state``: make it durable, before anything else and before the core is called again
+       (R1).
+    2. ``configuration``: the members have changed; messages may go to new addresses.
+    3. ``messages``: send them, without waiting for 4. They may be lost, doubled and reordered.
+       For a SNAPSHOT the driver sends its newest state machine snapshot beside the message,
+       with ``snapshot`` replaced by what that one covers (an arbiter needs the message only),
+       and tells the end by :meth:`Raft.report_snapshot`.
+    4. ``snapshot``: replace the state machine by the snapshot that was received with it, and the
+       log by an empty one that starts behind it; then ``entries``: append them, dropping what
+       the log holds at or after the first one's index. Make it all durable.
+    5. Call :meth:`Raft.persisted` with this Ready (R2), if it has something of 1 or 4
+       (:attr:`must_persist`). 4 and 5 may lag behind other calls, and several Readys may share
+       one sync, as long as the calls come in the order of the Readys.
+    6. ``committed``: apply the COMMAND entries in this order, then call :meth:`Raft.applied`
+       with the last index. An arbiter only makes the call.
+    7. ``reads``, pairs of index and context: answer each as soon as its index is applied.
+       ``lost_reads``, contexts: leadership was lost first; they may be tried again.
+    8. Ask for the next Ready, until there is none.
+    """
+
+    hard_state: HardState | None = None
+    configuration: Configuration | None = None
+    messages: Sequence[Message] = ()
+    snapshot: SnapshotMeta | None = None
+    entries: Sequence[Entry] = ()
+    committed: Sequence[Entry] = ()
+    reads: Sequence[tuple[int, object]] = ()
+    lost_reads: Sequence[object] = ()
+    epoch: int = 0  # the core's own: which history of the log the entries belong to
+
+    @property
+    def must_persist(self) -> bool:
+        """Whether there is anything to make durable, and :meth:`Raft.persisted` to call."""
+        return bool(self.entries) or self.hard_state is not None or self.snapshot is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RaftOptions:
+    """Settings of one node.
+
+    A follower that hears no leader for between ``election_ticks`` and twice as many campaigns; a
+    leader sends heartbeats every ``heartbeat_ticks``. ``max_inflight`` messages of up to
+    ``max_append_bytes`` may be on their way to one follower. Proposals are refused while
+    ``max_uncommitted_bytes`` of commands wait for their quorum.
+    """
+
+    node_id: str
+    election_ticks: int = 10
+    heartbeat_ticks: int = 1
+    max_inflight: int = 64
+    max_append_bytes: int = 1 << 20
+    max_uncommitted_bytes: int = 64 << 20
+
+
+def bootstrap(configuration: Configuration) -> tuple[HardState, Entry]:
+    """Return what makes an empty log the beginning of a cluster with these members.
+
+    Every founding member may write the same; it is term 1, as if all had elected a leader that
+    appended the configuration and left. A node that is going to be joined writes nothing.
+    """
+    assert any(map(configuration.may_lead, configuration.voters)), "nobody could lead"
+    return HardState(1, ""), Entry(1, 1, CONFIG, configuration.encode())
+
+
+# -- the node ------------------------------------------------------------------------------------
+
+_FROM_LEADER = frozenset({MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT})
+_REQUESTS = {
+    MessageType.PRE_VOTE: MessageType.PRE_VOTE_RESPONSE,
+    MessageType.VOTE: MessageType.VOTE_RESPONSE,
+}
+
+
+class Raft:
+    """The consensus of one node. One caller at a time; nothing here blocks.
+
+    *storage* holds the log and *hard_state* what was last made durable of it. *applied* is the
+    last index that the state machine holds durably, *configuration* the members as of it (an
+    empty one for a node that was never a member). *rng* draws the election time-outs.
+    """
+
+    def __init__(
+        self,
+        options: RaftOptions,
+        storage: Storage,
+        hard_state: HardState,
+        applied: int,
+        configuration: Configuration,
+        rng: random.Random,
+    ) -> None:
+        self.options = options
+        self.id = options.node_id
+        self.term, self.vote = hard_state
+        self.state = State.FOLLOWER
+        self.leader_id = ""  # "" while none is known
+        self.commit_index = applied
+        self.applied_index = applied
+        self.configuration = configuration  # the latest in the log, committed or not (R4)
+        self.progress: dict[str, Progress] = {}  # of the other servers, while leading
+
+        self._log = _Log(storage)
+        assert storage.snapshot.index <= applied <= self._log.last_index
+        self._configurations = [(applied, configuration)]  # the committed one and those behind
+        self._rng = rng
+        self._handlers: dict[MessageType, Callable[[Message], None]] = {
+            MessageType.PRE_VOTE: self._on_vote_request,
+            MessageType.PRE_VOTE_RESPONSE: self._on_pre_vote_response,
+            MessageType.VOTE: self._on_vote_request,
+            MessageType.VOTE_RESPONSE: self._on_vote_response,
+            MessageType.APPEND: self._on_append,
+            MessageType.APPEND_RESPONSE: self._on_append_response,
+            MessageType.HEARTBEAT: self._on_heartbeat,
+            MessageType.HEARTBEAT_RESPONSE: self._on_heartbeat_response,
+            MessageType.SNAPSHOT: self._on_snapshot,
+            MessageType.TIMEOUT_NOW: self._on_timeout_now,
+        }
+
+        # Time, in ticks.
+        self._now = 0
+        self._elapsed = 0  # since a leader was heard or an election began; since a heartbeat
+        self._timeout = 0
+        self._reset_timer()
+
+        # Elections: who answered what, in this campaign.
+        self._votes: dict[str, bool] = {}
+
+        # A follower: how far the log equals the leader's, and how far the leader was told so.
+        self._verified = 0
+        self._acknowledged = 0
+
+        # A leader.
+        self._term_start = 0  # the index of its NOOP
+        self._trail: deque[int] = deque(maxlen=options.election_ticks)  # last index, each tick
+        self._transferee = ""
+        self._transfer_deadline = 0
+        self._uncommitted: deque[tuple[int, int]] = deque()  # last index and bytes of proposals
+        self._uncommitted_bytes = 0
+        self._read_round = 0
+        self._round_index = 0
+        self._round_reads: list[object] = []  # confirmed by the round that is on its way
+        self._waiting_reads: list[object] = []  # share the next one
+
+        # Collected for the next Ready.
+        self._saved = hard_state
+        self._messages: list[Message] = []
+        self._reads: list[tuple[int, object]] = []
+        self._lost_reads: list[object] = []
+        self._install: SnapshotMeta | None = None
+        self._handed_out = applied  # the last committed entry given to the driver
+        self._announce_configuration = True
+        self._adopt_entries(self._log.scan(applied + 1, options.max_append_bytes))
+
+    # -- input -----------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let one unit of time pass."""
+        self._now += 1
+        self._elapsed += 1
+        if self.state is State.LEADER:
+            self._tick_leader()
+        elif self._elapsed >= self._timeout:
+            self.leader_id = ""
+            self._reset_timer()
+            self.campaign()
+
+    def step(self, message: Message) -> None:
+        """Take a message from another node. One that is late, lost or doubled does no harm."""
+        if message.to != self.id:
+            return  # an address that has changed hands
+        kind = message.type
+        if message.term < self.term:
+            self._answer_late(message)
+            return
+        if message.term > self.term:
+            if kind in _REQUESTS and not message.force and self._hears_leader():
+                return  # R5: who still has a leader helps nobody to depose it
+            if kind is MessageType.PRE_VOTE or (
+                kind is MessageType.PRE_VOTE_RESPONSE and not message.reject
+            ):
+                pass  # about a term that nobody has entered yet
+            else:
+                self._become_follower(message.term)
+        if kind in _FROM_LEADER:
+            self._follow(message.sender)
+        self._handlers[kind](message)
+
+    def campaign(self) -> None:
+        """Start an election now, if this node may lead. A lone voter does so when it starts."""
+        if self.state is State.LEADER or not self._may_campaign():
+            return
+        if self.configuration.quorum == 1:
+            self._become_candidate(force=False)
+        else:
+            self._become_pre_candidate()
+
+    def propose(self, commands: Sequence[bytes]) -> int:
+        """Append commands to the log, as one batch; return the index of the first.
+
+        They are committed once a Ready hands them out with this term. Raises NotLeader or
+        Unavailable, and has changed nothing then.
+        """
+        assert commands
+        self._check_leading()
+        if self._uncommitted_bytes >= self.options.max_uncommitted_bytes:
+            raise Unavailable("too many writes wait for a quorum; try again shortly")
+        term = self.term
+        first = self._log.last_index + 1
+        self._log.append([Entry(term, i, COMMAND, data) for i, data in enumerate(commands, first)])
+        size = sum(map(len, commands))
+        self._uncommitted.append((self._log.last_index, size))
+        self._uncommitted_bytes += size
+        return first
+
+    def read_index(self, context: object) -> int | None:
+        """Ask for the index a linearizable read has to wait for (R6; thesis 6.4).
+
+        A lone voter is answered at once: at any state that has applied the returned index.
+        Otherwise None, and *context* comes back in ``Ready.reads`` or ``Ready.lost_reads``; all
+        that come in while one round is on its way share the next. Raises NotLeader.
+        """
+        if self.state is not State.LEADER:
+            raise self._not_leader()
+        if self._is_alone() and self.commit_index >= self._term_start:
+            return self.commit_index
+        self._waiting_reads.append(context)
+        return None
+
+    def persisted(self, ready: Ready) -> None:
+        """Take note that the hard state, snapshot and entries of *ready* are durable."""
+        log = self._log
+        if ready.snapshot is not None:
+            self.applied_index = max(self.applied_index, ready.snapshot.index)
+            log.installed(ready.snapshot)
+        if ready.entries and ready.epoch == log.epoch:
+            log.persisted = ready.entries[-1].index
+        if self.state is State.LEADER:
+            self._advance_commit()
+        elif self.state is State.CANDIDATE and ready.hard_state == (self.term, self.id):
+            self._count_vote(self.id, granted=True)
+        elif self.leader_id and min(self._verified, log.persisted) > self._acknowledged:
+            self._acknowledge()
+
+    def applied(self, index: int) -> None:
+        """Take note that the state machine has applied everything up to *index*."""
+        assert self.applied_index <= index <= self._handed_out
+        self.applied_index = index
+        self._log.trim(index)
+
+    def report_unreachable(self, node_id: str) -> None:
+        """Take note that messages to the node were probably lost: it is probed again."""
+        progress = self.progress.get(node_id)
+        if progress is not None and progress.state is Replication.PIPELINE:
+            self._probe(progress, progress.match + 1)
+
+    def report_snapshot(self, node_id: str, index: int | None) -> None:
+        """Take note that the node has installed a snapshot up to *index*, or with None that the
+        transfer has failed; it is tried again when the node next answers."""
+        progress = self.progress.get(node_id)
+        if progress is not None and progress.state is Replication.SNAPSHOT:
+            self._probe(progress, max(progress.match, index or 0) + 1)
+            progress.due = index is not None
+
+    # -- output ----------------------------------------------------------------------------------
+
+    def ready(self) -> Ready | None:
+        """Return what the driver has to do now, or None. Each thing is handed out once."""
+        log = self._log
+        if self.state is State.LEADER:
+            if self._waiting_reads:
+                self._begin_read_round()
+            for progress in self.progress.values():
+                self._replicate(progress)
+        committed = min(self.commit_index, log.persisted)
+        if not (
+            log.written < log.last_index
+            or committed > self._handed_out
+            or self._messages
+            or self._reads
+            or self._lost_reads
+            or self._announce_configuration
+            or self._install is not None
+            or (self.term, self.vote) != self._saved
+        ):
+            return None
+        ready = Ready(epoch=log.epoch)
+        if (self.term, self.vote) != self._saved:
+            ready.hard_state = self._saved = HardState(self.term, self.vote)
+        if self._announce_configuration:
+            ready.configuration, self._announce_configuration = self.configuration, False
+        if self._messages:
+            ready.messages, self._messages = self._messages, []
+        if self._install is not None:
+            ready.snapshot, self._install = self._install, None
+        if log.written < log.last_index:
+            ready.entries = log.unwritten()
+        if committed > self._handed_out:
+            ready.committed = log.slice(
+                self._handed_out + 1, committed + 1, self.options.max_append_bytes
+            )
+            self._handed_out = ready.committed[-1].index
+        if self._reads or self._lost_reads:
+            ready.reads, self._reads = self._reads, []
+            ready.lost_reads, self._lost_reads = self._lost_reads, []
+        return ready
+
+    @property
+    def last_index(self) -> int:
+        """The index of the last entry in the log, durable or not."""
+        return self._log.last_index
+
+    @property
+    def last_term(self) -> int:
+        """The term of the last entry in the log."""
+        return self._log.last_term
+
+    @property
+    def last_contact(self) -> int | None:
+        """Ticks since the leader was last heard; 0 on the leader, None without a leader."""
+        if not self.leader_id:
+            return None
+        return 0 if self.state is State.LEADER else self._elapsed
+
+    # -- leader election (paper 5.2, 5.4.1; thesis 4.2.3, 9.6) -----------------------------------
+
+    def _may_campaign(self) -> bool:
+        """Learners, arbiters, strangers and nodes amid an installation don't (R5)."""
+        return self.configuration.may_lead(self.id) and self._log.installing is None
+
+    def _hears_leader(self) -> bool:
+        return self.state is State.LEADER or (
+            self.leader_id != "" and self._elapsed < self.options.election_ticks
+        )
+
+    def _reset_timer(self) -> None:
+        """Begin an election time-out anew, with a new length."""
+        self._elapsed = 0
+        ticks = self.options.election_ticks
+        self._timeout = ticks + self._rng.randrange(ticks)
+
+    def _become_follower(self, term: int, leader_id: str = "") -> None:
+        assert term >= self.term
+        if term > self.term:
+            self.term, self.vote = term, ""
+        self.state = State.FOLLOWER
+        self.leader_id = leader_id
+        self._reset_timer()
+        self._verified = self._acknowledged = 0
+        self.progress = {}
+        self._transferee = ""
+        self._uncommitted.clear()
+        self._uncommitted_bytes = 0
+        self._lost_reads += self._round_reads + self._waiting_reads
+        self._round_reads, self._waiting_reads = [], []
+
+    def _become_pre_candidate(self) -> None:
+        """Ask whether an election could be won, before disturbing anyone with a new term."""
+        self.state = State.PRE_CANDIDATE
+        self.leader_id = ""
+        self._reset_timer()
+        self._votes = {self.id: True}
+        self._request_votes(MessageType.PRE_VOTE, self.term + 1, force=False)
+
+    def _become_candidate(self, *, force: bool) -> None:
+        self.state = State.CANDIDATE
+        self.leader_id = ""
+        self.term += 1
+        self.vote = self.id
+        self._reset_timer()
+        self._votes = {}  # its own is counted when it is durable (R1)
+        self._request_votes(MessageType.VOTE, self.term, force=force)
+
+    def _request_votes(self, kind: MessageType, term: int, *, force: bool) -> None:
+        log = self._log
+        for voter in self.configuration.voters:
+            if voter != self.id:
+                self._send(
+                    kind,
+                    voter,
+                    term=term,
+                    index=log.last_index,
+                    log_term=log.last_term,
+                    force=force,
+                )
+
+    def _on_vote_request(self, message: Message) -> None:
+        """Grant at most one vote a term, to a log at least as complete (paper 5.4.1).
+
+        A node that knows no configuration doesn't vote: it may be a voter that has lost its disk.
+        """
+        log = self._log
+        complete = (message.log_term, message.index) >= (log.last_term, log.last_index)
+        if message.type is MessageType.PRE_VOTE:
+            free = message.term > self.term
+        else:
+            free = self.vote == message.sender or (self.vote == "" and self.leader_id == "")
+        if not (free and complete and self.configuration.servers):
+            self._send(_REQUESTS[message.type], message.sender, reject=True)
+        elif message.type is MessageType.PRE_VOTE:
+            self._send(MessageType.PRE_VOTE_RESPONSE, message.sender, term=message.term)
+        else:
+            self.vote = message.sender
+            self._reset_timer()
+            self._send(MessageType.VOTE_RESPONSE, message.sender)
+
+    def _on_pre_vote_response(self, message: Message) -> None:
+        if self.state is State.PRE_CANDIDATE and (message.reject or message.term == self.term + 1):
+            self._count_vote(message.sender, granted=not message.reject)
+
+    def _on_vote_response(self, message: Message) -> None:
+        if self.state is State.CANDIDATE:
+            self._count_vote(message.sender, granted=not message.reject)
+
+    def _count_vote(self, node_id: str, *, granted: bool) -> None:
+        self._votes.setdefault(node_id, granted)
+        answers = [self._votes.get(voter) for voter in self.configuration.voters]
+        if answers.count(True) >= self.configuration.quorum:
+            if self.state is State.PRE_CANDIDATE:
+                self._become_candidate(force=False)
+            else:
+                self._become_leader()
+        elif answers.count(False) > len(answers) - self.configuration.quorum:
+            self._become_follower(self.term)
+
+    def _become_leader(self) -> None:
+        assert self.state is State.CANDIDATE
+        self.state = State.LEADER
+        self.leader_id = self.id
+        self._elapsed = 0
+        self._term_start = self._log.last_index + 1
+        self._read_round = 0
+        self._track_servers()
+        for progress in self.progress.values():
+            progress.heard = self._now  # time to answer, before check-quorum looks
+        # Nothing of an earlier term is committed, no read answered and no member changed before
+        # an entry of this term is (R3, R4, R6). So there is one at once.
+        self._log.append([Entry(self.term, self._term_start, NOOP, b"")])
+        self._trail.clear()
+        self._trail.append(self._term_start)
+
+    def _answer_late(self, message: Message) -> None:
+        """Answer from a later term, where silence could last for ever.
+
+        A leader or candidate of an earlier term that reaches us must learn of ours: with
+        pre-vote and stickiness no other message would ever carry it there.
+        """
+        if message.type in _REQUESTS:
+            self._send(_REQUESTS[message.type], message.sender, reject=True)
+        elif message.type in _FROM_LEADER:
+            self._send(MessageType.APPEND_RESPONSE, message.sender, reject=True)
+
+    def _tick_leader(self) -> None:
+        self._trail.append(self._log.last_index)
+        if self._count_active(self.configuration) < self.configuration.quorum:
+            self._become_follower(self.term)  # R5: a new leader may exist, out of reach
+            return
+        if self._transferee and self._now >= self._transfer_deadline:
+            self._transferee = ""
+        if self._elapsed >= self.options.heartbeat_ticks:
+            self._elapsed = 0
+            self._send_heartbeats()
+
+    def _count_active(self, configuration: Configuration) -> int:
+        """Return how many voters of it have answered within an election time-out."""
+        return sum(
+            voter == self.id or (voter in self.progress and self._is_active(self.progress[voter]))
+            for voter in configuration.voters
+        )
+
+    def _is_active(self, progress: Progress) -> bool:
+        return self._now - progress.heard <= self.options.election_ticks
+
+    # -- log replication, the leader's side (paper 5.3) ------------------------------------------
+
+    def _replicate(self, progress: Progress) -> None:
+        """Send what is due: a probe, new entries, or the news of a commit."""
+        if progress.state is Replication.PROBE and progress.due:
+            self._send_append(progress)
+        while progress.state is Replication.PIPELINE and (
+            progress.next <= self._log.last_index
+            and len(progress.inflight) < self.options.max_inflight
+        ):
+            self._send_append(progress)
+        if progress.state is Replication.PIPELINE and (
+            progress.due or progress.commit < self.commit_index
+        ):
+            self._send_append(progress)
+
+    def _send_append(self, progress: Progress) -> None:
+        log = self._log
+        previous = progress.next - 1
+        previous_term = log.term(previous)
+        if previous_term is None or progress.next < log.first_index:
+            self._send_snapshot(progress)
+            return
+        entries: Sequence[Entry] = ()
+        if progress.next <= log.last_index and len(progress.inflight) < self.options.max_inflight:
+            entries = log.slice(progress.next, log.last_index + 1, self.options.max_append_bytes)
+            if progress.server.role == "arbiter":
+                entries = [
+                    Entry(e.term, e.index, e.kind, b"" if e.kind == COMMAND else e.data)
+                    for e in entries
+                ]
+        self._send(
+            MessageType.APPEND,
+            progress.server.id,
+            index=previous,
+            log_term=previous_term,
+            commit=self.commit_index,
+            entries=entries,
+        )
+        progress.commit = self.commit_index
+        progress.due = False
+        if entries and progress.state is Replication.PIPELINE:
+            progress.next = entries[-1].index + 1
+            progress.inflight.append(entries[-1].index)
+
+    def _send_snapshot(self, progress: Progress) -> None:
+        """The entries are cut away: only a snapshot helps (paper 7). Not to a dead node."""
+        self._probe(progress, progress.next)
+        progress.due = False
+        if self._is_active(progress):
+            progress.state = Replication.SNAPSHOT
+            self._send(MessageType.SNAPSHOT, progress.server.id, snapshot=self._log.base)
+
+    def _send_heartbeats(self) -> None:
+        for node_id, progress in self.progress.items():
+            self._send(
+                MessageType.HEARTBEAT,
+                node_id,
+                commit=min(progress.match, self.commit_index),
+                context=self._read_round,
+            )
+
+    def _on_append_response(self, message: Message) -> None:
+        progress = self.progress.get(message.sender)
+        if progress is None or message.index > self._log.last_index:
+            return
+        progress.heard = self._now
+        if message.reject:
+            self._on_rejection(progress, message)
+            return
+        if message.index < progress.match:
+            return  # reordered
+        progress.match = message.index
+        if progress.state is Replication.PIPELINE:
+            while progress.inflight and progress.inflight[0] <= message.index:
+                progress.inflight.popleft()
+            progress.next = max(progress.next, message.index + 1)
+        elif progress.state is Replication.PROBE or message.index + 1 >= self._log.first_index:
+            progress.state = Replication.PIPELINE
+            progress.next = message.index + 1
+        self._advance_commit()
+        if message.sender == self._transferee and progress.match == self._log.last_index:
+            self._send(MessageType.TIMEOUT_NOW, message.sender)
+
+    def _on_rejection(self, progress: Progress, message: Message) -> None:
+        """Go back to where the logs may agree, skipping a term at a time (paper 5.3).
+
+        A rejection that was overtaken by later answers says nothing any more: ``next`` never
+        goes back behind ``match``, and a snapshot on its way is left alone.
+        """
+        if progress.state is Replication.PIPELINE and message.index > progress.match:
+            self._probe(progress, progress.match + 1)
+        elif progress.state is Replication.PROBE and message.index == progress.next - 1:
+            hint = min(message.hint, message.index)
+            agreed = self._log.last_up_to_term(progress.match, hint, message.log_term)
+            self._probe(progress, max(min(agreed + 1, message.index), progress.match + 1))
+
+    def _probe(self, progress: Progress, next_index: int) -> None:
+        progress.state = Replication.PROBE
+        progress.next = next_index
+        progress.due = True
+        progress.inflight.clear()
+
+    def _on_heartbeat_response(self, message: Message) -> None:
+        progress = self.progress.get(message.sender)
+        if progress is None:
+            return
+        progress.heard = self._now
+        if progress.match < self._log.last_index and progress.nudged < self._now:
+            # It answers and lags: what was sent may be lost. Once a tick is often enough.
+            progress.nudged = self._now
+            progress.due = True
+        progress.confirmed = max(progress.confirmed, message.context)
+        self._confirm_reads()
+
+    def _advance_commit(self) -> None:
+        """Commit what a quorum holds durably, if it is of this term (R3; paper 5.4.2)."""
+        configuration = self.configuration
+        matches = sorted(
+            [
+                self._log.persisted if voter == self.id else self.progress[voter].match
+                for voter in configuration.voters
+            ]
+        )
+        index = matches[-configuration.quorum]
+        if index > self.commit_index and index >= self._term_start:
+            self._commit(index)
+            while self._uncommitted and self._uncommitted[0][0] <= index:
+                self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+            if not self._is_changing() and self.id not in configuration.voters:
+                self._leave()
+
+    # -- log replication, the follower's side (paper 5.3) ----------------------------------------
+
+    def _follow(self, leader_id: str) -> None:
+        """Accept the sender of a leader's message as the leader of this term."""
+        assert self.state is not State.LEADER, "two leaders in one term"
+        if self.state is State.FOLLOWER and self.leader_id == leader_id:
+            self._elapsed = 0
+        else:
+            self._become_follower(self.term, leader_id)
+
+    def _on_append(self, message: Message) -> None:
+        log = self._log
+        entries = message.entries
+        last = message.index + len(entries)
+        if entries and (entries[0].index != message.index + 1 or entries[-1].index != last):
+            return  # not a leader's message
+        if message.index < self.commit_index:
+            last = self.commit_index  # late; all that is committed agrees anyhow
+        elif log.term(message.index) != message.log_term:
+            hint = min(message.index, log.last_index)
+            hint = log.last_up_to_term(self.commit_index, hint, message.log_term)
+            self._send(
+                MessageType.APPEND_RESPONSE,
+                message.sender,
+                index=message.index,
+                reject=True,
+                hint=hint,
+                log_term=log.term(hint) or 0,
+            )
+            return
+        else:
+            self._append_missing(entries)
+            self._commit(min(message.commit, last))
+        self._verified = max(self._verified, last)
+        if last <= log.persisted:
+            self._acknowledge()
+        # else persisted() does (R2)
+
+    def _append_missing(self, entries: Sequence[Entry]) -> None:
+        """Append what the log lacks, and truncate only on a real conflict."""
+        log = self._log
+        if not entries or log.term(entries[-1].index) == entries[-1].term:
+            return  # all there: equal index and term mean equal logs up to here
+        new = entries[next(i for i, e in enumerate(entries) if log.term(e.index) != e.term) :]
+        first = new[0].index
+        if first <= log.last_index:
+            assert first > self.commit_index, "a committed entry was replaced"
+            log.truncate(first)
+            self._forget_configurations(first)
+        log.append(new)
+        self._adopt_entries(new)
+
+    def _acknowledge(self) -> None:
+        self._acknowledged = min(self._verified, self._log.persisted)
+        self._send(MessageType.APPEND_RESPONSE, self.leader_id, index=self._acknowledged)
+
+    def _on_heartbeat(self, message: Message) -> None:
+        self._commit(min(message.commit, self._log.last_index))
+        self._send(MessageType.HEARTBEAT_RESPONSE, message.sender, context=message.context)
+
+    def _commit(self, index: int) -> None:
+        if index > self.commit_index:
+            assert index <= self._log.last_index
+            self.commit_index = index
+            if len(self._configurations) > 1:
+                self._drop_old_configurations()
+
+    # -- snapshots (paper 7) ---------------------------------------------------------------------
+
+    def _on_snapshot(self, message: Message) -> None:
+        """Install a snapshot, unless the log has got as far without it."""
+        meta = message.snapshot
+        assert meta is not None
+        log = self._log
+        if meta.index > self.commit_index and log.term(meta.index) == meta.term:
+            self._commit(meta.index)  # the entries are here: keep them and what follows
+        elif meta.index > self.commit_index:
+            configuration = Configuration.decode(meta.configuration)
+            log.restore(meta)
+            self.commit_index = self._handed_out = meta.index
+            self._configurations = [(meta.index, configuration)]
+            self._adopt_configuration()
+            self._install = meta
+        self._verified = max(self._verified, self.commit_index)
+        if self._verified <= log.persisted:
+            self._acknowledge()
+
+    # -- membership (paper 6; thesis 4) ----------------------------------------------------------
+
+    def add_learner(self, server: Server) -> int:
+        """Add a server that counts in no quorum yet, or give a member its new addresses.
+
+        Returns the index whose commit makes the change; asked again with the same facts, the
+        index of the configuration that has them. A member keeps its suffrage. Raises NotLeader,
+        Unavailable (R4: another change is under way), Conflict (a role changes, an address is
+        another member's).
+        """
+        self._check_leading()
+        known = self.configuration.get(server.id)
+        if known is not None and known.role != server.role:
+            raise Conflict(f"{server.id} is of the role {known.role}; remove it first")
+        for other in self.configuration.servers:
+            if other.id != server.id and other.raft_address == server.raft_address:
+                raise Conflict(f"{other.id} has the address {other.raft_address}; remove it first")
+        suffrage = "nonvoter" if known is None else known.suffrage
+        return self._change(self.configuration.with_server(replace(server, suffrage=suffrage)))
+
+    def promote(self, node_id: str) -> int:
+        """Make a learner a voter; see :meth:`add_learner` for what is returned and raised.
+
+        Unavailable as well while it has not caught up (thesis 4.2.1) or doesn't answer.
+        """
+        self._check_leading()
+        server = self._member(node_id)
+        if server.suffrage == "nonvoter" and not self.caught_up(node_id):
+            raise Unavailable(f"{node_id} has not caught up with the log yet; try again shortly")
+        return self._change(self.configuration.with_server(replace(server, suffrage="voter")))
+
+    def remove(self, node_id: str) -> int:
+        """Remove a member, this one too; see :meth:`add_learner` for what is returned and raised.
+
+        A leader that removes itself leads until that is committed, without counting itself.
+        Raises MemberNotFound, and Conflict when nobody would be left that could lead.
+        """
+        self._check_leading()
+        self._member(node_id)
+        rest = self.configuration.without(node_id)
+        if not any(map(rest.may_lead, rest.voters)):
+            raise Conflict(f"{node_id} is the last voter that holds data and can't be removed")
+        return self._change(rest)
+
+    def caught_up(self, node_id: str) -> bool:
+        """Return whether a server answers and holds all that was in the log an election time-out
+        ago: becoming a voter, it would delay no commit for longer (thesis 4.2.1)."""
+        progress = self.progress.get(node_id)
+        return (
+            progress is not None and self._is_active(progress) and progress.match >= self._trail[0]
+        )
+
+    def transfer_leadership(self, to: str = "") -> None:
+        """Hand leadership to a member that may lead, or to the one with the longest log.
+
+        No proposal is accepted until the target has taken over or an election time-out has
+        passed (thesis 3.10). Raises NotLeader, MemberNotFound, Conflict (it can't lead) and
+        Unavailable (nobody to take over).
+        """
+        if self.state is not State.LEADER:
+            raise self._not_leader()
+        to = to or self._successor()
+        if not to:
+            raise Unavailable("there is no other voter that could take over")
+        self._member(to)
+        if not self.configuration.may_lead(to):
+            raise Conflict(f"{to} can't lead: it is a learner or an arbiter")
+        if to == self.id:
+            self._transferee = ""
+            return
+        self._transferee = to
+        self._transfer_deadline = self._now + self.options.election_ticks
+        if self.progress[to].match == self._log.last_index:
+            self._send(MessageType.TIMEOUT_NOW, to)
+
+    def _on_timeout_now(self, _: Message) -> None:
+        """Campaign at once, without a pre-vote: the leader itself asks for it."""
+        if self.state is State.FOLLOWER and self._may_campaign():
+            self._become_candidate(force=True)
+
+    def _successor(self) -> str:
+        """Return the active voter with the longest log that may lead, or ""."""
+        able = [
+            (progress.match, node_id)
+            for node_id, progress in self.progress.items()
+            if self.configuration.may_lead(node_id) and self._is_active(progress)
+        ]
+        return max(able)[1] if able else ""
+
+    def _leave(self) -> None:
+        """Step down once this leader's own removal is committed (thesis 4.2.2)."""
+        for progress in self.progress.values():
+            self._replicate(progress)  # they should know the commit
+        successor = self._successor()
+        if successor:
+            self._send(MessageType.TIMEOUT_NOW, successor)
+        self._become_follower(self.term)
+
+    def _change(self, configuration: Configuration) -> int:
+        """Append a configuration, one member away from the last one (R4)."""
+        if configuration == self.configuration:
+            return self._configurations[-1][0]
+        if self.commit_index < self._term_start:
+            raise Unavailable("this leader has just been elected; try again shortly")
+        if self._is_changing():
+            raise Unavailable("another change of members is under way; try again shortly")
+        active = self._count_active(configuration)
+        if active < configuration.quorum:
+            raise Unavailable(
+                f"only {active} of {len(configuration.voters)} voters would answer, no quorum; "
+                "start the others first"
+            )
+        index = self._log.last_index + 1
+        entry = Entry(self.term, index, CONFIG, configuration.encode())
+        self._log.append([entry])
+        self._adopt_entries([entry])
+        return index
+
+    def _is_changing(self) -> bool:
+        return self._configurations[-1][0] > self.commit_index
+
+    def _adopt_entries(self, entries: Iterable[Entry]) -> None:
+        """A configuration counts from the moment it is in the log (R4)."""
+        found = [
+            (entry.index, Configuration.decode(entry.data))
+            for entry in entries
+            if entry.kind == CONFIG
+        ]
+        if found:
+            self._configurations += found
+            self._adopt_configuration()
+
+    def _forget_configurations(self, first: int) -> None:
+        """Entries from *first* on were truncated, and their configurations with them (R4)."""
+        if self._configurations[-1][0] >= first:
+            self._configurations = [item for item in self._configurations if item[0] < first]
+            self._adopt_configuration()
+
+    def _drop_old_configurations(self) -> None:
+        """Keep the last committed configuration and what is behind it."""
+        while len(self._configurations) > 1 and self._configurations[1][0] <= self.commit_index:
+            del self._configurations[0]
+        if self.state is State.LEADER:
+            self._track_servers()
+
+    def _adopt_configuration(self) -> None:
+        self.configuration = self._configurations[-1][1]
+        self._announce_configuration = True
+        if self.state is State.LEADER:
+            self._track_servers()
+
+    def _track_servers(self) -> None:
+        """Have a Progress for each member; a removed one is kept until that is committed."""
+        known, self.progress = self.progress, {}
+        for _, configuration in self._configurations:
+            for server in configuration.servers:
+                if server.id == self.id:
+                    continue
+                progress = known.get(server.id)
+                if progress is None:
+                    silent = self._now - self.options.election_ticks - 1
+                    progress = Progress(server, 0, self._log.last_index + 1, silent)
+                    known[server.id] = progress
+                progress.server = server
+                self.progress[server.id] = progress
+
+    def _member(self, node_id: str) -> Server:
+        server = self.configuration.get(node_id)
+        if server is None:
+            raise MemberNotFound(f"no member has the ID {node_id}; see /raft/config")
+        return server
+
+    # -- linearizable reads (thesis 6.4) ---------------------------------------------------------
+
+    def _is_alone(self) -> bool:
+        return self.configuration.voters == (self.id,)
+
+    def _begin_read_round(self) -> None:
+        """Take the commit index, then ask whether this is still the leader (R6)."""
+        if self._round_reads or self.commit_index < self._term_start:
+            return
+        self._read_round += 1
+        self._round_index = self.commit_index
+        self._round_reads, self._waiting_reads = self._waiting_reads, []
+        self._send_heartbeats()
+        self._confirm_reads()
+
+    def _confirm_reads(self) -> None:
+        """Answer the reads of this round if a quorum has answered it."""
+        configuration = self.configuration
+        confirmed = sum(
+            voter == self.id or self.progress[voter].confirmed >= self._read_round
+            for voter in configuration.voters
+        )
+        if self._round_reads and confirmed >= configuration.quorum:
+            self._reads += [(self._round_index, context) for context in self._round_reads]
+            self._round_reads = []
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _send(self, kind: MessageType, to: str, *, term: int | None = None, **fields: Any) -> None:
+        term = self.term if term is None else term
+        self._messages.append(Message(kind, self.id, to, term, **fields))
+
+    def _check_leading(self) -> None:
+        if self.state is not State.LEADER:
+            raise self._not_leader()
+        if self._transferee:
+            raise Unavailable("leadership is being handed over; try again shortly")
+
+    def _not_leader(self) -> NotLeader:
+        leader = self.configuration.get(self.leader_id)
+        if leader is None:
+            return NotLeader()
+        return NotLeader(leader.raft_address, leader.id, leader.http_address)
+
+
+# -- the log -------------------------------------------------------------------------------------
+
+
+class _Log:
+    """The log as the core sees it: what storage holds, then what is recent, in memory.
+
+    Indexes, from old to new (``persisted <= written <= last_index``)::
+
+        storage.first_index ... offset - 1 | offset ... persisted ... written ... last_index
+        read through storage               | ``recent``: until it is durable and applied
+
+    ``written`` was handed to the driver, ``persisted`` was reported durable. ``installing`` is a
+    snapshot that replaces storage and isn't durable yet; storage isn't read meanwhile. ``epoch``
+    counts the times entries were taken back, which makes reports about them void.
+    """
+
+    __slots__ = (
+        "epoch",
+        "installing",
+        "last_index",
+        "last_term",
+        "offset",
+        "persisted",
+        "recent",
+        "storage",
+        "written",
+    )
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.installing: SnapshotMeta | None = None
+        self.last_index = self.written = self.persisted = storage.last_index
+        self.offset = self.last_index + 1
+        self.recent: list[Entry] = []
+        self.epoch = 0
+        self.last_term = self.term(self.last_index) or 0
+
+    @property
+    def base(self) -> SnapshotMeta:
+        """Where the log begins."""
+        return self.installing or self.storage.snapshot
+
+    @property
+    def first_index(self) -> int:
+        return self.installing.index + 1 if self.installing else self.storage.first_index
+
+    def term(self, index: int) -> int | None:
+        """Return the term of the entry, or None if it was cut away or doesn't exist yet."""
+        if index > self.last_index:
+            return None
+        if index >= self.offset:
+            return self.recent[index - self.offset].term
+        base = self.base
+        if index == base.index:
+            return base.term
+        if index == 0:
+            return 0
+        return None if self.installing else self.storage.term(index)
+
+    def last_up_to_term(self, low: int, high: int, term: int) -> int:
+        """Return the last index from *low* to *high* of at most this term, or *low*."""
+        low = max(low, self.first_index - 1)
+        later = bisect_right(range(low, high + 1), term, key=lambda index: self.term(index) or 0)
+        return max(low, low + later - 1)
+
+    def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
+        """Return entries from *low*, before *high*: at least one, then what fits."""
+        assert self.first_index <= low < high <= self.last_index + 1
+        offset = self.offset
+        if low < offset:
+            return self.storage.entries(low, min(high, offset), max_bytes)
+        most = max(max_bytes // _ENTRY_OVERHEAD, 1)
+        found = self.recent[low - offset : min(high, low + most) - offset]
+        size = sum([len(entry.data) for entry in found]) + len(found) * _ENTRY_OVERHEAD
+        if size <= max_bytes:
+            return found
+        size = 0
+        for count, entry in enumerate(found):
+            size += len(entry.data) + _ENTRY_OVERHEAD
+            if size > max_bytes and count:
+                return found[:count]
+        return found
+
+    def scan(self, low: int, max_bytes: int) -> Iterator[Entry]:
+        """Yield all entries from *low* on."""
+        while low <= self.last_index:
+            page = self.slice(low, self.last_index + 1, max_bytes)
+            yield from page
+            low = page[-1].index + 1
+
+    def unwritten(self) -> list[Entry]:
+        """Return what the driver hasn't been given yet; it counts as given now."""
+        entries = self.recent[self.written + 1 - self.offset :]
+        self.written = self.last_index
+        return entries
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        assert entries[0].index == self.last_index + 1
+        assert entries[0].term >= self.last_term
+        self.recent += entries
+        self.last_index = entries[-1].index
+        self.last_term = entries[-1].term
+
+    def truncate(self, first: int) -> None:
+        """Drop the entries from *first* on."""
+        del self.recent[max(first - self.offset, 0) :]
+        self.offset = min(self.offset, first)
+        self.last_index = first - 1
+        self.last_term = self.term(first - 1) or 0
+        self.written = min(self.written, first - 1)
+        self.persisted = min(self.persisted, first - 1)
+        self.epoch += 1
+
+    def trim(self, applied: int) -> None:
+        """Forget the recent entries that are durable and applied."""
+        upto = min(applied, self.persisted)
+        if upto >= self.offset:
+            del self.recent[: upto + 1 - self.offset]
+            self.offset = upto + 1
+
+    def restore(self, meta: SnapshotMeta) -> None:
+        """Begin anew behind a snapshot that the driver is going to install."""
+        self.installing = meta
+        self.recent = []
+        self.offset = meta.index + 1
+        self.last_index = self.written = meta.index
+        self.last_term = meta.term
+        self.persisted = 0
+        self.epoch += 1
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        """Storage begins behind this snapshot now."""
+        if self.installing == meta:
+            self.installing = None
+            self.persisted = max(self.persisted, meta.index)

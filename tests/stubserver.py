@@ -1,0 +1,163 @@
+"""A server that plays the parts a client can meet: leader, follower, flapping, closing, hanging."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+__all__ = ["StubServer", "close", "close_later", "garbage", "hang", "refuse", "truncate"]
+
+Act = Callable[["_Handler"], None]
+
+
+class StubServer:
+    """Keeps keys in memory. What ``acts`` holds is played first, one act a request.
+
+    ``leader`` redirects what only a leader does; ``requests`` are the method, target and body of
+    everything that arrived; ``connections`` counts them.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.acts: list[Act] = []
+        self.requests: list[tuple[str, str, bytes]] = []
+        self.leader: str | None = None
+        self.connections = 0
+        self.released = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.stub = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return self._server.server_port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """Close the port; connections that are open are closed with their next request."""
+        self.released.set()
+        self.acts = [close] * 1000
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    stub: StubServer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is part of the play."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.stub.connections += 1
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class' word
+        pass
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        stub = self.server.stub
+        # Large bodies are left alone: what a server refuses it need not have read.
+        length = int(self.headers.get("Content-Length", 0))
+        self.body = self.rfile.read(length) if length <= 1 << 20 else b""
+        stub.requests.append((self.command, self.path, self.body))
+        (stub.acts.pop(0) if stub.acts else serve)(self)
+        self.wfile.flush()
+        return False  # everything is done here
+
+    def handle_one_request(self) -> None:
+        self.close_connection = True
+        self.raw_requestline = self.rfile.readline()
+        if self.raw_requestline:
+            self.parse_request()
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response_only(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def serve(handler: _Handler) -> None:
+    """Do what a ConureDB server does."""
+    stub = handler.server.stub
+    parts = urlsplit(handler.path)
+    query = parse_qs(parts.query, keep_blank_values=True, encoding="latin-1")
+    if parts.path in ("/status", "/raft/config", "/raft/stats"):
+        handler.answer(200, json.dumps({"path": parts.path, "leader": stub.leader}).encode())
+        return
+    if stub.leader is not None and "stale" not in query:
+        location = stub.leader + handler.path
+        handler.answer(307, b'{"leader": ""}\n', Location=location)
+        return
+    if parts.path in ("/join", "/remove"):
+        handler.answer(200, b"OK\n")
+        return
+    if parts.path != "/kv":
+        handler.answer(404, b"there is nothing at this path\n")
+        return
+    key = query["key"][0].encode("latin-1")
+    if handler.command == "PUT":
+        stub.values[key] = handler.body
+    elif handler.command == "DELETE":
+        stub.values.pop(key, None)
+    elif key in stub.values:
+        handler.answer(200, stub.values[key])
+        return
+    else:
+        handler.answer(404, b"key not found\n")
+        return
+    handler.answer(200, b"OK\n")
+
+
+def refuse(status: int, line: str, **headers: str) -> Act:
+    """Answer with an error, without having done anything."""
+    return lambda handler: handler.answer(status, line.encode() + b"\n", **headers)
+
+
+def close(handler: _Handler) -> None:
+    """Take the request and close the connection without a word."""
+    handler.close_connection = True
+
+
+def close_later(handler: _Handler) -> None:
+    """Serve the request, then close the connection that the client means to keep."""
+    serve(handler)
+    handler.close_connection = True
+
+
+def hang(handler: _Handler) -> None:
+    """Take the request and don't answer until ``released``."""
+    handler.server.stub.released.wait(30)
+    handler.close_connection = True
+
+
+def garbage(handler: _Handler) -> None:
+    handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+    handler.close_connection = True
+
+
+def truncate(handler: _Handler) -> None:
+    """Promise more than is sent."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+    handler.close_connection = True

@@ -1,0 +1,74 @@
+"""The import table of docs/architecture.md, held to the code: no circle, and a pure core."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each module may import from this project. A new module gets a line here and there.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "metrics": set(),
+    "fileio": {"errors"},
+    "datadir": {"fileio", "errors"},
+    "pager": {"fileio", "errors"},
+    "btree": {"pager", "fileio", "errors"},
+    "raft": {"errors"},
+    "wire": {"raft", "errors"},
+    "raftlog": {"fileio", "wire", "raft", "errors"},
+    "store": {"btree", "wire", "raft", "errors"},
+    "node": {"btree", "datadir", "errors", "fileio", "metrics", "raft", "raftlog", "store", "wire"},
+    "httpserver": {"errors", "metrics"},
+    "httpapi": {"httpserver", "errors", "metrics"},
+    "client": {"errors"},
+    "conuresh": {"client", "errors"},
+    "conuredb": {"config", "errors", "fileio", "httpapi", "httpserver", "metrics", "node"},
+}
+
+# The core sees no clock, thread, socket, file or randomness of its own (raft.py's docstring).
+PURE = {"raft": {"__future__", "collections", "dataclasses", "enum", "random", "struct", "typing"}}
+
+
+def imports_of(module: str) -> set[str]:
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_module_is_in_the_table() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_module_imports_only_what_the_table_allows(module: str) -> None:
+    assert imports_of(module) & set(ALLOWED) <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_runtime_needs_only_the_standard_library(module: str) -> None:
+    outside = imports_of(module) - set(ALLOWED) - set(sys.stdlib_module_names)
+    assert outside <= ({"yaml"} if module == "config" else set())
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_module_stays_pure(module: str) -> None:
+    assert imports_of(module) - set(ALLOWED) <= PURE[module]
+
+
+def test_table_has_no_circle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {name for name, needs in ALLOWED.items() if name not in done and needs <= done}
+        assert ready, f"a circle among {sorted(set(ALLOWED) - done)}"
+        done |= ready
