@@ -52,12 +52,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate, chain, pairwise, repeat
-from operator import add
+from operator import ge
 from struct import Struct
 from types import TracebackType
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, Self, TypeAlias, TypeVar, cast
 
-from errors import CorruptionError, StorageError
+from errors import StorageError
 from fileio import FileSystem
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW, FreeSpace, Meta, Pager
 
@@ -140,6 +140,7 @@ class _Numbers(dict[int, Struct]):
 
 
 _U16 = _Numbers()
+_LENGTH = Struct("<H")
 _PAIR = Struct("<HH")
 _new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
 
@@ -202,6 +203,7 @@ class _Leaf:
         "rows",
         "spilled",
         "touched",
+        "used",
         "value_offsets",
         "values",
     )
@@ -231,6 +233,8 @@ class _Leaf:
         self.rows = rows
         self.keys = keys
         self.values = values
+        # bytes it takes in its page behind the envelope
+        self.used = 4 * count + 4 + 2 * len(spilled) + len(rows) + len(keys) + len(values)
 
     def copy(self, number: int, epoch: int) -> _Leaf:
         return _Leaf(
@@ -244,17 +248,6 @@ class _Leaf:
             self.rows,
             self.keys,
             self.values,
-        )
-
-    def size(self) -> int:
-        """Return the bytes it takes in its page behind the envelope."""
-        return (
-            4 * self.count
-            + 4
-            + 2 * len(self.spilled)
-            + len(self.rows)
-            + len(self.keys)
-            + len(self.values)
         )
 
     def memory(self, page_size: int) -> int:
@@ -276,21 +269,25 @@ class _Leaf:
         )
 
     def find(self, key: bytes) -> int:
-        """Return the slot of *key*, or ``~slot`` of where it belongs."""
-        keys = self.keys
-        count = self.count
-        offsets = _U16[count + 1].unpack(self.key_offsets)
-        at = keys.find(key)
-        if at >= 0:  # very likely the key itself, found at the speed of memory
-            slot = bisect_left(offsets, at)
-            if offsets[slot] == at and slot < count and offsets[slot + 1] - at == len(key):
-                return slot
-        slot = bisect_left(
-            range(count), key, key=lambda i: keys[offsets[i] : offsets[i + 1]]
-        )
-        if slot < count and keys[offsets[slot] : offsets[slot + 1]] == key:
+        """Return the slot of *key*, -1 if it isn't here."""
+        at = self.keys.find(key)  # at the speed of memory; nearly always the key itself
+        if at < 0:
+            return -1
+        offsets = _U16[self.count + 1].unpack(self.key_offsets)
+        slot = bisect_left(offsets, at)
+        if offsets[slot] == at and offsets[slot + 1] - at == len(key):
             return slot
-        return ~slot
+        slot = self.place(key)  # what was found only looks like it, across or within other keys
+        found = slot < self.count and self.keys[offsets[slot] : offsets[slot + 1]] == key
+        return slot if found else -1
+
+    def place(self, key: bytes) -> int:
+        """Return how many keys are less than *key*: the slot where it belongs."""
+        keys = self.keys
+        offsets = _U16[self.count + 1].unpack(self.key_offsets)
+        return bisect_left(
+            range(self.count), key, key=lambda slot: keys[offsets[slot] : offsets[slot + 1]]
+        )
 
     def row(self, slot: int) -> tuple[int, ...]:
         """Return create and mod revision, version and, unless it is format 0, expiry."""
@@ -314,8 +311,9 @@ class _Leaf:
 
     def add_to(self, cells: _Cells) -> None:
         """Append its records to *cells*."""
-        rows = cast("Iterable[tuple[int, int, int, int]]", _ROWS[self.form].iter_unpack(self.rows))
-        cells.rows += [(*row, 0) for row in rows] if self.form == 0 else rows
+        for numbers in _ROWS[self.form].iter_unpack(self.rows):
+            create, mod, version, expiry = (*numbers, 0)[:4]
+            cells.rows.append((create, mod, version, expiry))
         cells.keys += self.key_list()
         cells.values += self.value_list()
         cells.spilled += [slot in self.spilled for slot in range(self.count)]
@@ -323,37 +321,38 @@ class _Leaf:
     def insert(self, slot: int, key: bytes, row: bytes, value: bytes, spilled: bool) -> None:
         """Put a record before *slot*; the caller has made sure that it fits."""
         at = 2 * slot
-        start, _ = _PAIR.unpack_from(self.key_offsets + b"\0\0", at)
-        keys = self.keys
-        self.keys = keys[:start] + key + keys[start:]
-        start, _ = _PAIR.unpack_from(self.value_offsets + b"\0\0", at)
-        values = self.values
-        self.values = values[:start] + value + values[start:]
         column = self.key_offsets
+        start = int.from_bytes(column[at : at + 2], "little")
         self.key_offsets = column[: at + 2] + _shifted(column[at:], len(key))
+        self.keys = self.keys[:start] + key + self.keys[start:]
         column = self.value_offsets
+        start = int.from_bytes(column[at : at + 2], "little")
         self.value_offsets = column[: at + 2] + _shifted(column[at:], len(value))
+        self.values = self.values[:start] + value + self.values[start:]
         at = slot * len(row)
         self.rows = self.rows[:at] + row + self.rows[at:]
         self.count += 1
+        self.used += _CELL + len(row) + len(key) + len(value) + 2 * spilled
         if self.spilled or spilled:
             moved = [other + (other >= slot) for other in self.spilled]
             self.spilled = tuple(sorted([*moved, slot] if spilled else moved))
 
     def replace(self, slot: int, row: bytes, value: bytes, spilled: bool) -> None:
         """Give the record at *slot* another value; the caller has made sure that it fits."""
-        start, end = _PAIR.unpack_from(self.value_offsets, 2 * slot)
-        values = self.values
-        self.values = values[:start] + value + values[end:]
-        if len(value) != end - start:
-            at = 2 * slot + 2
+        at = 2 * slot + 2
+        start, end = _PAIR.unpack_from(self.value_offsets, at - 2)
+        self.values = self.values[:start] + value + self.values[end:]
+        growth = len(value) - end + start
+        if growth:
             column = self.value_offsets
-            self.value_offsets = column[:at] + _shifted(column[at:], len(value) - end + start)
+            self.value_offsets = column[:at] + _shifted(column[at:], growth)
+            self.used += growth
         at = slot * len(row)
         self.rows = self.rows[:at] + row + self.rows[at + len(row) :]
         if (slot in self.spilled) != spilled:
             others = [other for other in self.spilled if other != slot]
             self.spilled = tuple(sorted([*others, slot] if spilled else others))
+            self.used += 2 if spilled else -2
 
     def remove(self, slot: int) -> None:
         """Take the record at *slot* out."""
@@ -362,18 +361,29 @@ class _Leaf:
         start, end = _PAIR.unpack_from(column, at)
         self.key_offsets = column[: at + 2] + _shifted(column[at + 4 :], start - end)
         self.keys = self.keys[:start] + self.keys[end:]
+        width = _WIDTHS[self.form]
+        self.used -= _CELL + width + end - start
         column = self.value_offsets
         start, end = _PAIR.unpack_from(column, at)
         self.value_offsets = column[: at + 2] + _shifted(column[at + 4 :], start - end)
         self.values = self.values[:start] + self.values[end:]
-        width = _WIDTHS[self.form]
         at = slot * width
         self.rows = self.rows[:at] + self.rows[at + width :]
         self.count -= 1
+        self.used -= end - start
+        if slot in self.spilled:
+            self.used -= 2
         if self.spilled:
-            self.spilled = tuple(
-                other - (other > slot) for other in self.spilled if other != slot
-            )
+            self.spilled = tuple(other - (other > slot) for other in self.spilled if other != slot)
+
+    def is_sound(self) -> bool:
+        """Tell whether the offsets ascend, as splicing relies on."""
+        unpack = _U16[self.count + 1].unpack
+        for column in (self.key_offsets, self.value_offsets):
+            offsets = unpack(column)
+            if offsets[0] or list(offsets) != sorted(offsets):
+                return False
+        return True
 
 
 class _Inner:
@@ -427,6 +437,7 @@ class _Inner:
 
 
 _Node: TypeAlias = _Leaf | _Inner
+_Group = TypeVar("_Group")
 
 
 class _Overflow:
@@ -536,13 +547,15 @@ class BTree:
         Call it under the caller's lock: it shows the state of that moment. The iterator itself
         may be used by any one thread; exhausting or dropping it lets go of the state.
         """
-        return self.snapshot().items(start, end, reverse=reverse)
+        snapshot = self.snapshot()
+        return chain.from_iterable(_closing(snapshot, snapshot._item_groups(start, end, reverse)))
 
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, otherwise like :meth:`items`."""
-        return self.snapshot().keys(start, end, reverse=reverse)
+        snapshot = self.snapshot()
+        return chain.from_iterable(_closing(snapshot, snapshot._key_groups(start, end, reverse)))
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -556,39 +569,31 @@ class BTree:
             raise ValueError(f"a key has 1 to {self.max_key_bytes} bytes, not {key_size}")
         leaf, path = self._writable(key)
         slot = leaf.find(key)
+        spilled = key_size + len(value) > self._inline
+        stored = self._spill(key, value) if spilled else value
         if slot >= 0:
             create, _, version, *_ = leaf.row(slot)
             version += 1
-            if leaf.spilled and slot in leaf.spilled:
-                self._free_value(key, leaf.value(slot))
+            old = leaf.value(slot)
+            growth = len(stored) - len(old) + 2 * spilled
+            if slot in leaf.spilled:
+                self._free_value(leaf, key, old)
         else:
             create = revision
             version = 1
-        spilled = key_size + len(value) > self._inline
-        if spilled:
-            value = self._spill(key, value)
-        if slot >= 0:
-            start, end = _PAIR.unpack_from(leaf.value_offsets, 2 * slot)
-            added = len(value) - end + start
-        else:
-            added = key_size + len(value) + _CELL + _WIDTHS[leaf.form]
+            growth = _CELL + _WIDTHS[leaf.form] + key_size + len(stored) + 2 * spilled
             self._records += 1
-        if spilled:
-            added += 2
-        narrow = not (expiry or version >> 16 or (create | revision) >> 32)
-        form = leaf.form
-        if (form == 0 and not narrow) or added > 0 and leaf.size() + added > self._capacity or form == 1 and (version >> 16 or (create | revision) >> 32):
-            self._rearrange(leaf, path, slot, key, value, (create, revision, version, expiry), spilled)
+        numbers = (create, revision, version, expiry)
+        wide = expiry or version >> 16 or revision >> 32
+        if leaf.used + growth > self._capacity or (wide and _row_format([numbers]) > leaf.form):
+            self._rearrange(leaf, path, slot, key, numbers, stored, spilled)
             return
-        if form == 0:
-            row = _NARROW.pack(create, revision, version)
-        else:
-            row = _ROWS[form].pack(create, revision, version, expiry)
+        row = _ROWS[leaf.form].pack(*numbers) if leaf.form else _NARROW.pack(*numbers[:3])
         if slot >= 0:
-            leaf.replace(slot, row, value, spilled)
+            leaf.replace(slot, row, stored, spilled)
         else:
-            leaf.insert(~slot, key, row, value, spilled)
-        if added < 0 and path and leaf.size() < self._minimum:
+            leaf.insert(leaf.place(key), key, row, stored, spilled)
+        if growth < 0 and leaf.used < self._minimum and path:
             self._merge(leaf, path)
 
     def delete(self, key: bytes) -> bool:
@@ -598,10 +603,10 @@ class BTree:
         leaf, path = self._writable(key)
         slot = leaf.find(key)
         if slot in leaf.spilled:
-            self._free_value(key, leaf.value(slot))
+            self._free_value(leaf, key, leaf.value(slot))
         leaf.remove(slot)
         self._records -= 1
-        if path and leaf.size() < self._minimum:
+        if path and leaf.used < self._minimum:
             self._merge(leaf, path)
         return True
 
@@ -614,6 +619,7 @@ class BTree:
         """
         if self._records or self._checkpoint:
             raise ValueError("only an empty tree without a running checkpoint can be loaded")
+        empty = self._peek(self._root)
         loader = _Loader(self)
         try:
             root, count = loader.load(items)
@@ -621,10 +627,10 @@ class BTree:
             loader.undo()
             raise
         with self._lock:
-            self._free(self._fetch_locked(self._root))
+            self._free(empty)
             self._root = root
             self._records = count
-            self._epoch += 1  # what is written must not be changed in place
+            self._epoch += 1  # what is written already must not be changed in place
         return count
 
     # -- checkpoints -----------------------------------------------------------------------------
@@ -636,6 +642,7 @@ class BTree:
         """
         assert self._checkpoint is None, "a checkpoint is running already"
         while self._abandoned:
+            self._readers -= 1
             self._unpin(self._abandoned.popleft())
         self._move_tail()
         with self._lock:
@@ -718,15 +725,16 @@ class BTree:
 
     def _get(self, root: int, key: bytes) -> Record | None:
         leaf = self._leaf(root, key)
-        if key not in leaf.keys:
-            return None
         slot = leaf.find(key)
-        if slot < 0:
-            return None
+        return None if slot < 0 else self._record(leaf, key, slot)
+
+    def _record(self, leaf: _Leaf, key: bytes, slot: int) -> Record:
         value = leaf.value(slot)
-        if leaf.spilled and slot in leaf.spilled:
-            value = self._read_value(key, value)
-        return _new_record((value, *leaf.row(slot), 0)[:5])
+        if slot in leaf.spilled:
+            value = self._read_value(leaf, key, value)
+        if leaf.form == 0:
+            return _new_record((value, *leaf.row(slot), 0))
+        return _new_record((value, *leaf.row(slot)))
 
     def _leaf(self, root: int, key: bytes) -> _Leaf:
         """Return the leaf in which *key* is or would be."""
@@ -755,6 +763,21 @@ class BTree:
         """Return a node without a place in the cache for it: scans don't push others out."""
         return self._nodes.get(number) or self._decode(number, self._pager.read(number))
 
+    def _leaves(
+        self, number: int, start: bytes, end: bytes | None, reverse: bool, level: int = -1
+    ) -> Iterator[_Leaf]:
+        """Iterate over the leaves below a node that may hold keys, start <= key < end."""
+        node = self._peek(number)
+        if level not in (-1, node.level):
+            raise self._pager.corrupt(number, "the page is not of the level it should be")
+        if isinstance(node, _Inner):
+            last = len(node.keys) if end is None else bisect_left(node.keys, end)
+            children = node.children[bisect_right(node.keys, start) : last + 1]
+            for child in reversed(children) if reverse else children:
+                yield from self._leaves(child, start, end, reverse, node.level - 1)
+        else:
+            yield node
+
     def _admit(self, node: _Node) -> None:
         """Count a written node to the cache and push others out; with the lock held."""
         ring = self._ring
@@ -771,9 +794,16 @@ class BTree:
                 self._cached_bytes -= victim.memory(page_size)
                 self._evictions += 1
 
+    def _written(self, page: _Page) -> None:
+        """Move a page that has been written from memory's care to the cache's; lock held."""
+        if isinstance(page, _Overflow):
+            del self._overflow[page.number]
+        else:
+            self._admit(page)
+
     # -- private: changing -----------------------------------------------------------------------
 
-    def _writable(self, key: bytes, level: int = 0) -> tuple[_Leaf, _Path]:
+    def _writable(self, key: bytes) -> tuple[_Leaf, _Path]:
         """Return the leaf for *key*, which may be changed in place, and the path to it."""
         self._descents += 1
         nodes = self._nodes
@@ -797,6 +827,8 @@ class BTree:
         return node, path
 
     def _clone(self, node: _Node) -> _Node:
+        if isinstance(node, _Leaf) and not node.is_sound():
+            raise self._pager.corrupt(node.number, "the offsets in the page don't ascend")
         with self._lock:
             clone = node.copy(self._pager.allocate(), self._epoch)
             self._register(clone)
@@ -806,15 +838,19 @@ class BTree:
     def _register(self, page: _Page) -> None:
         """Enter a new, unwritten page; with the lock held."""
         number = page.number
-        stale = self._ring.pop(number, None)  # from when the page held something else
-        if stale is not None:
-            self._cached_bytes -= stale.memory(self._pager.page_size)
-            del self._nodes[number]
+        self._drop_stale(number)
         self._unwritten[number] = page
         if isinstance(page, _Overflow):
             self._overflow[number] = page
         else:
             self._nodes[number] = page
+
+    def _drop_stale(self, number: int) -> None:
+        """Drop from the cache what a page held before it was free; with the lock held."""
+        stale = self._ring.pop(number, None)
+        if stale is not None:
+            self._cached_bytes -= stale.memory(self._pager.page_size)
+            del self._nodes[number]
 
     def _free(self, page: _Page) -> None:
         """Take a page out of the tree; with the lock held."""
@@ -827,3 +863,734 @@ class BTree:
         if page is not None:
             self._nodes.pop(number, None)
             self._overflow.pop(number, None)
+
+    def _unpin(self, epoch: int) -> None:
+        """Let go of a state and of the pages that only it still needed. Any thread."""
+        with self._lock:
+            self._pager.unpin(epoch)
+        self._settle(epoch)
+
+    def _settle(self, epoch: int) -> None:
+        while True:
+            with self._lock:
+                released = self._pager.settle(epoch, _SETTLE_PAGES)
+                if released is None:
+                    return
+                for number in released:
+                    self._forget(number)
+
+    # -- private: changing the shape -------------------------------------------------------------
+
+    def _rearrange(
+        self,
+        leaf: _Leaf,
+        path: _Path,
+        slot: int,
+        key: bytes,
+        numbers: tuple[int, int, int, int],
+        value: bytes,
+        spilled: bool,
+    ) -> None:
+        """Put a record that the leaf has no room for: at *slot*, or as a new one if that is -1."""
+        cells = _Cells()
+        leaf.add_to(cells)
+        at = slot if slot >= 0 else leaf.place(key)
+        end = at + 1 if slot >= 0 else at
+        cells.keys[at:end] = [key]
+        cells.values[at:end] = [value]
+        cells.rows[at:end] = [numbers]
+        cells.spilled[at:end] = [spilled]
+        # Keys that arrive in order at the end of the tree leave full leaves behind.
+        ascending = at == leaf.count and all(i == len(node.keys) for node, i in path)
+        self._splice(path, *self._lay_out(cells, [leaf], ascending))
+
+    def _merge(self, leaf: _Leaf, path: _Path) -> None:
+        """Join a leaf that has become small with a neighbour; they may come out as two again."""
+        parent, at = path.pop()
+        left = at - (at == len(parent.keys))
+        pair = [leaf, leaf]
+        pair[left == at] = cast("_Leaf", self._child(parent, left + (left == at)))
+        cells = _Cells()
+        for each in pair:
+            each.add_to(cells)
+        path.append((parent, left))
+        self._splice(path, *self._lay_out(cells, pair), removed=2)
+
+    def _lay_out(
+        self, cells: _Cells, old: list[_Leaf], ascending: bool = False
+    ) -> tuple[list[_Node], list[bytes]]:
+        """Return new leaves in the place of *old* ones, and the separators between them."""
+        sizes = cells.sizes()
+        cuts = _cuts(sizes, self._capacity - 4)
+        if ascending and len(cuts) == 2 and sum(sizes[:-1]) <= self._capacity - 4:
+            cuts[0] = len(sizes) - 1
+        leaves: list[_Node] = []
+        separators = []
+        start = 0
+        with self._lock:
+            for leaf in old:
+                self._free(leaf)
+            for end in cuts:
+                leaves.append(cells.leaf(start, end, self._pager.allocate(), self._epoch))
+                self._register(leaves[-1])
+                if start:
+                    separators.append(_separator(cells.keys[start - 1], cells.keys[start]))
+                start = end
+        return leaves, separators
+
+    def _splice(
+        self, path: _Path, parts: list[_Node], separators: list[bytes], removed: int = 1
+    ) -> None:
+        """Put *parts* where *removed* children began at the end of *path*; mend what is above."""
+        while path:
+            node, at = path.pop()
+            node.replace(at, removed, separators, [part.number for part in parts])
+            if node.used > self._capacity:
+                parts, separators = self._divide(node.keys, node.children, [node])
+                removed = 1
+            elif path and node.used < self._minimum:
+                above, at = path.pop()
+                left = at - (at == len(above.keys))
+                pair = [node, node]
+                pair[left == at] = cast("_Inner", self._child(above, left + (left == at)))
+                keys = [*pair[0].keys, above.keys[left], *pair[1].keys]
+                parts, separators = self._divide(keys, pair[0].children + pair[1].children, pair)
+                path.append((above, left))
+                removed = 2
+            else:
+                break
+        else:
+            if len(parts) > 1:
+                children = array("I", [part.number for part in parts])
+                parts, _ = self._divide(separators, children, [], parts[0].level + 1)
+            self._root = parts[0].number
+        root = self._nodes.get(self._root)
+        while isinstance(root, _Inner) and not root.keys:
+            self._root = root.children[0]
+            with self._lock:
+                self._free(root)
+            root = self._nodes.get(self._root)
+
+    def _divide(
+        self, keys: list[bytes], children: array[int], old: list[_Inner], level: int = 0
+    ) -> tuple[list[_Node], list[bytes]]:
+        """Return new inner nodes in the place of *old* ones, and the separators between them."""
+        cuts = _cuts([len(key) + _CHILD for key in keys], self._capacity - _CHILD)
+        nodes: list[_Node] = []
+        start = 0
+        with self._lock:
+            for node in old:
+                self._free(node)
+                level = node.level
+            for end in cuts:
+                part = keys[start:end]
+                used = _CHILD * (len(part) + 1) + sum(map(len, part))
+                number = self._pager.allocate()
+                nodes.append(
+                    _Inner(number, self._epoch, level, part, children[start : end + 1], used)
+                )
+                self._register(nodes[-1])
+                start = end + 1
+        return nodes, [keys[end] for end in cuts[:-1]]
+
+    def _child(self, node: _Inner, at: int) -> _Node:
+        number = node.children[at]
+        child = self._nodes.get(number) or self._fetch(number)
+        if child.level != node.level - 1:
+            raise self._pager.corrupt(number, "the page is not of the level it should be")
+        return child
+
+    def _move_tail(self) -> None:
+        """Copy some of the last live pages to free places before them, so the file can shrink."""
+        budget = _MOVE_PAGES
+        for number in self._pager.tail:
+            if budget <= 0 or not self._pager.has_free_below(number):
+                break
+            budget -= self._move(number)
+        self._pager.tail = []
+
+    def _move(self, number: int) -> int:
+        """Copy the page to where there is room, if it is still in the tree; return pages written.
+
+        It was part of the last checkpoint, so whatever has happened since it is still on disk.
+        """
+        page = self._pager.read(number)
+        if page[0] == OVERFLOW:
+            return self._move_value(number, page)
+        node = self._decode(number, page)
+        key = next(iter(node.keys if isinstance(node, _Inner) else node.key_list()), b"")
+        live = self._nodes.get(self._root) or self._fetch(self._root)
+        while live.level > node.level and isinstance(live, _Inner):
+            live = self._child(live, bisect_right(live.keys, key))
+        if live.number != number:
+            return 0
+        self._writable(key)  # copies the path, and with it this node
+        return 1 + self._peek(self._root).level
+
+    def _move_value(self, number: int, page: bytes) -> int:
+        _, _, key_size, _, _ = ENVELOPE.unpack_from(page)
+        start = ENVELOPE.size + _CHUNK.size
+        key = page[start : start + key_size]
+        leaf = self._leaf(self._root, key)
+        slot = leaf.find(key)
+        if slot < 0 or slot not in leaf.spilled:
+            return 0
+        ref = leaf.value(slot)
+        chain = list(self._chain(leaf, key, ref))
+        too_long = len(chain) > min(_MOVE_PAGES, self._pager.free_pages)
+        if too_long or all(number != link for link, _, _ in chain):
+            return 0
+        leaf, _ = self._writable(key)
+        row_at = slot * _WIDTHS[leaf.form]
+        row = leaf.rows[row_at : row_at + _WIDTHS[leaf.form]]
+        moved = self._spill(key, b"".join([chunk for _, _, chunk in chain]))
+        self._free_value(leaf, key, ref)
+        leaf.replace(slot, row, moved, True)
+        return len(chain)
+
+    # -- private: spilled values -----------------------------------------------------------------
+
+    def _spill(self, key: bytes, value: bytes) -> bytes:
+        """Put a value into overflow pages and return the reference to it."""
+        if len(value) > _MAX_VALUE:
+            raise ValueError(f"a value has up to {_MAX_VALUE} bytes, not {len(value)}")
+        room = self._capacity - _CHUNK.size - len(key)
+        starts = range(0, len(value), room)
+        with self._lock:
+            numbers = [self._pager.allocate() for _ in starts]
+            for index, start in enumerate(starts):
+                link = numbers[index + 1] if index + 1 < len(numbers) else 0
+                chunk = value[start : start + room]
+                head = ENVELOPE.pack(OVERFLOW, 0, len(key), link, self._epoch)
+                content = b"".join((head, _CHUNK.pack(index, len(chunk)), key, chunk))
+                self._register(_Overflow(numbers[index], self._epoch, content))
+        return _REF.pack(numbers[0], len(value))
+
+    def _chain(self, leaf: _Leaf, key: bytes, ref: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """Iterate over a spilled value's pages: number, epoch and the part of the value there."""
+        if len(ref) != _REF.size:
+            raise self._pager.corrupt(leaf.number, "a spilled value has no reference")
+        number, left = _REF.unpack(ref)
+        index = 0
+        start = ENVELOPE.size + _CHUNK.size + len(key)
+        while left:
+            unwritten = self._overflow.get(number)
+            page = unwritten.content if unwritten else self._pager.read(number)
+            kind, _, key_size, link, epoch = ENVELOPE.unpack_from(page)
+            at, size = _CHUNK.unpack_from(page, ENVELOPE.size)
+            if (kind, key_size, at) != (OVERFLOW, len(key), index) or page[
+                start - len(key) : start
+            ] != key:
+                raise self._pager.corrupt(number, "the page is not the next one of its value")
+            if not 0 < size <= min(left, self._capacity + ENVELOPE.size - start):
+                raise self._pager.corrupt(number, "the part of a value has an impossible length")
+            yield number, epoch, page[start : start + size]
+            number = link
+            left -= size
+            index += 1
+
+    def _read_value(self, leaf: _Leaf, key: bytes, ref: bytes) -> bytes:
+        return b"".join([chunk for _, _, chunk in self._chain(leaf, key, ref)])
+
+    def _free_value(self, leaf: _Leaf, key: bytes, ref: bytes) -> None:
+        pages = [(number, epoch) for number, epoch, _ in self._chain(leaf, key, ref)]
+        with self._lock:
+            for number, epoch in pages:
+                if self._pager.free(number, epoch, self._epoch):
+                    self._forget(number)
+
+    # -- private: decoding -----------------------------------------------------------------------
+
+    def _decode(self, number: int, page: bytes) -> _Node:
+        """Return the node in a page whose checksum holds. Raises CorruptionError."""
+        kind, detail, count, link, epoch = ENVELOPE.unpack_from(page)
+        if epoch >= self._epoch:
+            raise self._pager.corrupt(number, "the page is newer than the tree")
+        if kind == LEAF and detail < len(_ROWS):
+            values_at = ENVELOPE.size + 2 * count + 2
+            spilled_at = values_at + 2 * count + 2
+            rows_at = spilled_at + 2 * link
+            keys_at = rows_at + count * _WIDTHS[detail]
+            if keys_at <= self._capacity + ENVELOPE.size:
+                data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
+                end = data_at + _LENGTH.unpack_from(page, spilled_at - 2)[0]
+                spilled = _U16[link].unpack(page[spilled_at:rows_at]) if link else ()
+                if end <= self._capacity + ENVELOPE.size and all(slot < count for slot in spilled):
+                    return _Leaf(
+                        number,
+                        epoch,
+                        count,
+                        detail,
+                        page[ENVELOPE.size : values_at],
+                        page[values_at:spilled_at],
+                        spilled,
+                        page[rows_at:keys_at],
+                        page[keys_at:data_at],
+                        page[data_at:end],
+                    )
+        elif kind == INNER and detail and count:
+            offsets_at = ENVELOPE.size + 4 * count + 4
+            keys_at = offsets_at + 2 * count + 2
+            if keys_at <= self._capacity + ENVELOPE.size:
+                offsets = _U16[count + 1].unpack_from(page, offsets_at)
+                end = keys_at + offsets[-1]
+                sound = offsets[0] == 0 and list(offsets) == sorted(offsets)
+                if sound and end <= self._capacity + ENVELOPE.size:
+                    image = page[offsets_at:end]
+                    keys = [page[keys_at + a : keys_at + b] for a, b in pairwise(offsets)]
+                    children = _little_endian(array("I", page[ENVELOPE.size : offsets_at]))
+                    used = end - ENVELOPE.size
+                    return _Inner(number, epoch, detail, keys, children, used, image)
+        raise self._pager.corrupt(number, "the page is no well-formed node")
+
+
+class Snapshot:
+    """A state of the tree, pinned until :meth:`close`; a context manager. Any thread may use it."""
+
+    def __init__(self, tree: BTree, root: int, epoch: int, records: int) -> None:
+        self._tree = tree
+        self._root = root
+        self._epoch = epoch
+        self._records = records
+        self._open = True
+
+    def __len__(self) -> int:
+        return self._records
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # The lock may be held by this very thread, in which the collector happens to run.
+        if self._open:
+            self._tree._abandoned.append(self._epoch)
+
+    def get(self, key: bytes) -> Record | None:
+        """Return the record that *key* had."""
+        return self._tree._get(self._root, key)
+
+    def items(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over keys and records, start <= key < end."""
+        return chain.from_iterable(self._item_groups(start, end, reverse))
+
+    def keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Iterate over the keys alone; several times faster than :meth:`items`."""
+        return chain.from_iterable(self._key_groups(start, end, reverse))
+
+    def close(self) -> None:
+        """Let go of the state; calling it again does nothing."""
+        if self._open:
+            self._open = False
+            self._tree._readers -= 1
+            self._tree._unpin(self._epoch)
+
+    # -- private ---------------------------------------------------------------------------------
+
+    def _key_groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[list[bytes]]:
+        for leaf in self._tree._leaves(self._root, start, end, reverse):
+            keys = leaf.key_list()
+            first, last = _bounds(keys, start, end)
+            keys = keys[first:last]
+            yield keys[::-1] if reverse else keys
+
+    def _item_groups(
+        self, start: bytes, end: bytes | None, reverse: bool
+    ) -> Iterator[Iterable[tuple[bytes, Record]]]:
+        for leaf in self._tree._leaves(self._root, start, end, reverse):
+            keys = leaf.key_list()
+            first, last = _bounds(keys, start, end)
+            if first >= last:
+                continue
+            if leaf.spilled:
+                yield self._large_items(leaf, keys, range(first, last), reverse)
+                continue
+            width = _WIDTHS[leaf.form]
+            rows = leaf.rows[first * width : last * width]
+            columns: list[Iterable[object]] = [
+                *zip(*_ROWS[leaf.form].iter_unpack(rows), strict=True)
+            ]
+            if leaf.form == 0:
+                columns.append(repeat(0))
+            values = leaf.value_list()[first:last]
+            records = map(_new_record, zip(values, *columns, strict=False))
+            items = zip(keys[first:last], records, strict=True)
+            yield [*items][::-1] if reverse else items
+
+    def _large_items(
+        self, leaf: _Leaf, keys: list[bytes], slots: range, reverse: bool
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over part of a leaf with spilled values, one value in memory at a time."""
+        for slot in reversed(slots) if reverse else slots:
+            yield keys[slot], self._tree._record(leaf, keys[slot], slot)
+
+
+class Checkpoint:
+    """A checkpoint on its way to the disk, made by :meth:`BTree.begin_checkpoint`.
+
+    Call :meth:`step` until it returns True and then :meth:`finish`, from any one thread and without
+    the caller's lock. After DiskFull, or to give it up, :meth:`abort`: the tree goes on as it is
+    and the next checkpoint writes what this one did not.
+    """
+
+    def __init__(self, tree: BTree, state: Meta, space: FreeSpace) -> None:
+        self._tree = tree
+        self._state = state
+        self._space = space
+        self._order: list[int] | None = None
+        self._next = 0
+        self._unsynced = 0
+        self._committed = False
+
+    def step(self, seconds: float) -> bool:
+        """Encode and write pages for about that long; return whether all are written.
+
+        Raises DiskFull and DiskFailed.
+        """
+        tree = self._tree
+        pager = tree._pager
+        deadline = time.perf_counter() + seconds
+        if self._order is None:
+            with tree._lock:
+                self._order = list(tree._frozen)
+            self._order.sort()
+        order = self._order
+        while self._next < len(order):
+            batch = order[self._next : self._next + _BATCH_PAGES]
+            found = [(number, tree._frozen.get(number)) for number in batch]
+            pages = [(number, pager.seal(number, page.body())) for number, page in found if page]
+            pager.write(pages)
+            with tree._lock:
+                for number, page in found:
+                    if page and tree._frozen.pop(number, None):
+                        tree._written(page)
+            self._next += len(batch)
+            self._unsynced += len(pages) * pager.page_size
+            if self._unsynced >= _SYNC_BYTES:
+                pager.sync()
+                self._unsynced = 0
+            if time.perf_counter() >= deadline:
+                break
+        return self._next >= len(order)
+
+    def finish(self) -> None:
+        """Make the checkpoint durable (S2) and give the pages back that it makes free.
+
+        Raises DiskFull, then :meth:`abort` is due, and DiskFailed.
+        """
+        tree = self._tree
+        assert self._order is not None, "no step was made"
+        assert self._next >= len(self._order), "pages are missing"
+        settled = tree._pager.commit(self._space, self._state)
+        tree.applied_index = self._state.applied_index
+        tree.applied_term = self._state.applied_term
+        tree._checkpoint = None
+        tree._unpin(self._state.epoch)
+        tree._settle(settled)
+        tree._pager.shrink()
+
+    def abort(self) -> None:
+        """Give the checkpoint up. The last one stays what the file holds."""
+        tree = self._tree
+        if tree._checkpoint is not self:
+            return
+        with tree._lock:
+            tree._frozen.update(tree._unwritten)
+            tree._unwritten, tree._frozen = tree._frozen, {}
+            tree._checkpoint = None
+        tree._unpin(self._state.epoch)
+
+
+# -- helpers -------------------------------------------------------------------------------------
+
+
+class _Loader:
+    """Builds a tree from sorted items, leaf after leaf, each level as full as it gets."""
+
+    def __init__(self, tree: BTree) -> None:
+        self._tree = tree
+        self._taken = array("I")  # every page number, to give them back after an error
+        self._pages: list[tuple[int, bytes]] = []
+        self._unsynced = 0
+        self._levels: list[tuple[list[bytes], array[int]]] = []
+        self._last_key = b""
+
+    def load(self, items: Iterable[tuple[bytes, Record]]) -> tuple[int, int]:
+        """Write all pages and return the root's number and the count of records."""
+        tree = self._tree
+        full = 2 * tree._capacity
+        cells = _Cells()
+        used = form = count = 0
+        previous = b""
+        for key, (value, *numbers) in items:
+            if not previous < key or len(key) > tree.max_key_bytes:
+                raise ValueError(f"keys have to ascend, with 1 to {tree.max_key_bytes} bytes each")
+            previous = key
+            spilled = len(key) + len(value) > tree._inline
+            row = cast("tuple[int, int, int, int]", tuple(numbers))
+            cells.keys.append(key)
+            cells.values.append(self._spill(key, value) if spilled else value)
+            cells.rows.append(row)
+            cells.spilled.append(spilled)
+            count += 1
+            form = max(form, _row_format([row]))
+            used += len(key) + len(cells.values[-1]) + 2 * spilled
+            if used + len(cells.keys) * (_CELL + _WIDTHS[form]) > full:
+                cells = self._full_leaf(cells)
+                used = sum(map(len, cells.keys)) + sum(map(len, cells.values))
+                used += 2 * sum(cells.spilled)
+                form = _row_format(cells.rows)
+        start = 0
+        for end in _cuts(cells.sizes(), tree._capacity - 4):
+            self._leaf(cells, start, end)
+            start = end
+        root = self._finish_levels()
+        self._flush()
+        return root, count
+
+    def undo(self) -> None:
+        """Give all pages back."""
+        tree = self._tree
+        with tree._lock:
+            for number in self._taken:
+                tree._pager.free(number, tree._epoch, tree._epoch)
+
+    def _full_leaf(self, cells: _Cells) -> _Cells:
+        """Write the fullest leaf that the first records make and return the rest."""
+        ends = list(accumulate(cells.sizes()))
+        end = bisect_right(ends, self._tree._capacity - 4)
+        self._leaf(cells, 0, end)
+        rest = _Cells()
+        rest.keys = cells.keys[end:]
+        rest.values = cells.values[end:]
+        rest.rows = cells.rows[end:]
+        rest.spilled = cells.spilled[end:]
+        return rest
+
+    def _leaf(self, cells: _Cells, start: int, end: int) -> None:
+        leaf = cells.leaf(start, end, self._allocate(), self._tree._epoch)
+        self._write(leaf)
+        first = cells.keys[start] if end else b""
+        self._add(0, _separator(self._last_key, first), leaf.number)
+        self._last_key = cells.keys[end - 1] if end else b""
+
+    def _add(self, level: int, separator: bytes, child: int) -> None:
+        """Append a child to the node that grows on a level; *separator* stands before it."""
+        if level == len(self._levels):
+            self._levels.append(([], array("I")))
+        keys, children = self._levels[level]
+        keys.append(separator)
+        children.append(child)
+        if sum(map(len, keys)) + _CHILD * len(keys) > 2 * self._tree._capacity:
+            ends = list(accumulate(len(key) + _CHILD for key in keys[1:]))
+            self._inner(level, 1 + bisect_right(ends, self._tree._capacity - _CHILD))
+
+    def _inner(self, level: int, count: int) -> None:
+        """Write the first *count* children of a level as one node and hand it to the next level."""
+        keys, children = self._levels[level]
+        number = self._allocate()
+        part = keys[1:count]
+        node = _Inner(number, self._tree._epoch, level + 1, part, children[:count], 0)
+        self._write(node)
+        first = keys[0]
+        del keys[:count], children[:count]
+        self._add(level + 1, first, number)
+
+    def _finish_levels(self) -> int:
+        level = 0
+        while True:
+            keys, children = self._levels[level]
+            if len(children) == 1 and level + 1 == len(self._levels):
+                return children[0]
+            sizes = [len(key) + _CHILD for key in keys]
+            start = 0
+            for end in _cuts(sizes, self._tree._capacity):
+                self._inner(level, end - start)
+                start = end
+            level += 1
+
+    def _spill(self, key: bytes, value: bytes) -> bytes:
+        tree = self._tree
+        ref = tree._spill(key, value)
+        pages = list(tree._overflow.values())
+        self._taken.extend(page.number for page in pages)
+        for page in pages:
+            self._write(page)
+            with tree._lock:
+                tree._forget(page.number)
+        return ref
+
+    def _allocate(self) -> int:
+        with self._tree._lock:
+            number = self._tree._pager.allocate()
+            self._tree._drop_stale(number)
+        self._taken.append(number)
+        return number
+
+    def _write(self, page: _Page) -> None:
+        pager = self._tree._pager
+        self._pages.append((page.number, pager.seal(page.number, page.body())))
+        if len(self._pages) >= _BATCH_PAGES:
+            self._flush()
+
+    def _flush(self) -> None:
+        pager = self._tree._pager
+        pager.write(self._pages)
+        self._unsynced += len(self._pages) * pager.page_size
+        self._pages = []
+        if self._unsynced >= _SYNC_BYTES:
+            pager.sync()
+            self._unsynced = 0
+
+
+class _Checker:
+    """Walks the whole tree once; see :meth:`BTree.check`."""
+
+    def __init__(self, tree: BTree) -> None:
+        self._tree = tree
+        self._pager = tree._pager
+        self._report = CheckReport(pages=tree._pager.pages)
+        self._seen = bytearray(tree._pager.pages)
+
+    def run(self) -> CheckReport:
+        tree = self._tree
+        report = self._report
+        with tree._lock:
+            free = self._pager.free_numbers()
+            listed = list(self._pager.list_pages)
+        for number in (0, 1, *listed, *free):
+            self._claim(number)
+        report.free_pages = len(free)
+        report.list_pages = len(listed)
+        report.depth = tree._peek(tree._root).level + 1
+        self._node(tree._root, report.depth - 1, b"", None)
+        if report.records != len(tree):
+            raise self._pager.corrupt(
+                tree._root, f"the tree has {report.records} records and should have {len(tree)}"
+            )
+        lost = self._seen.find(0)
+        if lost >= 0:
+            raise self._pager.corrupt(lost, "the page is neither used nor free (S4)")
+        return report
+
+    def _claim(self, number: int) -> None:
+        if not 0 <= number < len(self._seen):
+            raise self._pager.corrupt(number, "the page is not in the file (S4)")
+        if self._seen[number]:
+            raise self._pager.corrupt(number, "the page is in two places (S4)")
+        self._seen[number] = 1
+
+    def _node(self, number: int, level: int, low: bytes, high: bytes | None) -> None:
+        """Check the node and all below it; its keys have to be low <= key < high."""
+        self._claim(number)
+        tree = self._tree
+        node = tree._unwritten.get(number) or tree._frozen.get(number)
+        if node is None or isinstance(node, _Overflow):
+            node = tree._decode(number, self._pager.read(number))
+        if node.level != level:
+            raise self._pager.corrupt(number, "the page is not of the level it should be")
+        keys = node.keys if isinstance(node, _Inner) else node.key_list()
+        if any(map(ge, keys, keys[1:])) or (keys and keys[0] < low):
+            raise self._pager.corrupt(number, "the keys are out of order")
+        if keys and high is not None and keys[-1] >= high:
+            raise self._pager.corrupt(number, "a key is beyond its parent's separator")
+        if node.used > tree._capacity or b"" in keys:
+            raise self._pager.corrupt(number, "the node is over-full or has an empty key")
+        self._report.used_bytes += node.used
+        if isinstance(node, _Inner):
+            self._report.inner_pages += 1
+            bounds = pairwise([low, *keys, high])
+            for child, (start, end) in zip(node.children, bounds, strict=True):
+                self._node(child, level - 1, cast("bytes", start), end)
+        else:
+            self._report.leaf_pages += 1
+            self._leaf(node, keys)
+
+    def _leaf(self, leaf: _Leaf, keys: list[bytes]) -> None:
+        self._report.records += leaf.count
+        if not leaf.is_sound() or (not keys and leaf.number != self._tree._root):
+            raise self._pager.corrupt(leaf.number, "the leaf is empty or its offsets don't ascend")
+        for slot in leaf.spilled:
+            for number, _, _ in self._tree._chain(leaf, keys[slot], leaf.value(slot)):
+                self._claim(number)
+                self._report.overflow_pages += 1
+
+
+def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
+    """Pass the groups on and close the snapshot behind the last one."""
+    with snapshot:
+        yield from groups
+
+
+def _bounds(keys: list[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
+    return bisect_left(keys, start), len(keys) if end is None else bisect_left(keys, end)
+
+
+def _row_format(rows: list[tuple[int, int, int, int]]) -> int:
+    """Return the smallest row format that fits all rows."""
+    if not rows:
+        return 0
+    creates, mods, versions, expiries = zip(*rows, strict=True)
+    if (max(creates) | max(mods)) >> 32 or max(versions) >> 16:
+        return 2
+    return 1 if any(expiries) else 0
+
+
+def _separator(left: bytes, right: bytes) -> bytes:
+    """Return the shortest key that is greater than *left* and not greater than *right*."""
+    for at, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return right[: at + 1]
+    return right[: len(left) + 1]
+
+
+def _cuts(sizes: list[int], capacity: int) -> list[int]:
+    """Cut a row of cells into parts that fit, as even as may be; return where each part ends.
+
+    No cell is larger than half the capacity, so each cut leaves two parts that are smaller.
+    """
+    ends = list(accumulate(sizes, initial=0))
+    cuts = []
+    parts = [(0, len(sizes))]
+    while parts:
+        start, end = parts.pop()
+        if ends[end] - ends[start] <= capacity:
+            cuts.append(end)
+            continue
+        middle = (ends[start] + ends[end]) // 2
+        cut = bisect_left(ends, middle, start + 1, end - 1)
+        if cut - 1 > start and middle - ends[cut - 1] < ends[cut] - middle:
+            cut -= 1
+        parts += [(cut, end), (start, cut)]
+    return cuts
+
+
+@cache
+def _ones(count: int) -> int:
+    """Return 1 in each of *count* 16-bit places."""
+    return ((1 << 16 * count) - 1) // 0xFFFF
+
+
+def _shifted(offsets: bytes, distance: int) -> bytes:
+    """Add *distance* to each offset, all at once: none of them leaves its 16 bits."""
+    size = len(offsets)
+    moved = int.from_bytes(offsets, "little") + distance * _ones(size // 2)
+    return moved.to_bytes(size, "little")
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        numbers = numbers[:]
+        numbers.byteswap()
+    return numbers

@@ -198,11 +198,12 @@ class Process:
 class TextFormatter(logging.Formatter):
     """One line a record: time in UTC, level, logger, message; a traceback follows indented."""
 
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
-    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802
         return "  " + super().formatException(ei).replace("\n", "\n  ")
@@ -213,7 +214,7 @@ class JSONFormatter(TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = {
-            "time": self.formatTime(record, self.datefmt),
+            "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

@@ -81,6 +81,7 @@ _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a co
 _LINGER_TIME = 2.0  # seconds
 _LINGER_BYTES = 16 << 20
 _TICK = 1.0  # seconds between two looks at the deadlines
+_DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _SPARE_CONNECTIONS = 64  # over the limit, kept only for as long as it takes to tell them so
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -591,8 +592,6 @@ def _elements(value: str | None) -> set[str]:
 
 
 def _accepts_json(accept: str | None) -> bool:
-    if accept is None or "json" not in accept:
-        return False
     for element in _elements(accept):
         kind, _, parameters = element.replace(" ", "").partition(";")
         if kind in ("application/json", PROBLEM) and not re.search(r"(^|;)q=0(\.0*)?$", parameters):
@@ -1241,7 +1240,7 @@ class _Reactor:
         Raises only what is no single connection's and no application's fault.
         """
         draining = self.draining
-        events = self.epoll.poll(0 if self.resumed else _TICK)
+        events = self.epoll.poll(0 if self.resumed else _DRAIN_TICK if draining else _TICK)
         self.now = perf_counter()
         requests = self.requests
         if self.now >= self._next_tick:

@@ -396,8 +396,7 @@ class Node:
                 "last_snapshot_index": snapshot.index,
                 "last_snapshot_term": snapshot.term,
                 "latest_configuration": json.dumps(members),
-                "latest_configuration_index": raft.configuration_index,
-                "last_contact": "0" if raft.state == State.LEADER else "never",
+                "last_contact": _last_contact(raft.last_contact),
                 "num_peers": sum(voter != raft.id for voter in configuration.voters),
             }
         return {name: str(value) for name, value in facts.items()}
@@ -686,6 +685,12 @@ class Node:
             Configuration.decode(configuration) if configuration else Configuration(()),
             random.Random(),
         )
+
+
+def _last_contact(ticks: int | None) -> str:
+    if ticks is None:
+        return "never"
+    return f"{ticks * TICK * 1000:.0f}ms" if ticks else "0"
 
 
 def _run(finished: Sequence[Callable[[], None]]) -> None:

@@ -245,6 +245,9 @@ class Pager:
         self.pages += 1
         return self.pages - 1
 
+    def has_free_below(self, number: int) -> bool:
+        return bool(self._free) and self._free[0] < number
+
     def free(self, number: int, born: int, left: int) -> bool:
         """Give back a page that was in the tree from epoch *born* until before *left*.
 
@@ -499,8 +502,11 @@ def _choose(file: File, slots: list[list[Meta]], size: int) -> tuple[Meta, Meta 
     for slot in (0, 1):
         if not slots[slot]:
             raise CorruptionError(file.path, slot * size, "no valid record in this meta page")
-    newest, older = sorted((max(slot, key=lambda meta: meta.txid) for slot in slots), reverse=True,
-                           key=lambda meta: meta.txid)
+    newest, older = sorted(
+        (max(slot, key=lambda meta: meta.txid) for slot in slots),
+        reverse=True,
+        key=lambda meta: meta.txid,
+    )
     if not 2 <= newest.root < newest.pages or older.epoch > newest.epoch:
         raise CorruptionError(file.path, (newest.txid & 1) * size, "the meta page makes no sense")
     if file.size() < newest.pages * size:

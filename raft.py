@@ -531,7 +531,7 @@ class Raft:
         """Start an election now, if this node may lead. A lone voter does so when it starts."""
         if self.state is State.LEADER or not self._may_campaign():
             return
-        if self.configuration.quorum == 1:
+        if self._is_alone():
             self._become_candidate(force=False)
         else:
             self._become_pre_candidate()
@@ -666,8 +666,14 @@ class Raft:
     # -- leader election (paper 5.2, 5.4.1; thesis 4.2.3, 9.6) -----------------------------------
 
     def _may_campaign(self) -> bool:
-        """Learners, arbiters, strangers and nodes amid an installation don't (R5)."""
-        return self.configuration.may_lead(self.id) and self._log.installing is None
+        """Learners, arbiters, strangers and nodes amid an installation don't (R5).
+
+        A member whose removal isn't known to be committed still may: its log may be the only one
+        that lets anybody win (thesis 4.2.2). It needs the votes of a configuration without it.
+        """
+        return self._log.installing is None and any(
+            configuration.may_lead(self.id) for _, configuration in self._configurations
+        )
 
     def _hears_leader(self) -> bool:
         return self.state is State.LEADER or (
@@ -798,6 +804,9 @@ class Raft:
             return
         if self._transferee and self._now >= self._transfer_deadline:
             self._transferee = ""
+            if self._is_removed():
+                self._become_follower(self.term)
+                return
         if self._elapsed >= self.options.heartbeat_ticks:
             self._elapsed = 0
             self._send_heartbeats()
@@ -824,7 +833,7 @@ class Raft:
         ):
             self._send_append(progress)
         if progress.state is Replication.PIPELINE and (
-            progress.due or progress.commit < self.commit_index
+            progress.due or (progress.commit < self.commit_index and not progress.inflight)
         ):
             self._send_append(progress)
 
@@ -885,10 +894,10 @@ class Raft:
         if message.index < progress.match:
             return  # reordered
         progress.match = message.index
+        progress.next = max(progress.next, message.index + 1)
         if progress.state is Replication.PIPELINE:
             while progress.inflight and progress.inflight[0] <= message.index:
                 progress.inflight.popleft()
-            progress.next = max(progress.next, message.index + 1)
         elif progress.state is Replication.PROBE or message.index + 1 >= self._log.first_index:
             progress.state = Replication.PIPELINE
             progress.next = message.index + 1
@@ -941,7 +950,7 @@ class Raft:
             self._commit(index)
             while self._uncommitted and self._uncommitted[0][0] <= index:
                 self._uncommitted_bytes -= self._uncommitted.popleft()[1]
-            if not self._is_changing() and self.id not in configuration.voters:
+            if self._is_removed() and not self._transferee:
                 self._leave()
 
     # -- log replication, the follower's side (paper 5.3) ----------------------------------------
@@ -1065,11 +1074,14 @@ class Raft:
     def remove(self, node_id: str) -> int:
         """Remove a member, this one too; see :meth:`add_learner` for what is returned and raised.
 
-        A leader that removes itself leads until that is committed, without counting itself.
-        Raises MemberNotFound, and Conflict when nobody would be left that could lead.
+        A leader that removes itself leads until that is committed, without counting itself, and
+        hands over. Raises MemberNotFound, and Conflict when nobody would be left that could
+        lead, or might be able to: an arbiter may hold more than every data node but a leader.
         """
         self._check_leading()
         self._member(node_id)
+        if node_id == self.id and any(s.role == "arbiter" for s in self.configuration.servers):
+            raise Conflict(f"{node_id} leads, beside an arbiter; hand leadership over first")
         rest = self.configuration.without(node_id)
         if not any(map(rest.may_lead, rest.voters)):
             raise Conflict(f"{node_id} is the last voter that holds data and can't be removed")
@@ -1121,13 +1133,12 @@ class Raft:
         return max(able)[1] if able else ""
 
     def _leave(self) -> None:
-        """Step down once this leader's own removal is committed (thesis 4.2.2)."""
-        for progress in self.progress.values():
-            self._replicate(progress)  # they should know the commit
+        """Hand over, now that this leader's own removal is committed (thesis 4.2.2)."""
         successor = self._successor()
         if successor:
-            self._send(MessageType.TIMEOUT_NOW, successor)
-        self._become_follower(self.term)
+            self.transfer_leadership(successor)  # _tick_leader() ends it if nothing comes of it
+        else:
+            self._become_follower(self.term)
 
     def _change(self, configuration: Configuration) -> int:
         """Append a configuration, one member away from the last one (R4)."""
@@ -1152,6 +1163,9 @@ class Raft:
     def _is_changing(self) -> bool:
         return self._configurations[-1][0] > self.commit_index
 
+    def _is_removed(self) -> bool:
+        return self.configuration.get(self.id) is None and not self._is_changing()
+
     def _adopt_entries(self, entries: Iterable[Entry]) -> None:
         """A configuration counts from the moment it is in the log (R4)."""
         found = [
@@ -1174,6 +1188,8 @@ class Raft:
         while len(self._configurations) > 1 and self._configurations[1][0] <= self.commit_index:
             del self._configurations[0]
         if self.state is State.LEADER:
+            for progress in self.progress.values():
+                self._replicate(progress)  # a removed member hears of the commit, and keeps quiet
             self._track_servers()
 
     def _adopt_configuration(self) -> None:

@@ -519,13 +519,14 @@ class RaftLog:
         with self._lock:
             self._spares.remove(spare)
         self._sequence += 1
+        superseded = [s for s in self._segments if s.first >= first]
+        self._drop_segments(superseded, replaced_by=segment.path)
         if first <= self.last_index:
-            self._cut_off(first, segment.path)
+            self._cut_off(first)
         self._segments.append(segment)
 
-    def _cut_off(self, first: int, path: str) -> None:
-        """Forget the entries from *first* on; the segment *path* has just replaced them."""
-        self._drop_segments([s for s in self._segments if s.first >= first], replaced_by=path)
+    def _cut_off(self, first: int) -> None:
+        """Forget the entries from *first* on, which a new segment has just superseded."""
         self._trim_cache_end(first)
         self._terms.cut_from(first)
         self.last_index = self._synced = first - 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bench.workspace import BenchError, Workspace
 
-__all__ = ["Outcome", "redis_benchmark", "wrk", "wrk_missing", "write_requests"]
+__all__ = ["Outcome", "redis_benchmark", "write_requests", "wrk", "wrk_missing"]
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "replay.lua")
 _CALIBRATION = 2_000  # requests that tell redis-benchmark how many fill the time
@@ -35,20 +35,17 @@ class Outcome:
 def write_requests(path: str, requests: Iterable[bytes]) -> None:
     """Write the file that ``replay.lua`` reads: each entry is sent with one write."""
     with open(path, "wb") as file:
-        for request in requests:
-            file.write(b"%d\n%b" % (len(request), request))
+        file.writelines(b"%d\n%b" % (len(request), request) for request in requests)
 
 
-def wrk(
-    workspace: Workspace, port: int, requests: str, connections: int, seconds: float
-) -> Outcome:
+def wrk(workspace: Workspace, port: int, requests: str, connections: int, seconds: int) -> Outcome:
     """Send the requests of a file over keep-alive connections for *seconds*."""
     printed = workspace.run(
         [
             "wrk",
             "--threads=1",
             f"--connections={connections}",
-            f"--duration={round(seconds * 1000)}ms",
+            f"--duration={seconds}s",
             "--timeout=10s",
             f"--script={_SCRIPT}",
             f"http://127.0.0.1:{port}/",
@@ -64,7 +61,7 @@ def wrk(
 
 
 def redis_benchmark(
-    workspace: Workspace, port: int, command: str, connections: int, seconds: float, keys: int
+    workspace: Workspace, port: int, command: str, connections: int, seconds: int, keys: int
 ) -> Outcome:
     """Send SET or GET of 25-byte values without pipelining for about *seconds*."""
 
@@ -72,12 +69,12 @@ def redis_benchmark(
         printed = workspace.run(
             [
                 "redis-benchmark",
-                f"-p {port}",
-                f"-c {connections}",
-                f"-n {requests}",
-                f"-r {keys}",
-                "-d 25",
-                f"-t {command.lower()}",
+                *("-p", str(port)),
+                *("-c", str(connections)),
+                *("-n", str(requests)),
+                *("-r", str(keys)),
+                *("-d", "25"),
+                *("-t", command.lower()),
                 "--csv",
             ],
             seconds + _SLACK,

@@ -13,7 +13,7 @@ class Plan:
 
     name: str
     rounds: int
-    load_seconds: float  # of one wrk or redis-benchmark run
+    load_seconds: int  # of one wrk or redis-benchmark run
     connections: tuple[int, ...]  # of every system
     many_connections: int  # of ConureDB only
     idle_connections: int
@@ -31,7 +31,7 @@ class Plan:
 FULL = Plan(
     name="full",
     rounds=3,
-    load_seconds=2.0,
+    load_seconds=2,
     connections=(1, 16, 64, 256),
     many_connections=1000,
     idle_connections=2000,
@@ -49,7 +49,7 @@ FULL = Plan(
 QUICK = Plan(
     name="quick",
     rounds=1,
-    load_seconds=0.5,
+    load_seconds=1,
     connections=(1, 64),
     many_connections=1000,
     idle_connections=2000,

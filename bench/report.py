@@ -6,7 +6,7 @@ of the run it comes from, so that a part measured again replaces only its own se
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import re
@@ -21,6 +21,7 @@ from bench.workspace import Workspace
 
 __all__ = ["Ratio", "Section", "facts", "kilo", "probe_sync", "write_results"]
 
+_MET = {True: "yes", False: "**no**", None: "can't tell: too noisy"}
 _TITLE = """\
 # Results
 
@@ -53,7 +54,7 @@ class Section:
 
     title: str
     blocks: list[str] = field(default_factory=list)
-    targets: list[tuple[str, str, str, bool]] = field(default_factory=list)
+    targets: list[tuple[str, str, str, bool | None]] = field(default_factory=list)
 
     def text(self, words: str) -> None:
         self.blocks.append(words)
@@ -62,7 +63,8 @@ class Section:
         lines = [f"**{caption}**", "", _row(header), "|---" * len(header) + "|"]
         self.blocks.append("\n".join([*lines, *map(_row, rows)]))
 
-    def target(self, what: str, goal: str, measured: str, *, met: bool) -> None:
+    def target(self, what: str, goal: str, measured: str, *, met: bool | None) -> None:
+        """Add a target; *met* is None when the run can't tell."""
         self.targets.append((what, goal, measured, met))
 
     def at_least(self, what: str, ratio: Ratio, goal: float) -> None:
@@ -76,7 +78,7 @@ class Section:
     def render(self, provenance: str) -> str:
         blocks = [f"## {self.title}", provenance, *self.blocks]
         if self.targets:
-            rows = [[*row[:3], "yes" if row[3] else "**no**"] for row in self.targets]
+            rows = [[*row[:3], _MET[row[3]]] for row in self.targets]
             header = ["target", "goal", "measured", "met"]
             lines = ["**Targets**", "", _row(header), "|---|---|---|---|", *map(_row, rows)]
             blocks.append("\n".join(lines))
@@ -92,16 +94,17 @@ def kilo(rate: float) -> str:
     return f"{rate / 1e3:.1f} k" if rate >= 1_000 else f"{rate:.0f}"
 
 
-def facts(plan: Plan, workspace: Workspace, systems: Iterable[str]) -> str:
+def facts(plan: Plan, workspace: Workspace) -> str:
     """Return the list of facts a result is worthless without."""
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
+    machine = f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB"
+    system = f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.2f}"
+    sync = median(probe_sync(workspace, 300)) * 1e3
     lines = [
         f"{now:%Y-%m-%d %H:%M} UTC, commit {_commit()}, {plan.name} plan, {plan.rounds} rounds",
-        f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, "
-        f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.2f}",
-        f"{platform.python_implementation()} {platform.python_version()}; {', '.join(systems)}",
-        f"{workspace.filesystem}; fdatasync of 4 KiB into preallocated blocks: "
-        f"{median(probe_sync(workspace, 300)) * 1e3:.2f} ms",
+        f"{machine}, {system}",
+        f"{platform.python_implementation()} {platform.python_version()}",
+        f"{workspace.filesystem}; fdatasync of 4 KiB into preallocated blocks: {sync:.2f} ms",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -108,22 +108,20 @@ V2 = Api(
 
 
 class Conure:
-    """A ConureDB node of one voter with its own data directory, which outlives the process."""
+    """A ConureDB node of one voter; its data directory and ports outlive the process."""
 
-    def __init__(self, workspace: Workspace, *flags: str, data: str = "") -> None:
+    def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._flags = flags
-        self.data = data or workspace.path("conure")
+        self._data = workspace.path("conure")
+        self.port, self._raft_port = free_ports(2)
         self.process: Process | None = None
-        self.port = 0
 
     @staticmethod
     def version() -> str:
         return "ConureDB " + _first_line(sys.executable, _CONUREDB, "--version").split()[-1]
 
-    def start(self, seconds: float = _START_SECONDS) -> float:
-        """Start it and return the seconds until ``/readyz`` answered 200."""
-        self.port, raft_port = free_ports(2)
+    def start(self, *flags: str) -> float:
+        """Start it with more *flags*; return the seconds until ``/readyz`` answered 200."""
         began = time.perf_counter()
         self.process = self._workspace.start(
             "conure",
@@ -131,14 +129,14 @@ class Conure:
                 sys.executable,
                 _CONUREDB,
                 "--bootstrap",
-                f"--data-dir={self.data}",
+                f"--data-dir={self._data}",
                 f"--http-addr=127.0.0.1:{self.port}",
-                f"--raft-addr=127.0.0.1:{raft_port}",
-                *self._flags,
+                f"--raft-addr=127.0.0.1:{self._raft_port}",
+                *flags,
             ],
         )
         ready = Request("GET", "/readyz")
-        wait_until(lambda: _answers(self.port, ready), self.process, seconds)
+        wait_until(lambda: _answers(self.port, ready), self.process, _START_SECONDS)
         return time.perf_counter() - began
 
     @property
@@ -203,15 +201,15 @@ class Redis:
             "redis",
             [
                 "redis-server",
-                "--bind 127.0.0.1",
-                f"--port {self.port}",
-                f"--dir {workspace.directory('redis')}",
-                "--appendonly yes",
-                "--appendfsync always",
-                "--save ''",
+                *("--bind", "127.0.0.1"),
+                *("--port", str(self.port)),
+                *("--dir", workspace.directory("redis")),
+                *("--appendonly", "yes"),
+                *("--appendfsync", "always"),
+                *("--save", ""),
             ],
         )
-        wait_until(lambda: self._answers_ping(), self.process, _START_SECONDS)
+        wait_until(self._answers_ping, self.process, _START_SECONDS)
 
     @staticmethod
     def version() -> str:

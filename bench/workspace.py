@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Self
 
 __all__ = [
     "BenchError",
@@ -59,13 +60,15 @@ class Workspace:
         os.makedirs(parent, exist_ok=True)
         kind = filesystem_type(parent)
         if kind in _IN_MEMORY:
-            raise BenchError(f"{parent} lies on {kind}, where a sync costs nothing; use a real disk")
+            raise BenchError(
+                f"{parent} lies on {kind}, where a sync costs nothing; use a real disk"
+            )
         self.filesystem = kind
         self._root = tempfile.mkdtemp(dir=os.path.abspath(parent))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._names = 0
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,61 @@
+"""The command line of the benchmarks; see ``bench/__init__.py``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+
+from bench import btree_part, checkpoint_part, http_part, restart_part
+from bench.plan import FULL, QUICK
+from bench.report import facts, write_results
+from bench.workspace import BenchError, Workspace, note, raise_file_limit
+
+_PARTS = {
+    "http": http_part.run,
+    "btree": btree_part.run,
+    "restart": restart_part.run,
+    "checkpoint": checkpoint_part.run,
+}
+_RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "RESULTS.md")
+
+
+def main() -> int:
+    """Run the parts that were asked for; return the exit status.
+
+    A target that isn't met is reported and is no failure; a part that could not be measured is.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure ConureDB.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(_PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="one short round, a rough look only")
+    parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in _PARTS]:
+        parser.error(f"no part is called {unknown[0]}; there are {', '.join(_PARTS)}")
+    if options.quick and options.write:
+        parser.error("results are written from a full run only; leave out --quick")
+    plan = QUICK if options.quick else FULL
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    raise_file_limit()
+    failed = False
+    for name in options.parts or _PARTS:
+        note(f"part {name}")
+        try:
+            with Workspace() as workspace:
+                provenance = facts(plan, workspace)
+                section = _PARTS[name](plan, workspace)
+        except BenchError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        rendered = section.render(provenance)
+        print(rendered, flush=True)
+        if options.write:
+            write_results(_RESULTS, [(section.title, rendered)])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,989 @@
+"""httpserver: the rules of HTTP/1.1 by raw sockets, order, limits, and clients that misbehave."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import logging
+import resource
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+import httpserver
+from errors import BadRequest, ConureError, KeyNotFound, NotLeader
+from httpserver import HTTPServer, Limits, Request, decode_form, error_body
+from tests.httpdriver import (
+    Recorder,
+    Stepped,
+    bytewise,
+    connect,
+    exchange,
+    play,
+    read_all,
+    read_answers,
+    serving,
+    statuses,
+    without_dates,
+)
+
+HOST = b"Host: a\r\n"
+GET = b"GET /kv?key=a HTTP/1.1\r\n" + HOST + b"\r\n"
+PUT = b"PUT /kv?key=a HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
+SMALL = Limits(max_target_bytes=200, max_header_bytes=300, max_body_bytes=100)
+
+
+def get(fields: bytes = b"", target: bytes = b"/kv?key=a", version: bytes = b"HTTP/1.1") -> bytes:
+    return b"GET " + target + b" " + version + b"\r\n" + HOST + fields + b"\r\n"
+
+
+def chunked(body: bytes, fields: bytes = b"") -> bytes:
+    head = b"PUT /kv HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n"
+    return head + fields + b"\r\n" + body
+
+
+def sized(length: bytes, body: bytes = b"", fields: bytes = b"") -> bytes:
+    head = b"PUT /kv HTTP/1.1\r\n" + HOST + b"Content-Length: " + length
+    return head + b"\r\n" + fields + b"\r\n" + body
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HTTPServer]:
+    with serving() as running:
+        yield running
+
+
+def fail_if_logged(caplog: pytest.LogCaptureFixture) -> None:
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+# -- the rules of RFC 9112 -----------------------------------------------------------------------
+
+REFUSED = {
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (get(b"Host: a\r\n"), 400),
+    "host with a space": (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    "host with a slash": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "version 2.0": (get(version=b"HTTP/2.0"), 505),
+    "version 1.2": (get(version=b"HTTP/1.2"), 505),
+    "version 0.9": (get(version=b"HTTP/0.9"), 505),
+    "version of two digits": (get(version=b"HTTP/1.10"), 400),
+    "version in small letters": (get(version=b"http/1.1"), 400),
+    "no version": (b"GET /\r\n\r\n", 400),
+    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+    "two spaces before the target": (b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "two spaces behind the target": (b"GET /  HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "space at the end": (b"GET / HTTP/1.1 \r\n" + HOST + b"\r\n", 400),
+    "space at the start": (b" GET / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "tab for a space": (b"GET\t/ HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "method not a token": (b"G(T / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "method empty": (b" / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "space in the target": (b"GET /kv?key=a b HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "NUL in the target": (get(target=b"/\0"), 400),
+    "bare CR in the target": (get(target=b"/\r"), 400),
+    "line feed in the target": (get(target=b"/\n"), 400),
+    "DEL in the target": (get(target=b"/\x7f"), 400),
+    "a line end and a field in the target": (get(target=b"/\r\nX:"), 400),
+    "target without a slash": (get(target=b"kv"), 400),
+    "asterisk for GET": (get(target=b"*"), 400),
+    "absolute form of another scheme": (get(target=b"ftp://a/kv"), 400),
+    "absolute form with a user": (get(target=b"http://u@a/kv"), 400),
+    "absolute form without an authority": (get(target=b"http:///kv"), 400),
+    "bad escape in the path": (get(target=b"/%zz"), 400),
+    "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\n" + HOST + b"\r\n", 501),
+    "CONNECT with a path": (b"CONNECT /kv HTTP/1.1\r\n" + HOST + b"\r\n", 501),
+    "bare LF after the request line": (b"GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
+    "bare LF after a field": (b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", 400),
+    "bare LF everywhere": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+    "bare CR in a field": (get(b"X: a\rb\r\n"), 400),
+    "NUL in a field": (get(b"X: a\0b\r\n"), 400),
+    "control character in a field": (get(b"X: a\x01b\r\n"), 400),
+    "DEL in a field": (get(b"X: a\x7fb\r\n"), 400),
+    "folded field": (get(b"X: a\r\n b\r\n"), 400),
+    "folded first field": (b"GET / HTTP/1.1\r\n X: a\r\nHost: a\r\n\r\n", 400),
+    "space before the colon": (get(b"X : a\r\n"), 400),
+    "tab before the colon": (get(b"X\t: a\r\n"), 400),
+    "field without a colon": (get(b"X\r\n"), 400),
+    "field without a name": (get(b": a\r\n"), 400),
+    "field name not a token": (get(b"X(: a\r\n"), 400),
+    "field name not ASCII": (get(b"X\xe9: a\r\n"), 400),
+    "length and chunks": (sized(b"3", b"abc", b"Transfer-Encoding: chunked\r\n"), 400),
+    "chunks and length": (chunked(b"0\r\n\r\n", b"Content-Length: 3\r\n"), 400),
+    "two differing lengths": (sized(b"3", b"abc", b"Content-Length: 4\r\n"), 400),
+    "two equal lengths": (sized(b"3", b"abc", b"Content-Length: 3\r\n"), 400),
+    "listed lengths": (sized(b"3, 3", b"abc"), 400),
+    "length +5": (sized(b"+5", b"abcde"), 400),
+    "length -1": (sized(b"-1"), 400),
+    "length 0x10": (sized(b"0x10"), 400),
+    "length 1_0": (sized(b"1_0"), 400),
+    "length 1.0": (sized(b"1.0"), 400),
+    "length empty": (sized(b""), 400),
+    "length with a space": (sized(b"1 0"), 400),
+    "length in superscript": (sized("\u00b3".encode("latin-1")), 400),
+    "length in Arabic digits": (sized("\u0663".encode()), 400),
+    "length beyond all bounds": (sized(b"9" * 5000), 413),
+    "length just over the limit": (sized(b"%d" % (Limits().max_body_bytes + 1)), 413),
+    "gzip": (get(b"Transfer-Encoding: gzip\r\n"), 501),
+    "gzip, chunked": (get(b"Transfer-Encoding: gzip, chunked\r\n"), 501),
+    "chunked, gzip": (get(b"Transfer-Encoding: chunked, gzip\r\n"), 501),
+    "identity": (get(b"Transfer-Encoding: identity\r\n"), 501),
+    "chunked twice": (get(b"Transfer-Encoding: chunked, chunked\r\n"), 400),
+    "chunked in two fields": (chunked(b"0\r\n\r\n", b"Transfer-Encoding: chunked\r\n"), 400),
+    "coding empty": (get(b"Transfer-Encoding:\r\n"), 400),
+    "coding with a vertical tab": (get(b"Transfer-Encoding: \x0bchunked\r\n"), 400),
+    "chunks in 1.0": (get(b"Transfer-Encoding: chunked\r\n", version=b"HTTP/1.0"), 400),
+    "chunk size empty": (chunked(b"\r\n"), 400),
+    "chunk size not hexadecimal": (chunked(b"g\r\n"), 400),
+    "chunk size 0x3": (chunked(b"0x3\r\nabc\r\n0\r\n\r\n"), 400),
+    "chunk size +3": (chunked(b"+3\r\nabc\r\n0\r\n\r\n"), 400),
+    "chunk size -3": (chunked(b"-3\r\nabc\r\n0\r\n\r\n"), 400),
+    "chunk size 1_0": (chunked(b"1_0\r\nabc\r\n0\r\n\r\n"), 400),
+    "chunk size with a space before": (chunked(b" 3\r\nabc\r\n0\r\n\r\n"), 400),
+    "chunk size with a space behind": (chunked(b"3 \r\nabc\r\n0\r\n\r\n"), 400),
+    "chunk size overflow": (chunked(b"1" + b"0" * 16 + b"\r\n"), 400),
+    "chunk size over the limit": (chunked(b"fffffffffffffff\r\n"), 413),
+    "chunks over the limit": (chunked(b"80000\r\n" + bytes(0x80000) + b"\r\n80001\r\n"), 413),
+    "chunk line ends in LF": (chunked(b"3\nabc\r\n0\r\n\r\n"), 400),
+    "chunk data too long": (chunked(b"3\r\nabcd\r\n0\r\n\r\n"), 400),
+    "chunk data ends in LF": (chunked(b"3\r\nabc\n0\r\n\r\n"), 400),
+    "chunk line without end": (chunked(b"3;" + b"x" * 5000), 400),
+    "chunk extension with a control": (chunked(b"3;\0\r\nabc\r\n0\r\n\r\n"), 400),
+    "too many chunk extensions": (chunked((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 5), 400),
+    "trailer malformed": (chunked(b"0\r\nX : a\r\n\r\n"), 400),
+    "trailer folded": (chunked(b"0\r\nX: a\r\n b\r\n\r\n"), 400),
+    "trailer ends in LF": (chunked(b"0\r\nX: a\n\r\n\r\n"), 400),
+    "trailer too long": (chunked(b"0\r\nX: " + b"a" * 40000), 431),
+    "another expectation": (sized(b"3", b"abc", b"Expect: 200-ok\r\n"), 417),
+    "target too long": (get(target=b"/" + b"a" * 65536), 414),
+    "request line without end": (b"GET /" + b"a" * 66000, 414),
+    "header too long": (get(b"X: " + b"a" * 32768 + b"\r\n"), 431),
+    "header without end": (b"GET / HTTP/1.1\r\nX: " + b"a" * 33000, 431),
+    "too many fields": (get(b"X: a\r\n" * 100), 431),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_refused(
+    server: HTTPServer, data: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """H6: one answer that says so, then the end; nothing behind the request is read as one."""
+    answers = exchange(server, GET + data + GET)
+    assert statuses(answers) == [200, status]
+    refused = answers[answers.rfind(b"HTTP/1.1 %d " % status) :]
+    head, _, body = refused.partition(b"\r\n\r\n")
+    assert b"Connection: close" in head
+    assert body.endswith(b"\n")
+    assert body.count(b"\n") == 1
+    fail_if_logged(caplog)
+
+
+ACCEPTED = {
+    "plain": (GET, ["GET", "/kv", "key=a", ""]),
+    "no query": (get(target=b"/"), ["GET", "/", "", ""]),
+    "query empty": (get(target=b"/?"), ["GET", "/", "", ""]),
+    "two question marks": (get(target=b"/a?b?c"), ["GET", "/a", "b?c", ""]),
+    "escaped path": (get(target=b"/%6bv%2f"), ["GET", "/kv/", "", ""]),
+    "plus in the path": (get(target=b"/a+b"), ["GET", "/a+b", "", ""]),
+    "octets above ASCII in the query": (get(target=b"/?k=\xff"), ["GET", "/", "k=\xff", ""]),
+    "absolute form": (get(target=b"http://b:80/kv?key=a"), ["GET", "/kv", "key=a", ""]),
+    "absolute form, capitals": (get(target=b"HTTP://b/kv"), ["GET", "/kv", "", ""]),
+    "absolute form without a path": (get(target=b"http://b"), ["GET", "/", "", ""]),
+    "absolute form, query only": (get(target=b"http://b?x"), ["GET", "/", "x", ""]),
+    "asterisk": (
+        b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n",
+        ["OPTIONS", "*", "", ""],
+    ),
+    "another method": (
+        b"M-SEARCH /kv HTTP/1.1\r\n" + HOST + b"\r\n",
+        ["M-SEARCH", "/kv", "", ""],
+    ),
+    "empty line before": (b"\r\n" + GET, ["GET", "/kv", "key=a", ""]),
+    "empty lines before": (b"\r\n\r\n\r\n" + GET, ["GET", "/kv", "key=a", ""]),
+    "host empty": (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", ["GET", "/", "", ""]),
+    "host with a port": (b"GET / HTTP/1.1\r\nhOST:[::1]:80\r\n\r\n", ["GET", "/", "", ""]),
+    "field with text above ASCII": (get(b"X: caf\xc3\xa9\r\n"), ["GET", "/kv", "key=a", ""]),
+    "field with tabs around": (get(b"X:\t a \t\r\n"), ["GET", "/kv", "key=a", ""]),
+    "100 fields": (get(b"X: a\r\n" * 99), ["GET", "/kv", "key=a", ""]),
+    "body": (PUT, ["PUT", "/kv", "key=a", "abc"]),
+    "no length": (b"PUT /kv HTTP/1.1\r\n" + HOST + b"\r\n", ["PUT", "/kv", "", ""]),
+    "length zero": (sized(b"0"), ["PUT", "/kv", "", ""]),
+    "length with zeros before": (sized(b"0003", b"abc"), ["PUT", "/kv", "", "abc"]),
+    "body on GET": (get(b"Content-Length: 3\r\n") + b"abc", ["GET", "/kv", "key=a", "abc"]),
+    "body that looks like a request": (
+        sized(b"%d" % len(GET), GET),
+        ["PUT", "/kv", "", GET.decode()],
+    ),
+    "chunks": (
+        chunked(b"3\r\nabc\r\n00A\r\n0123456789\r\n0\r\n\r\n"),
+        ["PUT", "/kv", "", "abc0123456789"],
+    ),
+    "no chunk": (chunked(b"0\r\n\r\n"), ["PUT", "/kv", "", ""]),
+    "chunk with line ends in it": (
+        chunked(b"6\r\n\r\n\r\n\r\n\r\n0\r\n\r\n"),
+        ["PUT", "/kv", "", "\r\n\r\n\r\n"],
+    ),
+    "chunk extensions": (
+        chunked(b'3 ; a="b"\r\nabc\r\n0;x\r\n\r\n'),
+        ["PUT", "/kv", "", "abc"],
+    ),
+    "trailers": (chunked(b"3\r\nabc\r\n0\r\nX: a\r\nY: b\r\n\r\n"), ["PUT", "/kv", "", "abc"]),
+    "Chunked in capitals": (
+        b"PUT / HTTP/1.1\r\n" + HOST + b"TRANSFER-ENCODING: CHUNKED\r\n\r\n0\r\n\r\n",
+        ["PUT", "/", "", ""],
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_what_is_accepted(server: HTTPServer, data: bytes, expected: list[str]) -> None:
+    """The connection goes on afterwards: a second request on it is answered too."""
+    answers = exchange(server, data + GET)
+    assert statuses(answers) == [200, 200]
+    body = answers.split(b"\r\n\r\n")[1].partition(b"HTTP/1.1 200")[0]
+    assert json.loads(body) == expected
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *ACCEPTED])
+def test_splits_do_not_change_answers(name: str) -> None:
+    """H3: byte by byte, and cut anywhere near the front, the answers are the same as at once."""
+    data = GET + (REFUSED.get(name) or ACCEPTED[name])[0] + PUT
+    if len(data) > 2000:
+        pieces = [data[i : i + 999] for i in range(0, len(data), 999)]
+    else:
+        pieces = bytewise(data)
+    at_once = play([data[i : i + 60000] for i in range(0, len(data), 60000)])
+    assert statuses(at_once)[0] == 200
+    assert play(pieces) == at_once
+
+
+def test_limits_are_exact() -> None:
+    fits = SMALL.max_target_bytes - 1
+    assert statuses(play([get(target=b"/" + b"a" * fits)], SMALL)) == [200]
+    assert statuses(play([get(target=b"/" + b"a" * (fits + 1))], SMALL)) == [414]
+    fits = SMALL.max_header_bytes - len(HOST) - len(b"X: \r\n")
+    assert statuses(play([get(b"X: " + b"a" * fits + b"\r\n")], SMALL)) == [200]
+    assert statuses(play([get(b"X: " + b"a" * (fits + 1) + b"\r\n")], SMALL)) == [431]
+    fits = SMALL.max_body_bytes
+    assert statuses(play([sized(b"%d" % fits, b"a" * fits)], SMALL)) == [200]
+    assert statuses(play([sized(b"%d" % (fits + 1))], SMALL)) == [413]
+    assert statuses(play([chunked(b"%x\r\n" % fits + b"a" * fits + b"\r\n0\r\n\r\n")], SMALL)) == [
+        200
+    ]
+    assert statuses(play([chunked(b"%x\r\n" % (fits + 1))], SMALL)) == [413]
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "persists"),
+    [
+        (b"HTTP/1.1", b"", True),
+        (b"HTTP/1.1", b"Connection: close\r\n", False),
+        (b"HTTP/1.1", b"Connection: Upgrade, Close\r\n", False),
+        (b"HTTP/1.1", b"Connection: keep-alive\r\n", True),
+        (b"HTTP/1.0", b"", False),
+        (b"HTTP/1.0", b"Connection: Keep-Alive\r\n", True),
+        (b"HTTP/1.0", b"Connection: keep-alive, close\r\n", False),
+    ],
+)
+def test_persistence(server: HTTPServer, version: bytes, option: bytes, persists: bool) -> None:
+    answers = exchange(server, get(option, version=version) + GET)
+    assert statuses(answers) == [200, 200] if persists else [200]
+    assert (b"Connection: close" in answers) is not persists
+    if version == b"HTTP/1.0" and persists:
+        assert b"Connection: keep-alive\r\n" in answers
+
+
+def test_answer_is_complete(server: HTTPServer) -> None:
+    head, _, body = exchange(server, GET).partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[0] == b"HTTP/1.1 200 OK"
+    assert lines[2:] == [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
+    sent = time.mktime(time.strptime(lines[1].decode(), "Date: %a, %d %b %Y %H:%M:%S GMT"))
+    assert abs(sent - time.mktime(time.gmtime())) < 10
+
+
+def test_head_has_the_length_and_no_body(server: HTTPServer) -> None:
+    whole = without_dates(exchange(server, GET.replace(b"GET", b"PUT")))
+    answer = without_dates(exchange(server, GET.replace(b"GET", b"HEAD") + GET))
+    assert answer.startswith(
+        whole.partition(b"\r\n\r\n")[0].replace(b"27", b"28") + b"\r\n\r\nHTTP"
+    )
+    refused = exchange(server, b"HEAD /kv HTTP/1.1\r\n" + HOST + b"Host: a\r\n\r\n")
+    assert statuses(refused) == [400]
+    assert refused.endswith(b"\r\n\r\n")
+
+
+def test_expect_continue(server: HTTPServer) -> None:
+    """The body is asked for, in its turn behind the answers to earlier requests."""
+    with connect(server) as client:
+        client.sendall(PUT + sized(b"5", b"", b"Expect: 100-Continue\r\n"))
+        answers = read_answers(client, 1)
+        while statuses(answers) == [200]:
+            answers += client.recv(1000)
+        assert statuses(answers) == [200, 100]
+        client.sendall(b"hello")
+        assert b"hello" in read_answers(client, 1)
+
+
+def test_expect_continue_is_not_for_everyone(server: HTTPServer) -> None:
+    refused = exchange(server, sized(b"99999999", b"", b"Expect: 100-continue\r\n"))
+    assert statuses(refused) == [413]
+    assert statuses(exchange(server, sized(b"0", b"", b"Expect: 100-continue\r\n"))) == [200]
+    old = sized(b"3", b"abc", b"Expect: 100-continue\r\n").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert statuses(exchange(server, old)) == [200]
+
+
+def test_refused_body_can_be_sent_in_full(server: HTTPServer) -> None:
+    """The answer isn't lost to a reset although the client writes on."""
+    with connect(server) as client:
+        client.sendall(sized(b"3000000") + bytes(3_000_000))
+        assert statuses(read_all(client)) == [413]
+
+
+def test_unfinished_request_leaves_no_trace() -> None:
+    """Whatever the byte at which the client stops, nothing is handed over or answered."""
+    for request in (GET, PUT, chunked(b"3\r\nabc\r\n0\r\n\r\n"), sized(b"3", b"abc")):
+        for stop in range(len(request)):
+            application = Recorder()
+            stepped = Stepped(application)
+            stepped.send(request[:stop])
+            assert stepped.end() == b""
+            assert application.events == []
+            stepped.close()
+
+
+# -- requests and answers ------------------------------------------------------------------------
+
+
+class Custom:
+    """An application of one function."""
+
+    def __init__(self, handle: Callable[[Request], None]) -> None:
+        self.handle = handle
+
+    def flush(self) -> None:
+        pass
+
+
+def test_what_a_request_knows() -> None:
+    seen: list[Request] = []
+
+    def handle(request: Request) -> None:
+        seen.append(request)
+        request.respond(200, headers=[("X-Name", "v1"), ("Location", "/x")])
+
+    stepped = Stepped(Custom(handle))
+    stepped.send(get(b"X: a\r\nAccept: b \r\nx: c\r\n", b"/?k=%00%ff+"))
+    assert 0 <= stepped.reactor.now - seen[0].started < 10
+    assert b"\r\nX-Name: v1\r\nLocation: /x\r\n" in stepped.end()
+    stepped.close()
+    (request,) = seen
+    assert request.headers.get("x") == "a, c"
+    assert request.headers.get("ACCEPT") == "b"
+    assert request.headers.get("y", "none") == "none"
+    assert "Accept" in request.headers
+    assert "y" not in request.headers
+    assert request.http_version == "1.1"
+    assert request.peer == "127.0.0.1:1"
+    assert request.parameters() == {b"k": b"\0\xff "}
+
+
+def test_answer_cannot_be_split_by_a_header(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Custom(lambda r: r.respond(200, headers=[("X", "a\r\nSet-Cookie: b")]))) as server:
+        assert statuses(exchange(server, GET)) == [500]
+    assert "line end" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (b"", {}),
+        (b"a=b", {b"a": b"b"}),
+        (b"a", {b"a": b""}),
+        (b"a=", {b"a": b""}),
+        (b"=a", {b"": b"a"}),
+        (b"a=b=c", {b"a": b"b=c"}),
+        (b"a=b&&c=d&", {b"a": b"b", b"c": b"d"}),
+        (b"a=+%2B%20", {b"a": b" + "}),
+        (b"%61=%00%fF%Fe", {b"a": b"\0\xff\xfe"}),
+        (b"a=%26%3d", {b"a": b"&="}),
+        (b"a=\xff;b", {b"a": b"\xff;b"}),
+    ],
+)
+def test_decode_form(form: bytes, expected: dict[bytes, bytes]) -> None:
+    assert decode_form(form) == expected
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"a=%",
+        b"a=%1",
+        b"a=%zz",
+        b"a=%+1",
+        b"%=a",
+        b"a=1&a=2",
+        b"a=1&%61=2",
+        b"&".join(b"%d" % i for i in range(101)),
+    ],
+)
+def test_decode_form_refuses(form: bytes) -> None:
+    with pytest.raises(BadRequest):
+        decode_form(form)
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_json"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("text/html, */*", False),
+        ("application/json", True),
+        ("Application/JSON; charset=utf-8", True),
+        ("application/problem+json", True),
+        ("text/plain, application/json;q=0.5", True),
+        ("application/json;q=0", False),
+        ("application/json; q=0.0", False),
+    ],
+)
+def test_error_body(accept: str | None, is_json: bool) -> None:
+    body, content_type = error_body(404, "no\nsuch thing", accept)
+    assert body.endswith(b"\n")
+    if is_json:
+        assert content_type == "application/problem+json"
+        assert json.loads(body) == {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "no such thing",
+        }
+    else:
+        assert (body, content_type) == (b"no such thing\n", "text/plain; charset=utf-8")
+
+
+def test_fail() -> None:
+    errors: list[ConureError | int] = [KeyNotFound(), NotLeader(), 405]
+    answers: list[bytes] = []
+
+    def handle(request: Request) -> None:
+        error = errors[len(answers)]
+        if isinstance(error, int):
+            request.fail(error, "only GET", [("Allow", "GET")])
+        else:
+            request.fail(error)
+
+    for _ in errors:
+        stepped = Stepped(Custom(handle))
+        stepped.send(get(b"Accept: application/json\r\n"))
+        answers.append(stepped.end())
+        stepped.close()
+    assert [statuses(answer)[0] for answer in answers] == [404, 503, 405]
+    assert json.loads(answers[0].partition(b"\r\n\r\n")[2])["title"] == "key not found"
+    assert b"\r\nRetry-After: 1\r\n" in answers[1]
+    assert b"\r\nAllow: GET\r\n" in answers[2]
+
+
+def test_refusal_in_json(server: HTTPServer) -> None:
+    answer = exchange(server, sized(b"99999999", b"", b"Accept: application/json\r\n"))
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 413
+
+
+# -- order (H1, H2) ------------------------------------------------------------------------------
+
+
+def test_safety_classes_are_handed_over_one_after_the_other() -> None:
+    application = Recorder()
+    stepped = Stepped(application)
+    stepped.send(PUT + PUT + GET + GET + PUT + PUT + GET)
+    assert statuses(stepped.end()) == [200] * 7
+    stepped.close()
+    assert application.events == [
+        *("PUT /kv", "PUT /kv", "flush"),
+        *("GET /kv", "GET /kv", "PUT /kv", "PUT /kv", "flush"),
+        *("GET /kv", "flush"),
+    ]
+
+
+def test_answers_keep_their_order_whoever_gives_them() -> None:
+    application = Recorder()
+    keep = [get(target=b"/keep?%d" % i) for i in range(20)]
+    with serving(application) as server, connect(server) as client:
+        client.sendall(b"".join(keep) + GET)
+        kept = list(application.wait_for(20))
+        threads = [
+            threading.Thread(target=request.respond, args=(200, request.query))
+            for request in reversed(kept)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        answers = read_answers(client, 21)
+    bodies = [answer.partition(b"\r\n\r\n")[2] for answer in answers.split(b"HTTP/1.1")[1:]]
+    assert bodies[:20] == [b"%d" % i for i in range(20)]
+
+
+def test_refusal_waits_for_the_answers_before_it() -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep") + b"nonsense\r\n\r\n")
+        (request,) = application.wait_for(1)
+        client.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(10)
+        request.respond(200)
+        assert statuses(read_all(client)) == [200, 400]
+
+
+def test_requests_behind_an_unanswered_one_wait_in_bounded_memory() -> None:
+    """H5: with max_pipelined unanswered nothing more is taken, and soon nothing more is read."""
+    application = Recorder()
+    stepped = Stepped(application, Limits(max_pipelined=4))
+    run = b"".join(get(target=b"/keep?%d" % i) for i in range(10))
+    stepped.send(run)
+    assert len(application.kept) == 4
+    for _ in range(10):
+        stepped.send(get(b"X: " + b"a" * 30000 + b"\r\n"))
+    (connection,) = stepped.reactor.connections.values()
+    assert len(connection.buffer) < 140_000
+    answered = 0
+    while answered < 10:
+        for request in application.kept[answered:]:
+            request.respond(200)
+            answered += 1
+        stepped.run()
+    assert statuses(stepped.end()) == [200] * 20
+    stepped.close()
+
+
+def test_half_closed_client_gets_all_its_answers() -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(PUT + GET + get(target=b"/keep") + PUT + GET)
+        client.shutdown(socket.SHUT_WR)
+        (request,) = application.wait_for(1)
+        request.respond(200)
+        assert statuses(read_all(client)) == [200] * 5
+
+
+def test_one_answer_counts(caplog: pytest.LogCaptureFixture) -> None:
+    def handle(request: Request) -> None:
+        request.respond(200, b"first")
+        request.respond(200, b"second")
+
+    with serving(Custom(handle)) as server:
+        answers = exchange(server, GET + GET)
+    assert answers.count(b"first") == 2
+    assert b"second" not in answers
+    assert "answered twice" in caplog.text
+
+
+# -- clients that misbehave (H4, H5) -------------------------------------------------------------
+
+
+def reset(client: socket.socket) -> None:
+    """Close with a reset."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+def test_disconnects_disturb_nobody(
+    leave: Callable[[socket.socket], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving() as server, connect(server) as other:
+        for stop in range(len(PUT)):
+            client = connect(server)
+            client.sendall(PUT[:stop])
+            leave(client)
+            if stop % 10 == 0:
+                other.sendall(GET)
+                read_answers(other, 1)
+        wait_until(lambda: server.connections_open == 1)
+    fail_if_logged(caplog)
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+def test_answer_to_a_client_that_went_away(
+    leave: Callable[[socket.socket], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    application = Recorder()
+    with serving(application) as server:
+        client = connect(server)
+        client.sendall(get(target=b"/keep") + get(target=b"/keep"))
+        kept = application.wait_for(2)
+        leave(client)
+        for request in kept:
+            request.respond(200, b"too late")
+        wait_until(lambda: server.connections_open == 0)
+        assert statuses(exchange(server, GET)) == [200]
+    fail_if_logged(caplog)
+
+
+def test_client_that_never_reads_holds_up_nobody() -> None:
+    """Its answers wait in bounded memory; the others are served meanwhile."""
+    with serving() as server, connect(server) as lazy:
+        lazy.sendall(get(target=b"/big?size=900000") * 100)
+        for _ in range(50):
+            assert statuses(exchange(server, GET)) == [200]
+        assert server.requests < 50 + 30
+        received = 0
+        while received < 100 * 900_000:
+            received += len(lazy.recv(1 << 20))
+        assert server.requests == 50 + 100
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(httpserver, "perf_counter", lambda: self.now)
+
+    def sleep(self, stepped: Stepped, seconds: float) -> None:
+        self.now += seconds
+        stepped.run()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"GE", PUT[:-1], chunked(b"3\r\nab"), GET + b"GET ", PUT + PUT[:-1]]
+)
+def test_slow_request_is_ended(clock: Clock, beginning: bytes) -> None:
+    """The time runs from the request's first byte, not from its last."""
+    stepped = Stepped(Recorder())
+    clock.sleep(stepped, 100)
+    stepped.send(beginning[:-1])
+    clock.sleep(stepped, 20)
+    stepped.send(beginning[-1:])
+    clock.sleep(stepped, 9)
+    assert 408 not in statuses(stepped.received)
+    clock.sleep(stepped, 2)
+    assert statuses(stepped.received)[-1] == 408
+    clock.sleep(stepped, 3)
+    assert not stepped.reactor.connections
+    assert stepped.reactor.refused == {408: 1}
+    stepped.close()
+
+
+def test_idle_connection_is_closed(clock: Clock) -> None:
+    stepped = Stepped(Recorder())
+    for _ in range(3):
+        clock.sleep(stepped, 119)
+        stepped.send(GET)
+    clock.sleep(stepped, 119)
+    assert stepped.reactor.connections
+    clock.sleep(stepped, 2)
+    assert not stepped.reactor.connections
+    assert statuses(stepped.received) == [200] * 3
+    stepped.close()
+
+
+def test_waiting_for_the_application_is_not_the_clients_fault(clock: Clock) -> None:
+    application = Recorder()
+    stepped = Stepped(application)
+    stepped.send(get(target=b"/keep") + b"GET ")
+    clock.sleep(stepped, 500)
+    application.kept[0].respond(200)
+    stepped.run()
+    clock.sleep(stepped, 20)
+    stepped.send(GET[4:])
+    assert statuses(stepped.received) == [200, 200]
+    stepped.close()
+
+
+def test_client_that_never_reads_is_cut_off(clock: Clock) -> None:
+    stepped = Stepped(Recorder())
+    stepped.client.sendall(get(target=b"/big?size=5000000"))
+    stepped._wake()
+    stepped.reactor.round()
+    clock.now += 29
+    stepped._wake()
+    stepped.reactor.round()
+    assert stepped.reactor.connections
+    clock.now += 2
+    stepped._wake()
+    stepped.reactor.round()
+    assert not stepped.reactor.connections
+    stepped.close()
+
+
+def test_too_many_connections() -> None:
+    with serving(limits=Limits(max_connections=3)) as server:
+        clients = [connect(server) for _ in range(3)]
+        wait_until(lambda: server.connections_open == 3)
+        with connect(server) as refused:
+            refused.sendall(GET)
+            answer = read_all(refused)
+        assert statuses(answer) == [503]
+        assert b"\r\nRetry-After: 1\r\n" in answer
+        clients[0].close()
+        wait_until(lambda: server.connections_open == 2)
+        assert statuses(exchange(server, GET)) == [200]
+        assert server.refused == {503: 1}
+        for client in clients:
+            client.close()
+
+
+def test_far_too_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpserver, "_SPARE_CONNECTIONS", 0)
+    with serving(limits=Limits(max_connections=1)) as server, connect(server):
+        wait_until(lambda: server.connections_open == 1)
+        with connect(server) as refused:
+            assert refused.recv(1) == b""
+
+
+def test_two_thousand_idle_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4600
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"the hard limit for open files is {hard}; this test needs {wanted}")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    try:
+        with serving() as server, ExitStack() as clients:
+            idle = [clients.enter_context(connect(server)) for _ in range(2000)]
+            wait_until(lambda: server.connections_open == 2000)
+            for client in idle[::100]:
+                client.sendall(GET)
+                assert statuses(read_answers(client, 1)) == [200]
+            assert statuses(exchange(server, GET)) == [200]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_descriptors_left_does_not_spin(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Accepting pauses, complains once, and goes on when there are descriptors again."""
+    tries: list[float] = []
+    real = HTTPServer.get_request
+
+    class Exhausted:
+        """The listening socket of a process that is out of descriptors."""
+
+        def __init__(self, listener: socket.socket) -> None:
+            self.listener = listener
+
+        def accept(self) -> tuple[socket.socket, object]:
+            tries.append(time.monotonic())
+            if len(tries) < 4:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self.listener.accept()
+
+    def get_request(self: HTTPServer) -> tuple[socket.socket, object]:
+        whole = self.socket
+        self.socket = Exhausted(whole)  # type: ignore[assignment]
+        try:
+            return real(self)
+        finally:
+            self.socket = whole
+
+    monkeypatch.setattr(HTTPServer, "get_request", get_request)
+    with serving() as server:
+        assert statuses(exchange(server, GET)) == [200]
+    assert tries[3] - tries[0] >= 3 * httpserver._ACCEPT_PAUSE * 0.9
+    assert caplog.text.count("can't accept") == 1
+
+
+# -- errors of the application (H4) --------------------------------------------------------------
+
+
+def test_exceptions_of_the_application(caplog: pytest.LogCaptureFixture) -> None:
+    boom = b"PUT /flush-boom HTTP/1.1\r\n" + HOST + b"\r\n"
+    with serving() as server:
+        assert statuses(exchange(server, GET + get(target=b"/boom") + GET)) == [200, 500, 200]
+        assert "boom" in caplog.text
+        assert "Traceback" in caplog.text
+        assert statuses(exchange(server, PUT + boom + GET)) == [200, 500, 200]
+        assert "boom in flush" in caplog.text
+        assert statuses(exchange(server, boom + boom)) == [500, 500]
+        assert statuses(exchange(server, GET)) == [200]
+
+
+def test_death_of_the_reactor_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[BaseException] = []
+    died = threading.Event()
+
+    def on_fatal(error: BaseException) -> None:
+        told.append(error)
+        died.set()
+
+    def handle(request: Request) -> None:
+        raise SystemExit(3)
+
+    with serving(Custom(handle), on_fatal=on_fatal) as server, connect(server) as client:
+        client.sendall(GET)
+        assert died.wait(10)
+        assert isinstance(told[0], SystemExit)
+        assert client.recv(1) == b""
+        with connect(server) as late:
+            assert late.recv(1) == b""
+    assert "the reactor ended" in caplog.text
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def test_drain_finishes_what_is_in_flight() -> None:
+    application = Recorder()
+    with serving(application) as server:
+        idle, busy, partial = connect(server), connect(server), connect(server)
+        busy.sendall(get(target=b"/keep"))
+        partial.sendall(PUT[:-1])
+        (request,) = application.wait_for(1)
+        wait_until(lambda: server.bytes_in == len(get(target=b"/keep")) + len(PUT) - 1)
+        ended: list[bool] = []
+        draining = threading.Thread(target=lambda: ended.append(server.drain(10)))
+        draining.start()
+        assert idle.recv(1) == b""
+        with pytest.raises(ConnectionRefusedError):
+            connect(server)
+        request.respond(200)
+        partial.sendall(PUT[-1:])
+        for client in (busy, partial):
+            answer = read_all(client)
+            assert statuses(answer) == [200]
+            assert b"\r\nConnection: close\r\n" in answer
+        for client in (idle, busy, partial):
+            client.close()
+        draining.join(10)
+        assert ended == [True]
+
+
+def test_drain_answers_a_pipeline() -> None:
+    application = Recorder()
+    stepped = Stepped(application)
+    stepped.send(get(target=b"/keep") + GET)
+    stepped.reactor.draining = True
+    stepped.send(PUT + GET)
+    application.kept[0].respond(200)
+    stepped.run()
+    answers = stepped.received
+    assert statuses(answers) == [200, 200, 200, 200]
+    assert answers.count(b"Connection: close") == 1
+    assert b"Connection: close" in answers.rpartition(b"HTTP/1.1")[2]
+    stepped.close()
+
+
+def test_drain_cuts_off_what_takes_too_long() -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep"))
+        (request,) = application.wait_for(1)
+        assert server.drain(0.05) is False
+        assert client.recv(1) == b""
+        request.respond(200)
+        assert server.connections_open == 0
+
+
+def test_drain_serves_what_was_connected_before() -> None:
+    """A client in the backlog is answered, not reset."""
+    application = Recorder()
+    server = HTTPServer(("127.0.0.1", 0), application)
+    with connect(server) as client:
+        client.sendall(GET)
+        server._accepting = False
+        server.start()
+        assert server.drain(10)
+        assert statuses(read_all(client)) == [200]
+
+
+def test_drain_without_start() -> None:
+    assert HTTPServer(("127.0.0.1", 0), Recorder()).drain(1)
+
+
+def test_serve_forever_returns_after_drain() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Recorder())
+    serving_thread = threading.Thread(target=server.serve_forever)
+    serving_thread.start()
+    assert statuses(exchange(server, GET)) == [200]
+    assert server.drain(1)
+    serving_thread.join(10)
+    assert not serving_thread.is_alive()
+
+
+# -- addresses, counters, other people's clients -------------------------------------------------
+
+
+def test_empty_host_is_both_families() -> None:
+    server = HTTPServer(("", 0), Recorder())
+    server.start()
+    try:
+        assert statuses(exchange(server, GET)) == [200]
+        if server.address_family == socket.AF_INET6:
+            with socket.create_connection(("::1", server.port), 10) as client:
+                client.sendall(get(b"Connection: close\r\n"))
+                assert statuses(read_all(client)) == [200]
+    finally:
+        server.drain(0)
+
+
+def test_port_in_use(server: HTTPServer) -> None:
+    with pytest.raises(OSError, match="in use"):
+        HTTPServer(("127.0.0.1", server.port), Recorder())
+
+
+def test_counters() -> None:
+    with serving() as server:
+        sent = len(exchange(server, GET + PUT))
+        exchange(server, b"nonsense\r\n\r\n")
+        wait_until(lambda: server.connections_open == 0)
+        assert server.connections_accepted == 2
+        assert server.requests == 2
+        assert server.refused == {400: 1}
+        assert server.bytes_in == len(GET + PUT) + len(b"nonsense\r\n\r\n")
+        assert server.bytes_out > sent
+
+
+def test_http_client(server: HTTPServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    for body in (b"x", bytes(range(256)) * 4000, iter([b"chunk", b"", b"s"])):
+        connection.request("PUT", "/kv?key=a", body)
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.read().startswith(b'["PUT", "/kv", "key=a"')
+    connection.request("HEAD", "/kv")
+    response = connection.getresponse()
+    assert response.read() == b""
+    connection.request("GET", "/big?size=1000000")
+    assert connection.getresponse().read() == b"x" * 1_000_000
+    connection.close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl isn't installed")
+def test_curl(server: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{server.port}/kv?key=a"
+    for options in (
+        ["-d", "hello", "-X", "PUT", "-H", "Expect: 100-continue"],
+        ["-T", "-", "-H", "Transfer-Encoding: chunked"],
+        ["-d", "hello", "-X", "PUT", "--http1.0"],
+        ["-d", "hello", "-X", "PUT", "-H", "Content-Type: text/x"],
+    ):
+        done = subprocess.run(
+            ["curl", "-sS", "--fail", "--max-time", "10", *options, url],
+            input=b"hello",
+            capture_output=True,
+            check=True,
+        )
+        assert json.loads(done.stdout) == ["PUT", "/kv", "key=a", "hello"]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -1,0 +1,228 @@
+"""httpserver under random and mutated input: nothing escapes, hangs, or depends on the packets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import socket
+from collections.abc import Iterator
+from itertools import pairwise
+from urllib.parse import quote_from_bytes
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from httpserver import HTTPServer, Limits, Request, decode_form
+from tests.httpdriver import (
+    Stepped,
+    bytewise,
+    connect,
+    exchange,
+    play,
+    read_all,
+    serving,
+    statuses,
+    without_dates,
+)
+
+LIMITS = Limits(max_target_bytes=150, max_header_bytes=250, max_body_bytes=200)
+GOOD = b"GET /kv?key=a HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+SEEDS = [
+    GOOD,
+    b"PUT /kv?key=a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    CHUNKED + b"3;a\r\nabc\r\n0\r\nX: a\r\n\r\n",
+    CHUNKED + b"1\r\na\r\n0A\r\n0123456789\r\n",
+    b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
+    b"HEAD / HTTP/1.0\r\nConnection: keep-alive\r\nAccept: application/json\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\nX: 1\r\nx: 2\r\nConnection: close\r\n\r\n",
+    b"GET http://a/b%20c?d HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\r\nDELETE /kv HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+]
+SPECIAL = [
+    *(b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"%", b"\xff", b"\r\n\r\n"),
+    *(b"0", b"1", b"f", b"_", b"+", b"-", b"x" * 160, b"X: y\r\n", b"Content-Length: 4\r\n"),
+    *(b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"Host: b\r\n", b"HTTP/1.1"),
+    *(b"Connection: close\r\n", b"/", b"*", b"GET", b"0\r\n\r\n", b"fffffffffffffffff", b"Y" * 300),
+]
+KNOWN = {100, 200, 400, 413, 414, 417, 431, 501, 505}
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """A run of requests, with a few mutations."""
+    data = b"".join(draw(st.lists(st.sampled_from(SEEDS), min_size=1, max_size=4)))
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(data)))
+        stop = min(len(data), start + draw(st.integers(0, 6)))
+        middle = draw(
+            st.one_of(
+                st.sampled_from(SPECIAL),
+                st.binary(max_size=4),
+                st.just(data[start:stop] * 2),
+                st.just(b""),
+            )
+        )
+        data = data[:start] + middle + data[stop:]
+    return data
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:stop] for start, stop in pairwise(edges)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HTTPServer]:
+    with serving(limits=LIMITS) as running:
+        yield running
+
+
+@settings(deadline=None, max_examples=400)
+@given(data=streams(), places=st.lists(st.integers(0, 2000), max_size=6))
+def test_splits_never_change_answers(data: bytes, places: list[int]) -> None:
+    """H3; and every answer is one of ours, with no request taken after a refusal (H6)."""
+    at_once = play([data], LIMITS)
+    assert play(cut(data, places), LIMITS) == at_once
+    assert play(bytewise(data), LIMITS) == at_once
+    answered = statuses(at_once)
+    assert set(answered) <= KNOWN
+    assert not any(status >= 400 for status in answered[:-1])
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.binary(max_size=300), places=st.lists(st.integers(0, 300), max_size=6))
+def test_noise(data: bytes, places: list[int]) -> None:
+    assert play(cut(GOOD + data, places), LIMITS) == play([GOOD + data], LIMITS)
+
+
+@settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=streams(), stop=st.integers(0, 600), leaves=st.booleans())
+def test_a_good_request_works_afterwards(
+    server: HTTPServer,
+    caplog: pytest.LogCaptureFixture,
+    data: bytes,
+    stop: int,
+    leaves: bool,
+) -> None:
+    """Over TCP: an answer or a close, no exception, and the next client is served."""
+    with connect(server) as client:
+        client.sendall(data[:stop])
+        if not leaves:
+            client.shutdown(socket.SHUT_WR)
+            assert set(statuses(read_all(client))) <= KNOWN
+    assert statuses(exchange(server, GOOD)) == [200]
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+# -- well-formed requests are understood exactly -------------------------------------------------
+
+TOKEN = st.text("abcXYZ019!#$&'*+-.^_`|~", min_size=1, max_size=12).map(str.encode)
+VALUE = st.binary(max_size=20).map(lambda b: bytes(c for c in b if c > 31 and c != 127))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[bytes, list[str]]:
+    """A request as bytes, and what the Recorder says of it."""
+    method = draw(st.sampled_from([b"GET", b"PUT", b"DELETE", b"POST", b"OPTIONS", b"BREW"]))
+    path = b"/" + draw(st.binary(max_size=10).map(lambda b: b.hex().encode()))
+    query = draw(st.text("ab=&%2+;/?:@", max_size=20)).encode()
+    target = path + b"?" + query if query or draw(st.booleans()) else path
+    if draw(st.booleans()):
+        target = b"http://example.org" + target
+    fields = [b"Host: a"]
+    for name in draw(st.lists(TOKEN, max_size=4)):
+        gap = draw(st.sampled_from([b"", b" ", b"\t "]))
+        fields.append(b"X-" + name + b":" + gap + draw(VALUE) + gap)
+    body = draw(st.binary(max_size=60))
+    framing = draw(st.sampled_from(["none", "length", "chunked"]))
+    sent = b""
+    if framing == "length":
+        fields.append(b"content-length:%d" % len(body))
+        sent = body
+    elif framing == "chunked":
+        fields.append(b"TRANSFER-ENCODING: chunked")
+        for piece in cut(body, draw(st.lists(st.integers(0, 60), max_size=4))):
+            sent += b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+        sent += draw(st.sampled_from([b"0\r\n\r\n", b"00;x\r\nA: b\r\n\r\n"]))
+    else:
+        body = b""
+    fields = draw(st.permutations(fields))
+    head = method + b" " + target + b" HTTP/1.1\r\n" + b"".join(f + b"\r\n" for f in fields)
+    expected = [method.decode(), path.decode(), query.decode(), body.decode("latin-1")]
+    return head + b"\r\n" + sent, expected
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(requests(), min_size=1, max_size=5), st.lists(st.integers(0, 3000), max_size=8))
+def test_requests_are_understood(run: list[tuple[bytes, list[str]]], places: list[int]) -> None:
+    answers = play(cut(b"".join(data for data, _ in run), places))
+    bodies = [json.loads(answer.split(b"\r\n\r\n")[1]) for answer in split_answers(answers)]
+    assert bodies == [expected for _, expected in run]
+
+
+def split_answers(answers: bytes) -> list[bytes]:
+    return [b"HTTP/1.1 200" + answer for answer in answers.split(b"HTTP/1.1 200")[1:]]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.binary(max_size=6), st.binary(max_size=12), max_size=5))
+def test_forms_are_understood(fields: dict[bytes, bytes]) -> None:
+    fields.pop(b"", None)
+    form = "&".join(f"{quote_from_bytes(k)}={quote_from_bytes(v, '')}" for k, v in fields.items())
+    assert decode_form(form.encode()) == fields
+    assert decode_form(form.replace("%20", "+").encode()) == fields
+
+
+# -- order under late answers (H1, H2) -----------------------------------------------------------
+
+
+class Late:
+    """Answers nothing itself; checks H2 whenever a request comes."""
+
+    def __init__(self) -> None:
+        self.unanswered: list[Request] = []
+        self.seen: list[bytes] = []
+
+    def handle(self, request: Request) -> None:
+        assert len({other.method for other in [*self.unanswered, request]}) == 1
+        self.unanswered.append(request)
+        self.seen.append(request.query)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_late_answers_in_any_order(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    chance = random.Random(seed)
+    count = 40
+    run = b"".join(
+        b"%b /?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (chance.choice([b"GET", b"PUT"]), number)
+        for number in range(count)
+    )
+    application = Late()
+    stepped = Stepped(application, Limits(max_pipelined=chance.choice([1, 3, 100])))
+    pieces = cut(run, [chance.randrange(len(run)) for _ in range(10)])
+    answered = 0
+    while answered < count:
+        if pieces and chance.random() < 0.5:
+            stepped.send(pieces.pop(0))
+        elif application.unanswered:
+            chosen = chance.randrange(len(application.unanswered))
+            request = application.unanswered.pop(chosen)
+            request.respond(200, b"<%b>" % request.query)
+            answered += 1
+            stepped.run()
+    answers = without_dates(stepped.end())
+    stepped.close()
+    expected = [b"%d" % number for number in range(count)]
+    assert application.seen == expected
+    assert [answer.split(b"<")[1][:-1] for answer in split_answers(answers)] == expected
+    assert caplog.records == []
