@@ -57,7 +57,7 @@ from struct import Struct
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias, TypeVar, cast
 
-from errors import StorageError
+from errors import CorruptionError, StorageError
 from fileio import FileSystem
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW, FreeSpace, Meta, Pager
 
@@ -71,7 +71,8 @@ _WIDTHS = tuple(row.size for row in _ROWS)
 _NARROW, _WIDE = _ROWS[0], _WIDTHS[2]
 _CELL = 4  # bytes a leaf spends on a record beside row, key and value: two offsets
 _CHILD = 6  # bytes an inner node spends on a child beside its separator: number and offset
-_NODE_OVERHEAD = 600  # bytes of memory a cached node takes beside its page, roughly
+_ENTRY_BYTES = 300  # memory a cached node takes beside its page, roughly
+_SEPARATOR_BYTES = 64  # and an inner node for each separator
 _BATCH_PAGES = 32  # pages encoded and written in one go
 _SYNC_BYTES = 4 << 20  # so much is written before a sync: the log's own syncs never queue for long
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
@@ -142,6 +143,7 @@ class _Numbers(dict[int, Struct]):
 _U16 = _Numbers()
 _LENGTH = Struct("<H")
 _PAIR = Struct("<HH")
+_LEAF_HEAD = ENVELOPE.size + _CELL
 _new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
 
 
@@ -202,7 +204,6 @@ class _Leaf:
         "number",
         "rows",
         "spilled",
-        "touched",
         "used",
         "value_offsets",
         "values",
@@ -224,7 +225,6 @@ class _Leaf:
     ) -> None:
         self.number = number
         self.epoch = epoch
-        self.touched = False
         self.count = count
         self.form = form
         self.key_offsets = key_offsets
@@ -236,10 +236,10 @@ class _Leaf:
         # bytes it takes in its page behind the envelope
         self.used = 4 * count + 4 + 2 * len(spilled) + len(rows) + len(keys) + len(values)
 
-    def copy(self, number: int, epoch: int) -> _Leaf:
+    def copy(self) -> _Leaf:
         return _Leaf(
-            number,
-            epoch,
+            self.number,
+            self.epoch,
             self.count,
             self.form,
             self.key_offsets,
@@ -249,9 +249,6 @@ class _Leaf:
             self.keys,
             self.values,
         )
-
-    def memory(self, page_size: int) -> int:
-        return page_size + _NODE_OVERHEAD
 
     def body(self) -> bytes:
         """Return its page without padding and checksum."""
@@ -273,13 +270,17 @@ class _Leaf:
         at = self.keys.find(key)  # at the speed of memory; nearly always the key itself
         if at < 0:
             return -1
-        offsets = _U16[self.count + 1].unpack(self.key_offsets)
-        slot = bisect_left(offsets, at)
-        if offsets[slot] == at and offsets[slot + 1] - at == len(key):
+        slot = at // len(key)  # and it is here if the keys are all of one length
+        if slot < self.count and _PAIR.unpack_from(self.key_offsets, 2 * slot) == (
+            at,
+            at + len(key),
+        ):
             return slot
-        slot = self.place(key)  # what was found only looks like it, across or within other keys
-        found = slot < self.count and self.keys[offsets[slot] : offsets[slot + 1]] == key
-        return slot if found else -1
+        slot = self.place(key)
+        if slot == self.count:
+            return -1
+        start, end = _PAIR.unpack_from(self.key_offsets, 2 * slot)
+        return slot if self.keys[start:end] == key else -1
 
     def place(self, key: bytes) -> int:
         """Return how many keys are less than *key*: the slot where it belongs."""
@@ -379,17 +380,17 @@ class _Leaf:
     def is_sound(self) -> bool:
         """Tell whether the offsets ascend, as splicing relies on."""
         unpack = _U16[self.count + 1].unpack
-        for column in (self.key_offsets, self.value_offsets):
-            offsets = unpack(column)
-            if offsets[0] or list(offsets) != sorted(offsets):
-                return False
-        return True
+        keys = unpack(self.key_offsets)
+        values = unpack(self.value_offsets)
+        if keys[0] or values[0]:
+            return False
+        return list(keys) == sorted(keys) and list(values) == sorted(values)
 
 
 class _Inner:
     """An inner node: separators and the page numbers of the children between them."""
 
-    __slots__ = ("children", "epoch", "image", "keys", "level", "number", "touched", "used")
+    __slots__ = ("children", "epoch", "image", "keys", "level", "number", "used")
 
     def __init__(
         self,
@@ -403,20 +404,17 @@ class _Inner:
     ) -> None:
         self.number = number
         self.epoch = epoch
-        self.touched = False
         self.level = level
         self.keys = keys
         self.children = children
         self.used = used  # bytes it takes in its page behind the envelope
         self.image = image  # offsets and keys as the page has them, while these don't change
 
-    def copy(self, number: int, epoch: int) -> _Inner:
+    def copy(self) -> _Inner:
+        children = self.children[:]
         return _Inner(
-            number, epoch, self.level, self.keys[:], self.children[:], self.used, self.image
+            self.number, self.epoch, self.level, self.keys[:], children, self.used, self.image
         )
-
-    def memory(self, page_size: int) -> int:
-        return page_size + _NODE_OVERHEAD + 64 * len(self.keys)
 
     def body(self) -> bytes:
         """Return its page without padding and checksum."""
@@ -454,6 +452,7 @@ class _Overflow:
         return self.content
 
 
+_Cached: TypeAlias = _Leaf | _Inner | bytes  # bytes are the page of a written leaf, unpadded
 _Page: TypeAlias = _Leaf | _Inner | _Overflow
 _Path: TypeAlias = list[tuple[_Inner, int]]
 
@@ -478,14 +477,15 @@ class BTree:
         self._root = meta.root
         self._records = meta.records
         self._epoch = meta.epoch + 1
-        self._nodes: dict[int, _Node] = {}
+        self._nodes: dict[int, _Cached] = {}
         self._unwritten: dict[int, _Page] = {}
         self._frozen: dict[int, _Page] = {}  # the unwritten pages of the running checkpoint
         self._overflow: dict[int, _Overflow] = {}  # unwritten, of either kind
         self._checkpoint: Checkpoint | None = None
         self._abandoned: deque[int] = deque()  # epochs of snapshots that nobody closed
         self._readers = 0
-        self._ring: OrderedDict[int, _Node] = OrderedDict()  # written nodes, next victim first
+        self._ring: OrderedDict[int, int] = OrderedDict()  # sizes of written nodes, victims first
+        self._touched: set[int] = set()  # those used since they were last looked at
         self._cache_limit = cache_bytes
         self._cached_bytes = 0
         self._descents = 0
@@ -531,7 +531,7 @@ class BTree:
 
         Close it: until then the pages it sees can't be used again.
         """
-        root = self._nodes.get(self._root)
+        root = self._unwritten.get(self._root)
         with self._lock:
             if root is not None and root.epoch == self._epoch:
                 self._epoch += 1
@@ -619,7 +619,7 @@ class BTree:
         """
         if self._records or self._checkpoint:
             raise ValueError("only an empty tree without a running checkpoint can be loaded")
-        empty = self._peek(self._root)
+        empty = self._node(self._root)
         loader = _Loader(self)
         try:
             root, count = loader.load(items)
@@ -678,7 +678,7 @@ class BTree:
     @property
     def unwritten_bytes(self) -> int:
         """About how much memory is taken by pages that aren't written yet, in bytes."""
-        return self.dirty_pages * (self._pager.page_size + _NODE_OVERHEAD)
+        return self.dirty_pages * (self._pager.page_size + _ENTRY_BYTES)
 
     # -- observing -------------------------------------------------------------------------------
 
@@ -696,7 +696,7 @@ class BTree:
             free_pages=free,
             file_bytes=pager.file_bytes(),
             free_bytes=free * pager.page_size,
-            depth=self._peek(self._root).level + 1,
+            depth=self._node(self._root).level + 1,
             records=self._records,
             cache_bytes=self._cached_bytes,
             cache_hits=max(0, self._descents - self._misses),
@@ -724,9 +724,37 @@ class BTree:
     # -- private: finding ------------------------------------------------------------------------
 
     def _get(self, root: int, key: bytes) -> Record | None:
-        leaf = self._leaf(root, key)
-        slot = leaf.find(key)
-        return None if slot < 0 else self._record(leaf, key, slot)
+        number, page = self._seek(root, key)
+        if not isinstance(page, bytes):
+            slot = page.find(key)
+            return None if slot < 0 else self._record(page, key, slot)
+        # The same for a packed leaf, without unpacking what isn't needed.
+        _, form, count, spilled, _ = ENVELOPE.unpack_from(page)
+        values_at = ENVELOPE.size + 2 * count + 2
+        rows_at = values_at + 2 * count + 2 + 2 * spilled
+        keys_at = rows_at + count * _WIDTHS[form]
+        at = page.find(key, keys_at) - keys_at
+        if at < 0:
+            return None
+        slot = at // len(key)
+        if (
+            spilled
+            or slot >= count
+            or _PAIR.unpack_from(page, ENVELOPE.size + 2 * slot)
+            != (
+                at,
+                at + len(key),
+            )
+        ):
+            leaf = self._unpack(number, page)
+            slot = leaf.find(key)
+            return None if slot < 0 else self._record(leaf, key, slot)
+        start, end = _PAIR.unpack_from(page, values_at + 2 * slot)
+        data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
+        value = page[data_at + start : data_at + end]
+        if form == 0:
+            return _new_record((value, *_NARROW.unpack_from(page, rows_at + 10 * slot), 0))
+        return _new_record((value, *_ROWS[form].unpack_from(page, rows_at + _WIDTHS[form] * slot)))
 
     def _record(self, leaf: _Leaf, key: bytes, slot: int) -> Record:
         value = leaf.value(slot)
@@ -736,40 +764,57 @@ class BTree:
             return _new_record((value, *leaf.row(slot), 0))
         return _new_record((value, *leaf.row(slot)))
 
+    def _seek(self, root: int, key: bytes) -> tuple[int, _Leaf | bytes]:
+        """Return number and content of the leaf in which *key* is or would be."""
+        nodes = self._nodes
+        number = root
+        node = nodes.get(root) or self._fetch(root)
+        level = node.level if isinstance(node, _Inner) else 0
+        while level:
+            if not isinstance(node, _Inner) or node.level != level:
+                raise self._misplaced(number)
+            number = node.children[bisect_right(node.keys, key)]
+            child = nodes.get(number)
+            if child is None:
+                child = self._fetch(number)
+            else:
+                self._touched.add(number)
+            node = child
+            level -= 1
+        if isinstance(node, _Inner):
+            raise self._misplaced(number)
+        return number, node
+
     def _leaf(self, root: int, key: bytes) -> _Leaf:
         """Return the leaf in which *key* is or would be."""
-        nodes = self._nodes
-        node = nodes.get(root) or self._fetch(root)
-        while isinstance(node, _Inner):
-            number = node.children[bisect_right(node.keys, key)]
-            child = nodes.get(number) or self._fetch(number)
-            if child.level != node.level - 1:
-                raise self._pager.corrupt(number, "the page is not of the level it should be")
-            child.touched = True
-            node = child
-        return node
+        number, leaf = self._seek(root, key)
+        return self._unpack(number, leaf) if isinstance(leaf, bytes) else leaf
 
-    def _fetch(self, number: int) -> _Node:
+    def _fetch(self, number: int) -> _Cached:
         """Read a node into the cache."""
         self._misses += 1
-        node = self._decode(number, self._pager.read(number))
+        node = self._load(number)
         with self._lock:
             found = self._nodes.setdefault(number, node)
             if found is node:
-                self._admit(node)
+                self._admit(number, node)
         return found
 
-    def _peek(self, number: int) -> _Node:
+    def _node(self, number: int) -> _Node:
         """Return a node without a place in the cache for it: scans don't push others out."""
-        return self._nodes.get(number) or self._decode(number, self._pager.read(number))
+        node = self._nodes.get(number) or self._load(number)
+        return self._unpack(number, node) if isinstance(node, bytes) else node
+
+    def _misplaced(self, number: int) -> CorruptionError:
+        return self._pager.corrupt(number, "the page is not of the level it should be")
 
     def _leaves(
         self, number: int, start: bytes, end: bytes | None, reverse: bool, level: int = -1
     ) -> Iterator[_Leaf]:
         """Iterate over the leaves below a node that may hold keys, start <= key < end."""
-        node = self._peek(number)
+        node = self._node(number)
         if level not in (-1, node.level):
-            raise self._pager.corrupt(number, "the page is not of the level it should be")
+            raise self._misplaced(number)
         if isinstance(node, _Inner):
             last = len(node.keys) if end is None else bisect_left(node.keys, end)
             children = node.children[bisect_right(node.keys, start) : last + 1]
@@ -778,28 +823,33 @@ class BTree:
         else:
             yield node
 
-    def _admit(self, node: _Node) -> None:
+    def _admit(self, number: int, node: _Inner | bytes) -> None:
         """Count a written node to the cache and push others out; with the lock held."""
         ring = self._ring
-        page_size = self._pager.page_size
-        ring[node.number] = node
-        self._cached_bytes += node.memory(page_size)
+        touched = self._touched
+        if isinstance(node, bytes):
+            size = len(node) + _ENTRY_BYTES
+        else:
+            size = node.used + _ENTRY_BYTES + _SEPARATOR_BYTES * len(node.keys)
+        ring[number] = size
+        self._cached_bytes += size
         while self._cached_bytes > self._cache_limit:
-            number, victim = ring.popitem(last=False)
-            if victim.touched:
-                victim.touched = False
-                ring[number] = victim
+            number, size = ring.popitem(last=False)
+            if number in touched:
+                touched.discard(number)
+                ring[number] = size
             else:
                 del self._nodes[number]
-                self._cached_bytes -= victim.memory(page_size)
+                self._cached_bytes -= size
                 self._evictions += 1
 
-    def _written(self, page: _Page) -> None:
+    def _written(self, page: _Page, body: bytes) -> None:
         """Move a page that has been written from memory's care to the cache's; lock held."""
         if isinstance(page, _Overflow):
             del self._overflow[page.number]
         else:
-            self._admit(page)
+            node = self._nodes[page.number] = body if isinstance(page, _Leaf) else page
+            self._admit(page.number, node)
 
     # -- private: changing -----------------------------------------------------------------------
 
@@ -808,32 +858,44 @@ class BTree:
         self._descents += 1
         nodes = self._nodes
         epoch = self._epoch
-        node = nodes.get(self._root) or self._fetch(self._root)
-        if node.epoch != epoch:
-            node = self._clone(node)
-            self._root = node.number
+        root = nodes.get(self._root) or self._load(self._root)
+        node = self._own(self._root, root)
+        self._root = node.number
+        level = node.level
         path: _Path = []
         while isinstance(node, _Inner):
+            if node.level != level:
+                raise self._misplaced(node.number)
+            level -= 1
             at = bisect_right(node.keys, key)
             number = node.children[at]
-            child = nodes.get(number) or self._fetch(number)
-            if child.level != node.level - 1:
-                raise self._pager.corrupt(number, "the page is not of the level it should be")
-            if child.epoch != epoch:
-                child = self._clone(child)
+            child = nodes.get(number) or self._load(number)
+            if isinstance(child, bytes) or child.epoch != epoch:
+                child = self._own(number, child)
                 node.children[at] = child.number
             path.append((node, at))
             node = child
+        if level:
+            raise self._misplaced(node.number)
         return node, path
 
-    def _clone(self, node: _Node) -> _Node:
-        if isinstance(node, _Leaf) and not node.is_sound():
-            raise self._pager.corrupt(node.number, "the offsets in the page don't ascend")
+    def _own(self, number: int, node: _Cached) -> _Node:
+        """Return the node if it may be changed in place, else a copy of it that may."""
+        if isinstance(node, bytes):
+            node = self._unpack(number, node)
+            if not node.is_sound():
+                raise self._pager.corrupt(number, "the offsets in the page don't ascend")
+        elif node.epoch == self._epoch:
+            return node
+        else:
+            node = node.copy()
+        born = node.epoch
+        node.epoch = self._epoch
         with self._lock:
-            clone = node.copy(self._pager.allocate(), self._epoch)
-            self._register(clone)
-            self._free(node)
-        return clone
+            self._give_back(number, born)
+            node.number = self._pager.allocate()
+            self._register(node)
+        return node
 
     def _register(self, page: _Page) -> None:
         """Enter a new, unwritten page; with the lock held."""
@@ -847,15 +909,21 @@ class BTree:
 
     def _drop_stale(self, number: int) -> None:
         """Drop from the cache what a page held before it was free; with the lock held."""
-        stale = self._ring.pop(number, None)
-        if stale is not None:
-            self._cached_bytes -= stale.memory(self._pager.page_size)
+        size = self._ring.pop(number, 0)
+        if size:
+            self._cached_bytes -= size
+            self._touched.discard(number)
             del self._nodes[number]
 
     def _free(self, page: _Page) -> None:
         """Take a page out of the tree; with the lock held."""
-        if self._pager.free(page.number, page.epoch, self._epoch):
-            self._forget(page.number)
+        self._give_back(page.number, page.epoch)
+
+    def _give_back(self, number: int, born: int) -> None:
+        if self._pager.free(number, born, self._epoch):
+            self._forget(number)
+        elif not self._readers:
+            self._drop_stale(number)  # nobody will look at it again
 
     def _forget(self, number: int) -> None:
         """Drop an unwritten page that nobody can see any more; with the lock held."""
@@ -995,9 +1063,9 @@ class BTree:
 
     def _child(self, node: _Inner, at: int) -> _Node:
         number = node.children[at]
-        child = self._nodes.get(number) or self._fetch(number)
+        child = self._node(number)
         if child.level != node.level - 1:
-            raise self._pager.corrupt(number, "the page is not of the level it should be")
+            raise self._misplaced(number)
         return child
 
     def _move_tail(self) -> None:
@@ -1017,15 +1085,15 @@ class BTree:
         page = self._pager.read(number)
         if page[0] == OVERFLOW:
             return self._move_value(number, page)
-        node = self._decode(number, page)
+        node = self._node(number)
         key = next(iter(node.keys if isinstance(node, _Inner) else node.key_list()), b"")
-        live = self._nodes.get(self._root) or self._fetch(self._root)
+        live = self._node(self._root)
         while live.level > node.level and isinstance(live, _Inner):
             live = self._child(live, bisect_right(live.keys, key))
         if live.number != number:
             return 0
         self._writable(key)  # copies the path, and with it this node
-        return 1 + self._peek(self._root).level
+        return 1 + self._node(self._root).level
 
     def _move_value(self, number: int, page: bytes) -> int:
         _, _, key_size, _, _ = ENVELOPE.unpack_from(page)
@@ -1101,47 +1169,60 @@ class BTree:
 
     # -- private: decoding -----------------------------------------------------------------------
 
-    def _decode(self, number: int, page: bytes) -> _Node:
-        """Return the node in a page whose checksum holds. Raises CorruptionError."""
+    def _load(self, number: int) -> _Inner | bytes:
+        """Read a node: an inner node, or a leaf's page without the padding.
+
+        Raises CorruptionError if the checksum or the bounds of what is in it don't hold (S3).
+        """
+        page = self._pager.read(number)
+        limit = len(page) - 4
         kind, detail, count, link, epoch = ENVELOPE.unpack_from(page)
         if epoch >= self._epoch:
             raise self._pager.corrupt(number, "the page is newer than the tree")
         if kind == LEAF and detail < len(_ROWS):
-            values_at = ENVELOPE.size + 2 * count + 2
-            spilled_at = values_at + 2 * count + 2
-            rows_at = spilled_at + 2 * link
-            keys_at = rows_at + count * _WIDTHS[detail]
-            if keys_at <= self._capacity + ENVELOPE.size:
-                data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
-                end = data_at + _LENGTH.unpack_from(page, spilled_at - 2)[0]
-                spilled = _U16[link].unpack(page[spilled_at:rows_at]) if link else ()
-                if end <= self._capacity + ENVELOPE.size and all(slot < count for slot in spilled):
-                    return _Leaf(
-                        number,
-                        epoch,
-                        count,
-                        detail,
-                        page[ENVELOPE.size : values_at],
-                        page[values_at:spilled_at],
-                        spilled,
-                        page[rows_at:keys_at],
-                        page[keys_at:data_at],
-                        page[data_at:end],
-                    )
+            end = _LEAF_HEAD + 4 * count + 2 * link + count * _WIDTHS[detail]
+            if end <= limit:
+                end += _LENGTH.unpack_from(page, ENVELOPE.size + 2 * count)[0]
+                end += _LENGTH.unpack_from(page, ENVELOPE.size + 2 + 4 * count)[0]
+                if end <= limit:
+                    return page[:end]
         elif kind == INNER and detail and count:
             offsets_at = ENVELOPE.size + 4 * count + 4
             keys_at = offsets_at + 2 * count + 2
-            if keys_at <= self._capacity + ENVELOPE.size:
+            if keys_at <= limit:
                 offsets = _U16[count + 1].unpack_from(page, offsets_at)
                 end = keys_at + offsets[-1]
-                sound = offsets[0] == 0 and list(offsets) == sorted(offsets)
-                if sound and end <= self._capacity + ENVELOPE.size:
-                    image = page[offsets_at:end]
+                if end <= limit and offsets[0] == 0 and list(offsets) == sorted(offsets):
                     keys = [page[keys_at + a : keys_at + b] for a, b in pairwise(offsets)]
                     children = _little_endian(array("I", page[ENVELOPE.size : offsets_at]))
+                    image = page[offsets_at:end]
                     used = end - ENVELOPE.size
                     return _Inner(number, epoch, detail, keys, children, used, image)
         raise self._pager.corrupt(number, "the page is no well-formed node")
+
+    def _unpack(self, number: int, page: bytes) -> _Leaf:
+        """Cut a leaf's page into columns."""
+        _, form, count, link, epoch = ENVELOPE.unpack_from(page)
+        values_at = ENVELOPE.size + 2 * count + 2
+        spilled_at = values_at + 2 * count + 2
+        rows_at = spilled_at + 2 * link
+        keys_at = rows_at + count * _WIDTHS[form]
+        data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
+        spilled = _U16[link].unpack_from(page, spilled_at) if link else ()
+        if not all(slot < count for slot in spilled):
+            raise self._pager.corrupt(number, "a spilled value has no record")
+        return _Leaf(
+            number,
+            epoch,
+            count,
+            form,
+            page[ENVELOPE.size : values_at],
+            page[values_at:spilled_at],
+            spilled,
+            page[rows_at:keys_at],
+            page[keys_at:data_at],
+            page[data_at:],
+        )
 
 
 class Snapshot:
@@ -1269,14 +1350,14 @@ class Checkpoint:
         while self._next < len(order):
             batch = order[self._next : self._next + _BATCH_PAGES]
             found = [(number, tree._frozen.get(number)) for number in batch]
-            pages = [(number, pager.seal(number, page.body())) for number, page in found if page]
-            pager.write(pages)
+            bodies = [(number, page, page.body()) for number, page in found if page]
+            pager.write([(number, pager.seal(number, body)) for number, _, body in bodies])
             with tree._lock:
-                for number, page in found:
-                    if page and tree._frozen.pop(number, None):
-                        tree._written(page)
+                for number, page, body in bodies:
+                    if tree._frozen.pop(number, None):
+                        tree._written(page, body)
             self._next += len(batch)
-            self._unsynced += len(pages) * pager.page_size
+            self._unsynced += len(batch) * pager.page_size
             if self._unsynced >= _SYNC_BYTES:
                 pager.sync()
                 self._unsynced = 0
@@ -1473,7 +1554,7 @@ class _Checker:
             self._claim(number)
         report.free_pages = len(free)
         report.list_pages = len(listed)
-        report.depth = tree._peek(tree._root).level + 1
+        report.depth = tree._node(tree._root).level + 1
         self._node(tree._root, report.depth - 1, b"", None)
         if report.records != len(tree):
             raise self._pager.corrupt(
@@ -1497,7 +1578,8 @@ class _Checker:
         tree = self._tree
         node = tree._unwritten.get(number) or tree._frozen.get(number)
         if node is None or isinstance(node, _Overflow):
-            node = tree._decode(number, self._pager.read(number))
+            stored = tree._load(number)
+            node = tree._unpack(number, stored) if isinstance(stored, bytes) else stored
         if node.level != level:
             raise self._pager.corrupt(number, "the page is not of the level it should be")
         keys = node.keys if isinstance(node, _Inner) else node.key_list()

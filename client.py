@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import select
 import threading
 import time
@@ -44,7 +45,7 @@ from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from types import TracebackType
 from typing import Any, NamedTuple, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from errors import (
     BadRequest,
@@ -69,6 +70,9 @@ DEFAULT_TIMEOUT = 5.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds
 _NOT_A_SERVER = "this is not what a ConureDB server answers; check the server's address"
+_URL = re.compile(
+    r"http://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?([/?][^\s]*)?", re.ASCII
+)
 _ERRORS: dict[int, Callable[[str], ConureError]] = {
     400: BadRequest,
     409: Conflict,
@@ -280,9 +284,8 @@ class Client:
             if connection.is_quiet():
                 return connection
             connection.close()
-        parts = urlsplit(server)
-        assert parts.hostname is not None
-        return _Connection(parts.hostname, parts.port)
+        host, _, port = server.removeprefix("http://").rpartition(":")
+        return _Connection(host.strip("[]"), int(port))
 
     def _put_back(self, server: str, connection: _Connection) -> None:
         if connection.sock is None:  # the server asked for it to be closed
@@ -318,6 +321,7 @@ class _Connection(HTTPConnection):
     """A connection that knows whether any byte of the current request has left."""
 
     was_sent = False
+    _parts: list[bytes]
 
     def limit(self, seconds: float) -> None:
         """Let each following operation on the socket wait so long."""
@@ -337,8 +341,13 @@ class _Connection(HTTPConnection):
         return not poll.poll(0)
 
     def exchange(self, request: _Request) -> _Answer:
+        self._parts = []
+        self.request(request.method, request.target, request.body)
+        data = b"".join(self._parts)  # the server meets head and body in one round
         try:
-            self.request(request.method, request.target, request.body)
+            count = self.sock.send(data)  # if this fails the kernel has taken nothing
+            self.was_sent = True
+            self.sock.sendall(memoryview(data)[count:])
         except (BrokenPipeError, ConnectionResetError):
             # A server may refuse a body while it is being sent; its reason can still be read.
             if not self.was_sent:
@@ -347,12 +356,8 @@ class _Connection(HTTPConnection):
         return _Answer(response.status, response.read(), response.getheader("Location", ""))
 
     def send(self, data: Any) -> None:
-        if not self.was_sent:
-            # If this first call fails the kernel has taken nothing.
-            count = self.sock.send(data)
-            self.was_sent = True
-            data = memoryview(data)[count:]
-        self.sock.sendall(data)
+        """Take what the base class would send; ``exchange`` sends it at once."""
+        self._parts.append(data)
 
 
 def _left(deadline: float) -> float:
@@ -368,23 +373,17 @@ def _kv(key: str | bytes) -> str:
 
 
 def _base_url(server: str) -> str:
-    try:
-        parts = urlsplit(server)
-        port = parts.port or 80
-    except ValueError as error:
-        raise ConfigError("server", server, f"{error}; write it like {DEFAULT_SERVER}") from None
-    extras = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
-    if parts.scheme != "http" or not parts.hostname or extras or not server.isprintable():
-        raise ConfigError("server", server, f"no base URL; write it like {DEFAULT_SERVER}")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"http://{host}:{port}"
+    match = _URL.fullmatch(server)
+    if match is None or match[3] not in (None, "/") or not 0 < int(match[2] or 80) < 65536:
+        raise ConfigError("server", repr(server), f"no base URL; write it like {DEFAULT_SERVER}")
+    return f"http://{match[1]}:{match[2] or 80}"
 
 
 def _redirected(location: str) -> str | None:
     """Return the server a redirect names, or None for one that can't be trusted or followed."""
-    parts = urlsplit(location)
+    match = _URL.fullmatch(location)
     try:
-        return _base_url(f"{parts.scheme}://{parts.netloc}")
+        return _base_url(location.removesuffix(match[3] or "")) if match else None
     except ConfigError:
         return None
 

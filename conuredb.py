@@ -157,7 +157,7 @@ class Process:
             "conure_http_connections", "Open HTTP connections.", lambda: server.connections_open
         )
         registry.counter_callback(
-            "conure_http_connections_total",
+            "conure_http_connections_accepted_total",
             "HTTP connections accepted.",
             lambda: server.connections_accepted,
         )

@@ -72,7 +72,7 @@ _READS = ("GET", "HEAD")
 _ALLOW_READS = ("Allow", ", ".join(_READS))
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _YES, _NO = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
 
 Command = tuple[bytes, bytes | None]
@@ -240,7 +240,11 @@ class API:
         get = self.backend.get
         found = 0
         for request, key in zip(requests, keys, strict=True):
-            value = get(key)
+            try:
+                value = get(key)
+            except ConureError as failure:  # a damaged page, say: the other keys can be read
+                self._fail(request, failure)
+                continue
             if value is None:
                 self._fail(request, KeyNotFound())
             else:
@@ -263,14 +267,14 @@ class API:
         facts = _json_object(request, '{"ID": "node2", "RaftAddr": "10.0.0.2:7001"}')
         role = _text_field(facts, "Role", "data")
         if role not in ("data", "arbiter"):
-            raise BadRequest(f"Role is {role!r}; it has to be data or arbiter")
+            raise BadRequest(f"Role is {_shortened(role)}; it has to be data or arbiter")
         nonvoter = facts.get("NonVoter", False)
         if not isinstance(nonvoter, bool):
             raise BadRequest("NonVoter has to be true or false")
         self.backend.join(
             _node_id(facts),
-            _host_and_port(_text_field(facts, "RaftAddr")),
-            _text_field(facts, "HTTPAddr", ""),
+            _host_and_port("RaftAddr", _text_field(facts, "RaftAddr")),
+            _base_url("HTTPAddr", _text_field(facts, "HTTPAddr", "")),
             voter=not nonvoter,
             role=role,
             reply=partial(self._changed, request),
@@ -400,7 +404,8 @@ def _flag(query: dict[bytes, bytes], name: bytes) -> bool:
     if value in _NO:
         return False
     raise BadRequest(
-        f"{name.decode()} is {value.decode(errors='replace')!r}; it has to be true or false"
+        f"{name.decode()} is {_shortened(value.decode(errors='replace'))}; "
+        "it has to be true or false"
     )
 
 
@@ -425,13 +430,31 @@ def _node_id(facts: dict[str, Any]) -> str:
     node_id = _text_field(facts, "ID")
     if not _NODE_ID.fullmatch(node_id):
         raise BadRequest(
-            f"ID is {node_id!r}; it has to be 1 to 128 letters, digits, dots, dashes or underscores"
+            f"ID is {_shortened(node_id)}; "
+            "it has to be 1 to 128 letters, digits, dots, dashes or underscores"
         )
     return node_id
 
 
-def _host_and_port(address: str) -> str:
+def _host_and_port(name: str, address: str) -> str:
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match[1]) < 65536:
-        raise BadRequest(f"RaftAddr is {address!r}; it has to be host:port, such as 10.0.0.2:7001")
+        raise BadRequest(
+            f"{name} is {_shortened(address)}; it has to be host:port, such as 10.0.0.2:7001"
+        )
     return address
+
+
+def _base_url(name: str, url: str) -> str:
+    """Return a URL that redirects can begin with; empty if there is none."""
+    address = url.removeprefix("http://")
+    match = _ADDRESS.fullmatch(address)
+    if url and (match is None or address == url or not 0 < int(match[1]) < 65536):
+        raise BadRequest(
+            f"{name} is {_shortened(url)}; it has to be a base URL, such as http://10.0.0.2:8081"
+        )
+    return url
+
+
+def _shortened(text: str) -> str:
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"

@@ -95,6 +95,7 @@ _KNOWN_HEADS = 1024
 _KNOWN_HEAD_BYTES = 2048
 _KNOWN_PATHS = 256
 _KNOWN_PATH_BYTES = 256
+_KNOWN_STARTS = 1024
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _CLOSE, _KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
@@ -109,6 +110,7 @@ _is_absolute = re.compile(rb"(?i:https?)://[^/@]+(/.*)?").fullmatch
 _is_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n").fullmatch
 _token_octets = frozenset(c for c in range(256) if _is_token(bytes([c])))
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
 _METHODS = {
     name.encode(): (name, name in _SAFE)
@@ -258,7 +260,7 @@ def error_body(
     message = " ".join(message.split())
     if not _accepts_json(accept):
         return message.encode() + b"\n", TEXT
-    title = title or HTTPStatus(status).phrase
+    title = title or _PHRASES.get(status, "error")
     problem = {"type": "about:blank", "title": title, "status": status, "detail": message}
     return json.dumps(problem, ensure_ascii=False).encode() + b"\n", PROBLEM
 
@@ -311,7 +313,12 @@ class HTTPServer(ThreadingHTTPServer):
         self._on_fatal = on_fatal
         self._accepting = False
         self._out_of_descriptors = False
-        self._bind(address)
+        host, port = address
+        if not host and socket.has_dualstack_ipv6():
+            host = "::"
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host.strip("[]"), port), BaseHTTPRequestHandler)
         self.socket.setblocking(False)
         self._reactor = _Reactor(application, limits or Limits(), self._fatal)
         self.connections_accepted = 0
@@ -373,7 +380,7 @@ class HTTPServer(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
-            only6 = int(self.server_address[0] not in ("", "::"))
+            only6 = int(self.server_address[0] != "::")
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
         TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for our name, and may hang
 
@@ -400,23 +407,6 @@ class HTTPServer(ThreadingHTTPServer):
         log.warning("a connection was lost before its first request", exc_info=True)
 
     # -- private --------------------------------------------------------------------------------
-
-    def _bind(self, address: tuple[str, int]) -> None:
-        host, port = address
-        candidates: list[tuple[int, str]] = [(socket.AF_INET, host)]
-        if not host:
-            candidates = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa: S104
-        elif ":" in host:
-            candidates = [(socket.AF_INET6, host.strip("[]"))]
-        for last, (family, name) in enumerate(candidates, 1 - len(candidates)):
-            self.address_family = socket.AddressFamily(family)
-            try:
-                super().__init__((name, port), BaseHTTPRequestHandler)
-            except OSError as error:
-                if last == 0 or error.errno == errno.EADDRINUSE:
-                    raise
-            else:
-                return
 
     def _accept_forever(self) -> None:
         try:
@@ -821,11 +811,8 @@ class _Connection:
         if self.body is None and (position or not self.buffer):
             self.begun = reactor.now
         self.buffer = data[position:]
-        if self.state == READING:
-            if self.ended:
-                self._finish_soon()
-            elif not self.interest & _IN:
-                self.watch(self.interest | _IN)
+        if self.state == READING and not self.interest & _IN:
+            self.watch(self.interest | _IN)
 
     def refuse(self, refusal: _Refusal) -> None:
         """Answer with an error of the server's own, in its turn (H1); take nothing more (H6)."""
@@ -876,7 +863,6 @@ class _Connection:
             self.pending = len(data) - sent
             self.watch(self.interest | _OUT)
             return
-        self.touched = reactor.now
         out.clear()
         self.pending = 0
         if self.interest & _OUT:
@@ -900,7 +886,8 @@ class _Connection:
             if idle > limits.write_timeout:
                 self.close()
         elif self.waiting:
-            self.begun = self.reactor.now  # time spent on earlier requests isn't the client's
+            # Time that the application takes isn't the client's.
+            self.touched = self.begun = self.reactor.now
         elif self.buffer or self.body is not None:
             if self.reactor.now - self.begun > limits.request_timeout:
                 self.buffer = b""
@@ -1036,22 +1023,18 @@ class _Connection:
     def _emit(self, request: Request, answer: _Answer) -> None:
         reactor = self.reactor
         status, body, content_type, fields = answer
-        prefix = reactor.prefixes.get((status, content_type)) or reactor.prefix(
-            status, content_type
-        )
+        start = reactor.starts.get((status, content_type, len(body)))
+        if start is None:
+            start = reactor.render_start(status, content_type, len(body))
         persistence = request._head.connection
         if reactor.draining and not (self.waiting or self.more) and self.state == READING:
             self.state = FINISHED
             persistence = _CLOSE
-        if fields or persistence or request.method == "HEAD":
-            content = b"" if request.method == "HEAD" else body
-            data = b"%b%d\r\n%b%b\r\n%b" % (prefix, len(body), fields, persistence, content)
-        else:
-            data = b"%b%d\r\n\r\n%b" % (prefix, len(body), body)
-        if not self.out:
-            reactor.dirty.append(self)
-        self.out.append(data)
-        self.pending += len(data)
+        if request.method == "HEAD":
+            body = b""
+        if fields or persistence:
+            start = b"%b%b%b\r\n" % (start[:-2], fields, persistence)
+        self.put(start + body)
 
     def _receive_out_of_turn(self) -> None:
         if self.state == LINGERING:
@@ -1063,8 +1046,7 @@ class _Connection:
             data = self.receive_bytes(_READ_SIZE)
             self.reactor.bytes_in += len(data)
             self.buffer += data
-            if not data:
-                self.ended = True
+            if not data:  # the end; it is read again when what waits has been taken up
                 self.watch(self.interest & ~_IN)
         else:
             self.watch(self.interest & ~_IN)
@@ -1085,6 +1067,7 @@ class _Connection:
             return
         self.socket.shutdown(socket.SHUT_WR)
         self.state = LINGERING
+        self.touched = self.reactor.now
         self.watch(_IN)
 
 
@@ -1112,7 +1095,7 @@ class _Reactor:
         self.resumed: list[_Connection] = []  # to be taken up again in the next round
         self.heads: dict[bytes, _Head] = {}  # clients repeat themselves: their heads, parsed
         self.paths: dict[bytes, str] = {}
-        self.prefixes: dict[tuple[int, str], bytes] = {}  # of answers, up to Content-Length
+        self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.requests = self.bytes_in = self.bytes_out = 0
         self.refused: dict[int, int] = {}
         self.epoll = select.epoll()
@@ -1171,15 +1154,13 @@ class _Reactor:
         if number >= limit:
             self.count_refusal(503)
             body, content_type = error_body(503, "too many connections; try again shortly")
-            prefix = _render_prefix(503, content_type, self._date)
-            connection.turn_away(
-                b"%b%d\r\nRetry-After: 1\r\n%b\r\n%b" % (prefix, len(body), _CLOSE, body)
-            )
+            start = _render_start(503, content_type, len(body), self._date)
+            connection.turn_away(b"%bRetry-After: 1\r\n%b\r\n%b" % (start[:-2], _CLOSE, body))
         descriptor = connection.descriptor
         self.connections[descriptor] = connection
         try:
             self.epoll.register(descriptor, connection.interest)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: the reactor has just ended
             del self.connections[descriptor]
             raise
 
@@ -1234,6 +1215,13 @@ class _Reactor:
             self.paths[path] = text
         return text
 
+    def render_start(self, status: int, content_type: str, length: int) -> bytes:
+        """Render an answer's status line and header; good until the date changes."""
+        start = _render_start(status, content_type, length, self._date)
+        if len(self.starts) < _KNOWN_STARTS:
+            self.starts[status, content_type, length] = start
+        return start
+
     def round(self) -> bool:
         """Wait, then carry one round through; return whether there is to be another.
 
@@ -1247,22 +1235,14 @@ class _Reactor:
             self._tick()
         if self.resumed:
             resumed, self.resumed = self.resumed, []
-            for connection in resumed:
-                self._guard(connection, connection.resume)
+            self._each(resumed, _Connection.resume)
         self._receive(events)
         if self.requests != requests:
             self._flush()
         if self.dirty:
             dirty, self.dirty = self.dirty, []
-            for connection in dirty:
-                self._guard(connection, connection.send)
+            self._each(dirty, _Connection.send)
         return not (draining and self._is_drained())
-
-    def prefix(self, status: int, content_type: str) -> bytes:
-        """Render the beginning of an answer; good until the date changes."""
-        prefix = _render_prefix(status, content_type, self._date)
-        self.prefixes[status, content_type] = prefix
-        return prefix
 
     # -- private
 
@@ -1313,14 +1293,17 @@ class _Reactor:
                 log.exception("a connection failed")
                 connection.close()
 
-    def _guard(self, connection: _Connection, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except OSError:
-            connection.close()
-        except Exception:
-            log.exception("a connection failed")
-            connection.close()
+    def _each(
+        self, connections: Iterable[_Connection], action: Callable[[_Connection], None]
+    ) -> None:
+        for connection in connections:
+            try:
+                action(connection)
+            except OSError:
+                connection.close()
+            except Exception:
+                log.exception("a connection failed")
+                connection.close()
 
     def _flush(self) -> None:
         try:
@@ -1339,7 +1322,11 @@ class _Reactor:
         answers = self._answers
         while answers:
             request, answer = answers.popleft()
-            request._connection.answer(request, answer)
+            try:
+                request._connection.answer(request, answer)
+            except Exception:
+                log.exception("an unusable answer to %s %s", request.method, request.path)
+                request._connection.close()
 
     def _wake(self) -> None:
         self._woken = True
@@ -1349,9 +1336,8 @@ class _Reactor:
     def _tick(self) -> None:
         self._next_tick = self.now + _TICK
         self._date = formatdate(usegmt=True).encode()
-        self.prefixes.clear()
-        for connection in list(self.connections.values()):
-            self._guard(connection, connection.check_deadlines)
+        self.starts.clear()
+        self._each(list(self.connections.values()), _Connection.check_deadlines)
 
     def _is_drained(self) -> bool:
         for connection in list(self.connections.values()):
@@ -1359,10 +1345,9 @@ class _Reactor:
         return self._cut or not self.connections
 
 
-def _render_prefix(status: int, content_type: str, date: bytes) -> bytes:
-    reason = HTTPStatus(status).phrase
-    line = f"HTTP/1.1 {status} {reason}\r\nDate: {date.decode()}\r\n"
-    return f"{line}Content-Type: {content_type}\r\nContent-Length: ".encode("latin-1")
+def _render_start(status: int, content_type: str, length: int, date: bytes) -> bytes:
+    line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nDate: {date.decode()}\r\n"
+    return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def _render_fields(fields: Iterable[tuple[str, str]]) -> bytes:

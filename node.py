@@ -40,9 +40,8 @@ from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any, Protocol
 
-from btree import BTree
-
 import wire
+from btree import BTree
 from datadir import DataDirectory
 from errors import (
     Conflict,
@@ -250,7 +249,9 @@ class Node:
         if self._failure is None and self._store.applied_index > self._store.tree.applied_index:
             self._checkpoint(0.0)
         with self._lock:
-            self._answer_all(Unavailable("the node is stopping; ask another one"))
+            self._answer_all(
+                OutcomeUnknown("the node has stopped; a write may still be committed by the others")
+            )
             finished = self._take_finished()
         _run(finished)
         self._log.close()
@@ -308,10 +309,17 @@ class Node:
         _run(finished)
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of *key* in this node's own state, or None."""
+        """Return the value of *key* in this node's own state, or None.
+
+        Raises CorruptionError for a page that fails its check (S3), DiskFailed or Unavailable.
+        """
         with self._lock:
             self._refuse_if_failed()
-            record = self._store.get(key)
+            try:
+                record = self._store.get(key)
+            except StorageError as error:
+                log.error("a read met a damaged tree: %s", error)
+                raise
         return None if record is None else record.value
 
     def join(
@@ -641,7 +649,7 @@ class Node:
         )
         gauge, counter = registry.gauge_callback, registry.counter_callback
         gauge("conure_raft_term", "Current term.", lambda: raft.term)
-        gauge("conure_raft_is_leader", "1 on the leader.", lambda: raft.state == State.LEADER)
+        gauge("conure_raft_is_leader", "1 on the leader.", lambda: int(raft.state == State.LEADER))
         gauge("conure_raft_commit_index", "Last committed index.", lambda: raft.commit_index)
         gauge("conure_raft_applied_index", "Last applied index.", lambda: store.applied_index)
         gauge("conure_log_size_bytes", "Live bytes in the log.", lambda: raft_log.size_bytes)
@@ -672,7 +680,7 @@ class Node:
         gauge(
             "conure_disk_full",
             "1 while writes are refused for lack of space.",
-            lambda: self._full is not None,
+            lambda: int(self._full is not None),
         )
 
     def _make_core(self) -> Raft:

@@ -70,7 +70,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
 from errors import CorruptionError, ForeignDirectory
@@ -121,12 +121,8 @@ class Meta(NamedTuple):
     applied_term: int
 
 
-class _Waiting(NamedTuple):
-    """A page that left the tree and that a pinned state may still need."""
-
-    number: int
-    born: int
-    left: int
+# A page that left the tree and that a pinned state may still need: number, epochs born and left.
+_Waiting: TypeAlias = tuple[int, int, int]
 
 
 class FreeSpace(NamedTuple):
@@ -258,7 +254,7 @@ class Pager:
             waiting = self._waiting.get(pin)
             if waiting is None:
                 waiting = self._waiting[pin] = []
-            waiting.append(_Waiting(number, born, left))
+            waiting.append((number, born, left))
             self.waiting_pages += 1
             return False
         heappush(self._free, number)
@@ -293,7 +289,7 @@ class Pager:
         if not waiting:
             del self._waiting[epoch]
         self.waiting_pages -= len(portion)
-        return [entry.number for entry in portion if self.free(*entry)]
+        return [number for number, born, left in portion if self.free(number, born, left)]
 
     def freeze(self) -> FreeSpace:
         """Return the free space of this moment, for the checkpoint that begins now."""
@@ -301,7 +297,7 @@ class Pager:
 
     def free_numbers(self) -> list[int]:
         """Return every page that is free or waits, for ``check()``."""
-        return self._free + [entry.number for group in self._waiting.values() for entry in group]
+        return self._free + [number for group in self._waiting.values() for number, _, _ in group]
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -516,9 +512,8 @@ def _choose(file: File, slots: list[list[Meta]], size: int) -> tuple[Meta, Meta 
     return newest, older
 
 
-def _count_runs(numbers: Iterable[int]) -> int:
-    known = numbers if isinstance(numbers, set) else set(numbers)
-    return sum(1 for number in known if number - 1 not in known)
+def _count_runs(numbers: set[int]) -> int:
+    return len(numbers - {number + 1 for number in numbers})
 
 
 def _runs(numbers: Iterable[int], flag: int) -> list[tuple[int, int]]:

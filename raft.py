@@ -59,6 +59,7 @@ __all__ = [
     "Progress",
     "Raft",
     "RaftOptions",
+    "ReadState",
     "Ready",
     "Replication",
     "Server",
@@ -333,8 +334,16 @@ class Progress:
     due: bool = True  # an append goes out at the next Ready, even an empty one
     commit: int = 0  # the commit index it was last told
     inflight: deque[int] = field(default_factory=deque)  # PIPELINE: last index of each message
-    nudged: int = 0  # the tick at which lagging last made an append due
+    sent: int = 0  # the tick of the last append
     confirmed: int = 0  # the last read round it answered
+
+
+@dataclass(slots=True)
+class ReadState:
+    """A read that is linearizable at any state that has applied ``index``."""
+
+    index: int
+    context: object
 
 
 @dataclass(slots=True)
@@ -356,8 +365,8 @@ class Ready:
        one sync, as long as the calls come in the order of the Readys.
     6. ``committed``: apply the COMMAND entries in this order, then call :meth:`Raft.applied`
        with the last index. An arbiter only makes the call.
-    7. ``reads``, pairs of index and context: answer each as soon as its index is applied.
-       ``lost_reads``, contexts: leadership was lost first; they may be tried again.
+    7. ``reads``: answer each as soon as its index is applied. ``lost_reads``, the contexts of
+       others: leadership was lost first; they may be tried again.
     8. Ask for the next Ready, until there is none.
     """
 
@@ -367,7 +376,7 @@ class Ready:
     snapshot: SnapshotMeta | None = None
     entries: Sequence[Entry] = ()
     committed: Sequence[Entry] = ()
-    reads: Sequence[tuple[int, object]] = ()
+    reads: Sequence[ReadState] = ()
     lost_reads: Sequence[object] = ()
     epoch: int = 0  # the core's own: which history of the log the entries belong to
 
@@ -486,7 +495,7 @@ class Raft:
         # Collected for the next Ready.
         self._saved = hard_state
         self._messages: list[Message] = []
-        self._reads: list[tuple[int, object]] = []
+        self._reads: list[ReadState] = []
         self._lost_reads: list[object] = []
         self._install: SnapshotMeta | None = None
         self._handed_out = applied  # the last committed entry given to the driver
@@ -862,6 +871,7 @@ class Raft:
         )
         progress.commit = self.commit_index
         progress.due = False
+        progress.sent = self._now
         if entries and progress.state is Replication.PIPELINE:
             progress.next = entries[-1].index + 1
             progress.inflight.append(entries[-1].index)
@@ -901,9 +911,9 @@ class Raft:
         elif progress.state is Replication.PROBE or message.index + 1 >= self._log.first_index:
             progress.state = Replication.PIPELINE
             progress.next = message.index + 1
-        self._advance_commit()
         if message.sender == self._transferee and progress.match == self._log.last_index:
             self._send(MessageType.TIMEOUT_NOW, message.sender)
+        self._advance_commit()
 
     def _on_rejection(self, progress: Progress, message: Message) -> None:
         """Go back to where the logs may agree, skipping a term at a time (paper 5.3).
@@ -929,10 +939,8 @@ class Raft:
         if progress is None:
             return
         progress.heard = self._now
-        if progress.match < self._log.last_index and progress.nudged < self._now:
-            # It answers and lags: what was sent may be lost. Once a tick is often enough.
-            progress.nudged = self._now
-            progress.due = True
+        if progress.match < self._log.last_index and progress.sent < self._now:
+            progress.due = True  # it answers and lags: what was sent may be lost
         progress.confirmed = max(progress.confirmed, message.context)
         self._confirm_reads()
 
@@ -1024,9 +1032,9 @@ class Raft:
 
     def _on_snapshot(self, message: Message) -> None:
         """Install a snapshot, unless the log has got as far without it."""
-        meta = message.snapshot
-        assert meta is not None
-        log = self._log
+        meta, log = message.snapshot, self._log
+        if meta is None:
+            return  # not a leader's message
         if meta.index > self.commit_index and log.term(meta.index) == meta.term:
             self._commit(meta.index)  # the entries are here: keep them and what follows
         elif meta.index > self.commit_index:
@@ -1188,8 +1196,9 @@ class Raft:
         while len(self._configurations) > 1 and self._configurations[1][0] <= self.commit_index:
             del self._configurations[0]
         if self.state is State.LEADER:
-            for progress in self.progress.values():
-                self._replicate(progress)  # a removed member hears of the commit, and keeps quiet
+            for node_id, progress in self.progress.items():
+                if self.configuration.get(node_id) is None:
+                    self._send_append(progress)  # it hears of the commit, and keeps quiet
             self._track_servers()
 
     def _adopt_configuration(self) -> None:
@@ -1242,7 +1251,7 @@ class Raft:
             for voter in configuration.voters
         )
         if self._round_reads and confirmed >= configuration.quorum:
-            self._reads += [(self._round_index, context) for context in self._round_reads]
+            self._reads += [ReadState(self._round_index, context) for context in self._round_reads]
             self._round_reads = []
 
     # -- helpers ---------------------------------------------------------------------------------

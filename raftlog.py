@@ -60,7 +60,7 @@ the power failed if one of its sectors is still 00, and if no later record says 
 disk already (records count the entries before them that are not synced yet). It is cut off with
 everything behind it. In any other case the bytes arrived and changed later: CorruptionError. What
 can't be told apart is a change in the very last group of entries, if the changed record also has
-a whole sector of 00, or was blanked.
+a whole sector of 00, and sectors at the end of the log that turn into 00 as a whole.
 
 ``prepare`` may be called by any thread at any time before ``close``; one lock guards the list of
 spares that it hands over. Everything else belongs to the owner of the log (the node's lock).
@@ -72,6 +72,7 @@ import os
 import struct
 import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -89,7 +90,6 @@ from wire import (
     decode_record,
     encode_record,
     read_record_header,
-    record_size,
     split_batches,
 )
 
@@ -109,7 +109,7 @@ _CHECKSUM = struct.Struct(">I")
 _FIRST_RECORD = _SEGMENT.size + _CHECKSUM.size
 
 _SPARES = 2
-_BATCH_BYTES = 1 << 20  # data in one record: what reading a single entry costs at worst
+_BATCH_BYTES = 1 << 20  # a record of several entries; what reading one of them costs at worst
 _MARK_BYTES = 16 << 10  # between two marks of a segment's index
 _CACHED_ENTRY_BYTES = 120  # what an Entry takes in memory beside its data
 
@@ -126,14 +126,28 @@ class _Segment:
     """
 
     __slots__ = (
-        "end", "file", "first", "marks", "offsets", "path", "previous_term", "salt", "sequence",
+        "end",
+        "file",
+        "first",
+        "marks",
+        "offsets",
+        "path",
+        "previous_term",
+        "salt",
+        "sequence",
         "size",
-    )  # fmt: skip
+    )
 
     def __init__(
-        self, file: File, path: str, *, salt: int, sequence: int, first: int,
-        previous_term: int, size: int,
-    ) -> None:  # fmt: skip
+        self,
+        file: File,
+        path: str,
+        salt: int,
+        sequence: int,
+        first: int,
+        previous_term: int,
+        size: int,
+    ) -> None:
         self.file = file
         self.path = path
         self.salt = salt
@@ -144,6 +158,11 @@ class _Segment:
         self.end = _FIRST_RECORD
         self.marks: list[int] = []
         self.offsets: list[int] = []
+
+    def header(self) -> bytes:
+        facts = (self.salt, self.sequence, self.first, self.previous_term, self.size)
+        header = _SEGMENT.pack(_SEGMENT_MAGIC, _VERSION, *facts)
+        return header + _CHECKSUM.pack(crc32(header))
 
     def added(self, index: int, size: int) -> None:
         """Take note of a record of *size* bytes at the end, its first entry *index*."""
@@ -205,6 +224,39 @@ class _Terms:
         del self.starts[position:], self.terms[position:]
 
 
+class _Cache:
+    """The latest entries, up to *limit* bytes of memory."""
+
+    __slots__ = ("_batches", "_bytes", "_limit", "entries")
+
+    def __init__(self, limit: int) -> None:
+        self.entries: list[Entry] = []
+        self._limit = limit
+        self._bytes = 0
+        self._batches: deque[tuple[int, int]] = deque()  # entries and bytes of each
+
+    def add(self, batch: Sequence[Entry], size: int) -> None:
+        size += _CACHED_ENTRY_BYTES * len(batch)
+        self.entries += batch
+        self._batches.append((len(batch), size))
+        self._bytes += size
+        if self._bytes > self._limit:
+            self._trim()
+
+    def clear(self) -> None:
+        self.entries.clear()
+        self._batches.clear()
+        self._bytes = 0
+
+    def _trim(self) -> None:
+        gone = 0
+        while self._bytes > self._limit * 3 // 4:  # well below: cutting a list's head is slow
+            count, size = self._batches.popleft()
+            gone += count
+            self._bytes -= size
+        del self.entries[:gone]
+
+
 class _Contents(NamedTuple):
     """What a directory holds, as :func:`_examine` found it."""
 
@@ -237,15 +289,14 @@ class RaftLog:
         self._fs = fs
         self._directory = directory
         self._segment_bytes = segment_bytes
-        self._cache_bytes = cache_bytes
+        self._batch_bytes = min(_BATCH_BYTES, segment_bytes // 4)
         self._state_file = found.state_file
         self._serial = found.serial
         self._segments = found.segments
         self._terms = found.terms
         self._sequence = found.sequence
         self._synced = found.last_index
-        self._cache: list[Entry] = []
-        self._cached_bytes = 0
+        self._cache = _Cache(cache_bytes)
         self._preparing = threading.Lock()  # held by whoever makes a spare; taken before _lock
         self._lock = threading.Lock()  # guards the three below
         self._spares: list[tuple[int, str]] = []  # size, path
@@ -308,12 +359,13 @@ class RaftLog:
         if low <= self.snapshot.index:
             raise Compacted(f"entry {low} was cut away; the log begins at {self.first_index}")
         assert low < high <= self.last_index + 1
-        cached = len(self._cache) - (self.last_index + 1 - low)
+        latest = self._cache.entries
+        cached = len(latest) - (self.last_index + 1 - low)
         if cached >= 0:
-            return _up_to(self._cache[cached : cached + high - low], max_bytes)
+            return _up_to(latest[cached : cached + high - low], max_bytes)
         found: list[Entry] = []
         size = 0
-        while low < high and size < max_bytes:
+        while low < high and (size < max_bytes or not found):
             position = bisect_right(self._segments, low, key=attrgetter("first")) - 1
             more = self._segments[position].read(low)
             stop = high
@@ -348,8 +400,8 @@ class RaftLog:
         the first of the entries, or DiskFailed.
         """
         entries = self._without_known(entries)
-        for batch in split_batches(entries, _BATCH_BYTES):
-            self._append(batch)
+        for batch, size in split_batches(entries, self._batch_bytes):
+            self._append(batch, size + RECORD_HEADER_BYTES)
 
     def sync(self) -> None:
         """Put everything appended so far on disk. Raises DiskFailed."""
@@ -388,7 +440,6 @@ class RaftLog:
         self.snapshot = meta
         self._terms.cut_before(meta.index)
         self._drop_segments(self._segments[:keep])
-        self._trim_cache(min(len(self._cache), self.last_index - meta.index))
         self._count_bytes()
 
     def reset(self, meta: SnapshotMeta) -> None:
@@ -401,7 +452,7 @@ class RaftLog:
         self.last_index = self._synced = meta.index
         self._terms = _Terms(meta.index, meta.term)
         self._drop_segments(self._segments)
-        self._trim_cache(0)
+        self._cache.clear()
         self._count_bytes()
 
     # -- housekeeping ----------------------------------------------------------------------------
@@ -411,17 +462,10 @@ class RaftLog:
 
         Raises DiskFull, leaving nothing half made, or DiskFailed.
         """
-        with self._preparing:
-            while True:
-                with self._lock:
-                    missing = len(self._spares) < _SPARES
-                    old = self._old.pop() if self._old else None
-                if missing:
-                    self._make_spare(self._segment_bytes, old)
-                elif old is not None:
-                    self._fs.remove(old)
-                else:
-                    return
+        working = True
+        while working:
+            with self._preparing:  # one step at a time: the owner may be waiting for it
+                working = self._prepare_one()
 
     def check(self) -> None:
         """Read everything back and compare it with what this object believes.
@@ -438,8 +482,7 @@ class RaftLog:
         assert (found.terms.starts, found.terms.terms) == (self._terms.starts, self._terms.terms)
         assert [s.path for s in found.segments] == [s.path for s in self._segments]
         assert [s.end for s in found.segments[-1:]] == [s.end for s in self._segments[-1:]]
-        assert len(self._cache) <= self.last_index - self.snapshot.index
-        assert not self._cache or self._cache[-1].index == self.last_index
+        assert not self._cache.entries or self._cache.entries[-1].index == self.last_index
 
     def close(self) -> None:
         """Close the files. What wasn't synced may be lost."""
@@ -462,9 +505,8 @@ class RaftLog:
                 return entries[position:]
         return entries[max(0, self.last_index + 1 - first) :]
 
-    def _append(self, batch: Sequence[Entry]) -> None:
+    def _append(self, batch: Sequence[Entry], size: int) -> None:
         first = batch[0].index
-        size = record_size(batch)
         if (
             first <= self.last_index
             or not self._segments
@@ -483,10 +525,7 @@ class RaftLog:
         self._terms.add(first, batch[0].term)
         self.last_index = batch[-1].index
         self.size_bytes += size
-        self._cache += batch
-        self._cached_bytes += size + _CACHED_ENTRY_BYTES * len(batch)
-        if self._cached_bytes > self._cache_bytes:
-            self._trim_cache()
+        self._cache.add(batch, size)
 
     def _begin_segment(self, first: int, size: int) -> None:
         """Make the segment that entry *first* begins, and cut off the entries from there on."""
@@ -504,12 +543,8 @@ class RaftLog:
             previous_term=previous_term,
             size=file_size,
         )
-        header = _SEGMENT.pack(
-            _SEGMENT_MAGIC, _VERSION, segment.salt, segment.sequence, first, previous_term,
-            file_size,
-        )  # fmt: skip
         try:
-            segment.file.pwrite(header + _CHECKSUM.pack(crc32(header)), 0)
+            segment.file.pwrite(segment.header(), 0)
             segment.file.sync()
         except DiskFull:
             segment.file.close()
@@ -527,7 +562,7 @@ class RaftLog:
 
     def _cut_off(self, first: int) -> None:
         """Forget the entries from *first* on, which a new segment has just superseded."""
-        self._trim_cache_end(first)
+        self._cache.clear()
         self._terms.cut_from(first)
         self.last_index = self._synced = first - 1
         self._count_bytes()
@@ -545,23 +580,6 @@ class RaftLog:
         if self.first_index <= self.last_index:
             oldest = self._segments[0]
             self.size_bytes += oldest.end - oldest.offset_of(self.first_index)
-
-    def _trim_cache(self, keep: int | None = None) -> None:
-        """Drop all but the last *keep* entries; by default the older half of the bytes."""
-        sizes = [len(entry.data) + _CACHED_ENTRY_BYTES for entry in self._cache]
-        if keep is None:
-            keep, kept_bytes = 0, 0
-            for size in reversed(sizes):
-                kept_bytes += size
-                if kept_bytes > self._cache_bytes // 2:
-                    break
-                keep += 1
-        del self._cache[: len(self._cache) - keep]
-        self._cached_bytes = sum(sizes[len(sizes) - keep :])
-
-    def _trim_cache_end(self, first: int) -> None:
-        while self._cache and self._cache[-1].index >= first:
-            self._cached_bytes -= len(self._cache.pop().data) + _CACHED_ENTRY_BYTES
 
     # -- private: spares -------------------------------------------------------------------------
 
@@ -584,15 +602,30 @@ class RaftLog:
 
     def _find_spare(self, size: int) -> tuple[int, str]:
         """Return the smallest spare that has *size* bytes, making one if need be."""
-        while True:
-            with self._lock:
-                fitting = [spare for spare in self._spares if spare[0] >= size]
-            if fitting:
-                return min(fitting)
-            with self._preparing:
-                self._make_spare(max(size, self._segment_bytes), None)
+        spare = self._fitting_spare(size)
+        if spare is None:
+            with self._preparing:  # and while we waited for it, one may have been made
+                spare = self._fitting_spare(size)
+                if spare is None:
+                    spare = self._make_spare(max(size, self._segment_bytes), None)
+        return spare
 
-    def _make_spare(self, size: int, old: str | None) -> None:
+    def _fitting_spare(self, size: int) -> tuple[int, str] | None:
+        with self._lock:
+            return min((spare for spare in self._spares if spare[0] >= size), default=None)
+
+    def _prepare_one(self) -> bool:
+        """Make a spare that is missing, or remove a file that isn't needed; False: all done."""
+        with self._lock:
+            missing = len(self._spares) < _SPARES
+            old = self._old.pop() if self._old else None
+        if missing:
+            self._make_spare(self._segment_bytes, old)
+        elif old is not None:
+            self._fs.remove(old)
+        return missing or old is not None
+
+    def _make_spare(self, size: int, old: str | None) -> tuple[int, str]:
         """Make a file of zeros, from an old segment if one is given (its blocks are there)."""
         temporary = self._new_path("tmp")
         if old is not None:
@@ -610,10 +643,11 @@ class RaftLog:
             if self._fs.exists(temporary):
                 self._fs.remove(temporary)
             raise
-        path = self._new_path("spare")
-        self._fs.rename(temporary, path)
+        spare = (size, self._new_path("spare"))
+        self._fs.rename(temporary, spare[1])
         with self._lock:
-            self._spares.append((size, path))
+            self._spares.append(spare)
+        return spare
 
     def _retire(self, segment: _Segment) -> None:
         segment.file.close()
@@ -654,9 +688,13 @@ def check(fs: FileSystem, directory: str) -> None:
 
 def _examine(fs: FileSystem, directory: str, *, read_only: bool = False) -> _Contents:
     """Read and check everything in a log's directory, changing nothing."""
-    state_file = fs.open(os.path.join(directory, "state"), read_only=read_only)
-    serial, hard_state = _read_state(state_file)
     snapshot, first_sequence = _read_snapshot(fs, directory)
+    state_path = os.path.join(directory, "state")
+    try:
+        state_file = fs.open(state_path, read_only=read_only)
+    except FileNotFoundError:
+        raise CorruptionError(state_path, 0, "the file is missing") from None
+    serial, hard_state = _read_state(state_file)
     segments: list[_Segment] = []
     dead: list[_Segment] = []
     for segment in _read_segments(fs, directory, read_only=read_only):
@@ -779,22 +817,15 @@ def _read_segments(fs: FileSystem, directory: str, *, read_only: bool) -> list[_
         file = fs.open(path, read_only=read_only)
         header = file.pread(_FIRST_RECORD, 0)
         _check_header(path, header, _SEGMENT_MAGIC, _FIRST_RECORD)
-        _, _, salt, sequence, first, previous_term, size = _SEGMENT.unpack_from(header)
-        if name != f"{first:020}.log":
-            raise CorruptionError(path, 24, f"its first entry is {first}, not what its name says")
-        if file.size() != size:
-            raise CorruptionError(path, 40, f"it has {file.size()} bytes and should have {size}")
-        segments.append(
-            _Segment(
-                file,
-                path,
-                salt=salt,
-                sequence=sequence,
-                first=first,
-                previous_term=previous_term,
-                size=size,
-            )
-        )
+        _, _, *facts = _SEGMENT.unpack_from(header)
+        segment = _Segment(file, path, *facts)
+        if name != f"{segment.first:020}.log":
+            why = f"its first entry is {segment.first}, not what its name says"
+            raise CorruptionError(path, 24, why)
+        if file.size() != segment.size:
+            why = f"it has {file.size()} bytes and should have {segment.size}"
+            raise CorruptionError(path, 40, why)
+        segments.append(segment)
     return sorted(segments, key=attrgetter("sequence"))
 
 
@@ -814,10 +845,7 @@ def _read_state(file: File) -> tuple[int, HardState]:
 
 def _read_snapshot(fs: FileSystem, directory: str) -> tuple[SnapshotMeta, int]:
     path = os.path.join(directory, "snapshot")
-    try:
-        file = fs.open(path, read_only=True)
-    except FileNotFoundError:
-        raise CorruptionError(path, 0, "the file is missing") from None
+    file = fs.open(path, read_only=True)
     data = file.pread(file.size(), 0)
     file.close()
     _check_header(path, data, _SNAPSHOT_MAGIC, _SNAPSHOT.size + _CHECKSUM.size)
@@ -850,18 +878,22 @@ def _close(found: _Contents) -> None:
 
 
 def _create(fs: FileSystem, directory: str) -> None:
-    """Make an empty log if there is none; ``state`` comes last and says that it is complete."""
+    """Make an empty log if there is none; ``snapshot`` comes last and says that it is complete."""
     fs.make_directory(directory)
     names = fs.list(directory)
-    path = os.path.join(directory, "state")
-    if "state" in names:
+    if "snapshot" in names:
         return
-    if any(name.endswith(".log") for name in names):
-        raise CorruptionError(path, 0, "the file is missing")
-    _write_snapshot(fs, directory, SnapshotMeta(), 1)
+    used = any(name.endswith(".log") for name in names)
+    if "state" in names:
+        file = fs.open(os.path.join(directory, "state"), read_only=True)
+        used = used or _read_state(file)[0] > 1
+        file.close()
+    if used:
+        raise CorruptionError(os.path.join(directory, "snapshot"), 0, "the file is missing")
     state = HardState()
     gap = bytes(_SLOT_DISTANCE - _SECTOR)
     _replace(fs, directory, "state", _encode_slot(0, state) + gap + _encode_slot(1, state))
+    _write_snapshot(fs, directory, SnapshotMeta(), 1)
 
 
 def _encode_slot(serial: int, state: HardState) -> bytes:

@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from btree import BTree, Record
-
 import wire
+from btree import BTree, Record
 from errors import CorruptionError
 from raft import Entry, EntryKind, SnapshotMeta
 

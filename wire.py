@@ -86,7 +86,6 @@ __all__ = [
     "encode_record",
     "frame_length",
     "read_record_header",
-    "record_size",
     "split_batches",
 ]
 
@@ -180,29 +179,28 @@ def _unknown_command(head: bytes) -> WireError:
 # -- log records ---------------------------------------------------------------------------------
 
 
-def split_batches(entries: Sequence[Entry], max_bytes: int) -> Iterator[Sequence[Entry]]:
-    """Cut consecutive entries into batches of one term and at most *max_bytes* of data each.
+def split_batches(
+    entries: Sequence[Entry], max_bytes: int
+) -> Iterator[tuple[Sequence[Entry], int]]:
+    """Cut consecutive entries into batches of one term and at most *max_bytes* each.
 
-    A larger entry gets a batch of its own.
+    Yields each batch with its size: RECORD_HEADER_BYTES more is what its record takes. A larger
+    entry gets a batch of its own.
     """
     if not entries:
         return
-    one_term = entries[0].term == entries[-1].term  # terms never decrease
-    if one_term and sum([len(entry.data) for entry in entries]) <= max_bytes:
-        yield entries
+    total = sum([len(entry.data) for entry in entries]) + _PER_ENTRY * len(entries)
+    if total <= max_bytes and entries[0].term == entries[-1].term:  # terms never decrease
+        yield entries, total
         return
-    start, size = 0, 0
+    start, total = 0, 0
     for position, entry in enumerate(entries):
-        size += len(entry.data)
-        if position > start and (size > max_bytes or entry.term != entries[start].term):
-            yield entries[start:position]
-            start, size = position, len(entry.data)
-    yield entries[start:]
-
-
-def record_size(entries: Sequence[Entry]) -> int:
-    """Return how many bytes :func:`encode_record` makes of a batch."""
-    return RECORD_HEADER_BYTES + sum([len(entry.data) + _PER_ENTRY for entry in entries])
+        size = len(entry.data) + _PER_ENTRY
+        if position > start and (total + size > max_bytes or entry.term != entries[start].term):
+            yield entries[start:position], total
+            start, total = position, 0
+        total += size
+    yield entries[start:], total
 
 
 def encode_record(batch: Sequence[Entry], salt: int, unsynced: int) -> bytes:
@@ -326,7 +324,7 @@ def encode_message(message: Message) -> bytes:
     if snapshot is not None:
         size = len(snapshot.configuration)
         parts += (_SNAPSHOT.pack(snapshot.index, snapshot.term, size), snapshot.configuration)
-    for batch in split_batches(message.entries, MAX_FRAME_BYTES):
+    for batch, _ in split_batches(message.entries, MAX_FRAME_BYTES):
         head, body = _encode_batch(batch)
         parts += (_LENGTH.pack(len(head) + len(body)), head, body)
     payload = b"".join(parts)

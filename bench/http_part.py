@@ -187,7 +187,7 @@ class _Figures:
         return f"{kilo(median(self.rates(*cell)))} ({self.p50(*cell):.1f} / {self.p99(*cell):.1f})"
 
     def show_special(self, *cell: *_Cell) -> str:
-        # wrk takes a pipelined group for one request in some places and for many in others.
+        # wrk times a pipelined group as one request and corrects the times by single answers.
         return kilo(median(self.rates(*cell))) if _PIPELINED in cell else self.show(*cell)
 
     def ratio(self, operation: str, connections: int, other: str) -> Ratio:
@@ -200,6 +200,10 @@ def run(plan: Plan, workspace: Workspace) -> Section:
     if missing := wrk_missing():
         raise BenchError(missing)
     section = Section("HTTP, one node")
+    section.text(
+        "Latencies: wrk corrects its percentiles for coordinated omission and redis-benchmark "
+        "doesn't, so redis's look better beside the others than they are."
+    )
     figures = _Figures()
     with _started(workspace, section) as (systems, pids):
         for number in range(plan.rounds):

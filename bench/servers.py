@@ -118,7 +118,7 @@ class Conure:
 
     @staticmethod
     def version() -> str:
-        return "ConureDB " + _first_line(sys.executable, _CONUREDB, "--version").split()[-1]
+        return "ConureDB " + _first_line(sys.executable, _CONUREDB, "--version").split()[1]
 
     def start(self, *flags: str) -> float:
         """Start it with more *flags*; return the seconds until ``/readyz`` answered 200."""

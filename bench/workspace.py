@@ -28,7 +28,6 @@ __all__ = [
     "note",
     "peak_memory",
     "raise_file_limit",
-    "resident_memory",
     "stop",
     "wait_until",
 ]
@@ -157,14 +156,13 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def resident_memory(pid: int) -> int:
-    """Return a process's resident memory in bytes (Linux)."""
-    return _status_field(pid, "VmRSS")
-
-
 def peak_memory(pid: int) -> int:
     """Return the most resident memory a process ever had, in bytes (Linux)."""
-    return _status_field(pid, "VmHWM")
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    raise BenchError(f"the system doesn't tell the memory of process {pid}")
 
 
 def filesystem_type(path: str) -> str:
@@ -186,14 +184,6 @@ def filesystem_type(path: str) -> str:
 def note(line: str) -> None:
     """Say on standard error how far the run is."""
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
-
-
-def _status_field(pid: int, name: str) -> int:
-    with open(f"/proc/{pid}/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    raise BenchError(f"/proc/{pid}/status has no {name}")
 
 
 def _die_with_parent() -> list[str]:

@@ -7,6 +7,7 @@ protocol, the same errors, the same poisoning. In addition it knows what is real
 2. A name that was made, replaced or removed is on the disk only after ``sync_directory`` of its
    folder; syncing the file itself does not help. ``make_directory`` is durable when it returns.
 3. The disk writes whole sectors of 512 bytes, aligned to the file; a sector is never half written.
+   A write that arrives in a sector brings along what was written to that sector before it.
 4. A write into sectors that were written before needs no new space; a hole does.
 
 Power is lost with :meth:`CrashFileSystem.after_crash`, which returns the disk as the next boot
@@ -38,6 +39,7 @@ __all__ = ["SECTOR", "CrashFile", "CrashFileSystem", "CrashMode", "SimulatedCras
 SECTOR = 512
 
 CrashMode = Literal["dropped", "kept", "torn", "random"]
+FailureKind = Literal["io", "full", "half"]
 _Write = tuple[int, bytes]  # offset, data
 _Truncate = tuple[int, None]  # size
 _NameChange = tuple[str | None, str | None, "_Inode | None"]  # name gone, name made, its file
@@ -82,15 +84,24 @@ class _Inode:
     def after_crash(self, mode: CrashMode, rng: random.Random) -> _Inode:
         survivor = _Inode()
         content = survivor.data = bytearray(self.durable)
-        sectors = set(self.durable_sectors)
+        sectors = survivor.sectors = set(self.durable_sectors)
+        seen = bytearray(self.durable)  # by programs, when each write was made
         for offset, data in self.pending if mode != "dropped" else ():
-            if data is not None:
-                sectors |= _write_some(content, data, offset, mode, rng)
-            elif mode != "random" or rng.random() < 0.5:
-                _resize(content, offset)
-                sectors = _below(sectors, offset)
+            if data is None:
+                _resize(seen, offset)
+                if mode != "random" or rng.random() < 0.5:
+                    _resize(content, offset)
+                    sectors.intersection_update(_below(sectors, offset))
+                continue
+            _overwrite(seen, data, offset)
+            arrived = _arrived(_sectors(offset, len(data)), mode, rng)
+            for sector in arrived:
+                start, end = sector * SECTOR, (sector + 1) * SECTOR
+                _overwrite(content, bytes(seen[start:end]), start)
+            sectors.update(arrived)
+            if mode == "random" and len(content) < offset + len(data) and rng.random() < 0.25:
+                _resize(content, offset + len(data))
         survivor.durable = bytearray(content)
-        survivor.sectors = sectors
         survivor.durable_sectors = set(sectors)
         return survivor
 
@@ -98,7 +109,7 @@ class _Inode:
 class CrashFile:
     """An open file of a :class:`CrashFileSystem`."""
 
-    __slots__ = ("_disk", "_failure", "_inode", "_path", "_read_only")
+    __slots__ = ("_closed", "_disk", "_failure", "_inode", "_path", "_read_only")
 
     def __init__(self, disk: CrashFileSystem, path: str, inode: _Inode, read_only: bool) -> None:
         self._disk = disk
@@ -106,6 +117,7 @@ class CrashFile:
         self._inode = inode
         self._read_only = read_only
         self._failure: str | None = None
+        self._closed = False
 
     @property
     def path(self) -> str:
@@ -114,21 +126,20 @@ class CrashFile:
     def pread(self, size: int, offset: int) -> bytes:
         with self._disk.guard:
             self._disk.count(f"reading {self._path}")
+            if self._closed:
+                raise DiskFailed(f"reading {self._path} failed: it is closed")
             return bytes(memoryview(self._inode.data)[offset : offset + size])
 
     def pwrite(self, data: bytes, offset: int) -> None:
         with self._disk.guard:
-            self._begin("writing", may_need_space=True)
             self._write(data, offset)
 
     def pwritev(self, buffers: Sequence[bytes], offset: int) -> None:
         with self._disk.guard:
-            self._begin("writing", may_need_space=True)
             self._write(b"".join(buffers), offset)
 
     def allocate(self, offset: int, size: int) -> None:
         with self._disk.guard:
-            self._begin("writing", may_need_space=True)
             self._write(bytes(size), offset)
 
     def sync(self) -> None:
@@ -146,6 +157,7 @@ class CrashFile:
         return len(self._inode.data)
 
     def close(self) -> None:
+        self._closed = True
         self._failure = f"{self._path} is closed"
 
     def _begin(self, doing: str, *, may_need_space: bool = False) -> None:
@@ -160,6 +172,13 @@ class CrashFile:
         self._failure = why
 
     def _write(self, data: bytes, offset: int) -> None:
+        try:
+            self._begin("writing", may_need_space=True)
+        except DiskFull:
+            if self._disk.writes_half:
+                half = (offset + len(data) // 2) // SECTOR * SECTOR - offset
+                self._inode.write(bytes(data[: max(0, half)]), offset)
+            raise
         fitting = self._disk.fitting(self._inode, offset, len(data))
         self._inode.write(bytes(data[:fitting]), offset)
         if fitting < len(data):
@@ -195,7 +214,7 @@ class CrashFileSystem:
         self.crash_at_sync: int | None = None
         self.guard = threading.RLock()
         self._fail_at: int | None = None
-        self._fail_kind: Literal["io", "full"] = "io"
+        self._fail_kind: FailureKind = "io"
         self._capacity: int | None = None
         self._dead = False
         self._directories = {"/", "."}
@@ -232,12 +251,13 @@ class CrashFileSystem:
         self._held.clear()
         self.crash_at_sync = self._fail_at = None
 
-    def fail_call(self, n: int | None, kind: Literal["io", "full"] = "io") -> None:
+    def fail_call(self, n: int | None, kind: FailureKind = "io") -> None:
         """Let the n-th call from now fail once (1 is the next one); None calls it off.
 
         ``io`` counts every call that can fail and raises DiskFailed, which poisons the file if
         it was written, synced or truncated. ``full`` counts only calls that may need space
-        (create, write, allocate, a new directory) and raises DiskFull with nothing written.
+        (create, write, allocate, a new directory) and raises DiskFull with nothing written;
+        ``half`` is the same for a disk that found out when the sectors of half a write were done.
         """
         self._fail_at = n
         self._fail_kind = kind
@@ -358,6 +378,11 @@ class CrashFileSystem:
 
     # -- for CrashFile ---------------------------------------------------------------------------
 
+    @property
+    def writes_half(self) -> bool:
+        """Tell whether a write that is ordered to find the disk full has written a half."""
+        return self._fail_kind == "half"
+
     def refuse_if_dead(self) -> None:
         """Raise SimulatedCrash when the power is off."""
         if self._dead:
@@ -373,7 +398,7 @@ class CrashFileSystem:
         """Count a call, and fail it if it is the one that was ordered to fail."""
         self.refuse_if_dead()
         self.calls += 1
-        if self._fail_at is None or (self._fail_kind == "full" and not may_need_space):
+        if self._fail_at is None or (self._fail_kind != "io" and not may_need_space):
             return
         self._fail_at -= 1
         if self._fail_at == 0:
@@ -403,7 +428,7 @@ class CrashFileSystem:
         return size
 
     def _fail(self, doing: str, poison: Callable[[str], None] | None) -> NoReturn:
-        if self._fail_kind == "full":
+        if self._fail_kind != "io":
             raise DiskFull(f"{doing} failed: no space left; free some space")
         why = f"{doing} failed: input/output error"
         if poison is not None:
@@ -424,27 +449,16 @@ def _change_names(names: dict[str, _Inode], change: _NameChange) -> None:
         names[made] = inode
 
 
-def _write_some(
-    content: bytearray, data: bytes, offset: int, mode: CrashMode, rng: random.Random
-) -> set[int]:
-    sectors = _sectors(offset, len(data))
+def _arrived(sectors: range, mode: CrashMode, rng: random.Random) -> Sequence[int]:
+    """Return which sectors of a write reach the disk."""
     if mode == "kept":
-        arrived = set(sectors)
-    elif mode == "torn":
-        arrived = set(sectors[: rng.randrange(len(sectors))]) if sectors else set()
-    else:
-        fate = rng.randrange(3)
-        arrived = {s for s in sectors if fate == 0 or (fate == 1 and rng.random() < 0.5)}
-        if len(content) < offset + len(data) and rng.random() < 0.25:
-            _resize(content, offset + len(data))
-    if len(arrived) == len(sectors):
-        _overwrite(content, data, offset)
-        return arrived
-    for sector in sorted(arrived):
-        start = max(sector * SECTOR, offset)
-        end = min((sector + 1) * SECTOR, offset + len(data))
-        _overwrite(content, data[start - offset : end - offset], start)
-    return arrived
+        return sectors
+    if mode == "torn":
+        return sectors[: rng.randrange(len(sectors))] if sectors else sectors
+    fate = rng.randrange(3)
+    if fate == 0:
+        return sectors
+    return [sector for sector in sectors if fate == 1 and rng.random() < 0.5]
 
 
 def _overwrite(content: bytearray, data: bytes, offset: int) -> None:

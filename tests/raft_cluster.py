@@ -38,7 +38,16 @@ from raft import (
     bootstrap,
 )
 
-__all__ = ["Cluster", "MemoryLog", "Node", "configuration_of", "server"]
+__all__ = [
+    "Cluster",
+    "Envelope",
+    "MemoryLog",
+    "Node",
+    "configuration_of",
+    "describe",
+    "describe_entries",
+    "server",
+]
 
 
 def server(name: str, suffrage: str = "voter", role: str = "data") -> Server:
@@ -150,6 +159,7 @@ class Node:
         self.lost_reads: list[object] = []
         self.raft: Raft
         self.is_arbiter = False
+        self.shown: object = None
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -180,8 +190,10 @@ class Node:
         """Carry out every Ready, in the order of the duties."""
         while (ready := self.raft.ready()) is not None:
             self.cluster.observe(self, ready)
+            trace = self.cluster.trace
             if ready.hard_state is not None:
                 self.storage.hard_state = ready.hard_state
+                trace(f"{self.id} saves term={ready.hard_state.term} vote={ready.hard_state.vote}")
             for message in ready.messages:
                 self.cluster.post(self, message)
             if ready.snapshot is not None:
@@ -189,8 +201,10 @@ class Node:
                 assert self.received.meta == ready.snapshot
                 self.machine = self.checkpoint = self.received
                 self.storage.reset(ready.snapshot)
+                trace(f"{self.id} installs {ready.snapshot.index}/{ready.snapshot.term}")
             if ready.entries:
                 self.storage.append(ready.entries)
+                trace(f"{self.id} appends {describe_entries(ready.entries)}")
             if ready.must_persist:
                 self.unsynced.append(ready)
                 if not self.manual_sync:
@@ -199,11 +213,20 @@ class Node:
                 self.machine = self.machine.apply(entry)
                 self.cluster.observe_applied(self, entry)
             if ready.committed:
+                trace(f"{self.id} applies {describe_entries(ready.committed)}")
                 self.raft.applied(ready.committed[-1].index)
-            self.pending_reads += ready.reads
+            self.pending_reads += ((read.index, read.context) for read in ready.reads)
             self.lost_reads += ready.lost_reads
+            for context in ready.lost_reads:
+                trace(f"{self.id} loses read {context}")
             self._answer_reads()
         self.cluster.check_node(self)
+        shown = (self.raft.state, self.raft.term, self.raft.leader_id)
+        if shown != self.shown:
+            self.shown = shown
+            state, term, leader = shown
+            trace = self.cluster.trace
+            trace(f"{self.id} is {state} in term {term}, leader {leader or 'unknown'}")
 
     def sync(self) -> None:
         """Sync the log and tell the core about everything that was waiting for it."""
@@ -221,6 +244,7 @@ class Node:
             if index <= self.machine.index:
                 self.pending_reads.remove((index, context))
                 self.answered.append((context, index))
+                self.cluster.trace(f"{self.id} answers read {context} at {index}")
 
     # -- input -----------------------------------------------------------------------------------
 
@@ -393,23 +417,31 @@ class Cluster:
     # -- what tests ask for ----------------------------------------------------------------------
 
     def elect(self, name: str) -> Node:
-        """Make the node the leader, and let everybody know."""
+        """Make the node the leader of all it can reach, and let them know."""
         node = self.nodes[name]
-        for _ in range(50):
-            if node.raft.state is State.LEADER:
-                break
-            # Nobody listens to a candidate while a leader is heard (R5).
-            self.tick_all(self.options.election_ticks, but=lambda other: True)
+        others = [
+            other
+            for other in self.nodes.values()
+            if other.up and other is not node and (other.id, name) not in self.cut_links
+        ]
+        leaders = [other for other in others if other.raft.state is State.LEADER]
+        if leaders:
+            leaders[0].raft.transfer_leadership(name)
+            leaders[0].drive()
+        else:
+            before = list(self.network)
+            for other in others:
+                other.tick(self.options.election_ticks)  # nobody hears a leader any more (R5)
+            self.network = before  # and nobody else has asked for votes
             node.campaign()
-            self.settle()
-        assert node.raft.state is State.LEADER
         self.settle()
+        assert node.raft.state is State.LEADER
         return node
 
-    def tick_all(self, count: int = 1, but: Callable[[Node], bool] = lambda _: False) -> None:
+    def tick_all(self, count: int = 1) -> None:
         """Let time pass everywhere, delivering after each tick."""
         for _ in range(count):
-            for node in list(self.nodes.values()):
+            for node in self.nodes.values():
                 if node.up:
                     node.tick()
             self.settle()
@@ -430,7 +462,6 @@ class Cluster:
 
     def observe(self, node: Node, ready: Ready) -> None:
         """Take note of what a node is about to write, send and apply."""
-        raft = node.raft
         if ready.hard_state is not None and ready.hard_state.vote:
             term, vote = ready.hard_state
             assert self._votes.setdefault((node.id, term), vote) == vote, (
@@ -443,8 +474,8 @@ class Cluster:
                 before = ready.snapshot.term
             assert before is not None, f"{node.id} leaves a gap before {first}"
             self._remember(ready.entries, before, whole=not node.is_arbiter)
-        for index, context in ready.reads:
-            self.check_read(context, index)
+        for read in ready.reads:
+            self.check_read(read.context, read.index)
 
     def observe_applied(self, node: Node, entry: Entry) -> None:
         assert self._committed.setdefault(entry.index, entry.term) == entry.term, (
@@ -542,8 +573,13 @@ def describe(message: Message) -> str:
     if message.snapshot is not None:
         parts.append(f"snapshot={message.snapshot.index}/{message.snapshot.term}")
     if message.entries:
-        parts.append("[" + " ".join(map(describe_entry, message.entries)) + "]")
+        parts.append(describe_entries(message.entries))
     return " ".join(parts)
+
+
+def describe_entries(entries: Sequence[Entry]) -> str:
+    """Return entries as a list in one line."""
+    return "[" + " ".join(map(describe_entry, entries)) + "]"
 
 
 def describe_entry(entry: Entry) -> str:

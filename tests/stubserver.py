@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["StubServer", "close", "close_later", "garbage", "hang", "refuse", "truncate"]
+__all__ = [
+    "StubServer",
+    "close",
+    "close_later",
+    "garbage",
+    "hang",
+    "refuse",
+    "reset_later",
+    "truncate",
+]
 
 Act = Callable[["_Handler"], None]
 
@@ -27,6 +39,7 @@ class StubServer:
         self.requests: list[tuple[str, str, bytes]] = []
         self.leader: str | None = None
         self.connections = 0
+        self.open: set[socket.socket] = set()
         self.released = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.stub = self
@@ -42,12 +55,14 @@ class StubServer:
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Close the port; connections that are open are closed with their next request."""
+        """Close the port and every connection, as the end of a process does."""
         self.released.set()
-        self.acts = [close] * 1000
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for connection in self.open.copy():
+            with contextlib.suppress(OSError):  # its handler was quicker
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Server(ThreadingHTTPServer):
@@ -67,6 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.server.stub.connections += 1
+        self.server.stub.open.add(self.connection)
+
+    def finish(self) -> None:
+        super().finish()
+        self.server.stub.open.discard(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class' word
         pass
@@ -144,6 +164,12 @@ def close_later(handler: _Handler) -> None:
     """Serve the request, then close the connection that the client means to keep."""
     serve(handler)
     handler.close_connection = True
+
+
+def reset_later(handler: _Handler) -> None:
+    """Serve the request, then end the connection with a reset."""
+    close_later(handler)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def hang(handler: _Handler) -> None:

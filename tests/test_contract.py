@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote_from_bytes, urlencode
@@ -89,7 +90,7 @@ def conversation(server: ServerProcess, data: bytes) -> bytes:
         return received
 
 
-# -- storing and reading -----------------------------------------------------------------------
+# -- storing and reading ---------------------------------------------------------------------------
 
 
 @needs_curl
@@ -223,7 +224,7 @@ def test_head_is_get_without_the_body(server: ServerProcess) -> None:
         assert (answer.status, answer.body) == (200, b""), path
 
 
-# -- limits --------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def chunked(data: bytes) -> Iterator[bytes]:
@@ -356,16 +357,17 @@ def test_errors_are_one_line_or_a_problem_document(
     assert commit_index(server) == before
 
 
+PUT = b"PUT /kv?key=smuggled HTTP/1.1\r\nHost: x\r\n"
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        b"PUT /kv?key=smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"PUT /kv?key=smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n"
-        b"\r\nab",
-        b"PUT /kv?key=smuggled HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n\r\n",
-        b"PUT /kv?key=smuggled HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
-        b"PUT /kv?key=smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        PUT + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        PUT + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        PUT + b"Content-Length: -1\r\n\r\n",
+        PUT + b"Transfer-Encoding: chunked\r\n\r\nz\r\n\r\n",
+        PUT + b"Transfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
         b"PUT /kv?key=smuggled HTTP/1.1\nHost: x\n\n",
         b"PUT /kv?key=smuggled\r\n\r\n",
         b"PUT /kv?key=smuggled HTTP/1.1\r\n\r\n",
@@ -410,8 +412,6 @@ def test_pipelined_requests_are_answered_in_order_and_see_each_other(server: Ser
     sent += b"GET /kv?key=pipe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     expected += [b"OK\n", b"key not found\n"]
     received = conversation(server, sent)
-    bodies = re.findall(rb"Content-Length: (\d+)\r\n.*?\r\n\r\n", received, re.DOTALL)
-    assert len(bodies) == len(expected)
     for body in expected:
         head, _, received = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 404" if b"not found" in body else b"HTTP/1.1 200")
@@ -504,6 +504,7 @@ PROMISED = {
     "conure_db_unwritten_pages": "gauge",
     "conure_disk_full": "gauge",
     "conure_http_connections": "gauge",
+    "conure_http_connections_accepted": "counter",
     "conure_http_request_duration_seconds": "histogram",
     "conure_http_requests": "counter",
     "conure_http_refused": "counter",
@@ -574,7 +575,7 @@ def test_metrics_addr_serves_metrics_and_nothing_else(tmp_path: Path) -> None:
         assert process.request("GET", "/metrics").status == 200
 
 
-# -- members -----------------------------------------------------------------------------------
+# -- members ---------------------------------------------------------------------------------------
 
 
 MALFORMED = [
@@ -642,8 +643,14 @@ def test_membership_requests_have_to_be_well_formed(
         {"Role": "king"},
         {"Role": 1},
         {"Role": None},
+        {"HTTPAddr": "10.0.0.2:8081"},
+        {"HTTPAddr": "https://10.0.0.2:8081"},
+        {"HTTPAddr": "http://10.0.0.2:8081/kv"},
+        {"HTTPAddr": "http://user@10.0.0.2:8081"},
+        {"HTTPAddr": "http://10.0.0.2:8081\r\nX: y"},
+        {"HTTPAddr": "http://" + "h" * 10_000 + ":1"},
     ],
-    ids=str,
+    ids=lambda facts: str(facts)[:40],
 )
 def test_join_checks_every_fact(server: ServerProcess, facts: dict[str, object]) -> None:
     body = json.dumps({"ID": "node2", "RaftAddr": "10.0.0.2:7001", **facts}).encode()
@@ -651,6 +658,7 @@ def test_join_checks_every_fact(server: ServerProcess, facts: dict[str, object])
     assert answer.status == 400, answer.body
     assert next(iter(facts)).encode() in answer.body
     assert answer.body.count(b"\n") == 1
+    assert len(answer.body) < 1000
 
 
 @needs_curl
@@ -721,7 +729,7 @@ def test_a_node_that_waits_lives_and_is_not_ready(waiting: ServerProcess) -> Non
     assert waiting.request("GET", "/metrics").status == 200
 
 
-# -- the command line --------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 
 
 def run(
@@ -831,16 +839,16 @@ def test_bootstrap_needs_no_value(tmp_path: Path, bootstrap: str) -> None:
         assert process.put("k", b"v").status == 200
 
 
-# -- the data directory ------------------------------------------------------------------------------
+# -- the data directory ----------------------------------------------------------------------------
 
 
 def test_a_bare_start_makes_everything_below_data(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(ROOT / "conuredb.py"), f"--http-addr=:{free_port()}"],
+        [sys.executable, "-S", str(ROOT / "conuredb.py"), f"--http-addr=:{free_port()}"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stderr is not None
     try:
-        assert process.stderr is not None
         assert any("listens on" in line for line in process.stderr)
         assert {path.name for path in tmp_path.iterdir()} == {"data"}
         made = {path.name for path in (tmp_path / "data").iterdir()}
@@ -891,31 +899,29 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
         assert str(tmp_path / "file") in done.stderr
 
 
-def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+def test_a_directory_of_somebody_else_is_refused() -> None:
     script = (
         "import os, sys, conuredb\n"
         "if os.getuid() == 0:\n"
         "    os.setgid(65534); os.setuid(65534)\n"  # modules are loaded; root may write anywhere
         "sys.exit(conuredb.main(sys.argv[1:]))"
     )
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(0o555)
-    for path in (locked, locked / "below"):
-        done = subprocess.run(
-            [sys.executable, "-c", script, f"--data-dir={path}", "--http-addr=127.0.0.1:0"],
-            cwd=ROOT, capture_output=True, text=True, check=False, timeout=20,
-        )  # fmt: skip
-        assert done.returncode == 2, done.stderr
-        line = done.stderr.splitlines()[-1]
-        assert line.startswith("conuredb: data_dir (flag --data-dir): ")
-        assert str(locked) in line
-        assert "ermission denied" in line
+    with tempfile.TemporaryDirectory() as locked:  # tmp_path is hidden from other users
+        os.chmod(locked, 0o555)
+        for path in (locked, os.path.join(locked, "below")):
+            done = subprocess.run(
+                [sys.executable, "-c", script, f"--data-dir={path}", "--http-addr=127.0.0.1:0"],
+                cwd=ROOT, capture_output=True, text=True, check=False, timeout=20,
+            )  # fmt: skip
+            assert done.returncode == 2, done.stderr
+            line = done.stderr.splitlines()[-1]
+            assert line.startswith("conuredb: data_dir (flag --data-dir): ")
+            assert locked in line
+            assert "ermission denied" in line
 
 
 def test_bootstrap_on_existing_state_changes_nothing(tmp_path: Path) -> None:
-    seen = []
+    seen: list[tuple[str, str, bytes]] = []
     for flags in (["--bootstrap"], ["--bootstrap"], [], ["--bootstrap=false"]):
         with running(tmp_path, "--node-id=n1", "--http-advertise=http://h:1", *flags) as process:
             process.put(f"k{len(seen)}", b"v")
@@ -927,7 +933,7 @@ def test_bootstrap_on_existing_state_changes_nothing(tmp_path: Path) -> None:
     assert len(set(seen)) == 1
 
 
-# -- stopping and logging ----------------------------------------------------------------------------
+# -- stopping and logging --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

@@ -140,7 +140,10 @@ REFUSED = {
     "chunked in two fields": (chunked(b"0\r\n\r\n", b"Transfer-Encoding: chunked\r\n"), 400),
     "coding empty": (get(b"Transfer-Encoding:\r\n"), 400),
     "coding with a vertical tab": (get(b"Transfer-Encoding: \x0bchunked\r\n"), 400),
-    "chunks in 1.0": (get(b"Transfer-Encoding: chunked\r\n", version=b"HTTP/1.0"), 400),
+    "chunks in 1.0": (
+        get(b"Transfer-Encoding: chunked\r\n", version=b"HTTP/1.0") + b"0\r\n\r\n",
+        400,
+    ),
     "chunk size empty": (chunked(b"\r\n"), 400),
     "chunk size not hexadecimal": (chunked(b"g\r\n"), 400),
     "chunk size 0x3": (chunked(b"0x3\r\nabc\r\n0\r\n\r\n"), 400),
@@ -157,7 +160,10 @@ REFUSED = {
     "chunk data ends in LF": (chunked(b"3\r\nabc\n0\r\n\r\n"), 400),
     "chunk line without end": (chunked(b"3;" + b"x" * 5000), 400),
     "chunk extension with a control": (chunked(b"3;\0\r\nabc\r\n0\r\n\r\n"), 400),
-    "too many chunk extensions": (chunked((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 5), 400),
+    "too many chunk extensions": (
+        chunked((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 5 + b"0\r\n\r\n"),
+        400,
+    ),
     "trailer malformed": (chunked(b"0\r\nX : a\r\n\r\n"), 400),
     "trailer folded": (chunked(b"0\r\nX: a\r\n b\r\n\r\n"), 400),
     "trailer ends in LF": (chunked(b"0\r\nX: a\n\r\n\r\n"), 400),
@@ -263,6 +269,23 @@ def test_splits_do_not_change_answers(name: str) -> None:
     at_once = play([data[i : i + 60000] for i in range(0, len(data), 60000)])
     assert statuses(at_once)[0] == 200
     assert play(pieces) == at_once
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"\x16\x03",
+        b" ",
+        b"\rG",
+        b"GET / HTTP/1.1\n",
+        b"GET / HTTP/1.1\r\nHost: a\n",
+        chunked(b"3\n"),
+        chunked(b"0\r\nX: a\n"),
+    ],
+)
+def test_hopeless_requests_are_refused_at_once(beginning: bytes) -> None:
+    """Not only when they are complete: they may never be."""
+    assert statuses(play([beginning])) == [400]
 
 
 def test_limits_are_exact() -> None:
@@ -660,7 +683,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize(
-    "beginning", [b"GE", PUT[:-1], chunked(b"3\r\nab"), GET + b"GET ", PUT + PUT[:-1]]
+    "beginning", [b"GE", PUT[:-1], PUT[:-3], chunked(b"3\r\nab"), GET + b"GET ", PUT + PUT[:-1]]
 )
 def test_slow_request_is_ended(clock: Clock, beginning: bytes) -> None:
     """The time runs from the request's first byte, not from its last."""
@@ -705,20 +728,90 @@ def test_waiting_for_the_application_is_not_the_clients_fault(clock: Clock) -> N
     stepped.close()
 
 
-def test_client_that_never_reads_is_cut_off(clock: Clock) -> None:
-    stepped = Stepped(Recorder())
-    stepped.client.sendall(get(target=b"/big?size=5000000"))
-    stepped._wake()
-    stepped.reactor.round()
-    clock.now += 29
-    stepped._wake()
-    stepped.reactor.round()
+def test_late_answer_can_be_read(clock: Clock) -> None:
+    """The time in which a client may read the last answer begins when it was sent."""
+    application = Recorder()
+    stepped = Stepped(application)
+    stepped.send(get(b"Connection: close\r\n", b"/keep"))
+    clock.now += 100
+    answering = threading.Thread(target=application.kept[0].respond, args=(200,))
+    answering.start()
+    answering.join()
+    stepped.run()
+    clock.sleep(stepped, 1.5)
     assert stepped.reactor.connections
-    clock.now += 2
-    stepped._wake()
-    stepped.reactor.round()
+    stepped.send(GET)
+    clock.sleep(stepped, 1)
+    assert not stepped.reactor.connections
+    assert statuses(stepped.received) == [200]
+    stepped.close()
+
+
+def test_client_that_writes_on_after_the_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpserver, "_LINGER_BYTES", 1000)
+    stepped = Stepped(Recorder())
+    stepped.send(get(b"Connection: close\r\n"))
+    stepped.send(bytes(1000))
+    assert stepped.reactor.connections
+    stepped.send(bytes(1))
     assert not stepped.reactor.connections
     stepped.close()
+
+
+def test_client_that_reads_nothing_is_cut_off(clock: Clock) -> None:
+    """Reading a little is enough to be kept; reading nothing for a while isn't."""
+    stepped = Stepped(Recorder())
+
+    def wait(seconds: float) -> None:
+        clock.now += seconds
+        stepped._wake()
+        stepped.reactor.round()
+
+    stepped.client.sendall(get(target=b"/big?size=5000000"))
+    wait(0)
+    for _ in range(4):
+        wait(20)
+        assert stepped.client.recv(500_000)
+        wait(0)
+    wait(29)
+    assert stepped.reactor.connections
+    wait(2)
+    assert not stepped.reactor.connections
+    stepped.close()
+
+
+def test_long_answer_leaves_nothing_behind() -> None:
+    stepped = Stepped(Recorder())
+    for _ in range(2):
+        stepped.send(get(target=b"/big?size=5000000"))
+        (connection,) = stepped.reactor.connections.values()
+        assert connection.interest == httpserver._IN
+        assert connection.pending == 0
+    assert stepped.received.count(b"x" * 1000) == 10_000
+    stepped.close()
+
+
+def test_event_of_an_older_connection_is_ignored() -> None:
+    """A descriptor's number is used again: its new owner may have nothing to read yet."""
+    stepped = Stepped(Recorder())
+    (descriptor,) = stepped.reactor.connections
+    stepped.reactor._receive([(descriptor, httpserver._IN)])
+    stepped.send(GET)
+    assert statuses(stepped.received) == [200]
+    stepped.close()
+
+
+def test_reset_while_nothing_is_read() -> None:
+    application = Recorder()
+    with serving(application) as server:
+        client = connect(server)
+        client.sendall(get(b"Connection: close\r\n", b"/keep"))
+        application.wait_for(1)
+        client.sendall(GET)
+        (connection,) = server._reactor.connections.values()
+        wait_until(lambda: connection.interest == 0)
+        reset(client)
+        wait_until(lambda: server.connections_open == 0)
 
 
 def test_too_many_connections() -> None:
@@ -814,6 +907,32 @@ def test_exceptions_of_the_application(caplog: pytest.LogCaptureFixture) -> None
         assert statuses(exchange(server, GET)) == [200]
 
 
+def test_failed_flush_concerns_its_round_only() -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep"))
+        (request,) = application.wait_for(1)
+        assert statuses(exchange(server, PUT.replace(b"/kv", b"/flush-boom"))) == [500]
+        request.respond(200)
+        assert statuses(read_answers(client, 1)) == [200]
+
+
+def test_unusable_answer_ends_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep"))
+        (request,) = application.wait_for(1)
+        request.respond(200, "text for bytes")  # type: ignore[arg-type]
+        assert client.recv(1) == b""
+        assert statuses(exchange(server, GET)) == [200]
+    assert "an unusable answer" in caplog.text
+
+
+def test_status_without_a_phrase() -> None:
+    with serving(Custom(lambda request: request.fail(599, "no such status"))) as server:
+        assert exchange(server, GET).startswith(b"HTTP/1.1 599 \r\n")
+
+
 def test_death_of_the_reactor_is_told(caplog: pytest.LogCaptureFixture) -> None:
     told: list[BaseException] = []
     died = threading.Event()
@@ -876,6 +995,15 @@ def test_drain_answers_a_pipeline() -> None:
     assert statuses(answers) == [200, 200, 200, 200]
     assert answers.count(b"Connection: close") == 1
     assert b"Connection: close" in answers.rpartition(b"HTTP/1.1")[2]
+    stepped.close()
+
+
+def test_drain_answers_all_that_came_together() -> None:
+    stepped = Stepped(Recorder())
+    stepped.reactor.draining = True
+    stepped.send(GET + GET + GET)
+    assert statuses(stepped.received) == [200, 200, 200]
+    assert b"Connection: close" in stepped.received.rpartition(b"HTTP/1.1")[2]
     stepped.close()
 
 

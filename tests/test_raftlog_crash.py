@@ -11,6 +11,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -264,18 +265,20 @@ def test_any_failing_call_is_named_and_harms_nothing_that_was_promised() -> None
             log.check()
 
 
-@pytest.mark.parametrize("kind", ["once", "for good"])
-def test_a_full_disk_at_any_call_harms_nothing_and_ends_when_there_is_space(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["full", "half", "for good"])
+def test_a_full_disk_at_any_call_harms_nothing_and_ends_when_there_is_space(
+    kind: Literal["full", "half", "for good"],
+) -> None:
     rng = random.Random(3)
     n = 0
     while True:
         n += 1
         life = Life(CrashFileSystem(seed=n))
         life.log = open_log(life.fs)
-        if kind == "once":
-            life.fs.fail_call(n, "full")
-        else:
+        if kind == "for good":
             life.fs.set_capacity(n * 1024)
+        else:
+            life.fs.fail_call(n, kind)
         met = False
         for operation in BUSY_LIFE:
             try:

@@ -1,0 +1,807 @@
+"""The B+tree beside a sorted dict, on pages so small that ten keys split them."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+import btree
+from btree import BTree, Checkpoint, Record, Snapshot
+from errors import CorruptionError, DiskFull
+from fileio import OsFileSystem
+from pager import ENVELOPE, INNER, LEAF, OVERFLOW
+from tests.crashfs import CrashFileSystem
+
+Model = dict[bytes, Record]
+
+
+class Pair:
+    """A tree and the dict it is compared with."""
+
+    def __init__(self, fs: CrashFileSystem, page_size: int = 256, cache_bytes: int = 8000) -> None:
+        self.fs = fs
+        self.cache_bytes = cache_bytes
+        self.tree = BTree.open(fs, "db", page_size=page_size, cache_bytes=cache_bytes)
+        self.model: Model = {}
+        self.durable: Model = {}
+        self.revision = 0
+
+    def put(self, key: bytes, value: bytes, expiry: int = 0, step: int = 1) -> None:
+        self.revision += step
+        self.tree.put(key, value, self.revision, expiry)
+        old = self.model.get(key)
+        create, version = (old.create_revision, old.version + 1) if old else (self.revision, 1)
+        self.model[key] = Record(value, create, self.revision, version, expiry)
+
+    def delete(self, key: bytes) -> None:
+        assert self.tree.delete(key) == (self.model.pop(key, None) is not None)
+
+    def checkpoint(self) -> None:
+        self.tree.checkpoint(self.revision, 1)
+        self.durable = dict(self.model)
+
+    def reopen(self) -> None:
+        """Come back after losing power, with what the last checkpoint made durable."""
+        self.tree.close()
+        self.fs = self.fs.after_crash("dropped")
+        self.tree = BTree.open(self.fs, "db", cache_bytes=self.cache_bytes)
+        self.model = dict(self.durable)
+
+    def verify(self) -> None:
+        report = self.tree.check()
+        assert report.records == len(self.tree) == len(self.model)
+        assert list(self.tree.items()) == sorted(self.model.items())
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair(CrashFileSystem())
+    yield pair
+    pair.verify()
+    pair.checkpoint()
+    pair.reopen()
+    pair.verify()
+    pair.tree.close()
+
+
+def some_key(rng: random.Random, longest: int) -> bytes:
+    size = rng.choice([1, 2, 3, 8, 8, 8, 16, rng.randint(1, longest), longest])
+    return rng.randbytes(size) if rng.random() < 0.8 else b"a" * size
+
+
+def some_value(rng: random.Random) -> bytes:
+    return rng.randbytes(rng.choice([0, 1, 5, 20, 40, 70, 80, rng.randrange(150), 300, 2000]))
+
+
+# -- one thing after the other -------------------------------------------------------------------
+
+
+def test_a_record_keeps_its_history(pair: Pair) -> None:
+    tree = pair.tree
+    assert tree.get(b"k") is None
+    pair.put(b"k", b"one")
+    assert tree.get(b"k") == Record(b"one", 1, 1, 1, 0)
+    pair.put(b"k", b"two", expiry=1_700_000_000_000)
+    assert tree.get(b"k") == Record(b"two", 1, 2, 2, 1_700_000_000_000)
+    pair.delete(b"k")
+    assert not tree.delete(b"k")
+    pair.put(b"k", b"three")
+    assert tree.get(b"k") == Record(b"three", 3, 3, 1)
+
+
+def test_key_and_value_limits(pair: Pair) -> None:
+    longest = pair.tree.max_key_bytes
+    assert longest == 70
+    for key in (b"", b"k" * (longest + 1)):
+        with pytest.raises(ValueError, match="a key has 1 to 70 bytes"):
+            pair.tree.put(key, b"", 1)
+    pair.put(b"k" * longest, b"v" * 5000)
+    with BTree_of(CrashFileSystem(), 4096) as tree:
+        assert tree.max_key_bytes >= 1025
+
+
+class BTree_of:  # noqa: N801
+    """A tree as a context, checked at the end."""
+
+    def __init__(self, fs: CrashFileSystem, page_size: int) -> None:
+        self.tree = BTree.open(fs, "db", page_size=page_size)
+
+    def __enter__(self) -> BTree:
+        return self.tree
+
+    def __exit__(self, *_: object) -> None:
+        self.tree.check()
+        self.tree.close()
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+def test_many_keys_in_every_order(pair: Pair, order: str) -> None:
+    keys = [b"%05d" % i for i in range(600)]
+    if order == "descending":
+        keys.reverse()
+    elif order == "random":
+        random.Random(1).shuffle(keys)
+    for key in keys:
+        pair.put(key, b"v" + key)
+    pair.verify()
+    report = pair.tree.check()
+    fill = report.used_bytes / ((report.leaf_pages + report.inner_pages) * 236)
+    assert fill > {"ascending": 0.9, "descending": 0.5, "random": 0.55}[order]
+    random.Random(2).shuffle(keys)
+    for key in keys[:-1]:
+        pair.delete(key)
+    report = pair.tree.check()
+    assert (report.depth, report.leaf_pages) == (1, 1)
+
+
+def test_separators_are_short(pair: Pair) -> None:
+    rng = random.Random(4)
+    for _ in range(300):
+        pair.put(rng.randbytes(60), b"")
+    report = pair.tree.check()
+    assert report.inner_pages < report.leaf_pages / 8
+
+
+def test_scans_in_both_directions_with_every_bound(pair: Pair) -> None:
+    for i in range(0, 200, 2):
+        pair.put(b"%03d" % i, b"v" * (i % 90))
+    bounds = [b"%03d" % i for i in range(0, 202, 7)]
+    for start in [b"", *bounds]:
+        for end in [None, *bounds]:
+            wanted = [
+                key for key in sorted(pair.model) if key >= start and (end is None or key < end)
+            ]
+            assert list(pair.tree.keys(start, end)) == wanted
+            assert list(pair.tree.keys(start, end, reverse=True)) == wanted[::-1]
+            assert [key for key, _ in pair.tree.items(start, end, reverse=True)] == wanted[::-1]
+            assert list(pair.tree.items(start, end)) == [(k, pair.model[k]) for k in wanted]
+
+
+@pytest.mark.parametrize("size", [0, 75, 76, 77, 150, 151, 1000, 70_000])
+def test_values_of_every_size(pair: Pair, size: int) -> None:
+    pair.put(b"a", b"small")
+    for _ in range(2):  # the second time over an existing value
+        pair.put(b"k", random.Random(size).randbytes(size))
+        assert pair.tree.get(b"k") == pair.model[b"k"]
+    pair.checkpoint()
+    pair.reopen()
+    assert pair.tree.get(b"k") == pair.model[b"k"]
+    pair.put(b"k", b"")
+    assert pair.tree.check().overflow_pages == 0
+
+
+def test_rows_widen_in_place_for_expiries_versions_and_large_revisions(pair: Pair) -> None:
+    for i in range(14):
+        pair.put(b"%02d" % i, b"")
+    pair.put(b"03", b"", expiry=7)
+    pair.put(b"05", b"", step=1 << 33)
+    for _ in range(66_000):
+        pair.put(b"06", b"")
+    assert pair.tree.get(b"06") == pair.model[b"06"]
+    pair.verify()
+
+
+def test_page_sizes_up_to_64_kib() -> None:
+    rng = random.Random(3)
+    for page_size in (512, 4096, 32768, 65536):
+        pair = Pair(CrashFileSystem(), page_size, cache_bytes=1 << 20)
+        for _ in range(400):
+            size = rng.choice([10, 100, page_size // 4, page_size // 2 - 60, page_size])
+            pair.put(rng.randbytes(rng.choice([8, pair.tree.max_key_bytes])), rng.randbytes(size))
+        pair.checkpoint()
+        for key in rng.sample(sorted(pair.model), 200):
+            pair.delete(key)
+        pair.verify()
+        pair.checkpoint()
+        pair.reopen()
+        pair.verify()
+
+
+# -- the oracle ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_operations_beside_a_dict(seed: int) -> None:
+    rng = random.Random(seed)
+    pair = Pair(CrashFileSystem(seed))
+    pool = [some_key(rng, pair.tree.max_key_bytes) for _ in range(300)]
+    pinned: list[tuple[Snapshot, Model]] = []
+    running: tuple[Checkpoint, Model] | None = None
+    for i in range(2500):
+        dice = rng.random()
+        key = rng.choice(pool)
+        if dice < (0.6 if i // 500 % 2 == 0 else 0.2):
+            step = 1 << 32 if rng.random() < 0.0005 else 1
+            pair.put(key, some_value(rng), rng.choice([0, 0, 0, 0, 5, 1 << 41]), step)
+        elif dice < 0.85:
+            pair.delete(key)
+        elif dice < 0.93:
+            assert pair.tree.get(key) == pair.model.get(key)
+        elif dice < 0.95:
+            pinned.append((pair.tree.snapshot(), dict(pair.model)))
+        elif dice < 0.97 and pinned:
+            snapshot, model = pinned.pop(rng.randrange(len(pinned)))
+            assert len(snapshot) == len(model)
+            assert list(snapshot.items()) == sorted(model.items())
+            assert snapshot.get(key) == model.get(key)
+            snapshot.close()
+        if running is None and rng.random() < 0.02:
+            running = pair.tree.begin_checkpoint(i, 1), dict(pair.model)
+        elif running is not None and rng.random() < 0.3:
+            checkpoint, model = running
+            if rng.random() < 0.05:
+                checkpoint.abort()
+                running = None
+            elif checkpoint.step(0):
+                checkpoint.finish()
+                pair.durable = model
+                running = None
+        if i % 100 == 0 and running is None:
+            pair.verify()
+        if rng.random() < 0.003:
+            for snapshot, _ in pinned:
+                snapshot.close()
+            pinned.clear()
+            running = None
+            pair.reopen()
+            pair.verify()
+    if running is not None:
+        running[0].abort()
+    pair.verify()
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """The same, driven and shrunk by hypothesis."""
+
+    snapshots = Bundle[tuple[Snapshot, Model]]("snapshots")
+    keys = st.one_of(
+        st.binary(min_size=1, max_size=3),
+        st.integers(1, 70).map(lambda size: b"k" * size),
+        st.integers(0, 40).map(lambda i: b"key-%02d" % i),
+    )
+    values = st.one_of(
+        st.binary(max_size=10), st.sampled_from([60, 76, 77, 300]).map(lambda size: b"v" * size)
+    )
+
+    @initialize()
+    def start(self) -> None:
+        self.pair = Pair(CrashFileSystem(), cache_bytes=2000)
+        self.running: tuple[Checkpoint, Model] | None = None
+
+    @rule(
+        keys=st.lists(keys, min_size=1, max_size=30), value=values, expiry=st.sampled_from([0, 9])
+    )
+    def put(self, keys: list[bytes], value: bytes, expiry: int) -> None:
+        for key in keys:
+            self.pair.put(key, value, expiry)
+
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        keys = sorted(self.pair.model) or [b"none"]
+        for key in data.draw(st.lists(st.sampled_from(keys), max_size=30)):
+            self.pair.delete(key)
+
+    @rule(target=snapshots)
+    def pin(self) -> tuple[Snapshot, Model]:
+        return self.pair.tree.snapshot(), dict(self.pair.model)
+
+    @rule(pinned=consumes(snapshots))
+    def unpin(self, pinned: tuple[Snapshot, Model]) -> None:
+        snapshot, model = pinned
+        if snapshot._tree is self.pair.tree:
+            assert list(snapshot.items(reverse=True)) == sorted(model.items(), reverse=True)
+            snapshot.close()
+
+    @precondition(lambda self: self.running is None)
+    @rule()
+    def begin(self) -> None:
+        self.running = self.pair.tree.begin_checkpoint(1, 1), dict(self.pair.model)
+
+    @precondition(lambda self: self.running is not None)
+    @rule(abort=st.booleans())
+    def end(self, abort: bool) -> None:
+        assert self.running is not None
+        checkpoint, model = self.running
+        self.running = None
+        checkpoint.step(0)
+        if abort:
+            checkpoint.abort()
+            return
+        while not checkpoint.step(0):
+            pass
+        checkpoint.finish()
+        self.pair.durable = model
+
+    @precondition(lambda self: self.running is None)
+    @rule()
+    def reopen(self) -> None:
+        self.pair.reopen()
+
+    @invariant()
+    def agrees(self) -> None:
+        if self.running is None:
+            self.pair.verify()
+
+
+TestTreeMachine = TreeMachine.TestCase
+TestTreeMachine.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+# -- snapshots -----------------------------------------------------------------------------------
+
+
+def test_a_snapshot_never_changes(pair: Pair) -> None:
+    for i in range(200):
+        pair.put(b"%03d" % i, b"old" * 40)
+    with pair.tree.snapshot() as snapshot:
+        before = dict(pair.model)
+        for i in range(0, 200, 3):
+            pair.delete(b"%03d" % i)
+        for i in range(1, 200, 3):
+            pair.put(b"%03d" % i, b"new")
+        for _ in range(4):
+            pair.checkpoint()
+            assert list(snapshot.items()) == sorted(before.items())
+        assert snapshot.get(b"000") == before[b"000"]
+        assert pair.tree.stats().readers == 1
+    assert pair.tree.stats().readers == 0
+
+
+def test_a_pinned_reader_only_delays_reuse(pair: Pair) -> None:
+    for i in range(300):
+        pair.put(b"%03d" % i, b"v" * 30)
+    pair.checkpoint()
+    snapshot = pair.tree.snapshot()
+    sizes = []
+    for _ in range(12):
+        for i in range(300):
+            pair.put(b"%03d" % i, b"w" * 30)
+        pair.checkpoint()
+        sizes.append(pair.tree.stats().pages)
+    assert sizes[-1] == sizes[3]  # what was made after the pin is reused all the time
+    held = pair.tree.stats().free_pages
+    snapshot.close()
+    for _ in range(3):
+        pair.checkpoint()
+    assert pair.tree.stats().pages <= sizes[-1]
+    assert pair.tree.stats().free_pages <= held
+
+
+def test_an_iterator_that_is_dropped_lets_go_of_its_state(pair: Pair) -> None:
+    for i in range(100):
+        pair.put(b"%03d" % i, b"")
+    unstarted = pair.tree.items()
+    started = pair.tree.keys()
+    assert next(started) == b"000"
+    assert pair.tree.stats().readers == 2
+    del unstarted, started
+    pair.checkpoint()
+    assert pair.tree.stats().readers == 0
+
+
+def test_readers_in_other_threads_beside_writes_and_checkpoints() -> None:
+    pair = Pair(CrashFileSystem(), cache_bytes=4000)
+    for i in range(400):
+        pair.put(b"%03d" % i, b"%d" % i * 20)
+    pair.checkpoint()
+    lock = threading.Lock()
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                with lock:
+                    snapshot, model = pair.tree.snapshot(), dict(pair.model)
+                with snapshot:
+                    assert list(snapshot.items()) == sorted(model.items())
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    def write_out() -> None:
+        try:
+            while not stop.is_set():
+                with lock:
+                    checkpoint = pair.tree.begin_checkpoint(1, 1)
+                while not checkpoint.step(0):
+                    pass
+                checkpoint.finish()
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=job) for job in (read, read, write_out)]
+    for thread in threads:
+        thread.start()
+    rng = random.Random(1)
+    for _ in range(3000):
+        key = b"%03d" % rng.randrange(400)
+        with lock:
+            if rng.random() < 0.3:
+                pair.delete(key)
+            else:
+                pair.put(key, rng.randbytes(rng.choice([3, 60, 500])))
+            assert pair.tree.get(key) == pair.model.get(key)
+        if failures:
+            break
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    pair.verify()
+
+
+# -- space and memory ----------------------------------------------------------------------------
+
+
+def test_the_file_stays_bounded_under_overwrites(pair: Pair) -> None:
+    rng = random.Random(1)
+    for i in range(1000):
+        pair.put(b"%04d" % i, b"v" * 20)
+    pair.checkpoint()
+    pages = pair.tree.stats().pages
+    for _ in range(150):
+        for _ in range(10):
+            pair.put(b"%04d" % rng.randrange(1000), b"w" * 20)
+        pair.checkpoint()
+    assert pair.tree.stats().pages < 1.5 * pages
+
+
+@pytest.mark.parametrize("size", [10, 700])
+def test_the_file_shrinks_after_a_mass_delete_while_serving(pair: Pair, size: int) -> None:
+    keys = [b"%04d" % i for i in range(1200)]
+    for key in keys:
+        pair.put(key, bytes(size))
+    for _ in range(3):
+        pair.checkpoint()
+    large = pair.tree.stats().file_bytes
+    random.Random(1).shuffle(keys)
+    for key in keys[100:]:
+        pair.delete(key)
+    for i in range(60):
+        pair.put(keys[i], bytes(size))
+        assert pair.tree.get(keys[99]) == pair.model[keys[99]]
+        pair.checkpoint()
+    small = pair.tree.stats()
+    assert small.file_bytes < large / 3
+    assert small.free_pages < small.pages / 2
+
+
+def test_a_tree_larger_than_its_cache_stays_within_it(pair: Pair) -> None:
+    rng = random.Random(1)
+    for i in range(3000):
+        pair.put(rng.randbytes(8), bytes(20))
+        if i % 100 == 0:
+            pair.checkpoint()
+            assert pair.tree.stats().cache_bytes <= pair.cache_bytes
+    pair.checkpoint()
+    keys = list(pair.tree.keys())
+    for key in rng.choices(keys, k=500):
+        assert pair.tree.get(key) == pair.model[key]
+    stats = pair.tree.stats()
+    assert 0 < stats.cache_bytes <= pair.cache_bytes < stats.file_bytes
+    assert stats.evictions > 0
+    assert stats.unwritten_pages == pair.tree.dirty_pages == pair.tree.unwritten_bytes == 0
+    held = sum(len(page) for page in pair.tree._nodes.values() if isinstance(page, bytes))
+    assert held <= pair.cache_bytes
+
+
+def test_the_cost_of_a_write_does_not_grow_with_the_tree() -> None:
+    calls = {}
+    for count in (200, 20_000):
+        fs = CrashFileSystem()
+        tree = BTree.open(fs, "db", page_size=512)
+        tree.bulk_load((b"%06d" % i, Record(b"v", 1, 1, 1)) for i in range(count))
+        for _ in range(3):
+            tree.checkpoint(1, 1)
+        tree.close()
+        tree = BTree.open(fs, "db")
+        before = fs.calls
+        tree.put(b"%06d" % (count // 2), b"w", 2)
+        tree.checkpoint(2, 1)
+        calls[count] = fs.calls - before - tree.stats().depth * 2
+        tree.check()
+    assert calls[20_000] <= calls[200] + 2
+
+
+def test_opening_reads_only_the_meta_pages_and_the_free_list() -> None:
+    fs = CrashFileSystem()
+    tree = BTree.open(fs, "db", page_size=256)
+    tree.bulk_load((b"%06d" % i, Record(b"v", 1, 1, 1)) for i in range(5000))
+    tree.checkpoint(1, 1)
+    tree.close()
+    before = fs.calls
+    BTree.open(fs, "db").close()
+    assert fs.calls - before < 6
+
+
+# -- bulk load -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 25, 400, 3000])
+def test_bulk_load_fills_pages(pair: Pair, count: int) -> None:
+    rng = random.Random(count)
+    records = {
+        b"%05d" % i: Record(some_value(rng) if i % 7 == 0 else b"v", i, i + 1, 3, i % 2)
+        for i in range(count)
+    }
+    assert pair.tree.bulk_load(iter(records.items())) == count
+    pair.model = records
+    report = pair.tree.check()
+    if count == 3000:
+        assert report.used_bytes > 0.8 * 236 * (report.leaf_pages + report.inner_pages)
+    pair.checkpoint()
+    for i in range(0, count, 3):
+        pair.delete(b"%05d" % i)
+    pair.put(b"more", b"m" * 400)
+
+
+def test_bulk_load_refuses_what_is_not_sorted_and_stays_empty(pair: Pair) -> None:
+    record = Record(b"v" * 300, 1, 1, 1)
+    for bad in ([b"b", b"a"], [b"a", b"a"], [b""], [b"k" * 71]):
+        with pytest.raises(ValueError, match="ascend"):
+            pair.tree.bulk_load(
+                [(b"%03d" % i, record) for i in range(99)] + [(k, record) for k in bad]
+            )
+        pair.verify()
+    pair.put(b"x", b"y")
+    with pytest.raises(ValueError, match="empty"):
+        pair.tree.bulk_load([])
+
+
+def test_bulk_load_holds_little_in_memory(pair: Pair) -> None:
+    seen = 0
+
+    def items() -> Iterator[tuple[bytes, Record]]:
+        nonlocal seen
+        for i in range(2000):
+            seen = max(seen, pair.tree.dirty_pages)
+            yield b"%05d" % i, Record(b"v" * 300, 1, 1, 1)
+
+    pair.tree.bulk_load(items())
+    assert seen == 0
+    pair.model = dict(items())
+
+
+# -- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_shows_the_state_it_began_with(pair: Pair) -> None:
+    for i in range(2000):
+        pair.put(b"%04d" % i, b"before")
+    checkpoint = pair.tree.begin_checkpoint(41, 7)
+    before = dict(pair.model)
+    assert (pair.tree.applied_index, pair.tree.applied_term) == (0, 0)
+    steps = 0
+    while not checkpoint.step(0):
+        pair.put(b"%04d" % steps, b"after")
+        pair.delete(b"%04d" % (1999 - steps))
+        steps += 1
+    assert steps > 1
+    checkpoint.finish()
+    pair.durable = before
+    assert (pair.tree.applied_index, pair.tree.applied_term) == (41, 7)
+    pair.reopen()
+    pair.verify()
+    assert (pair.tree.applied_index, pair.tree.applied_term) == (41, 7)
+
+
+def test_large_checkpoints_sync_in_portions(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btree, "_SYNC_BYTES", 64 * 256)
+    for i in range(2000):
+        pair.put(b"%04d" % i, b"")
+    written = pair.tree.dirty_pages
+    before = pair.fs.syncs
+    pair.checkpoint()
+    assert pair.fs.syncs - before >= written // 64
+
+
+def test_a_full_disk_drops_the_checkpoint_and_nothing_else(pair: Pair) -> None:
+    for i in range(200):
+        pair.put(b"%03d" % i, b"v")
+    pair.checkpoint()
+    pair.fs.set_capacity(pair.fs.used_bytes() + 2048)
+    for i in range(600):
+        pair.put(b"%03d" % i, b"w" * 60)
+    for _ in range(3):
+        with pytest.raises(DiskFull):
+            pair.tree.checkpoint(9, 9)
+        pair.verify()
+    assert pair.tree.applied_index == 200
+    pair.fs.set_capacity(None)
+    pair.put(b"last", b"write")
+    pair.checkpoint()
+
+
+# -- bytes from outside --------------------------------------------------------------------------
+
+
+def test_every_damaged_page_is_an_error_and_never_data(pair: Pair) -> None:
+    for i in range(60):
+        pair.put(b"%02d" % i, b"v" * (200 if i % 9 == 0 else 10))
+    pair.checkpoint()
+    size = len(pair.fs.contents("db"))
+    wanted = dict(pair.model)
+    noticed = 0
+    for at in range(2 * 256 + 7, size, 256):
+        pair.fs.corrupt("db", at)
+        try:
+            tree = BTree.open(pair.fs, "db")
+            found = dict(tree.items())
+        except CorruptionError as error:
+            noticed += 1
+            assert error.offset == at - 7
+        else:
+            assert found == wanted  # a free page
+        pair.fs.corrupt("db", at)
+    assert noticed > 10
+
+
+def exercise(fs: CrashFileSystem, keys: list[bytes]) -> None:
+    """Do everything with a tree that may be full of nonsense."""
+    jobs = [
+        lambda tree: tree.check(),
+        lambda tree: [tree.get(key) for key in keys],
+        lambda tree: list(tree.items()),
+        lambda tree: list(tree.keys(reverse=True)),
+        lambda tree: [tree.put(key, b"v" * 30, 1) for key in keys],
+        lambda tree: [tree.delete(key) for key in keys],
+        lambda tree: [tree.checkpoint(1, 1) for _ in range(2)],
+    ]
+    for job in jobs:
+        try:
+            job(BTree.open(fs, "db"))
+        except CorruptionError as error:
+            assert error.file == "db"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_mutated_pages_with_valid_checksums_never_surprise(data: st.DataObject) -> None:
+    fs = CrashFileSystem()
+    tree = BTree.open(fs, "db", page_size=256)
+    keys = [b"%02d" % i for i in range(40)]
+    for i, key in enumerate(keys):
+        tree.put(key, b"v" * (200 if i % 9 == 0 else 10), 1)
+    tree.checkpoint(1, 1)
+    pages = tree.stats().pages
+    for _ in range(data.draw(st.integers(1, 3))):
+        number = data.draw(st.integers(2, pages - 1))
+        body = bytearray(fs.contents("db")[number * 256 : number * 256 + 252])
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.one_of(st.integers(0, 30), st.integers(0, 251)))
+            body[at] = data.draw(st.one_of(st.integers(0, 12), st.integers(0, 255)))
+        fs.open("db").pwrite(tree._pager.seal(number, bytes(body)), number * 256)
+    exercise(fs, keys)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from([LEAF, INNER, OVERFLOW, 0, 9]),
+    detail=st.integers(0, 4),
+    count=st.one_of(st.integers(0, 12), st.integers(0, 65535)),
+    link=st.one_of(st.integers(0, 3), st.integers(0, (1 << 32) - 1)),
+    rest=st.binary(max_size=236),
+)
+def test_random_roots_never_surprise(
+    kind: int, detail: int, count: int, link: int, rest: bytes
+) -> None:
+    fs = CrashFileSystem()
+    tree = BTree.open(fs, "db", page_size=256)
+    page = tree._pager.seal(2, ENVELOPE.pack(kind, detail, count, link, 0) + rest)
+    fs.open("db").pwrite(page, 2 * 256)
+    exercise(fs, [b"a", b"\0", b"\xff" * 9])
+
+
+# -- codecs --------------------------------------------------------------------------------------
+
+cells = st.dictionaries(
+    st.binary(min_size=1, max_size=12),
+    st.tuples(
+        st.binary(max_size=12),
+        st.integers(0, 1 << 33),
+        st.integers(0, 1 << 17),
+        st.sampled_from([0, 0, 1, 1 << 41]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(records=cells)
+def test_a_leaf_comes_back_as_it_was_packed(
+    records: dict[bytes, tuple[bytes, int, int, int]],
+) -> None:
+    packed = btree._Cells()
+    for key in sorted(records):
+        value, revision, version, expiry = records[key]
+        packed.keys.append(key)
+        packed.values.append(value)
+        packed.rows.append((revision // 2, revision, version, expiry))
+        packed.spilled.append(version % 3 == 0)
+    leaf = packed.leaf(0, len(packed.keys), 3, 5)
+    body = leaf.body()
+    assert len(body) == leaf.used + ENVELOPE.size
+    tree = BTree.open(CrashFileSystem(), "db", page_size=256)
+    again = tree._unpack(3, body)
+    assert again.is_sound()
+    unpacked = btree._Cells()
+    again.add_to(unpacked)
+    for name in ("keys", "values", "rows", "spilled"):
+        assert getattr(unpacked, name) == getattr(packed, name)
+    assert (again.number, again.epoch, again.used) == (3, 5, leaf.used)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes=st.lists(st.integers(1, 50), max_size=60))
+def test_cuts_leave_no_part_too_large(sizes: list[int]) -> None:
+    ends = btree._cuts(sizes, 100)
+    starts = [0, *ends[:-1]]
+    assert ends[-1] == len(sizes)
+    parts = [sizes[start:end] for start, end in zip(starts, ends, strict=True)]
+    assert all(sum(part) <= 100 for part in parts)
+    assert all(parts) or not sizes
+
+
+@given(left=st.binary(max_size=6), right=st.binary(max_size=6))
+def test_a_separator_is_the_shortest_key_between(left: bytes, right: bytes) -> None:
+    if left < right:
+        separator = btree._separator(left, right)
+        assert left < separator <= right
+        assert not left < separator[:-1]
+
+
+# -- the format ----------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "testdata" / "conure-v1.db"
+
+
+def golden_content(tree: BTree) -> None:
+    for i in range(12):
+        tree.put(b"key-%02d" % i, b"value" * (i % 3), 10 + i, 1_700_000_000_000 * (i == 5))
+    tree.put(b"large", bytes(range(256)) * 2, 30)
+    tree.checkpoint(30, 2)
+    tree.put(b"key-03", b"again", 31)
+    tree.delete(b"key-04")
+    tree.checkpoint(32, 3)
+
+
+def test_the_bytes_of_format_version_1() -> None:
+    fs = CrashFileSystem()
+    tree = BTree.open(fs, "db", page_size=256)
+    golden_content(tree)
+    assert fs.contents("db") == GOLDEN.read_bytes()
+
+
+def test_a_file_of_format_version_1_opens(tmp_path: Path) -> None:
+    path = tmp_path / "conure.db"
+    path.write_bytes(GOLDEN.read_bytes())
+    tree = BTree.open(OsFileSystem(), str(path), create=False)
+    assert (tree.applied_index, tree.applied_term, len(tree)) == (32, 3, 12)
+    assert tree.get(b"key-03") == Record(b"again", 13, 31, 2)
+    assert tree.get(b"key-05") == Record(b"value" * 2, 15, 15, 1, 1_700_000_000_000)
+    assert tree.get(b"large") == Record(bytes(range(256)) * 2, 30, 30, 1)
+    tree.check()
+    tree.put(b"key-03", b"more", 40)
+    tree.checkpoint(40, 4)
+    tree.check()
+    tree.close()

@@ -1,0 +1,599 @@
+"""The node over a disk that crashes, breaks and runs full at every point of a scripted life.
+
+The script writes, deletes, checkpoints and cuts the log. Whatever happens to it, a later start
+has to find each acknowledged write (R8), and for the others one of the values they may have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import (
+    Conflict,
+    ConureError,
+    CorruptionError,
+    DirectoryInUse,
+    DiskFailed,
+    DiskFull,
+    ForeignDirectory,
+    MemberNotFound,
+    NotImplementedHere,
+    NotLeader,
+    OutcomeUnknown,
+    Unavailable,
+)
+from fileio import FileSystem, OsFileSystem
+from metrics import Registry
+from node import Node, NodeOptions
+from raft import Raft
+from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
+from tests.process import wait_until
+
+MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
+Command = tuple[bytes, bytes | None]
+
+
+def options(**changes: Any) -> NodeOptions:
+    """Tiny limits, and nothing that happens by time: the script says when."""
+    facts: dict[str, Any] = {
+        "node_id": "n1",
+        "told_node_id": True,
+        "data_dir": "/data",
+        "raft_address": "127.0.0.1:7001",
+        "http_address": "http://127.0.0.1:8081",
+        "bootstrap": True,
+        "version": "test",
+        "page_size": 512,
+        "cache_bytes": 1 << 20,
+        "log_segment_bytes": 4096,
+        "checkpoint_interval": 3600.0,
+    }
+    return NodeOptions(**{**facts, **changes})
+
+
+def open_node(
+    fs: FileSystem, on_failure: Callable[[], None] = lambda: None, **changes: Any
+) -> Node:
+    return Node.open(options(**changes), fs, Registry(), on_failure)
+
+
+@contextlib.contextmanager
+def started(fs: FileSystem, **changes: Any) -> Iterator[Node]:
+    """A node that runs, is whole at the end of the block and stopped behind it."""
+    node = open_node(fs, **changes)
+    try:
+        node.start()
+        yield node
+        node._stopped.set()  # a check is for a tree at rest: let a running checkpoint end
+        node._checkpoint_wanted.set()
+        for thread in node._threads:
+            thread.join()
+        check(node)
+    finally:
+        node.stop()
+
+
+def check(node: Node) -> None:
+    """See that the tree and the log hold what they believe to hold (S3, S4)."""
+    node._store.tree.check()
+    node._log.check()
+
+
+def write(node: Node, *commands: Command) -> list[ConureError | None]:
+    """Write, and return how each command ended; each has to be answered exactly once."""
+    outcomes: list[ConureError | str | None] = ["unanswered"] * len(commands)
+
+    def reply(start: int, stop: int, error: ConureError | None) -> None:
+        assert 0 <= start < stop <= len(commands)
+        for position in range(start, stop):
+            assert outcomes[position] == "unanswered"
+            outcomes[position] = error
+
+    node.write(commands, reply)
+    answered = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    assert len(answered) == len(commands)
+    return answered
+
+
+def confirm(node: Node) -> list[ConureError | None]:
+    answers: list[ConureError | None] = []
+    node.confirm_read(answers.append)
+    return answers
+
+
+def found_by(node: Node, check_name: str) -> str:
+    return next(found for name, _, found in node.readiness() if name == check_name)
+
+
+def checkpoint(node: Node) -> None:
+    """Do what the checkpointer's thread does, now; pass on how it failed."""
+    try:
+        node._checkpoint(0.0)
+        node._prepare_log()
+    except Exception as error:
+        with node._lock:
+            node._fail(error)
+        raise
+
+
+class Ledger:
+    """What a client knows: for each key the values it may have; the first one is acknowledged."""
+
+    def __init__(self) -> None:
+        self.possible: dict[bytes, list[bytes | None]] = {}
+        self.refused = 0
+
+    def write(self, node: Node, *commands: Command) -> None:
+        for key, value in commands:
+            self.possible.setdefault(key, [None]).append(value)
+        for (key, value), error in zip(commands, write(node, *commands), strict=True):
+            known = self.possible[key]
+            if error is None:
+                del known[: len(known) - 1 - known[::-1].index(value)]
+            elif not isinstance(error, OutcomeUnknown):  # a refusal: nothing has changed
+                known.remove(value)
+                self.refused += 1
+
+    def verify(self, node: Node) -> None:
+        found = {key: node.get(key) for key in self.possible}
+        for key, value in found.items():
+            assert value in self.possible[key], (key, value, self.possible[key])
+            self.possible[key] = [value]
+        held = sum(value is not None for value in found.values())
+        assert len(node._store.tree) == held  # and nothing that nobody wrote
+
+
+def live(node: Node, ledger: Ledger) -> None:
+    """The scripted life. Values differ, so that none can be taken for another."""
+    number = 0
+
+    def value(size: int) -> bytes:
+        nonlocal number
+        number += 1
+        return b"%d:" % number + bytes([number % 251]) * size
+
+    for turn in range(3):
+        for key in range(6):
+            ledger.write(node, (b"key%d" % key, value(10)))
+        ledger.write(
+            node,
+            (b"large%d" % turn, value(1500)),
+            (b"key1", value(0)),
+            (b"key2", None),
+            (b"absent", None),
+            (b"batch%d" % turn, value(100)),
+        )
+        checkpoint(node)
+        ledger.write(node, (b"key3", None), (b"key3", value(30)))
+        ledger.write(node, (b"key4", value(1800)))
+
+
+def survive(fs: CrashFileSystem, ledger: Ledger) -> None:
+    """Start what is left on a disk, compare it with what must be there, and live on."""
+    with started(fs) as node:
+        ledger.verify(node)
+        ledger.write(node, (b"after", b"the crash"))
+        assert confirm(node) == [None]
+        ledger.verify(node)
+    with started(fs) as node:
+        ledger.verify(node)
+
+
+def run_until_it_ends(fs: CrashFileSystem, ledger: Ledger) -> bool:
+    """Live until the disk says no; tell whether the whole life was lived."""
+    try:
+        node = open_node(fs)
+    except (SimulatedCrash, DiskFailed, DiskFull):
+        return False
+    try:
+        node.start()
+        live(node, ledger)
+        if node.liveness()[1]:
+            check(node)
+    except (SimulatedCrash, DiskFailed, DiskFull):
+        return False
+    else:
+        return node.liveness()[1]
+    finally:
+        with contextlib.suppress(SimulatedCrash, DiskFailed):
+            node.stop()
+
+
+# -- crashes and failures at every point -----------------------------------------------------------
+
+
+def test_the_life_without_any_fault() -> None:
+    fs, ledger = CrashFileSystem(), Ledger()
+    assert run_until_it_ends(fs, ledger)
+    assert ledger.refused == 0
+    assert all(len(values) == 1 for values in ledger.possible.values())
+    assert fs.syncs > 40
+    survive(fs.after_crash("dropped"), ledger)
+
+
+def sync_points() -> int:
+    fs = CrashFileSystem()
+    run_until_it_ends(fs, Ledger())
+    return fs.syncs
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_crash_at_any_sync_loses_nothing_acknowledged(part: int) -> None:
+    for sync in range(1 + part, sync_points() + 1, 4):
+        fs, ledger = CrashFileSystem(seed=sync), Ledger()
+        fs.crash_at_sync = sync
+        run_until_it_ends(fs, ledger)
+        assert fs.crash_at_sync == 0  # it did happen
+        rng = random.Random(sync)
+        for mode in MODES:
+            possible = {key: list(values) for key, values in ledger.possible.items()}
+            again = Ledger()
+            again.possible = possible
+            survive(fs.after_crash(mode, rng), again)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_call_that_fails_ends_the_node_and_loses_nothing(part: int) -> None:
+    call, failed = 1 + part, 0
+    while True:
+        fs, ledger = CrashFileSystem(seed=call), Ledger()
+        fs.fail_call(call, "io")
+        lived = run_until_it_ends(fs, ledger)
+        if fs.failure_is_due:
+            break
+        failed += not lived
+        lost = Ledger()
+        lost.possible = {key: list(values) for key, values in ledger.possible.items()}
+        survive(fs.after_crash("dropped"), lost)
+        fs.restart_process()
+        survive(fs, ledger)
+        call += 4
+    assert failed > 20
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_no_space_for_any_single_call_loses_nothing(part: int) -> None:
+    call = 1 + part
+    while True:
+        fs, ledger = CrashFileSystem(seed=call), Ledger()
+        fs.fail_call(call, "full")
+        run_until_it_ends(fs, ledger)
+        if fs.failure_is_due:
+            break
+        fs.restart_process()
+        survive(fs, ledger)
+        call += 2
+    assert call > 40
+
+
+def test_a_disk_of_any_size_refuses_what_does_not_fit_and_goes_on() -> None:
+    whole = CrashFileSystem()
+    run_until_it_ends(whole, Ledger())
+    refusals = 0
+    for capacity in range(24 << 10, whole.used_bytes() + 2048, 1024):
+        fs, ledger = CrashFileSystem(), Ledger()
+        fs.set_capacity(capacity)
+        try:
+            node = open_node(fs)
+            node.start()
+        except DiskFull:
+            continue
+        live(node, ledger)
+        assert node.liveness()[1], capacity  # a full disk is no failure
+        assert confirm(node) == [None]
+        ledger.verify(node)
+        check(node)
+        refusals += ledger.refused
+        fs.set_capacity(None)
+        checkpoint(node)
+        refused_before = ledger.refused
+        ledger.write(node, (b"room", b"again"))
+        assert ledger.refused == refused_before
+        ledger.verify(node)
+        node.stop()
+        survive(fs.after_crash("dropped"), ledger)
+    assert refusals > 10
+
+
+# -- a full disk, step by step ---------------------------------------------------------------------
+
+
+def test_a_write_that_finds_no_room_in_the_log_is_refused_whole() -> None:
+    fs = CrashFileSystem()
+    with started(fs) as node:
+        assert write(node, (b"k", b"old")) == [None]
+        last = node.status()["commit_index"]
+        fs.set_capacity(0)
+        first, second = write(node, (b"k", b"new"), (b"large", bytes(100_000)))
+        assert isinstance(first, DiskFull)
+        assert isinstance(second, DiskFull)
+        assert (node.get(b"k"), node.get(b"large")) == (b"old", None)
+        assert node.status()["commit_index"] == last
+        assert write(node, (b"k", b"small")) == [None]  # there is room for this one
+        fs.set_capacity(None)
+        assert write(node, (b"large", bytes(100_000))) == [None]
+
+
+def test_a_checkpoint_without_room_stops_writes_until_there_is_some() -> None:
+    fs = CrashFileSystem()
+    with started(fs) as node:
+        write(node, *[(b"%d" % n, bytes(400)) for n in range(50)])
+        fs.set_capacity(fs.used_bytes())
+        checkpoint(node)
+        (refusal,) = write(node, (b"k", b"v"))
+        assert isinstance(refusal, DiskFull)
+        assert "writes are refused" in found_by(node, "disk")
+        assert all(ok for _, ok, _ in node.readiness())  # reads go on
+        assert confirm(node) == [None]
+        assert node.get(b"7") == bytes(400)
+        fs.set_capacity(None)
+        checkpoint(node)
+        assert write(node, (b"k", b"v")) == [None]
+        assert found_by(node, "disk") == "ok"
+
+
+def test_the_node_finds_out_by_itself_that_there_is_room_again() -> None:
+    fs = CrashFileSystem()
+    with started(fs, checkpoint_entries=30, checkpoint_interval=0.02) as node:
+        fs.fail_call(None)
+        fs.set_capacity(fs.used_bytes())
+        write(node, *[(b"%d" % n, bytes(20)) for n in range(60)])
+        wait_until(lambda: isinstance(write(node, (b"k", b"v"))[0], DiskFull))
+        fs.set_capacity(None)
+        wait_until(lambda: write(node, (b"k", b"v")) == [None])
+
+
+# -- what can't be waited for any longer -----------------------------------------------------------
+
+
+def test_a_write_that_is_not_committed_in_time_is_of_unknown_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with started(CrashFileSystem(), write_timeout=0.05) as node:
+        answers: list[tuple[int, int, ConureError | None]] = []
+        with monkeypatch.context() as stuck:
+            stuck.setattr(Raft, "ready", lambda _: None)
+            node.write([(b"a", b"1"), (b"b", b"2")], lambda *answer: answers.append(answer))
+            assert answers == []
+            wait_until(lambda: bool(answers))
+        start, stop, error = answers[0]
+        assert (start, stop) == (0, 2)
+        assert isinstance(error, OutcomeUnknown)
+        assert write(node, (b"c", b"3")) == [None]
+        assert node.get(b"a") == b"1"  # it was committed after all, and is answered only once
+        assert len(answers) == 1
+
+
+def test_a_read_that_is_not_confirmed_in_time_may_be_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with started(CrashFileSystem(), barrier_timeout=0.05) as node:
+        with monkeypatch.context() as stuck:
+            stuck.setattr(Raft, "read_index", lambda *_: None)
+            answers = confirm(node)
+            assert answers == []
+            wait_until(lambda: bool(answers))
+        assert isinstance(answers[0], Unavailable)
+        assert confirm(node) == [None]
+
+
+def test_a_stop_answers_whoever_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[ConureError | None] = []
+    fs = CrashFileSystem()
+    node = open_node(fs)
+    node.start()
+    with monkeypatch.context() as stuck:
+        stuck.setattr(Raft, "ready", lambda _: None)
+        node.write([(b"a", b"1")], lambda start, stop, error: answers.append(error))
+        stuck.setattr(Raft, "read_index", lambda *_: None)
+        node.confirm_read(answers.append)
+        node.stop()
+    assert isinstance(answers[0], OutcomeUnknown)  # the entry exists: nobody may say it doesn't
+    assert isinstance(answers[1], Unavailable)
+    assert len(answers) == 2
+
+
+def test_a_failed_disk_is_told_to_everybody_and_final() -> None:
+    fs, failures = CrashFileSystem(), []
+    node = open_node(fs, on_failure=lambda: failures.append(True))
+    node.start()
+    assert write(node, (b"k", b"v")) == [None]
+    fs.fail_call(2)  # the write itself goes well, the sync fails
+    (error,) = write(node, (b"k", b"w"))
+    assert isinstance(error, OutcomeUnknown)
+    assert failures == [True]
+    name, alive, why = node.liveness()
+    assert (name, alive) == ("process", False)
+    assert "syncing" in why
+    (refusal,) = write(node, (b"k", b"x"))
+    assert isinstance(refusal, Unavailable)
+    assert isinstance(confirm(node)[0], Unavailable)
+    with pytest.raises(Unavailable):
+        node.get(b"k")
+    before = fs.calls
+    node.stop()
+    assert fs.calls == before  # nothing is written any more (S6)
+    assert failures == [True]
+
+
+# -- starting and stopping -------------------------------------------------------------------------
+
+
+def test_a_stop_leaves_a_checkpoint_of_everything() -> None:
+    fs = CrashFileSystem()
+    with started(fs) as node:
+        write(node, *[(b"%d" % n, b"v") for n in range(20)])
+        applied = node.status()["applied_index"]
+    with contextlib.closing(open_node(fs)._store.tree) as tree:
+        assert tree.applied_index == applied
+        assert len(tree) == 20
+
+
+def test_a_start_applies_what_no_checkpoint_holds() -> None:
+    fs = CrashFileSystem()
+    node = open_node(fs)
+    node.start()
+    write(node, (b"before", b"1"))
+    checkpoint(node)
+    write(node, (b"behind", b"2"), (b"before", None))
+    with started(fs.after_crash("dropped")) as again:
+        assert (again.get(b"before"), again.get(b"behind")) == (None, b"2")
+        assert again.status()["term"] == node.status()["term"] + 1
+    node.stop()
+
+
+def test_a_directory_has_one_process_and_one_node(tmp_path: Path) -> None:
+    fs, here = OsFileSystem(), str(tmp_path / "data")
+    with started(fs, data_dir=here), pytest.raises(DirectoryInUse, match="process"):
+        open_node(fs, data_dir=here)
+    with pytest.raises(ForeignDirectory, match="n1"):
+        open_node(fs, data_dir=here, node_id="n2")
+    with started(fs, data_dir=here, node_id="n2", told_node_id=False) as node:
+        assert node.status()["node_id"] == "n1"
+
+
+def test_a_node_that_was_not_told_to_begin_waits() -> None:
+    fs = CrashFileSystem()
+    with started(fs, bootstrap=False) as node:
+        (refusal,) = write(node, (b"k", b"v"))
+        assert isinstance(refusal, NotLeader)
+        assert isinstance(confirm(node)[0], NotLeader)
+        assert node.get(b"k") is None
+        assert node.members() == {"leader": "", "servers": []}
+        assert node.status()["cluster_id"] == ""
+        assert not all(ok for _, ok, _ in node.readiness())
+        assert node.liveness()[1]
+    with started(fs, bootstrap=True) as node:  # told later, it begins
+        assert write(node, (b"k", b"v")) == [None]
+        cluster = node.status()["cluster_id"]
+        assert cluster
+    with started(fs, bootstrap=True) as node:
+        assert node.status()["cluster_id"] == cluster
+        assert node.get(b"k") == b"v"
+
+
+@pytest.mark.parametrize("keep", ["older tree", "older log", "other log"])
+def test_a_tree_and_a_log_that_do_not_belong_together_are_refused(
+    tmp_path: Path, keep: str
+) -> None:
+    fs = OsFileSystem()
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    with started(fs, data_dir=str(mine)) as node:
+        write(node, (b"k", b"v"))
+    tree, log = (mine / "conure.db").read_bytes(), copy_of(mine / "raft")
+    with started(fs, data_dir=str(mine)) as node:
+        write(node, *[(b"%d" % n, b"v") for n in range(100)])
+    if keep == "older tree":
+        (mine / "conure.db").write_bytes(tree)
+    elif keep == "older log":
+        replace(mine / "raft", log)
+    else:
+        for _ in range(5):  # every start is a term of its own
+            with started(fs, data_dir=str(other)) as node:
+                write(node, *[(b"%d" % n, b"v") for n in range(40)])
+        replace(mine / "raft", copy_of(other / "raft"))
+    with pytest.raises(CorruptionError, match=r"conure\.db"):
+        open_node(fs, data_dir=str(mine))
+
+
+def copy_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def replace(folder: Path, files: dict[str, bytes]) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+# -- members and what is shown -----------------------------------------------------------------
+
+
+def test_members() -> None:
+    def join(node: Node, *facts: str, voter: bool = True, role: str = "data") -> ConureError | None:
+        answers: list[ConureError | None] = []
+        node.join(*facts, voter=voter, role=role, reply=answers.append)
+        (answer,) = answers
+        return answer
+
+    def remove(node: Node, node_id: str) -> ConureError | None:
+        answers: list[ConureError | None] = []
+        node.remove(node_id, answers.append)
+        (answer,) = answers
+        return answer
+
+    with started(CrashFileSystem()) as node:
+        assert join(node, "n1", "127.0.0.1:7001", "") is None
+        assert join(node, "n1", "127.0.0.1:7001", "http://127.0.0.1:8081") is None
+        assert isinstance(join(node, "n1", "127.0.0.1:7001", "http://h:1"), Conflict)
+        assert isinstance(join(node, "n1", "127.0.0.1:7002", ""), Conflict)
+        assert isinstance(join(node, "n1", "127.0.0.1:7001", "", voter=False), Conflict)
+        assert isinstance(join(node, "n1", "127.0.0.1:7001", "", role="arbiter"), Conflict)
+        assert isinstance(join(node, "n2", "127.0.0.1:7002", ""), NotImplementedHere)
+        assert isinstance(remove(node, "n2"), MemberNotFound)
+        assert isinstance(remove(node, "n1"), Conflict)
+    with started(CrashFileSystem(), bootstrap=False) as node:
+        assert isinstance(join(node, "n1", "127.0.0.1:7001", ""), NotLeader)
+        assert isinstance(remove(node, "n1"), NotLeader)
+
+
+def test_readiness_fails_as_soon_as_a_stop_begins() -> None:
+    with started(CrashFileSystem()) as node:
+        assert all(ok for _, ok, _ in node.readiness())
+        node.begin_stop()
+        failing = [name for name, ok, _ in node.readiness() if not ok]
+        assert failing == ["stopping"]
+        assert node.liveness()[1]
+        assert write(node, (b"k", b"v")) == [None]  # requests in flight are still served
+
+
+def test_metrics_show_what_happens() -> None:
+    registry = Registry()
+    node = Node.open(options(), CrashFileSystem(), registry, lambda: None)
+    node.start()
+    write(node, *[(b"%d" % n, b"v") for n in range(5)])
+    page = registry.render()
+    assert b"conure_db_records 5\n" in page
+    assert b"conure_write_batch_size_count 1\n" in page
+    assert b"conure_write_batch_size_sum 5" in page
+    assert b"conure_raft_is_leader 1\n" in page
+    applied = node.status()["applied_index"]
+    assert b"conure_raft_applied_index %d\n" % applied in page
+    node.stop()
+
+
+# -- threads -----------------------------------------------------------------------------------
+
+
+def test_checkpoints_run_beside_writes_and_reads(tmp_path: Path) -> None:
+    fs = OsFileSystem()
+    changes = {"data_dir": str(tmp_path), "checkpoint_entries": 25, "log_segment_bytes": 65536}
+    wrong: list[object] = []
+    with started(fs, **changes) as node:
+
+        def work(name: bytes) -> None:
+            for number in range(150):
+                key = b"%b%d" % (name, number % 50)
+                if write(node, (key, b"%d" % number)) != [None] or confirm(node) != [None]:
+                    wrong.append(key)
+                if node.get(key) != b"%d" % number:
+                    wrong.append(key)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in (b"a", b"b", b"c")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        wait_until(lambda: int(node.raft_stats()["last_snapshot_index"]) > 100)
+    with started(fs, **changes) as node:
+        for name in (b"a", b"b", b"c"):
+            assert all(node.get(b"%b%d" % (name, n)) == b"%d" % (n + 100) for n in range(50))

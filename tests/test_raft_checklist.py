@@ -1,0 +1,587 @@
+"""Faults that real Raft systems have shipped, each with a test that the core does not have it.
+
+Grouped as the faults are: votes and persistence, apply, elections, membership, log and snapshots.
+Those of reads are in test_raft_paper.py, thesis 6.4.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from errors import Conflict, MemberNotFound, NotLeader, Unavailable
+from raft import (
+    COMMAND,
+    CONFIG,
+    Configuration,
+    Entry,
+    HardState,
+    Message,
+    MessageType,
+    Raft,
+    RaftOptions,
+    Ready,
+    Replication,
+    Server,
+    State,
+    bootstrap,
+)
+from tests.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
+
+ELECTION = RaftOptions("").election_ticks
+
+
+def raft_over(
+    storage: MemoryLog, configuration: Configuration, *, applied: int = 0, hard_state: HardState
+) -> Raft:
+    return Raft(RaftOptions("a"), storage, hard_state, applied, configuration, random.Random(1))
+
+
+def founded(*voters: str) -> tuple[Raft, MemoryLog]:
+    """Return a bare core that nobody drives."""
+    storage = MemoryLog()
+    storage.hard_state, entry = bootstrap(configuration_of(*voters))
+    storage.append([entry])
+    storage.sync()
+    return raft_over(storage, Configuration(), hard_state=storage.hard_state), storage
+
+
+def state_of(raft: Raft) -> State:
+    return raft.state
+
+
+def replication_of(leader: Node, name: str) -> Replication:
+    return leader.raft.progress[name].state
+
+
+def take(raft: Raft) -> Ready:
+    ready = raft.ready()
+    assert ready is not None
+    return ready
+
+
+# -- votes and persistence -----------------------------------------------------------------------
+
+
+def test_term_and_vote_are_saved_together_before_the_answer() -> None:
+    raft, _ = founded("a", "b", "c")
+    take(raft)
+    raft.step(Message(MessageType.VOTE, "b", "a", 5, index=1, log_term=1))
+    ready = take(raft)
+    assert ready.hard_state == HardState(5, "b")
+    assert [(m.type, m.reject) for m in ready.messages] == [(MessageType.VOTE_RESPONSE, False)]
+    assert raft.ready() is None
+
+
+def test_a_candidate_asks_for_votes_with_its_own_already_saved() -> None:
+    raft, _ = founded("a", "b", "c")
+    raft.campaign()
+    raft.step(Message(MessageType.PRE_VOTE_RESPONSE, "b", "a", 2))
+    ready = take(raft)
+    assert ready.hard_state == HardState(2, "a")
+    assert {m.type for m in ready.messages} == {MessageType.PRE_VOTE, MessageType.VOTE}
+
+
+def test_the_vote_is_kept_within_a_term() -> None:
+    """Also by a candidate that finds another leader, and by who learns of one."""
+    raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.VOTE, "b", "a", 5, index=1, log_term=1))
+    raft.step(Message(MessageType.HEARTBEAT, "c", "a", 5))
+    raft.step(Message(MessageType.PRE_VOTE, "c", "a", 6, index=1, log_term=1))
+    assert (raft.term, raft.vote) == (5, "b")
+    raft.step(Message(MessageType.HEARTBEAT, "c", "a", 6))
+    assert (raft.term, raft.vote) == (6, "")
+
+
+def test_who_knows_the_leader_of_a_term_votes_for_nobody_in_it() -> None:
+    raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.HEARTBEAT, "b", "a", 5))
+    take(raft)
+    raft.step(Message(MessageType.VOTE, "c", "a", 5, index=9, log_term=4))
+    assert [m.reject for m in take(raft).messages] == [True]
+    assert raft.vote == ""
+
+
+def test_a_lone_voter_leads_when_its_vote_is_durable() -> None:
+    raft, storage = founded("a")
+    raft.campaign()
+    ready = take(raft)
+    assert ready.hard_state == HardState(2, "a")
+    assert state_of(raft) is State.CANDIDATE
+    raft.persisted(ready)
+    assert state_of(raft) is State.LEADER
+    # An entry is committed when it is durable: on a single node too.
+    ready = take(raft)
+    storage.append(ready.entries)
+    assert raft.ready() is None
+    assert raft.commit_index == 0
+    raft.persisted(ready)
+    assert raft.commit_index == 2
+
+
+def test_an_acknowledgement_waits_for_the_sync_and_covers_all_of_it() -> None:
+    raft, storage = founded("a", "b", "c")
+    take(raft)
+    waiting = []
+    for index, term in ((1, 1), (2, 5), (3, 5)):
+        entry = Entry(5, index + 1, COMMAND, b"x")
+        raft.step(Message(MessageType.APPEND, "b", "a", 5, index, term, entries=[entry]))
+        ready = take(raft)
+        assert not ready.messages
+        storage.append(ready.entries)
+        waiting.append(ready)
+    raft.persisted(waiting[0])
+    raft.persisted(waiting[1])
+    assert [m.index for m in take(raft).messages] == [2, 3]
+    raft.persisted(waiting[2])
+    assert [m.index for m in take(raft).messages] == [4]
+    # Asked again about what is durable, it answers again: the first answer may be lost.
+    raft.step(Message(MessageType.APPEND, "b", "a", 5, index=4, log_term=5))
+    assert [m.index for m in take(raft).messages] == [4]
+
+
+def test_a_late_sync_of_replaced_entries_counts_for_nothing() -> None:
+    """Entry 2 of term 5 is written, replaced, and written again: the first sync may be reported
+    after the second write has begun."""
+    raft, storage = founded("a", "b", "c")
+    take(raft)
+    old, other = Entry(5, 2, COMMAND, b"old"), Entry(6, 2, COMMAND, b"other")
+    readies = []
+    for leader, term, entry in (("b", 5, old), ("c", 6, other), ("b", 7, old)):
+        raft.step(Message(MessageType.APPEND, leader, "a", term, 1, 1, entries=[entry]))
+        readies.append(take(raft))
+        storage.append(readies[-1].entries)
+    raft.persisted(readies[0])
+    raft.persisted(readies[1])
+    assert [m.index for m in take(raft).messages] == [1]  # what is before it is durable
+    raft.persisted(readies[2])
+    assert [m.index for m in take(raft).messages] == [2]
+
+
+def test_a_node_that_lost_its_disk_is_no_voter_until_it_is_brought_up() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.elect("a")
+    cluster["c"].crash()
+    del cluster.nodes["c"]
+    wiped = cluster.add("c")
+    wiped.starts = 1
+    wiped.start()
+    wiped.step(Message(MessageType.VOTE, "b", "c", 3, index=2, log_term=2))
+    wiped.step(Message(MessageType.PRE_VOTE, "b", "c", 9, index=2, log_term=2))
+    assert [message.reject for message in cluster.drop()] == [True, True]
+    wiped.tick(5 * ELECTION)
+    assert not cluster.network
+
+
+def test_a_commit_index_beyond_the_log_is_clamped() -> None:
+    raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.HEARTBEAT, "b", "a", 5, commit=99))
+    assert raft.commit_index == 1
+    raft.step(
+        Message(
+            MessageType.APPEND, "b", "a", 5, 1, 1, commit=99, entries=[Entry(5, 2, COMMAND, b"")]
+        )
+    )
+    assert raft.commit_index == 2
+
+
+def test_a_late_append_commits_only_what_it_compared() -> None:
+    """The follower's own entries behind the compared ones may be somebody else's."""
+    raft, storage = founded("a", "b", "c")
+    storage.append([Entry(2, 2, COMMAND, b"mine"), Entry(2, 3, COMMAND, b"mine")])
+    raft = raft_over(storage, Configuration(), hard_state=HardState(2, ""))
+    raft.step(Message(MessageType.APPEND, "b", "a", 5, index=1, log_term=1, commit=3))
+    assert raft.commit_index == 1
+
+
+# -- apply ---------------------------------------------------------------------------------------
+
+
+def test_committed_entries_are_handed_out_once_in_order_and_only_when_durable() -> None:
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.elect("a")
+    leader.manual_sync = True
+    leader.propose(b"x", b"y")
+    cluster.settle()
+    # The followers have made it a commit; the leader's own disk hasn't got it yet.
+    assert leader.raft.commit_index == 4
+    assert leader.raft.applied_index == 2
+    leader.sync()
+    assert leader.raft.applied_index == 4
+
+
+def test_a_restart_begins_behind_what_was_applied_durably() -> None:
+    cluster = Cluster("a", options=RaftOptions("", max_append_bytes=100))
+    node = cluster.elect("a")
+    node.propose(*[b"%d" % i for i in range(50)])
+    node.checkpoint = node.machine
+    node.propose(*[b"%d" % i for i in range(50)])
+    digest = node.machine
+    node.crash()
+    node.start()
+    assert node.machine.index == 52
+    node.campaign()
+    assert node.machine.index == 103
+    assert (digest.index, node.raft.term) == (102, 3)
+
+
+def test_what_is_refused_changes_nothing() -> None:
+    cluster = Cluster("a", "b", options=RaftOptions("", max_uncommitted_bytes=10))
+    leader = cluster.elect("a")
+    with pytest.raises(NotLeader) as refusal:
+        cluster["b"].raft.propose([b"x"])
+    assert refusal.value.leader_id == "a"
+    assert refusal.value.leader == "a:7001"
+    assert refusal.value.leader_http == "http://a:8081"
+    cluster.isolate("b")
+    leader.propose(b"12345", b"67890")
+    cluster.settle()
+    before = leader.raft.last_index
+    with pytest.raises(Unavailable, match="wait for a quorum"):
+        leader.propose(b"x")
+    assert leader.raft.last_index == before
+    cluster.heal()
+    cluster.tick_all(2)
+    leader.propose(b"x")
+
+
+# -- elections -----------------------------------------------------------------------------------
+
+
+def test_a_leader_in_a_minority_steps_down_and_the_majority_elects() -> None:
+    cluster = Cluster("a", "b", "c", "d", "e")
+    old = cluster.elect("a")
+    cluster.isolate("a", "b")
+    cluster.tick_all(4 * ELECTION)
+    assert old.raft.state is not State.LEADER
+    new = cluster.leader
+    assert new is not None
+    assert new.id in "cde"
+
+
+def test_a_bridge_keeps_one_leader() -> None:
+    """a and b can't reach each other, c reaches both: nobody's term runs away."""
+    cluster = Cluster("a", "b", "c")
+    cluster.elect("a")
+    cluster.cut_links = {("a", "b"), ("b", "a")}
+    cluster.tick_all(6 * ELECTION)
+    assert cluster["a"].raft.state is State.LEADER
+    assert cluster["c"].raft.term == 2
+    cluster["a"].crash()
+    cluster.tick_all(4 * ELECTION)
+    assert cluster.leader is not None
+
+
+def test_a_bridge_of_five_elects_who_reaches_a_majority() -> None:
+    """The leader loses its majority; only the middle reaches both sides."""
+    cluster = Cluster("a", "b", "c", "d", "e")
+    cluster.elect("a")
+    for one in "ab":
+        for other in "de":
+            cluster.cut_links |= {(one, other), (other, one)}
+    cluster.cut_links |= {("a", "c"), ("c", "a")}
+    cluster.tick_all(10 * ELECTION)
+    assert cluster["a"].raft.state is not State.LEADER
+    leader = cluster.leader
+    assert leader is not None
+    leader.propose(b"x")
+    cluster.settle()
+    assert leader.raft.applied_index == leader.raft.last_index
+
+
+def test_a_pre_vote_looks_at_the_log() -> None:
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.elect("a")
+    cluster.isolate("c")
+    leader.propose(b"x")
+    cluster.settle()
+    cluster["a"].crash()
+    cluster.heal()
+    cluster["b"].tick(ELECTION)
+    cluster.drop()
+    cluster["c"].campaign()
+    cluster.settle()
+    assert cluster["c"].raft.state is not State.CANDIDATE
+    assert cluster["c"].raft.term == 2
+    cluster.elect("b")
+
+
+def test_a_transfer_answers_the_leaders_own_stickiness() -> None:
+    """A candidate that the leader sent may depose it; any other may not."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.elect("a")
+    vote = Message(MessageType.VOTE, "b", "a", 3, index=2, log_term=2)
+    leader.step(vote)
+    assert state_of(leader.raft) is State.LEADER
+    vote.force = True
+    leader.step(vote)
+    assert state_of(leader.raft) is State.FOLLOWER
+    assert leader.raft.vote == "b"
+
+
+# -- membership ----------------------------------------------------------------------------------
+
+
+def leader_of(*names: str) -> tuple[Cluster, Node]:
+    cluster = Cluster(*names)
+    return cluster, cluster.elect(names[0])
+
+
+def test_no_change_before_an_entry_of_the_term_is_committed() -> None:
+    node = Cluster("a", "b", "c")["a"]
+    node.campaign()
+    for kind in (MessageType.PRE_VOTE_RESPONSE, MessageType.VOTE_RESPONSE):
+        node.step(Message(kind, "b", "a", 2))
+    assert node.raft.state is State.LEADER
+    with pytest.raises(Unavailable, match="just been elected"):
+        node.raft.remove("c")
+
+
+def test_a_configuration_goes_with_its_entry() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("a")
+    leader.change(lambda: leader.raft.remove("c"))
+    assert leader.raft.configuration == configuration_of("a", "b")
+    cluster.settle()
+    cluster.elect("b")
+    cluster.heal()
+    cluster.tick_all(2)
+    assert leader.raft.configuration == configuration_of("a", "b", "c")
+
+
+def test_an_unreachable_server_costs_a_lone_voter_nothing() -> None:
+    cluster, leader = leader_of("a")
+    leader.change(lambda: leader.raft.add_learner(server("z")))
+    leader.propose(b"x")
+    assert leader.raft.applied_index == 4
+    cluster.settle()
+    leader.tick(5 * ELECTION)
+    with pytest.raises(Unavailable, match="caught up"):
+        leader.raft.promote("z")
+    assert leader.raft.state is State.LEADER
+    leader.change(lambda: leader.raft.remove("z"))
+    leader.propose(b"y")
+    assert leader.raft.applied_index == 6
+
+
+def test_a_dead_node_can_be_replaced() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster["c"].crash()
+    cluster.tick_all(ELECTION + 1)
+    cluster.add("d").start()
+    leader.change(lambda: leader.raft.add_learner(server("d")))
+    cluster.tick_all(2)
+    leader.change(lambda: leader.raft.promote("d"))
+    cluster.settle()
+    leader.change(lambda: leader.raft.remove("c"))
+    cluster.settle()
+    assert cluster["d"].raft.configuration.voters == ("a", "b", "d")
+    assert cluster["d"].raft.commit_index == leader.raft.last_index
+
+
+def test_a_change_that_would_lose_the_quorum_is_refused() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster["c"].crash()
+    cluster.tick_all(ELECTION + 1)
+    with pytest.raises(Unavailable, match="only 1 of 2 voters"):
+        leader.raft.remove("b")
+    leader.change(lambda: leader.raft.remove("c"))
+
+
+def test_members_are_told_from_each_other() -> None:
+    _, leader = leader_of("a", "b")
+    raft = leader.raft
+    with pytest.raises(MemberNotFound):
+        raft.remove("z")
+    with pytest.raises(MemberNotFound):
+        raft.promote("z")
+    with pytest.raises(Conflict, match="has the address b:7001"):
+        raft.add_learner(Server("z", "b:7001"))
+    with pytest.raises(Conflict, match="role data"):
+        raft.add_learner(server("b", role="arbiter"))
+    lone = Cluster("a", arbiters="x").elect("a").raft
+    with pytest.raises(Conflict, match="arbiter"):
+        lone.remove("a")
+    with pytest.raises(Conflict, match="last voter"):
+        Cluster("a").elect("a").raft.remove("a")
+
+
+def test_a_member_may_move_without_losing_its_vote() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    moved = Server("b", "elsewhere:7001", "http://elsewhere:8081")
+    index = leader.change(lambda: leader.raft.add_learner(moved))
+    cluster.settle()
+    assert cluster["c"].raft.configuration.get("b") == moved
+    assert cluster["c"].raft.configuration.voters == ("a", "b", "c")
+    assert leader.change(lambda: leader.raft.add_learner(moved)) == index
+    assert leader.raft.last_index == index
+
+
+def test_a_removed_node_keeps_quiet_once_it_knows() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.change(lambda: leader.raft.remove("c"))
+    cluster.settle()
+    cluster["c"].tick(10 * ELECTION)
+    assert not cluster.network
+    cluster["c"].step(Message(MessageType.TIMEOUT_NOW, "a", "c", 2))
+    assert not cluster.network
+
+
+def test_an_arbiter_is_sent_positions_and_never_leads() -> None:
+    cluster = Cluster("a", "b", arbiters="x")
+    leader = cluster.elect("a")
+    cluster["b"].crash()
+    leader.propose(b"secret")
+    cluster.settle()
+    assert leader.raft.commit_index == 3  # by the arbiter's acknowledgement
+    assert [entry.data for entry in cluster["x"].storage.log if entry.kind == COMMAND] == [b""]
+    assert [entry.kind for entry in cluster["x"].storage.log].count(CONFIG) == 1
+    leader.crash()
+    cluster["x"].tick(10 * ELECTION)
+    cluster["x"].campaign()
+    assert cluster["x"].raft.state is State.FOLLOWER
+    # What that blocks: b lacks the entry, and the arbiter says so. It comes back with a.
+    cluster["b"].start()
+    cluster.tick_all(5 * ELECTION)
+    assert cluster.leader is None
+    leader.start()
+    cluster.tick_all(5 * ELECTION)
+    assert leader.raft.state is State.LEADER
+    assert cluster["b"].machine.index == leader.machine.index
+
+
+# -- log and snapshots ---------------------------------------------------------------------------
+
+
+def test_a_late_rejection_does_not_walk_back() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.propose(b"x")
+    cluster.settle()
+    progress = leader.raft.progress["b"]
+    assert (progress.match, progress.state) == (3, Replication.PIPELINE)
+    late = Message(MessageType.APPEND_RESPONSE, "b", "a", 2, 2, 1, reject=True, hint=1)
+    leader.step(late)
+    assert (progress.match, progress.next, progress.state) == (3, 4, Replication.PIPELINE)
+    leader.step(Message(MessageType.APPEND_RESPONSE, "b", "a", 2, index=2))
+    assert (progress.match, progress.next) == (3, 4)
+
+
+def test_a_late_rejection_after_a_snapshot_does_not_walk_back() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("c")
+    leader.propose(*[b"x"] * 10)
+    cluster.settle()
+    leader.cut()
+    cluster.heal()
+    cluster.tick_all(2)
+    progress = leader.raft.progress["c"]
+    assert progress.match == 12
+    for index in (2, 12):
+        late = Message(MessageType.APPEND_RESPONSE, "c", "a", 2, index, 2, reject=True, hint=2)
+        leader.step(late)
+        assert (progress.match, progress.next) == (12, 13)
+        assert progress.state is Replication.PIPELINE
+
+
+def test_a_snapshot_on_its_way_is_left_alone() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("c")
+    leader.propose(*[b"x"] * 10)
+    cluster.settle()
+    leader.cut()
+    cluster.heal()
+    leader.tick()
+    while leader.raft.progress["c"].state is not Replication.SNAPSHOT:
+        cluster.deliver(cluster.network.pop(0))
+    leader.propose(b"y")
+    leader.tick(3)
+    leader.step(Message(MessageType.APPEND_RESPONSE, "c", "a", 2, 12, 2, reject=True, hint=2))
+    kinds = [item.message.type for item in cluster.network if item.message.to == "c"]
+    assert kinds.count(MessageType.SNAPSHOT) == 1
+    assert MessageType.APPEND not in kinds[kinds.index(MessageType.SNAPSHOT) :]
+    cluster.settle()
+    cluster.tick_all(2)
+    assert cluster["c"].machine == leader.machine
+
+
+def test_a_failed_snapshot_is_tried_again() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("c")
+    leader.propose(*[b"x"] * 10)
+    cluster.settle()
+    leader.cut()
+    cluster.heal()
+    leader.tick()
+    while replication_of(leader, "c") is not Replication.SNAPSHOT:
+        cluster.deliver(cluster.network.pop(0))
+    leader.raft.report_snapshot("c", None)
+    leader.drive()
+    assert replication_of(leader, "c") is Replication.PROBE
+    cluster.drop()
+    cluster.tick_all(2)
+    assert cluster["c"].machine == leader.machine
+
+
+def test_flow_control_bounds_what_is_on_its_way() -> None:
+    options = RaftOptions("", max_inflight=3, max_append_bytes=100)
+    cluster = Cluster("a", "b", "c", options=options)
+    leader = cluster.elect("a")
+    for _ in range(20):
+        leader.propose(b"x" * 60)
+    waiting = [item.message for item in cluster.network if item.message.to == "b"]
+    assert len(waiting) == 3
+    assert all(len(message.entries) == 1 for message in waiting)
+    cluster.settle()
+    assert [node.raft.applied_index for node in cluster.nodes.values()] == [22, 22, 22]
+
+
+def test_lost_appends_are_found_without_new_ones() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.propose(b"x")
+    cluster.drop()
+    cluster.tick_all(2)
+    assert [node.raft.applied_index for node in cluster.nodes.values()] == [3, 3, 3]
+
+
+def test_an_unreachable_follower_is_probed() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.propose(b"x")
+    cluster.drop()
+    leader.raft.report_unreachable("b")
+    leader.drive()
+    (probe,) = [item.message for item in cluster.network]
+    assert (probe.to, probe.index, len(probe.entries)) == ("b", 2, 1)
+    assert leader.raft.progress["b"].state is Replication.PROBE
+
+
+# -- bytes and messages from outside -------------------------------------------------------------
+
+
+def test_messages_that_no_node_sends_do_no_harm() -> None:
+    """For another node, malformed, or from who isn't a member."""
+    cluster, leader = leader_of("a", "b", "c")
+    hole = [Entry(2, 3, COMMAND, b""), Entry(2, 5, COMMAND, b"")]
+    for message in (
+        Message(MessageType.HEARTBEAT, "b", "c", 9),
+        Message(MessageType.APPEND_RESPONSE, "z", "a", 2, index=2),
+        Message(MessageType.APPEND_RESPONSE, "b", "a", 2, index=1000),
+        Message(MessageType.HEARTBEAT_RESPONSE, "z", "a", 2, context=9),
+        Message(MessageType.APPEND_RESPONSE, "b", "a", 2, index=0, reject=True, hint=7),
+        Message(MessageType.TIMEOUT_NOW, "b", "a", 2),
+        Message(MessageType.VOTE_RESPONSE, "b", "a", 2, reject=True),
+        Message(MessageType.PRE_VOTE_RESPONSE, "b", "a", 3),
+    ):
+        leader.step(message)
+        assert (leader.raft.state, leader.raft.term) == (State.LEADER, 2)
+    follower = cluster["b"]
+    for message in (
+        Message(MessageType.APPEND, "a", "b", 2, index=2, log_term=2, entries=hole),
+        Message(MessageType.APPEND, "a", "b", 2, index=1, log_term=1, entries=hole[1:]),
+        Message(MessageType.SNAPSHOT, "a", "b", 2),
+    ):
+        follower.step(message)
+        assert follower.raft.last_index == 2
+    leader.propose(b"x")
+    cluster.settle()
+    assert follower.raft.applied_index == 3

@@ -1,0 +1,281 @@
+"""The formats on disk and between nodes: round trips, golden bytes, and bytes nobody wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wire
+from raft import COMMAND, CONFIG, NOOP, Entry, Message, MessageType, SnapshotMeta
+from wire import WireError
+
+U64 = st.integers(0, 2**64 - 1)
+NODE_ID = st.text(max_size=60).filter(lambda text: max(text, default="") < "\ud800")
+SALT = 0x5A17C0DF
+
+
+@st.composite
+def batches(draw: st.DrawFn, most: int = 20) -> list[Entry]:
+    """Entries of one term with consecutive indexes."""
+    term, first = draw(U64), draw(st.integers(0, 2**64 - 100))
+    bodies = draw(
+        st.lists(st.tuples(st.integers(0, CONFIG), st.binary()), min_size=1, max_size=most)
+    )
+    return [Entry(term, first + i, kind, data) for i, (kind, data) in enumerate(bodies)]
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    entries: list[Entry] = []
+    for batch in draw(st.lists(batches(5), max_size=3)):
+        first = entries[-1].index + 1 if entries else min(batch[0].index, 2**63)
+        term = entries[-1].term + 1 if entries else min(batch[0].term, 2**63)
+        for i, entry in enumerate(batch):
+            entries.append(Entry(term, first + i, entry.kind, entry.data))
+    return Message(
+        type=draw(st.sampled_from(MessageType)),
+        sender=draw(NODE_ID),
+        to=draw(NODE_ID),
+        term=draw(U64),
+        index=draw(U64),
+        log_term=draw(U64),
+        commit=draw(U64),
+        hint=draw(U64),
+        context=draw(U64),
+        reject=draw(st.booleans()),
+        force=draw(st.booleans()),
+        entries=entries,
+        snapshot=draw(st.none() | st.builds(SnapshotMeta, U64, U64, st.binary(max_size=300))),
+    )
+
+
+def total(decode: Callable[[bytes], Any], data: bytes) -> None:
+    """Decode bytes from anywhere; whatever is accepted would be decoded the same again."""
+    try:
+        first = decode(data)
+    except WireError:
+        return
+    assert decode(data) == first
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=1, max_size=1024), st.binary(max_size=3000))
+def test_commands_come_back(key: bytes, value: bytes) -> None:
+    assert wire.decode_command(wire.encode_put(key, value)) == (wire.OP_PUT, key, value)
+    assert wire.decode_command(wire.encode_delete(key)) == (wire.OP_DELETE, key, b"")
+
+
+def test_golden_commands() -> None:
+    assert wire.encode_put(b"k", b"hi").hex() == "010100" + "0001" + "6b" + "6869"
+    assert wire.encode_delete(b"k").hex() == "010200" + "0001" + "6b"
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("", "too short"),
+        ("01010000", "too short"),
+        ("0101000002" + "6b", "a key of 2 bytes"),
+        ("0101000000" + "6b", "a key of 0 bytes"),
+        ("0201000001" + "6b", "format version 2"),
+        ("0003000001" + "6b", "format version 0"),
+        ("0103000001" + "6b", "operation 3"),
+        ("0101010001" + "6b", "flags 0x01"),
+        ("0102800001" + "6b", "flags 0x80"),
+        ("0102000001" + "6b6b", "behind its key"),
+    ],
+)
+def test_a_command_of_a_newer_version_is_named_and_never_guessed(data: str, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        wire.decode_command(bytes.fromhex(data))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\x01\x01\x00\x00" + tail))
+def test_any_bytes_are_a_command_or_a_wire_error(data: bytes) -> None:
+    total(wire.decode_command, data)
+
+
+# -- log records ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(batches(), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.binary(max_size=9))
+def test_records_come_back(batch: list[Entry], salt: int, unsynced: int, around: bytes) -> None:
+    data = wire.encode_record(batch, salt, unsynced)
+    assert [(batch, len(data) - 44)] == list(wire.split_batches(batch, 1 << 30))
+    buffer = around + data + around
+    record, entries = wire.decode_record(buffer, len(around), salt)
+    first = batch[0]
+    assert record == (len(around) + len(data), unsynced, first.term, first.index, len(batch))
+    assert entries == batch
+    assert wire.check_record(buffer, len(around), salt) == record
+    assert wire.read_record_header(buffer, len(around), salt) == record
+
+
+def test_golden_record() -> None:
+    batch = [Entry(2, 9, COMMAND, b"\x01\x01\x00\x00\x01khi"), Entry(2, 10, NOOP, b"")]
+    assert wire.encode_record(batch, SALT, 3).hex() == (
+        "eb167855" "fe17e519" "5a17c0df" "00000012" "00000003" "01" "000000"
+        "0000000000000002" "0000000000000009" "00000002"
+        "00000008" "00000000" "01" "00" "01010000016b6869"
+    )  # fmt: skip
+
+
+def test_every_changed_bit_of_a_record_is_noticed() -> None:
+    data = wire.encode_record([Entry(2, 9, COMMAND, b"data"), Entry(2, 10, NOOP, b"")], SALT, 0)
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(WireError):
+            wire.check_record(bytes(changed), 0, SALT)
+        if 4 <= bit // 8 < wire.RECORD_HEADER_BYTES:
+            with pytest.raises(WireError, match="header"):
+                wire.read_record_header(bytes(changed), 0, SALT)
+    for size in range(len(data)):
+        with pytest.raises(WireError):
+            wire.check_record(data[:size], 0, SALT)
+    with pytest.raises(WireError, match="another file"):
+        wire.check_record(data, 0, SALT + 1)
+
+
+def resealed(record: bytes) -> bytes:
+    """Make both checksums of a record right again, as a hostile writer would."""
+    header = crc32(record[8 : wire.RECORD_HEADER_BYTES]).to_bytes(4, "big")
+    return crc32(header + record[8:]).to_bytes(4, "big") + header + record[8:]
+
+
+@settings(deadline=None, max_examples=300)
+@given(batches(), st.integers(8, 200), st.binary(min_size=1, max_size=8))
+def test_a_record_with_right_checksums_and_wrong_contents_harms_nobody(
+    batch: list[Entry], at: int, junk: bytes
+) -> None:
+    data = bytearray(wire.encode_record(batch, SALT, 0))
+    data[at : at + len(junk)] = junk
+    for candidate in (bytes(data), resealed(bytes(data))):
+        total(lambda b: wire.decode_record(b, 0, SALT), candidate)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 210))
+def test_any_bytes_are_a_record_or_a_wire_error(data: bytes, offset: int) -> None:
+    total(lambda b: wire.decode_record(b, offset, SALT), data)
+    total(lambda b: wire.read_record_header(b, offset, SALT), data)
+
+
+@settings(deadline=None)
+@given(st.lists(batches(6), max_size=4), st.integers(1, 300))
+def test_splitting_keeps_every_entry_and_both_limits(parts: list[list[Entry]], limit: int) -> None:
+    entries = [
+        Entry(term, 0, entry.kind, entry.data) for term, part in enumerate(parts) for entry in part
+    ]
+    split = list(wire.split_batches(entries, limit))
+    assert [entry for batch, _ in split for entry in batch] == entries
+    for batch, size in split:
+        assert len({entry.term for entry in batch}) == 1
+        assert len(wire.encode_record(batch, SALT, 0)) == wire.RECORD_HEADER_BYTES + size
+        assert len(batch) == 1 or size <= limit
+
+
+# -- messages ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(messages())
+def test_messages_come_back(message: Message) -> None:
+    frame = wire.encode_message(message)
+    assert wire.frame_length(frame[: wire.FRAME_HEADER_BYTES]) == len(frame) - 8
+    assert wire.decode_message(frame) == message
+
+
+def test_no_field_of_a_message_is_left_behind() -> None:
+    values: dict[str, Any] = {
+        "type": MessageType.APPEND, "sender": "node-1", "to": "nöde-2", "term": 1, "index": 2,
+        "log_term": 3, "commit": 4, "hint": 5, "context": 6, "reject": True, "force": True,
+        "entries": [Entry(1, 3, COMMAND, b"x"), Entry(2, 4, CONFIG, b"yz")],
+        "snapshot": SnapshotMeta(7, 8, b"members"),
+    }  # fmt: skip
+    assert set(values) == {field.name for field in dataclasses.fields(Message)}
+    message = Message(**values)
+    assert wire.decode_message(wire.encode_message(message)) == message
+    for name, value in values.items():
+        plain: dict[str, Any] = {"type": MessageType.VOTE, "sender": "", "to": "", "term": 0}
+        plain[name] = value
+        message = Message(**plain)
+        decoded = wire.decode_message(wire.encode_message(message))
+        assert decoded == dataclasses.replace(message, entries=list(message.entries))
+        assert isinstance(decoded.type, MessageType)
+
+
+def test_golden_message() -> None:
+    message = Message(
+        type=MessageType.APPEND, sender="a", to="bc", term=2, index=8, log_term=1, commit=7,
+        hint=6, context=5, reject=True, entries=[Entry(2, 9, NOOP, b"")],
+        snapshot=SnapshotMeta(3, 1, b"cfg"),
+    )  # fmt: skip
+    assert wire.encode_message(message).hex() == (
+        "0000006c" "5f960480" "01" "05" "05" "01" "02"
+        "0000000000000002" "0000000000000008" "0000000000000001" "0000000000000007"
+        "0000000000000006" "0000000000000005" "61" "6263"
+        "0000000000000003" "0000000000000001" "00000003" "636667"
+        "00000019" "0000000000000002" "0000000000000009" "00000001" "00000000" "00"
+    )  # fmt: skip
+
+
+def test_every_changed_bit_of_a_message_is_noticed() -> None:
+    frame = wire.encode_message(
+        Message(MessageType.APPEND, "a", "b", 1, entries=[Entry(1, 1, COMMAND, b"data")])
+    )
+    for bit in range(8 * len(frame)):
+        changed = bytearray(frame)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(WireError):
+            wire.decode_message(bytes(changed))
+    for size in range(len(frame)):
+        with pytest.raises(WireError):
+            wire.decode_message(frame[:size])
+
+
+@settings(deadline=None, max_examples=400)
+@given(messages(), st.integers(8, 150), st.binary(min_size=1, max_size=8))
+def test_a_message_with_a_right_checksum_and_wrong_contents_harms_nobody(
+    message: Message, at: int, junk: bytes
+) -> None:
+    payload = bytearray(wire.encode_message(message))[8:]
+    payload[at - 8 : at - 8 + len(junk)] = junk
+    total(wire.decode_message, struct.pack(">II", len(payload), crc32(payload)) + payload)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_wire_error(data: bytes) -> None:
+    total(wire.decode_message, data)
+    total(wire.decode_message, struct.pack(">II", len(data), crc32(data)) + data)
+    total(wire.frame_length, data)
+
+
+def test_a_frame_that_announces_too_much_is_refused_before_it_is_read() -> None:
+    for length in (0, 52, wire.MAX_FRAME_BYTES + 1, 2**32 - 1):
+        with pytest.raises(WireError, match="a frame of"):
+            wire.frame_length(struct.pack(">II", length, 0))
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "why"),
+    [(8, 2, "version 2"), (9, 200, "200 is not a valid MessageType"), (10, 8, "flags 0x08")],
+)
+def test_a_message_of_a_newer_version_is_named(at: int, value: int, why: str) -> None:
+    payload = bytearray(wire.encode_message(Message(MessageType.VOTE, "a", "b", 1)))[8:]
+    payload[at - 8] = value
+    with pytest.raises(WireError, match=why):
+        wire.decode_message(struct.pack(">II", len(payload), crc32(payload)) + payload)
