@@ -48,9 +48,9 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import accumulate, chain, pairwise, repeat
 from operator import ge
 from struct import Struct
@@ -284,11 +284,7 @@ class _Leaf:
 
     def place(self, key: bytes) -> int:
         """Return how many keys are less than *key*: the slot where it belongs."""
-        keys = self.keys
-        offsets = _U16[self.count + 1].unpack(self.key_offsets)
-        return bisect_left(
-            range(self.count), key, key=lambda slot: keys[offsets[slot] : offsets[slot + 1]]
-        )
+        return bisect_left(self.key_list(), key)
 
     def row(self, slot: int) -> tuple[int, ...]:
         """Return create and mod revision, version and, unless it is format 0, expiry."""
@@ -300,15 +296,11 @@ class _Leaf:
         start, end = _PAIR.unpack_from(self.value_offsets, 2 * slot)
         return self.values[start:end]
 
-    def key_list(self) -> list[bytes]:
-        keys = self.keys
-        offsets = _U16[self.count + 1].unpack(self.key_offsets)
-        return [keys[start:end] for start, end in pairwise(offsets)]
+    def key_list(self) -> Sequence[bytes]:
+        return _split(self.keys, self.key_offsets, self.count)
 
-    def value_list(self) -> list[bytes]:
-        values = self.values
-        offsets = _U16[self.count + 1].unpack(self.value_offsets)
-        return [values[start:end] for start, end in pairwise(offsets)]
+    def value_list(self) -> Sequence[bytes]:
+        return _split(self.values, self.value_offsets, self.count)
 
     def add_to(self, cells: _Cells) -> None:
         """Append its records to *cells*."""
@@ -379,12 +371,7 @@ class _Leaf:
 
     def is_sound(self) -> bool:
         """Tell whether the offsets ascend, as splicing relies on."""
-        unpack = _U16[self.count + 1].unpack
-        keys = unpack(self.key_offsets)
-        values = unpack(self.value_offsets)
-        if keys[0] or values[0]:
-            return False
-        return list(keys) == sorted(keys) and list(values) == sorted(values)
+        return _ascend(self.key_offsets, self.count) and _ascend(self.value_offsets, self.count)
 
 
 class _Inner:
@@ -520,7 +507,6 @@ class BTree:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record of *key*. Under the caller's lock; a checkpoint may be running."""
-        self._descents += 1
         return self._get(self._root, key)
 
     def __len__(self) -> int:
@@ -574,10 +560,10 @@ class BTree:
         if slot >= 0:
             create, _, version, *_ = leaf.row(slot)
             version += 1
-            old = leaf.value(slot)
-            growth = len(stored) - len(old) + 2 * spilled
+            start, end = _PAIR.unpack_from(leaf.value_offsets, 2 * slot)
+            growth = len(stored) - end + start + 2 * spilled
             if slot in leaf.spilled:
-                self._free_value(leaf, key, old)
+                self._free_value(leaf, key, leaf.value(slot))
         else:
             create = revision
             version = 1
@@ -685,7 +671,7 @@ class BTree:
     def stats(self) -> TreeStats:
         """Return the tree's figures. Any thread.
 
-        Cache hits are point reads and writes less the pages that were read from the file.
+        Cache hits and misses are those of point reads; scans and writes don't use the cache.
         """
         pager = self._pager
         with self._lock:
@@ -724,6 +710,7 @@ class BTree:
     # -- private: finding ------------------------------------------------------------------------
 
     def _get(self, root: int, key: bytes) -> Record | None:
+        self._descents += 1
         number, page = self._seek(root, key)
         if not isinstance(page, bytes):
             slot = page.find(key)
@@ -855,7 +842,6 @@ class BTree:
 
     def _writable(self, key: bytes) -> tuple[_Leaf, _Path]:
         """Return the leaf for *key*, which may be changed in place, and the path to it."""
-        self._descents += 1
         nodes = self._nodes
         epoch = self._epoch
         root = nodes.get(self._root) or self._load(self._root)
@@ -1120,19 +1106,29 @@ class BTree:
 
     def _spill(self, key: bytes, value: bytes) -> bytes:
         """Put a value into overflow pages and return the reference to it."""
+        ref, pages = self._overflow_pages(key, value)
+        with self._lock:
+            for page in pages:
+                self._register(page)
+        return ref
+
+    def _overflow_pages(self, key: bytes, value: bytes) -> tuple[bytes, list[_Overflow]]:
+        """Return the reference to a value and the pages that hold it."""
         if len(value) > _MAX_VALUE:
             raise ValueError(f"a value has up to {_MAX_VALUE} bytes, not {len(value)}")
         room = self._capacity - _CHUNK.size - len(key)
         starts = range(0, len(value), room)
         with self._lock:
             numbers = [self._pager.allocate() for _ in starts]
-            for index, start in enumerate(starts):
-                link = numbers[index + 1] if index + 1 < len(numbers) else 0
-                chunk = value[start : start + room]
-                head = ENVELOPE.pack(OVERFLOW, 0, len(key), link, self._epoch)
-                content = b"".join((head, _CHUNK.pack(index, len(chunk)), key, chunk))
-                self._register(_Overflow(numbers[index], self._epoch, content))
-        return _REF.pack(numbers[0], len(value))
+            for number in numbers:
+                self._drop_stale(number)
+        pages = []
+        for index, (number, link) in enumerate(pairwise([*numbers, 0])):
+            chunk = value[starts[index] : starts[index] + room]
+            head = ENVELOPE.pack(OVERFLOW, 0, len(key), link, self._epoch)
+            content = b"".join((head, _CHUNK.pack(index, len(chunk)), key, chunk))
+            pages.append(_Overflow(number, self._epoch, content))
+        return _REF.pack(numbers[0], len(value)), pages
 
     def _chain(self, leaf: _Leaf, key: bytes, ref: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Iterate over a spilled value's pages: number, epoch and the part of the value there."""
@@ -1279,7 +1275,9 @@ class Snapshot:
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _key_groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[list[bytes]]:
+    def _key_groups(
+        self, start: bytes, end: bytes | None, reverse: bool
+    ) -> Iterator[Sequence[bytes]]:
         for leaf in self._tree._leaves(self._root, start, end, reverse):
             keys = leaf.key_list()
             first, last = _bounds(keys, start, end)
@@ -1310,7 +1308,7 @@ class Snapshot:
             yield [*items][::-1] if reverse else items
 
     def _large_items(
-        self, leaf: _Leaf, keys: list[bytes], slots: range, reverse: bool
+        self, leaf: _Leaf, keys: Sequence[bytes], slots: range, reverse: bool
     ) -> Iterator[tuple[bytes, Record]]:
         """Iterate over part of a leaf with spilled values, one value in memory at a time."""
         for slot in reversed(slots) if reverse else slots:
@@ -1502,14 +1500,10 @@ class _Loader:
             level += 1
 
     def _spill(self, key: bytes, value: bytes) -> bytes:
-        tree = self._tree
-        ref = tree._spill(key, value)
-        pages = list(tree._overflow.values())
+        ref, pages = self._tree._overflow_pages(key, value)
         self._taken.extend(page.number for page in pages)
         for page in pages:
             self._write(page)
-            with tree._lock:
-                tree._forget(page.number)
         return ref
 
     def _allocate(self) -> int:
@@ -1599,7 +1593,7 @@ class _Checker:
             self._report.leaf_pages += 1
             self._leaf(node, keys)
 
-    def _leaf(self, leaf: _Leaf, keys: list[bytes]) -> None:
+    def _leaf(self, leaf: _Leaf, keys: Sequence[bytes]) -> None:
         self._report.records += leaf.count
         if not leaf.is_sound() or (not keys and leaf.number != self._tree._root):
             raise self._pager.corrupt(leaf.number, "the leaf is empty or its offsets don't ascend")
@@ -1615,7 +1609,7 @@ def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
         yield from groups
 
 
-def _bounds(keys: list[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
+def _bounds(keys: Sequence[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
     return bisect_left(keys, start), len(keys) if end is None else bisect_left(keys, end)
 
 
@@ -1656,6 +1650,41 @@ def _cuts(sizes: list[int], capacity: int) -> list[int]:
             cut -= 1
         parts += [(cut, end), (start, cut)]
     return cuts
+
+
+@lru_cache(1024)
+def _even(count: int, step: int) -> tuple[bytes, Struct]:
+    """Return the offsets of *count* cells of *step* bytes each, and what takes them apart."""
+    offsets = _U16[count + 1].pack(*range(0, count * step + 1, step))
+    return offsets, Struct(f"{step}s" * count)
+
+
+def _is_even(offsets: bytes, count: int) -> Struct | None:
+    """Return what takes *count* cells apart if they all have the same size, as they often do."""
+    if count == 0:
+        return None
+    size = offsets[-2] + 256 * offsets[-1]
+    if size < count or size % count:
+        return None
+    expected, cells = _even(count, size // count)
+    return cells if offsets == expected else None
+
+
+def _ascend(offsets: bytes, count: int) -> bool:
+    """Tell whether the offsets of a column begin with 0 and never go back."""
+    if _is_even(offsets, count):
+        return True
+    numbers = _U16[count + 1].unpack(offsets)
+    return numbers[0] == 0 and list(numbers) == sorted(numbers)
+
+
+def _split(column: bytes, offsets: bytes, count: int) -> Sequence[bytes]:
+    """Take a column apart into its cells."""
+    cells = _is_even(offsets, count)
+    if cells:
+        return cells.unpack(column)
+    numbers = _U16[count + 1].unpack(offsets)
+    return [column[start:end] for start, end in pairwise(numbers)]
 
 
 @cache

@@ -82,11 +82,11 @@ class DataDirectory:
                         "every node needs a data_dir of its own"
                     )
                 return cls(fs, path, lock, identity)
-            if fs.exists(os.path.join(path, "conure.db")):
+            directory = cls(fs, path, lock, Identity(node_id))
+            if directory._holds_data():
                 raise CorruptionError(
                     identity_path, 0, "the file is missing though there is data beside it"
                 )
-            directory = cls(fs, path, lock, Identity(node_id))
             fs.make_directory(directory.raft_path)
             directory._write_identity(directory.identity)
         except BaseException:
@@ -110,6 +110,10 @@ class DataDirectory:
     def close(self) -> None:
         """Let another process have the directory."""
         self._lock.release()
+
+    def _holds_data(self) -> bool:
+        fs, raft = self.fs, self.raft_path
+        return fs.exists(self.database_path) or (fs.exists(raft) and bool(fs.list(raft)))
 
     def _write_identity(self, identity: Identity) -> None:
         path = os.path.join(self.path, _IDENTITY)
@@ -139,7 +143,7 @@ def _read_identity(fs: FileSystem, path: str) -> Identity:
     try:
         facts = json.loads(content)
         version, node_id, cluster_id = facts["format"], facts["node_id"], facts["cluster_id"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptionError(path, 0, f"not a ConureDB identity ({error!r})") from error
     if version != FORMAT:
         raise ForeignDirectory(

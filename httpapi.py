@@ -178,16 +178,19 @@ class API:
         except ConureError as error:
             self._fail(request, error)
 
-    def flush(self) -> None:
-        """End a round: answer its reads, then commit its writes as one batch."""
+    def flush(self) -> bool:
+        """End a round: confirm its reads together, then commit its writes as one batch."""
         if self._readers:
             readers, self._readers = self._readers, []
             keys, self._keys = self._keys, []
             self.backend.confirm_read(partial(self._read, readers, keys))
+            if self._writers:
+                return True
         if self._writers:
             writers, self._writers = self._writers, []
             commands, self._commands = self._commands, []
             self.backend.write(commands, partial(self._written, writers))
+        return False
 
     # -- keys and values -------------------------------------------------------------------------
 
@@ -380,8 +383,9 @@ class MetricsAPI:
         else:
             request.respond(200, self._registry.render(), METRICS_TYPE)
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """Do nothing: every request has been answered at once."""
+        return False
 
 
 def _readable(action: Callable[[Request], None]) -> dict[str, Callable[[Request], None]]:

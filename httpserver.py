@@ -7,7 +7,7 @@ one epoll object. The module knows no route: an :class:`Application` gets the re
 A round of the reactor::
 
     wait -> read all that are readable -> hand over every complete request (Application.handle)
-         -> Application.flush, once: the writes of the round are committed as one batch
+         -> Application.flush: the reads of the round, then its writes, as one batch
          -> one send per connection: answers to a pipelined run leave together
 
 The life of a connection:
@@ -129,8 +129,12 @@ class Application(Protocol):
     def handle(self, request: Request) -> None:
         """Take a request; it must not block. Answer it now, in :meth:`flush`, or later."""
 
-    def flush(self) -> None:
-        """Finish what the requests of a round began; called once after the last of them."""
+    def flush(self) -> bool:
+        """Finish what the requests of a round began; called after the last of them.
+
+        True asks for another call, before which the answers given so far are sent: a client can
+        read while the next part keeps this thread busy.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -1238,10 +1242,9 @@ class _Reactor:
             self._each(resumed, _Connection.resume)
         self._receive(events)
         if self.requests != requests:
-            self._flush()
-        if self.dirty:
-            dirty, self.dirty = self.dirty, []
-            self._each(dirty, _Connection.send)
+            while self._flush():
+                self._send()
+        self._send()
         return not (draining and self._is_drained())
 
     # -- private
@@ -1305,15 +1308,21 @@ class _Reactor:
                 log.exception("a connection failed")
                 connection.close()
 
-    def _flush(self) -> None:
+    def _send(self) -> None:
+        if self.dirty:
+            dirty, self.dirty = self.dirty, []
+            self._each(dirty, _Connection.send)
+
+    def _flush(self) -> bool:
         try:
-            self.flush()
+            return self.flush()
         except Exception:
             log.exception("flushing a round failed")
             for connection in list(self.connections.values()):
                 for request in list(connection.waiting):
                     if request.started == self.now and request._answer is None:
                         request.fail(500, "internal error; a write may or may not have happened")
+            return False
 
     def _take_answers(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -28,7 +28,8 @@ An **arbiter** is a voter without data: it is sent entries without their command
 holds positions only. It counts in elections and commits and never leads. The price: an entry
 may be committed on the leader and an arbiter alone, and if that leader is then lost for good,
 the arbiter rightly refuses every shorter log. The cluster waits (loses no write) until the old
-leader, or another data node that holds the entry, is back.
+leader, or another data node that holds the entry, is back. So a leader beside an arbiter can't
+remove itself: it hands over first. A role never changes.
 
 Time is counted in ticks. One caller at a time: the driver's lock guards every method.
 """
@@ -850,7 +851,7 @@ class Raft:
         log = self._log
         previous = progress.next - 1
         previous_term = log.term(previous)
-        if previous_term is None or progress.next < log.first_index:
+        if previous_term is None or progress.next < log.storage.first_index:
             self._send_snapshot(progress)
             return
         entries: Sequence[Entry] = ()
@@ -908,7 +909,10 @@ class Raft:
         if progress.state is Replication.PIPELINE:
             while progress.inflight and progress.inflight[0] <= message.index:
                 progress.inflight.popleft()
-        elif progress.state is Replication.PROBE or message.index + 1 >= self._log.first_index:
+        elif (
+            progress.state is Replication.PROBE
+            or message.index + 1 >= self._log.storage.first_index
+        ):
             progress.state = Replication.PIPELINE
             progress.next = message.index + 1
         if message.sender == self._transferee and progress.match == self._log.last_index:
@@ -1285,7 +1289,7 @@ class _Log:
         read through storage               | ``recent``: until it is durable and applied
 
     ``written`` was handed to the driver, ``persisted`` was reported durable. ``installing`` is a
-    snapshot that replaces storage and isn't durable yet; storage isn't read meanwhile. ``epoch``
+    snapshot that isn't durable yet; nothing before its end is asked for meanwhile. ``epoch``
     counts the times entries were taken back, which makes reports about them void.
     """
 
@@ -1315,10 +1319,6 @@ class _Log:
         """Where the log begins."""
         return self.installing or self.storage.snapshot
 
-    @property
-    def first_index(self) -> int:
-        return self.installing.index + 1 if self.installing else self.storage.first_index
-
     def term(self, index: int) -> int | None:
         """Return the term of the entry, or None if it was cut away or doesn't exist yet."""
         if index > self.last_index:
@@ -1330,17 +1330,17 @@ class _Log:
             return base.term
         if index == 0:
             return 0
-        return None if self.installing else self.storage.term(index)
+        return self.storage.term(index)
 
     def last_up_to_term(self, low: int, high: int, term: int) -> int:
         """Return the last index from *low* to *high* of at most this term, or *low*."""
-        low = max(low, self.first_index - 1)
+        low = max(low, self.storage.first_index - 1)
         later = bisect_right(range(low, high + 1), term, key=lambda index: self.term(index) or 0)
         return max(low, low + later - 1)
 
     def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
         """Return entries from *low*, before *high*: at least one, then what fits."""
-        assert self.first_index <= low < high <= self.last_index + 1
+        assert self.storage.first_index <= low < high <= self.last_index + 1
         offset = self.offset
         if low < offset:
             return self.storage.entries(low, min(high, offset), max_bytes)
@@ -1387,11 +1387,11 @@ class _Log:
         self.epoch += 1
 
     def trim(self, applied: int) -> None:
-        """Forget the recent entries that are durable and applied."""
-        upto = min(applied, self.persisted)
-        if upto >= self.offset:
-            del self.recent[: upto + 1 - self.offset]
-            self.offset = upto + 1
+        """Forget the recent entries that are applied, and so durable."""
+        if applied >= self.offset:
+            assert applied <= self.persisted
+            del self.recent[: applied + 1 - self.offset]
+            self.offset = applied + 1
 
     def restore(self, meta: SnapshotMeta) -> None:
         """Begin anew behind a snapshot that the driver is going to install."""

@@ -40,13 +40,14 @@ class Recorder:
         else:
             self.batch.append(request)
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         self.events.append("flush")
         batch, self.batch = self.batch, []
         for request in batch:
             if request.path == "/flush-boom":
                 raise RuntimeError("boom in flush")
             request.respond(200, describe(request), "application/json")
+        return False
 
     def wait_for(self, count: int) -> list[Request]:
         """Wait until *count* requests for /keep have come; return them."""

@@ -31,7 +31,8 @@ class Answer(NamedTuple):
 class ServerProcess:
     """``conuredb.py`` on *data_dir*, listening on a port of its own.
 
-    *wrapper* is put before the command (``strace …``), *environ* added to the environment.
+    *wrapper* is put before the command (``strace …``), *environ* added to the environment;
+    *script* is run in place of ``conuredb.py``.
     """
 
     def __init__(
@@ -40,13 +41,14 @@ class ServerProcess:
         *flags: str,
         wrapper: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        script: Path = ROOT / "conuredb.py",
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if "CONURE_" not in name}
         self.process = subprocess.Popen(
             [
                 *wrapper,
                 sys.executable,
-                str(ROOT / "conuredb.py"),
+                str(script),
                 f"--data-dir={data_dir}",
                 "--http-addr=127.0.0.1:0",
                 *flags,

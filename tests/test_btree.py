@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -215,54 +216,75 @@ def test_page_sizes_up_to_64_kib() -> None:
 # -- the oracle ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_operations_beside_a_dict(seed: int) -> None:
-    rng = random.Random(seed)
-    pair = Pair(CrashFileSystem(seed))
-    pool = [some_key(rng, pair.tree.max_key_bytes) for _ in range(300)]
-    pinned: list[tuple[Snapshot, Model]] = []
-    running: tuple[Checkpoint, Model] | None = None
-    for i in range(2500):
+class Oracle:
+    """Random operations on a pair, some snapshots and at most one checkpoint at a time."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.pair = Pair(CrashFileSystem(seed))
+        self.pool = [some_key(self.rng, self.pair.tree.max_key_bytes) for _ in range(300)]
+        self.pinned: list[tuple[Snapshot, Model]] = []
+        self.running: tuple[Checkpoint, Model] | None = None
+
+    def operate(self, puts: float) -> None:
+        rng, pair = self.rng, self.pair
+        key = rng.choice(self.pool)
         dice = rng.random()
-        key = rng.choice(pool)
-        if dice < (0.6 if i // 500 % 2 == 0 else 0.2):
+        if dice < puts:
             step = 1 << 32 if rng.random() < 0.0005 else 1
             pair.put(key, some_value(rng), rng.choice([0, 0, 0, 0, 5, 1 << 41]), step)
         elif dice < 0.85:
             pair.delete(key)
-        elif dice < 0.93:
+        elif dice < 0.96:
             assert pair.tree.get(key) == pair.model.get(key)
-        elif dice < 0.95:
-            pinned.append((pair.tree.snapshot(), dict(pair.model)))
-        elif dice < 0.97 and pinned:
-            snapshot, model = pinned.pop(rng.randrange(len(pinned)))
-            assert len(snapshot) == len(model)
-            assert list(snapshot.items()) == sorted(model.items())
+        elif dice < 0.98:
+            self.pinned.append((pair.tree.snapshot(), dict(pair.model)))
+        elif self.pinned:
+            self.unpin(*self.pinned.pop(rng.randrange(len(self.pinned))))
+
+    def unpin(self, snapshot: Snapshot, model: Model) -> None:
+        assert len(snapshot) == len(model)
+        assert list(snapshot.items()) == sorted(model.items())
+        for key in self.pool[:20]:
             assert snapshot.get(key) == model.get(key)
-            snapshot.close()
-        if running is None and rng.random() < 0.02:
-            running = pair.tree.begin_checkpoint(i, 1), dict(pair.model)
-        elif running is not None and rng.random() < 0.3:
-            checkpoint, model = running
-            if rng.random() < 0.05:
+        snapshot.close()
+
+    def advance_checkpoint(self) -> None:
+        if self.running is None:
+            if self.rng.random() < 0.02:
+                self.running = self.pair.tree.begin_checkpoint(1, 1), dict(self.pair.model)
+        elif self.rng.random() < 0.3:
+            checkpoint, model = self.running
+            if self.rng.random() < 0.05:
                 checkpoint.abort()
-                running = None
+                self.running = None
             elif checkpoint.step(0):
                 checkpoint.finish()
-                pair.durable = model
-                running = None
-        if i % 100 == 0 and running is None:
-            pair.verify()
-        if rng.random() < 0.003:
-            for snapshot, _ in pinned:
-                snapshot.close()
-            pinned.clear()
-            running = None
-            pair.reopen()
-            pair.verify()
-    if running is not None:
-        running[0].abort()
-    pair.verify()
+                self.pair.durable = model
+                self.running = None
+
+    def lose_power(self) -> None:
+        for snapshot, _ in self.pinned:
+            snapshot.close()
+        self.pinned.clear()
+        self.running = None
+        self.pair.reopen()
+        self.pair.verify()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_operations_beside_a_dict(seed: int) -> None:
+    oracle = Oracle(seed)
+    for i in range(2500):
+        oracle.operate(puts=0.6 if i // 500 % 2 == 0 else 0.2)
+        oracle.advance_checkpoint()
+        if i % 100 == 0 and oracle.running is None:
+            oracle.pair.verify()
+        if oracle.rng.random() < 0.003:
+            oracle.lose_power()
+    if oracle.running is not None:
+        oracle.running[0].abort()
+    oracle.pair.verify()
 
 
 class TreeMachine(RuleBasedStateMachine):
@@ -399,54 +421,59 @@ def test_an_iterator_that_is_dropped_lets_go_of_its_state(pair: Pair) -> None:
     assert pair.tree.stats().readers == 0
 
 
+class Crowd:
+    """Readers and a checkpointer in threads of their own, until told to stop."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self.failures: list[BaseException] = []
+        jobs = (self.read, self.read, self.checkpoint)
+        self.threads = [threading.Thread(target=self.repeat, args=(job,)) for job in jobs]
+
+    def repeat(self, job: Callable[[], None]) -> None:
+        try:
+            while not self.stopped.is_set():
+                job()
+        except BaseException as error:  # noqa: BLE001
+            self.failures.append(error)
+
+    def read(self) -> None:
+        with self.lock:
+            snapshot, model = self.pair.tree.snapshot(), dict(self.pair.model)
+        with snapshot:
+            assert list(snapshot.items()) == sorted(model.items())
+
+    def checkpoint(self) -> None:
+        with self.lock:
+            checkpoint = self.pair.tree.begin_checkpoint(1, 1)
+        while not checkpoint.step(0):
+            pass
+        checkpoint.finish()
+
+
 def test_readers_in_other_threads_beside_writes_and_checkpoints() -> None:
     pair = Pair(CrashFileSystem(), cache_bytes=4000)
     for i in range(400):
         pair.put(b"%03d" % i, b"%d" % i * 20)
     pair.checkpoint()
-    lock = threading.Lock()
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def read() -> None:
-        try:
-            while not stop.is_set():
-                with lock:
-                    snapshot, model = pair.tree.snapshot(), dict(pair.model)
-                with snapshot:
-                    assert list(snapshot.items()) == sorted(model.items())
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
-
-    def write_out() -> None:
-        try:
-            while not stop.is_set():
-                with lock:
-                    checkpoint = pair.tree.begin_checkpoint(1, 1)
-                while not checkpoint.step(0):
-                    pass
-                checkpoint.finish()
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
-
-    threads = [threading.Thread(target=job) for job in (read, read, write_out)]
-    for thread in threads:
+    crowd = Crowd(pair)
+    for thread in crowd.threads:
         thread.start()
     rng = random.Random(1)
     for _ in range(3000):
         key = b"%03d" % rng.randrange(400)
-        with lock:
+        with crowd.lock:
             if rng.random() < 0.3:
                 pair.delete(key)
             else:
                 pair.put(key, rng.randbytes(rng.choice([3, 60, 500])))
             assert pair.tree.get(key) == pair.model.get(key)
-        if failures:
-            break
-    stop.set()
-    for thread in threads:
+    crowd.stopped.set()
+    for thread in crowd.threads:
         thread.join()
-    assert not failures
+    assert not crowd.failures
     pair.verify()
 
 
@@ -644,14 +671,13 @@ def test_every_damaged_page_is_an_error_and_never_data(pair: Pair) -> None:
     noticed = 0
     for at in range(2 * 256 + 7, size, 256):
         pair.fs.corrupt("db", at)
+        where = -1
         try:
-            tree = BTree.open(pair.fs, "db")
-            found = dict(tree.items())
+            assert dict(BTree.open(pair.fs, "db").items()) == wanted  # it was a free page
         except CorruptionError as error:
+            where = error.offset
             noticed += 1
-            assert error.offset == at - 7
-        else:
-            assert found == wanted  # a free page
+        assert where in (-1, at - 7)
         pair.fs.corrupt("db", at)
     assert noticed > 10
 
@@ -668,10 +694,8 @@ def exercise(fs: CrashFileSystem, keys: list[bytes]) -> None:
         lambda tree: [tree.checkpoint(1, 1) for _ in range(2)],
     ]
     for job in jobs:
-        try:
+        with contextlib.suppress(CorruptionError):
             job(BTree.open(fs, "db"))
-        except CorruptionError as error:
-            assert error.file == "db"
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

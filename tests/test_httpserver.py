@@ -392,8 +392,61 @@ class Custom:
     def __init__(self, handle: Callable[[Request], None]) -> None:
         self.handle = handle
 
-    def flush(self) -> None:
-        pass
+    def flush(self) -> bool:
+        return False
+
+
+class TwoParts:
+    """Answers GETs in a first flush and the rest in a second one, which waits to be let go."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.go_on = threading.Event()
+
+    def handle(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def flush(self) -> bool:
+        reads = [request for request in self.requests if request.method == "GET"]
+        for request in reads:
+            request.respond(200, b"read")
+            self.requests.remove(request)
+        if reads and self.requests:
+            return True
+        if self.requests:
+            assert self.go_on.wait(10)
+        for request in self.requests:
+            request.respond(200, b"written")
+        self.requests.clear()
+        return False
+
+
+def test_what_one_flush_answers_is_sent_before_the_next() -> None:
+    application = TwoParts()
+    stepped = Stepped(application)
+    clients = []
+    for method in (b"PUT", b"GET"):
+        client, adopted = socket.socketpair()
+        adopted.setblocking(False)
+        stepped.reactor.adopt(adopted, ("127.0.0.1", 1))
+        client.sendall(method + b" /kv HTTP/1.1\r\n" + HOST + b"\r\n")
+        clients.append(client)
+    writer, reader = clients
+    received: list[bytes] = []
+
+    def read() -> None:
+        received.append(reader.recv(1000))
+        application.go_on.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    stepped.reactor.round()
+    thread.join()
+    assert received[0].endswith(b"read")
+    assert writer.recv(1000).endswith(b"written")
+    for client in clients:
+        client.close()
+    stepped.close()
 
 
 def test_what_a_request_knows() -> None:

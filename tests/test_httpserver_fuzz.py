@@ -195,8 +195,8 @@ class Late:
         self.unanswered.append(request)
         self.seen.append(request.query)
 
-    def flush(self) -> None:
-        pass
+    def flush(self) -> bool:
+        return False
 
 
 @pytest.mark.parametrize("seed", range(30))

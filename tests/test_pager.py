@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -162,10 +163,8 @@ def test_random_bytes_with_valid_checksums_never_surprise_the_free_list() -> Non
         commit(pager, 1)
         meta = pager.meta._replace(txid=pager.meta.txid + 1, free_root=3, pages=5)
         fs.open("db").pwrite(_meta_page(meta), (meta.txid & 1) * PAGE)
-        try:
-            open_pager(fs)
-        except CorruptionError as error:
-            assert error.offset % PAGE == 0
+        with contextlib.suppress(CorruptionError):
+            assert open_pager(fs).free_pages < 5
 
 
 # -- S1, S5: when a page may be used again -------------------------------------------------------

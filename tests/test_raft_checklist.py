@@ -74,6 +74,14 @@ def test_term_and_vote_are_saved_together_before_the_answer() -> None:
     assert raft.ready() is None
 
 
+def test_a_vote_is_saved_even_when_the_term_is_old_news() -> None:
+    raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.VOTE, "b", "a", 5, index=0, log_term=0))
+    assert take(raft).hard_state == HardState(5, "")
+    raft.step(Message(MessageType.VOTE, "c", "a", 5, index=1, log_term=1))
+    assert take(raft).hard_state == HardState(5, "c")
+
+
 def test_a_candidate_asks_for_votes_with_its_own_already_saved() -> None:
     raft, _ = founded("a", "b", "c")
     raft.campaign()
@@ -247,6 +255,33 @@ def test_what_is_refused_changes_nothing() -> None:
 
 
 # -- elections -----------------------------------------------------------------------------------
+
+
+def test_a_node_at_an_early_term_learns_of_a_later_one_by_asking() -> None:
+    """It has the log, the other has the term, and pre-votes change no term: a refusal that
+    carries the term is the only way out."""
+    cluster = Cluster("a", "b", "c")
+    cluster["c"].crash()
+    ahead = cluster["b"]
+    ahead.crash()
+    ahead.storage.hard_state = HardState(9, "b")
+    ahead.start()
+    cluster["a"].crash()
+    cluster["a"].storage.append([Entry(1, 2, COMMAND, b"x")])
+    cluster["a"].storage.sync()
+    cluster["a"].start()
+    cluster.tick_all(4 * ELECTION)
+    assert state_of(cluster["a"].raft) is State.LEADER
+    assert cluster["a"].raft.term == 10
+
+
+def test_a_new_leader_is_given_time_to_be_answered() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("a")
+    leader.tick(ELECTION)
+    assert state_of(leader.raft) is State.LEADER
+    leader.tick()
+    assert state_of(leader.raft) is State.FOLLOWER
 
 
 def test_a_leader_in_a_minority_steps_down_and_the_majority_elects() -> None:
@@ -532,6 +567,11 @@ def test_flow_control_bounds_what_is_on_its_way() -> None:
     waiting = [item.message for item in cluster.network if item.message.to == "b"]
     assert len(waiting) == 3
     assert all(len(message.entries) == 1 for message in waiting)
+    leader.tick()
+    for name in "bc":
+        leader.step(Message(MessageType.HEARTBEAT_RESPONSE, name, "a", 2))
+    extra = [item.message.entries for item in cluster.network if item.message.to == "b"][3:]
+    assert not any(extra)  # it asks where the follower is, and sends no more
     cluster.settle()
     assert [node.raft.applied_index for node in cluster.nodes.values()] == [22, 22, 22]
 

@@ -557,8 +557,7 @@ def test_7_a_snapshot_is_not_sent_to_the_dead() -> None:
     leader.cut()
     leader.raft.report_unreachable("c")
     leader.drive()
-    cluster.tick_all()
-    assert not sent(cluster, MessageType.SNAPSHOT)
+    assert not cluster.network
     assert leader.raft.progress["c"].state is Replication.PROBE
 
 
@@ -578,6 +577,20 @@ def test_7_a_snapshot_replaces_a_log_that_ends_before_it() -> None:
     assert after is not None
     assert [message.index for message in after.messages] == [20]
     assert raft.applied_index == 20
+
+
+def test_7_nobody_stands_for_election_amid_an_installation() -> None:
+    raft, storage = raft_with_log(2)
+    raft.step(snapshot(20, 5))
+    ready = raft.ready()
+    assert ready is not None
+    assert ready.snapshot is not None
+    raft.campaign()
+    assert raft.state is State.FOLLOWER
+    storage.reset(ready.snapshot)
+    raft.persisted(ready)
+    raft.campaign()
+    assert raft.state.value == "pre-candidate"
 
 
 def test_7_a_snapshot_that_conflicts_drops_the_whole_log() -> None:

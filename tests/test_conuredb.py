@@ -1,0 +1,144 @@
+"""The main module's own parts: exit status, log lines, limits of the process."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import conuredb
+from conuredb import MAX_OPEN_FILES, JSONFormatter, TextFormatter, main, raise_file_limit
+from tests.process import ROOT, running, wait_until
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """The root logger, as it was before at the end."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("root_logger")
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        (["--http-addr=nowhere"], 2, "http_addr (flag --http-addr)"),
+        (["--http-addr=999.0.0.1:1"], 2, "http_addr (flag --http-addr): can't listen on"),
+        (["--http-addr=no-such-host.invalid:1"], 2, "http_addr (flag --http-addr): can't listen"),
+    ],
+)
+def test_exit_status_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], status: int, words: str
+) -> None:
+    assert main([f"--data-dir={tmp_path / 'data'}", *flags]) == status
+    line = capsys.readouterr().err
+    assert line.startswith("conuredb: ")
+    assert words in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def record(message: str, *arguments: object, error: bool = False) -> logging.LogRecord:
+    info = None
+    if error:
+        try:
+            raise ValueError("a reason")
+        except ValueError:
+            info = sys.exc_info()
+    made = logging.LogRecord("conure.x", logging.WARNING, "f.py", 1, message, arguments, info)
+    made.created, made.msecs = 0.25, 250.0
+    return made
+
+
+def test_text_lines() -> None:
+    line = TextFormatter().format(record("%d things", 3))
+    assert line == "1970-01-01T00:00:00.250Z WARNING  conure.x: 3 things"
+    first, *rest = TextFormatter().format(record("oops", error=True)).splitlines()
+    assert first.endswith("conure.x: oops")
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-1] == "  ValueError: a reason"
+    assert all(text.startswith("  ") for text in rest)
+
+
+def test_json_lines() -> None:
+    line = JSONFormatter().format(record('a "quoted"\nschlüssel %s', "\0"))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "1970-01-01T00:00:00.250Z",
+        "level": "warning",
+        "logger": "conure.x",
+        "message": 'a "quoted"\nschlüssel \0',
+    }
+    with_traceback = json.loads(JSONFormatter().format(record("oops", error=True)))
+    assert with_traceback["traceback"].endswith("ValueError: a reason")
+
+
+def test_logging_goes_to_standard_error(
+    root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    conuredb.set_up_logging("warning", "json")
+    root_logger.info("unseen")
+    root_logger.warning("seen")
+    assert json.loads(stream.getvalue())["message"] == "seen"
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unlimited = resource.RLIM_INFINITY
+    for soft, hard, expected in (
+        (1024, 4096, (4096, 4096)),
+        (1024, 1 << 20, (MAX_OPEN_FILES, 1 << 20)),
+        (1024, unlimited, (MAX_OPEN_FILES, unlimited)),
+        (4096, 4096, None),
+        (1 << 20, 1 << 20, None),
+        (unlimited, unlimited, None),
+    ):
+        asked: list[tuple[int, int]] = []
+        monkeypatch.setattr(resource, "getrlimit", lambda _, facts=(soft, hard): facts)
+        monkeypatch.setattr(resource, "setrlimit", lambda _, facts, to=asked: to.append(facts))
+        raise_file_limit()
+        assert asked == ([] if expected is None else [expected])
+
+
+CRASHING = """
+import sys, conuredb, node
+def broken(self):
+    raise RuntimeError("a bug of ours")
+node.Node.{method} = broken
+sys.exit(conuredb.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("method", ["_keep_time", "_prepare_log"])
+def test_a_thread_that_ends_ends_the_process(tmp_path: Path, method: str) -> None:
+    """A node that half works is worse than one that is gone: somebody restarts it."""
+    script = tmp_path / "broken.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+                      + CRASHING.format(method=method))  # fmt: skip
+    with running(tmp_path / "data", script=script) as server:
+        assert server.wait() == 1
+        assert "a bug of ours" in server.text
+        assert "Traceback" in server.text
+
+
+def test_a_process_under_load_still_stops_in_order(tmp_path: Path) -> None:
+    with running(tmp_path, "--checkpoint-entries=10") as server:
+        for number in range(50):
+            assert server.put(f"k{number}", b"v").status == 200
+        wait_until(lambda: b"conure_checkpoint_duration_seconds_count 0" not in server.request(
+            "GET", "/metrics").body)  # fmt: skip
+        assert server.terminate() == 0
+    with running(tmp_path) as server:
+        assert all(server.get(f"k{number}").body == b"v" for number in range(50))

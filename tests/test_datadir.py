@@ -1,0 +1,173 @@
+"""Whose a data directory is, and what is refused before anything in it is touched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from datadir import DataDirectory, Identity
+from errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
+
+MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
+
+
+def open_directory(fs: CrashFileSystem, node_id: str = "n1", *, told: bool = True) -> DataDirectory:
+    return DataDirectory.open(fs, "/data", node_id, told_node_id=told)
+
+
+def write(fs: CrashFileSystem, path: str, content: bytes) -> None:
+    file = fs.open(path, create=True)
+    file.truncate(0)
+    file.pwrite(content, 0)
+    file.close()
+
+
+def test_a_new_directory_belongs_to_who_made_it() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    assert directory.identity == Identity("n1")
+    assert fs.list("/data") == ["LOCK", "identity.json", "raft"]
+    assert directory.database_path == "/data/conure.db"
+    assert directory.raft_path == "/data/raft"
+    directory.close()
+    assert open_directory(fs).identity == Identity("n1")
+
+
+def test_a_cluster_begins_once_and_for_ever() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    directory.begin_cluster()
+    cluster = directory.identity.cluster_id
+    assert len(cluster) == 32
+    after = fs.after_crash("dropped")  # it was durable when begin_cluster returned
+    assert open_directory(after).identity == Identity("n1", cluster)
+    with pytest.raises(AssertionError):
+        directory.begin_cluster()
+    other = open_directory(CrashFileSystem())
+    other.begin_cluster()
+    assert other.identity.cluster_id != cluster
+
+
+def test_the_second_process_is_told_who_has_it() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    with pytest.raises(DirectoryInUse, match=r"process \d+ on .*node n1"):
+        open_directory(fs)
+    directory.close()
+    open_directory(fs).close()
+
+
+def test_another_node_is_refused_and_a_default_name_gives_way() -> None:
+    fs = CrashFileSystem()
+    open_directory(fs).close()
+    before = fs.contents("/data/identity.json")
+    with pytest.raises(ForeignDirectory, match="'n1', not to 'n2'"):
+        open_directory(fs, "n2")
+    assert fs.contents("/data/identity.json") == before
+    assert open_directory(fs, "node1", told=False).identity.node_id == "n1"
+
+
+@pytest.mark.parametrize("stranger", ["thesis.tex", ".hidden", "identity.json.bak"])
+def test_strangers_are_left_alone(stranger: str) -> None:
+    fs = CrashFileSystem()
+    fs.make_directory("/data")
+    write(fs, f"/data/{stranger}", b"years of work")
+    with pytest.raises(ForeignDirectory, match=r"holds '.*' and no ConureDB data"):
+        open_directory(fs)
+    assert fs.list("/data") == [stranger]
+    assert fs.contents(f"/data/{stranger}") == b"years of work"
+
+
+def test_the_root_of_a_file_system_may_be_used() -> None:
+    fs = CrashFileSystem()
+    fs.make_directory("/data/lost+found")
+    open_directory(fs)
+
+
+@pytest.mark.parametrize("name", ["conure.db", "raft/00000000000000000001.log"])
+def test_data_without_an_identity_is_damage(name: str) -> None:
+    fs = CrashFileSystem()
+    fs.make_directory("/data/raft")
+    write(fs, f"/data/{name}", b"something")
+    with pytest.raises(CorruptionError, match=r"identity\.json.*missing"):
+        open_directory(fs)
+    assert not fs.exists("/data/identity.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"n1"',
+        b"\xff\xfe",
+        b"{}",
+        b'{"format": 1, "node_id": "n1"}',
+        b'{"format": 1, "node_id": "", "cluster_id": ""}',
+        b'{"format": 1, "node_id": 5, "cluster_id": ""}',
+        b'{"format": 1, "node_id": "n1", "cluster_id": null}',
+        b"[" * 100_000,
+        bytes(200),
+    ],
+    ids=lambda content: repr(content[:30]),
+)
+def test_an_unreadable_identity_is_damage(content: bytes) -> None:
+    fs = CrashFileSystem()
+    open_directory(fs).close()
+    write(fs, "/data/identity.json", content)
+    with pytest.raises(CorruptionError, match=r"identity\.json"):
+        open_directory(fs)
+    write(fs, "/data/identity.json", json.dumps(
+        {"format": 1, "node_id": "n1", "cluster_id": ""}).encode())  # fmt: skip
+    open_directory(fs)  # the lock was let go
+
+
+def test_a_newer_format_is_left_to_newer_versions() -> None:
+    fs = CrashFileSystem()
+    open_directory(fs).close()
+    write(fs, "/data/identity.json", b'{"format": 2, "node_id": "n1", "cluster_id": ""}')
+    with pytest.raises(ForeignDirectory, match="format 2"):
+        open_directory(fs)
+
+
+def test_a_directory_is_made_whole_or_made_again() -> None:
+    """Crash at every sync of a first start: the next one finds n1's directory or makes it."""
+    crashes = 0
+    while True:
+        fs = CrashFileSystem(seed=crashes)
+        fs.crash_at_sync = crashes + 1
+        cluster = ""
+        try:
+            directory = open_directory(fs)
+            directory.begin_cluster()
+            cluster = directory.identity.cluster_id
+        except SimulatedCrash:
+            crashes += 1
+        for mode in MODES:
+            again = open_directory(fs.after_crash(mode))
+            assert again.identity.node_id == "n1"
+            assert cluster in ("", again.identity.cluster_id)
+        if cluster:
+            break
+    assert crashes >= 4
+
+
+@pytest.mark.parametrize("kind", ["io", "full"])
+def test_a_failing_disk_is_told_and_the_next_start_goes_on(kind: str) -> None:
+    call = 1
+    while True:
+        fs = CrashFileSystem()
+        fs.fail_call(call, "io" if kind == "io" else "full")
+        try:
+            open_directory(fs)
+        except (DiskFailed, DiskFull):
+            fs.restart_process()
+            assert open_directory(fs).identity.node_id == "n1"
+            call += 1
+        else:
+            break
+    assert call > 5

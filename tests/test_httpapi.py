@@ -1,0 +1,437 @@
+"""The routes over a backend that does as the test says: batching, redirects, errors, limits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import (
+    ConureError,
+    CorruptionError,
+    DiskFull,
+    MemberNotFound,
+    NotLeader,
+    OutcomeUnknown,
+    Unavailable,
+)
+from httpapi import API, MAX_KEY_BYTES, Backend, Check, Command, MetricsAPI, Reply, WriteReply
+from httpserver import HTTPServer
+from metrics import Registry
+from tests.process import Answer
+
+LEADER = NotLeader("10.0.0.9:7001", "n9", "http://10.0.0.9:8081")
+
+
+class FakeBackend:
+    """Keeps values in a dict and notes every call; ``error`` is what it answers instead."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.batches: list[list[Command]] = []
+        self.confirmations = 0
+        self.joins: list[dict[str, object]] = []
+        self.removed: list[str] = []
+        self.error: ConureError | None = None
+        self.damaged = b""
+        self.checks: list[Check] = [("process", True, "ok"), ("leader", True, "n1")]
+
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        self.batches.append(list(commands))
+        if self.error is None:
+            for key, value in commands:
+                if value is None:
+                    self.values.pop(key, None)
+                else:
+                    self.values[key] = value
+        reply(0, len(commands), self.error)
+
+    def confirm_read(self, reply: Reply) -> None:
+        self.confirmations += 1
+        reply(self.error)
+
+    def get(self, key: bytes) -> bytes | None:
+        if key == self.damaged:
+            raise CorruptionError("conure.db", 4096, "a page fails its checksum")
+        return self.values.get(key)
+
+    def join(
+        self,
+        node_id: str,
+        raft_address: str,
+        http_address: str,
+        *,
+        voter: bool,
+        role: str,
+        reply: Reply,
+    ) -> None:
+        self.joins.append(
+            {"id": node_id, "raft": raft_address, "http": http_address, "voter": voter,
+             "role": role}
+        )  # fmt: skip
+        reply(self.error)
+
+    def remove(self, node_id: str, reply: Reply) -> None:
+        self.removed.append(node_id)
+        reply(self.error)
+
+    def status(self) -> dict[str, Any]:
+        return {"node_id": "n1"}
+
+    def members(self) -> dict[str, Any]:
+        return {"leader": "", "servers": []}
+
+    def raft_stats(self) -> dict[str, str]:
+        return {"term": "7"}
+
+    def liveness(self) -> Check:
+        return self.checks[0]
+
+    def readiness(self) -> list[Check]:
+        return self.checks
+
+
+class Service:
+    """A server with the routes over a backend."""
+
+    def __init__(self, backend: Backend, max_value_bytes: int = 1000) -> None:
+        self.registry = Registry()
+        api = API(self.registry, max_value_bytes=max_value_bytes, version="9.9")
+        api.backend = backend
+        self.server = HTTPServer(("127.0.0.1", 0), api)
+        self.server.start()
+        self.url = f"http://127.0.0.1:{self.server.port}"
+
+    def request(
+        self, method: str, target: str, body: bytes | None = None, **headers: str
+    ) -> Answer:
+        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        fields = {name.lower(): value for name, value in response.getheaders()}
+        answer = Answer(response.status, fields, response.read())
+        connection.close()
+        return answer
+
+    def converse(self, data: bytes, answers: int) -> bytes:
+        """Send bytes in one go and return as many answers as are asked for."""
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as connection:
+            connection.sendall(data)
+            received = b""
+            while received.count(b"HTTP/1.1 ") < answers or not received.endswith(b"\n"):
+                part = connection.recv(65536)
+                assert part, received
+                received += part
+            return received
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def service(backend: FakeBackend) -> Iterator[Service]:
+    service = Service(backend)
+    yield service
+    assert service.server.drain(5)
+
+
+def put(key: bytes, value: bytes) -> bytes:
+    return b"PUT /kv?key=%b&value=%b HTTP/1.1\r\nHost: x\r\n\r\n" % (key, value)
+
+
+# -- rounds ----------------------------------------------------------------------------------------
+
+
+def test_writes_of_a_round_are_one_batch_in_order(service: Service, backend: FakeBackend) -> None:
+    delete = b"DELETE /kv?key=b HTTP/1.1\r\nHost: x\r\n\r\n"
+    service.converse(put(b"a", b"1") + put(b"b", b"2") + delete + put(b"a", b"3"), 4)
+    assert backend.batches == [[(b"a", b"1"), (b"b", b"2"), (b"b", None), (b"a", b"3")]]
+
+
+def test_reads_of_a_round_share_one_confirmation(service: Service, backend: FakeBackend) -> None:
+    backend.values = {b"a": b"1\n", b"b": b"2\n"}
+    get = b"GET /kv?key=%b HTTP/1.1\r\nHost: x\r\n\r\n"
+    received = service.converse(get % b"a" + get % b"b" + get % b"c", 3)
+    assert received.index(b"1\n") < received.index(b"2\n") < received.index(b"key not found")
+    assert backend.confirmations == 1
+
+
+def test_a_stale_read_asks_nobody(service: Service, backend: FakeBackend) -> None:
+    backend.values, backend.error = {b"a": b"1"}, NotLeader()
+    assert service.request("GET", "/kv?key=a&stale=true").body == b"1"
+    assert service.request("GET", "/kv?stale=1&key=a").body == b"1"
+    assert service.request("GET", "/kv?key=b&stale=true").status == 404
+    assert backend.confirmations == 0
+    assert service.request("GET", "/kv?key=a&stale=false").status == 503
+
+
+class PartialBackend(FakeBackend):
+    """Answers a batch piece by piece, from another thread, the last one as of unknown outcome."""
+
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        def answer() -> None:
+            reply(0, 1, None)
+            reply(1, len(commands) - 1, None)
+            reply(len(commands) - 1, len(commands), OutcomeUnknown("who knows"))
+
+        threading.Thread(target=answer).start()
+
+
+def test_a_batch_may_be_answered_in_pieces_and_from_any_thread() -> None:
+    service = Service(PartialBackend())
+    received = service.converse(b"".join(put(b"%d" % n, b"v") for n in range(5)), 5)
+    codes = [line.split()[1] for line in received.split(b"\r\n") if line.startswith(b"HTTP/")]
+    assert codes[0] == b"200"
+    # What follows an answer's body begins behind it, so look at the statuses in the whole text.
+    assert received.count(b"HTTP/1.1 200 ") == 4
+    assert received.index(b"HTTP/1.1 504 ") > received.rindex(b"HTTP/1.1 200 ")
+    assert b"who knows" in received
+    assert service.server.drain(5)
+
+
+def test_one_damaged_page_does_not_take_the_other_reads_with_it(
+    service: Service, backend: FakeBackend
+) -> None:
+    backend.values, backend.damaged = {b"a": b"1", b"c": b"3\n"}, b"b"
+    get = b"GET /kv?key=%b HTTP/1.1\r\nHost: x\r\n\r\n"
+    received = service.converse(get % b"a" + get % b"b" + get % b"c", 3)
+    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert received.count(b"HTTP/1.1 500 ") == 1
+    assert b"conure.db is corrupt at byte 4096" in received
+    assert received.endswith(b"3\n")
+
+
+# -- errors of the backend -------------------------------------------------------------------------
+
+
+REQUESTS = [
+    pytest.param("PUT", "/kv?key=k&value=v", b"", id="put"),
+    pytest.param("DELETE", "/kv?key=k", b"", id="delete"),
+    pytest.param("GET", "/kv?key=k", b"", id="get"),
+    pytest.param("HEAD", "/kv?key=k", b"", id="head"),
+    pytest.param("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1"}', id="join"),
+    pytest.param("POST", "/remove", b'{"ID": "n2"}', id="remove"),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "body"), REQUESTS)
+def test_a_follower_sends_clients_to_the_leader(
+    service: Service, backend: FakeBackend, method: str, target: str, body: bytes
+) -> None:
+    backend.error = LEADER
+    answer = service.request(method, target, body, Accept="application/json")
+    assert answer.status == 307
+    assert answer.headers["location"] == "http://10.0.0.9:8081" + target
+    assert answer.headers["content-type"] == "application/json"
+    if method != "HEAD":
+        assert json.loads(answer.body) == {
+            "leader": "10.0.0.9:7001",
+            "leader_id": "n9",
+            "leader_http": "http://10.0.0.9:8081",
+        }
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"key=a%2Bb+c%00&value=%e4%f6",
+        b"value=x&key=a;b=c/d?e",
+        b"key=\xc3\xa4",
+        b"key=http://elsewhere/",
+    ],
+)
+def test_a_redirect_keeps_the_query_as_it_was_sent(
+    service: Service, backend: FakeBackend, query: bytes
+) -> None:
+    backend.error = LEADER
+    for start in (b"/kv", b"http://anything:1/kv"):
+        request = b"PUT %b?%b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nv" % (start, query)
+        received = service.converse(request, 1)
+        assert b"\r\nLocation: http://10.0.0.9:8081/kv?%b\r\n" % query in received
+
+
+@pytest.mark.parametrize(("method", "target", "body"), REQUESTS)
+@pytest.mark.parametrize(
+    ("error", "status", "header"),
+    [
+        pytest.param(NotLeader(), 503, ("retry-after", "1"), id="no-leader"),
+        pytest.param(NotLeader("h:1", "n9", ""), 503, ("retry-after", "1"), id="no-leader-url"),
+        pytest.param(Unavailable("no quorum", 7), 503, ("retry-after", "7"), id="no-quorum"),
+        pytest.param(OutcomeUnknown("too late"), 504, None, id="outcome-unknown"),
+        pytest.param(DiskFull("no space"), 507, None, id="disk-full"),
+    ],
+)
+def test_what_the_backend_says_reaches_the_client(
+    service: Service, backend: FakeBackend, error: ConureError, status: int,
+    header: tuple[str, str] | None, method: str, target: str, body: bytes,
+) -> None:  # fmt: skip
+    backend.error = error
+    answer = service.request(method, target, body)
+    assert answer.status == status
+    assert "location" not in answer.headers
+    if header:
+        assert answer.headers[header[0]] == header[1]
+    if method != "HEAD":
+        assert answer.body.decode() == f"{error}\n"
+        problem = service.request(method, target, body, Accept="application/json")
+        assert json.loads(problem.body) == {
+            "type": "about:blank",
+            "title": error.title,
+            "status": status,
+            "detail": str(error),
+        }
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_follows_to_the_leader_with_method_and_body(tmp_path: Path) -> None:
+    (tmp_path / "value").write_bytes(b"body")
+    leading, following = FakeBackend(), FakeBackend()
+    leader, follower = Service(leading), Service(following)
+    following.error = NotLeader("h:1", "n9", leader.url)
+    target = f"{follower.url}/kv?key=a%2Bb"
+    for arguments in (
+        ["-X", "PUT", "--data-binary", "body"],
+        ["-T", str(tmp_path / "value")],
+        ["-X", "PUT", "-H", "Expect: 100-continue", "-d", f"@{tmp_path / 'value'}"],
+    ):
+        done = subprocess.run(
+            ["curl", "--silent", "--show-error", "-L", *arguments, target],
+            capture_output=True, check=True, timeout=20,
+        )  # fmt: skip
+        assert done.stdout == b"OK\n", done
+        assert leading.values.pop(b"a+b") == b"body"
+    leading.values[b"a+b"] = b"read"
+    done = subprocess.run(["curl", "-s", "-L", target], capture_output=True, check=True, timeout=20)
+    assert done.stdout == b"read"
+    assert following.values == {}
+    assert leader.server.drain(5)
+    assert follower.server.drain(5)
+
+
+# -- what never reaches the backend ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status"),
+    [
+        ("PUT", f"/kv?key={'k' * (MAX_KEY_BYTES + 1)}", b"v", 414),
+        ("DELETE", f"/kv?key={'%00' * (MAX_KEY_BYTES + 1)}", b"", 414),
+        ("PUT", "/kv?key=k", b"v" * 1001, 413),
+        ("PUT", "/kv?key=k&value=" + "v" * 1001, b"", 413),
+        ("PUT", "/kv", b"v", 400),
+        ("PUT", "/kv?key=k&key=k", b"v", 400),
+        ("GET", "/kv?key=k&stale=perhaps", b"", 400),
+        ("POST", "/join", b"[]", 400),
+        ("POST", "/join", b'{"ID": "n2"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "Role": "none"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "HTTPAddr": "h:1"}', 400),
+        ("POST", "/remove", b'{"ID": ""}', 400),
+        ("POST", "/kv?key=k", b"v", 405),
+        ("PUT", "/nowhere", b"v", 404),
+    ],
+)
+def test_a_refused_request_has_changed_nothing(
+    service: Service, backend: FakeBackend, method: str, target: str, body: bytes, status: int
+) -> None:
+    assert service.request(method, target, body).status == status
+    assert (backend.batches, backend.confirmations) == ([], 0)
+    assert (backend.joins, backend.removed) == ([], [])
+
+
+def test_the_largest_of_everything_is_taken(service: Service, backend: FakeBackend) -> None:
+    key = "%00" * MAX_KEY_BYTES
+    assert service.request("PUT", f"/kv?key={key}", b"v" * 1000).status == 200
+    assert backend.batches == [[(bytes(MAX_KEY_BYTES), b"v" * 1000)]]
+
+
+# -- members, health, metrics ----------------------------------------------------------------------
+
+
+def test_join_hands_over_the_facts(service: Service, backend: FakeBackend) -> None:
+    facts: dict[str, object] = {"ID": "n2", "RaftAddr": "[::1]:7001"}
+    assert service.request("POST", "/join", json.dumps(facts).encode()).body == b"OK\n"
+    facts |= {"HTTPAddr": "http://h-2:8081", "NonVoter": True, "Role": "arbiter", "Extra": None}
+    assert service.request("POST", "/join", json.dumps(facts).encode()).body == b"OK\n"
+    assert backend.joins == [
+        {"id": "n2", "raft": "[::1]:7001", "http": "", "voter": True, "role": "data"},
+        {"id": "n2", "raft": "[::1]:7001", "http": "http://h-2:8081", "voter": False,
+         "role": "arbiter"},
+    ]  # fmt: skip
+
+
+def test_remove_hands_over_the_id(service: Service, backend: FakeBackend) -> None:
+    assert service.request("POST", "/remove", b'{"ID": "n.2_x-y"}').body == b"OK\n"
+    assert backend.removed == ["n.2_x-y"]
+    backend.error = MemberNotFound("n3 is no member")
+    answer = service.request("POST", "/remove", b'{"ID": "n3"}')
+    assert (answer.status, answer.body) == (404, b"n3 is no member\n")
+
+
+def test_health(service: Service, backend: FakeBackend) -> None:
+    assert service.request("GET", "/readyz").body == b"OK\n"
+    assert service.request("GET", "/readyz?verbose").body == b"[+] process ok\n[+] leader n1\n"
+    backend.checks[1] = ("leader", False, "none is known")
+    failing = service.request("GET", "/readyz")
+    assert failing.status == 503
+    assert failing.body == b"[+] process ok\n[-] leader none is known\n"
+    assert service.request("GET", "/livez").status == 200  # it never asks for a quorum
+    backend.checks[0] = ("process", False, "disk failed")
+    assert service.request("GET", "/livez").status == 503
+
+
+def test_requests_are_counted_by_route_method_and_code(
+    service: Service, backend: FakeBackend
+) -> None:
+    service.converse(put(b"a", b"1") + put(b"b", b"2") + put(b"a" * 2000, b"3"), 3)
+    service.converse(b"DELETE /kv?key=a HTTP/1.1\r\nHost: x\r\n\r\n", 1)
+    service.request("GET", "/kv?key=b")
+    service.request("GET", "/kv?key=b&stale=true")
+    service.request("GET", "/kv?key=c")
+    service.request("GET", "/some/path/nobody/serves")
+    service.request("BREW", "/kv?key=a")
+    backend.error = LEADER
+    service.request("GET", "/kv?key=b")
+    page = service.request("GET", "/metrics").body.decode()
+    for route, method, code, count in (
+        ("/kv", "PUT", 200, 2),
+        ("/kv", "PUT", 414, 1),
+        ("/kv", "DELETE", 200, 1),
+        ("/kv", "GET", 200, 2),
+        ("/kv", "GET", 404, 1),
+        ("/kv", "GET", 307, 1),
+        ("other", "GET", 404, 1),
+        ("/kv", "other", 405, 1),
+    ):
+        labels = f'route="{route}",method="{method}",code="{code}"'
+        assert f"conure_http_requests_total{{{labels}}} {count}\n" in page
+    assert 'conure_http_request_duration_seconds_count{route="/kv",method="PUT"} 3\n' in page
+
+
+def test_metrics_alone() -> None:
+    registry = Registry()
+    registry.gauge("conure_test", "A test.").set(5)
+    server = HTTPServer(("127.0.0.1", 0), MetricsAPI(registry))
+    server.start()
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    answers: list[tuple[int, bytes]] = []
+    ask: Callable[[str, str], None] = connection.request
+    for method, path in (("GET", "/metrics"), ("HEAD", "/metrics"), ("GET", "/kv"),
+                         ("DELETE", "/metrics")):  # fmt: skip
+        ask(method, path)
+        response = connection.getresponse()
+        answers.append((response.status, response.read()))
+    connection.close()
+    assert [status for status, _ in answers] == [200, 200, 404, 405]
+    assert b"conure_test 5" in answers[0][1]
+    assert answers[1][1] == b""
+    assert server.drain(5)
