@@ -145,6 +145,7 @@ class Limits:
     max_header_bytes: int = 32 << 10  # 431, the whole header block; so are more than 100 fields
     max_body_bytes: int = 1 << 20  # 413
     max_connections: int = 10_000  # 503
+    max_arriving_bytes: int = 256 << 20  # of all unfinished bodies together: 503
     max_pipelined: int = 128  # unanswered requests of one connection; the next ones wait
     request_timeout: float = 30.0  # from a request's first byte to its last: 408
     idle_timeout: float = 120.0  # between two requests
@@ -810,7 +811,7 @@ class _Connection:
         self.more = False
         if self.state >= FINISHED:
             self.buffer = b""
-            self.body = None
+            self._drop_body()
             return
         if self.body is None and (position or not self.buffer):
             self.begun = reactor.now
@@ -827,7 +828,8 @@ class _Connection:
         body, content_type = error_body(refusal.status, str(refusal), accept)
         request = Request(self, _NO_HEAD, refusal.method, "", b"", b"", reactor.now)
         self.waiting.append(request)
-        self.answer(request, (refusal.status, body, content_type, b""))
+        fields = b"Retry-After: 1\r\n" if refusal.status == 503 else b""
+        self.answer(request, (refusal.status, body, content_type, fields))
 
     # -- output
 
@@ -895,7 +897,7 @@ class _Connection:
         elif self.buffer or self.body is not None:
             if self.reactor.now - self.begun > limits.request_timeout:
                 self.buffer = b""
-                self.body = None
+                self._drop_body()
                 self.refuse(_Refusal(408, "the request took too long to arrive"))
         elif idle > limits.idle_timeout:
             self.close()
@@ -920,6 +922,7 @@ class _Connection:
         """Let go of the socket; what is unanswered or unsent is dropped."""
         if self.state != CLOSED:
             self.state = CLOSED
+            self._drop_body()
             self.waiting.clear()
             self.out.clear()
             del self.reactor.connections[self.descriptor]  # before the number can be used again
@@ -935,7 +938,7 @@ class _Connection:
         size = len(data)
         while position < size and self.state == READING:
             if self.body is not None:
-                position = self.body.feed(data, position)
+                position = self._feed(self.body, data, position)
                 if not self.body.done:
                     break
                 self._complete(self.body, position < size)
@@ -1000,8 +1003,25 @@ class _Connection:
         if head.expects:
             self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def _feed(self, body: _Body, data: bytes, position: int) -> int:
+        """Give the body its next bytes, unless those of all connections are too many (H5)."""
+        reactor = self.reactor
+        before = len(body.content)
+        try:
+            position = body.feed(data, position)
+        finally:
+            reactor.arriving += len(body.content) - before
+        if reactor.arriving > reactor.limits.max_arriving_bytes:
+            raise _Refusal(503, "too much is being sent at once; try again shortly")
+        return position
+
+    def _drop_body(self) -> None:
+        if self.body is not None:
+            self.reactor.arriving -= len(self.body.content)
+            self.body = None
+
     def _complete(self, body: _Body, more: bool) -> None:
-        self.body = None
+        self._drop_body()
         request = body.request
         request.body = bytes(body.content)
         request.started = self.reactor.now
@@ -1059,7 +1079,7 @@ class _Connection:
         """Take no further request; close once the answers are out."""
         self.state = FINISHED
         self.buffer = b""
-        self.body = None
+        self._drop_body()
         if self.waiting or self.out:
             self.watch(self.interest & ~_IN)
         else:
@@ -1101,6 +1121,7 @@ class _Reactor:
         self.paths: dict[bytes, str] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.requests = self.bytes_in = self.bytes_out = 0
+        self.arriving = 0  # bytes of unfinished bodies
         self.refused: dict[int, int] = {}
         self.epoll = select.epoll()
         self._on_fatal = on_fatal

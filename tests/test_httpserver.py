@@ -396,6 +396,26 @@ class Custom:
         return False
 
 
+def test_unfinished_bodies_share_one_bound() -> None:
+    limits = Limits(max_body_bytes=1000, max_arriving_bytes=1500)
+    head = b"PUT /kv HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\n"
+    with serving(Recorder(), limits) as server:
+        first = socket.create_connection(("127.0.0.1", server.port))
+        first.sendall(head + b"x" * 900)
+        wait_until(lambda: server._reactor.arriving == 900)
+        second = exchange(server, head + b"y" * 900)
+        assert statuses(second) == [503]
+        assert b"Retry-After: 1\r\n" in second
+        wait_until(lambda: server._reactor.arriving == 900)
+        first.sendall(b"x" * 100)
+        assert first.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert server._reactor.arriving == 0
+        first.sendall(head + b"x" * 900)
+        wait_until(lambda: server._reactor.arriving == 900)
+        first.close()
+        wait_until(lambda: server._reactor.arriving == 0)
+
+
 class TwoParts:
     """Answers GETs in a first flush and the rest in a second one, which waits to be let go."""
 
