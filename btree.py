@@ -462,6 +462,7 @@ class BTree:
         self._pager = pager
         self._lock = pager.lock
         self._root = meta.root
+        self._level = meta.level  # of the root
         self._records = meta.records
         self._epoch = meta.epoch + 1
         self._nodes: dict[int, _Cached] = {}
@@ -553,22 +554,25 @@ class BTree:
         key_size = len(key)
         if not 0 < key_size <= self.max_key_bytes:
             raise ValueError(f"a key has 1 to {self.max_key_bytes} bytes, not {key_size}")
+        if len(value) > _MAX_VALUE:
+            raise ValueError(f"a value has up to {_MAX_VALUE} bytes, not {len(value)}")
         leaf, path = self._writable(key)
         slot = leaf.find(key)
-        spilled = key_size + len(value) > self._inline
-        stored = self._spill(key, value) if spilled else value
         if slot >= 0:
             create, _, version, *_ = leaf.row(slot)
             version += 1
             start, end = _PAIR.unpack_from(leaf.value_offsets, 2 * slot)
-            growth = len(stored) - end + start + 2 * spilled
+            growth = start - end
             if slot in leaf.spilled:
                 self._free_value(leaf, key, leaf.value(slot))
         else:
             create = revision
             version = 1
-            growth = _CELL + _WIDTHS[leaf.form] + key_size + len(stored) + 2 * spilled
+            growth = _CELL + _WIDTHS[leaf.form] + key_size
             self._records += 1
+        spilled = key_size + len(value) > self._inline
+        stored = self._spill(key, value) if spilled else value
+        growth += len(stored) + 2 * spilled
         numbers = (create, revision, version, expiry)
         wide = expiry or version >> 16 or revision >> 32
         if leaf.used + growth > self._capacity or (wide and _row_format([numbers]) > leaf.form):
@@ -608,13 +612,14 @@ class BTree:
         empty = self._node(self._root)
         loader = _Loader(self)
         try:
-            root, count = loader.load(items)
+            root, level, count = loader.load(items)
         except BaseException:
             loader.undo()
             raise
         with self._lock:
             self._free(empty)
             self._root = root
+            self._level = level
             self._records = count
             self._epoch += 1  # what is written already must not be changed in place
         return count
@@ -628,13 +633,13 @@ class BTree:
         """
         assert self._checkpoint is None, "a checkpoint is running already"
         while self._abandoned:
-            self._readers -= 1
-            self._unpin(self._abandoned.popleft())
+            self._close_reader(self._abandoned.popleft())
         self._move_tail()
         with self._lock:
             state = self._pager.meta._replace(
                 epoch=self._epoch,
                 root=self._root,
+                level=self._level,
                 records=self._records,
                 applied_index=applied_index,
                 applied_term=applied_term,
@@ -682,7 +687,7 @@ class BTree:
             free_pages=free,
             file_bytes=pager.file_bytes(),
             free_bytes=free * pager.page_size,
-            depth=self._node(self._root).level + 1,
+            depth=self._level + 1,
             records=self._records,
             cache_bytes=self._cached_bytes,
             cache_hits=max(0, self._descents - self._misses),
@@ -844,9 +849,10 @@ class BTree:
         """Return the leaf for *key*, which may be changed in place, and the path to it."""
         nodes = self._nodes
         epoch = self._epoch
-        root = nodes.get(self._root) or self._load(self._root)
-        node = self._own(self._root, root)
-        self._root = node.number
+        node = nodes.get(self._root) or self._load(self._root)
+        if isinstance(node, bytes) or node.epoch != epoch:
+            node = self._own(self._root, node)
+            self._root = node.number
         level = node.level
         path: _Path = []
         while isinstance(node, _Inner):
@@ -866,13 +872,11 @@ class BTree:
         return node, path
 
     def _own(self, number: int, node: _Cached) -> _Node:
-        """Return the node if it may be changed in place, else a copy of it that may."""
+        """Return a copy of a node from an earlier epoch that may be changed in place."""
         if isinstance(node, bytes):
             node = self._unpack(number, node)
             if not node.is_sound():
                 raise self._pager.corrupt(number, "the offsets in the page don't ascend")
-        elif node.epoch == self._epoch:
-            return node
         else:
             node = node.copy()
         born = node.epoch
@@ -917,6 +921,12 @@ class BTree:
         if page is not None:
             self._nodes.pop(number, None)
             self._overflow.pop(number, None)
+            self._touched.discard(number)
+
+    def _close_reader(self, epoch: int) -> None:
+        with self._lock:
+            self._readers -= 1
+        self._unpin(epoch)
 
     def _unpin(self, epoch: int) -> None:
         """Let go of a state and of the pages that only it still needed. Any thread."""
@@ -1018,9 +1028,11 @@ class BTree:
                 children = array("I", [part.number for part in parts])
                 parts, _ = self._divide(separators, children, [], parts[0].level + 1)
             self._root = parts[0].number
+            self._level = parts[0].level
         root = self._nodes.get(self._root)
         while isinstance(root, _Inner) and not root.keys:
             self._root = root.children[0]
+            self._level -= 1
             with self._lock:
                 self._free(root)
             root = self._nodes.get(self._root)
@@ -1079,7 +1091,7 @@ class BTree:
         if live.number != number:
             return 0
         self._writable(key)  # copies the path, and with it this node
-        return 1 + self._node(self._root).level
+        return 1 + self._level
 
     def _move_value(self, number: int, page: bytes) -> int:
         _, _, key_size, _, _ = ENVELOPE.unpack_from(page)
@@ -1114,8 +1126,6 @@ class BTree:
 
     def _overflow_pages(self, key: bytes, value: bytes) -> tuple[bytes, list[_Overflow]]:
         """Return the reference to a value and the pages that hold it."""
-        if len(value) > _MAX_VALUE:
-            raise ValueError(f"a value has up to {_MAX_VALUE} bytes, not {len(value)}")
         room = self._capacity - _CHUNK.size - len(key)
         starts = range(0, len(value), room)
         with self._lock:
@@ -1205,7 +1215,7 @@ class BTree:
         keys_at = rows_at + count * _WIDTHS[form]
         data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
         spilled = _U16[link].unpack_from(page, spilled_at) if link else ()
-        if not all(slot < count for slot in spilled):
+        if spilled and max(spilled) >= count:
             raise self._pager.corrupt(number, "a spilled value has no record")
         return _Leaf(
             number,
@@ -1270,8 +1280,7 @@ class Snapshot:
         """Let go of the state; calling it again does nothing."""
         if self._open:
             self._open = False
-            self._tree._readers -= 1
-            self._tree._unpin(self._epoch)
+            self._tree._close_reader(self._epoch)
 
     # -- private ---------------------------------------------------------------------------------
 
@@ -1405,16 +1414,19 @@ class _Loader:
         self._levels: list[tuple[list[bytes], array[int]]] = []
         self._last_key = b""
 
-    def load(self, items: Iterable[tuple[bytes, Record]]) -> tuple[int, int]:
-        """Write all pages and return the root's number and the count of records."""
+    def load(self, items: Iterable[tuple[bytes, Record]]) -> tuple[int, int, int]:
+        """Write all pages; return the root's number and level and the count of records."""
         tree = self._tree
         full = 2 * tree._capacity
         cells = _Cells()
         used = form = count = 0
         previous = b""
         for key, (value, *numbers) in items:
-            if not previous < key or len(key) > tree.max_key_bytes:
-                raise ValueError(f"keys have to ascend, with 1 to {tree.max_key_bytes} bytes each")
+            if not previous < key or len(key) > tree.max_key_bytes or len(value) > _MAX_VALUE:
+                raise ValueError(
+                    f"keys have to ascend, with 1 to {tree.max_key_bytes} bytes each, "
+                    f"and values to have up to {_MAX_VALUE} bytes"
+                )
             previous = key
             spilled = len(key) + len(value) > tree._inline
             row = cast("tuple[int, int, int, int]", tuple(numbers))
@@ -1436,7 +1448,7 @@ class _Loader:
             start = end
         root = self._finish_levels()
         self._flush()
-        return root, count
+        return root, len(self._levels) - 1, count
 
     def undo(self) -> None:
         """Give all pages back."""
@@ -1548,7 +1560,7 @@ class _Checker:
             self._claim(number)
         report.free_pages = len(free)
         report.list_pages = len(listed)
-        report.depth = tree._node(tree._root).level + 1
+        report.depth = tree._level + 1
         self._node(tree._root, report.depth - 1, b"", None)
         if report.records != len(tree):
             raise self._pager.corrupt(

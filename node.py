@@ -35,7 +35,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any, Protocol
@@ -163,6 +163,7 @@ class Node:
         self._failure: BaseException | None = None
         self._stopping = False
         self._full: DiskFull | None = None  # why the last checkpoint did not fit
+        self._cramped: DiskFull | None = None  # why the next log segment can't be made
         self._checkpointed_at = monotonic()
         self._checkpoint_wanted = threading.Event()
         self._stopped = threading.Event()
@@ -213,6 +214,7 @@ class Node:
             if configuration.voters == (self._raft.id,):
                 self._raft.campaign()
                 self._drive()
+                self._announce_addresses()
             elif not configuration.servers:
                 log.warning(
                     "node %s belongs to no cluster: waiting to be joined at %s "
@@ -417,7 +419,7 @@ class Node:
     def readiness(self) -> list[tuple[str, bool, str]]:
         """Tell whether this node can serve requests: each check, whether it passes, and why."""
         with self._lock:
-            raft, full = self._raft, self._full
+            raft, full = self._raft, self._full or self._cramped
             leader = raft.configuration.get(raft.leader_id)
             behind = raft.commit_index - self._store.applied_index
         return [
@@ -427,6 +429,18 @@ class Node:
             ("disk", True, f"full, writes are refused: {full}" if full else "ok"),
             ("stopping", not self._stopping, "yes" if self._stopping else "no"),
         ]
+
+    def _announce_addresses(self) -> None:
+        """Let one configuration entry follow if this node is reached at other addresses now."""
+        known = self._raft.configuration.get(self._raft.id)
+        if self._failure is not None or known is None:
+            return
+        options = self._options
+        here = replace(known, raft_address=options.raft_address, http_address=options.http_address)
+        if here != known:
+            self._raft.add_learner(here)  # of a member it changes the addresses only
+            self._drive()
+            log.info("node %s is reached at %s now", here.id, here.raft_address)
 
     # -- driving the core; under the lock --------------------------------------------------------
 
@@ -493,7 +507,10 @@ class Node:
 
     def _refused(self, error: ConureError) -> ConureError:
         """Pass on why a write was refused; a disk that failed over it ends the node."""
-        if isinstance(error, StorageError) and not isinstance(error, DiskFull):
+        if isinstance(error, DiskFull):
+            if self._full is None:
+                self._checkpoint_wanted.set()  # it lets the log be cut and its space used again
+        elif isinstance(error, StorageError):
             self._fail(error)
         return error
 
@@ -586,6 +603,7 @@ class Node:
                 due = monotonic() - self._checkpointed_at >= self._options.checkpoint_interval
                 if wanted or due or self._full is not None:
                     self._checkpoint(CHECKPOINT_SLICE)
+                    self._prepare_log()  # from the segments that were cut away
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._lock:
                 self._fail(error)
@@ -595,9 +613,13 @@ class Node:
     def _prepare_log(self) -> None:
         try:
             self._log.prepare()
-        except DiskFull:
+        except DiskFull as error:
             # The writes that need the room will be refused, each with the reason.
-            log.warning("no room to prepare the next log segment", exc_info=True)
+            if self._cramped is None:
+                log.error("no room for the next log segment, writes will be refused: %s", error)
+            self._cramped = error
+        else:
+            self._cramped = None
 
     def _checkpoint(self, slice_seconds: float) -> None:
         """Bring the state as of now to disk, then cut the log behind it.
@@ -679,8 +701,8 @@ class Node:
         )
         gauge(
             "conure_disk_full",
-            "1 while writes are refused for lack of space.",
-            lambda: int(self._full is not None),
+            "1 while there is no room for a checkpoint or for more log, and writes are refused.",
+            lambda: int((self._full or self._cramped) is not None),
         )
 
     def _make_core(self) -> Raft:

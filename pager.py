@@ -40,7 +40,8 @@ offset    size   field
 24        8      epoch of the tree it holds
 32        4      root page
 36        4      pages in the file
-40        4      first page of the free list, 0 if nothing is free; then four zeros
+40        4      first page of the free list, 0 if nothing is free
+44        1      level of the root; then three zeros
 48        8      records in the tree
 56        8      applied index
 64        8      applied term
@@ -69,6 +70,7 @@ import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from itertools import chain
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
@@ -98,8 +100,9 @@ assert ENVELOPE.size == 16
 
 _MAGIC = b"ConureKV"
 _VERSION = 1
-_META = Struct("<8sB3xIQQIII4xQQQ")
+_META = Struct("<8sB3xIQQIIIB3xQQQ")
 assert _META.size == 72
+_CRC = Struct("<I")
 _RUN = Struct("<II")
 _UNREACHABLE_SOON = 1 << 31
 _RESIDUE = 0x2144DF1C  # what crc32 gives for any bytes followed by their own CRC
@@ -116,6 +119,7 @@ class Meta(NamedTuple):
     root: int
     pages: int
     free_root: int
+    level: int
     records: int
     applied_index: int
     applied_term: int
@@ -211,7 +215,7 @@ class Pager:
         """Return the page that holds *body*, with its checksum."""
         body = body.ljust(self.page_size - 4, b"\0")
         assert len(body) == self.page_size - 4, f"page {number} is over-full"
-        return body + crc32(body, number).to_bytes(4, "little")
+        return body + _CRC.pack(crc32(body, number))
 
     def write(self, pages: Sequence[tuple[int, bytes]]) -> None:
         """Write sealed pages, neighbours in one call. Raises DiskFull and DiskFailed."""
@@ -304,15 +308,16 @@ class Pager:
     def commit(self, space: FreeSpace, state: Meta) -> int:
         """Make *state* durable, whose pages have been written, and return the epoch to settle.
 
-        Only *root*, *epoch*, *records* and the applied position of *state* count. Takes the lock
-        by itself. Raises DiskFull, after which nothing has changed, and DiskFailed.
+        Size, txid, pages and free list are filled in here, the rest of *state* counts. Takes the
+        lock by itself. Raises DiskFull, after which nothing has changed, and DiskFailed.
         """
         durable = self.meta.epoch
-        reusable = set(space.free)
-        soon = set(self._list_pages)
-        for group in space.waiting:
-            for number, born, left in group:
-                (soon if born <= durable < left else reusable).add(number)
+        waiting = list(chain.from_iterable(space.waiting))
+        soon = {number for number, born, left in waiting if born <= durable < left}
+        reusable = {number for number, _, _ in waiting}
+        reusable.update(space.free)
+        reusable -= soon
+        soon.update(self._list_pages)
         per_page = (self.page_size - 4 - ENVELOPE.size) // _RUN.size
         room = 0
         own: list[int] = []
@@ -442,7 +447,7 @@ def _create(fs: FileSystem, path: str, page_size: int) -> None:
     file = fs.open(path + ".new", create=True)
     try:
         file.truncate(0)
-        meta = Meta(page_size, 0, 0, 2, 3, 0, 0, 0, 0)
+        meta = Meta(page_size, 0, 0, 2, 3, 0, 0, 0, 0, 0)
         pager = Pager(file, meta, None)
         leaf = ENVELOPE.pack(LEAF, 0, 0, 0, 0)
         file.pwrite(_meta_page(meta), 0)
@@ -457,7 +462,7 @@ def _create(fs: FileSystem, path: str, page_size: int) -> None:
 
 def _meta_page(meta: Meta) -> bytes:
     body = _META.pack(_MAGIC, _VERSION, *meta)
-    record = body + crc32(body, meta.txid & 1).to_bytes(4, "little")
+    record = body + _CRC.pack(crc32(body, meta.txid & 1))
     return record.ljust(meta.page_size // 2, b"\0") * 2
 
 

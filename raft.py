@@ -28,8 +28,10 @@ An **arbiter** is a voter without data: it is sent entries without their command
 holds positions only. It counts in elections and commits and never leads. The price: an entry
 may be committed on the leader and an arbiter alone, and if that leader is then lost for good,
 the arbiter rightly refuses every shorter log. The cluster waits (loses no write) until the old
-leader, or another data node that holds the entry, is back. So a leader beside an arbiter can't
-remove itself: it hands over first. A role never changes.
+leader, or another data node that holds the entry, is back. So that one of them always can be, an
+arbiter is sent only what its leader holds durably, and a leader beside an arbiter can't remove
+itself: it hands over first. A role never changes, not even by leaving: an arbiter's directory
+holds no data that another role could begin with.
 
 Time is counted in ticks. One caller at a time: the driver's lock guards every method.
 """
@@ -837,15 +839,24 @@ class Raft:
         """Send what is due: a probe, new entries, or the news of a commit."""
         if progress.state is Replication.PROBE and progress.due:
             self._send_append(progress)
-        while progress.state is Replication.PIPELINE and (
-            progress.next <= self._log.last_index
-            and len(progress.inflight) < self.options.max_inflight
-        ):
+        while progress.state is Replication.PIPELINE and self._has_more(progress):
             self._send_append(progress)
         if progress.state is Replication.PIPELINE and (
             progress.due or (progress.commit < self.commit_index and not progress.inflight)
         ):
             self._send_append(progress)
+
+    def _last_for(self, progress: Progress) -> int:
+        """An arbiter holds nothing that no data node holds durably, or a crash might leave it
+        with the longest log of all, and nobody could ever win."""
+        log = self._log
+        return log.persisted if progress.server.role == "arbiter" else log.last_index
+
+    def _has_more(self, progress: Progress) -> bool:
+        return (
+            progress.next <= self._last_for(progress)
+            and len(progress.inflight) < self.options.max_inflight
+        )
 
     def _send_append(self, progress: Progress) -> None:
         log = self._log
@@ -855,8 +866,9 @@ class Raft:
             self._send_snapshot(progress)
             return
         entries: Sequence[Entry] = ()
-        if progress.next <= log.last_index and len(progress.inflight) < self.options.max_inflight:
-            entries = log.slice(progress.next, log.last_index + 1, self.options.max_append_bytes)
+        if self._has_more(progress):
+            last = self._last_for(progress)
+            entries = log.slice(progress.next, last + 1, self.options.max_append_bytes)
             if progress.server.role == "arbiter":
                 entries = [
                     Entry(e.term, e.index, e.kind, b"" if e.kind == COMMAND else e.data)

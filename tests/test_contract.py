@@ -933,6 +933,29 @@ def test_bootstrap_on_existing_state_changes_nothing(tmp_path: Path) -> None:
     assert len(set(seen)) == 1
 
 
+def test_a_node_that_restarts_elsewhere_announces_it(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        process.put("k", b"v")
+        old = process.url
+    flags = ["--raft-addr=127.0.0.1:7123", "--http-advertise=http://db.example:80"]
+    with running(tmp_path, *flags) as process:
+        (server,) = json.loads(process.request("GET", "/raft/config").body)["servers"]
+        assert server["address"] == "127.0.0.1:7123"
+        assert server["http_address"] == "http://db.example:80" != old
+        assert json.loads(process.request("GET", "/status").body)["leader"] == "127.0.0.1:7123"
+        assert process.get("k").body == b"v"
+
+
+def test_yaml_is_checked_like_everything_else(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("node_id: n1\nhtp_addr: :8081\n")
+    done = run(f"--config={settings}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"htp_addr ({settings} line 2)" in done.stderr
+    assert "did you mean http_addr?" in done.stderr
+
+
 # -- stopping and logging --------------------------------------------------------------------------
 
 

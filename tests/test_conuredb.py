@@ -32,8 +32,7 @@ def root_logger() -> Iterator[logging.Logger]:
     ("flags", "status", "words"),
     [
         (["--http-addr=nowhere"], 2, "http_addr (flag --http-addr)"),
-        (["--http-addr=999.0.0.1:1"], 2, "http_addr (flag --http-addr): can't listen on"),
-        (["--http-addr=no-such-host.invalid:1"], 2, "http_addr (flag --http-addr): can't listen"),
+        (["--http-addr=192.0.2.1:1"], 2, "http_addr (flag --http-addr): can't listen on"),
     ],
 )
 def test_exit_status_and_line(

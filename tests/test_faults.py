@@ -180,6 +180,8 @@ def test_a_full_disk_refuses_writes_and_recovers(tmp_path: Path, disk: FaultyDis
         assert server.get(f"k{count}").status == 404
         assert_filled(server, count, size)
         assert server.request("GET", "/livez").status == 200
+        wait_until(lambda: b"conure_disk_full 1\n" in server.request("GET", "/metrics").body)
+        assert "Traceback" not in server.text
         disk.heal()
         wait_until(is_written(server, f"k{count}", value_of(count, size)))
         assert_filled(server, count + 1, size)

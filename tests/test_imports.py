@@ -32,7 +32,18 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # The core sees no clock, thread, socket, file or randomness of its own (raft.py's docstring).
-PURE = {"raft": {"__future__", "collections", "dataclasses", "enum", "random", "struct", "typing"}}
+PURE = {
+    "raft": {
+        "__future__",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "enum",
+        "random",
+        "struct",
+        "typing",
+    }
+}
 
 
 def imports_of(module: str) -> set[str]:

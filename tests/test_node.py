@@ -10,6 +10,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,24 @@ def started(fs: FileSystem, **changes: Any) -> Iterator[Node]:
     try:
         node.start()
         yield node
-        node._stopped.set()  # a check is for a tree at rest: let a running checkpoint end
-        node._checkpoint_wanted.set()
-        for thread in node._threads:
-            thread.join()
+        rest(node)  # a check is for a tree without a running checkpoint
         check(node)
     finally:
         node.stop()
+
+
+def rest(node: Node) -> None:
+    """End the node's threads."""
+    node._stopped.set()
+    node._checkpoint_wanted.set()
+    for thread in node._threads:
+        thread.join()
+
+
+def assert_failed_by_the_disk(node: Node) -> None:
+    """See that a failure was the disk's fault and not a bug that a failure hides."""
+    allowed = (type(None), SimulatedCrash, DiskFailed, DiskFull)
+    assert isinstance(node._failure, allowed), repr(node._failure)
 
 
 def check(node: Node) -> None:
@@ -202,6 +214,7 @@ def run_until_it_ends(fs: CrashFileSystem, ledger: Ledger) -> bool:
     else:
         return node.liveness()[1]
     finally:
+        assert_failed_by_the_disk(node)
         with contextlib.suppress(SimulatedCrash, DiskFailed):
             node.stop()
 
@@ -302,6 +315,61 @@ def test_a_disk_of_any_size_refuses_what_does_not_fit_and_goes_on() -> None:
     assert refusals > 10
 
 
+def random_life(node: Node, ledger: Ledger, rng: random.Random, seed: int) -> None:
+    for number in range(rng.randrange(1, 60)):
+        action = rng.random()
+        if action < 0.08:
+            checkpoint(node)
+        elif action < 0.16:
+            node._prepare_log()
+        else:
+            keys = rng.sample(range(12), rng.randrange(1, 5))
+            sizes = [rng.choice([None, 0, 5, 90, 300, 2500]) for _ in keys]
+            ledger.write(
+                node,
+                *[
+                    (
+                        b"%d" % key,
+                        None if size is None else b"%d.%d." % (seed, number) + bytes(size),
+                    )
+                    for key, size in zip(keys, sizes, strict=True)
+                ],
+            )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lives_that_end_in_a_fault_one_after_the_other(seed: int) -> None:
+    """The same disk through many crashes, failures and shortages: what is left has to be right."""
+    lives_of_one_disk(seed)
+
+
+def lives_of_one_disk(seed: int) -> None:
+    rng = random.Random(seed)
+    fs, ledger = CrashFileSystem(seed), Ledger()
+    for generation in range(8):
+        fault = rng.choice(["none", "crash", "io", "full"])
+        if fault == "crash":
+            fs.crash_at_sync = rng.randrange(1, 25)
+        elif fault == "io":
+            fs.fail_call(rng.randrange(1, 150), "io")
+        elif fault == "full":
+            fs.set_capacity(fs.used_bytes() + rng.randrange(0, 12_000))
+        node = None
+        with contextlib.suppress(SimulatedCrash, DiskFailed, DiskFull):
+            node = open_node(fs)
+            node.start()
+            ledger.verify(node)
+            random_life(node, ledger, rng, generation)
+            if rng.random() < 0.5:
+                node.stop()
+        if node is not None:
+            rest(node)
+            assert_failed_by_the_disk(node)
+        fs.set_capacity(None)
+        fs = fs.after_crash(rng.choice(MODES), rng)
+    survive(fs, ledger)
+
+
 # -- a full disk, step by step ---------------------------------------------------------------------
 
 
@@ -348,6 +416,35 @@ def test_the_node_finds_out_by_itself_that_there_is_room_again() -> None:
         wait_until(lambda: isinstance(write(node, (b"k", b"v"))[0], DiskFull))
         fs.set_capacity(None)
         wait_until(lambda: write(node, (b"k", b"v")) == [None])
+
+
+def test_a_full_log_is_cut_so_that_writes_go_on() -> None:
+    fs = CrashFileSystem()
+    with started(fs) as node:
+        node._prepare_log()
+        fs.set_capacity(fs.used_bytes() + 3072)  # too little for a segment, enough for the tree
+        refused = 0
+        for number in range(300):
+            (error,) = write(node, (b"k", b"%d" % number * 100))
+            if isinstance(error, DiskFull):
+                refused += 1
+                wait_until(lambda: write(node, (b"k", b"again")) == [None])
+        assert refused >= 3
+        assert node.get(b"k") is not None
+
+
+def test_a_shortage_is_told_once_and_shown_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    fs = CrashFileSystem()
+    with started(fs) as node:
+        fs.set_capacity(fs.used_bytes())
+        for _ in range(3):
+            node._prepare_log()
+        assert caplog.text.count("no room for the next log segment") == 1
+        assert "Traceback" not in caplog.text
+        assert "no space left" in found_by(node, "disk")
+        fs.set_capacity(None)
+        node._prepare_log()
+        assert found_by(node, "disk") == "ok"
 
 
 # -- what can't be waited for any longer -----------------------------------------------------------
@@ -477,6 +574,22 @@ def test_a_node_that_was_not_told_to_begin_waits() -> None:
     with started(fs, bootstrap=True) as node:
         assert node.status()["cluster_id"] == cluster
         assert node.get(b"k") == b"v"
+
+
+def test_a_node_that_moved_says_so_once() -> None:
+    fs = CrashFileSystem()
+    moved = {"raft_address": "10.0.0.1:7001", "http_address": "http://10.0.0.1:8081"}
+    indexes = []
+    for changes in ({}, {}, moved, moved):
+        with started(fs, **changes) as node:
+            indexes.append(node.status()["commit_index"])
+            (server,) = node.members()["servers"]
+            here = options(**changes)
+            assert server["address"] == here.raft_address
+            assert server["http_address"] == node.status()["leader_http"] == here.http_address
+            assert server["suffrage"] == "voter"
+    growth = [after - before for before, after in pairwise(indexes)]
+    assert growth == [1, 2, 1]  # the first entry of a term, and one for the move
 
 
 @pytest.mark.parametrize("keep", ["older tree", "older log", "other log"])

@@ -276,8 +276,11 @@ def test_a_node_at_an_early_term_learns_of_a_later_one_by_asking() -> None:
 
 
 def test_a_new_leader_is_given_time_to_be_answered() -> None:
-    cluster, leader = leader_of("a", "b", "c")
-    cluster.isolate("a")
+    leader = Cluster("a", "b", "c")["a"]
+    leader.tick(3 * ELECTION)
+    leader.campaign()
+    for kind in (MessageType.PRE_VOTE_RESPONSE, MessageType.VOTE_RESPONSE):
+        leader.step(Message(kind, "b", "a", 2))
     leader.tick(ELECTION)
     assert state_of(leader.raft) is State.LEADER
     leader.tick()
@@ -484,6 +487,20 @@ def test_an_arbiter_is_sent_positions_and_never_leads() -> None:
     cluster.tick_all(5 * ELECTION)
     assert leader.raft.state is State.LEADER
     assert cluster["b"].machine.index == leader.machine.index
+
+
+def test_an_arbiter_holds_nothing_that_its_leader_may_lose() -> None:
+    """Or it is left alone with the longest log, and lets nobody win."""
+    cluster = Cluster("a", "b", arbiters="x")
+    leader = cluster.elect("a")
+    cluster["b"].crash()
+    leader.manual_sync = True
+    leader.propose(b"one")
+    cluster.settle()
+    assert cluster["x"].raft.last_index == 2
+    leader.sync()
+    cluster.settle()
+    assert cluster["x"].raft.last_index == leader.raft.commit_index == 3
 
 
 # -- log and snapshots ---------------------------------------------------------------------------

@@ -155,7 +155,9 @@ class History:
             self.attempt(lambda: leader.change(lambda: raft.promote(self.rng.choice(learners))))
         elif choice < 0.7 and len(members) < 6:
             strangers = [
-                name for name in self.cluster.nodes if raft.configuration.get(name) is None
+                node.id
+                for node in self.cluster.nodes.values()
+                if raft.configuration.get(node.id) is None and not node.is_arbiter
             ]
             if strangers and self.rng.random() < 0.5:
                 name = self.rng.choice(strangers)
