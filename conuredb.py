@@ -36,6 +36,9 @@ SWITCH_INTERVAL = 0.0005
 MAX_OPEN_FILES = 1 << 16
 """What the soft limit of open files is raised to at most; every connection needs one."""
 
+UNWRITTEN_SHARE = 4
+"""How many times ``cache_bytes`` changed pages may take before writers are slowed down."""
+
 log = logging.getLogger("conure")
 
 
@@ -132,6 +135,7 @@ class Process:
             checkpoint_log_bytes=config.checkpoint_log_bytes,
             checkpoint_entries=config.checkpoint_entries,
             checkpoint_interval=config.checkpoint_interval,
+            max_unwritten_bytes=UNWRITTEN_SHARE * config.cache_bytes,
         )
         try:
             return Node.open(options, OsFileSystem(), self._registry, self._on_failure)

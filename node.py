@@ -75,6 +75,15 @@ __all__ = ["Node", "NodeOptions"]
 TICK = 0.05
 """Seconds between ticks of the core; its time-outs are counted in ticks."""
 
+BRAKE = 0.02
+"""Seconds every round of writes waits while changed pages take too much memory."""
+
+HOUSEKEEPING = 0.1
+"""Seconds between two looks at whether a checkpoint or a log segment is needed."""
+
+DISK_FULL_RETRY = 1.0
+"""Seconds between attempts to checkpoint onto a full disk."""
+
 CHECKPOINT_SLICE = 0.002
 """Seconds a checkpoint works before it rests as long, so that requests get their turn."""
 
@@ -112,6 +121,7 @@ class NodeOptions:
     checkpoint_log_bytes: int = 32 << 20
     checkpoint_entries: int = 100_000
     checkpoint_interval: float = 60.0
+    max_unwritten_bytes: int = 256 << 20
 
 
 @dataclass(slots=True)
@@ -165,6 +175,7 @@ class Node:
         self._full: DiskFull | None = None  # why the last checkpoint did not fit
         self._cramped: DiskFull | None = None  # why the next log segment can't be made
         self._checkpointed_at = monotonic()
+        self._checkpointed_bytes = 0  # what size_bytes of the log would be with nothing new in it
         self._checkpoint_wanted = threading.Event()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -198,7 +209,7 @@ class Node:
                 cache_bytes=options.cache_bytes,
             )
             opened.append(tree)
-            _check_agreement(raft_log, tree, directory.database_path)
+            _check_agreement(raft_log, tree, directory)
             if options.bootstrap and raft_log.last_index == 0:
                 _begin_cluster(options, directory, raft_log)
             return cls(options, directory, raft_log, tree, registry, on_failure)
@@ -285,9 +296,12 @@ class Node:
                 self._batch_sizes.observe(len(encoded))
                 self._drive()
             finished = self._take_finished()
+            must_brake = self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
         if refusal is not None:
             reply(0, len(commands), refusal)
         _run(finished)
+        if must_brake:
+            sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
 
     def confirm_read(self, reply: Reply) -> None:
         """Call *reply* once everything acknowledged before now is in the local state (R6)."""
@@ -480,11 +494,17 @@ class Node:
             if done < batch.count:
                 break
             self._batches.popleft()
-        if (
-            last - self._store.tree.applied_index >= self._options.checkpoint_entries
-            or self._log.size_bytes >= self._options.checkpoint_log_bytes
-        ):
+        if self._is_much_unwritten():
             self._checkpoint_wanted.set()
+
+    def _is_much_unwritten(self) -> bool:
+        """Tell whether a restart would have much to apply, or memory much to give back (S7)."""
+        options, store = self._options, self._store
+        return (
+            store.applied_index - store.tree.applied_index >= options.checkpoint_entries
+            or self._log.size_bytes - self._checkpointed_bytes >= options.checkpoint_log_bytes
+            or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
+        )
 
     def _finish_reads(self) -> None:
         applied = self._store.applied_index
@@ -592,18 +612,20 @@ class Node:
 
     def _keep_checkpoints(self) -> None:
         """Checkpoint when enough was written or enough time has passed; keep the log ahead."""
-        pause = min(1.0, self._options.checkpoint_interval)
         try:
             while True:
-                wanted = self._checkpoint_wanted.wait(pause)
+                self._checkpoint_wanted.wait(HOUSEKEEPING)
                 if self._stopped.is_set():
                     return
                 self._checkpoint_wanted.clear()
                 self._prepare_log()
-                due = monotonic() - self._checkpointed_at >= self._options.checkpoint_interval
-                if wanted or due or self._full is not None:
+                elapsed = monotonic() - self._checkpointed_at
+                if self._full is not None or self._cramped is not None:
+                    due = elapsed >= DISK_FULL_RETRY
+                else:
+                    due = elapsed >= self._options.checkpoint_interval or self._is_much_unwritten()
+                if due:
                     self._checkpoint(CHECKPOINT_SLICE)
-                    self._prepare_log()  # from the segments that were cut away
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._lock:
                 self._fail(error)
@@ -633,24 +655,29 @@ class Node:
                 self._checkpointed_at = monotonic()
                 return
             checkpoint = self._store.begin_checkpoint()
+            logged = self._log.size_bytes
+        self._checkpointed_at = monotonic()
         started = perf_counter()
         try:
             while not checkpoint.step(slice_seconds or 1.0):
                 if slice_seconds and not self._stopped.is_set():
                     sleep(slice_seconds)
+                    self._prepare_log()
             checkpoint.finish()
             with self._lock:
+                cut = self._log.size_bytes
                 self._log.cut(checkpoint.meta)
+                cut -= self._log.size_bytes
         except DiskFull as error:
             checkpoint.abort()
             if self._full is None:
                 log.error("a checkpoint does not fit on the disk, writes are refused: %s", error)
             self._full = error
             return
+        self._checkpointed_bytes = logged - cut
         if self._full is not None:
             log.info("there is room again, writes are accepted")
             self._full = None
-        self._checkpointed_at = monotonic()
         seconds = perf_counter() - started
         self._checkpoint_seconds.observe(seconds)
         log.debug("checkpoint at index %d in %.3f s", checkpoint.meta.index, seconds)
@@ -740,8 +767,15 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
     log.info("node %s begins cluster %s", server.id, directory.identity.cluster_id)
 
 
-def _check_agreement(raft_log: RaftLog, tree: BTree, path: str) -> None:
+def _check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) -> None:
     """Refuse a log and a tree that can't belong together: one of them has lost something."""
+    term = raft_log.hard_state.term
+    if raft_log.last_index == 0 and term > 1 and directory.identity.cluster_id:
+        # The founder's first entry is on disk before its first vote: somebody has removed it.
+        raise CorruptionError(
+            directory.raft_path, 0, f"the log is empty, yet there was term {term}"
+        )
+    path = directory.database_path
     applied, first = tree.applied_index, raft_log.snapshot.index
     if applied < first:
         raise CorruptionError(
@@ -751,10 +785,10 @@ def _check_agreement(raft_log: RaftLog, tree: BTree, path: str) -> None:
         raise CorruptionError(
             path, 0, f"it holds entries up to {applied}, the log ends at {raft_log.last_index}"
         )
-    term = raft_log.term(applied)
-    if term is not None and term != tree.applied_term:
+    logged = raft_log.term(applied)
+    if logged is not None and logged != tree.applied_term:
         raise CorruptionError(
-            path, 0, f"entry {applied} is of term {tree.applied_term} here, {term} in the log"
+            path, 0, f"entry {applied} is of term {tree.applied_term} here, {logged} in the log"
         )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import node as node_module
 from errors import (
     Conflict,
     ConureError,
@@ -616,6 +619,17 @@ def test_a_tree_and_a_log_that_do_not_belong_together_are_refused(
         open_node(fs, data_dir=str(mine))
 
 
+def test_a_log_whose_segments_were_removed_is_refused(tmp_path: Path) -> None:
+    fs = OsFileSystem()
+    with started(fs, data_dir=str(tmp_path / "alive")) as node:
+        write(node, (b"k", b"v"))
+        shutil.copytree(tmp_path / "alive", tmp_path / "killed")  # before any checkpoint
+    for segment in (tmp_path / "killed" / "raft").glob("*.log"):
+        segment.unlink()
+    with pytest.raises(CorruptionError, match="the log is empty"):
+        open_node(fs, data_dir=str(tmp_path / "killed"))
+
+
 def copy_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -710,3 +724,25 @@ def test_checkpoints_run_beside_writes_and_reads(tmp_path: Path) -> None:
     with started(fs, **changes) as node:
         for name in (b"a", b"b", b"c"):
             assert all(node.get(b"%b%d" % (name, n)) == b"%d" % (n + 100) for n in range(50))
+
+
+def test_writers_are_slowed_while_changed_pages_take_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brakes: list[float] = []
+    bound = 400_000
+
+    def pause(seconds: float) -> None:
+        if seconds == node_module.BRAKE:
+            brakes.append(seconds)
+        else:
+            time.sleep(seconds)
+
+    monkeypatch.setattr(node_module, "sleep", pause)
+    changes = {"data_dir": str(tmp_path), "max_unwritten_bytes": bound}
+    with started(OsFileSystem(), **changes) as node:
+        assert write(node, (b"k", b"v")) == [None]
+        assert not brakes
+        assert write(node, *[(b"%d" % n, bytes(50_000)) for n in range(10)]) == [None] * 10
+        assert brakes
+        wait_until(lambda: node._store.tree.unwritten_bytes < bound // 2)
