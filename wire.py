@@ -217,12 +217,16 @@ def read_record_header(buffer: bytes, offset: int, salt: int) -> Record:
     Raises WireError.
     """
     try:
-        _, check, *_rest, version, _t, _i, _n = _RECORD.unpack_from(buffer, offset)
+        _, check, found, size, unsynced, version, term, index, n = _RECORD.unpack_from(
+            buffer, offset
+        )
     except struct.error:
         raise WireError("a record's header is cut short") from None
-    if crc32(memoryview(buffer)[offset + 8 : offset + RECORD_HEADER_BYTES]) != check:
+    if crc32(buffer[offset + 8 : offset + RECORD_HEADER_BYTES]) != check:
         raise WireError("a record's header fails its checksum")
-    return _known_record(buffer, offset, salt, version)
+    if found != salt or version != _VERSION or not n or n * _PER_ENTRY > size:
+        raise _unknown_record(found == salt, version, n, size)
+    return Record(offset + RECORD_HEADER_BYTES + size, unsynced, term, index, n)
 
 
 def check_record(buffer: bytes, offset: int, salt: int) -> Record:
@@ -231,15 +235,19 @@ def check_record(buffer: bytes, offset: int, salt: int) -> Record:
     Raises WireError.
     """
     try:
-        check, _, _, size, _, version, _, _, _ = _RECORD.unpack_from(buffer, offset)
+        check, _, found, size, unsynced, version, term, index, n = _RECORD.unpack_from(
+            buffer, offset
+        )
     except struct.error:
         raise WireError("a record's header is cut short") from None
     end = offset + RECORD_HEADER_BYTES + size
     if end > len(buffer):
         raise WireError(f"a record of {size} bytes is cut short")
-    if crc32(memoryview(buffer)[offset + 4 : end]) != check:
+    if crc32(buffer[offset + 4 : end]) != check:
         raise WireError("a record fails its checksum")
-    return _known_record(buffer, offset, salt, version)
+    if found != salt or version != _VERSION or not n or n * _PER_ENTRY > size:
+        raise _unknown_record(found == salt, version, n, size)
+    return Record(end, unsynced, term, index, n)
 
 
 def decode_record(buffer: bytes, offset: int, salt: int) -> tuple[Record, list[Entry]]:
@@ -252,15 +260,12 @@ def decode_record(buffer: bytes, offset: int, salt: int) -> tuple[Record, list[E
     return record, _decode_batch(buffer, batch, record.end)
 
 
-def _known_record(buffer: bytes, offset: int, salt: int, version: int) -> Record:
-    _, _, found, size, unsynced, _, term, index, n = _RECORD.unpack_from(buffer, offset)
+def _unknown_record(ours: bool, version: int, n: int, size: int) -> WireError:
     if version != _VERSION:
-        raise WireError(f"a record of format version {version}; this version knows {_VERSION}")
-    if found != salt:
-        raise WireError("a record of another file")
-    if not n or n * _PER_ENTRY > size:
-        raise WireError(f"a record of {n} entries in {size} bytes")
-    return Record(offset + RECORD_HEADER_BYTES + size, unsynced, term, index, n)
+        return WireError(f"a record of format version {version}; this version knows {_VERSION}")
+    if not ours:
+        return WireError("a record of another file")
+    return WireError(f"a record of {n} entries in {size} bytes")
 
 
 def _encode_batch(batch: Sequence[Entry]) -> tuple[bytes, bytes]:
@@ -279,6 +284,12 @@ def _decode_batch(buffer: bytes, offset: int, end: int) -> list[Entry]:
     data_at = kinds_at + n
     if not n or data_at > end:
         raise WireError(f"a batch of {n} entries in {end - offset} bytes")
+    if (
+        n == 1
+        and buffer[kinds_at] <= CONFIG
+        and data_at + _LENGTH.unpack_from(buffer, offset)[0] == end
+    ):
+        return [Entry(term, index, buffer[kinds_at], buffer[data_at:end])]
     lengths = struct.unpack_from(f">{n}I", buffer, offset)
     kinds = buffer[kinds_at:data_at]
     if max(kinds) > CONFIG:

@@ -23,7 +23,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from btree import BTree
+from client import Client
 from config import SETTINGS, VERSION
+from errors import PayloadTooLarge
 from fileio import OsFileSystem
 from tests.process import ROOT, Answer, ServerProcess, running, wait_until
 
@@ -174,7 +176,8 @@ def test_answers_have_their_types(server: ServerProcess) -> None:
 @pytest.mark.parametrize("key", BINARY)
 def test_any_bytes_make_a_key(server: ServerProcess, key: bytes) -> None:
     value = b"value of " + key
-    assert server.put(key, value) == server.put(key, value)._replace(body=b"OK\n")
+    answer = server.put(key, value)
+    assert (answer.status, answer.body) == (200, b"OK\n")
     assert server.get(key).body == value
     everything_escaped = "".join(f"%{octet:02x}" for octet in key)
     assert server.request("GET", f"/kv?key={everything_escaped}").body == value
@@ -573,6 +576,47 @@ def test_metrics_addr_serves_metrics_and_nothing_else(tmp_path: Path) -> None:
         assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
         process.port = main_port
         assert process.request("GET", "/metrics").status == 200
+
+
+# -- the shell and the client ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "send", "status", "output"),
+    [
+        (["put", "shell", "two words"], b"", 0, b"OK\n"),
+        (["get", "shell"], b"", 0, b"value"),
+        (["put", "shell", "-"], b"\0bytes\n", 0, b"OK\n"),
+        (["get", "no-such-key"], b"", 1, b""),
+        (["delete", "no-such-key"], b"", 0, b"OK\n"),
+        (["get"], b"", 2, b""),
+        (["fetch", "shell"], b"", 2, b""),
+        ([], b"put shell 'a \"b\"'\nget shell\ndelete shell\nexit\n", 0, b'OK\na "b"\nOK\n'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_the_shell(
+    server: ServerProcess, arguments: list[str], send: bytes, status: int, output: bytes
+) -> None:
+    server.put("shell", b"value")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "conuresh.py"), f"--server={server.url}", *arguments],
+        input=send, capture_output=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (status, output)
+    assert bool(done.stderr) == bool(status)
+    if arguments[-1:] == ["-"]:
+        assert server.get("shell").body == send
+
+
+def test_the_client(server: ServerProcess) -> None:
+    with Client(server.url) as client:
+        client.put(b"client\0+", b"\xff")
+        assert client.get(b"client\0+") == client.get(b"client\0+", stale=True) == b"\xff"
+        client.delete(b"client\0+")
+        assert client.get(b"client\0+") is None
+        with pytest.raises(PayloadTooLarge):
+            client.put("client", bytes(MAX_VALUE + 1))
 
 
 # -- members ---------------------------------------------------------------------------------------
