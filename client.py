@@ -39,6 +39,7 @@ import json
 import random
 import re
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +72,9 @@ DEFAULT_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds
 _NOT_A_SERVER = "this is not what a ConureDB server answers; check the server's address"
 _URL = re.compile(
-    r"http://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?([/?][^\s]*)?", re.ASCII
+    r"http://(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?)"
+    r"(?::(\d{1,5}))?([/?][^\s]*)?",
+    re.ASCII,
 )
 _ERRORS: dict[int, Callable[[str], ConureError]] = {
     400: BadRequest,
@@ -317,17 +320,37 @@ class _ConnectionFailed(Exception):
         self.was_sent = was_sent
 
 
+class _Socket(socket.socket):
+    """Waits for input up to one moment, in however many pieces it comes."""
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any, **named: Any) -> int:
+        left = _left(self.deadline)
+        if not left:
+            raise TimeoutError
+        self.settimeout(left)
+        return super().recv_into(*args, **named)
+
+
 class _Connection(HTTPConnection):
     """A connection that knows whether any byte of the current request has left."""
 
     was_sent = False
+    sock: Any  # None, or a _Socket
     _parts: list[bytes]
 
     def limit(self, seconds: float) -> None:
-        """Let each following operation on the socket wait so long."""
+        """Let connecting, sending and the whole of an answer take so long from now."""
         self.timeout = max(seconds, 0.001)
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
+            self.sock.deadline = time.monotonic() + self.timeout
+
+    def connect(self) -> None:
+        super().connect()
+        plain = self.sock
+        self.sock = _Socket(plain.family, plain.type, plain.proto, plain.detach())
 
     def open(self) -> None:
         self.was_sent = False

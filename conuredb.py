@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from queue import SimpleQueue
 from types import FrameType
 
 from config import VERSION, Address, Config, load
@@ -35,6 +36,12 @@ SWITCH_INTERVAL = 0.0005
 
 MAX_OPEN_FILES = 1 << 16
 """What the soft limit of open files is raised to at most; every connection needs one."""
+
+KEPT_FILES = 192
+"""Open files that connections have to leave: for the node's own, and for turning clients away.
+
+A node that can't open its next log segment ends: idle clients must not bring it there.
+"""
 
 UNWRITTEN_SHARE = 4
 """How many times ``cache_bytes`` changed pages may take before writers are slowed down."""
@@ -62,7 +69,8 @@ class Process:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._registry = Registry()
-        self._stop = threading.Event()
+        self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
+        self._max_connections = config.max_connections
         self._failed = False
 
     def run(self) -> int:
@@ -73,7 +81,7 @@ class Process:
         for name in config.ignored_environment:
             log.warning("environment %s names no setting and is ignored", name)
         sys.setswitchinterval(SWITCH_INTERVAL)
-        raise_file_limit()
+        self._bound_connections(raise_file_limit())
         threading.excepthook = self._on_thread_exception
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -97,16 +105,30 @@ class Process:
             for each in servers:
                 each.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
-            self._stop.wait()
+            log.info("%s: stopping", self._wait_for_a_reason())
         finally:
             self._shut_down(servers, node)
         return 1 if self._failed else 0
+
+    def _bound_connections(self, open_files: int) -> None:
+        """Take care that connections leave the node the open files it needs itself."""
+        servers = 1 if self._config.metrics_addr is None else 2
+        most = max(1, open_files // servers - KEPT_FILES)
+        if self._max_connections > most:
+            self._max_connections = most
+            log.warning(
+                "max_connections is %d here, not %d: this process may open %d files only "
+                "(raise its limit, ulimit -n)",
+                most,
+                self._config.max_connections,
+                open_files,
+            )
 
     def _listen(self, setting: str, address: Address, application: Application) -> HTTPServer:
         config = self._config
         limits = Limits(
             max_body_bytes=config.max_value_bytes,
-            max_connections=config.max_connections,
+            max_connections=self._max_connections,
             request_timeout=config.request_timeout,
             idle_timeout=config.idle_timeout,
         )
@@ -181,13 +203,17 @@ class Process:
 
     # -- reasons to stop; any thread -------------------------------------------------------------
 
+    def _wait_for_a_reason(self) -> str:
+        return self._reasons.get()
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        log.info("%s: stopping", signal.Signals(number).name)
-        self._stop.set()
+        # Nothing that takes a lock: it runs between any two lines of the main thread, which may
+        # hold that lock just then. SimpleQueue is made for this; Event and logging are not.
+        self._reasons.put(signal.Signals(number).name)
 
     def _on_failure(self) -> None:
         self._failed = True
-        self._stop.set()
+        self._reasons.put("a failure")
 
     def _on_fatal(self, error: BaseException) -> None:
         log.critical("the HTTP server has ended: %s", error, exc_info=error)
@@ -237,12 +263,15 @@ def set_up_logging(level: str, style: str) -> None:
     root.setLevel(level.upper())
 
 
-def raise_file_limit() -> None:
-    """Let the process have as many open files as it may, up to MAX_OPEN_FILES."""
+def raise_file_limit() -> int:
+    """Let the process have as many open files as it may, up to MAX_OPEN_FILES; return how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)
 
 
 def _shown(address: Address, port: int) -> str:

@@ -351,6 +351,8 @@ def _write(data: str | bytes) -> None:
 
 
 def _complain(line: str) -> None:
+    if sys.stderr is None:  # closed; print would take standard output in its place
+        return
     with contextlib.suppress(OSError):  # there is no other place to say it
         print(_printable(line, keep="\n"), file=sys.stderr, flush=True)
 

@@ -82,7 +82,7 @@ class FileSystem(Protocol):
     def exists(self, path: str) -> bool: ...
 
     def list(self, path: str) -> list[str]:
-        """Return the names in a directory, sorted."""
+        """Return the names in a directory, sorted. Raises FileNotFoundError if it is missing."""
 
     def make_directory(self, path: str) -> None:
         """Make a directory and its parents, durably; one that exists is left as it is."""
@@ -171,7 +171,10 @@ class OsFile:
             self._poison("truncating", error)
 
     def size(self) -> int:
-        return os.fstat(self._fd).st_size
+        try:
+            return os.fstat(self._fd).st_size
+        except OSError as error:
+            raise DiskFailed(_describe("sizing", self._path, error)) from error
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -224,7 +227,12 @@ class OsFileSystem:
         return os.path.exists(path)
 
     def list(self, path: str) -> list[str]:
-        return sorted(os.listdir(path))
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _cannot_open(path, error) from error
 
     def make_directory(self, path: str) -> None:
         path = os.path.abspath(path)
@@ -269,13 +277,16 @@ class OsFileSystem:
             raise _cannot_open(path, error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             other = os.pread(fd, 200, 0).decode(errors="replace").strip()
             os.close(fd)
             raise DirectoryInUse(
                 f"{os.path.dirname(path)} is in use by {other or 'another process'}; "
                 "stop that process or name another data_dir"
             ) from error
+        except OSError as error:
+            os.close(fd)
+            raise DiskFailed(_describe("locking", path, error)) from error
         with contextlib.suppress(OSError):  # who holds it is a courtesy, the lock itself is taken
             os.ftruncate(fd, 0)
             os.pwrite(fd, holder.encode() + b"\n", 0)

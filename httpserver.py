@@ -78,6 +78,7 @@ READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
+_LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their turn comes, too
 _LINGER_TIME = 2.0  # seconds
 _LINGER_BYTES = 16 << 20
 _TICK = 1.0  # seconds between two looks at the deadlines
@@ -89,6 +90,7 @@ _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 _MAX_FIELDS = 100
 _MAX_PARAMETERS = 100
 _LINE_EXTRA = 64  # bytes of a request line besides the target: method, spaces, version
+_LONGEST_METHOD = 32  # bytes; RFC 9110 knows none beyond 9
 _MAX_CHUNK_LINE = 4096
 _MAX_EXTENSIONS = 16 << 10  # bytes of chunk extensions in one body
 _KNOWN_HEADS = 1024
@@ -99,6 +101,7 @@ _KNOWN_STARTS = 1024
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _CLOSE, _KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
+_RETRY = b"Retry-After: 1\r\n"
 
 _TOKEN_BYTES = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _FIELD_PATTERN = rb"[" + _TOKEN_BYTES + rb"]+:[\t -~\x80-\xff]*\r\n"
@@ -146,6 +149,7 @@ class Limits:
     max_body_bytes: int = 1 << 20  # 413
     max_connections: int = 10_000  # 503
     max_arriving_bytes: int = 256 << 20  # of all unfinished bodies together: 503
+    max_leaving_bytes: int = 256 << 20  # of all unsent answers together: 503 to long reads
     max_pipelined: int = 128  # unanswered requests of one connection; the next ones wait
     request_timeout: float = 30.0  # from a request's first byte to its last: 408
     idle_timeout: float = 120.0  # between two requests
@@ -264,10 +268,10 @@ def error_body(
     """
     message = " ".join(message.split())
     if not _accepts_json(accept):
-        return message.encode() + b"\n", TEXT
+        return message.encode(errors="backslashreplace") + b"\n", TEXT
     title = title or _PHRASES.get(status, "error")
     problem = {"type": "about:blank", "title": title, "status": status, "detail": message}
-    return json.dumps(problem, ensure_ascii=False).encode() + b"\n", PROBLEM
+    return json.dumps(problem).encode() + b"\n", PROBLEM
 
 
 def decode_form(form: bytes) -> dict[bytes, bytes]:
@@ -376,7 +380,7 @@ class HTTPServer(ThreadingHTTPServer):
         if self._accepting:
             self.shutdown()
             with contextlib.suppress(OSError):  # what the system has accepted for us is in flight
-                while True:
+                for _ in range(self.request_queue_size):
                     self.process_request(*self.get_request())
         self.server_close()
         return self._reactor.drain(timeout)
@@ -603,7 +607,8 @@ def _unquote(coded: bytes) -> bytes:
 
 
 def _show(name: bytes) -> str:
-    return repr(name.decode("utf-8", "backslashreplace"))
+    shown = repr(name[:100].decode("utf-8", "backslashreplace"))
+    return shown if len(name) <= 100 else f"{shown}…"
 
 
 _NO_HEAD = _Head("1.0", Headers({}))
@@ -736,6 +741,7 @@ class _Connection:
         "interest",
         "more",
         "out",
+        "parked",
         "peer",
         "pending",
         "reactor",
@@ -765,6 +771,7 @@ class _Connection:
         self.more = False  # while draining: a request is being handed over and more bytes follow
         self.out: list[bytes | memoryview] = []
         self.pending = 0  # bytes in out
+        self.parked = 0  # bytes of long answers before their turn
         self.touched = self.begun = perf_counter()  # last progress; first byte of a request
         self.discarded = 0
 
@@ -782,7 +789,8 @@ class _Connection:
             return
         reactor = self.reactor
         reactor.bytes_in += len(data)
-        self.touched = reactor.now
+        if not self.out:  # to send is no excuse for not reading
+            self.touched = reactor.now
         self.advance(self.buffer + data if self.buffer else data)
 
     def react(self, event: int) -> None:
@@ -791,8 +799,9 @@ class _Connection:
             self.reactor.dirty.append(self)
         if event & _IN:
             self.receive()
-        elif not event & _OUT:
-            self.close()  # an error or the end of both directions, while nothing was to be read
+        elif not event & _OUT:  # an error or the end of both directions, while nothing is read
+            self.receive_bytes(1)  # raises BlockingIOError if it is an older connection's
+            self.close()
 
     def resume(self) -> None:
         """Take up the requests that had to wait."""
@@ -828,7 +837,7 @@ class _Connection:
         body, content_type = error_body(refusal.status, str(refusal), accept)
         request = Request(self, _NO_HEAD, refusal.method, "", b"", b"", reactor.now)
         self.waiting.append(request)
-        fields = b"Retry-After: 1\r\n" if refusal.status == 503 else b""
+        fields = _RETRY if refusal.status == 503 else b""
         self.answer(request, (refusal.status, body, content_type, fields))
 
     # -- output
@@ -836,8 +845,10 @@ class _Connection:
     def answer(self, request: Request, answer: _Answer) -> None:
         """Send an answer, and those behind it that waited for it, at the end of the round (H1)."""
         if request._answer is not None:
-            log.error("%s %s was answered twice", request.method, request.path)
+            log.error("%s %r was answered twice", request.method, request.path)
             return
+        if len(answer[1]) > _LONG_ANSWER:
+            answer = self._admit(request, answer)
         request._answer = answer
         waiting = self.waiting
         while waiting and (answer_in_turn := waiting[0]._answer) is not None:
@@ -848,7 +859,9 @@ class _Connection:
         if not self.out:
             self.reactor.dirty.append(self)
         self.out.append(data)
-        self.pending += len(data)
+        size = len(data)
+        self.pending += size
+        self.reactor.leaving += size
 
     def send(self) -> None:
         """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
@@ -866,10 +879,12 @@ class _Connection:
             if sent or not self.interest & _OUT:
                 self.touched = reactor.now
             self.out = [memoryview(data)[sent:]]
+            reactor.leaving += len(data) - sent - self.pending
             self.pending = len(data) - sent
             self.watch(self.interest | _OUT)
             return
         out.clear()
+        reactor.leaving -= self.pending
         self.pending = 0
         if self.interest & _OUT:
             self.watch(self.interest & ~_OUT)
@@ -925,6 +940,7 @@ class _Connection:
             self._drop_body()
             self.waiting.clear()
             self.out.clear()
+            self.reactor.leaving -= self.pending + self.parked
             del self.reactor.connections[self.descriptor]  # before the number can be used again
             self.socket.close()
 
@@ -959,7 +975,7 @@ class _Connection:
                 name, safe, target, head = reactor.parse(data, position, end)
             if not reactor.is_target(target):
                 reactor.parse(data, position, end)  # raises, with the words for what is wrong
-            if (waiting and self._must_wait(safe, head)) or self.pending > _OUTPUT_HIGH:
+            if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
                 self.state = HELD
                 break
             path, _, query = target.partition(b"?")
@@ -990,7 +1006,7 @@ class _Connection:
         try:
             reactor.handle(request)
         except Exception:
-            log.exception("%s %s failed", request.method, request.path)
+            log.exception("%s %r failed", request.method, request.path)
             if request._answer is None:
                 request.fail(500, "internal error; the log of this node has more")
 
@@ -1034,6 +1050,25 @@ class _Connection:
             or len(self.waiting) >= self.reactor.limits.max_pipelined
         )
 
+    def _must_send(self) -> bool:
+        reactor = self.reactor
+        return self.pending > _OUTPUT_HIGH or reactor.leaving > reactor.limits.max_leaving_bytes
+
+    def _admit(self, request: Request, answer: _Answer) -> _Answer:
+        """Count a long answer, or give another in its place if too much waits already (H5)."""
+        reactor = self.reactor
+        size = len(answer[1])
+        if self.state == CLOSED:
+            return answer
+        if self.safe and reactor.leaving + size > reactor.limits.max_leaving_bytes:
+            reactor.count_refusal(503)
+            accept = request.headers.get("accept")
+            message = "too much waits to be read by clients; try again shortly"
+            return (503, *error_body(503, message, accept), _RETRY)
+        self.parked += size
+        reactor.leaving += size
+        return answer
+
     def _look_at_beginning(self, data: bytes, position: int, end: int) -> int:
         """Skip an empty line (RFC 9112 section 2.2), or check a head that isn't complete."""
         if data[position] == 13:
@@ -1054,6 +1089,9 @@ class _Connection:
         if reactor.draining and not (self.waiting or self.more) and self.state == READING:
             self.state = FINISHED
             persistence = _CLOSE
+        if len(body) > _LONG_ANSWER:
+            self.parked -= len(body)
+            reactor.leaving -= len(body)
         if request.method == "HEAD":
             body = b""
         if fields or persistence:
@@ -1122,6 +1160,7 @@ class _Reactor:
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.requests = self.bytes_in = self.bytes_out = 0
         self.arriving = 0  # bytes of unfinished bodies
+        self.leaving = 0  # bytes of unsent answers
         self.refused: dict[int, int] = {}
         self.epoll = select.epoll()
         self._on_fatal = on_fatal
@@ -1180,7 +1219,7 @@ class _Reactor:
             self.count_refusal(503)
             body, content_type = error_body(503, "too many connections; try again shortly")
             start = _render_start(503, content_type, len(body), self._date)
-            connection.turn_away(b"%bRetry-After: 1\r\n%b\r\n%b" % (start[:-2], _CLOSE, body))
+            connection.turn_away(b"%b%b%b\r\n%b" % (start[:-2], _RETRY, _CLOSE, body))
         descriptor = connection.descriptor
         self.connections[descriptor] = connection
         try:
@@ -1205,6 +1244,8 @@ class _Reactor:
         if len(parts) != 3 or not _is_token(parts[0]):
             raise _Refusal(400, "malformed request line; it is METHOD SP TARGET SP HTTP/1.1")
         method, target, _ = parts
+        if len(method) > _LONGEST_METHOD:
+            raise _Refusal(501, "this server knows no method with a name as long as this")
         name, safe = _METHODS.get(method) or (method.decode(), False)
         tail = block[len(method) + len(target) + 2 :]
         try:
@@ -1355,7 +1396,7 @@ class _Reactor:
             try:
                 request._connection.answer(request, answer)
             except Exception:
-                log.exception("an unusable answer to %s %s", request.method, request.path)
+                log.exception("an unusable answer to %s %r", request.method, request.path)
                 request._connection.close()
 
     def _wake(self) -> None:

@@ -174,6 +174,7 @@ class Node:
         self._stopping = False
         self._full: DiskFull | None = None  # why the last checkpoint did not fit
         self._cramped: DiskFull | None = None  # why the next log segment can't be made
+        self._prepare_again_at = 0.0
         self._checkpointed_at = monotonic()
         self._checkpointed_bytes = 0  # what size_bytes of the log would be with nothing new in it
         self._checkpoint_wanted = threading.Event()
@@ -244,7 +245,8 @@ class Node:
             len(self._store.tree),
         )
         for name, run in (("timer", self._keep_time), ("checkpointer", self._keep_checkpoints)):
-            thread = threading.Thread(target=run, name=name)
+            # A main thread that fails, even over stopping, must not leave these behind for ever.
+            thread = threading.Thread(target=run, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -633,6 +635,8 @@ class Node:
             _run(finished)
 
     def _prepare_log(self) -> None:
+        if self._cramped is not None and monotonic() < self._prepare_again_at:
+            return  # every attempt fills what room there is with zeros
         try:
             self._log.prepare()
         except DiskFull as error:
@@ -640,6 +644,7 @@ class Node:
             if self._cramped is None:
                 log.error("no room for the next log segment, writes will be refused: %s", error)
             self._cramped = error
+            self._prepare_again_at = monotonic() + DISK_FULL_RETRY
         else:
             self._cramped = None
 

@@ -503,7 +503,7 @@ class Raft:
         self._install: SnapshotMeta | None = None
         self._handed_out = applied  # the last committed entry given to the driver
         self._announce_configuration = True
-        self._adopt_entries(self._log.scan(applied + 1, options.max_append_bytes))
+        self._adopt(_configurations_in(self._log.scan(applied + 1, options.max_append_bytes)))
 
     # -- input -----------------------------------------------------------------------------------
 
@@ -935,11 +935,15 @@ class Raft:
         """Go back to where the logs may agree, skipping a term at a time (paper 5.3).
 
         A rejection that was overtaken by later answers says nothing any more: ``next`` never
-        goes back behind ``match``, and a snapshot on its way is left alone.
+        goes back behind ``match``, and a snapshot on its way is left alone. Nor is one of
+        ``match`` itself answered at once: who has lost its disk would refuse that for ever.
         """
         if progress.state is Replication.PIPELINE and message.index > progress.match:
             self._probe(progress, progress.match + 1)
-        elif progress.state is Replication.PROBE and message.index == progress.next - 1:
+        elif (
+            progress.state is Replication.PROBE
+            and progress.match < message.index == progress.next - 1
+        ):
             hint = min(message.hint, message.index)
             agreed = self._log.last_up_to_term(progress.match, hint, message.log_term)
             self._probe(progress, max(min(agreed + 1, message.index), progress.match + 1))
@@ -1021,13 +1025,14 @@ class Raft:
         if not entries or log.term(entries[-1].index) == entries[-1].term:
             return  # all there: equal index and term mean equal logs up to here
         new = entries[next(i for i, e in enumerate(entries) if log.term(e.index) != e.term) :]
+        configurations = _configurations_in(new)  # may raise, so before anything has changed
         first = new[0].index
         if first <= log.last_index:
             assert first > self.commit_index, "a committed entry was replaced"
             log.truncate(first)
             self._forget_configurations(first)
         log.append(new)
-        self._adopt_entries(new)
+        self._adopt(configurations)
 
     def _acknowledge(self) -> None:
         self._acknowledged = min(self._verified, self._log.persisted)
@@ -1180,8 +1185,9 @@ class Raft:
             )
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
+        found = _configurations_in([entry])  # may raise, so before anything has changed
         self._log.append([entry])
-        self._adopt_entries([entry])
+        self._adopt(found)
         return index
 
     def _is_changing(self) -> bool:
@@ -1190,13 +1196,8 @@ class Raft:
     def _is_removed(self) -> bool:
         return self.configuration.get(self.id) is None and not self._is_changing()
 
-    def _adopt_entries(self, entries: Iterable[Entry]) -> None:
+    def _adopt(self, found: list[tuple[int, Configuration]]) -> None:
         """A configuration counts from the moment it is in the log (R4)."""
-        found = [
-            (entry.index, Configuration.decode(entry.data))
-            for entry in entries
-            if entry.kind == CONFIG
-        ]
         if found:
             self._configurations += found
             self._adopt_configuration()
@@ -1222,6 +1223,7 @@ class Raft:
         self._announce_configuration = True
         if self.state is State.LEADER:
             self._track_servers()
+            self._confirm_reads()  # with fewer voters, those who have answered may be a quorum
 
     def _track_servers(self) -> None:
         """Have a Progress for each member; a removed one is kept until that is committed."""
@@ -1287,6 +1289,13 @@ class Raft:
         if leader is None:
             return NotLeader()
         return NotLeader(leader.raft_address, leader.id, leader.http_address)
+
+
+def _configurations_in(entries: Iterable[Entry]) -> list[tuple[int, Configuration]]:
+    """Return the configurations among the entries; CorruptionError for one that can't be read."""
+    return [
+        (entry.index, Configuration.decode(entry.data)) for entry in entries if entry.kind == CONFIG
+    ]
 
 
 # -- the log -------------------------------------------------------------------------------------

@@ -781,7 +781,7 @@ def _is_torn(segment: _Segment, buffer: bytes, index: int) -> bool:
     found = buffer.find(salt, start)
     while found >= 0:
         try:
-            record = check_record(buffer, found - 8, segment.salt)
+            record = read_record_header(buffer, found - 8, segment.salt)
         except WireError:
             found = buffer.find(salt, found + 1)
             continue

@@ -16,6 +16,7 @@ __all__ = [
     "StubServer",
     "close",
     "close_later",
+    "drip",
     "garbage",
     "hang",
     "refuse",
@@ -180,6 +181,16 @@ def hang(handler: _Handler) -> None:
 
 def garbage(handler: _Handler) -> None:
     handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+    handler.close_connection = True
+
+
+def drip(handler: _Handler) -> None:
+    """Answer byte by byte, without ever coming to the end."""
+    with contextlib.suppress(OSError):  # the client has enough
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not handler.server.stub.released.wait(0.02):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
     handler.close_connection = True
 
 

@@ -32,6 +32,7 @@ from tests.stubserver import (
     StubServer,
     close,
     close_later,
+    drip,
     garbage,
     hang,
     refuse,
@@ -193,7 +194,7 @@ def test_503_changed_nothing_and_is_repeated_for_writes_too(db: Client, stub: St
 @pytest.mark.parametrize(
     "location",
     ["https://127.0.0.1:1/kv", "ftp://127.0.0.1/", "file:///etc/passwd", "/kv?key=k", "", "http://",
-     "http://user@127.0.0.1:1/", "http://[::1/", "http://127.0.0.1:99999/"],
+     "http://user@127.0.0.1:1/", "http://[::1/", "http://127.0.0.1:99999/", "http://a..b:1/"],
 )  # fmt: skip
 def test_a_redirect_that_is_no_http_server_is_not_followed(stub: StubServer, location: str) -> None:
     stub.acts = [refuse(307, "", Location=location)] * 1000
@@ -296,6 +297,17 @@ def test_a_write_that_gets_no_answer_in_time_is_unknown(stub: StubServer) -> Non
     with Client(stub.url, timeout=0.2) as db, pytest.raises(OutcomeUnknown, match="in time"):
         db.put("k", "v")
     assert len(stub.requests) == 1
+
+
+def test_the_time_limit_bounds_an_answer_that_never_ends(stub: StubServer) -> None:
+    stub.acts += [drip] * 2
+    with Client(stub.url, timeout=0.3) as db:
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            db.get("k")
+        with pytest.raises(OutcomeUnknown):
+            db.put("k", "v")
+        assert time.monotonic() - started < 5
 
 
 def test_a_read_leaves_a_hanging_server_for_another(make_stub: MakeStub) -> None:
@@ -413,7 +425,8 @@ def test_an_error_without_words(db: Client, stub: StubServer) -> None:
 @pytest.mark.parametrize(
     "server",
     ["", "127.0.0.1:8081", "localhost", "https://a:1", "http://", "http://a:b", "http://a:99999",
-     "http://a/path", "http://a?x=1", "http://u:p@a", "http://[::1", "http://a b:1", "http://a\n:1"],
+     "http://a/path", "http://a?x=1", "http://u:p@a", "http://[::1", "http://a b:1", "http://a\n:1",
+     "http://a..b:1", "http://" + "a" * 64 + ":1"],
 )  # fmt: skip
 def test_a_bad_server_is_named_with_the_remedy(server: str) -> None:
     with pytest.raises(ConfigError, match=r"write it like http://127\.0\.0\.1:8081"):

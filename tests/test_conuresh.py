@@ -144,6 +144,13 @@ def test_a_reader_that_leaves_is_no_failure_worth_words(stub: StubServer) -> Non
     assert (result.returncode, result.stderr) == (1, b"")
 
 
+def test_an_error_is_never_taken_for_a_value(stub: StubServer) -> None:
+    """With standard error closed there is no place for it; standard output isn't one."""
+    command = f"{sys.executable} {SHELL} --server={stub.url} get missing 2>&-"
+    result = subprocess.run(command, shell=True, capture_output=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout) == (1, b"")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 def test_output_that_can_not_be_written_is_told(stub: StubServer) -> None:
     stub.values[b"k"] = b"v"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -220,6 +221,15 @@ def test_a_file_that_cannot_be_opened_is_named(
         FS.lock(path, "me")
 
 
+def test_a_directory_of_somebody_else_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "listdir", failing(errno.EACCES))
+    with pytest.raises(ForeignDirectory, match=path):
+        FS.list(path)
+    monkeypatch.setattr(os, "listdir", failing(errno.ENOENT))
+    with pytest.raises(FileNotFoundError):
+        FS.list(path)
+
+
 def test_directories(tmp_path: Path) -> None:
     deep = str(tmp_path / "a" / "b" / "c")
     FS.make_directory(deep)
@@ -281,3 +291,11 @@ def test_a_lock_is_taken_even_if_there_is_no_room_to_say_so(
     with pytest.raises(DirectoryInUse, match="another process"):
         FS.lock(path, "you")
     lock.release()
+
+
+def test_a_lock_that_cannot_be_asked_for_is_not_somebody_elses(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with pytest.raises(DiskFailed, match="locking"):
+        FS.lock(path, "me")

@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import resource
+import select
 import shutil
 import socket
 import struct
@@ -72,6 +73,7 @@ REFUSED = {
     "two hosts": (get(b"Host: a\r\n"), 400),
     "host with a space": (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
     "host with a slash": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "method too long": (b"G" * 33 + b" / HTTP/1.1\r\n" + HOST + b"\r\n", 501),
     "version 2.0": (get(version=b"HTTP/2.0"), 505),
     "version 1.2": (get(version=b"HTTP/1.2"), 505),
     "version 0.9": (get(version=b"HTTP/0.9"), 505),
@@ -416,6 +418,66 @@ def test_unfinished_bodies_share_one_bound() -> None:
         wait_until(lambda: server._reactor.arriving == 0)
 
 
+class Late:
+    """Answers every request in flush, the last one first."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def handle(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def flush(self) -> bool:
+        requests, self.requests = self.requests, []
+        for request in reversed(requests):
+            request.respond(200, b"x" * int(request.query))
+        return False
+
+
+@pytest.mark.parametrize("end", ["read", "reset"])
+def test_unsent_answers_share_one_bound(end: str) -> None:
+    """H5: few bytes that ask for many are answered in bounded memory, whoever reads or not."""
+    limits = Limits(max_leaving_bytes=10_000_000)
+    stepped = Stepped(Late(), limits)
+    stepped.client.send(get(target=b"/?1000000") * 100)
+    stepped._wake()
+    stepped.reactor.round()
+    (connection,) = stepped.reactor.connections.values()
+    assert 8_000_000 < stepped.reactor.leaving < 10_000_000
+    assert stepped.reactor.leaving == connection.pending
+    if end == "reset":
+        connection.close()
+    else:
+        stepped.run()
+        assert sorted(statuses(stepped.received)) == [200] * 10 + [503] * 90
+        assert stepped.received.count(b"Retry-After: 1\r\n") == 90
+        stepped.send(get(target=b"/?1000000"))
+        assert statuses(stepped.received)[-1] == 200
+    assert stepped.reactor.leaving == connection.parked == 0
+    stepped.close()
+
+
+def test_a_write_that_was_done_is_not_answered_503() -> None:
+    stepped = Stepped(Late(), Limits(max_leaving_bytes=100_000))
+    stepped.send(PUT.replace(b"/kv?key=a", b"/?50000") * 10)
+    assert statuses(stepped.received) == [200] * 10
+    assert stepped.reactor.leaving == 0
+    stepped.close()
+
+
+def test_answers_before_their_turn_count_until_the_client_goes() -> None:
+    application = Recorder()
+    stepped = Stepped(application)
+    stepped.send(get(target=b"/keep") + get(target=b"/big?size=100000") * 3)
+    assert stepped.reactor.leaving == 300_000
+    stepped.client.close()
+    (connection,) = stepped.reactor.connections.values()
+    connection.close()
+    application.kept[0].respond(200, b"x" * 100_000)
+    assert stepped.reactor.leaving == 0
+    stepped.close()
+
+
 class TwoParts:
     """Answers GETs in a first flush and the rest in a second one, which waits to be let go."""
 
@@ -563,6 +625,18 @@ def test_error_body(accept: str | None, is_json: bool) -> None:
         }
     else:
         assert (body, content_type) == (b"no such thing\n", "text/plain; charset=utf-8")
+
+
+def test_error_of_a_file_whose_name_is_no_text() -> None:
+    assert error_body(500, "/data/\udcff is full")[0] == b"/data/\\udcff is full\n"
+    problem = error_body(500, "/data/\udcff is full", "application/json")[0]
+    assert json.loads(problem)["detail"] == "/data/\udcff is full"
+
+
+def test_decode_form_does_not_repeat_all_of_a_long_name() -> None:
+    with pytest.raises(BadRequest) as raised:
+        decode_form(b"&".join([b"\0" * 10_000 + b"=1"] * 2))
+    assert len(str(raised.value)) < 1000
 
 
 def test_fail() -> None:
@@ -853,6 +927,19 @@ def test_client_that_reads_nothing_is_cut_off(clock: Clock) -> None:
     stepped.close()
 
 
+def test_client_that_writes_on_but_reads_nothing_is_cut_off(clock: Clock) -> None:
+    stepped = Stepped(Recorder())
+    stepped.client.sendall(get(target=b"/big?size=900000"))
+    for _ in range(6):
+        stepped._wake()
+        stepped.reactor.round()
+        if stepped.reactor.connections:
+            stepped.client.send(b"G")
+        clock.now += 10
+    assert not stepped.reactor.connections
+    stepped.close()
+
+
 def test_long_answer_leaves_nothing_behind() -> None:
     stepped = Stepped(Recorder())
     for _ in range(2):
@@ -869,6 +956,7 @@ def test_event_of_an_older_connection_is_ignored() -> None:
     stepped = Stepped(Recorder())
     (descriptor,) = stepped.reactor.connections
     stepped.reactor._receive([(descriptor, httpserver._IN)])
+    stepped.reactor._receive([(descriptor, select.EPOLLHUP | select.EPOLLERR)])
     stepped.send(GET)
     assert statuses(stepped.received) == [200]
     stepped.close()
@@ -978,6 +1066,17 @@ def test_exceptions_of_the_application(caplog: pytest.LogCaptureFixture) -> None
         assert "boom in flush" in caplog.text
         assert statuses(exchange(server, boom + boom)) == [500, 500]
         assert statuses(exchange(server, GET)) == [200]
+
+
+def test_a_path_can_not_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Late):
+        def handle(self, request: Request) -> None:
+            raise RuntimeError("boom")
+
+    with serving(Failing()) as server:
+        assert statuses(exchange(server, get(target=b"/a%0aforged%1b[2J"))) == [500]
+    (record,) = caplog.records
+    assert record.getMessage() == r"GET '/a\nforged\x1b[2J' failed"
 
 
 def test_failed_flush_concerns_its_round_only() -> None:
@@ -1101,6 +1200,15 @@ def test_drain_serves_what_was_connected_before() -> None:
         server.start()
         assert server.drain(10)
         assert statuses(read_all(client)) == [200]
+
+
+def test_drain_ends_though_clients_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server:
+        came = []
+        monkeypatch.setattr(server, "get_request", lambda: (None, None))
+        monkeypatch.setattr(server, "process_request", lambda *_: came.append(1))
+        assert server.drain(5)
+        assert came
 
 
 def test_drain_without_start() -> None:

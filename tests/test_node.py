@@ -405,6 +405,7 @@ def test_a_checkpoint_without_room_stops_writes_until_there_is_some() -> None:
         assert confirm(node) == [None]
         assert node.get(b"7") == bytes(400)
         fs.set_capacity(None)
+        node._prepare_again_at = 0.0  # what a second of waiting would do
         checkpoint(node)
         assert write(node, (b"k", b"v")) == [None]
         assert found_by(node, "disk") == "ok"
@@ -446,6 +447,7 @@ def test_a_shortage_is_told_once_and_shown_until_it_ends(caplog: pytest.LogCaptu
         assert "Traceback" not in caplog.text
         assert "no space left" in found_by(node, "disk")
         fs.set_capacity(None)
+        node._prepare_again_at = 0.0  # what a second of waiting would do
         node._prepare_log()
         assert found_by(node, "disk") == "ok"
 

@@ -10,10 +10,11 @@ import random
 
 import pytest
 
-from errors import Conflict, MemberNotFound, NotLeader, Unavailable
+from errors import Conflict, CorruptionError, MemberNotFound, NotLeader, Unavailable
 from raft import (
     COMMAND,
     CONFIG,
+    NOOP,
     Configuration,
     Entry,
     HardState,
@@ -24,6 +25,7 @@ from raft import (
     Ready,
     Replication,
     Server,
+    SnapshotMeta,
     State,
     bootstrap,
 )
@@ -128,6 +130,27 @@ def test_a_lone_voter_leads_when_its_vote_is_durable() -> None:
     assert raft.commit_index == 2
 
 
+def test_a_candidate_counts_its_own_vote_only_when_it_is_durable() -> None:
+    raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 1))
+    ready = take(raft)
+    assert ready.hard_state == HardState(2, "a")
+    raft.step(Message(MessageType.VOTE_RESPONSE, "b", "a", 2))
+    assert state_of(raft) is State.CANDIDATE
+    raft.persisted(ready)
+    assert state_of(raft) is State.LEADER
+
+
+def test_a_new_leader_is_told_nothing_of_what_was_verified_for_the_last() -> None:
+    raft, _ = founded("a", "b", "c")
+    entries = [Entry(2, index, COMMAND, b"") for index in (2, 3)]
+    raft.step(Message(MessageType.APPEND, "b", "a", 2, 1, 1, entries=entries))
+    raft.persisted(take(raft))
+    assert [m.index for m in take(raft).messages] == [3]
+    raft.step(Message(MessageType.APPEND, "c", "a", 3, 1, 1))
+    assert [(m.to, m.index) for m in take(raft).messages] == [("c", 1)]
+
+
 def test_an_acknowledgement_waits_for_the_sync_and_covers_all_of_it() -> None:
     raft, storage = founded("a", "b", "c")
     take(raft)
@@ -167,6 +190,29 @@ def test_a_late_sync_of_replaced_entries_counts_for_nothing() -> None:
     assert [m.index for m in take(raft).messages] == [2]
 
 
+def test_a_late_sync_of_what_a_snapshot_replaced_counts_for_nothing() -> None:
+    raft, storage = founded("a", "b", "c")
+    members = configuration_of("a", "b", "c").encode()
+    first, second = SnapshotMeta(4, 3, members), SnapshotMeta(8, 3, members)
+    late = [Entry(2, index, COMMAND, b"") for index in range(2, 7)]
+    new = [Entry(3, index, COMMAND, b"") for index in (5, 6)]
+    readies = []
+    for message in (
+        Message(MessageType.APPEND, "b", "a", 2, 1, 1, entries=late),
+        Message(MessageType.SNAPSHOT, "c", "a", 3, snapshot=first),
+        Message(MessageType.APPEND, "c", "a", 3, 4, 3, entries=new),
+        Message(MessageType.SNAPSHOT, "c", "a", 3, snapshot=second),
+    ):
+        raft.step(message)
+        readies.append(take(raft))
+    for ready in readies[:3]:
+        raft.persisted(ready)
+        assert raft.ready() is None
+    storage.reset(second)
+    raft.persisted(readies[3])
+    assert [(m.to, m.index) for m in take(raft).messages] == [("c", 8)]
+
+
 def test_a_node_that_lost_its_disk_is_no_voter_until_it_is_brought_up() -> None:
     cluster = Cluster("a", "b", "c")
     cluster.elect("a")
@@ -180,6 +226,22 @@ def test_a_node_that_lost_its_disk_is_no_voter_until_it_is_brought_up() -> None:
     assert [message.reject for message in cluster.drop()] == [True, True]
     wiped.tick(5 * ELECTION)
     assert not cluster.network
+
+
+def test_a_voter_that_lost_its_disk_is_not_flooded_by_its_leader() -> None:
+    """It refuses what it once acknowledged: asked again with each heartbeat, not without end."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.elect("a")
+    cluster["c"].crash()
+    del cluster.nodes["c"]
+    wiped = cluster.add("c")
+    wiped.starts = 1
+    wiped.start()
+    leader.propose(b"x")
+    for _ in range(3):
+        leader.tick()
+        cluster.settle(30)
+    assert replication_of(leader, "c") is Replication.PROBE
 
 
 def test_a_commit_index_beyond_the_log_is_clamped() -> None:
@@ -345,6 +407,23 @@ def test_a_pre_vote_looks_at_the_log() -> None:
     cluster.elect("b")
 
 
+def test_a_leader_that_comes_back_begins_afresh() -> None:
+    """What the last leadership left uncommitted or half handed over refuses no proposal."""
+    cluster = Cluster("a", "b", "c", options=RaftOptions("", max_uncommitted_bytes=1))
+    leader = cluster.elect("a")
+    cluster.isolate("a")
+    leader.propose(b"x")
+    with pytest.raises(Unavailable):
+        leader.propose(b"y")
+    leader.raft.transfer_leadership("b")
+    leader.step(Message(MessageType.APPEND_RESPONSE, "b", "a", 3, reject=True))
+    assert state_of(leader.raft) is State.FOLLOWER
+    cluster.heal()
+    cluster.drop()
+    cluster.elect("a")
+    assert leader.propose(b"y") == 5
+
+
 def test_a_transfer_answers_the_leaders_own_stickiness() -> None:
     """A candidate that the leader sent may depose it; any other may not."""
     cluster = Cluster("a", "b", "c")
@@ -456,6 +535,19 @@ def test_a_member_may_move_without_losing_its_vote() -> None:
     assert leader.raft.last_index == index
 
 
+def test_a_removed_leader_steps_down_even_if_nobody_takes_over() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.change(lambda: leader.raft.remove("a"))
+    for _ in range(ELECTION):
+        assert leader.raft.state is State.LEADER
+        while cluster.network:
+            cluster.drop(lambda message: message.type is MessageType.TIMEOUT_NOW)
+            if cluster.network:
+                cluster.deliver(cluster.network.pop(0))
+        leader.tick()
+    assert state_of(leader.raft) is State.FOLLOWER
+
+
 def test_a_removed_node_keeps_quiet_once_it_knows() -> None:
     cluster, leader = leader_of("a", "b", "c")
     leader.change(lambda: leader.raft.remove("c"))
@@ -549,6 +641,7 @@ def test_a_snapshot_on_its_way_is_left_alone() -> None:
     leader.propose(b"y")
     leader.tick(3)
     leader.step(Message(MessageType.APPEND_RESPONSE, "c", "a", 2, 12, 2, reject=True, hint=2))
+    leader.step(Message(MessageType.APPEND_RESPONSE, "c", "a", 2, 2))
     kinds = [item.message.type for item in cluster.network if item.message.to == "c"]
     assert kinds.count(MessageType.SNAPSHOT) == 1
     assert MessageType.APPEND not in kinds[kinds.index(MessageType.SNAPSHOT) :]
@@ -642,3 +735,21 @@ def test_messages_that_no_node_sends_do_no_harm() -> None:
     leader.propose(b"x")
     cluster.settle()
     assert follower.raft.applied_index == 3
+
+
+def test_a_configuration_that_cannot_be_read_is_not_appended() -> None:
+    """In the log it would stop this node at its next start."""
+    cluster, leader = leader_of("a", "b", "c")
+    follower = cluster["b"]
+    cluster.isolate("a", "b")
+    leader.propose(b"x")
+    follower.step(cluster.drop()[0])
+    assert follower.raft.last_index == 3
+    entries = [Entry(3, 3, NOOP, b""), Entry(3, 4, CONFIG, b"\x07")]
+    with pytest.raises(CorruptionError):
+        follower.step(Message(MessageType.APPEND, "c", "b", 3, 2, 2, entries=entries))
+    assert (follower.raft.last_index, follower.raft.last_term) == (3, 2)
+    with pytest.raises(CorruptionError):
+        leader.raft.add_learner(server(""))
+    assert leader.raft.last_index == 3
+    leader.change(lambda: leader.raft.add_learner(server("d")))

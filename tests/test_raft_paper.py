@@ -742,6 +742,18 @@ def test_thesis_6_4_a_lone_voter_answers_at_once_but_not_before_its_first_commit
     assert node.raft.read_index("late") == 2
 
 
+def test_thesis_6_4_a_read_outlives_the_voters_it_waited_for() -> None:
+    """Nobody is left to answer the round when a leader's last peer is removed."""
+    cluster = Cluster("a", "b")
+    leader = cluster.elect("a")
+    leader.read("one")
+    assert len(cluster.drop()) == 1
+    leader.change(lambda: leader.raft.remove("b"))
+    assert leader.answered == [("one", 2)]
+    leader.read("two")
+    assert leader.answered == [("one", 2), ("two", 3)]
+
+
 def test_thesis_6_4_a_deposed_leader_gives_reads_back() -> None:
     cluster = Cluster("a", "b", "c")
     leader = cluster.elect("a")

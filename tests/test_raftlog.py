@@ -389,6 +389,24 @@ def test_a_lost_sector_of_an_older_group_is_corruption_and_of_the_last_one_a_tor
     assert outcomes == {"corrupt", "torn"}
 
 
+def test_a_torn_record_tells_too_that_those_before_it_were_on_disk() -> None:
+    fs = CrashFileSystem()
+    log = open_log(fs)
+    log.append([Entry(1, 1, 1, bytes(1000))])  # a sector of zeros: it looks as if it was lost
+    log.sync()
+    log.append(entries(2, 2, size=800))  # of this one only its first sector arrives
+    path = f"{DIRECTORY}/{1:020}.log"
+    torn = fs.after_crash("kept")
+    file = torn.open(path)
+    second = fs.contents(path).find(b"1/2 ") // SECTOR + 1
+    file.pwrite(bytes(2048 - second * SECTOR), second * SECTOR)
+    file.sync()
+    assert open_log(torn.after_crash("kept")).last_index == 1
+    torn.corrupt(path, 64 + 44 + 7)  # in the data of the record that was synced
+    with pytest.raises(CorruptionError):
+        open_log(torn)
+
+
 def test_a_torn_tail_is_cut_off_for_good() -> None:
     fs = CrashFileSystem()
     log = open_log(fs)
