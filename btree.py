@@ -1,31 +1,15 @@
 """A copy-on-write B+tree of records in one file: get, put, delete, scans, snapshots, checkpoints.
 
-Pages are those of ``pager.py``, which also draws their common envelope. What follows it:
+``pager.py`` draws the file and its meta pages, ``nodes.py`` the pages of the tree and what they
+are in memory.
 
-============ ===================================================================================
-leaf         key offsets (count + 1, 2 each), value offsets (count + 1, 2 each), slots of the
-             spilled values (link, 2 each), rows (count, by row format), keys, values
-inner node   children (count + 1, 4 each), key offsets (count + 1, 2 each), keys
-overflow     index in its chain (4), bytes of the value in this page (4), owner's key, the bytes
-============ ===================================================================================
-
-Offsets count from the start of the keys or values and begin with 0. A row is a record's numbers:
-format 0 ``create 4, mod 4, version 2`` (10 bytes, no expiry), format 1 the same and ``expiry 8``
-(18), format 2 all four in 8 bytes (32); a leaf uses the smallest that fits all of its records.
-A value too large for a leaf is spilled: the leaf has the number of its first overflow page (4)
-and its length (4) instead. An overflow page repeats the key it belongs to, so that whoever finds
-the page finds its owner. Child *i* of an inner node holds the keys from ``keys[i - 1]`` up to but
-not including ``keys[i]``; these separators are no longer than they need to be.
-
-In memory a leaf is its page cut into columns, one ``bytes`` each. A change splices the columns, so
-a leaf is never unpacked into objects for a single read or write; only a split or merge does that.
-
-1. A node is changed in place only in the epoch it was made in. In every later one it is first
-   copied to another page, and with it the path to it: once per checkpoint or pinned snapshot, not
-   once per write (S1). The pager knows when the old page may be used again.
+1. A node is changed in place only in the epoch it was made in. In every later one it first moves
+   to another page, and with it the path to it: once per checkpoint or pinned snapshot, not once
+   per write (S1). The pager knows when the old page may be used again.
 2. A node made since the last checkpoint is *unwritten* and stays in memory until a checkpoint
    writes it. Written nodes form the cache, whose bytes are bounded (S7): second chance, and each
-   node counts as its page plus what its objects take.
+   node counts as its page plus what its objects take. A leaf that is used much goes from its
+   packed form to lists, and back when a checkpoint has written it and nobody used it since.
 3. A checkpoint freezes the epoch in a moment, writes the frozen nodes in slices beside new writes,
    syncs, and then makes the meta page name the new root (S2). Until that moment the file holds
    the last checkpoint unharmed, so one that runs out of space is simply dropped.
@@ -34,6 +18,7 @@ a leaf is never unpacked into objects for a single read or write; only a split o
 5. Bytes that come from the file pass a CRC and bounds checks (S3); whatever a page claims, the
    answer is a CorruptionError or a well-formed record, and no descent is deeper than the root's
    level. The order of keys is for :meth:`BTree.check` to prove (S4).
+6. Separators in inner nodes are no longer than they need to be.
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``get``, ``snapshot``,
 ``items``, ``keys``, ``len``, ``bulk_load``, ``begin_checkpoint``, ``check``. Any thread at any
@@ -43,55 +28,58 @@ and the methods of one :class:`Checkpoint`. The pager's lock guards what these s
 
 from __future__ import annotations
 
-import sys
 import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
 from itertools import accumulate, chain, pairwise, repeat
 from operator import ge
-from struct import Struct
 from types import TracebackType
-from typing import NamedTuple, Self, TypeAlias, TypeVar, cast
+from typing import Self, TypeAlias, TypeVar, cast
 
 from errors import CorruptionError, StorageError
 from fileio import FileSystem
-from pager import ENVELOPE, INNER, LEAF, OVERFLOW, FreeSpace, Meta, Pager
+from nodes import (
+    CELL_OVERHEAD,
+    CHILD,
+    CHUNK,
+    NARROW,
+    NARROW_HEAD,
+    NARROW_SIZE,
+    NODE_BYTES,
+    RECORD_BYTES,
+    REF,
+    SEPARATOR_BYTES,
+    WIDEST,
+    Inner,
+    Leaf,
+    Node,
+    Overflow,
+    Page,
+    Record,
+    chunk_of,
+    cuts,
+    decode_node,
+    make_cell,
+    new_record,
+    open_cell,
+    separator,
+)
+from pager import ENVELOPE, OVERFLOW, FreeSpace, Meta, Pager
 
 __all__ = ["BTree", "CheckReport", "Checkpoint", "Record", "Snapshot", "TreeStats"]
 
 _MAX_VALUE = 1 << 31
-_REF = Struct("<II")  # first overflow page, length of the value
-_CHUNK = Struct("<II")  # index in the chain, bytes in this page
-_ROWS = (Struct("<IIH"), Struct("<IIHQ"), Struct("<QQQQ"))
-_WIDTHS = tuple(row.size for row in _ROWS)
-_NARROW, _WIDE = _ROWS[0], _WIDTHS[2]
-_CELL = 4  # bytes a leaf spends on a record beside row, key and value: two offsets
-_CHILD = 6  # bytes an inner node spends on a child beside its separator: number and offset
-_ENTRY_BYTES = 300  # memory a cached node takes beside its page, roughly
-_SEPARATOR_BYTES = 64  # and an inner node for each separator
+_MUCH = 8  # a leaf used so often, since the clock's hand went by or it was copied, goes to lists
 _BATCH_PAGES = 32  # pages encoded and written in one go
 _SYNC_BYTES = 4 << 20  # so much is written before a sync: the log's own syncs never queue for long
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
 _MOVE_PAGES = 1024  # a longer overflow chain stays where it is
 
-
-class Record(NamedTuple):
-    """A value and its history.
-
-    Revisions are log indexes: *create_revision* of the write that made the key, *mod_revision* of
-    the last one; *version* counts the writes since the key was made. *expiry* is in milliseconds
-    since the Unix epoch, 0 for never; the tree keeps it and leaves its meaning to the caller.
-    """
-
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    version: int
-    expiry: int = 0
+_Path: TypeAlias = list[tuple[Inner, int]]
+_Group = TypeVar("_Group")
 
 
 @dataclass(slots=True)
@@ -129,321 +117,6 @@ class CheckReport:
     used_bytes: int = 0
 
 
-# -- nodes ---------------------------------------------------------------------------------------
-
-
-class _Numbers(dict[int, Struct]):
-    """Structs of n unsigned 16-bit numbers, made when first needed."""
-
-    def __missing__(self, count: int) -> Struct:
-        self[count] = made = Struct(f"<{count}H")
-        return made
-
-
-_U16 = _Numbers()
-_LENGTH = Struct("<H")
-_PAIR = Struct("<HH")
-_LEAF_HEAD = ENVELOPE.size + _CELL
-_new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
-
-
-class _Cells:
-    """The records of one or more leaves as lists, for what rearranges them."""
-
-    __slots__ = ("keys", "rows", "spilled", "values")
-
-    def __init__(self) -> None:
-        self.keys: list[bytes] = []
-        self.values: list[bytes] = []
-        self.rows: list[tuple[int, int, int, int]] = []
-        self.spilled: list[bool] = []
-
-    def sizes(self) -> list[int]:
-        """Return what each record takes in a leaf; all of them use the same row format."""
-        fixed = _CELL + _WIDTHS[_row_format(self.rows)]
-        return [
-            fixed + len(key) + len(value) + 2 * spilled
-            for key, value, spilled in zip(self.keys, self.values, self.spilled, strict=True)
-        ]
-
-    def leaf(self, start: int, end: int, number: int, epoch: int) -> _Leaf:
-        """Return the leaf that holds the records from *start* to *end*."""
-        keys = self.keys[start:end]
-        values = self.values[start:end]
-        rows = self.rows[start:end]
-        form = _row_format(rows)
-        row = _ROWS[form]
-        if form == 0:
-            packed = b"".join([row.pack(*numbers[:3]) for numbers in rows])
-        else:
-            packed = b"".join([row.pack(*numbers) for numbers in rows])
-        offsets = _U16[len(keys) + 1]
-        return _Leaf(
-            number,
-            epoch,
-            len(keys),
-            form,
-            offsets.pack(*accumulate(map(len, keys), initial=0)),
-            offsets.pack(*accumulate(map(len, values), initial=0)),
-            tuple(slot for slot, spilled in enumerate(self.spilled[start:end]) if spilled),
-            packed,
-            b"".join(keys),
-            b"".join(values),
-        )
-
-
-class _Leaf:
-    """A leaf page cut into columns."""
-
-    __slots__ = (
-        "count",
-        "epoch",
-        "form",
-        "key_offsets",
-        "keys",
-        "number",
-        "rows",
-        "spilled",
-        "used",
-        "value_offsets",
-        "values",
-    )
-    level = 0
-
-    def __init__(
-        self,
-        number: int,
-        epoch: int,
-        count: int,
-        form: int,
-        key_offsets: bytes,
-        value_offsets: bytes,
-        spilled: tuple[int, ...],
-        rows: bytes,
-        keys: bytes,
-        values: bytes,
-    ) -> None:
-        self.number = number
-        self.epoch = epoch
-        self.count = count
-        self.form = form
-        self.key_offsets = key_offsets
-        self.value_offsets = value_offsets
-        self.spilled = spilled
-        self.rows = rows
-        self.keys = keys
-        self.values = values
-        # bytes it takes in its page behind the envelope
-        self.used = 4 * count + 4 + 2 * len(spilled) + len(rows) + len(keys) + len(values)
-
-    def copy(self) -> _Leaf:
-        return _Leaf(
-            self.number,
-            self.epoch,
-            self.count,
-            self.form,
-            self.key_offsets,
-            self.value_offsets,
-            self.spilled,
-            self.rows,
-            self.keys,
-            self.values,
-        )
-
-    def body(self) -> bytes:
-        """Return its page without padding and checksum."""
-        spilled = self.spilled
-        return b"".join(
-            (
-                ENVELOPE.pack(LEAF, self.form, self.count, len(spilled), self.epoch),
-                self.key_offsets,
-                self.value_offsets,
-                _U16[len(spilled)].pack(*spilled) if spilled else b"",
-                self.rows,
-                self.keys,
-                self.values,
-            )
-        )
-
-    def find(self, key: bytes) -> int:
-        """Return the slot of *key*, -1 if it isn't here."""
-        at = self.keys.find(key)  # at the speed of memory; nearly always the key itself
-        if at < 0:
-            return -1
-        slot = at // len(key)  # and it is here if the keys are all of one length
-        if slot < self.count and _PAIR.unpack_from(self.key_offsets, 2 * slot) == (
-            at,
-            at + len(key),
-        ):
-            return slot
-        slot = self.place(key)
-        if slot == self.count:
-            return -1
-        start, end = _PAIR.unpack_from(self.key_offsets, 2 * slot)
-        return slot if self.keys[start:end] == key else -1
-
-    def place(self, key: bytes) -> int:
-        """Return how many keys are less than *key*: the slot where it belongs."""
-        return bisect_left(self.key_list(), key)
-
-    def row(self, slot: int) -> tuple[int, ...]:
-        """Return create and mod revision, version and, unless it is format 0, expiry."""
-        form = self.form
-        return _ROWS[form].unpack_from(self.rows, slot * _WIDTHS[form])
-
-    def value(self, slot: int) -> bytes:
-        """Return the value's bytes in this leaf; of a spilled value, its reference."""
-        start, end = _PAIR.unpack_from(self.value_offsets, 2 * slot)
-        return self.values[start:end]
-
-    def key_list(self) -> Sequence[bytes]:
-        return _split(self.keys, self.key_offsets, self.count)
-
-    def value_list(self) -> Sequence[bytes]:
-        return _split(self.values, self.value_offsets, self.count)
-
-    def add_to(self, cells: _Cells) -> None:
-        """Append its records to *cells*."""
-        for numbers in _ROWS[self.form].iter_unpack(self.rows):
-            create, mod, version, expiry = (*numbers, 0)[:4]
-            cells.rows.append((create, mod, version, expiry))
-        cells.keys += self.key_list()
-        cells.values += self.value_list()
-        cells.spilled += [slot in self.spilled for slot in range(self.count)]
-
-    def insert(self, slot: int, key: bytes, row: bytes, value: bytes, spilled: bool) -> None:
-        """Put a record before *slot*; the caller has made sure that it fits."""
-        at = 2 * slot
-        column = self.key_offsets
-        start = int.from_bytes(column[at : at + 2], "little")
-        self.key_offsets = column[: at + 2] + _shifted(column[at:], len(key))
-        self.keys = self.keys[:start] + key + self.keys[start:]
-        column = self.value_offsets
-        start = int.from_bytes(column[at : at + 2], "little")
-        self.value_offsets = column[: at + 2] + _shifted(column[at:], len(value))
-        self.values = self.values[:start] + value + self.values[start:]
-        at = slot * len(row)
-        self.rows = self.rows[:at] + row + self.rows[at:]
-        self.count += 1
-        self.used += _CELL + len(row) + len(key) + len(value) + 2 * spilled
-        if self.spilled or spilled:
-            moved = [other + (other >= slot) for other in self.spilled]
-            self.spilled = tuple(sorted([*moved, slot] if spilled else moved))
-
-    def replace(self, slot: int, row: bytes, value: bytes, spilled: bool) -> None:
-        """Give the record at *slot* another value; the caller has made sure that it fits."""
-        at = 2 * slot + 2
-        start, end = _PAIR.unpack_from(self.value_offsets, at - 2)
-        self.values = self.values[:start] + value + self.values[end:]
-        growth = len(value) - end + start
-        if growth:
-            column = self.value_offsets
-            self.value_offsets = column[:at] + _shifted(column[at:], growth)
-            self.used += growth
-        at = slot * len(row)
-        self.rows = self.rows[:at] + row + self.rows[at + len(row) :]
-        if (slot in self.spilled) != spilled:
-            others = [other for other in self.spilled if other != slot]
-            self.spilled = tuple(sorted([*others, slot] if spilled else others))
-            self.used += 2 if spilled else -2
-
-    def remove(self, slot: int) -> None:
-        """Take the record at *slot* out."""
-        at = 2 * slot
-        column = self.key_offsets
-        start, end = _PAIR.unpack_from(column, at)
-        self.key_offsets = column[: at + 2] + _shifted(column[at + 4 :], start - end)
-        self.keys = self.keys[:start] + self.keys[end:]
-        width = _WIDTHS[self.form]
-        self.used -= _CELL + width + end - start
-        column = self.value_offsets
-        start, end = _PAIR.unpack_from(column, at)
-        self.value_offsets = column[: at + 2] + _shifted(column[at + 4 :], start - end)
-        self.values = self.values[:start] + self.values[end:]
-        at = slot * width
-        self.rows = self.rows[:at] + self.rows[at + width :]
-        self.count -= 1
-        self.used -= end - start
-        if slot in self.spilled:
-            self.used -= 2
-        if self.spilled:
-            self.spilled = tuple(other - (other > slot) for other in self.spilled if other != slot)
-
-    def is_sound(self) -> bool:
-        """Tell whether the offsets ascend, as splicing relies on."""
-        return _ascend(self.key_offsets, self.count) and _ascend(self.value_offsets, self.count)
-
-
-class _Inner:
-    """An inner node: separators and the page numbers of the children between them."""
-
-    __slots__ = ("children", "epoch", "image", "keys", "level", "number", "used")
-
-    def __init__(
-        self,
-        number: int,
-        epoch: int,
-        level: int,
-        keys: list[bytes],
-        children: array[int],
-        used: int,
-        image: bytes | None = None,
-    ) -> None:
-        self.number = number
-        self.epoch = epoch
-        self.level = level
-        self.keys = keys
-        self.children = children
-        self.used = used  # bytes it takes in its page behind the envelope
-        self.image = image  # offsets and keys as the page has them, while these don't change
-
-    def copy(self) -> _Inner:
-        children = self.children[:]
-        return _Inner(
-            self.number, self.epoch, self.level, self.keys[:], children, self.used, self.image
-        )
-
-    def body(self) -> bytes:
-        """Return its page without padding and checksum."""
-        keys = self.keys
-        if self.image is None:
-            offsets = accumulate(map(len, keys), initial=0)
-            self.image = _U16[len(keys) + 1].pack(*offsets) + b"".join(keys)
-        head = ENVELOPE.pack(INNER, self.level, len(keys), 0, self.epoch)
-        return head + _little_endian(self.children).tobytes() + self.image
-
-    def replace(self, at: int, removed: int, keys: list[bytes], children: list[int]) -> None:
-        """Put *children*, separated by *keys*, in the place of *removed* children from *at* on."""
-        gone = self.keys[at : at + removed - 1]
-        self.keys[at : at + removed - 1] = keys
-        self.children[at : at + removed] = array("I", children)
-        self.used += _CHILD * (len(children) - removed) + sum(map(len, keys)) - sum(map(len, gone))
-        self.image = None
-
-
-_Node: TypeAlias = _Leaf | _Inner
-_Group = TypeVar("_Group")
-
-
-class _Overflow:
-    """One page of a spilled value that is not written yet."""
-
-    __slots__ = ("content", "epoch", "number")
-
-    def __init__(self, number: int, epoch: int, content: bytes) -> None:
-        self.number = number
-        self.epoch = epoch
-        self.content = content
-
-    def body(self) -> bytes:
-        return self.content
-
-
-_Cached: TypeAlias = _Leaf | _Inner | bytes  # bytes are the page of a written leaf, unpadded
-_Page: TypeAlias = _Leaf | _Inner | _Overflow
-_Path: TypeAlias = list[tuple[_Inner, int]]
-
-
 # -- the tree ------------------------------------------------------------------------------------
 
 
@@ -465,15 +138,19 @@ class BTree:
         self._level = meta.level  # of the root
         self._records = meta.records
         self._epoch = meta.epoch + 1
-        self._nodes: dict[int, _Cached] = {}
-        self._unwritten: dict[int, _Page] = {}
-        self._frozen: dict[int, _Page] = {}  # the unwritten pages of the running checkpoint
-        self._overflow: dict[int, _Overflow] = {}  # unwritten, of either kind
+        self._nodes: dict[int, Node] = {}
+        self._unwritten: dict[int, Page] = {}
+        self._frozen: dict[int, Page] = {}  # the unwritten pages of the running checkpoint
+        self._overflow: dict[int, Overflow] = {}  # unwritten, of either kind
         self._checkpoint: Checkpoint | None = None
         self._abandoned: deque[int] = deque()  # epochs of snapshots that nobody closed
         self._readers = 0
         self._ring: OrderedDict[int, int] = OrderedDict()  # sizes of written nodes, victims first
-        self._touched: set[int] = set()  # those used since they were last looked at
+        self._touched: dict[int, int] = {}  # hits of those used since they were last looked at
+        # Records in the lists of unwritten leaves: what came and went with these, under the lock,
+        # and what the writer has added.
+        self._unwritten_records = 0
+        self._added_records = 0
         self._cache_limit = cache_bytes
         self._cached_bytes = 0
         self._descents = 0
@@ -483,8 +160,8 @@ class BTree:
         # whatever is too full can be cut in two that are not.
         self._capacity = page_size - 4 - ENVELOPE.size
         self._minimum = self._capacity // 4
-        self._inline = (self._capacity - 4) // 2 - _CELL - _WIDE
-        self.max_key_bytes = min(self._inline - _REF.size - 2, (self._capacity - 24) // 3)
+        self._inline = (self._capacity - CELL_OVERHEAD) // 2 - CELL_OVERHEAD - WIDEST
+        self.max_key_bytes = min(self._inline - REF.size, (self._capacity - 24) // 3)
 
     @classmethod
     def open(
@@ -508,7 +185,7 @@ class BTree:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record of *key*. Under the caller's lock; a checkpoint may be running."""
-        return self._get(self._root, key)
+        return self._get(self._root, self._level, key)
 
     def __len__(self) -> int:
         return self._records
@@ -524,7 +201,7 @@ class BTree:
                 self._epoch += 1
             self._pager.pin(self._epoch - 1)
             self._readers += 1
-        return Snapshot(self, self._root, self._epoch - 1, self._records)
+        return Snapshot(self, self._root, self._level, self._epoch - 1, self._records)
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -549,55 +226,58 @@ class BTree:
     def put(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
         """Set *key*: a new record of version 1, or the next version of the one there is.
 
-        Raises ValueError if key or value are too long and CorruptionError; then nothing changed.
+        Raises ValueError if key or value are too long, and CorruptionError.
         """
         key_size = len(key)
         if not 0 < key_size <= self.max_key_bytes:
             raise ValueError(f"a key has 1 to {self.max_key_bytes} bytes, not {key_size}")
         if len(value) > _MAX_VALUE:
             raise ValueError(f"a value has up to {_MAX_VALUE} bytes, not {len(value)}")
-        leaf, path = self._writable(key)
-        slot = leaf.find(key)
-        if slot >= 0:
-            create, _, version, *_ = leaf.row(slot)
+        leaf = self._writable(key)
+        slot, old = self._find(leaf, key)
+        if old is not None:
+            if old[0]:
+                create, version = self._outdate(leaf, key, old)
+            else:
+                create, _, version = NARROW.unpack_from(old, 1)
             version += 1
-            start, end = _PAIR.unpack_from(leaf.value_offsets, 2 * slot)
-            growth = start - end
-            if slot in leaf.spilled:
-                self._free_value(leaf, key, leaf.value(slot))
         else:
             create = revision
             version = 1
-            growth = _CELL + _WIDTHS[leaf.form] + key_size
-            self._records += 1
         spilled = key_size + len(value) > self._inline
-        stored = self._spill(key, value) if spilled else value
-        growth += len(stored) + 2 * spilled
-        numbers = (create, revision, version, expiry)
-        wide = expiry or version >> 16 or revision >> 32
-        if leaf.used + growth > self._capacity or (wide and _row_format([numbers]) > leaf.form):
-            self._rearrange(leaf, path, slot, key, numbers, stored, spilled)
-            return
-        row = _ROWS[leaf.form].pack(*numbers) if leaf.form else _NARROW.pack(*numbers[:3])
-        if slot >= 0:
-            leaf.replace(slot, row, stored, spilled)
+        if spilled or expiry or version >> 16 or (create | revision) >> 32:
+            stored = self._spill(key, value) if spilled else value
+            cell = make_cell(stored, create, revision, version, expiry, spilled=spilled)
         else:
-            leaf.insert(leaf.place(key), key, row, stored, spilled)
-        if growth < 0 and leaf.used < self._minimum and path:
-            self._merge(leaf, path)
+            cell = NARROW_HEAD.pack(0, create, revision, version) + value
+        growth = len(cell) - len(old) if old else CELL_OVERHEAD + key_size + len(cell)
+        if leaf.page and leaf.used + growth > self._capacity:
+            self._unpack(leaf)
+        if old is None:
+            self._records += 1
+            if not leaf.page:
+                self._added_records += 1
+        leaf.put(slot, key, cell, old)
+        if leaf.used > self._capacity:
+            self._split(leaf, key)
+        elif growth < 0 and leaf.used < self._minimum:
+            self._merge(leaf, key)
 
     def delete(self, key: bytes) -> bool:
-        """Remove *key* and return whether it was there."""
-        if self._leaf(self._root, key).find(key) < 0:
+        """Remove *key* and return whether it was there. Raises CorruptionError."""
+        if self._find(self._leaf(self._root, self._level, key), key)[1] is None:
             return False  # before a path is copied for nothing
-        leaf, path = self._writable(key)
-        slot = leaf.find(key)
-        if slot in leaf.spilled:
-            self._free_value(leaf, key, leaf.value(slot))
-        leaf.remove(slot)
+        leaf = self._writable(key)
+        slot, cell = self._find(leaf, key)
+        assert cell is not None
+        if cell[0]:
+            self._outdate(leaf, key, cell)
+        leaf.remove(slot, key, cell)
         self._records -= 1
-        if path and leaf.used < self._minimum:
-            self._merge(leaf, path)
+        if not leaf.page:
+            self._added_records -= 1
+        if leaf.used < self._minimum:
+            self._merge(leaf, key)
         return True
 
     def bulk_load(self, items: Iterable[tuple[bytes, Record]]) -> int:
@@ -669,7 +349,8 @@ class BTree:
     @property
     def unwritten_bytes(self) -> int:
         """About how much memory is taken by pages that aren't written yet, in bytes."""
-        return self.dirty_pages * (self._pager.page_size + _ENTRY_BYTES)
+        records = self._unwritten_records + self._added_records
+        return self.dirty_pages * (self._pager.page_size + NODE_BYTES) + records * RECORD_BYTES
 
     # -- observing -------------------------------------------------------------------------------
 
@@ -714,171 +395,181 @@ class BTree:
 
     # -- private: finding ------------------------------------------------------------------------
 
-    def _get(self, root: int, key: bytes) -> Record | None:
+    def _get(self, root: int, level: int, key: bytes) -> Record | None:
         self._descents += 1
-        number, page = self._seek(root, key)
-        if not isinstance(page, bytes):
-            slot = page.find(key)
-            return None if slot < 0 else self._record(page, key, slot)
-        # The same for a packed leaf, without unpacking what isn't needed.
-        _, form, count, spilled, _ = ENVELOPE.unpack_from(page)
-        values_at = ENVELOPE.size + 2 * count + 2
-        rows_at = values_at + 2 * count + 2 + 2 * spilled
-        keys_at = rows_at + count * _WIDTHS[form]
-        at = page.find(key, keys_at) - keys_at
-        if at < 0:
+        leaf = self._leaf(root, level, key)
+        _, cell = self._find(leaf, key)
+        if cell is None:
             return None
-        slot = at // len(key)
-        if (
-            spilled
-            or slot >= count
-            or _PAIR.unpack_from(page, ENVELOPE.size + 2 * slot)
-            != (
-                at,
-                at + len(key),
-            )
-        ):
-            leaf = self._unpack(number, page)
-            slot = leaf.find(key)
-            return None if slot < 0 else self._record(leaf, key, slot)
-        start, end = _PAIR.unpack_from(page, values_at + 2 * slot)
-        data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
-        value = page[data_at + start : data_at + end]
-        if form == 0:
-            return _new_record((value, *_NARROW.unpack_from(page, rows_at + 10 * slot), 0))
-        return _new_record((value, *_ROWS[form].unpack_from(page, rows_at + _WIDTHS[form] * slot)))
+        if cell[0]:
+            return self._record(leaf.number, key, cell)
+        return new_record((cell[NARROW_SIZE:], *NARROW.unpack_from(cell, 1), 0))
 
-    def _record(self, leaf: _Leaf, key: bytes, slot: int) -> Record:
-        value = leaf.value(slot)
-        if slot in leaf.spilled:
-            value = self._read_value(leaf, key, value)
-        if leaf.form == 0:
-            return _new_record((value, *leaf.row(slot), 0))
-        return _new_record((value, *leaf.row(slot)))
-
-    def _seek(self, root: int, key: bytes) -> tuple[int, _Leaf | bytes]:
-        """Return number and content of the leaf in which *key* is or would be."""
+    def _leaf(self, number: int, level: int, key: bytes) -> Leaf:
+        """Return the leaf in which *key* is or would be, below a node of that *level*."""
         nodes = self._nodes
-        number = root
-        node = nodes.get(root) or self._fetch(root)
-        level = node.level if isinstance(node, _Inner) else 0
-        while level:
-            if not isinstance(node, _Inner) or node.level != level:
+        touched = self._touched
+        while True:
+            node = nodes.get(number)
+            if node is None:
+                node = self._fetch(number)
+            else:
+                touched[number] = touched.get(number, 0) + 1
+            if not level:
+                break
+            if not isinstance(node, Inner):
                 raise self._misplaced(number)
             number = node.children[bisect_right(node.keys, key)]
-            child = nodes.get(number)
-            if child is None:
-                child = self._fetch(number)
-            else:
-                self._touched.add(number)
-            node = child
             level -= 1
-        if isinstance(node, _Inner):
+        if not isinstance(node, Leaf):
             raise self._misplaced(number)
-        return number, node
+        if node.page and touched.get(number, 0) > _MUCH:
+            self._unpack(node)
+        return node
 
-    def _leaf(self, root: int, key: bytes) -> _Leaf:
-        """Return the leaf in which *key* is or would be."""
-        number, leaf = self._seek(root, key)
-        return self._unpack(number, leaf) if isinstance(leaf, bytes) else leaf
+    def _find(self, leaf: Leaf, key: bytes) -> tuple[int, bytes | None]:
+        try:
+            return leaf.find(key)
+        except ValueError as error:
+            raise self._pager.corrupt(leaf.number, str(error)) from error
 
-    def _fetch(self, number: int) -> _Cached:
+    def _record(self, number: int, key: bytes, cell: bytes) -> Record:
+        """Return the record of a cell of any kind in the leaf *number*."""
+        record, spilled = self._opened(number, cell)
+        if spilled:
+            chain = self._chain(key, record.value)
+            return record._replace(value=b"".join([chunk for _, _, chunk in chain]))
+        return record
+
+    def _opened(self, number: int, cell: bytes) -> tuple[Record, bool]:
+        try:
+            return open_cell(cell)
+        except ValueError as error:
+            raise self._pager.corrupt(number, str(error)) from error
+
+    def _fetch(self, number: int) -> Node:
         """Read a node into the cache."""
         self._misses += 1
         node = self._load(number)
         with self._lock:
             found = self._nodes.setdefault(number, node)
             if found is node:
-                self._admit(number, node)
+                self._admit(node)
         return found
 
-    def _node(self, number: int) -> _Node:
+    def _unpack(self, leaf: Leaf) -> None:
+        """Put a leaf that is used much in lists."""
+        number = leaf.number
+        with self._lock:
+            if not leaf.page or self._nodes.get(number) is not leaf:
+                return  # another reader was faster, or the cache has dropped it
+            try:
+                leaf.unpack()
+            except ValueError as error:
+                raise self._pager.corrupt(number, str(error)) from error
+            if number in self._ring:
+                self._cached_bytes -= self._ring.pop(number)
+                self._admit(leaf)
+            else:
+                self._unwritten_records += len(leaf.keys)
+
+    def _node(self, number: int) -> Node:
         """Return a node without a place in the cache for it: scans don't push others out."""
-        node = self._nodes.get(number) or self._load(number)
-        return self._unpack(number, node) if isinstance(node, bytes) else node
+        return self._nodes.get(number) or self._load(number)
+
+    def _node_at(self, key: bytes, level: int) -> Node:
+        """Return the node of a level in which *key* is or would be, or the root below it."""
+        node = self._node(self._root)
+        while node.level > level and isinstance(node, Inner):
+            node = self._child(node, bisect_right(node.keys, key))
+        return node
 
     def _misplaced(self, number: int) -> CorruptionError:
         return self._pager.corrupt(number, "the page is not of the level it should be")
 
     def _leaves(
-        self, number: int, start: bytes, end: bytes | None, reverse: bool, level: int = -1
-    ) -> Iterator[_Leaf]:
+        self, number: int, level: int, start: bytes, end: bytes | None, reverse: bool
+    ) -> Iterator[Leaf]:
         """Iterate over the leaves below a node that may hold keys, start <= key < end."""
         node = self._node(number)
-        if level not in (-1, node.level):
+        if node.level != level:
             raise self._misplaced(number)
-        if isinstance(node, _Inner):
-            last = len(node.keys) if end is None else bisect_left(node.keys, end)
-            children = node.children[bisect_right(node.keys, start) : last + 1]
-            for child in reversed(children) if reverse else children:
-                yield from self._leaves(child, start, end, reverse, node.level - 1)
-        else:
+        if isinstance(node, Leaf):
             yield node
+            return
+        last = len(node.keys) if end is None else bisect_left(node.keys, end)
+        children = node.children[bisect_right(node.keys, start) : last + 1]
+        for child in reversed(children) if reverse else children:
+            yield from self._leaves(child, level - 1, start, end, reverse)
 
-    def _admit(self, number: int, node: _Inner | bytes) -> None:
+    def _admit(self, node: Node) -> None:
         """Count a written node to the cache and push others out; with the lock held."""
+        each = RECORD_BYTES if isinstance(node, Leaf) else SEPARATOR_BYTES
+        number = node.number
+        size = node.used + NODE_BYTES + each * len(node.keys)
         ring = self._ring
-        touched = self._touched
-        if isinstance(node, bytes):
-            size = len(node) + _ENTRY_BYTES
-        else:
-            size = node.used + _ENTRY_BYTES + _SEPARATOR_BYTES * len(node.keys)
         ring[number] = size
         self._cached_bytes += size
         while self._cached_bytes > self._cache_limit:
             number, size = ring.popitem(last=False)
-            if number in touched:
-                touched.discard(number)
+            if self._touched.pop(number, 0):
                 ring[number] = size
             else:
                 del self._nodes[number]
                 self._cached_bytes -= size
                 self._evictions += 1
 
-    def _written(self, page: _Page, body: bytes) -> None:
+    def _written(self, page: Page, body: bytes) -> None:
         """Move a page that has been written from memory's care to the cache's; lock held."""
-        if isinstance(page, _Overflow):
-            del self._overflow[page.number]
-        else:
-            node = self._nodes[page.number] = body if isinstance(page, _Leaf) else page
-            self._admit(page.number, node)
+        number = page.number
+        if isinstance(page, Overflow):
+            del self._overflow[number]
+            return
+        used_again = self._touched.pop(number, 0) > 1
+        if isinstance(page, Leaf):
+            self._unwritten_records -= len(page.keys)
+            if page.keys and not used_again:
+                page = self._nodes[number] = page.packed(body)
+        self._admit(page)
 
     # -- private: changing -----------------------------------------------------------------------
 
-    def _writable(self, key: bytes) -> tuple[_Leaf, _Path]:
-        """Return the leaf for *key*, which may be changed in place, and the path to it."""
+    def _writable(self, key: bytes) -> Leaf:
+        """Return the leaf for *key*, which may be changed in place, as may the path to it."""
         nodes = self._nodes
         epoch = self._epoch
-        node = nodes.get(self._root) or self._load(self._root)
-        if isinstance(node, bytes) or node.epoch != epoch:
-            node = self._own(self._root, node)
+        level = self._level
+        number = self._root
+        node = nodes.get(number) or self._load(number)
+        if node.epoch != epoch:
+            node = self._own(number, node)
             self._root = node.number
-        level = node.level
-        path: _Path = []
-        while isinstance(node, _Inner):
-            if node.level != level:
-                raise self._misplaced(node.number)
+        while isinstance(node, Inner) and node.level == level:
             level -= 1
             at = bisect_right(node.keys, key)
             number = node.children[at]
             child = nodes.get(number) or self._load(number)
-            if isinstance(child, bytes) or child.epoch != epoch:
+            if child.epoch != epoch:
                 child = self._own(number, child)
                 node.children[at] = child.number
-            path.append((node, at))
             node = child
-        if level:
+        if level or not isinstance(node, Leaf):
             raise self._misplaced(node.number)
-        return node, path
+        number = node.number
+        self._touched[number] = uses = self._touched.get(number, 0) + 1
+        if node.page and uses > _MUCH:
+            self._unpack(node)
+        return node
 
-    def _own(self, number: int, node: _Cached) -> _Node:
-        """Return a copy of a node from an earlier epoch that may be changed in place."""
-        if isinstance(node, bytes):
-            node = self._unpack(number, node)
-            if not node.is_sound():
-                raise self._pager.corrupt(number, "the offsets in the page don't ascend")
-        else:
-            node = node.copy()
+    def _own(self, number: int, node: Node) -> Node:
+        """Return a node of an earlier epoch as one that may be changed in place."""
+        if isinstance(node, Leaf):
+            try:
+                node.prove()
+            except ValueError as error:
+                raise self._pager.corrupt(number, str(error)) from error
+        if self._readers or number not in self._ring:
+            node = node.copy()  # a snapshot may see it, or it is on its way to the disk
         born = node.epoch
         node.epoch = self._epoch
         with self._lock:
@@ -887,32 +578,35 @@ class BTree:
             self._register(node)
         return node
 
-    def _register(self, page: _Page) -> None:
+    def _register(self, page: Page) -> None:
         """Enter a new, unwritten page; with the lock held."""
         number = page.number
         self._drop_stale(number)
         self._unwritten[number] = page
-        if isinstance(page, _Overflow):
+        if isinstance(page, Overflow):
             self._overflow[number] = page
         else:
             self._nodes[number] = page
+            if isinstance(page, Leaf):
+                self._unwritten_records += len(page.keys)
 
     def _drop_stale(self, number: int) -> None:
         """Drop from the cache what a page held before it was free; with the lock held."""
         size = self._ring.pop(number, 0)
         if size:
             self._cached_bytes -= size
-            self._touched.discard(number)
+            self._touched.pop(number, 0)
             del self._nodes[number]
 
-    def _free(self, page: _Page) -> None:
+    def _free(self, page: Page) -> None:
         """Take a page out of the tree; with the lock held."""
         self._give_back(page.number, page.epoch)
 
     def _give_back(self, number: int, born: int) -> None:
-        if self._pager.free(number, born, self._epoch):
+        freed = self._pager.free(number, born, self._epoch)
+        if freed:
             self._forget(number)
-        elif not self._readers:
+        if freed or not self._readers:
             self._drop_stale(number)  # nobody will look at it again
 
     def _forget(self, number: int) -> None:
@@ -921,7 +615,9 @@ class BTree:
         if page is not None:
             self._nodes.pop(number, None)
             self._overflow.pop(number, None)
-            self._touched.discard(number)
+            self._touched.pop(number, 0)
+            if isinstance(page, Leaf):
+                self._unwritten_records -= len(page.keys)
 
     def _close_reader(self, epoch: int) -> None:
         with self._lock:
@@ -941,69 +637,82 @@ class BTree:
                 if released is None:
                     return
                 for number in released:
-                    self._forget(number)
+                    if number in self._unwritten or number in self._frozen:
+                        self._forget(number)
 
     # -- private: changing the shape -------------------------------------------------------------
 
-    def _rearrange(
-        self,
-        leaf: _Leaf,
-        path: _Path,
-        slot: int,
-        key: bytes,
-        numbers: tuple[int, int, int, int],
-        value: bytes,
-        spilled: bool,
-    ) -> None:
-        """Put a record that the leaf has no room for: at *slot*, or as a new one if that is -1."""
-        cells = _Cells()
-        leaf.add_to(cells)
-        at = slot if slot >= 0 else leaf.place(key)
-        end = at + 1 if slot >= 0 else at
-        cells.keys[at:end] = [key]
-        cells.values[at:end] = [value]
-        cells.rows[at:end] = [numbers]
-        cells.spilled[at:end] = [spilled]
-        # Keys that arrive in order at the end of the tree leave full leaves behind.
-        ascending = at == leaf.count and all(i == len(node.keys) for node, i in path)
-        self._splice(path, *self._lay_out(cells, [leaf], ascending))
+    def _path(self, key: bytes) -> _Path:
+        """Return the inner nodes above a leaf for *key* that was made writable, and ways taken."""
+        path: _Path = []
+        node = self._nodes[self._root]
+        while isinstance(node, Inner):
+            at = bisect_right(node.keys, key)
+            path.append((node, at))
+            node = self._nodes[node.children[at]]
+        return path
 
-    def _merge(self, leaf: _Leaf, path: _Path) -> None:
+    def _split(self, leaf: Leaf, key: bytes) -> None:
+        """Cut a leaf that is over-full since *key* was put."""
+        path = self._path(key)
+        # Keys that arrive in order at the end of the tree leave full leaves behind.
+        ascending = key == leaf.keys[-1] and all(at == len(node.keys) for node, at in path)
+        self._splice(path, *self._lay_out(leaf.keys, leaf.cells, [leaf], ascending))
+
+    def _merge(self, leaf: Leaf, key: bytes) -> None:
         """Join a leaf that has become small with a neighbour; they may come out as two again."""
+        path = self._path(key)
+        if not path:
+            return
         parent, at = path.pop()
         left = at - (at == len(parent.keys))
         pair = [leaf, leaf]
-        pair[left == at] = cast("_Leaf", self._child(parent, left + (left == at)))
-        cells = _Cells()
-        for each in pair:
-            each.add_to(cells)
+        pair[left == at] = cast("Leaf", self._child(parent, left + (left == at)))
         path.append((parent, left))
-        self._splice(path, *self._lay_out(cells, pair), removed=2)
+        (keys, cells), (more_keys, more_cells) = map(self._lists, pair)
+        self._splice(path, *self._lay_out(keys + more_keys, cells + more_cells, pair), removed=2)
+
+    def _keys(self, leaf: Leaf) -> list[bytes]:
+        try:
+            return leaf.key_list()
+        except ValueError as error:
+            raise self._pager.corrupt(leaf.number, str(error)) from error
+
+    def _lists(self, leaf: Leaf) -> tuple[list[bytes], list[bytes]]:
+        try:
+            return leaf.lists()
+        except ValueError as error:
+            raise self._pager.corrupt(leaf.number, str(error)) from error
 
     def _lay_out(
-        self, cells: _Cells, old: list[_Leaf], ascending: bool = False
-    ) -> tuple[list[_Node], list[bytes]]:
+        self, keys: list[bytes], cells: list[bytes], old: list[Leaf], ascending: bool = False
+    ) -> tuple[list[Node], list[bytes]]:
         """Return new leaves in the place of *old* ones, and the separators between them."""
-        sizes = cells.sizes()
-        cuts = _cuts(sizes, self._capacity - 4)
-        if ascending and len(cuts) == 2 and sum(sizes[:-1]) <= self._capacity - 4:
-            cuts[0] = len(sizes) - 1
-        leaves: list[_Node] = []
+        sizes = [
+            len(key) + len(cell) + CELL_OVERHEAD for key, cell in zip(keys, cells, strict=True)
+        ]
+        ends = cuts(sizes, self._capacity - CELL_OVERHEAD)
+        if ascending and len(ends) == 2 and sum(sizes[:-1]) <= self._capacity - CELL_OVERHEAD:
+            ends[0] = len(sizes) - 1
+        leaves: list[Node] = []
         separators = []
         start = 0
         with self._lock:
             for leaf in old:
                 self._free(leaf)
-            for end in cuts:
-                leaves.append(cells.leaf(start, end, self._pager.allocate(), self._epoch))
+            for end in ends:
+                used = sum(sizes[start:end]) + CELL_OVERHEAD
+                number = self._pager.allocate()
+                part = keys[start:end], cells[start:end]
+                leaves.append(Leaf(number, self._epoch, used, b"", *part))
                 self._register(leaves[-1])
                 if start:
-                    separators.append(_separator(cells.keys[start - 1], cells.keys[start]))
+                    separators.append(separator(keys[start - 1], keys[start]))
                 start = end
         return leaves, separators
 
     def _splice(
-        self, path: _Path, parts: list[_Node], separators: list[bytes], removed: int = 1
+        self, path: _Path, parts: list[Node], separators: list[bytes], removed: int = 1
     ) -> None:
         """Put *parts* where *removed* children began at the end of *path*; mend what is above."""
         while path:
@@ -1016,7 +725,7 @@ class BTree:
                 above, at = path.pop()
                 left = at - (at == len(above.keys))
                 pair = [node, node]
-                pair[left == at] = cast("_Inner", self._child(above, left + (left == at)))
+                pair[left == at] = cast("Inner", self._child(above, left + (left == at)))
                 keys = [*pair[0].keys, above.keys[left], *pair[1].keys]
                 parts, separators = self._divide(keys, pair[0].children + pair[1].children, pair)
                 path.append((above, left))
@@ -1030,7 +739,7 @@ class BTree:
             self._root = parts[0].number
             self._level = parts[0].level
         root = self._nodes.get(self._root)
-        while isinstance(root, _Inner) and not root.keys:
+        while isinstance(root, Inner) and not root.keys:
             self._root = root.children[0]
             self._level -= 1
             with self._lock:
@@ -1038,28 +747,28 @@ class BTree:
             root = self._nodes.get(self._root)
 
     def _divide(
-        self, keys: list[bytes], children: array[int], old: list[_Inner], level: int = 0
-    ) -> tuple[list[_Node], list[bytes]]:
+        self, keys: list[bytes], children: array[int], old: list[Inner], level: int = 0
+    ) -> tuple[list[Node], list[bytes]]:
         """Return new inner nodes in the place of *old* ones, and the separators between them."""
-        cuts = _cuts([len(key) + _CHILD for key in keys], self._capacity - _CHILD)
-        nodes: list[_Node] = []
+        ends = cuts([len(key) + CHILD for key in keys], self._capacity - CHILD)
+        nodes: list[Node] = []
         start = 0
         with self._lock:
             for node in old:
                 self._free(node)
                 level = node.level
-            for end in cuts:
+            for end in ends:
                 part = keys[start:end]
-                used = _CHILD * (len(part) + 1) + sum(map(len, part))
+                used = CHILD * (len(part) + 1) + sum(map(len, part))
                 number = self._pager.allocate()
                 nodes.append(
-                    _Inner(number, self._epoch, level, part, children[start : end + 1], used)
+                    Inner(number, self._epoch, level, part, children[start : end + 1], used)
                 )
                 self._register(nodes[-1])
                 start = end + 1
-        return nodes, [keys[end] for end in cuts[:-1]]
+        return nodes, [keys[end] for end in ends[:-1]]
 
-    def _child(self, node: _Inner, at: int) -> _Node:
+    def _child(self, node: Inner, at: int) -> Node:
         number = node.children[at]
         child = self._node(number)
         if child.level != node.level - 1:
@@ -1084,34 +793,34 @@ class BTree:
         if page[0] == OVERFLOW:
             return self._move_value(number, page)
         node = self._node(number)
-        key = next(iter(node.keys if isinstance(node, _Inner) else node.key_list()), b"")
-        live = self._node(self._root)
-        while live.level > node.level and isinstance(live, _Inner):
-            live = self._child(live, bisect_right(live.keys, key))
-        if live.number != number:
+        keys = self._lists(node)[0] if isinstance(node, Leaf) else node.keys
+        key = keys[0] if keys else b""
+        if self._node_at(key, node.level).number != number:
             return 0
         self._writable(key)  # copies the path, and with it this node
         return 1 + self._level
 
     def _move_value(self, number: int, page: bytes) -> int:
         _, _, key_size, _, _ = ENVELOPE.unpack_from(page)
-        start = ENVELOPE.size + _CHUNK.size
+        start = ENVELOPE.size + CHUNK.size
         key = page[start : start + key_size]
-        leaf = self._leaf(self._root, key)
-        slot = leaf.find(key)
-        if slot < 0 or slot not in leaf.spilled:
+        leaf = self._node_at(key, 0)
+        if not isinstance(leaf, Leaf):
             return 0
-        ref = leaf.value(slot)
-        chain = list(self._chain(leaf, key, ref))
+        _, cell = self._find(leaf, key)
+        record, spilled = self._opened(leaf.number, cell) if cell else (None, False)
+        if not record or not spilled:
+            return 0
+        chain = list(self._chain(key, record.value))
         too_long = len(chain) > min(_MOVE_PAGES, self._pager.free_pages)
         if too_long or all(number != link for link, _, _ in chain):
             return 0
-        leaf, _ = self._writable(key)
-        row_at = slot * _WIDTHS[leaf.form]
-        row = leaf.rows[row_at : row_at + _WIDTHS[leaf.form]]
-        moved = self._spill(key, b"".join([chunk for _, _, chunk in chain]))
-        self._free_value(leaf, key, ref)
-        leaf.replace(slot, row, moved, True)
+        leaf = self._writable(key)
+        ref = self._spill(key, b"".join([chunk for _, _, chunk in chain]))
+        slot, cell = self._find(leaf, key)
+        assert cell is not None
+        self._outdate(leaf, key, cell)
+        leaf.put(slot, key, cell[: -REF.size] + ref, cell)
         return len(chain)
 
     # -- private: spilled values -----------------------------------------------------------------
@@ -1124,119 +833,71 @@ class BTree:
                 self._register(page)
         return ref
 
-    def _overflow_pages(self, key: bytes, value: bytes) -> tuple[bytes, list[_Overflow]]:
+    def _overflow_pages(self, key: bytes, value: bytes) -> tuple[bytes, list[Overflow]]:
         """Return the reference to a value and the pages that hold it."""
-        room = self._capacity - _CHUNK.size - len(key)
+        room = self._capacity - CHUNK.size - len(key)
         starts = range(0, len(value), room)
+        epoch = self._epoch
         with self._lock:
             numbers = [self._pager.allocate() for _ in starts]
             for number in numbers:
                 self._drop_stale(number)
-        pages = []
-        for index, (number, link) in enumerate(pairwise([*numbers, 0])):
-            chunk = value[starts[index] : starts[index] + room]
-            head = ENVELOPE.pack(OVERFLOW, 0, len(key), link, self._epoch)
-            content = b"".join((head, _CHUNK.pack(index, len(chunk)), key, chunk))
-            pages.append(_Overflow(number, self._epoch, content))
-        return _REF.pack(numbers[0], len(value)), pages
+        pages = [
+            Overflow(number, epoch, key, index, value[index * room : (index + 1) * room], link)
+            for index, (number, link) in enumerate(pairwise([*numbers, 0]))
+        ]
+        return REF.pack(numbers[0], len(value)), pages
 
-    def _chain(self, leaf: _Leaf, key: bytes, ref: bytes) -> Iterator[tuple[int, int, bytes]]:
+    def _chain(self, key: bytes, ref: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Iterate over a spilled value's pages: number, epoch and the part of the value there."""
-        if len(ref) != _REF.size:
-            raise self._pager.corrupt(leaf.number, "a spilled value has no reference")
-        number, left = _REF.unpack(ref)
+        number, left = REF.unpack(ref)
+        limit = self._pager.page_size - 4
         index = 0
-        start = ENVELOPE.size + _CHUNK.size + len(key)
         while left:
             unwritten = self._overflow.get(number)
             page = unwritten.content if unwritten else self._pager.read(number)
-            kind, _, key_size, link, epoch = ENVELOPE.unpack_from(page)
-            at, size = _CHUNK.unpack_from(page, ENVELOPE.size)
-            if (kind, key_size, at) != (OVERFLOW, len(key), index) or page[
-                start - len(key) : start
-            ] != key:
-                raise self._pager.corrupt(number, "the page is not the next one of its value")
-            if not 0 < size <= min(left, self._capacity + ENVELOPE.size - start):
-                raise self._pager.corrupt(number, "the part of a value has an impossible length")
-            yield number, epoch, page[start : start + size]
+            try:
+                chunk, link, epoch = chunk_of(page, limit, key, index, left)
+            except ValueError as error:
+                raise self._pager.corrupt(number, str(error)) from error
+            yield number, epoch, chunk
             number = link
-            left -= size
+            left -= len(chunk)
             index += 1
 
-    def _read_value(self, leaf: _Leaf, key: bytes, ref: bytes) -> bytes:
-        return b"".join([chunk for _, _, chunk in self._chain(leaf, key, ref)])
-
-    def _free_value(self, leaf: _Leaf, key: bytes, ref: bytes) -> None:
-        pages = [(number, epoch) for number, epoch, _ in self._chain(leaf, key, ref)]
-        with self._lock:
-            for number, epoch in pages:
-                if self._pager.free(number, epoch, self._epoch):
-                    self._forget(number)
+    def _outdate(self, leaf: Leaf, key: bytes, cell: bytes) -> tuple[int, int]:
+        """Free the pages of a record's value, if it is spilled; return create and version."""
+        record, spilled = self._opened(leaf.number, cell)
+        if spilled:
+            chain = self._chain(key, record.value)
+            pages = [(number, epoch) for number, epoch, _ in chain]
+            with self._lock:
+                for number, epoch in pages:
+                    self._give_back(number, epoch)
+        return record.create_revision, record.version
 
     # -- private: decoding -----------------------------------------------------------------------
 
-    def _load(self, number: int) -> _Inner | bytes:
-        """Read a node: an inner node, or a leaf's page without the padding.
+    def _load(self, number: int) -> Node:
+        """Read a node.
 
         Raises CorruptionError if the checksum or the bounds of what is in it don't hold (S3).
         """
         page = self._pager.read(number)
-        limit = len(page) - 4
-        kind, detail, count, link, epoch = ENVELOPE.unpack_from(page)
-        if epoch >= self._epoch:
-            raise self._pager.corrupt(number, "the page is newer than the tree")
-        if kind == LEAF and detail < len(_ROWS):
-            end = _LEAF_HEAD + 4 * count + 2 * link + count * _WIDTHS[detail]
-            if end <= limit:
-                end += _LENGTH.unpack_from(page, ENVELOPE.size + 2 * count)[0]
-                end += _LENGTH.unpack_from(page, ENVELOPE.size + 2 + 4 * count)[0]
-                if end <= limit:
-                    return page[:end]
-        elif kind == INNER and detail and count:
-            offsets_at = ENVELOPE.size + 4 * count + 4
-            keys_at = offsets_at + 2 * count + 2
-            if keys_at <= limit:
-                offsets = _U16[count + 1].unpack_from(page, offsets_at)
-                end = keys_at + offsets[-1]
-                if end <= limit and offsets[0] == 0 and list(offsets) == sorted(offsets):
-                    keys = [page[keys_at + a : keys_at + b] for a, b in pairwise(offsets)]
-                    children = _little_endian(array("I", page[ENVELOPE.size : offsets_at]))
-                    image = page[offsets_at:end]
-                    used = end - ENVELOPE.size
-                    return _Inner(number, epoch, detail, keys, children, used, image)
-        raise self._pager.corrupt(number, "the page is no well-formed node")
-
-    def _unpack(self, number: int, page: bytes) -> _Leaf:
-        """Cut a leaf's page into columns."""
-        _, form, count, link, epoch = ENVELOPE.unpack_from(page)
-        values_at = ENVELOPE.size + 2 * count + 2
-        spilled_at = values_at + 2 * count + 2
-        rows_at = spilled_at + 2 * link
-        keys_at = rows_at + count * _WIDTHS[form]
-        data_at = keys_at + _LENGTH.unpack_from(page, values_at - 2)[0]
-        spilled = _U16[link].unpack_from(page, spilled_at) if link else ()
-        if spilled and max(spilled) >= count:
-            raise self._pager.corrupt(number, "a spilled value has no record")
-        return _Leaf(
-            number,
-            epoch,
-            count,
-            form,
-            page[ENVELOPE.size : values_at],
-            page[values_at:spilled_at],
-            spilled,
-            page[rows_at:keys_at],
-            page[keys_at:data_at],
-            page[data_at:],
-        )
+        try:
+            node = decode_node(number, page, self._epoch)
+        except ValueError as error:
+            raise self._pager.corrupt(number, str(error)) from error
+        return node
 
 
 class Snapshot:
     """A state of the tree, pinned until :meth:`close`; a context manager. Any thread may use it."""
 
-    def __init__(self, tree: BTree, root: int, epoch: int, records: int) -> None:
+    def __init__(self, tree: BTree, root: int, level: int, epoch: int, records: int) -> None:
         self._tree = tree
         self._root = root
+        self._level = level
         self._epoch = epoch
         self._records = records
         self._open = True
@@ -1262,7 +923,7 @@ class Snapshot:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record that *key* had."""
-        return self._tree._get(self._root, key)
+        return self._tree._get(self._root, self._level, key)
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -1287,8 +948,9 @@ class Snapshot:
     def _key_groups(
         self, start: bytes, end: bytes | None, reverse: bool
     ) -> Iterator[Sequence[bytes]]:
-        for leaf in self._tree._leaves(self._root, start, end, reverse):
-            keys = leaf.key_list()
+        tree = self._tree
+        for leaf in tree._leaves(self._root, self._level, start, end, reverse):
+            keys = tree._keys(leaf)
             first, last = _bounds(keys, start, end)
             keys = keys[first:last]
             yield keys[::-1] if reverse else keys
@@ -1296,32 +958,28 @@ class Snapshot:
     def _item_groups(
         self, start: bytes, end: bytes | None, reverse: bool
     ) -> Iterator[Iterable[tuple[bytes, Record]]]:
-        for leaf in self._tree._leaves(self._root, start, end, reverse):
-            keys = leaf.key_list()
+        tree = self._tree
+        for leaf in tree._leaves(self._root, self._level, start, end, reverse):
+            keys = tree._keys(leaf)
             first, last = _bounds(keys, start, end)
             if first >= last:
                 continue
-            if leaf.spilled:
-                yield self._large_items(leaf, keys, range(first, last), reverse)
-                continue
-            width = _WIDTHS[leaf.form]
-            rows = leaf.rows[first * width : last * width]
-            columns: list[Iterable[object]] = [
-                *zip(*_ROWS[leaf.form].iter_unpack(rows), strict=True)
-            ]
-            if leaf.form == 0:
-                columns.append(repeat(0))
-            values = leaf.value_list()[first:last]
-            records = map(_new_record, zip(values, *columns, strict=False))
-            items = zip(keys[first:last], records, strict=True)
-            yield [*items][::-1] if reverse else items
-
-    def _large_items(
-        self, leaf: _Leaf, keys: Sequence[bytes], slots: range, reverse: bool
-    ) -> Iterator[tuple[bytes, Record]]:
-        """Iterate over part of a leaf with spilled values, one value in memory at a time."""
-        for slot in reversed(slots) if reverse else slots:
-            yield keys[slot], self._tree._record(leaf, keys[slot], slot)
+            keys = keys[first:last]
+            try:
+                records = leaf.records(first, last)
+            except ValueError as error:
+                raise tree._pager.corrupt(leaf.number, str(error)) from error
+            if records is None:
+                # Spilled values come one by one: there is only one in memory at a time.
+                cells = tree._lists(leaf)[1][first:last]
+                if reverse:
+                    keys.reverse()
+                    cells.reverse()
+                yield zip(keys, map(tree._record, repeat(leaf.number), keys, cells), strict=True)
+            elif reverse:
+                yield zip(reversed(keys), reversed([*records]), strict=True)
+            else:
+                yield zip(keys, records, strict=True)
 
 
 class Checkpoint:
@@ -1412,40 +1070,36 @@ class _Loader:
         self._pages: list[tuple[int, bytes]] = []
         self._unsynced = 0
         self._levels: list[tuple[list[bytes], array[int]]] = []
-        self._last_key = b""
+        self._separator = b""  # before the next leaf
 
     def load(self, items: Iterable[tuple[bytes, Record]]) -> tuple[int, int, int]:
         """Write all pages; return the root's number and level and the count of records."""
         tree = self._tree
-        full = 2 * tree._capacity
-        cells = _Cells()
-        used = form = count = 0
+        keys: list[bytes] = []
+        cells: list[bytes] = []
+        used = CELL_OVERHEAD
+        count = 0
         previous = b""
-        for key, (value, *numbers) in items:
+        for key, record in items:
+            value = record.value
             if not previous < key or len(key) > tree.max_key_bytes or len(value) > _MAX_VALUE:
                 raise ValueError(
                     f"keys have to ascend, with 1 to {tree.max_key_bytes} bytes each, "
                     f"and values to have up to {_MAX_VALUE} bytes"
                 )
-            previous = key
             spilled = len(key) + len(value) > tree._inline
-            row = cast("tuple[int, int, int, int]", tuple(numbers))
-            cells.keys.append(key)
-            cells.values.append(self._spill(key, value) if spilled else value)
-            cells.rows.append(row)
-            cells.spilled.append(spilled)
+            stored = self._spill(key, value) if spilled else value
+            cell = make_cell(stored, *record[1:], spilled=spilled)
+            size = CELL_OVERHEAD + len(key) + len(cell)
+            if used + size > tree._capacity:
+                self._leaf(keys, cells, used, separator(previous, key))
+                keys, cells, used = [], [], CELL_OVERHEAD
+            keys.append(key)
+            cells.append(cell)
+            used += size
             count += 1
-            form = max(form, _row_format([row]))
-            used += len(key) + len(cells.values[-1]) + 2 * spilled
-            if used + len(cells.keys) * (_CELL + _WIDTHS[form]) > full:
-                cells = self._full_leaf(cells)
-                used = sum(map(len, cells.keys)) + sum(map(len, cells.values))
-                used += 2 * sum(cells.spilled)
-                form = _row_format(cells.rows)
-        start = 0
-        for end in _cuts(cells.sizes(), tree._capacity - 4):
-            self._leaf(cells, start, end)
-            start = end
+            previous = key
+        self._leaf(keys, cells, used)
         root = self._finish_levels()
         self._flush()
         return root, len(self._levels) - 1, count
@@ -1457,24 +1111,14 @@ class _Loader:
             for number in self._taken:
                 tree._pager.free(number, tree._epoch, tree._epoch)
 
-    def _full_leaf(self, cells: _Cells) -> _Cells:
-        """Write the fullest leaf that the first records make and return the rest."""
-        ends = list(accumulate(cells.sizes()))
-        end = bisect_right(ends, self._tree._capacity - 4)
-        self._leaf(cells, 0, end)
-        rest = _Cells()
-        rest.keys = cells.keys[end:]
-        rest.values = cells.values[end:]
-        rest.rows = cells.rows[end:]
-        rest.spilled = cells.spilled[end:]
-        return rest
-
-    def _leaf(self, cells: _Cells, start: int, end: int) -> None:
-        leaf = cells.leaf(start, end, self._allocate(), self._tree._epoch)
+    def _leaf(
+        self, keys: list[bytes], cells: list[bytes], used: int, following: bytes = b""
+    ) -> None:
+        """Write a leaf; *following* is the separator between it and the next one."""
+        leaf = Leaf(self._allocate(), self._tree._epoch, used, b"", keys, cells)
         self._write(leaf)
-        first = cells.keys[start] if end else b""
-        self._add(0, _separator(self._last_key, first), leaf.number)
-        self._last_key = cells.keys[end - 1] if end else b""
+        self._add(0, self._separator, leaf.number)
+        self._separator = following
 
     def _add(self, level: int, separator: bytes, child: int) -> None:
         """Append a child to the node that grows on a level; *separator* stands before it."""
@@ -1483,16 +1127,16 @@ class _Loader:
         keys, children = self._levels[level]
         keys.append(separator)
         children.append(child)
-        if sum(map(len, keys)) + _CHILD * len(keys) > 2 * self._tree._capacity:
-            ends = list(accumulate(len(key) + _CHILD for key in keys[1:]))
-            self._inner(level, 1 + bisect_right(ends, self._tree._capacity - _CHILD))
+        if sum(map(len, keys)) + CHILD * len(keys) > 2 * self._tree._capacity:
+            ends = list(accumulate(len(key) + CHILD for key in keys[1:]))
+            self._inner(level, 1 + bisect_right(ends, self._tree._capacity - CHILD))
 
     def _inner(self, level: int, count: int) -> None:
         """Write the first *count* children of a level as one node and hand it to the next level."""
         keys, children = self._levels[level]
         number = self._allocate()
         part = keys[1:count]
-        node = _Inner(number, self._tree._epoch, level + 1, part, children[:count], 0)
+        node = Inner(number, self._tree._epoch, level + 1, part, children[:count], 0)
         self._write(node)
         first = keys[0]
         del keys[:count], children[:count]
@@ -1504,9 +1148,9 @@ class _Loader:
             keys, children = self._levels[level]
             if len(children) == 1 and level + 1 == len(self._levels):
                 return children[0]
-            sizes = [len(key) + _CHILD for key in keys]
+            sizes = [len(key) + CHILD for key in keys]
             start = 0
-            for end in _cuts(sizes, self._tree._capacity):
+            for end in cuts(sizes, self._tree._capacity):
                 self._inner(level, end - start)
                 start = end
             level += 1
@@ -1525,7 +1169,7 @@ class _Loader:
         self._taken.append(number)
         return number
 
-    def _write(self, page: _Page) -> None:
+    def _write(self, page: Page) -> None:
         pager = self._tree._pager
         self._pages.append((page.number, pager.seal(page.number, page.body())))
         if len(self._pages) >= _BATCH_PAGES:
@@ -1583,12 +1227,11 @@ class _Checker:
         self._claim(number)
         tree = self._tree
         node = tree._unwritten.get(number) or tree._frozen.get(number)
-        if node is None or isinstance(node, _Overflow):
-            stored = tree._load(number)
-            node = tree._unpack(number, stored) if isinstance(stored, bytes) else stored
+        if node is None or isinstance(node, Overflow):
+            node = tree._load(number)
         if node.level != level:
             raise self._pager.corrupt(number, "the page is not of the level it should be")
-        keys = node.keys if isinstance(node, _Inner) else node.key_list()
+        keys = tree._lists(node)[0] if isinstance(node, Leaf) else node.keys
         if any(map(ge, keys, keys[1:])) or (keys and keys[0] < low):
             raise self._pager.corrupt(number, "the keys are out of order")
         if keys and high is not None and keys[-1] >= high:
@@ -1596,23 +1239,27 @@ class _Checker:
         if node.used > tree._capacity or b"" in keys:
             raise self._pager.corrupt(number, "the node is over-full or has an empty key")
         self._report.used_bytes += node.used
-        if isinstance(node, _Inner):
+        if isinstance(node, Inner):
             self._report.inner_pages += 1
             bounds = pairwise([low, *keys, high])
             for child, (start, end) in zip(node.children, bounds, strict=True):
                 self._node(child, level - 1, cast("bytes", start), end)
         else:
             self._report.leaf_pages += 1
-            self._leaf(node, keys)
+            self._leaf(node)
 
-    def _leaf(self, leaf: _Leaf, keys: Sequence[bytes]) -> None:
-        self._report.records += leaf.count
-        if not leaf.is_sound() or (not keys and leaf.number != self._tree._root):
-            raise self._pager.corrupt(leaf.number, "the leaf is empty or its offsets don't ascend")
-        for slot in leaf.spilled:
-            for number, _, _ in self._tree._chain(leaf, keys[slot], leaf.value(slot)):
-                self._claim(number)
-                self._report.overflow_pages += 1
+    def _leaf(self, leaf: Leaf) -> None:
+        tree = self._tree
+        keys, cells = tree._lists(leaf)
+        self._report.records += len(keys)
+        if not keys and leaf.number != tree._root:
+            raise self._pager.corrupt(leaf.number, "the leaf is empty")
+        for key, cell in zip(keys, cells, strict=True):
+            record, spilled = tree._opened(leaf.number, cell)
+            if spilled:
+                for number, _, _ in tree._chain(key, record.value):
+                    self._claim(number)
+                    self._report.overflow_pages += 1
 
 
 def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
@@ -1623,97 +1270,3 @@ def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
 
 def _bounds(keys: Sequence[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
     return bisect_left(keys, start), len(keys) if end is None else bisect_left(keys, end)
-
-
-def _row_format(rows: list[tuple[int, int, int, int]]) -> int:
-    """Return the smallest row format that fits all rows."""
-    if not rows:
-        return 0
-    creates, mods, versions, expiries = zip(*rows, strict=True)
-    if (max(creates) | max(mods)) >> 32 or max(versions) >> 16:
-        return 2
-    return 1 if any(expiries) else 0
-
-
-def _separator(left: bytes, right: bytes) -> bytes:
-    """Return the shortest key that is greater than *left* and not greater than *right*."""
-    for at, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return right[: at + 1]
-    return right[: len(left) + 1]
-
-
-def _cuts(sizes: list[int], capacity: int) -> list[int]:
-    """Cut a row of cells into parts that fit, as even as may be; return where each part ends.
-
-    No cell is larger than half the capacity, so each cut leaves two parts that are smaller.
-    """
-    ends = list(accumulate(sizes, initial=0))
-    cuts = []
-    parts = [(0, len(sizes))]
-    while parts:
-        start, end = parts.pop()
-        if ends[end] - ends[start] <= capacity:
-            cuts.append(end)
-            continue
-        middle = (ends[start] + ends[end]) // 2
-        cut = bisect_left(ends, middle, start + 1, end - 1)
-        if cut - 1 > start and middle - ends[cut - 1] < ends[cut] - middle:
-            cut -= 1
-        parts += [(cut, end), (start, cut)]
-    return cuts
-
-
-@lru_cache(1024)
-def _even(count: int, step: int) -> tuple[bytes, Struct]:
-    """Return the offsets of *count* cells of *step* bytes each, and what takes them apart."""
-    offsets = _U16[count + 1].pack(*range(0, count * step + 1, step))
-    return offsets, Struct(f"{step}s" * count)
-
-
-def _is_even(offsets: bytes, count: int) -> Struct | None:
-    """Return what takes *count* cells apart if they all have the same size, as they often do."""
-    if count == 0:
-        return None
-    size = offsets[-2] + 256 * offsets[-1]
-    if size < count or size % count:
-        return None
-    expected, cells = _even(count, size // count)
-    return cells if offsets == expected else None
-
-
-def _ascend(offsets: bytes, count: int) -> bool:
-    """Tell whether the offsets of a column begin with 0 and never go back."""
-    if _is_even(offsets, count):
-        return True
-    numbers = _U16[count + 1].unpack(offsets)
-    return numbers[0] == 0 and list(numbers) == sorted(numbers)
-
-
-def _split(column: bytes, offsets: bytes, count: int) -> Sequence[bytes]:
-    """Take a column apart into its cells."""
-    cells = _is_even(offsets, count)
-    if cells:
-        return cells.unpack(column)
-    numbers = _U16[count + 1].unpack(offsets)
-    return [column[start:end] for start, end in pairwise(numbers)]
-
-
-@cache
-def _ones(count: int) -> int:
-    """Return 1 in each of *count* 16-bit places."""
-    return ((1 << 16 * count) - 1) // 0xFFFF
-
-
-def _shifted(offsets: bytes, distance: int) -> bytes:
-    """Add *distance* to each offset, all at once: none of them leaves its 16 bits."""
-    size = len(offsets)
-    moved = int.from_bytes(offsets, "little") + distance * _ones(size // 2)
-    return moved.to_bytes(size, "little")
-
-
-def _little_endian(numbers: array[int]) -> array[int]:
-    if sys.byteorder == "big":
-        numbers = numbers[:]
-        numbers.byteswap()
-    return numbers

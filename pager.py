@@ -7,7 +7,7 @@ when the file is made. All integers are little-endian.
 page      content
 ========= ======================================================================================
 0 and 1   the two meta pages; checkpoint *txid* writes page ``txid & 1``
-2 …       tree nodes and overflow pages (``btree.py``), pages of the free list
+2 …       tree nodes and overflow pages (``nodes.py``), pages of the free list
 ========= ======================================================================================
 
 Every page but the meta pages has this envelope. The CRC-32 is seeded with the page's number, so
@@ -17,9 +17,9 @@ that a page written to the wrong place fails its check as well (S3).
 offset    size   field
 ========= ====== ===============================================================================
 0         1      kind: 1 leaf, 2 inner node, 3 overflow, 4 free list
-1         1      detail: leaf: row format; inner node: its level (leaves are level 0)
+1         1      level of a node, 0 for a leaf; 0 in other pages
 2         2      count: records, keys, bytes of the owner's key, or runs
-4         4      link: leaf: number of spilled values; overflow, free list: next page, 0 at the end
+4         4      link: overflow, free list: next page, 0 at the end; 0 in other pages
 8         8      epoch in which this version of the page was made
 16        …      what the kind says, then zeros
 size - 4  4      CRC-32 of everything before it
@@ -68,7 +68,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import chain
 from struct import Struct
@@ -125,15 +125,16 @@ class Meta(NamedTuple):
     applied_term: int
 
 
-# A page that left the tree and that a pinned state may still need: number, epochs born and left.
-_Waiting: TypeAlias = tuple[int, int, int]
+# Pages that left the tree and that a pinned state may still need, three numbers each: the page's,
+# and the epochs in which it was made and left.
+_Waiting: TypeAlias = list[int]
 
 
 class FreeSpace(NamedTuple):
     """The free space as it was when a checkpoint began."""
 
     free: list[int]
-    waiting: list[list[_Waiting]]
+    waiting: dict[int, _Waiting]  # by the pinned epoch that needs them
     pages: int
 
 
@@ -149,7 +150,7 @@ class Pager:
         self.waiting_pages = 0
         self._file = file
         self._free: list[int] = []  # a heap: the lowest number is handed out first
-        self._waiting: dict[int, list[_Waiting]] = {}  # by the pinned epoch that needs them
+        self._waiting: dict[int, _Waiting] = {}  # by the newest pinned epoch that needs them
         self._pins: dict[int, int] = {}
         self._pinned: list[int] = []  # the keys of _pins, sorted
         self._list_pages: list[int] = []
@@ -163,7 +164,7 @@ class Pager:
         """Open *path*, or make it if it is missing and *create* is set.
 
         Reads the meta pages and the free list and nothing else. Raises FileNotFoundError,
-        ForeignDirectory for a file of another kind or a newer format, and CorruptionError.
+        ForeignDirectory for a newer format, and CorruptionError, for a file of another kind too.
         """
         if create and not fs.exists(path):
             _create(fs, path, page_size)
@@ -255,10 +256,7 @@ class Pager:
         """
         at = bisect_left(self._pinned, left) - 1
         if at >= 0 and (pin := self._pinned[at]) >= born:
-            waiting = self._waiting.get(pin)
-            if waiting is None:
-                waiting = self._waiting[pin] = []
-            waiting.append((number, born, left))
+            self._waiting.setdefault(pin, []).extend((number, born, left))
             self.waiting_pages += 1
             return False
         heappush(self._free, number)
@@ -288,20 +286,27 @@ class Pager:
         waiting = self._waiting.get(epoch)
         if waiting is None or epoch in self._pins:
             return None
-        portion = waiting[-limit:]
-        del waiting[-limit:]
+        portion = waiting[-3 * limit :]
+        del waiting[-3 * limit :]
         if not waiting:
             del self._waiting[epoch]
-        self.waiting_pages -= len(portion)
-        return [number for number, born, left in portion if self.free(number, born, left)]
+        numbers = portion[::3]
+        self.waiting_pages -= len(numbers)
+        if self._pinned[0] < epoch:  # an older state may need some of them as well
+            each = zip(numbers, portion[1::3], portion[2::3], strict=True)
+            return [number for number, born, left in each if self.free(number, born, left)]
+        for number in numbers:
+            heappush(self._free, number)
+        return numbers
 
     def freeze(self) -> FreeSpace:
         """Return the free space of this moment, for the checkpoint that begins now."""
-        return FreeSpace(list(self._free), [list(w) for w in self._waiting.values()], self.pages)
+        waiting = {pin: numbers[:] for pin, numbers in self._waiting.items()}
+        return FreeSpace(self._free[:], waiting, self.pages)
 
     def free_numbers(self) -> list[int]:
         """Return every page that is free or waits, for ``check()``."""
-        return self._free + [number for group in self._waiting.values() for number, _, _ in group]
+        return self._free + [number for group in self._waiting.values() for number in group[::3]]
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -312,11 +317,17 @@ class Pager:
         lock by itself. Raises DiskFull, after which nothing has changed, and DiskFailed.
         """
         durable = self.meta.epoch
-        waiting = list(chain.from_iterable(space.waiting))
-        soon = {number for number, born, left in waiting if born <= durable < left}
-        reusable = {number for number, _, _ in waiting}
-        reusable.update(space.free)
-        reusable -= soon
+        reusable = set(space.free)
+        soon: set[int] = set()  # what only the other meta page will reach
+        for pin, waiting in space.waiting.items():
+            numbers = waiting[::3]
+            if pin < durable:
+                reusable.update(numbers)
+            elif pin == durable:
+                soon.update(numbers)
+            else:  # a reader's, and the durable state's too unless they were made after it
+                for number, born in zip(numbers, waiting[1::3], strict=True):
+                    (soon if born <= durable else reusable).add(number)
         soon.update(self._list_pages)
         per_page = (self.page_size - 4 - ENVELOPE.size) // _RUN.size
         room = 0
@@ -389,7 +400,7 @@ class Pager:
             part = runs[at * per_page : (at + 1) * per_page]
             link = own[at + 1] if at + 1 < len(own) else 0
             head = ENVELOPE.pack(FREE_LIST, 0, len(part), link, epoch)
-            body = head + b"".join([_RUN.pack(*run) for run in part])
+            body = head + Struct(f"<{2 * len(part)}I").pack(*chain.from_iterable(part))
             pages.append((number, self.seal(number, body)))
         self.write(pages)
 
@@ -494,8 +505,6 @@ def _newest(file: File) -> tuple[Meta, Meta | None]:
         if slots[0] or slots[1]:
             return _choose(file, slots, size)
         size *= 2
-    if data.find(_MAGIC) < 0:
-        raise ForeignDirectory(f"{file.path} is not a ConureDB file; name another data_dir")
     raise CorruptionError(file.path, 0, "neither meta page has a valid record")
 
 
@@ -521,16 +530,8 @@ def _count_runs(numbers: set[int]) -> int:
     return len(numbers - {number + 1 for number in numbers})
 
 
-def _runs(numbers: Iterable[int], flag: int) -> list[tuple[int, int]]:
+def _runs(numbers: set[int], flag: int) -> list[tuple[int, int]]:
     """Return the numbers as runs (start, length | flag)."""
-    runs: list[tuple[int, int]] = []
-    start = stop = -1
-    for number in sorted(numbers):
-        if number != stop:
-            if stop > start:
-                runs.append((start, stop - start | flag))
-            start = number
-        stop = number + 1
-    if stop > start:
-        runs.append((start, stop - start | flag))
-    return runs
+    following = {number + 1 for number in numbers}
+    bounds = zip(sorted(numbers - following), sorted(following - numbers), strict=True)
+    return [(start, stop - start | flag) for start, stop in bounds]

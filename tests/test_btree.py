@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,18 @@ import btree
 from btree import BTree, Checkpoint, Record, Snapshot
 from errors import CorruptionError, DiskFull
 from fileio import OsFileSystem
+from nodes import (
+    CELL_OVERHEAD,
+    NODE_BYTES,
+    RECORD_BYTES,
+    REF,
+    Leaf,
+    cuts,
+    decode_node,
+    make_cell,
+    open_cell,
+    separator,
+)
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.crashfs import CrashFileSystem
 
@@ -67,6 +80,12 @@ class Pair:
         report = self.tree.check()
         assert report.records == len(self.tree) == len(self.model)
         assert list(self.tree.items()) == sorted(self.model.items())
+        tree = self.tree
+        unwritten = [*tree._unwritten.values(), *tree._frozen.values()]
+        in_lists = sum(len(page.keys) for page in unwritten if isinstance(page, Leaf))
+        page_bytes = tree.stats().page_size + NODE_BYTES
+        assert tree.unwritten_bytes == len(unwritten) * page_bytes + in_lists * RECORD_BYTES
+        assert tree.stats().cache_bytes == sum(tree._ring.values())
 
 
 @pytest.fixture
@@ -111,7 +130,10 @@ def test_key_and_value_limits(pair: Pair) -> None:
     for key in (b"", b"k" * (longest + 1)):
         with pytest.raises(ValueError, match="a key has 1 to 70 bytes"):
             pair.tree.put(key, b"", 1)
+        assert pair.tree.get(key) is None
+        assert not pair.tree.delete(key)
     pair.put(b"k" * longest, b"v" * 5000)
+    assert pair.tree.get(b"") is None
     with BTree_of(CrashFileSystem(), 4096) as tree:
         assert tree.max_key_bytes >= 1025
 
@@ -138,7 +160,7 @@ def test_many_keys_in_every_order(pair: Pair, order: str) -> None:
     elif order == "random":
         random.Random(1).shuffle(keys)
     for key in keys:
-        pair.put(key, b"v" + key)
+        pair.put(key, key)
     pair.verify()
     report = pair.tree.check()
     fill = report.used_bytes / ((report.leaf_pages + report.inner_pages) * 236)
@@ -173,7 +195,7 @@ def test_scans_in_both_directions_with_every_bound(pair: Pair) -> None:
             assert list(pair.tree.items(start, end)) == [(k, pair.model[k]) for k in wanted]
 
 
-@pytest.mark.parametrize("size", [0, 75, 76, 77, 150, 151, 1000, 70_000])
+@pytest.mark.parametrize("size", [0, 77, 78, 79, 150, 151, 1000, 70_000])
 def test_values_of_every_size(pair: Pair, size: int) -> None:
     pair.put(b"a", b"small")
     for _ in range(2):  # the second time over an existing value
@@ -186,7 +208,7 @@ def test_values_of_every_size(pair: Pair, size: int) -> None:
     assert pair.tree.check().overflow_pages == 0
 
 
-def test_rows_widen_in_place_for_expiries_versions_and_large_revisions(pair: Pair) -> None:
+def test_records_widen_in_place_for_expiries_versions_and_large_revisions(pair: Pair) -> None:
     for i in range(14):
         pair.put(b"%02d" % i, b"")
     pair.put(b"03", b"", expiry=7)
@@ -297,7 +319,7 @@ class TreeMachine(RuleBasedStateMachine):
         st.integers(0, 40).map(lambda i: b"key-%02d" % i),
     )
     values = st.one_of(
-        st.binary(max_size=10), st.sampled_from([60, 76, 77, 300]).map(lambda size: b"v" * size)
+        st.binary(max_size=10), st.sampled_from([60, 76, 78, 300]).map(lambda size: b"v" * size)
     )
 
     @initialize()
@@ -528,8 +550,41 @@ def test_a_tree_larger_than_its_cache_stays_within_it(pair: Pair) -> None:
     assert 0 < stats.cache_bytes <= pair.cache_bytes < stats.file_bytes
     assert stats.evictions > 0
     assert stats.unwritten_pages == pair.tree.dirty_pages == pair.tree.unwritten_bytes == 0
-    held = sum(len(page) for page in pair.tree._nodes.values() if isinstance(page, bytes))
+    held = sum(node.used for node in pair.tree._nodes.values())
     assert held <= pair.cache_bytes
+
+
+@pytest.mark.parametrize("size", [0, 30, 500])
+def test_unwritten_bytes_are_about_what_they_take(size: int) -> None:
+    tree = BTree.open(CrashFileSystem(), "db")
+    tracemalloc.start(1)
+    for i in range(20_000 if size < 100 else 3000):
+        tree.put(b"%07d" % i, bytes(size), 1)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.7 < tree.unwritten_bytes / taken < 1.4
+    tree.close()
+
+
+def test_a_leaf_that_is_used_much_is_in_lists_and_goes_back(pair: Pair) -> None:
+    def in_lists() -> list[bool]:
+        leaves = [node for node in pair.tree._nodes.values() if isinstance(node, Leaf)]
+        return [not leaf.page for leaf in leaves]
+
+    pair.put(b"a", b"1")
+    assert in_lists() == [False]
+    for _ in range(20):
+        assert pair.tree.get(b"a") == pair.model[b"a"]
+    assert in_lists() == [True]
+    for used_again in (True, False):
+        pair.put(b"a", b"2")  # the first one of an epoch only copies the leaf
+        if used_again:
+            pair.put(b"b", b"2")
+        pair.checkpoint()
+        assert in_lists() == [used_again]
+    for _ in range(20):
+        pair.put(b"a", b"3")
+    assert in_lists() == [True]
 
 
 def test_the_cost_of_a_write_does_not_grow_with_the_tree() -> None:
@@ -755,30 +810,83 @@ cells = st.dictionaries(
 def test_a_leaf_comes_back_as_it_was_packed(
     records: dict[bytes, tuple[bytes, int, int, int]],
 ) -> None:
-    packed = btree._Cells()
-    for key in sorted(records):
+    keys = sorted(records)
+    opened = []
+    cells = []
+    for key in keys:
         value, revision, version, expiry = records[key]
-        packed.keys.append(key)
-        packed.values.append(value)
-        packed.rows.append((revision // 2, revision, version, expiry))
-        packed.spilled.append(version % 3 == 0)
-    leaf = packed.leaf(0, len(packed.keys), 3, 5)
-    body = leaf.body()
-    assert len(body) == leaf.used + ENVELOPE.size
-    tree = BTree.open(CrashFileSystem(), "db", page_size=256)
-    again = tree._unpack(3, body)
-    assert again.is_sound()
-    unpacked = btree._Cells()
-    again.add_to(unpacked)
-    for name in ("keys", "values", "rows", "spilled"):
-        assert getattr(unpacked, name) == getattr(packed, name)
-    assert (again.number, again.epoch, again.used) == (3, 5, leaf.used)
+        record = Record(value, revision // 2, revision, version, expiry)
+        spilled = len(value) == REF.size
+        opened.append((record, spilled))
+        cells.append(make_cell(value, *record[1:], spilled=spilled))
+    used = CELL_OVERHEAD * (len(keys) + 1) + sum(map(len, keys + cells))
+    body = Leaf(3, 5, used, b"", keys, cells).body()
+    assert len(body) == ENVELOPE.size + used
+    leaf = decode_node(3, body.ljust(400, b"\0"), 6)
+    assert isinstance(leaf, Leaf)
+    leaf.prove()
+    assert leaf.page == leaf.body() == body
+    assert leaf.lists() == (keys, cells)
+    assert leaf.key_list() == keys
+    assert (leaf.number, leaf.epoch, leaf.used) == (3, 5, used)
+    assert list(map(open_cell, cells)) == opened
+    together = leaf.records(0, len(keys)) if keys else ()
+    if any(cell[0] for cell in cells):
+        assert together is None
+    else:
+        assert together is not None
+        assert list(together) == [record for record, _ in opened]
+    leaf.unpack()
+    again = leaf.records(0, len(keys))
+    assert (again is None) == (together is None)
+    assert again is None or list(again) == [record for record, _ in opened]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    changes=st.lists(
+        st.tuples(st.text("ab", min_size=1, max_size=4).map(str.encode), st.integers(-9, 9)),
+        max_size=40,
+    )
+)
+def test_a_packed_leaf_and_one_in_lists_are_the_same(changes: list[tuple[bytes, int]]) -> None:
+    packed = Leaf(3, 5, CELL_OVERHEAD, Leaf(3, 5, 0, b"", [], []).body())
+    lists = Leaf(3, 5, CELL_OVERHEAD, b"", [], [])
+    for key, size in changes:
+        slot, old = lists.find(key)
+        assert packed.find(key) == (slot, old)
+        for leaf in (packed, lists):
+            if size >= 0:
+                cell = make_cell(b"v" * size, 1, 2, 3, 0, spilled=False)
+                leaf.put(slot, key, cell, old)
+            elif old is not None:
+                leaf.remove(slot, key, old)
+        assert packed.page
+        assert packed.body() == lists.body()
+        assert len(packed.body()) == ENVELOPE.size + packed.used == ENVELOPE.size + lists.used
+    packed.unpack()
+    assert (packed.keys, packed.cells) == (lists.keys, lists.cells)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        bytes([8]) + bytes(40),  # flags of no version
+        bytes([1]) + bytes(17),
+        bytes([2]) + bytes(23),
+        bytes([4]) + bytes(10 + REF.size - 1),
+        bytes([7]) + bytes(32 + REF.size + 1),
+    ],
+)
+def test_a_cell_that_makes_no_sense_is_an_error(cell: bytes) -> None:
+    with pytest.raises(ValueError, match=r"flags|reference"):
+        open_cell(cell)
 
 
 @settings(max_examples=150, deadline=None)
 @given(sizes=st.lists(st.integers(1, 50), max_size=60))
 def test_cuts_leave_no_part_too_large(sizes: list[int]) -> None:
-    ends = btree._cuts(sizes, 100)
+    ends = cuts(sizes, 100)
     starts = [0, *ends[:-1]]
     assert ends[-1] == len(sizes)
     parts = [sizes[start:end] for start, end in zip(starts, ends, strict=True)]
@@ -789,9 +897,9 @@ def test_cuts_leave_no_part_too_large(sizes: list[int]) -> None:
 @given(left=st.binary(max_size=6), right=st.binary(max_size=6))
 def test_a_separator_is_the_shortest_key_between(left: bytes, right: bytes) -> None:
     if left < right:
-        separator = btree._separator(left, right)
-        assert left < separator <= right
-        assert not left < separator[:-1]
+        between = separator(left, right)
+        assert left < between <= right
+        assert not left < between[:-1]
 
 
 # -- the format ----------------------------------------------------------------------------------

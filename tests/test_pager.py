@@ -126,7 +126,7 @@ def test_no_valid_meta_page_at_all() -> None:
 def test_another_kind_of_file_is_refused(content: bytes) -> None:
     fs = CrashFileSystem()
     fs.open("db", create=True).pwrite(content, 0)
-    with pytest.raises(ForeignDirectory, match="not a ConureDB file"):
+    with pytest.raises(CorruptionError, match="neither meta page"):
         open_pager(fs)
 
 
