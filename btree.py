@@ -8,8 +8,8 @@ are in memory.
    per write (S1). The pager knows when the old page may be used again.
 2. A node made since the last checkpoint is *unwritten* and stays in memory until a checkpoint
    writes it. Written nodes form the cache, whose bytes are bounded (S7): second chance, and each
-   node counts as its page plus what its objects take. A leaf that is used much goes from its
-   packed form to lists, and back when a checkpoint has written it and nobody used it since.
+   node counts as its page plus what its objects take. Its leaves are packed: only unwritten ones
+   are in lists, if they were changed a few times.
 3. A checkpoint freezes the epoch in a moment, writes the frozen nodes in slices beside new writes,
    syncs, and then makes the meta page name the new root (S2). Until that moment the file holds
    the last checkpoint unharmed, so one that runs out of space is simply dropped.
@@ -72,7 +72,7 @@ from pager import ENVELOPE, OVERFLOW, FreeSpace, Meta, Pager
 __all__ = ["BTree", "CheckReport", "Checkpoint", "Record", "Snapshot", "TreeStats"]
 
 _MAX_VALUE = 1 << 31
-_MUCH = 8  # a leaf used so often, since the clock's hand went by or it was copied, goes to lists
+_MANY = 8  # a packed leaf that was changed so often in its epoch goes to lists
 _BATCH_PAGES = 32  # pages encoded and written in one go
 _SYNC_BYTES = 4 << 20  # so much is written before a sync: the log's own syncs never queue for long
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
@@ -146,7 +146,7 @@ class BTree:
         self._abandoned: deque[int] = deque()  # epochs of snapshots that nobody closed
         self._readers = 0
         self._ring: OrderedDict[int, int] = OrderedDict()  # sizes of written nodes, victims first
-        self._touched: dict[int, int] = {}  # hits of those used since they were last looked at
+        self._touched: set[int] = set()  # those used since they were last looked at
         # Records in the lists of unwritten leaves: what came and went with these, under the lock,
         # and what the writer has added.
         self._unwritten_records = 0
@@ -398,7 +398,10 @@ class BTree:
     def _get(self, root: int, level: int, key: bytes) -> Record | None:
         self._descents += 1
         leaf = self._leaf(root, level, key)
-        _, cell = self._find(leaf, key)
+        try:
+            _, cell = leaf.find(key)
+        except ValueError as error:
+            raise self._pager.corrupt(leaf.number, str(error)) from error
         if cell is None:
             return None
         if cell[0]:
@@ -414,7 +417,7 @@ class BTree:
             if node is None:
                 node = self._fetch(number)
             else:
-                touched[number] = touched.get(number, 0) + 1
+                touched.add(number)
             if not level:
                 break
             if not isinstance(node, Inner):
@@ -423,8 +426,6 @@ class BTree:
             level -= 1
         if not isinstance(node, Leaf):
             raise self._misplaced(number)
-        if node.page and touched.get(number, 0) > _MUCH:
-            self._unpack(node)
         return node
 
     def _find(self, leaf: Leaf, key: bytes) -> tuple[int, bytes | None]:
@@ -457,22 +458,6 @@ class BTree:
                 self._admit(node)
         return found
 
-    def _unpack(self, leaf: Leaf) -> None:
-        """Put a leaf that is used much in lists."""
-        number = leaf.number
-        with self._lock:
-            if not leaf.page or self._nodes.get(number) is not leaf:
-                return  # another reader was faster, or the cache has dropped it
-            try:
-                leaf.unpack()
-            except ValueError as error:
-                raise self._pager.corrupt(number, str(error)) from error
-            if number in self._ring:
-                self._cached_bytes -= self._ring.pop(number)
-                self._admit(leaf)
-            else:
-                self._unwritten_records += len(leaf.keys)
-
     def _node(self, number: int) -> Node:
         """Return a node without a place in the cache for it: scans don't push others out."""
         return self._nodes.get(number) or self._load(number)
@@ -504,15 +489,15 @@ class BTree:
 
     def _admit(self, node: Node) -> None:
         """Count a written node to the cache and push others out; with the lock held."""
-        each = RECORD_BYTES if isinstance(node, Leaf) else SEPARATOR_BYTES
         number = node.number
-        size = node.used + NODE_BYTES + each * len(node.keys)
+        size = node.used + NODE_BYTES + SEPARATOR_BYTES * len(node.keys)
         ring = self._ring
         ring[number] = size
         self._cached_bytes += size
         while self._cached_bytes > self._cache_limit:
             number, size = ring.popitem(last=False)
-            if self._touched.pop(number, 0):
+            if number in self._touched:
+                self._touched.discard(number)
                 ring[number] = size
             else:
                 del self._nodes[number]
@@ -521,15 +506,12 @@ class BTree:
 
     def _written(self, page: Page, body: bytes) -> None:
         """Move a page that has been written from memory's care to the cache's; lock held."""
-        number = page.number
         if isinstance(page, Overflow):
-            del self._overflow[number]
+            del self._overflow[page.number]
             return
-        used_again = self._touched.pop(number, 0) > 1
-        if isinstance(page, Leaf):
+        if isinstance(page, Leaf) and not page.page:
             self._unwritten_records -= len(page.keys)
-            if page.keys and not used_again:
-                page = self._nodes[number] = page.packed(body)
+            page = self._nodes[page.number] = page.packed(body)
         self._admit(page)
 
     # -- private: changing -----------------------------------------------------------------------
@@ -555,11 +537,17 @@ class BTree:
             node = child
         if level or not isinstance(node, Leaf):
             raise self._misplaced(node.number)
-        number = node.number
-        self._touched[number] = uses = self._touched.get(number, 0) + 1
-        if node.page and uses > _MUCH:
+        if node.changes >= _MANY and node.page:
             self._unpack(node)
         return node
+
+    def _unpack(self, leaf: Leaf) -> None:
+        """Put a leaf that may be changed in place in lists."""
+        try:
+            leaf.unpack()
+        except ValueError as error:
+            raise self._pager.corrupt(leaf.number, str(error)) from error
+        self._added_records += len(leaf.keys)
 
     def _own(self, number: int, node: Node) -> Node:
         """Return a node of an earlier epoch as one that may be changed in place."""
@@ -568,6 +556,7 @@ class BTree:
                 node.prove()
             except ValueError as error:
                 raise self._pager.corrupt(number, str(error)) from error
+            node.changes = 0
         if self._readers or number not in self._ring:
             node = node.copy()  # a snapshot may see it, or it is on its way to the disk
         born = node.epoch
@@ -595,7 +584,7 @@ class BTree:
         size = self._ring.pop(number, 0)
         if size:
             self._cached_bytes -= size
-            self._touched.pop(number, 0)
+            self._touched.discard(number)
             del self._nodes[number]
 
     def _free(self, page: Page) -> None:
@@ -615,7 +604,7 @@ class BTree:
         if page is not None:
             self._nodes.pop(number, None)
             self._overflow.pop(number, None)
-            self._touched.pop(number, 0)
+            self._touched.discard(number)
             if isinstance(page, Leaf):
                 self._unwritten_records -= len(page.keys)
 

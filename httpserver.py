@@ -78,6 +78,7 @@ READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
+_FIRST_RUN = 32  # reads of a new connection that are taken before the first one is answered
 _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their turn comes, too
 _LINGER_TIME = 2.0  # seconds
 _LINGER_BYTES = 16 << 20
@@ -746,6 +747,7 @@ class _Connection:
         "pending",
         "reactor",
         "receive_bytes",
+        "run",
         "safe",
         "send_bytes",
         "socket",
@@ -768,6 +770,7 @@ class _Connection:
         self.body: _Body | None = None  # of the request that is arriving
         self.waiting: deque[Request] = deque()  # unanswered, or answered before their turn (H1)
         self.safe = True  # the safety class of those (H2)
+        self.run = _FIRST_RUN  # how many reads may be among them
         self.more = False  # while draining: a request is being handed over and more bytes follow
         self.out: list[bytes | memoryview] = []
         self.pending = 0  # bytes in out
@@ -804,7 +807,8 @@ class _Connection:
             self.close()
 
     def resume(self) -> None:
-        """Take up the requests that had to wait."""
+        """Take up the requests that had to wait; more reads at a time while answers are short."""
+        self.run = max(1, min(2 * self.run, self.reactor.limits.max_pipelined))
         if self.state == HELD:
             self.advance(self.buffer)
 
@@ -1048,6 +1052,7 @@ class _Connection:
             safe is not self.safe
             or head.expects  # its 100 (Continue) would overtake the answers before it (H1)
             or len(self.waiting) >= self.reactor.limits.max_pipelined
+            or (safe and len(self.waiting) >= self.run)
         )
 
     def _must_send(self) -> bool:
@@ -1092,6 +1097,7 @@ class _Connection:
         if len(body) > _LONG_ANSWER:
             self.parked -= len(body)
             reactor.leaving -= len(body)
+            self.run = 0  # one by one, until answers are short again
         if request.method == "HEAD":
             body = b""
         if fields or persistence:

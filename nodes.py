@@ -22,17 +22,16 @@ So a small record takes 15 bytes beside key and value: 4 for its offsets, 11 bef
 overflow page repeats the key it belongs to, so that whoever finds the page finds its owner. Child
 *i* of an inner node holds the keys from ``keys[i - 1]`` up to but not including ``keys[i]``.
 
-In memory a leaf has one of two forms. *Packed* it is its page as one ``bytes``: quick to load and
-to write, small, and a single change splices it. *In lists*, keys and cells, it is quick to change
-again and again, but takes three times the memory, and time to make and to write. So a leaf starts
-packed, and the tree puts it in lists when it is used much.
+In memory a leaf has one of two forms. *Packed* it is its page as one ``bytes``: quick to load, to
+search and to write, small, and a single change splices it. *In lists*, keys and cells, it is quick
+to change again and again, but takes three times the memory, and time to make and to write. A leaf
+is packed until it has been changed a few times, and again once it is written.
 
 1. A decoder takes any bytes. It answers with something well-formed or raises ValueError, which
    says what is wrong and which the tree turns into a CorruptionError with file and offset (S3).
 2. The order of keys is not looked at here; ``BTree.check`` proves it (S4).
 
-Who may change a node is for ``btree.py`` to know. :meth:`Leaf.unpack` alone may be called while
-other threads read the leaf.
+Who may change a node, and when, is for ``btree.py`` to know.
 """
 
 from __future__ import annotations
@@ -115,14 +114,13 @@ class Record(NamedTuple):
 
 new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
 
-
 _NOTHING: list[bytes] = []  # the lists of a packed leaf; never changed
 
 
 class Leaf:
     """A leaf: ``page`` if it is packed, otherwise ``keys``, in order, and their ``cells``."""
 
-    __slots__ = ("cells", "epoch", "keys", "number", "page", "used")
+    __slots__ = ("cells", "changes", "epoch", "keys", "number", "page", "used")
     level = 0
 
     def __init__(
@@ -140,6 +138,7 @@ class Leaf:
         self.page = page  # without padding and checksum; empty in lists
         self.keys = keys
         self.cells = cells
+        self.changes = 0  # while it was packed
 
     def copy(self) -> Leaf:
         page = self.page
@@ -152,7 +151,7 @@ class Leaf:
     def unpack(self) -> None:
         """Go from packed to lists. Raises ValueError."""
         self.keys, self.cells = self.lists()
-        self.page = b""  # last: a reader looks at it first
+        self.page = b""
 
     def body(self) -> bytes:
         """Return its page without padding and checksum."""
@@ -212,13 +211,36 @@ class Leaf:
         Raises ValueError.
         """
         page = self.page
-        if page:
-            return _find_packed(page, key)
-        keys = self.keys
-        slot = bisect_left(keys, key)
-        if slot < len(keys) and keys[slot] == key:
-            return slot, self.cells[slot]
-        return slot, None
+        if not page:
+            keys = self.keys
+            slot = bisect_left(keys, key)
+            if slot < len(keys) and keys[slot] == key:
+                return slot, self.cells[slot]
+            return slot, None
+        count = _U16.unpack_from(page, _COUNT_AT)[0]
+        cell_offsets_at = _BASE + 2 * count + 2
+        keys_at = cell_offsets_at + 2 * count + 2
+        cells_at = keys_at + _U16.unpack_from(page, cell_offsets_at - 2)[0]
+        # At the speed of memory: the key among the keys, and where it begins among the offsets.
+        at = page.find(key, keys_at, cells_at) - keys_at
+        offset_at = page.find(_U16.pack(at), _BASE, cell_offsets_at - 2) if at >= 0 else -1
+        if (
+            offset_at < 0
+            or offset_at & 1
+            or _PAIR.unpack_from(page, offset_at) != (at, at + len(key))
+        ):
+            # It isn't here, or what was found only looks like it: now the usual way.
+            keys, _ = _pieces(page, count, _BASE, keys_at, 0)
+            slot = bisect_left(keys, key)
+            if slot == count or keys[slot] != key:
+                return slot, None
+        else:
+            slot = (offset_at - _BASE) >> 1
+        start, end = _PAIR.unpack_from(page, cell_offsets_at + 2 * slot)
+        cell = page[cells_at + start : cells_at + end]
+        if len(cell) < NARROW_SIZE:
+            raise ValueError("a record is too short")
+        return slot, cell
 
     def put(self, slot: int, key: bytes, cell: bytes, old: bytes | None) -> None:
         """Set the cell of *key*, for which :meth:`find` has returned *slot* and *old*.
@@ -230,6 +252,7 @@ class Leaf:
         else:
             self.used += len(cell) - len(old)
         if self.page:
+            self.changes += 1
             self.page = _spliced(self.page, self.epoch, slot, old is not None, key, cell)
         elif old is None:
             self.keys.insert(slot, key)
@@ -241,6 +264,7 @@ class Leaf:
         """Take a record out, for which :meth:`find` has returned *slot* and *cell*."""
         self.used -= CELL_OVERHEAD + len(key) + len(cell)
         if self.page:
+            self.changes += 1
             self.page = _spliced(self.page, self.epoch, slot, True, b"", b"")
         else:
             del self.keys[slot], self.cells[slot]
@@ -478,26 +502,6 @@ def _head(count: int, epoch: int) -> bytes:
 def _count(page: bytes) -> int:
     count: int = _U16.unpack_from(page, _COUNT_AT)[0]
     return count
-
-
-def _find_packed(page: bytes, key: bytes) -> tuple[int, bytes | None]:
-    """Do the work of :meth:`Leaf.find` in a page."""
-    count = _U16.unpack_from(page, _COUNT_AT)[0]
-    keys_at = _BASE + CELL_OVERHEAD * (count + 1)
-    cells_at = keys_at + _U16.unpack_from(page, _BASE + 2 * count)[0]
-    at = page.find(key, keys_at, cells_at) - keys_at  # at the speed of memory
-    end = at + len(key)
-    slot = at // (len(key) or 1)  # right if all keys are of one length
-    if not 0 <= slot < count or _PAIR.unpack_from(page, _BASE + 2 * slot) != (at, end):
-        keys, _ = _pieces(page, count, _BASE, keys_at, 0)
-        slot = bisect_left(keys, key)
-        if slot == count or keys[slot] != key:
-            return slot, None
-    start, end = _PAIR.unpack_from(page, _BASE + 2 * (count + 1 + slot))
-    cell = page[cells_at + start : cells_at + end]
-    if len(cell) < NARROW_SIZE:
-        raise ValueError("a record is too short")
-    return slot, cell
 
 
 def _spliced(page: bytes, epoch: int, slot: int, replace: bool, key: bytes, cell: bytes) -> bytes:
