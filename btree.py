@@ -8,8 +8,9 @@ are in memory.
    per write (S1). The pager knows when the old page may be used again.
 2. A node made since the last checkpoint is *unwritten* and stays in memory until a checkpoint
    writes it. Written nodes form the cache, whose bytes are bounded (S7): second chance, and each
-   node counts as its page plus what its objects take. Its leaves are packed: only unwritten ones
-   are in lists, if they were changed a few times.
+   node counts as its page plus what its objects take. A leaf that is used a few times goes to
+   lists, in the cache only as long as these are a small part of it, and is packed again when a
+   checkpoint has written it.
 3. A checkpoint freezes the epoch in a moment, writes the frozen nodes in slices beside new writes,
    syncs, and then makes the meta page name the new root (S2). Until that moment the file holds
    the last checkpoint unharmed, so one that runs out of space is simply dropped.
@@ -72,7 +73,8 @@ from pager import ENVELOPE, OVERFLOW, FreeSpace, Meta, Pager
 __all__ = ["BTree", "CheckReport", "Checkpoint", "Record", "Snapshot", "TreeStats"]
 
 _MAX_VALUE = 1 << 31
-_MANY = 8  # a packed leaf that was changed so often in its epoch goes to lists
+_MANY = 8  # a packed leaf that was used so often goes to lists
+_LISTS_SHARE = 64  # in the cache, lists take up to one part in so many beyond their packed form
 _BATCH_PAGES = 32  # pages encoded and written in one go
 _SYNC_BYTES = 4 << 20  # so much is written before a sync: the log's own syncs never queue for long
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
@@ -153,6 +155,7 @@ class BTree:
         self._added_records = 0
         self._cache_limit = cache_bytes
         self._cached_bytes = 0
+        self._cached_in_lists = 0  # records of the cache's leaves that are in lists
         self._descents = 0
         self._misses = 0
         self._evictions = 0
@@ -398,6 +401,10 @@ class BTree:
     def _get(self, root: int, level: int, key: bytes) -> Record | None:
         self._descents += 1
         leaf = self._leaf(root, level, key)
+        if leaf.page:
+            leaf.uses += 1
+            if leaf.uses >= _MANY:
+                self._unpack(leaf)
         try:
             _, cell = leaf.find(key)
         except ValueError as error:
@@ -490,7 +497,12 @@ class BTree:
     def _admit(self, node: Node) -> None:
         """Count a written node to the cache and push others out; with the lock held."""
         number = node.number
-        size = node.used + NODE_BYTES + SEPARATOR_BYTES * len(node.keys)
+        size = node.used + NODE_BYTES
+        if isinstance(node, Leaf):
+            size += RECORD_BYTES * len(node.keys)
+            self._cached_in_lists += len(node.keys)
+        else:
+            size += SEPARATOR_BYTES * len(node.keys)
         ring = self._ring
         ring[number] = size
         self._cached_bytes += size
@@ -500,9 +512,14 @@ class BTree:
                 self._touched.discard(number)
                 ring[number] = size
             else:
-                del self._nodes[number]
-                self._cached_bytes -= size
+                self._evict(number, size)
                 self._evictions += 1
+
+    def _evict(self, number: int, size: int) -> None:
+        node = self._nodes.pop(number)
+        self._cached_bytes -= size
+        if isinstance(node, Leaf):
+            self._cached_in_lists -= len(node.keys)
 
     def _written(self, page: Page, body: bytes) -> None:
         """Move a page that has been written from memory's care to the cache's; lock held."""
@@ -537,17 +554,29 @@ class BTree:
             node = child
         if level or not isinstance(node, Leaf):
             raise self._misplaced(node.number)
-        if node.changes >= _MANY and node.page:
+        if node.uses >= _MANY and node.page:
             self._unpack(node)
         return node
 
     def _unpack(self, leaf: Leaf) -> None:
-        """Put a leaf that may be changed in place in lists."""
-        try:
-            leaf.unpack()
-        except ValueError as error:
-            raise self._pager.corrupt(leaf.number, str(error)) from error
-        self._added_records += len(leaf.keys)
+        """Put a leaf in lists, if it is unwritten or the cache has room for them. Any thread."""
+        number = leaf.number
+        with self._lock:
+            if not leaf.page or self._nodes.get(number) is not leaf:
+                return  # another reader was faster, or the cache has dropped it
+            cached = number in self._ring
+            if cached and self._cached_in_lists * RECORD_BYTES * _LISTS_SHARE > self._cache_limit:
+                leaf.uses = 0
+                return
+            try:
+                leaf.unpack()
+            except ValueError as error:
+                raise self._pager.corrupt(number, str(error)) from error
+            if cached:
+                self._cached_bytes -= self._ring.pop(number)
+                self._admit(leaf)
+            else:
+                self._unwritten_records += len(leaf.keys)
 
     def _own(self, number: int, node: Node) -> Node:
         """Return a node of an earlier epoch as one that may be changed in place."""
@@ -556,7 +585,7 @@ class BTree:
                 node.prove()
             except ValueError as error:
                 raise self._pager.corrupt(number, str(error)) from error
-            node.changes = 0
+            node.uses = 0
         if self._readers or number not in self._ring:
             node = node.copy()  # a snapshot may see it, or it is on its way to the disk
         born = node.epoch
@@ -583,9 +612,8 @@ class BTree:
         """Drop from the cache what a page held before it was free; with the lock held."""
         size = self._ring.pop(number, 0)
         if size:
-            self._cached_bytes -= size
+            self._evict(number, size)
             self._touched.discard(number)
-            del self._nodes[number]
 
     def _free(self, page: Page) -> None:
         """Take a page out of the tree; with the lock held."""

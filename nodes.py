@@ -22,16 +22,17 @@ So a small record takes 15 bytes beside key and value: 4 for its offsets, 11 bef
 overflow page repeats the key it belongs to, so that whoever finds the page finds its owner. Child
 *i* of an inner node holds the keys from ``keys[i - 1]`` up to but not including ``keys[i]``.
 
-In memory a leaf has one of two forms. *Packed* it is its page as one ``bytes``: quick to load, to
-search and to write, small, and a single change splices it. *In lists*, keys and cells, it is quick
-to change again and again, but takes three times the memory, and time to make and to write. A leaf
-is packed until it has been changed a few times, and again once it is written.
+In memory a leaf has one of two forms. *Packed* it is its page as one ``bytes``: quick to load and
+to write, small, and a single change splices it. *In lists*, keys and cells, it is quicker to read
+and to change again and again, but takes three times the memory, and time to make and to write. A
+leaf is packed until it has been used a few times, and again once it is written.
 
 1. A decoder takes any bytes. It answers with something well-formed or raises ValueError, which
    says what is wrong and which the tree turns into a CorruptionError with file and offset (S3).
 2. The order of keys is not looked at here; ``BTree.check`` proves it (S4).
 
-Who may change a node, and when, is for ``btree.py`` to know.
+Who may change a node, and when, is for ``btree.py`` to know. :meth:`Leaf.unpack` alone may be
+called while other threads read the leaf.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ _NOTHING: list[bytes] = []  # the lists of a packed leaf; never changed
 class Leaf:
     """A leaf: ``page`` if it is packed, otherwise ``keys``, in order, and their ``cells``."""
 
-    __slots__ = ("cells", "changes", "epoch", "keys", "number", "page", "used")
+    __slots__ = ("cells", "epoch", "keys", "number", "page", "used", "uses")
     level = 0
 
     def __init__(
@@ -138,7 +139,7 @@ class Leaf:
         self.page = page  # without padding and checksum; empty in lists
         self.keys = keys
         self.cells = cells
-        self.changes = 0  # while it was packed
+        self.uses = 0  # while it was packed
 
     def copy(self) -> Leaf:
         page = self.page
@@ -151,7 +152,7 @@ class Leaf:
     def unpack(self) -> None:
         """Go from packed to lists. Raises ValueError."""
         self.keys, self.cells = self.lists()
-        self.page = b""
+        self.page = b""  # last: a reader looks at it first
 
     def body(self) -> bytes:
         """Return its page without padding and checksum."""
@@ -252,7 +253,7 @@ class Leaf:
         else:
             self.used += len(cell) - len(old)
         if self.page:
-            self.changes += 1
+            self.uses += 1
             self.page = _spliced(self.page, self.epoch, slot, old is not None, key, cell)
         elif old is None:
             self.keys.insert(slot, key)
@@ -264,7 +265,7 @@ class Leaf:
         """Take a record out, for which :meth:`find` has returned *slot* and *cell*."""
         self.used -= CELL_OVERHEAD + len(key) + len(cell)
         if self.page:
-            self.changes += 1
+            self.uses += 1
             self.page = _spliced(self.page, self.epoch, slot, True, b"", b"")
         else:
             del self.keys[slot], self.cells[slot]

@@ -51,7 +51,7 @@ def run(plan: Plan, workspace: Workspace) -> Section:
     )
     figures: _Figures = defaultdict(list)
     for size in plan.tree_sizes:
-        for number in range(plan.rounds):
+        for number in range(plan.rounds_of(size)):
             turn = number % len(engines)
             for name in engines[turn:] + engines[:turn]:
                 for what, value in _measure(plan, workspace, name, size).items():

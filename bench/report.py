@@ -101,7 +101,10 @@ def facts(plan: Plan, workspace: Workspace) -> str:
     system = f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.2f}"
     sync = median(probe_sync(workspace, 300)) * 1e3
     lines = [
-        f"{now:%Y-%m-%d %H:%M} UTC, commit {_commit()}, {plan.name} plan, {plan.rounds} rounds",
+        (
+            f"{now:%Y-%m-%d %H:%M} UTC, commit {_commit()}, {plan.name} plan, "
+            f"{plan.rounds} rounds ({plan.rounds_of(1_000_000)} with 1 M records)"
+        ),
         f"{machine}, {system}",
         f"{platform.python_implementation()} {platform.python_version()}",
         f"{workspace.filesystem}; fdatasync of 4 KiB into preallocated blocks: {sync:.2f} ms",

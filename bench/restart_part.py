@@ -83,7 +83,7 @@ def _restarts(plan: Plan, workspace: Workspace, count: int) -> Iterator[tuple[fl
     node = Conure(workspace)
     node.start()
     acknowledged = bytearray(count)  # by record: the pass of its latest acknowledged put
-    for turn in range(plan.rounds):
+    for turn in range(plan.rounds_of(count)):
         _load_and_kill(node, count, turn, acknowledged)
         ready = node.start()
         began = time.perf_counter()

@@ -86,8 +86,9 @@ class Pair:
         page_bytes = tree.stats().page_size + NODE_BYTES
         assert tree.unwritten_bytes == len(unwritten) * page_bytes + in_lists * RECORD_BYTES
         assert tree.stats().cache_bytes == sum(tree._ring.values())
-        leaves = [tree._nodes[number] for number in tree._ring]
-        assert all(leaf.page for leaf in leaves if isinstance(leaf, Leaf))
+        cached = [tree._nodes[number] for number in tree._ring]
+        in_lists = sum(len(node.keys) for node in cached if isinstance(node, Leaf))
+        assert tree._cached_in_lists == in_lists
 
 
 @pytest.fixture
@@ -568,19 +569,35 @@ def test_unwritten_bytes_are_about_what_they_take(size: int) -> None:
     tree.close()
 
 
-def test_a_leaf_is_in_lists_only_while_it_is_changed_a_lot(pair: Pair) -> None:
+def test_a_leaf_goes_to_lists_when_it_is_used_much_and_is_packed_when_written(pair: Pair) -> None:
     def in_lists() -> list[bool]:
         leaves = [node for node in pair.tree._nodes.values() if isinstance(node, Leaf)]
         return [not leaf.page for leaf in leaves]
 
     for _ in range(2):
-        for changes, expected in ((3, False), (20, True)):
+        for changes in (3, 20):
             for i in range(changes):
                 pair.put(b"%d" % (i % 3), b"v" * i)
-            pair.delete(b"1")
-            assert in_lists() == [expected]
+            assert in_lists() == [changes == 20]
+        pair.delete(b"1")
         pair.checkpoint()
         assert in_lists() == [False]
+        for _ in range(20):
+            assert pair.tree.get(b"0") == pair.model[b"0"]
+        assert in_lists() == [True]
+        pair.checkpoint()
+        pair.put(b"0", b"w")
+        pair.checkpoint()
+
+
+def test_lists_are_a_small_part_of_the_cache(pair: Pair) -> None:
+    for i in range(400):
+        pair.put(b"%03d" % i, b"")
+    pair.checkpoint()
+    for key in sorted(pair.model)[:150]:
+        for _ in range(30):
+            assert pair.tree.get(key) == pair.model[key]
+    assert 0 < pair.tree._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 4
 
 
 def test_the_cost_of_a_write_does_not_grow_with_the_tree() -> None:
