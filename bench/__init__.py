@@ -2,6 +2,7 @@
 
     python -m bench                 every part (about half an hour)
     python -m bench http btree      some parts
+    python -m bench --short         every part with less of everything, about ten minutes
     python -m bench --quick         every part in about a minute, for a rough look only
     python -m bench --write         every part, and the results go into bench/RESULTS.md
 

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from bench import btree_part, checkpoint_part, http_part, restart_part
-from bench.plan import FULL, QUICK
+from bench.plan import FULL, QUICK, SHORT
 from bench.report import facts, write_results
 from bench.workspace import BenchError, Workspace, note, raise_file_limit
 
@@ -28,14 +28,15 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure ConureDB.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(_PARTS)}")
+    parser.add_argument("--short", action="store_true", help="two rounds, up to 100 k records")
     parser.add_argument("--quick", action="store_true", help="one short round, a rough look only")
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in _PARTS]:
         parser.error(f"no part is called {unknown[0]}; there are {', '.join(_PARTS)}")
     if options.quick and options.write:
-        parser.error("results are written from a full run only; leave out --quick")
-    plan = QUICK if options.quick else FULL
+        parser.error("results are not written from a quick run; leave out --quick")
+    plan = QUICK if options.quick else SHORT if options.short else FULL
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     raise_file_limit()

@@ -1,10 +1,10 @@
-"""How much is measured: the plan of a full run and of a quick one."""
+"""How much is measured: the plans of a full, a short and a quick run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["FULL", "QUICK", "Plan"]
+__all__ = ["FULL", "QUICK", "SHORT", "Plan"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ FULL = Plan(
     checkpoint_records=1_000_000,
     checkpoint_seconds=10.0,
     checkpoint_entries=5_000,
+)
+
+SHORT = replace(
+    FULL,
+    name="short",
+    rounds=2,
+    tree_sizes=(1_000, 10_000, 100_000),
+    restart_sizes=(10_000, 100_000),
+    checkpoint_records=100_000,
 )
 
 QUICK = Plan(
