@@ -36,7 +36,7 @@ from itertools import chain, islice
 from statistics import median
 from typing import TYPE_CHECKING, Protocol
 
-from bench.plan import FULL, QUICK, Plan
+from bench.plan import FULL, QUICK, SHORT, Plan
 from bench.workspace import BenchError, peak_memory
 
 if TYPE_CHECKING:
@@ -321,5 +321,5 @@ def _bytes_of(directory: str) -> int:
 
 if __name__ == "__main__":
     _name, _count, _plan, _directory = sys.argv[1:]
-    _chosen = {FULL.name: FULL, QUICK.name: QUICK}[_plan]
+    _chosen = {plan.name: plan for plan in (FULL, SHORT, QUICK)}[_plan]
     print(json.dumps(_measure(_name, int(_count), _chosen, _directory)))
