@@ -78,7 +78,7 @@ READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
-_FIRST_RUN = 32  # reads of a new connection that are taken before the first one is answered
+_FIRST_RUN = 16  # reads of a new connection that are taken before the first one is answered
 _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their turn comes, too
 _LINGER_TIME = 2.0  # seconds
 _LINGER_BYTES = 16 << 20
