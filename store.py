@@ -14,8 +14,8 @@ dictionary; what a command needs to know of its time or origin stands in the com
 User keys stand in the tree behind the byte ``k``. The other prefixes are kept for what the
 state machine has to remember itself.
 
-``apply``, ``begin_checkpoint`` and ``finish`` belong to whoever holds the node's lock; ``get``
-too. A checkpoint's ``step`` and ``flush`` are the checkpoint thread's.
+``apply``, ``get`` and ``begin_checkpoint`` belong to whoever holds the node's lock. What a
+:class:`Checkpoint` offers is the checkpoint thread's, which calls it without that lock.
 """
 
 from __future__ import annotations
