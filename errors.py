@@ -36,6 +36,7 @@ __all__ = [
     "NotLeader",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "ProtocolViolation",
     "RequestError",
     "StorageError",
     "TargetTooLong",
@@ -237,6 +238,12 @@ class NotLeader(Unavailable):
         self.leader = leader
         self.leader_id = leader_id
         self.leader_http = leader_http
+
+
+class ProtocolViolation(ConureError):
+    """A peer sent what no correct peer sends. The message is dropped; nothing has changed."""
+
+    title = "protocol violation"
 
 
 class OutcomeUnknown(ConureError):
