@@ -1,7 +1,8 @@
-# make run    a server on this machine, data in ./data
-# make test   all tests, in a virtual environment it makes itself
-# make check  format, lint, types, import table and tests: what a change must pass
-# make bench  the comparison with etcd, redis, sqlite3 and LMDB
+# make run      a server on this machine, data in ./data
+# make cluster  three servers on this machine, thrown away at the end; see tools/cluster.py --help
+# make test     all tests, in a virtual environment it makes itself
+# make check    format, lint, types, import table and tests: what a change must pass
+# make bench    the comparison with etcd, redis, sqlite3 and LMDB
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,10 +10,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.dev-requirements
 BENCH_READY := $(VENV)/.bench-requirements
 
-.PHONY: run test check format bench clean
+.PHONY: run cluster test check format bench clean
 
 run:
 	$(PYTHON) conuredb.py --bootstrap
+
+cluster:
+	$(PYTHON) tools/cluster.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

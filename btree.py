@@ -70,7 +70,15 @@ from nodes import (
 )
 from pager import ENVELOPE, OVERFLOW, FreeSpace, Meta, Pager
 
-__all__ = ["BTree", "CheckReport", "Checkpoint", "Record", "Snapshot", "TreeStats"]
+__all__ = [
+    "BTree",
+    "CheckReport",
+    "Checkpoint",
+    "Loader",
+    "Record",
+    "Snapshot",
+    "TreeStats",
+]
 
 _MAX_VALUE = 1 << 31
 _MANY = 8  # a packed leaf that was used so often goes to lists
@@ -125,8 +133,8 @@ class CheckReport:
 class BTree:
     """An ordered map from keys to records in one file. See the module for who may call what.
 
-    ``applied_index`` and ``applied_term`` are those of the last durable checkpoint. Keys are 1 to
-    ``max_key_bytes`` bytes, values up to 2 GiB.
+    ``applied_index``, ``applied_term`` and ``applied_digest`` are those of the last durable
+    checkpoint, kept for the caller. Keys are 1 to ``max_key_bytes`` bytes, values up to 2 GiB.
     """
 
     def __init__(self, pager: Pager, cache_bytes: int) -> None:
@@ -134,6 +142,7 @@ class BTree:
         page_size = pager.page_size
         self.applied_index = meta.applied_index
         self.applied_term = meta.applied_term
+        self.applied_digest = meta.digest
         self._pager = pager
         self._lock = pager.lock
         self._root = meta.root
@@ -145,6 +154,8 @@ class BTree:
         self._frozen: dict[int, Page] = {}  # the unwritten pages of the running checkpoint
         self._overflow: dict[int, Overflow] = {}  # unwritten, of either kind
         self._checkpoint: Checkpoint | None = None
+        self._loader: Loader | None = None
+        self._closed = False
         self._abandoned: deque[int] = deque()  # epochs of snapshots that nobody closed
         self._readers = 0
         self._ring: OrderedDict[int, int] = OrderedDict()  # sizes of written nodes, victims first
@@ -198,6 +209,7 @@ class BTree:
 
         Close it: until then the pages it sees can't be used again.
         """
+        assert not self._closed
         root = self._unwritten.get(self._root)
         with self._lock:
             if root is not None and root.epoch == self._epoch:
@@ -226,8 +238,10 @@ class BTree:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def put(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
+    def put(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> int:
         """Set *key*: a new record of version 1, or the next version of the one there is.
+
+        Returns the version.
 
         Raises ValueError if key or value are too long, and CorruptionError.
         """
@@ -265,6 +279,7 @@ class BTree:
             self._split(leaf, key)
         elif growth < 0 and leaf.used < self._minimum:
             self._merge(leaf, key)
+        return version
 
     def delete(self, key: bytes) -> bool:
         """Remove *key* and return whether it was there. Raises CorruptionError."""
@@ -290,31 +305,35 @@ class BTree:
         makes them durable. Raises ValueError if the tree isn't empty or the keys don't ascend;
         after an error the tree is empty as before.
         """
-        if self._records or self._checkpoint:
-            raise ValueError("only an empty tree without a running checkpoint can be loaded")
-        empty = self._node(self._root)
-        loader = _Loader(self)
+        loader = self.loader()
         try:
-            root, level, count = loader.load(items)
+            loader.add(items)
+            return loader.finish()
         except BaseException:
-            loader.undo()
+            loader.abort()
             raise
-        with self._lock:
-            self._free(empty)
-            self._root = root
-            self._level = level
-            self._records = count
-            self._epoch += 1  # what is written already must not be changed in place
-        return count
+
+    def loader(self) -> Loader:
+        """Return what fills this empty tree step by step; until its end nothing else may write.
+
+        Raises ValueError if the tree isn't empty, or if a checkpoint or another load is running.
+        """
+        if self._records or self._checkpoint or self._loader:
+            raise ValueError("only an empty tree that nothing else writes to can be loaded")
+        self._loader = Loader(self)
+        return self._loader
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def begin_checkpoint(self, applied_index: int, applied_term: int) -> Checkpoint:
+    def begin_checkpoint(
+        self, applied_index: int, applied_term: int, digest: int = 0
+    ) -> Checkpoint:
         """Freeze the present state for writing; under the caller's lock, in about a millisecond.
 
         One at a time: the one before has to be finished or aborted.
         """
         assert self._checkpoint is None, "a checkpoint is running already"
+        assert self._loader is None, "a load is running"
         while self._abandoned:
             self._close_reader(self._abandoned.popleft())
         self._move_tail()
@@ -326,6 +345,7 @@ class BTree:
                 records=self._records,
                 applied_index=applied_index,
                 applied_term=applied_term,
+                digest=digest,
             )
             self._pager.pin(self._epoch)
             self._epoch += 1
@@ -333,9 +353,9 @@ class BTree:
             self._checkpoint = Checkpoint(self, state, self._pager.freeze())
         return self._checkpoint
 
-    def checkpoint(self, applied_index: int, applied_term: int) -> None:
+    def checkpoint(self, applied_index: int, applied_term: int, digest: int = 0) -> None:
         """Make the present state durable. Raises DiskFull, after which it may be tried again."""
-        running = self.begin_checkpoint(applied_index, applied_term)
+        running = self.begin_checkpoint(applied_index, applied_term, digest)
         try:
             while not running.step(1.0):
                 pass
@@ -393,10 +413,24 @@ class BTree:
         return _Checker(self).run()
 
     def close(self) -> None:
-        """Close the file. What no checkpoint has made durable is dropped."""
-        self._pager.close()
+        """Close the file. What no checkpoint has made durable is dropped.
+
+        Snapshots that are still open can be read to their end, and a checkpoint that is running
+        may end: the last of them closes the file.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            last = self._is_left()
+        if last:
+            self._pager.close()
 
     # -- private: finding ------------------------------------------------------------------------
+
+    def _is_left(self) -> bool:
+        """Tell whether the tree is closed and nobody needs its file any more; lock held."""
+        return self._closed and not self._readers and self._checkpoint is None
 
     def _get(self, root: int, level: int, key: bytes) -> Record | None:
         self._descents += 1
@@ -637,9 +671,12 @@ class BTree:
                 self._unwritten_records -= len(page.keys)
 
     def _close_reader(self, epoch: int) -> None:
+        self._unpin(epoch)
         with self._lock:
             self._readers -= 1
-        self._unpin(epoch)
+            last = self._is_left()
+        if last:
+            self._pager.close()
 
     def _unpin(self, epoch: int) -> None:
         """Let go of a state and of the pages that only it still needed. Any thread."""
@@ -909,7 +946,11 @@ class BTree:
 
 
 class Snapshot:
-    """A state of the tree, pinned until :meth:`close`; a context manager. Any thread may use it."""
+    """A state of the tree, pinned until :meth:`close`; a context manager. Any thread may use it.
+
+    What is read of it while another thread closes it ends with StorageError, and is never data of
+    another state.
+    """
 
     def __init__(self, tree: BTree, root: int, level: int, epoch: int, records: int) -> None:
         self._tree = tree
@@ -940,19 +981,22 @@ class Snapshot:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record that *key* had."""
-        return self._tree._get(self._root, self._level, key)
+        try:
+            return self._tree._get(self._root, self._level, key)
+        finally:
+            self._refuse_if_closed()
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, Record]]:
         """Iterate over keys and records, start <= key < end."""
-        return chain.from_iterable(self._item_groups(start, end, reverse))
+        return chain.from_iterable(self._guarded(self._item_groups(start, end, reverse)))
 
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Iterate over the keys alone; several times faster than :meth:`items`."""
-        return chain.from_iterable(self._key_groups(start, end, reverse))
+        return chain.from_iterable(self._guarded(self._key_groups(start, end, reverse)))
 
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
@@ -961,6 +1005,27 @@ class Snapshot:
             self._tree._close_reader(self._epoch)
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _refuse_if_closed(self) -> None:
+        if not self._open:
+            raise StorageError("this state of the tree is closed, its pages may be others by now")
+
+    def _guarded(self, groups: Iterator[_Group]) -> Iterator[_Group]:
+        """Pass on what was taken out of the pages while they were certainly still pinned."""
+        while True:
+            try:
+                group = next(groups, None)
+            finally:
+                self._refuse_if_closed()
+            if group is None:
+                return
+            yield group
+
+    def _record(self, number: int, key: bytes, cell: bytes) -> Record:
+        try:
+            return self._tree._record(number, key, cell)
+        finally:
+            self._refuse_if_closed()
 
     def _key_groups(
         self, start: bytes, end: bytes | None, reverse: bool
@@ -992,7 +1057,7 @@ class Snapshot:
                 if reverse:
                     keys.reverse()
                     cells.reverse()
-                yield zip(keys, map(tree._record, repeat(leaf.number), keys, cells), strict=True)
+                yield zip(keys, map(self._record, repeat(leaf.number), keys, cells), strict=True)
             elif reverse:
                 yield zip(reversed(keys), reversed([*records]), strict=True)
             else:
@@ -1058,10 +1123,13 @@ class Checkpoint:
         settled = tree._pager.commit(self._space, self._state)
         tree.applied_index = self._state.applied_index
         tree.applied_term = self._state.applied_term
-        tree._checkpoint = None
-        tree._unpin(self._state.epoch)
-        tree._settle(settled)
-        tree._pager.shrink()
+        tree.applied_digest = self._state.digest
+        try:
+            tree._unpin(self._state.epoch)
+            tree._settle(settled)
+            tree._pager.shrink()
+        finally:
+            self._end()
 
     def abort(self) -> None:
         """Give the checkpoint up. The last one stays what the file holds."""
@@ -1071,15 +1139,27 @@ class Checkpoint:
         with tree._lock:
             tree._frozen.update(tree._unwritten)
             tree._unwritten, tree._frozen = tree._frozen, {}
-            tree._checkpoint = None
         tree._unpin(self._state.epoch)
+        self._end()
+
+    def _end(self) -> None:
+        tree = self._tree
+        with tree._lock:
+            tree._checkpoint = None
+            last = tree._is_left()
+        if last:
+            tree._pager.close()
 
 
 # -- helpers -------------------------------------------------------------------------------------
 
 
-class _Loader:
-    """Builds a tree from sorted items, leaf after leaf, each level as full as it gets."""
+class Loader:
+    """Fills an empty tree with sorted items, made by :meth:`BTree.loader`.
+
+    It builds leaf after leaf, each level as full as it gets, and writes pages as they come, so
+    memory stays bounded. One thread at a time. After an error, or to give up, :meth:`abort`.
+    """
 
     def __init__(self, tree: BTree) -> None:
         self._tree = tree
@@ -1088,43 +1168,71 @@ class _Loader:
         self._unsynced = 0
         self._levels: list[tuple[list[bytes], array[int]]] = []
         self._separator = b""  # before the next leaf
+        self._keys: list[bytes] = []  # of the leaf that grows
+        self._cells: list[bytes] = []
+        self._used = CELL_OVERHEAD
+        self._count = 0
+        self._last = b""
 
-    def load(self, items: Iterable[tuple[bytes, Record]]) -> tuple[int, int, int]:
-        """Write all pages; return the root's number and level and the count of records."""
+    def add(self, items: Iterable[tuple[bytes, Record]]) -> None:
+        """Take items whose keys ascend, over all calls.
+
+        Raises ValueError if they don't or are too long, DiskFull and DiskFailed.
+        """
         tree = self._tree
-        keys: list[bytes] = []
-        cells: list[bytes] = []
-        used = CELL_OVERHEAD
-        count = 0
-        previous = b""
-        for key, record in items:
-            value = record.value
-            if not previous < key or len(key) > tree.max_key_bytes or len(value) > _MAX_VALUE:
+        keys, cells, used, previous = self._keys, self._cells, self._used, self._last
+        capacity, inline, max_key_bytes = tree._capacity, tree._inline, tree.max_key_bytes
+        for key, (value, create, mod, version, expiry) in items:
+            key_size = len(key)
+            if not previous < key or key_size > max_key_bytes or len(value) > _MAX_VALUE:
                 raise ValueError(
-                    f"keys have to ascend, with 1 to {tree.max_key_bytes} bytes each, "
+                    f"keys have to ascend, with 1 to {max_key_bytes} bytes each, "
                     f"and values to have up to {_MAX_VALUE} bytes"
                 )
-            spilled = len(key) + len(value) > tree._inline
-            stored = self._spill(key, value) if spilled else value
-            cell = make_cell(stored, *record[1:], spilled=spilled)
-            size = CELL_OVERHEAD + len(key) + len(cell)
-            if used + size > tree._capacity:
+            if key_size + len(value) > inline:
+                reference = self._spill(key, value)
+                cell = make_cell(reference, create, mod, version, expiry, spilled=True)
+            else:
+                cell = make_cell(value, create, mod, version, expiry, spilled=False)
+            size = CELL_OVERHEAD + key_size + len(cell)
+            if used + size > capacity:
+                self._count += len(keys)
                 self._leaf(keys, cells, used, separator(previous, key))
                 keys, cells, used = [], [], CELL_OVERHEAD
             keys.append(key)
             cells.append(cell)
             used += size
-            count += 1
             previous = key
-        self._leaf(keys, cells, used)
+        self._keys, self._cells, self._used, self._last = keys, cells, used, previous
+
+    def finish(self) -> int:
+        """Make the items the content of the tree and return how many there are.
+
+        They become durable with the next checkpoint. Raises DiskFull and DiskFailed.
+        """
+        tree = self._tree
+        count = self._count + len(self._keys)
+        self._leaf(self._keys, self._cells, self._used)
         root = self._finish_levels()
         self._flush()
-        return root, len(self._levels) - 1, count
+        empty = tree._node(tree._root)
+        with tree._lock:
+            assert not tree._records, "the tree was written to while it was loaded"
+            tree._free(empty)
+            tree._root = root
+            tree._level = len(self._levels) - 1
+            tree._records = count
+            tree._epoch += 1  # what is written already must not be changed in place
+            tree._loader = None
+        return count
 
-    def undo(self) -> None:
-        """Give all pages back."""
+    def abort(self) -> None:
+        """Give all pages back: the tree is empty as before. Nothing after :meth:`finish`."""
         tree = self._tree
         with tree._lock:
+            if tree._loader is not self:
+                return
+            tree._loader = None
             for number in self._taken:
                 tree._pager.free(number, tree._epoch, tree._epoch)
 

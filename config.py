@@ -21,7 +21,8 @@ Rules for values, the same whatever the source:
 4. In YAML the text that a flag takes is taken as well, and numbers and booleans stand for
    themselves; but a name (``node_id``, ``data_dir`` …) has to be text, because YAML has already
    rewritten what looks like a number (``007`` is 7) before anyone can read it.
-5. Whatever can't be used is a :class:`~errors.ConfigError` that names setting, source and remedy.
+5. ``seeds`` may be called ``join`` as well, in each of the three places; not both in one.
+6. Whatever can't be used is a :class:`~errors.ConfigError` that names setting, source and remedy.
 
 Everything here runs before the first thread starts; a :class:`Config` never changes and any
 thread may read it.
@@ -88,6 +89,7 @@ class Setting(NamedTuple):
     ``default`` is written as a user would write it; None means that it depends on another
     setting, and ``help`` says how. ``parse`` turns text into the value or raises ValueError
     with the reason and the remedy. ``is_name`` marks what YAML must not turn into a number.
+    ``alias`` is another name that means the same, empty if there is none.
     """
 
     name: str
@@ -96,14 +98,15 @@ class Setting(NamedTuple):
     help: str
     parse: Callable[[str], object]
     is_name: bool = False
+    alias: str = ""
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return _flag(self.name)
 
     @property
     def variable(self) -> str:
-        return "CONURE_" + self.name.upper()
+        return _variable(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +127,11 @@ class Config:
     http_advertise: str
     metrics_addr: Address | None
     bootstrap: bool
+    seeds: tuple[str, ...]
+    role: str
+    follower_mode: str
+    read_mode: str
+    election_timeout: float
     barrier_timeout: float
     write_timeout: float
     max_value_bytes: int
@@ -173,11 +181,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     raise SystemExit(0).
     """
     flags = _read_flags(argv)
-    variables = {
-        setting.name: _Given(environ[setting.variable], f"environment {setting.variable}")
-        for setting in SETTINGS
-        if setting.variable in environ
-    }
+    variables = _read_environment(environ)
     file = flags.get("config") or variables.get("config")
     given = {**(_read_yaml(file) if file and file.text else {}), **variables, **flags}
 
@@ -194,7 +198,9 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
             raise ConfigError(setting.name, source, str(error)) from None
 
     told_node_id = "node_id" in given
-    values.setdefault("bootstrap", not told_node_id)
+    values.setdefault(
+        "bootstrap", not told_node_id and not values["seeds"] and values["role"] == "data"
+    )
     config = Config(
         told_node_id=told_node_id,
         ignored_environment=_strangers(environ),
@@ -202,6 +208,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         **values,  # type: ignore[arg-type]  # the table and the fields agree: a test holds them to it
     )
     _check_addresses(config)
+    _check_role(config)
     return config
 
 
@@ -313,15 +320,22 @@ def _reachable_address(text: str) -> Address | None:
     return address
 
 
+def _optional_base_url(text: str) -> str:
+    return _base_url(text) if text else ""
+
+
+def _base_urls(text: str) -> tuple[str, ...]:
+    urls = [_base_url(part.strip()) for part in text.split(",") if part.strip()]
+    return tuple(dict.fromkeys(urls))
+
+
 def _base_url(text: str) -> str:
-    if not text:
-        return ""
     match = _BASE_URL.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no base URL; write it like http://10.0.0.5:8081")
     address = _address(match[1], match[2], match[3] or "80")
     if address.is_wildcard or address.port == 0:
-        raise ValueError(f"nobody can connect to {text}; name this node's host and port")
+        raise ValueError(f"nobody can connect to {text}; name a node's host and port")
     return f"http://{address}"
 
 
@@ -359,6 +373,8 @@ def _is_unspecified(host: str) -> bool:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple) and not isinstance(value, Address):
+        return ",".join(value)
     return "" if value is None else str(value)
 
 
@@ -384,12 +400,27 @@ SETTINGS: tuple[Setting, ...] = (
        "the address peers connect to; empty: raft_addr, which then has to name a host",
        _reachable_address),
     _S("http_advertise", "URL", "",
-       "the base URL clients are redirected to; empty: made from http_addr", _base_url),
+       "the base URL clients are redirected to; empty: made from http_addr", _optional_base_url),
     _S("metrics_addr", "ADDRESS", "", "serve /metrics here too; empty: only on http_addr",
        _optional_address),
     _S("bootstrap", "BOOLEAN", None,
-       "make a one-node cluster if there is no state yet (default: true only without a node_id)",
-       _boolean),
+       "make a one-node cluster if there is no state yet (default: true only for a data node "
+       "without node_id and seeds)", _boolean),
+    _S("seeds", "URLS", "",
+       "base URLs of members, comma-separated, that this node asks to add it; also --join",
+       _base_urls, alias="join"),
+    _S("role", "ROLE", "data",
+       "data keeps the records; arbiter keeps none and only votes",
+       _choice("data", "arbiter")),
+    _S("follower_mode", "MODE", "redirect",
+       "how a follower treats requests for the leader: redirect, forward",
+       _choice("redirect", "forward")),
+    _S("read_mode", "MODE", "index",
+       "before a linearizable read: index (ask a majority) or lease (trust the clocks)",
+       _choice("index", "lease")),
+    _S("election_timeout", "DURATION", "400ms",
+       "a follower that hears no leader for once to twice this long stands for election",
+       _duration("100ms", "1m")),
     _S("barrier_timeout", "DURATION", "3s", "how long a linearizable read may wait",
        _duration("1ms", "1h")),
     _S("write_timeout", "DURATION", "10s",
@@ -418,6 +449,7 @@ SETTINGS: tuple[Setting, ...] = (
 )  # fmt: skip
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
+_BY_ANY_NAME = _BY_NAME | {setting.alias: setting for setting in SETTINGS if setting.alias}
 
 
 # -- the sources -----------------------------------------------------------------------------------
@@ -426,6 +458,28 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 class _Given(NamedTuple):
     text: str | None
     source: str
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return "CONURE_" + name.upper()
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+    given: dict[str, _Given] = {}
+    for name, setting in _BY_ANY_NAME.items():
+        variable = _variable(name)
+        if variable not in environ:
+            continue
+        source = f"environment {variable}"
+        if setting.name in given:
+            why = f"{given[setting.name].source} says it too; keep one of them"
+            raise ConfigError(setting.name, source, why)
+        given[setting.name] = _Given(environ[variable], source)
+    return given
 
 
 def _read_flags(argv: Sequence[str]) -> dict[str, _Given]:
@@ -443,24 +497,22 @@ def _read_flags(argv: Sequence[str]) -> dict[str, _Given]:
         if name == "version":
             print(f"ConureDB {VERSION} (Python {platform.python_version()})")
             raise SystemExit(0)
-        setting = _BY_NAME.get(name)
+        setting = _BY_ANY_NAME.get(name)
         if setting is None:
             raise ConfigError(written, "command line", "no such flag" + _nearest(name, "flag"))
+        flag = _flag(name)
         if not equals:
-            text = "true" if setting.parse is _boolean else _following(setting, rest)
-        given[name] = _Given(text, f"flag {setting.flag}")
+            text = "true" if setting.parse is _boolean else _following(setting, flag, rest)
+        given[setting.name] = _Given(text, f"flag {flag}")
         before = argument
     return given
 
 
-def _following(setting: Setting, rest: Iterator[str]) -> str:
+def _following(setting: Setting, flag: str, rest: Iterator[str]) -> str:
     text = next(rest, None)
     if text is None or text.startswith("-"):
-        raise ConfigError(
-            setting.name,
-            f"flag {setting.flag}",
-            f"no value given; write {setting.flag}={setting.placeholder}",
-        )
+        why = f"no value given; write {flag}={setting.placeholder}"
+        raise ConfigError(setting.name, f"flag {flag}", why)
     return text
 
 
@@ -501,9 +553,9 @@ def _read_yaml(file: _Given) -> dict[str, _Given]:
         for key_node, value_node in root.value:
             source = f"{path} line {key_node.start_mark.line + 1}"
             name = str(loader.construct_object(key_node, deep=True))
-            _check_key(name, source, given)
+            setting = _setting_of_key(name, source, given)
             value = loader.construct_object(value_node, deep=True)
-            given[name] = _Given(_yaml_text(_BY_NAME[name], value, source), source)
+            given[setting.name] = _Given(_yaml_text(setting, value, source), source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         source = path if mark is None else f"{path} line {mark.line + 1}"
@@ -513,13 +565,16 @@ def _read_yaml(file: _Given) -> dict[str, _Given]:
     return given
 
 
-def _check_key(name: str, source: str, given: Mapping[str, _Given]) -> None:
+def _setting_of_key(name: str, source: str, given: Mapping[str, _Given]) -> Setting:
     if name == "config":
         raise ConfigError(name, source, "a file can't name another one; remove the line")
-    if name not in _BY_NAME:
+    setting = _BY_ANY_NAME.get(name)
+    if setting is None:
         raise ConfigError(name, source, "no such setting" + _nearest(name, "key"))
-    if name in given:
-        raise ConfigError(name, source, f"given before in {given[name].source}; keep one of them")
+    before = given.get(setting.name)
+    if before is not None:
+        raise ConfigError(name, source, f"given before in {before.source}; keep one of them")
+    return setting
 
 
 def _yaml_text(setting: Setting, value: object, source: str) -> str:
@@ -543,15 +598,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _nearest(name: str, kind: str) -> str:
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), _BY_NAME, 1, 0.6)
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), _BY_ANY_NAME, 1, 0.6)
     if not close:
         return "; --help lists them all"
-    setting = _BY_NAME[close[0]]
-    return f"; did you mean {setting.flag if kind == 'flag' else setting.name}?"
+    return f"; did you mean {_flag(close[0]) if kind == 'flag' else close[0]}?"
 
 
 def _strangers(environ: Mapping[str, str]) -> tuple[str, ...]:
-    known = {setting.variable for setting in SETTINGS} | _OTHER_PROGRAMS
+    known = {_variable(name) for name in _BY_ANY_NAME} | _OTHER_PROGRAMS
     return tuple(
         sorted(
             name
@@ -584,6 +638,16 @@ def _check_addresses(config: Config) -> None:
             raise ConfigError(
                 name, config.sources[name], f"{address} is taken by {other}; use another port"
             )
+
+
+def _check_role(config: Config) -> None:
+    if config.bootstrap and config.role == "arbiter":
+        raise ConfigError(
+            "bootstrap",
+            config.sources["bootstrap"],
+            "an arbiter keeps no records and can't begin a cluster; bootstrap a data node, and "
+            "let the arbiter join it with --seeds",
+        )
 
 
 def _help() -> str:

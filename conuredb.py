@@ -22,12 +22,15 @@ from queue import SimpleQueue
 from types import FrameType
 
 from config import VERSION, Address, Config, load
+from discovery import Joiner
 from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from fileio import OsFileSystem
+from forward import Forwarder
 from httpapi import API, MetricsAPI
 from httpserver import Application, HTTPServer, Limits
 from metrics import Registry, add_build_info, add_process_metrics
 from node import Node, NodeOptions
+from transport import Transport
 
 __all__ = ["main"]
 
@@ -72,6 +75,12 @@ class Process:
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
         self._max_connections = config.max_connections
         self._failed = False
+        # What runs, in the order of being started.
+        self._servers: list[HTTPServer] = []
+        self._transport: Transport | None = None
+        self._node: Node | None = None
+        self._forwarder: Forwarder | None = None
+        self._joiner: Joiner | None = None
 
     def run(self) -> int:
         """Start, serve until a signal or a failure, stop; return the exit status."""
@@ -86,28 +95,32 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
-        servers: list[HTTPServer] = []
-        node: Node | None = None
         try:
             # The addresses first: if one is taken, nothing has been touched yet.
             api = API(self._registry, max_value_bytes=config.max_value_bytes, version=VERSION)
             server = self._listen("http_addr", config.http_addr, api)
-            servers.append(server)
             if config.metrics_addr is not None:
-                metrics_api = MetricsAPI(self._registry)
-                servers.append(self._listen("metrics_addr", config.metrics_addr, metrics_api))
-            api.backend = node = self._open_node(server.port)
+                self._listen("metrics_addr", config.metrics_addr, MetricsAPI(self._registry))
+            transport = self._listen_to_peers()
+            node = self._open_node(transport, server.port)
+            api.backend = transport.host = node
             self._add_metrics(server)
+            if config.follower_mode == "forward":
+                api.forward = self._start_forwarder().forward
+            transport.start()
             node.start()
             # What exists by now stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
-            for each in servers:
+            for each in self._servers:
                 each.start()
+            if config.seeds:
+                self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
+                self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
             log.info("%s: stopping", self._wait_for_a_reason())
         finally:
-            self._shut_down(servers, node)
+            self._shut_down()
         return 1 if self._failed else 0
 
     def _bound_connections(self, open_files: int) -> None:
@@ -133,22 +146,38 @@ class Process:
             idle_timeout=config.idle_timeout,
         )
         try:
-            return HTTPServer(address, application, limits, self._on_fatal)
+            server = HTTPServer(address, application, limits, self._on_fatal)
         except OSError as error:
-            why = f"can't listen on {address}: {error.strerror or error}"
-            remedy = "stop whatever uses it, or choose another address"
-            raise ConfigError(setting, config.sources[setting], f"{why}; {remedy}") from error
+            raise self._taken(setting, address, error) from error
+        self._servers.append(server)
+        return server
 
-    def _open_node(self, http_port: int) -> Node:
+    def _listen_to_peers(self) -> Transport:
+        address = self._config.raft_addr
+        try:
+            self._transport = Transport(address, self._registry)
+        except OSError as error:
+            raise self._taken("raft_addr", address, error) from error
+        return self._transport
+
+    def _taken(self, setting: str, address: Address, error: OSError) -> ConfigError:
+        why = f"can't listen on {address}: {error.strerror or error}"
+        remedy = "stop whatever uses it, or choose another address"
+        return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
+
+    def _open_node(self, transport: Transport, http_port: int) -> Node:
         config = self._config
         options = NodeOptions(
             node_id=config.node_id,
             told_node_id=config.told_node_id,
             data_dir=config.data_dir,
-            raft_address=config.raft_advertised(config.raft_addr.port),
+            raft_address=config.raft_advertised(transport.port),
             http_address=config.http_advertised(http_port),
             bootstrap=config.bootstrap,
             version=VERSION,
+            role=config.role,
+            election_timeout=config.election_timeout,
+            read_mode=config.read_mode,
             barrier_timeout=config.barrier_timeout,
             write_timeout=config.write_timeout,
             page_size=config.page_size,
@@ -160,17 +189,41 @@ class Process:
             max_unwritten_bytes=UNWRITTEN_SHARE * config.cache_bytes,
         )
         try:
-            return Node.open(options, OsFileSystem(), self._registry, self._on_failure)
+            self._node = Node.open(
+                options, OsFileSystem(), transport, self._registry, self._on_failure
+            )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
+        return self._node
 
-    def _shut_down(self, servers: Sequence[HTTPServer], node: Node | None) -> None:
-        """Stop in order: readiness fails, requests in flight finish, a checkpoint is written."""
+    def _start_forwarder(self) -> Forwarder:
+        config = self._config
+        self._forwarder = Forwarder(
+            config.node_id,
+            self._registry,
+            timeout=max(config.write_timeout, config.barrier_timeout),
+            idle_timeout=config.idle_timeout,
+        )
+        self._forwarder.start()
+        return self._forwarder
+
+    def _shut_down(self) -> None:
+        """Stop in order: readiness fails, leadership is handed over, requests in flight finish,
+        the others are let go, a checkpoint is written."""
+        node = self._node
         if node is not None:
             node.begin_stop()
-        for server in servers:
+        if self._joiner is not None:
+            self._joiner.stop()
+        if node is not None:
+            node.resign()
+        for server in self._servers:
             if not server.drain(self._config.shutdown_timeout):
                 log.warning("some requests were still in flight and have been cut off")
+        if self._forwarder is not None:
+            self._forwarder.stop()
+        if self._transport is not None:
+            self._transport.close()
         if node is not None:
             node.stop()
             log.info("stopped")

@@ -4,8 +4,10 @@
 
     data_dir/
       LOCK            held by the one process that uses the directory; says which
-      identity.json   {"format": 1, "node_id": …, "cluster_id": …}
+      identity.json   {"format": 1, "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
+                      "diverged": …}
       conure.db       the B-tree (pager.py, btree.py)
+      incoming-….db   a state that another node is sending (snapshots.py)
       raft/           log segments, term and vote, snapshot metadata (raftlog.py)
 
 1. One process a directory (flock): the second one is told who holds it.
@@ -13,6 +15,10 @@
    something else, is refused before anything in it is touched.
 3. ``identity.json`` is the last file that making a directory writes, so a half-made directory
    is recognised and made again.
+4. The *incarnation* is drawn when the directory is made and never changes. A member whose disk was
+   wiped comes back with another one, and the others see that it has forgotten what it promised.
+5. The role never changes: an arbiter's directory holds no data that another role could begin with.
+6. A directory whose data were found to differ from the cluster's is never served again.
 
 Used by node.py, by one thread at start and stop.
 """
@@ -23,7 +29,7 @@ import json
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 
 from errors import CorruptionError, ForeignDirectory
 from fileio import FileSystem, Lock
@@ -34,6 +40,7 @@ FORMAT = 1
 _LOCK = "LOCK"
 _IDENTITY = "identity.json"
 _OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "raft", "lost+found"})
+_ROLES = ("data", "arbiter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class Identity:
 
     node_id: str
     cluster_id: str = ""
+    incarnation: str = ""
+    role: str = "data"  # or "arbiter"
 
 
 class DataDirectory:
@@ -54,11 +63,19 @@ class DataDirectory:
         self._lock = lock
 
     @classmethod
-    def open(cls, fs: FileSystem, path: str, node_id: str, *, told_node_id: bool) -> DataDirectory:
+    def open(
+        cls,
+        fs: FileSystem,
+        path: str,
+        node_id: str,
+        *,
+        told_node_id: bool,
+        role: str = "data",
+    ) -> DataDirectory:
         """Lock the directory and find out whose it is; make it if it is missing or empty.
 
         *node_id* names a new directory's owner. For an existing one it has to match, unless it
-        is only the default (*told_node_id* false).
+        is only the default (*told_node_id* false). *role* has to match always.
 
         Raises DirectoryInUse, ForeignDirectory, CorruptionError, DiskFull or DiskFailed.
         """
@@ -75,14 +92,10 @@ class DataDirectory:
         lock = fs.lock(os.path.join(path, _LOCK), holder)
         try:
             if fs.exists(identity_path):
-                identity = _read_identity(fs, identity_path)
-                if told_node_id and identity.node_id != node_id:
-                    raise ForeignDirectory(
-                        f"{path} belongs to node {identity.node_id!r}, not to {node_id!r}; "
-                        "every node needs a data_dir of its own"
-                    )
+                identity, diverged = _read_identity(fs, identity_path)
+                _refuse_if_unfit(path, identity, diverged, node_id if told_node_id else "", role)
                 return cls(fs, path, lock, identity)
-            directory = cls(fs, path, lock, Identity(node_id))
+            directory = cls(fs, path, lock, Identity(node_id, "", uuid.uuid4().hex, role))
             if directory._holds_data():
                 raise CorruptionError(
                     identity_path, 0, "the file is missing though there is data beside it"
@@ -104,8 +117,23 @@ class DataDirectory:
 
     def begin_cluster(self) -> None:
         """Give a directory that belongs to no cluster yet one of its own; durable on return."""
+        self.join_cluster(uuid.uuid4().hex)
+
+    def join_cluster(self, cluster_id: str) -> None:
+        """Give a directory that belongs to no cluster yet to this one, for ever.
+
+        Durable on return. Raises DiskFull or DiskFailed.
+        """
+        assert cluster_id
         assert not self.identity.cluster_id
-        self._write_identity(Identity(self.identity.node_id, uuid.uuid4().hex))
+        self._write_identity(replace(self.identity, cluster_id=cluster_id))
+
+    def mark_diverged(self, why: str) -> None:
+        """Note that the data differ from the cluster's: opening is refused from now on.
+
+        Durable on return. Raises DiskFull or DiskFailed.
+        """
+        self._write_identity(self.identity, why)
 
     def close(self) -> None:
         """Let another process have the directory."""
@@ -115,13 +143,9 @@ class DataDirectory:
         fs, raft = self.fs, self.raft_path
         return fs.exists(self.database_path) or (fs.exists(raft) and bool(fs.list(raft)))
 
-    def _write_identity(self, identity: Identity) -> None:
+    def _write_identity(self, identity: Identity, diverged: str = "") -> None:
         path = os.path.join(self.path, _IDENTITY)
-        facts = {
-            "format": FORMAT,
-            "node_id": identity.node_id,
-            "cluster_id": identity.cluster_id,
-        }
+        facts = {"format": FORMAT, **asdict(identity), "diverged": diverged}
         file = self.fs.open(path + ".new", create=True)
         try:
             file.truncate(0)
@@ -134,7 +158,32 @@ class DataDirectory:
         self.identity = identity
 
 
-def _read_identity(fs: FileSystem, path: str) -> Identity:
+def _refuse_if_unfit(path: str, identity: Identity, diverged: str, node_id: str, role: str) -> None:
+    """Raise ForeignDirectory if this is not the directory to start with; *node_id* "" fits any."""
+    if node_id not in ("", identity.node_id):
+        raise ForeignDirectory(
+            f"{path} belongs to node {identity.node_id!r}, not to {node_id!r}; "
+            "every node needs a data_dir of its own"
+        )
+    if role != identity.role:
+        raise ForeignDirectory(
+            f"{path} was made for the role {identity.role!r}, not {role!r}, and a role never "
+            f"changes; remove node {identity.node_id!r} from its cluster, "
+            "empty the directory and let it join again"
+        )
+    if diverged:
+        raise ForeignDirectory(
+            f"the data in {path} differ from the cluster's: {diverged}; "
+            f"remove node {identity.node_id!r} from the cluster, "
+            "empty the directory and let it join again"
+        )
+
+
+def _read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
+    """Return whose directory it is, and how its data differ from the cluster's, "" if they don't.
+
+    Raises CorruptionError or ForeignDirectory.
+    """
     file = fs.open(path, read_only=True)
     try:
         content = file.pread(64 << 10, 0)
@@ -142,14 +191,18 @@ def _read_identity(fs: FileSystem, path: str) -> Identity:
         file.close()
     try:
         facts = json.loads(content)
-        version, node_id, cluster_id = facts["format"], facts["node_id"], facts["cluster_id"]
+        if facts["format"] != FORMAT:
+            raise ForeignDirectory(
+                f"{path} has format {facts['format']!r}, this version reads format {FORMAT}; "
+                "use the version that wrote it or a newer one"
+            )
+        texts = [facts[field.name] for field in fields(Identity)]
+        diverged = facts["diverged"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptionError(path, 0, f"not a ConureDB identity ({error!r})") from error
-    if version != FORMAT:
-        raise ForeignDirectory(
-            f"{path} has format {version!r}, this version reads format {FORMAT}; "
-            "use the version that wrote it or a newer one"
-        )
-    if not isinstance(node_id, str) or not isinstance(cluster_id, str) or not node_id:
-        raise CorruptionError(path, 0, "node_id and cluster_id have to be strings")
-    return Identity(node_id, cluster_id)
+    if not all(isinstance(text, str) for text in (*texts, diverged)):
+        raise CorruptionError(path, 0, "a fact that has to be a string is none")
+    identity = Identity(*texts)
+    if not identity.node_id or not identity.incarnation or identity.role not in _ROLES:
+        raise CorruptionError(path, 0, "it names no node, no incarnation or no known role")
+    return identity, diverged

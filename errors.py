@@ -27,6 +27,7 @@ __all__ = [
     "DirectoryInUse",
     "DiskFailed",
     "DiskFull",
+    "Diverged",
     "ForeignDirectory",
     "KeyNotFound",
     "MemberNotFound",
@@ -112,6 +113,19 @@ class DiskFailed(StorageError):
     """A read, write or sync failed for good. The file takes no further writes (S6)."""
 
     title = "disk failed"
+
+
+class Diverged(StorageError):
+    """This replica applied what the others did and holds something else (R7)."""
+
+    title = "replica differs"
+
+    def __init__(self, node_id: str, index: int) -> None:
+        super().__init__(
+            f"the state of node {node_id} at index {index} is not that of the other replicas: a "
+            f"broken machine or a bug; remove {node_id} from the cluster, empty its data "
+            "directory and let it join again"
+        )
 
 
 class DirectoryInUse(StorageError):

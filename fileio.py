@@ -100,9 +100,6 @@ class FileSystem(Protocol):
         Raises DirectoryInUse, naming the holder, when another process has it.
         """
 
-    def free_bytes(self, path: str) -> int:
-        """Return how many bytes can still be written below *path*."""
-
 
 class OsFile:
     """A file of the operating system; made by :meth:`OsFileSystem.open`."""
@@ -291,10 +288,6 @@ class OsFileSystem:
             os.ftruncate(fd, 0)
             os.pwrite(fd, holder.encode() + b"\n", 0)
         return OsLock(fd)
-
-    def free_bytes(self, path: str) -> int:
-        facts = os.statvfs(path)
-        return facts.f_bavail * facts.f_frsize
 
 
 def _describe(doing: str, path: str, error: OSError) -> str:

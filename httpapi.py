@@ -9,8 +9,9 @@ DELETE   /kv            removes the key, whether it was there or not
 GET      /status        who this node is and whom it follows
 GET      /raft/config   the members
 GET      /raft/stats    the state of consensus, as strings
-POST     /join          makes a node a member
-POST     /remove        ends a node's membership
+POST     /join          makes a node a member; ``?dry_run=true`` says what that would mean
+POST     /remove        ends a node's membership; ``?dry_run=true`` likewise, ``?force=true``
+POST     /leader        hands leadership over to ``ID``, or to whoever is most up to date
 GET      /livez         200 while the process can serve at all; never asks a quorum
 GET      /readyz        200 while this node can serve requests; ``?verbose`` lists the checks
 GET      /metrics       Prometheus text
@@ -22,6 +23,9 @@ GET      /              what there is
 2. All writes of one round of the server become one proposal, and all its linearizable reads
    share one confirmation (R6). The reads are answered and sent before the writes are synced.
 3. A request that is refused has changed nothing: every limit is checked before the proposal.
+4. What only the leader can do is answered 307 by the others, or given to ``API.forward``.
+5. Each answer to a stale read says in ``X-Conure-Last-Contact`` how many milliseconds ago this
+   node last heard a leader, or ``never``. With ``max_stale`` an older contact is a 503.
 
 ``handle`` and ``flush`` are called by the reactor thread only; what is given to the backend as a
 callback may be called from any thread.
@@ -32,7 +36,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from math import ceil
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -45,6 +50,7 @@ from errors import (
     NotLeader,
     PayloadTooLarge,
     TargetTooLong,
+    Unavailable,
 )
 from httpserver import Request
 from metrics import CONTENT_TYPE as METRICS_TYPE
@@ -56,6 +62,7 @@ __all__ = [
     "Backend",
     "Check",
     "Command",
+    "Forward",
     "MetricsAPI",
     "Reply",
     "WriteReply",
@@ -74,6 +81,12 @@ _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _YES, _NO = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
+_LAST_CONTACT = "X-Conure-Last-Contact"
+_DURATION = re.compile(rb"(?:\d{1,9}(?:\.\d{1,9})?(?:ms|s|m|h))+")
+_DURATION_PART = re.compile(rb"([\d.]+)(ms|s|m|h)")
+_SECONDS = {b"ms": 1e-3, b"s": 1.0, b"m": 60.0, b"h": 3600.0}
+
+Fields = tuple[tuple[str, str], ...]
 
 Command = tuple[bytes, bytes | None]
 """A key and its new value; None deletes the key."""
@@ -87,6 +100,12 @@ Reply = Callable[[ConureError | None], None]
 Check = tuple[str, bool, str]
 """A readiness check: its name, whether it passes, what it found."""
 
+Forward = Callable[[Request, str, Callable[[int], None]], None]
+"""Answers a request with what the server at a base URL says, and tells the status it answered.
+
+Never blocks and never raises; called from any thread.
+"""
+
 
 class Backend(Protocol):
     """What the routes need of a node. The reactor thread calls; nothing here may block long."""
@@ -97,8 +116,14 @@ class Backend(Protocol):
     def confirm_read(self, reply: Reply) -> None:
         """Call *reply* once the local state holds every write acknowledged before now."""
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value in this node's own state."""
+    def get_all(self, keys: Sequence[bytes]) -> list[bytes | ConureError | None]:
+        """Return each key's value in this node's own state, None, or why it can't be read.
+
+        Raises nothing.
+        """
+
+    def last_contact(self) -> float | None:
+        """Return for how many seconds no leader was heard; 0.0 on the leader, None: never yet."""
 
     def join(
         self,
@@ -110,10 +135,22 @@ class Backend(Protocol):
         role: str,
         reply: Reply,
     ) -> None:
-        """Make a node a member; the same facts again are no change."""
+        """Make a node a member; the same facts again are no change.
 
-    def remove(self, node_id: str, reply: Reply) -> None:
-        """End a node's membership."""
+        An empty address or role is whatever the node says of itself.
+        """
+
+    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
+        """End a node's membership; *force* even if too few voters of those left answer."""
+
+    def hand_over(self, node_id: str, reply: Reply) -> None:
+        """Let another voter lead; an empty ID stands for whoever is most up to date."""
+
+    def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
+        """Return what a join would mean, and whether it is allowed. Raises ConureError."""
+
+    def preview_remove(self, node_id: str) -> dict[str, Any]:
+        """Return what a removal would mean, and whether it is allowed. Raises ConureError."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -130,11 +167,13 @@ class API:
     """The application behind the HTTP server: routes requests, gathers a round's work.
 
     *max_value_bytes* bounds a value. *registry* takes the request metrics and is what
-    ``/metrics`` shows. *version* is shown by ``/``.
+    ``/metrics`` shows. *version* is shown by ``/``. Whoever composes them sets ``backend`` before
+    the first request, and ``forward`` if followers are to pass requests on instead of redirecting.
     """
 
     def __init__(self, registry: Registry, *, max_value_bytes: int, version: str) -> None:
-        self.backend: Backend  # set by who composes the two, before the first request
+        self.backend: Backend
+        self.forward: Forward | None = None
         self._registry = registry
         self._max_value_bytes = max_value_bytes
         self._version = version
@@ -142,6 +181,7 @@ class API:
         self._writers: list[Request] = []
         self._keys: list[bytes] = []
         self._readers: list[Request] = []
+        self._stale: list[tuple[Request, bytes, float | None]] = []
         self._requests = registry.counter_family(
             "conure_http_requests_total",
             "HTTP requests answered, by route, method and status code.",
@@ -159,6 +199,7 @@ class API:
             "/raft/stats": _readable(self._raft_stats),
             "/join": {"POST": self._join},
             "/remove": {"POST": self._remove},
+            "/leader": {"POST": self._hand_over},
             "/livez": _readable(self._livez),
             "/readyz": _readable(self._readyz),
             "/metrics": _readable(self._metrics),
@@ -179,18 +220,22 @@ class API:
             self._fail(request, error)
 
     def flush(self) -> bool:
-        """End a round: confirm its reads together, then commit its writes as one batch."""
+        """End a round: answer its reads together, then commit its writes as one batch."""
+        has_read = False
+        if self._stale:
+            stale, self._stale = self._stale, []
+            self._read_stale(stale)
+            has_read = True
         if self._readers:
             readers, self._readers = self._readers, []
             keys, self._keys = self._keys, []
-            self.backend.confirm_read(partial(self._read, readers, keys))
-            if self._writers:
-                return True
-        if self._writers:
+            self.backend.confirm_read(partial(self._confirmed, readers, keys))
+            has_read = True
+        if self._writers and not has_read:
             writers, self._writers = self._writers, []
             commands, self._commands = self._commands, []
             self.backend.write(commands, partial(self._written, writers))
-        return False
+        return bool(self._writers)
 
     # -- keys and values -------------------------------------------------------------------------
 
@@ -215,11 +260,15 @@ class API:
     def _get(self, request: Request) -> None:
         query = request.parameters()
         key = _key(query)
-        if len(query) > 1 and _flag(query, b"stale"):
-            self._read([request], [key], None)
-        else:
-            self._keys.append(key)
-            self._readers.append(request)
+        if len(query) > 1:
+            limit = _max_stale(query)
+            if _flag(query, b"stale"):
+                self._stale.append((request, key, limit))
+                return
+            if limit is not None:
+                raise BadRequest("max_stale bounds a stale read; add stale=true, or leave it out")
+        self._keys.append(key)
+        self._readers.append(request)
 
     def _written(
         self, requests: list[Request], start: int, stop: int, error: ConureError | None
@@ -235,24 +284,39 @@ class API:
         self._count("/kv", "PUT", 200, done[0].started, puts)
         self._count("/kv", "DELETE", 200, done[0].started, len(done) - puts)
 
-    def _read(self, requests: list[Request], keys: list[bytes], error: ConureError | None) -> None:
-        if error is not None:
-            for request in requests:
-                self._fail(request, error)
+    def _confirmed(
+        self, requests: list[Request], keys: list[bytes], error: ConureError | None
+    ) -> None:
+        if error is None:
+            self._read(requests, keys)
             return
-        get = self.backend.get
-        found = 0
-        for request, key in zip(requests, keys, strict=True):
-            try:
-                value = get(key)
-            except ConureError as failure:  # a damaged page, say: the other keys can be read
-                self._fail(request, failure)
-                continue
-            if value is None:
-                self._fail(request, KeyNotFound())
+        for request in requests:
+            self._fail(request, error)
+
+    def _read_stale(self, stale: list[tuple[Request, bytes, float | None]]) -> None:
+        # Asked before the records are read: what is read is at least as new as this contact.
+        contact = self.backend.last_contact()
+        fields = ((_LAST_CONTACT, "never" if contact is None else str(ceil(contact * 1000))),)
+        requests: list[Request] = []
+        keys: list[bytes] = []
+        for request, key, limit in stale:
+            if limit is None or (contact is not None and contact <= limit):
+                requests.append(request)
+                keys.append(key)
             else:
+                self._fail(request, _too_stale(contact, limit), fields)
+        if requests:
+            self._read(requests, keys, fields)
+
+    def _read(self, requests: list[Request], keys: list[bytes], fields: Fields = ()) -> None:
+        found = 0
+        values = self.backend.get_all(keys)
+        for request, value in zip(requests, values, strict=True):
+            if isinstance(value, bytes):
                 found += 1
-                request.respond(200, value, OCTETS)
+                request.respond(200, value, OCTETS, fields)
+            else:  # an error, such as a damaged page: the other keys can be read all the same
+                self._fail(request, KeyNotFound() if value is None else value, fields)
         self._count("/kv", "GET", 200, requests[0].started, found)
 
     # -- the cluster -----------------------------------------------------------------------------
@@ -267,25 +331,38 @@ class API:
         self._respond_json(request, self.backend.raft_stats())
 
     def _join(self, request: Request) -> None:
+        is_dry_run = _flag(request.parameters(), b"dry_run")
         facts = _json_object(request, '{"ID": "node2", "RaftAddr": "10.0.0.2:7001"}')
-        role = _text_field(facts, "Role", "data")
-        if role not in ("data", "arbiter"):
+        node_id = _node_id(facts)
+        raft_address = _host_and_port("RaftAddr", _text_field(facts, "RaftAddr"))
+        http_address = _base_url("HTTPAddr", _text_field(facts, "HTTPAddr", ""))
+        voter = not _boolean_field(facts, "NonVoter")
+        role = _text_field(facts, "Role", "")
+        if role not in ("", "data", "arbiter"):
             raise BadRequest(f"Role is {_shortened(role)}; it has to be data or arbiter")
-        nonvoter = facts.get("NonVoter", False)
-        if not isinstance(nonvoter, bool):
-            raise BadRequest("NonVoter has to be true or false")
-        self.backend.join(
-            _node_id(facts),
-            _host_and_port("RaftAddr", _text_field(facts, "RaftAddr")),
-            _base_url("HTTPAddr", _text_field(facts, "HTTPAddr", "")),
-            voter=not nonvoter,
-            role=role,
-            reply=partial(self._changed, request),
-        )
+        if is_dry_run:
+            self._respond_json(request, self.backend.preview_join(node_id, voter=voter, role=role))
+        else:
+            reply = partial(self._changed, request)
+            self.backend.join(
+                node_id, raft_address, http_address, voter=voter, role=role, reply=reply
+            )
 
     def _remove(self, request: Request) -> None:
+        query = request.parameters()
+        is_dry_run, force = _flag(query, b"dry_run"), _flag(query, b"force")
         facts = _json_object(request, '{"ID": "node2"}')
-        self.backend.remove(_node_id(facts), partial(self._changed, request))
+        node_id = _node_id(facts)
+        force = _boolean_field(facts, "Force") or force
+        if is_dry_run:
+            self._respond_json(request, self.backend.preview_remove(node_id))
+        else:
+            self.backend.remove(node_id, force=force, reply=partial(self._changed, request))
+
+    def _hand_over(self, request: Request) -> None:
+        facts = _json_object(request, '{"ID": "node2"}, or nothing') if request.body else {}
+        node_id = _node_id(facts) if "ID" in facts else ""
+        self.backend.hand_over(node_id, partial(self._changed, request))
 
     def _changed(self, request: Request, error: ConureError | None) -> None:
         if error is not None:
@@ -328,31 +405,36 @@ class API:
 
     def _respond(self, request: Request, status: int, body: bytes, content_type: str) -> None:
         request.respond(status, body, content_type)
-        self._count(request.path, request.method, status, request.started, 1)
+        self._count_one(request, status)
 
-    def _fail(self, request: Request, error: ConureError) -> None:
-        """Answer with an error: to the leader, if that is what is wrong."""
+    def _fail(self, request: Request, error: ConureError, fields: Fields = ()) -> None:
+        """Answer with an error: by way of the leader, if that is what is wrong."""
         if isinstance(error, NotLeader) and error.leader_http:
-            body = {
-                "leader": error.leader,
-                "leader_id": error.leader_id,
-                "leader_http": error.leader_http,
-            }
-            target = request.path  # a route's path: nothing in it needs encoding
-            if request.query:
-                target += "?" + request.query.decode("latin-1")
-            request.respond(
-                status := 307,
-                json.dumps(body).encode() + b"\n",
-                JSON,
-                (("Location", error.leader_http + target),),
-            )
+            if self.forward is not None:
+                self.forward(request, error.leader_http, partial(self._count_one, request))
+                return
+            self._redirect(request, error, fields)
+            status = 307
         else:
-            headers: tuple[tuple[str, str], ...] = ()
             if isinstance(error, MethodNotAllowed):
-                headers = (("Allow", ", ".join(error.allowed)),)
+                fields = (*fields, ("Allow", ", ".join(error.allowed)))
             status = error.status
-            request.fail(error, headers=headers)
+            request.fail(error, headers=fields)
+        self._count_one(request, status)
+
+    def _redirect(self, request: Request, error: NotLeader, fields: Fields) -> None:
+        target = request.path  # a route's path: nothing in it needs encoding
+        if request.query:
+            target += "?" + request.query.decode("latin-1")
+        body = {
+            "leader": error.leader,
+            "leader_id": error.leader_id,
+            "leader_http": error.leader_http,
+        }
+        fields = (*fields, ("Location", error.leader_http + target))
+        request.respond(307, json.dumps(body).encode() + b"\n", JSON, fields)
+
+    def _count_one(self, request: Request, status: int) -> None:
         known = request.path in self._routes
         self._count(
             request.path if known else "other",
@@ -413,14 +495,52 @@ def _flag(query: dict[bytes, bytes], name: bytes) -> bool:
     )
 
 
+def _max_stale(query: dict[bytes, bytes]) -> float | None:
+    text = query.get(b"max_stale")
+    return None if text is None else _seconds(text)
+
+
+@lru_cache(64)
+def _seconds(text: bytes) -> float:
+    if not _DURATION.fullmatch(text):
+        shown = _shortened(text.decode(errors="replace"))
+        raise BadRequest(f"max_stale is {shown}; it has to be a duration, such as 5s or 500ms")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+def _too_stale(contact: float | None, limit: float) -> Unavailable:
+    if contact is None:
+        found = "this node has heard no leader since it was started"
+    else:
+        over = contact - limit
+        found = f"this node last heard a leader {contact:.3f} s ago, {over:.3f} s over max_stale"
+    return Unavailable(f"{found}; ask another server, or allow for more")
+
+
 def _json_object(request: Request, example: str) -> dict[str, Any]:
     try:
-        facts = json.loads(request.body)
+        facts = json.loads(request.body, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON ({error}); send {example}") from error
     if not isinstance(facts, dict):
         raise BadRequest(f"the body has to be a JSON object; send {example}")
     return facts
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in facts:
+            raise BadRequest(f"{_shortened(name)} is given twice in the body; give it once")
+        facts[name] = value
+    return facts
+
+
+def _boolean_field(facts: dict[str, Any], name: str) -> bool:
+    value = facts.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequest(f"{name} has to be true or false")
+    return value
 
 
 def _text_field(facts: dict[str, Any], name: str, default: str | None = None) -> str:

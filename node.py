@@ -1,30 +1,42 @@
 """The node: the threads that drive the core, the log and the store, and the one lock they share.
 
-The core is a monitor. Whoever brings input (the reactor with a round of requests, the timer with
-a tick) takes the lock, steps the core and carries out every ``Ready`` it gives (raft.py lists
-those duties) before letting go. So a write travels without a hand-over: propose, append, one sync
-for the whole round, commit, apply, answer.
+The core is a monitor. Whoever brings input (the reactor with a round of requests, a peer's
+connection with messages, the timer with a tick) takes the lock, steps the core and carries out
+every ``Ready`` it gives (raft.py lists those duties) before letting go. So a write travels with
+few hand-overs: propose, send to the followers, append, one sync for the whole round; the answers
+of the followers commit it, and the thread that brings them applies it and answers.
 
 ======================= ======================================================================
 thread                  does
 ======================= ======================================================================
 reactor (httpserver.py) ``write``, ``confirm_read``, ``get`` and the rest of the backend's methods
-timer                   ticks the core, ends what has waited too long
-checkpointer            checkpoints the store, cuts the log, prepares the next log segment
-main                    ``open``, ``start``, ``stop``
+peers (transport.py)    ``receive`` and the rest of the transport's host
+timer                   ``tick``: the core's time, ends what has waited too long
+checkpointer            ``housekeep``: checkpoints, cuts the log, prepares the next log segment
+main                    ``open``, ``recover``, ``start``, ``resign``, ``stop``
 ======================= ======================================================================
 
-Lock order: the node's lock, then the tree's and the log's own small ones. The node's lock guards
-the core, the log, the store and every attribute below that is not marked otherwise. Replies are
-called after it is let go. Syncs happen under it, because nothing else has anything to do until
-they return; a checkpoint's pages are written and synced outside of it.
+Lock order: the maintenance lock, the node's lock, then the tree's and the log's own small ones.
+The maintenance lock is held by a checkpoint from its beginning to its end and by the installation
+of a snapshot, because each of them wants the tree's file for itself. The node's lock guards the
+core, the log, the store and every attribute below that is not marked otherwise. Replies are
+called after it is let go. Syncs of the log happen under it, because nothing else has anything to
+do until they return; a checkpoint's pages are written and synced outside of it.
 
-1. Nothing is acknowledged before it is on disk, committed and applied (R1, R2, R8).
+1. Nothing is acknowledged before it is on a majority of disks, committed and applied (R1, R2, R8).
+   Entries are synced in the step that appends them, so nothing is applied here that this node
+   would lose in a crash, and a checkpoint is never ahead of its log.
 2. What fails half-way ends the node (S6): :meth:`Node._fail` answers whoever waits that the
    outcome is unknown, and the process exits. A restart replays the log.
 3. A full disk is no failure as long as nothing half-written matters: room in the log is reserved
    before the core hears of a write, and a checkpoint that does not fit is taken again later.
-   Until then writes are refused and reads go on.
+   Until then writes are refused and reads go on. A follower that has no room for the leader's
+   entries ends.
+4. A write that was proposed is answered by what was committed at its index: itself, or something
+   else, which proves that it is lost. Loss of leadership alone proves nothing.
+5. A node that doesn't belong here gets no further than the handshake: another cluster's, or one
+   whose data directory isn't the one the member of that name was admitted with (a wiped disk has
+   forgotten its vote).
 """
 
 from __future__ import annotations
@@ -33,44 +45,55 @@ import json
 import logging
 import random
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from time import monotonic, perf_counter, sleep
+from time import perf_counter, sleep
 from typing import Any, Protocol
 
+import membership
+import snapshots
 import wire
 from btree import BTree
 from datadir import DataDirectory
+from divergence import Audit
 from errors import (
     Conflict,
     ConureError,
     CorruptionError,
     DiskFull,
-    MemberNotFound,
-    NotImplementedHere,
+    Diverged,
     NotLeader,
     OutcomeUnknown,
+    ProtocolViolation,
     StorageError,
     Unavailable,
 )
 from fileio import FileSystem
+from membership import Change, Changes
 from metrics import BATCH_SIZES, Registry
 from raft import (
     Configuration,
     Entry,
     EntryKind,
+    Message,
+    MessageType,
     Raft,
     RaftOptions,
+    Ready,
     Server,
+    SnapshotMeta,
     State,
     bootstrap,
 )
 from raftlog import ENTRY_OVERHEAD, RaftLog
+from snapshots import IncomingSnapshot, OutgoingSnapshot
 from store import Store
+from transport import Greeting, Outgoing, Refused, SnapshotHeader
 
-__all__ = ["Node", "NodeOptions"]
+__all__ = ["Node", "NodeOptions", "Peers"]
 
 TICK = 0.05
 """Seconds between ticks of the core; its time-outs are counted in ticks."""
@@ -90,6 +113,28 @@ CHECKPOINT_SLICE = 0.002
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
 
+AUDIT_TICKS = 20
+"""Ticks between two comparisons of the replicas' digests."""
+
+LEASE_SHARE = 0.75
+"""The part of an election time-out for which a leader trusts a confirmed round: a lease is sound
+while no clock runs faster than another by more than the rest."""
+
+LOG_TAIL = 4
+"""How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
+
+PEER_LINGERS = 1.0
+"""Seconds for which a member that was removed is still written to: it has to hear of it."""
+
+JOIN_AFTER = 5.0
+"""Seconds without a leader after which a member asks its seeds whether it still is one."""
+
+STAGED_CACHE_BYTES = 4 << 20
+"""Page cache of a tree that is built from a snapshot."""
+
+MAX_ACQUAINTANCES = 64
+"""Nodes whose present addresses are remembered though they are no members."""
+
 log = logging.getLogger("conure.node")
 
 WriteReply = Callable[[int, int, ConureError | None], None]
@@ -100,6 +145,24 @@ class Closable(Protocol):
     """What was opened and has to be closed again if the rest can't be."""
 
     def close(self) -> None: ...
+
+
+class Peers(Protocol):
+    """The way to the other nodes: transport.py, or a simulated network. Nothing here blocks."""
+
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        """Tell where the others are: IDs and addresses."""
+
+    def send(self, message: Message) -> None:
+        """Send a message, if it can be."""
+
+    def send_snapshot(self, outgoing: Outgoing) -> None:
+        """Stream a state; ``snapshot_sent`` tells how that ended."""
+
+    def probe(
+        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+    ) -> None:
+        """Ask who is at an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +176,9 @@ class NodeOptions:
     http_address: str
     bootstrap: bool
     version: str
+    role: str = "data"
+    election_timeout: float = 0.4
+    read_mode: str = "index"
     barrier_timeout: float = 3.0
     write_timeout: float = 10.0
     page_size: int = 4096
@@ -128,6 +194,7 @@ class NodeOptions:
 class _Batch:
     """Commands proposed together: entries *first* to *first* + *count* - 1 of the log."""
 
+    term: int
     first: int
     count: int
     reply: WriteReply
@@ -136,6 +203,14 @@ class _Batch:
 
 
 @dataclass(slots=True)
+class _LeaseProbe:
+    """A read round of the node's own; a quorum that confirms it grants a lease from *begun*."""
+
+    term: int
+    begun: float
+
+
+@dataclass(slots=True, eq=False)
 class _Read:
     """A read that waits for its confirmation, or for its index to be applied."""
 
@@ -148,7 +223,7 @@ class Node:
     """One member of a cluster, with everything it owns in its data directory.
 
     *on_failure* is called once, from any thread, when the node can't go on; it must only note
-    the fact. The node refuses everything from then on.
+    the fact. The node refuses everything from then on. *clock* is monotonic, in seconds.
     """
 
     def __init__(
@@ -157,26 +232,65 @@ class Node:
         directory: DataDirectory,
         raft_log: RaftLog,
         tree: BTree,
+        peers: Peers,
         registry: Registry,
         on_failure: Callable[[], None],
+        clock: Callable[[], float],
+        rng: random.Random,
     ) -> None:
         self._options = options
         self._directory = directory
         self._log = raft_log
+        self._peers = peers
         self._on_failure = on_failure
+        self._clock = clock
         self._lock = threading.Lock()
-        self._store = Store(tree, _configuration_at(raft_log, tree.applied_index))
-        self._raft = self._make_core()
+        self._maintenance = threading.Lock()
+        self._is_arbiter = directory.identity.role == "arbiter"
+        self._store = self._make_store(tree)
+        self._encoded_members = self._store.configuration
+        self._members = Configuration.decode(self._encoded_members)  # the committed ones
+        self._election_ticks = max(2, round(options.election_timeout / TICK))
+        self._raft = Raft(
+            RaftOptions(
+                directory.identity.node_id,
+                election_ticks=self._election_ticks,
+                quiet_ticks=self._election_ticks if options.read_mode == "lease" else 0,
+            ),
+            raft_log,
+            raft_log.hard_state,
+            self._store.applied_index,
+            self._members,
+            rng,
+        )
         self._batches: deque[_Batch] = deque()
         self._reads: deque[_Read] = deque()
+        self._changes = Changes(self._raft)
         self._finished: list[Callable[[], None]] = []
         self._failure: BaseException | None = None
         self._stopping = False
+        self._was_removed = False
+        self._shown: object = None  # the last state that was logged
+
+        # The others.
+        self._placed: dict[str, str] = {}  # the members' addresses, by the latest configuration
+        self._met: dict[str, Greeting] = {}  # newer than what the configuration says of them
+        self._leaving: dict[str, tuple[str, float]] = {}  # removed members: address, until when
+        self._heard: float | None = None  # when a leader was heard last
+        self._incoming: IncomingSnapshot | None = None
+        self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
+        self._lease = _LeaseProbe(0, 0.0)  # the last one that was confirmed
+        self._lease_void_term = 0  # a hand-over was begun in it
+        self._ticks = 0
+        self._audit = Audit()
+
+        # Checkpoints.
         self._full: DiskFull | None = None  # why the last checkpoint did not fit
         self._cramped: DiskFull | None = None  # why the next log segment can't be made
         self._prepare_again_at = 0.0
-        self._checkpointed_at = monotonic()
+        self._checkpointed_at = clock()
         self._checkpointed_bytes = 0  # what size_bytes of the log would be with nothing new in it
+        self._cuts = deque([self._store.meta])  # where the log may be cut: its checkpoints
         self._checkpoint_wanted = threading.Event()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -187,15 +301,23 @@ class Node:
         cls,
         options: NodeOptions,
         fs: FileSystem,
+        peers: Peers,
         registry: Registry,
         on_failure: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> Node:
         """Open or make the data directory and what is in it; begin a cluster if that is wanted.
 
         Raises DirectoryInUse, ForeignDirectory, CorruptionError, DiskFull or DiskFailed.
         """
         directory = DataDirectory.open(
-            fs, options.data_dir, options.node_id, told_node_id=options.told_node_id
+            fs,
+            options.data_dir,
+            options.node_id,
+            told_node_id=options.told_node_id,
+            role=options.role,
         )
         opened: list[Closable] = [directory]
         try:
@@ -203,30 +325,34 @@ class Node:
                 fs, directory.raft_path, segment_bytes=options.log_segment_bytes
             )
             opened.append(raft_log)
-            tree = BTree.open(
-                fs,
-                directory.database_path,
-                page_size=options.page_size,
-                cache_bytes=options.cache_bytes,
-            )
+            snapshots.recover(fs, directory.path, raft_log)
+            tree = _open_tree(fs, directory, options)
             opened.append(tree)
             _check_agreement(raft_log, tree, directory)
-            if options.bootstrap and raft_log.last_index == 0:
+            if not directory.identity.cluster_id and (options.bootstrap or raft_log.last_index):
                 _begin_cluster(options, directory, raft_log)
-            return cls(options, directory, raft_log, tree, registry, on_failure)
+            return cls(
+                options,
+                directory,
+                raft_log,
+                tree,
+                peers,
+                registry,
+                on_failure,
+                clock,
+                rng or random.Random(),
+            )
         except BaseException:
             for each in reversed(opened):
                 each.close()
             raise
 
-    def start(self) -> None:
-        """Apply what the log holds beyond the last checkpoint and start the threads."""
+    def recover(self) -> None:
+        """Apply what the log holds beyond the last checkpoint, if nobody else has to be asked."""
         with self._lock:
             configuration = self._raft.configuration
             if configuration.voters == (self._raft.id,):
                 self._raft.campaign()
-                self._drive()
-                self._announce_addresses()
             elif not configuration.servers:
                 log.warning(
                     "node %s belongs to no cluster: waiting to be joined at %s "
@@ -234,9 +360,16 @@ class Node:
                     self._raft.id,
                     self._options.raft_address,
                 )
+            self._drive()
+            self._follow_addresses()
+            self._drive()
             failure = self._failure
         if failure is not None:
             raise failure
+
+    def start(self) -> None:
+        """Recover, and start the threads."""
+        self.recover()
         log.info(
             "node %s is %s at index %d, %d records",
             self._raft.id,
@@ -254,8 +387,27 @@ class Node:
         """Fail readiness, so that nobody sends anything new; requests are still served."""
         self._stopping = True
 
+    def resign(self, timeout: float = 2.0) -> None:
+        """Hand leadership over, if this node has it and somebody can take it. Main thread."""
+        with self._lock:
+            if self._raft.state is not State.LEADER or len(self._raft.configuration.voters) < 2:
+                return
+        ended = threading.Event()
+        outcome: list[ConureError | None] = []
+
+        def reply(error: ConureError | None) -> None:
+            outcome.append(error)
+            ended.set()
+
+        self.hand_over("", reply)
+        if not ended.wait(timeout) or outcome[0] is not None:
+            log.warning("leadership was not handed over: %s", outcome or "nobody took it in time")
+
     def stop(self) -> None:
-        """End the threads, write a last checkpoint unless the node has failed, close the files."""
+        """End the threads, write a last checkpoint unless the node has failed, close the files.
+
+        The transport has to be closed before: nobody may bring messages any more.
+        """
         self._stopping = True
         self._stopped.set()
         self._checkpoint_wanted.set()
@@ -288,17 +440,20 @@ class Node:
         with self._lock:
             try:
                 self._refuse_if_unable()
+                if self._raft.state is not State.LEADER:
+                    raise self._not_leader()
                 self._log.reserve(sum(map(len, encoded)) + ENTRY_OVERHEAD * len(encoded))
                 first = self._raft.propose(encoded)
             except ConureError as error:
                 refusal = self._refused(error)
             else:
-                deadline = monotonic() + self._options.write_timeout
-                self._batches.append(_Batch(first, len(encoded), reply, deadline))
-                self._batch_sizes.observe(len(encoded))
+                deadline = self._clock() + self._options.write_timeout
+                count = len(encoded)
+                self._batches.append(_Batch(self._raft.term, first, count, reply, deadline))
+                self._batch_sizes.observe(count)
                 self._drive()
             finished = self._take_finished()
-            must_brake = self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
+            must_brake = self._must_brake()
         if refusal is not None:
             reply(0, len(commands), refusal)
         _run(finished)
@@ -311,8 +466,11 @@ class Node:
         with self._lock:
             try:
                 self._refuse_if_failed()
-                read = _Read(reply, monotonic() + self._options.barrier_timeout)
-                read.index = self._raft.read_index(read)
+                read = _Read(reply, self._clock() + self._options.barrier_timeout)
+                if self._holds_lease():
+                    read.index = self._raft.commit_index
+                else:
+                    read.index = self._raft.read_index(read)
             except ConureError as error:
                 refusal = error
             else:
@@ -329,16 +487,41 @@ class Node:
     def get(self, key: bytes) -> bytes | None:
         """Return the value of *key* in this node's own state, or None.
 
-        Raises CorruptionError for a page that fails its check (S3), DiskFailed or Unavailable.
+        Raises CorruptionError for a page that fails its check (S3), DiskFailed, Unavailable, and
+        NotLeader on an arbiter.
         """
+        (value,) = self.get_all([key])
+        if isinstance(value, ConureError):
+            raise value
+        return value
+
+    def get_all(self, keys: Sequence[bytes]) -> list[bytes | ConureError | None]:
+        """Return the value of each key, None, or what went wrong, all of one state."""
+        found: list[bytes | ConureError | None] = []
         with self._lock:
-            self._refuse_if_failed()
             try:
-                record = self._store.get(key)
-            except StorageError as error:
-                log.error("a read met a damaged tree: %s", error)
-                raise
-        return None if record is None else record.value
+                self._refuse_if_failed()
+                if self._is_arbiter:
+                    raise self._not_leader()
+            except ConureError as error:
+                return [error] * len(keys)
+            get = self._store.get
+            for key in keys:
+                try:
+                    record = get(key)
+                except StorageError as error:
+                    log.error("a read met a damaged tree: %s", error)
+                    found.append(error)
+                else:
+                    found.append(None if record is None else record.value)
+        return found
+
+    def last_contact(self) -> float | None:
+        """Return how long ago a leader was heard, in seconds: 0 on the leader, None for never."""
+        if self._raft.state is State.LEADER:
+            return 0.0
+        heard = self._heard
+        return None if heard is None else max(0.0, self._clock() - heard)
 
     def join(
         self,
@@ -350,33 +533,116 @@ class Node:
         role: str,
         reply: Reply,
     ) -> None:
-        """Make a node a member. Known facts are answered at once; more than that is refused."""
-        reply(self._join_refusal(Server(node_id, raft_address, http_address), voter, role))
+        """Make a node a member, after asking it who it is; *reply* is told once it is one.
 
-    def remove(self, node_id: str, reply: Reply) -> None:
-        """End a node's membership. The last voter can't go: nobody would be left to agree."""
+        A voter begins as a learner. If it takes long to catch up, the answer comes before that,
+        and the leader makes it a voter as soon as it has.
+        """
+        refusal: ConureError | None = None
         with self._lock:
-            refusal: ConureError = self._not_leading() or (
-                MemberNotFound(f"{node_id} is no member; GET /raft/config lists them")
-                if self._raft.configuration.get(node_id) is None
-                else Conflict(f"{node_id} is the only voter; without it nothing could be written")
+            try:
+                self._refuse_if_not_leading()
+                self._check_join(node_id, raft_address)
+            except ConureError as error:
+                refusal = error
+        if refusal is not None:
+            reply(refusal)
+            return
+        asked = partial(
+            self._on_probed,
+            node_id,
+            raft_address,
+            http_address,
+            voter=voter,
+            role=role,
+            reply=reply,
+        )
+        if node_id == self._raft.id:
+            asked(self.greeting())
+        else:
+            self._peers.probe(raft_address, node_id, asked)
+
+    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
+        """End a node's membership; *reply* is told once that is committed.
+
+        *force* insists although too few of the others answer at this moment.
+        """
+
+        def attempt() -> None:
+            configuration = self._raft.configuration
+            if configuration.get(node_id) is None and self._members.get(node_id) is not None:
+                return  # on its way out already
+            self._raft.remove(node_id, force=force)
+
+        self._pursue(
+            Change(
+                attempt,
+                lambda members: members.get(node_id) is None,
+                reply,
+                self._clock() + self._options.write_timeout,
+                lambda _: OutcomeUnknown(
+                    f"the removal of {node_id} was not committed in time; see GET /raft/config"
+                ),
             )
-        reply(refusal)
+        )
+
+    def hand_over(self, node_id: str, reply: Reply) -> None:
+        """Hand leadership to a member, or with "" to the most up to date; told when it has it."""
+
+        def attempt() -> None:
+            self._raft.transfer_leadership(node_id)
+            if node_id != self._raft.id:
+                self._lease_void_term = self._raft.term
+
+        self._pursue(
+            Change(
+                attempt,
+                lambda _: (
+                    self._raft.leader_id == node_id
+                    or (not node_id and self._raft.leader_id not in ("", self._raft.id))
+                ),
+                reply,
+                self._clock() + 2 * self._options.election_timeout + 1.0,
+                lambda _: Unavailable(f"{node_id or 'nobody'} has not taken over; try again"),
+                needs_leadership=False,
+            )
+        )
+
+    def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
+        """Return what the quorum would be with this member, and what it would survive."""
+        with self._lock:
+            self._refuse_if_not_leading()
+            configuration = self._raft.configuration
+            known = configuration.get(node_id) or Server(node_id, "", role=role or "data")
+            suffrage = "voter" if voter else "nonvoter"
+            return membership.outlook(
+                self._raft, configuration.with_server(replace(known, suffrage=suffrage)), node_id
+            )
+
+    def preview_remove(self, node_id: str) -> dict[str, Any]:
+        """Return what the quorum would be without this member. Raises MemberNotFound."""
+        with self._lock:
+            self._refuse_if_not_leading()
+            return membership.outlook(
+                self._raft, membership.without(self._raft.configuration, node_id)
+            )
 
     def status(self) -> dict[str, Any]:
         """Return what ``GET /status`` shows."""
         with self._lock:
             raft = self._raft
             leader = raft.configuration.get(raft.leader_id) if raft.leader_id else None
+            identity = self._directory.identity
             return {
                 "node_id": raft.id,
-                "cluster_id": self._directory.identity.cluster_id,
+                "cluster_id": identity.cluster_id,
                 "is_leader": raft.state == State.LEADER,
                 "leader": leader.raft_address if leader else "",
                 "leader_id": raft.leader_id,
                 "leader_http": leader.http_address if leader else "",
                 "state": raft.state.value,
                 "member": raft.configuration.get(raft.id) is not None,
+                "role": identity.role,
                 "term": raft.term,
                 "commit_index": raft.commit_index,
                 "applied_index": self._store.applied_index,
@@ -394,7 +660,7 @@ class Node:
                 {
                     "id": server.id,
                     "address": server.raft_address,
-                    "suffrage": server.suffrage,
+                    "suffrage": _shown_suffrage(server),
                     "http_address": server.http_address,
                     "role": server.role,
                 }
@@ -408,7 +674,11 @@ class Node:
             raft, configuration = self._raft, self._raft.configuration
             snapshot = self._log.snapshot
             members = [
-                {"ID": server.id, "Address": server.raft_address, "Suffrage": server.suffrage}
+                {
+                    "ID": server.id,
+                    "Address": server.raft_address,
+                    "Suffrage": _shown_suffrage(server),
+                }
                 for server in configuration.servers
             ]
             facts = {
@@ -422,7 +692,7 @@ class Node:
                 "last_snapshot_index": snapshot.index,
                 "last_snapshot_term": snapshot.term,
                 "latest_configuration": json.dumps(members),
-                "last_contact": _last_contact(raft.last_contact),
+                "last_contact": _shown_contact(self.last_contact()),
                 "num_peers": sum(voter != raft.id for voter in configuration.voters),
             }
         return {name: str(value) for name, value in facts.items()}
@@ -438,66 +708,321 @@ class Node:
             raft, full = self._raft, self._full or self._cramped
             leader = raft.configuration.get(raft.leader_id)
             behind = raft.commit_index - self._store.applied_index
+            is_member = raft.configuration.get(raft.id) is not None
         return [
             self.liveness(),
+            ("member", is_member, "ok" if is_member else "of no cluster"),
             ("leader", leader is not None, leader.id if leader else "none is known"),
             ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
             ("disk", True, f"full, writes are refused: {full}" if full else "ok"),
             ("stopping", not self._stopping, "yes" if self._stopping else "no"),
         ]
 
-    def _announce_addresses(self) -> None:
-        """Let one configuration entry follow if this node is reached at other addresses now."""
-        known = self._raft.configuration.get(self._raft.id)
-        if self._failure is not None or known is None:
-            return
-        options = self._options
-        here = replace(known, raft_address=options.raft_address, http_address=options.http_address)
-        if here != known:
-            self._raft.add_learner(here)  # of a member it changes the addresses only
-            self._drive()
-            log.info("node %s is reached at %s now", here.id, here.raft_address)
+    def facts(self) -> dict[str, Any]:
+        """Return what ``POST /join`` has to be told to make this node a member."""
+        greeting = self.greeting()
+        return {
+            "ID": greeting.node_id,
+            "RaftAddr": greeting.raft_address,
+            "HTTPAddr": greeting.http_address,
+            "Role": greeting.role,
+        }
+
+    def wants_to_join(self) -> bool:
+        """Tell whether somebody should be asked to add this node: it is no member, or hears from
+        no leader. One that was removed while it ran stays out until it is started again."""
+        with self._lock:
+            if self._failure is not None or self._was_removed or self._stopping:
+                return False
+            last_contact = self.last_contact()
+            is_member = self._raft.configuration.get(self._raft.id) is not None
+            return not is_member or last_contact is None or last_contact > JOIN_AFTER
+
+    # -- what the transport asks for (transport.Host) --------------------------------------------
+
+    def greeting(self) -> Greeting:
+        """Return what this node says of itself to others."""
+        identity, options = self._directory.identity, self._options
+        return Greeting(
+            identity.node_id,
+            identity.cluster_id,
+            identity.incarnation,
+            identity.role,
+            options.raft_address,
+            options.http_address,
+        )
+
+    def admit(self, kind: str, to: str, peer: Greeting) -> None:
+        """Decide on a node that has connected. Raises Refused (5).
+
+        A node of no cluster becomes one of the cluster that first speaks to it as a member.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise Refused(f"node {self._raft.id} has failed and is stopping")
+            mine = self._directory.identity
+            if to != mine.node_id:
+                raise Refused(f"this is node {mine.node_id}, not {to}")
+            if peer.node_id == mine.node_id:
+                raise Refused(f"two nodes have the ID {mine.node_id}")
+            self._compare(peer)
+            if kind == "probe":
+                return
+            if not peer.cluster_id:
+                raise Refused(f"{peer.node_id} belongs to no cluster")
+            if not mine.cluster_id:
+                self._directory.join_cluster(peer.cluster_id)
+                log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
+            self._meet(peer)
+
+    def recognise(self, expected_id: str, peer: Greeting) -> None:
+        """Decide on a node that has answered this one's call. Raises Refused (5)."""
+        with self._lock:
+            if peer.node_id != expected_id:
+                raise Refused(f"the node at {peer.raft_address} is {peer.node_id}")
+            self._compare(peer)
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        """Take messages from an admitted node, all that have arrived together."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            try:
+                for message in messages:
+                    self._step(message)
+            except Exception as error:  # noqa: BLE001 - a bug; see _drive
+                self._fail(error)
+            else:
+                self._drive()
+            finished = self._take_finished()
+            must_brake = self._must_brake()
+        _run(finished)
+        if must_brake:
+            sleep(BRAKE)  # the leader waits for this node's acknowledgements, or goes on without
+
+    def unreachable(self, node_id: str) -> None:
+        """Take note that messages to a node were lost."""
+        with self._lock:
+            if self._failure is None:
+                self._raft.report_unreachable(node_id)
+
+    def begin_snapshot(self, header: SnapshotHeader) -> IncomingSnapshot | None:
+        """Prepare for a state that the leader wants to send; None if it isn't needed any more.
+
+        Raises Refused, DiskFull or DiskFailed.
+        """
+        meta = header.message.snapshot
+        with self._lock:
+            if (
+                self._failure is not None
+                or self._is_arbiter
+                or meta is None
+                or header.message.term < self._raft.term
+            ):
+                raise Refused(f"node {self._raft.id} takes no snapshot from this node now")
+            if meta.index <= self._raft.commit_index:
+                return None
+            incoming = self._incoming
+            if incoming is not None and incoming.header.id == header.id:
+                return incoming
+            self._incoming = None
+        if incoming is not None:
+            incoming.discard()
+        log.info("receiving a snapshot as of index %d, %d records", meta.index, header.records)
+        incoming = IncomingSnapshot(
+            self._directory.fs,
+            self._directory.path,
+            header,
+            page_size=self._store.tree.stats().page_size,
+            cache_bytes=STAGED_CACHE_BYTES,
+            finished=self._on_snapshot,
+        )
+        with self._lock:
+            self._incoming = incoming
+        return incoming
+
+    def snapshot_sent(self, node_id: str, index: int | None) -> None:
+        """Take note how sending a snapshot has ended; None: it failed."""
+        with self._lock:
+            self._transfers.pop(node_id, None)
+            if self._failure is None:
+                self._raft.report_snapshot(node_id, index)
+                self._drive()
+            finished = self._take_finished()
+        _run(finished)
+
+    # -- time; the timer's and the checkpointer's threads, or a simulator ------------------------
+
+    def tick(self) -> None:
+        """Let one TICK pass: the core's timers, what has waited too long."""
+        with self._lock:
+            if self._failure is None:
+                self._raft.tick()
+                self._ticks += 1
+                if self._raft.state is State.LEADER:
+                    self._tick_leading()
+                if self._leaving:
+                    self._forget_leavers()
+                self._drive()
+            self._expire(self._clock())
+            finished = self._take_finished()
+        _run(finished)
+
+    def housekeep(self) -> None:
+        """Checkpoint if enough was written or enough time has passed; keep the log ahead."""
+        try:
+            self._prepare_log()
+            if self._is_arbiter:
+                self._cut_as_arbiter()
+                return
+            elapsed = self._clock() - self._checkpointed_at
+            if self._full is not None or self._cramped is not None:
+                due = elapsed >= DISK_FULL_RETRY
+            else:
+                due = elapsed >= self._options.checkpoint_interval or self._is_much_unwritten()
+            if due:
+                self._checkpoint(CHECKPOINT_SLICE)
+        except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
+            with self._lock:
+                self._fail(error)
+                finished = self._take_finished()
+            _run(finished)
 
     # -- driving the core; under the lock --------------------------------------------------------
 
     def _drive(self) -> None:
-        """Carry out every Ready of the core (its docstring numbers the duties)."""
-        raft, raft_log = self._raft, self._log
+        """Carry out every Ready of the core, and go on with changes that somebody waits for."""
+        raft = self._raft
         try:
             while (ready := raft.ready()) is not None:
-                assert not ready.messages, "a lone voter has nobody to write to"
-                if ready.hard_state is not None:
-                    raft_log.set_hard_state(ready.hard_state)
-                if ready.entries:
-                    raft_log.append(ready.entries)
-                    started = perf_counter()
-                    raft_log.sync()
-                    self._sync_seconds.observe(perf_counter() - started)
-                if ready.must_persist:
-                    raft.persisted(ready)
-                if ready.committed:
-                    self._apply(ready.committed)
-                for context, index in ((read.context, read.index) for read in ready.reads):
-                    assert isinstance(context, _Read)
-                    context.index = index
+                self._carry_out(ready)
+            if self._changes:
+                now = self._clock()
+                for reply, error in self._changes.pursue(self._members, now):
+                    self._finished.append(partial(reply, error))
+                while (ready := raft.ready()) is not None:
+                    self._carry_out(ready)
             self._finish_reads()
+            shown = (raft.state, raft.leader_id)
+            if shown != self._shown:
+                self._shown = shown
+                self._audit = Audit()  # answers to a leader that was are void
+                self._log_state()
         except Exception as error:  # noqa: BLE001 - whatever stops a step half-way ends the node
             self._fail(error)
 
+    def _carry_out(self, ready: Ready) -> None:
+        """Do what raft.Ready numbers, in its order."""
+        raft, raft_log = self._raft, self._log
+        if ready.hard_state is not None:
+            raft_log.set_hard_state(ready.hard_state)
+        if ready.configuration is not None:
+            self._update_peers(ready.configuration)
+        for message in ready.messages:
+            if message.type is MessageType.SNAPSHOT:
+                self._send_snapshot(message)
+            else:
+                self._peers.send(message)
+        if ready.snapshot is not None:
+            self._install(ready.snapshot)
+        if ready.entries:
+            raft_log.append(ready.entries)
+            started = perf_counter()
+            raft_log.sync()
+            self._sync_seconds.observe(perf_counter() - started)
+        if ready.must_persist:
+            raft.persisted(ready)
+        if ready.committed:
+            self._apply(ready.committed)
+        if ready.reads or ready.lost_reads:
+            self._take_reads(ready)
+
+    def _take_reads(self, ready: Ready) -> None:
+        for read_state in ready.reads:
+            context = read_state.context
+            if isinstance(context, _LeaseProbe):
+                self._lease = context
+            else:
+                assert isinstance(context, _Read)
+                context.index = read_state.index
+        for context in ready.lost_reads:
+            if isinstance(context, _Read):
+                self._reads.remove(context)
+                self._finished.append(partial(context.reply, self._not_leader()))
+
+    def _step(self, message: Message) -> None:
+        """Give a message to the core, unless it is one between drivers."""
+        raft, kind = self._raft, message.type
+        if kind is MessageType.AUDIT or kind is MessageType.AUDIT_RESPONSE:
+            self._on_audit(message)
+            return
+        if kind is MessageType.SNAPSHOT and not self._is_arbiter:
+            return  # it comes with its data, by begin_snapshot
+        try:
+            raft.step(message)
+        except ProtocolViolation as error:
+            log.error("a message of %s was dropped: %s", message.sender, error)
+            return
+        if raft.leader_id == message.sender:
+            self._heard = self._clock()
+
     def _apply(self, entries: Sequence[Entry]) -> None:
-        self._store.apply(entries)
-        last = entries[-1].index
-        self._raft.applied(last)
-        while self._batches and self._batches[0].first <= last:
-            batch = self._batches[0]
+        store, last = self._store, entries[-1]
+        if self._is_arbiter:
+            store.skip(entries)
+        else:
+            store.apply(entries)
+        self._raft.applied(last.index)
+        if store.configuration is not self._encoded_members:
+            self._adopt_members()
+        if self._batches:
+            if self._batches[0].term == last.term:
+                self._answer_writers(last.index)
+            else:
+                self._answer_writers_of_another_term(entries)
+        if self._is_much_unwritten():
+            self._checkpoint_wanted.set()
+
+    def _answer_writers(self, last: int) -> None:
+        """Tell those whose entries are applied. All that wait proposed in the term of the last
+        entry or later, so what was committed is what they proposed."""
+        batches = self._batches
+        while batches and batches[0].first <= last:
+            batch = batches[0]
             done = min(batch.count, last - batch.first + 1)
             self._finished.append(partial(batch.reply, batch.answered, done, None))
             batch.answered = done
             if done < batch.count:
                 break
-            self._batches.popleft()
-        if self._is_much_unwritten():
-            self._checkpoint_wanted.set()
+            batches.popleft()
+
+    def _answer_writers_of_another_term(self, entries: Sequence[Entry]) -> None:
+        """Tell those whose indexes were committed, with their own entries or with others (4)."""
+        first, last = entries[0].index, entries[-1].index
+        waiting: deque[_Batch] = deque()
+        for batch in self._batches:
+            start = batch.first + batch.answered
+            assert start >= first, "a batch was passed over"
+            for index in range(start, min(batch.first + batch.count, last + 1)):
+                error = None if entries[index - first].term == batch.term else _lost()
+                position = index - batch.first
+                self._finished.append(partial(batch.reply, position, position + 1, error))
+                batch.answered = position + 1
+            if batch.answered < batch.count:
+                waiting.append(batch)
+        self._batches = waiting
+
+    def _adopt_members(self) -> None:
+        """The committed members have changed."""
+        self._encoded_members = self._store.configuration
+        members = Configuration.decode(self._encoded_members)
+        was_member = self._members.get(self._raft.id) is not None
+        self._members = members
+        if was_member and members.get(self._raft.id) is None:
+            self._was_removed = True
+            log.warning("node %s was removed from the cluster", self._raft.id)
+        elif members.get(self._raft.id) is not None:
+            self._was_removed = False
 
     def _is_much_unwritten(self) -> bool:
         """Tell whether a restart would have much to apply, or memory much to give back (S7)."""
@@ -508,14 +1033,42 @@ class Node:
             or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
         )
 
+    def _must_brake(self) -> bool:
+        return self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
+
     def _finish_reads(self) -> None:
         applied = self._store.applied_index
         while self._reads and (index := self._reads[0].index) is not None and index <= applied:
             self._finished.append(partial(self._reads.popleft().reply, None))
 
+    def _expire(self, now: float) -> None:
+        while self._batches and self._batches[0].deadline <= now:
+            batch = self._batches.popleft()
+            error = OutcomeUnknown(
+                "the write was not committed in time; it may still be, so read before repeating it"
+            )
+            self._finished.append(partial(batch.reply, batch.answered, batch.count, error))
+        while self._reads and self._reads[0].deadline <= now:
+            read = self._reads.popleft()
+            self._finished.append(
+                partial(read.reply, Unavailable("no quorum has confirmed the read in time"))
+            )
+
     def _take_finished(self) -> list[Callable[[], None]]:
         finished, self._finished = self._finished, []
         return finished
+
+    def _log_state(self) -> None:
+        raft = self._raft
+        log.info(
+            "node %s is %s in term %d, leader %s",
+            raft.id,
+            raft.state,
+            raft.term,
+            raft.leader_id or "unknown",
+        )
+
+    # -- refusals and failures -------------------------------------------------------------------
 
     def _refuse_if_unable(self) -> None:
         """Raise what stands in the way of a write, before anything of it exists."""
@@ -526,6 +1079,17 @@ class Node:
     def _refuse_if_failed(self) -> None:
         if self._failure is not None:
             raise Unavailable(f"this node has failed and is stopping: {self._failure}")
+
+    def _refuse_if_not_leading(self) -> None:
+        self._refuse_if_failed()
+        if self._raft.state is not State.LEADER:
+            raise self._not_leader()
+
+    def _not_leader(self) -> NotLeader:
+        leader = self._raft.configuration.get(self._raft.leader_id)
+        if leader is None or leader.id == self._raft.id:
+            return NotLeader()
+        return NotLeader(leader.raft_address, leader.id, leader.http_address)
 
     def _refused(self, error: ConureError) -> ConureError:
         """Pass on why a write was refused; a disk that failed over it ends the node."""
@@ -554,88 +1118,304 @@ class Node:
         for read in self._reads:
             self._finished.append(partial(read.reply, Unavailable(str(error))))
         self._reads.clear()
+        for reply in self._changes.end():
+            self._finished.append(partial(reply, error))
 
-    def _not_leading(self) -> NotLeader | None:
-        raft = self._raft
-        if raft.state == State.LEADER:
-            return None
-        leader = raft.configuration.get(raft.leader_id)
-        if leader is None:
-            return NotLeader()
-        return NotLeader(leader.raft_address, leader.id, leader.http_address)
+    # -- members; under the lock -----------------------------------------------------------------
 
-    def _join_refusal(self, server: Server, voter: bool, role: str) -> ConureError | None:
+    def _pursue(self, change: Change) -> None:
+        """Take a change up; its reply is told how it ends. Takes the lock."""
+        refusal: ConureError | None = None
         with self._lock:
-            not_leading = self._not_leading()
-            known = self._raft.configuration.get(server.id)
-        if not_leading is not None:
-            return not_leading
-        if known is None:
-            return NotImplementedHere(
-                f"{server.id} was not added: this version runs clusters of one node only"
+            try:
+                self._refuse_if_not_leading()
+            except ConureError as error:
+                refusal = error
+            else:
+                self._changes.add(change)
+                self._drive()
+            finished = self._take_finished()
+        if refusal is not None:
+            change.reply(refusal)
+        _run(finished)
+
+    def _check_join(self, node_id: str, raft_address: str) -> None:
+        for server in self._raft.configuration.servers:
+            if server.id != node_id and server.raft_address == raft_address:
+                raise Conflict(f"{server.id} has the address {raft_address}; remove it first")
+
+    def _on_probed(
+        self,
+        node_id: str,
+        raft_address: str,
+        http_address: str,
+        found: Greeting | ConureError,
+        *,
+        voter: bool,
+        role: str,
+        reply: Reply,
+    ) -> None:
+        """Go on with a join, now that it is known who is at the address."""
+        if isinstance(found, ConureError):
+            reply(Conflict(f"{node_id} was not added: {found}"))
+            return
+        try:
+            self.recognise(node_id, found)
+            server = membership.newcomer(
+                found,
+                self._raft.configuration.get(node_id),
+                raft_address=raft_address,
+                http_address=http_address,
+                voter=voter,
+                role=role,
             )
-        same = (
-            known.raft_address == server.raft_address
-            and server.http_address in ("", known.http_address)
-            and (known.suffrage == "voter") == voter
-            and known.role == role
+        except (Conflict, Refused) as error:
+            reply(Conflict(f"{node_id} was not added: {error}"))
+            return
+        self._pursue(
+            Change(
+                partial(self._raft.add_learner, server),
+                lambda members: membership.resembles(members.get(node_id), server),
+                reply,
+                self._clock() + self._options.write_timeout,
+                lambda members: (
+                    None
+                    if members.get(node_id) is not None
+                    else OutcomeUnknown(
+                        f"{node_id} was not made a member in time; see GET /raft/config"
+                    )
+                ),
+            )
         )
-        if same:
-            return None
-        return Conflict(
-            f"{server.id} is a member already, as a {known.suffrage} at {known.raft_address}"
+
+    def _compare(self, peer: Greeting) -> None:
+        """Raise Refused for a node that isn't the one it says it is, as far as is known here."""
+        mine = self._directory.identity
+        if mine.cluster_id and peer.cluster_id and mine.cluster_id != peer.cluster_id:
+            raise Refused(
+                f"{peer.node_id} belongs to cluster {peer.cluster_id}, "
+                f"{mine.node_id} to cluster {mine.cluster_id}"
+            )
+        known = self._raft.configuration.get(peer.node_id)
+        if known is not None and known.incarnation not in ("", peer.incarnation):
+            raise Refused(
+                f"{peer.node_id} is a member with another data directory; if this one lost its "
+                f"disk, remove {peer.node_id} from the cluster before it joins again"
+            )
+
+    def _meet(self, peer: Greeting) -> None:
+        """Remember where a node that has called can be reached, and use that at once."""
+        known = self._raft.configuration.get(peer.node_id)
+        met = self._met.get(peer.node_id)
+        address = met.raft_address if met else known.raft_address if known else ""
+        if met is None and known is None and len(self._met) >= MAX_ACQUAINTANCES:
+            return
+        self._met[peer.node_id] = peer
+        if address != peer.raft_address:
+            self._update_peers(self._raft.configuration)
+
+    def _update_peers(self, configuration: Configuration) -> None:
+        """Tell the transport where everybody is: the configuration's word, or a newer one."""
+        before, self._placed = self._placed, {s.id: s.raft_address for s in configuration.servers}
+        now = self._clock()
+        for node_id, address in before.items():
+            if self._placed.get(node_id, address) != address:
+                self._met.pop(node_id, None)  # the configuration has the newer word
+            if node_id not in self._placed:
+                self._leaving[node_id] = (address, now + PEER_LINGERS)
+        for node_id in self._placed:
+            self._leaving.pop(node_id, None)
+        self._tell_peers()
+
+    def _tell_peers(self) -> None:
+        peers = {node_id: address for node_id, (address, _) in self._leaving.items()}
+        peers |= self._placed
+        peers |= {node_id: peer.raft_address for node_id, peer in self._met.items()}
+        peers.pop(self._raft.id, None)
+        self._peers.set_peers(peers)
+
+    def _forget_leavers(self) -> None:
+        now = self._clock()
+        gone = [node_id for node_id, (_, until) in self._leaving.items() if until <= now]
+        for node_id in gone:
+            del self._leaving[node_id]
+            self._met.pop(node_id, None)
+        if gone:
+            self._tell_peers()
+
+    def _follow_addresses(self) -> None:
+        """Let a configuration entry follow for each member that is at another address now."""
+        if self._raft.state is not State.LEADER or self._failure is not None:
+            return
+        configuration = self._raft.configuration
+        for greeting in (self.greeting(), *self._met.values()):
+            known = configuration.get(greeting.node_id)
+            if known is None:
+                continue
+            here = replace(
+                known, raft_address=greeting.raft_address, http_address=greeting.http_address
+            )
+            if here == known:
+                continue
+            try:
+                self._raft.add_learner(here)  # of a member it changes the addresses only
+            except (Conflict, Unavailable) as error:
+                log.debug("the new address of %s has to wait: %s", here.id, error)
+            else:
+                log.info("node %s is reached at %s now", here.id, here.raft_address)
+            return  # one at a time (R4)
+
+    # -- what a leader does in time; under the lock ----------------------------------------------
+
+    def _tick_leading(self) -> None:
+        self._follow_addresses()
+        if self._options.read_mode == "lease" and self._raft.term != self._lease_void_term:
+            self._raft.read_index(_LeaseProbe(self._raft.term, self._clock()))
+        if self._ticks % AUDIT_TICKS == 0 and len(self._members.servers) > 1:
+            self._begin_audit()
+
+    def _holds_lease(self) -> bool:
+        """Tell whether nobody else can lead yet, as a quorum has confirmed a while ago.
+
+        Who heard this leader then, or after its own start, votes for nobody for an election
+        time-out; but for a hand-over it does, whenever that arrives: none while one was begun.
+        """
+        raft, lease = self._raft, self._lease
+        return (
+            self._options.read_mode == "lease"
+            and lease.term == raft.term != self._lease_void_term
+            and raft.state is State.LEADER
+            and self._clock() < lease.begun + LEASE_SHARE * (self._election_ticks - 1) * TICK
         )
+
+    def _begin_audit(self) -> None:
+        """Act on the last comparison of digests and begin the next one (R7; divergence.py)."""
+        raft, store, audit = self._raft, self._store, self._audit
+        for node_id in audit.deviants():
+            log.error("node %s differs from the others at index %d", node_id, audit.index)
+            verdict = Message(
+                MessageType.AUDIT,
+                raft.id,
+                node_id,
+                raft.term,
+                index=audit.index,
+                context=audit.right_digest,
+                reject=True,
+            )
+            if node_id == raft.id:
+                self._on_audit(verdict)
+            else:
+                self._peers.send(verdict)
+        # A busy follower has applied something else than the leader by the time it is asked, an
+        # idle one has passed no mark for long.
+        index, digest = store.last_mark()
+        if self._ticks % (2 * AUDIT_TICKS) == 0 or not index:
+            index, digest = store.applied_index, store.digest
+        audit.ask(raft.id, index, digest)
+        for server in self._members.servers:
+            if server.id != raft.id and server.role == "data":
+                self._peers.send(
+                    Message(MessageType.AUDIT, raft.id, server.id, raft.term, index=index)
+                )
+
+    def _on_audit(self, message: Message) -> None:
+        """Answer the leader's question, take an answer, or accept the verdict."""
+        raft = self._raft
+        if message.term != raft.term or self._is_arbiter:
+            return
+        if message.type is MessageType.AUDIT_RESPONSE:
+            if raft.state is State.LEADER:
+                self._audit.answer(message.sender, message.index, message.context)
+            return
+        digest = self._store.digest_at(message.index)
+        if message.sender != raft.leader_id or digest is None:
+            return
+        if not message.reject:
+            answer = Message(
+                MessageType.AUDIT_RESPONSE, raft.id, message.sender, raft.term, message.index
+            )
+            answer.context = digest
+            self._peers.send(answer)
+        elif digest != message.context:
+            self._diverge(message.index)
+
+    def _diverge(self, index: int) -> None:
+        """End this node, for good: its state isn't what the log says."""
+        error = Diverged(self._raft.id, index)
+        try:
+            self._directory.mark_diverged(str(error))
+        finally:
+            self._fail(error)
+
+    # -- snapshots; under the lock ---------------------------------------------------------------
+
+    def _send_snapshot(self, message: Message) -> None:
+        to = self._raft.configuration.get(message.to)
+        if to is not None and to.role == "arbiter":
+            self._peers.send(message)
+            # It may be lost; if so, it is sent again when the arbiter next answers.
+            self._raft.report_snapshot(message.to, None)
+            return
+        state = self._store.snapshot()
+        log.info("sending a snapshot as of index %d to %s", state.meta.index, message.to)
+        self._transfers[message.to] = state.meta.index
+        self._peers.send_snapshot(OutgoingSnapshot(message, state))
+
+    def _on_snapshot(self, incoming: IncomingSnapshot) -> None:
+        """Install what has been received completely. A thread of the transport; takes the locks."""
+        with self._maintenance, self._lock:
+            if self._failure is None and incoming is self._incoming:
+                try:
+                    self._raft.step(incoming.header.message)
+                except Exception as error:  # noqa: BLE001 - a bug; see _drive
+                    self._fail(error)
+                else:
+                    self._heard = self._clock()
+                    self._drive()
+            if incoming is self._incoming:
+                self._incoming = None
+            finished = self._take_finished()
+        incoming.discard()  # unless it was installed
+        _run(finished)
+
+    def _install(self, meta: SnapshotMeta) -> None:
+        """Replace the state by the staged one, and the log by an empty one behind it."""
+        if self._is_arbiter:
+            self._log.reset(meta)
+            self._store.applied_index, self._store.applied_term = meta.index, meta.term
+            self._store.configuration = meta.configuration
+        else:
+            assert self._incoming is not None, "a snapshot without its data"
+            assert self._incoming.meta == meta
+            directory = self._directory
+            snapshots.install(directory.fs, directory.path, self._log, meta)
+            self._store.replace(_open_tree(directory.fs, directory, self._options), meta)
+        self._cuts = deque([meta])
+        self._checkpointed_bytes = self._log.size_bytes
+        self._adopt_members()
+        for batch in self._batches:
+            if batch.first <= meta.index:
+                error = OutcomeUnknown("the outcome was lost with the leadership of this node")
+                self._finished.append(partial(batch.reply, batch.answered, batch.count, error))
+        self._batches = deque(batch for batch in self._batches if batch.first > meta.index)
+        log.info("installed a snapshot as of index %d", meta.index)
 
     # -- threads ---------------------------------------------------------------------------------
 
     def _keep_time(self) -> None:
-        """Tick the core, and end what has waited too long."""
         while not self._stopped.wait(TICK):
-            with self._lock:
-                if self._failure is None:
-                    self._raft.tick()
-                    self._drive()
-                self._expire(monotonic())
-                finished = self._take_finished()
-            _run(finished)
-
-    def _expire(self, now: float) -> None:
-        while self._batches and self._batches[0].deadline <= now:
-            batch = self._batches.popleft()
-            error = OutcomeUnknown(
-                "the write was not committed in time; it may still be, so read before repeating it"
-            )
-            self._finished.append(partial(batch.reply, batch.answered, batch.count, error))
-        while self._reads and self._reads[0].deadline <= now:
-            read = self._reads.popleft()
-            self._finished.append(
-                partial(read.reply, Unavailable("no quorum has confirmed the read in time"))
-            )
+            self.tick()
 
     def _keep_checkpoints(self) -> None:
-        """Checkpoint when enough was written or enough time has passed; keep the log ahead."""
-        try:
-            while True:
-                self._checkpoint_wanted.wait(HOUSEKEEPING)
-                if self._stopped.is_set():
-                    return
-                self._checkpoint_wanted.clear()
-                self._prepare_log()
-                elapsed = monotonic() - self._checkpointed_at
-                if self._full is not None or self._cramped is not None:
-                    due = elapsed >= DISK_FULL_RETRY
-                else:
-                    due = elapsed >= self._options.checkpoint_interval or self._is_much_unwritten()
-                if due:
-                    self._checkpoint(CHECKPOINT_SLICE)
-        except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
-            with self._lock:
-                self._fail(error)
-                finished = self._take_finished()
-            _run(finished)
+        while True:
+            self._checkpoint_wanted.wait(HOUSEKEEPING)
+            if self._stopped.is_set():
+                return
+            self._checkpoint_wanted.clear()
+            self.housekeep()
 
     def _prepare_log(self) -> None:
-        if self._cramped is not None and monotonic() < self._prepare_again_at:
+        if self._cramped is not None and self._clock() < self._prepare_again_at:
             return  # every attempt fills what room there is with zeros
         try:
             self._log.prepare()
@@ -644,7 +1424,7 @@ class Node:
             if self._cramped is None:
                 log.error("no room for the next log segment, writes will be refused: %s", error)
             self._cramped = error
-            self._prepare_again_at = monotonic() + DISK_FULL_RETRY
+            self._prepare_again_at = self._clock() + DISK_FULL_RETRY
         else:
             self._cramped = None
 
@@ -653,32 +1433,36 @@ class Node:
 
         Works and rests in turns of *slice_seconds* (0: without rest).
         """
-        with self._lock:
-            if self._failure is not None or (
-                self._store.applied_index == self._store.tree.applied_index and self._full is None
-            ):
-                self._checkpointed_at = monotonic()
-                return
-            checkpoint = self._store.begin_checkpoint()
-            logged = self._log.size_bytes
-        self._checkpointed_at = monotonic()
-        started = perf_counter()
-        try:
-            while not checkpoint.step(slice_seconds or 1.0):
-                if slice_seconds and not self._stopped.is_set():
-                    sleep(slice_seconds)
-                    self._prepare_log()
-            checkpoint.finish()
+        with self._maintenance:
             with self._lock:
-                cut = self._log.size_bytes
-                self._log.cut(checkpoint.meta)
-                cut -= self._log.size_bytes
-        except DiskFull as error:
-            checkpoint.abort()
-            if self._full is None:
-                log.error("a checkpoint does not fit on the disk, writes are refused: %s", error)
-            self._full = error
-            return
+                if self._failure is not None or (
+                    self._store.applied_index == self._store.tree.applied_index
+                    and self._full is None
+                ):
+                    self._checkpointed_at = self._clock()
+                    return
+                checkpoint = self._store.begin_checkpoint()
+                logged = self._log.size_bytes
+            self._checkpointed_at = self._clock()
+            started = perf_counter()
+            try:
+                while not checkpoint.step(slice_seconds or 1.0):
+                    if slice_seconds and not self._stopped.is_set():
+                        sleep(slice_seconds)
+                        self._prepare_log()
+                checkpoint.finish()
+                with self._lock:
+                    cut = self._log.size_bytes
+                    self._cut_log(checkpoint.meta)
+                    cut -= self._log.size_bytes
+            except DiskFull as error:
+                checkpoint.abort()
+                if self._full is None:
+                    log.error(
+                        "a checkpoint does not fit on the disk, writes are refused: %s", error
+                    )
+                self._full = error
+                return
         self._checkpointed_bytes = logged - cut
         if self._full is not None:
             log.info("there is room again, writes are accepted")
@@ -687,8 +1471,36 @@ class Node:
         self._checkpoint_seconds.observe(seconds)
         log.debug("checkpoint at index %d in %.3f s", checkpoint.meta.index, seconds)
 
+    def _cut_log(self, checkpoint: SnapshotMeta) -> None:
+        """Cut the log behind a checkpoint, but keep what others will need of it.
+
+        A follower that finds its entries gone needs the whole state. So with others about, the
+        log is cut at the checkpoint before, and not before active followers have got there;
+        unless it grows too long over that.
+        """
+        cuts, limit = self._cuts, checkpoint.index
+        if len(self._members.servers) > 1 and self._log.size_bytes < (
+            LOG_TAIL * self._options.checkpoint_log_bytes
+        ):
+            limit = min(
+                cuts[-1].index, self._raft.slowest_match(), *self._transfers.values(), limit
+            )
+        cuts.append(checkpoint)
+        while len(cuts) > 1 and cuts[1].index <= limit:
+            cuts.popleft()
+        if cuts[0].index <= limit:
+            self._log.cut(cuts[0])
+
+    def _cut_as_arbiter(self) -> None:
+        """Cut the log of positions: an arbiter needs it for votes only, and they need its end."""
+        with self._lock:
+            log_bytes = self._log.size_bytes - self._checkpointed_bytes
+            if self._failure is None and log_bytes >= self._options.checkpoint_log_bytes:
+                self._log.cut(self._store.meta)
+                self._checkpointed_bytes = self._log.size_bytes
+
     def _add_metrics(self, registry: Registry) -> None:
-        tree, raft_log, raft, store = self._store.tree, self._log, self._raft, self._store
+        raft_log, raft, store = self._log, self._raft, self._store
         self._sync_seconds = registry.histogram(
             "conure_log_sync_duration_seconds", "Time a sync of the log took, in seconds."
         )
@@ -708,28 +1520,34 @@ class Node:
         gauge("conure_raft_applied_index", "Last applied index.", lambda: store.applied_index)
         gauge("conure_log_size_bytes", "Live bytes in the log.", lambda: raft_log.size_bytes)
         gauge("conure_log_segments", "Files of the log.", lambda: raft_log.segments)
-        gauge("conure_db_size_bytes", "Size of the tree's file.", lambda: tree.stats().file_bytes)
-        gauge("conure_db_free_bytes", "Free pages in it.", lambda: tree.stats().free_bytes)
-        gauge("conure_db_records", "Records in the tree.", lambda: len(tree))
-        gauge("conure_db_depth", "Levels of the tree.", lambda: tree.stats().depth)
+        gauge(
+            "conure_db_size_bytes",
+            "Size of the tree's file.",
+            lambda: store.tree.stats().file_bytes,
+        )
+        gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.tree.stats().free_bytes)
+        gauge("conure_db_records", "Records in the tree.", lambda: len(store.tree))
+        gauge("conure_db_depth", "Levels of the tree.", lambda: store.tree.stats().depth)
         gauge(
             "conure_db_unwritten_pages",
             "Changed pages that wait for the next checkpoint.",
-            lambda: tree.stats().unwritten_pages,
+            lambda: store.tree.stats().unwritten_pages,
         )
-        gauge("conure_page_cache_bytes", "Pages in memory.", lambda: tree.stats().cache_bytes)
+        gauge("conure_page_cache_bytes", "Pages in memory.", lambda: store.tree.stats().cache_bytes)
         counter(
-            "conure_page_cache_hits_total", "Pages found there.", lambda: tree.stats().cache_hits
+            "conure_page_cache_hits_total",
+            "Pages found there.",
+            lambda: store.tree.stats().cache_hits,
         )
         counter(
             "conure_page_cache_misses_total",
             "Pages read from the file.",
-            lambda: tree.stats().cache_misses,
+            lambda: store.tree.stats().cache_misses,
         )
         counter(
             "conure_page_cache_evictions_total",
             "Pages dropped to make room.",
-            lambda: tree.stats().evictions,
+            lambda: store.tree.stats().evictions,
         )
         gauge(
             "conure_disk_full",
@@ -737,22 +1555,33 @@ class Node:
             lambda: int((self._full or self._cramped) is not None),
         )
 
-    def _make_core(self) -> Raft:
-        configuration = self._store.configuration
-        return Raft(
-            RaftOptions(self._directory.identity.node_id),
-            self._log,
-            self._log.hard_state,
-            self._store.applied_index,
-            Configuration.decode(configuration) if configuration else Configuration(()),
-            random.Random(),
-        )
+    def _make_store(self, tree: BTree) -> Store:
+        if self._is_arbiter:  # its log is all it has
+            store = Store(tree, self._log.snapshot.configuration)
+            store.applied_index = self._log.snapshot.index
+            store.applied_term = self._log.snapshot.term
+            return store
+        return Store(tree, _configuration_at(self._log, tree.applied_index))
 
 
-def _last_contact(ticks: int | None) -> str:
-    if ticks is None:
+def _open_tree(fs: FileSystem, directory: DataDirectory, options: NodeOptions) -> BTree:
+    return BTree.open(
+        fs, directory.database_path, page_size=options.page_size, cache_bytes=options.cache_bytes
+    )
+
+
+def _lost() -> Unavailable:
+    return Unavailable("another leader took over before this was committed; it did not happen")
+
+
+def _shown_suffrage(server: Server) -> str:
+    return "voter" if server.suffrage == "voter" else "nonvoter"
+
+
+def _shown_contact(seconds: float | None) -> str:
+    if seconds is None:
         return "never"
-    return f"{ticks * TICK * 1000:.0f}ms" if ticks else "0"
+    return f"{seconds * 1000:.0f}ms" if seconds else "0"
 
 
 def _run(finished: Sequence[Callable[[], None]]) -> None:
@@ -761,25 +1590,35 @@ def _run(finished: Sequence[Callable[[], None]]) -> None:
 
 
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:
-    """Write the beginning of a cluster of this one node; repeated if a crash comes between."""
-    if not directory.identity.cluster_id:
-        directory.begin_cluster()
-    server = Server(directory.identity.node_id, options.raft_address, options.http_address)
-    hard_state, entry = bootstrap(Configuration((server,)))
-    raft_log.set_hard_state(hard_state)
-    raft_log.append([entry])
-    raft_log.sync()
-    log.info("node %s begins cluster %s", server.id, directory.identity.cluster_id)
+    """Write the beginning of a cluster of this one node. The directory belongs to it at the end:
+    a log without a cluster is the trace of a crash in here, and gets one at the next start."""
+    identity = directory.identity
+    if raft_log.last_index == 0:
+        server = Server(
+            identity.node_id,
+            options.raft_address,
+            options.http_address,
+            role=identity.role,
+            incarnation=identity.incarnation,
+        )
+        hard_state, entry = bootstrap(Configuration((server,)))
+        raft_log.set_hard_state(hard_state)
+        raft_log.append([entry])
+        raft_log.sync()
+    directory.begin_cluster()
+    log.info("node %s begins cluster %s", identity.node_id, directory.identity.cluster_id)
 
 
 def _check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) -> None:
     """Refuse a log and a tree that can't belong together: one of them has lost something."""
-    term = raft_log.hard_state.term
-    if raft_log.last_index == 0 and term > 1 and directory.identity.cluster_id:
-        # The founder's first entry is on disk before its first vote: somebody has removed it.
+    hard_state = raft_log.hard_state
+    if raft_log.last_index == 0 and hard_state.vote:
+        # Who votes knows the members, and so has an entry or a snapshot: somebody has removed it.
         raise CorruptionError(
-            directory.raft_path, 0, f"the log is empty, yet there was term {term}"
+            directory.raft_path, 0, f"the log is empty, yet there was a vote for {hard_state.vote}"
         )
+    if directory.identity.role == "arbiter":
+        return
     path = directory.database_path
     applied, first = tree.applied_index, raft_log.snapshot.index
     if applied < first:

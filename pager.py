@@ -28,7 +28,7 @@ size - 4  4      CRC-32 of everything before it
 A free-list page holds *count* runs of 8 bytes: the first page of the run (4) and its length (4).
 The highest bit of the length marks pages that the other meta page still reaches.
 
-A meta page holds the same 76-byte record twice, at its start and at its middle; the rest is zeros.
+A meta page holds the same 84-byte record twice, at its start and at its middle; the rest is zeros.
 
 ========= ====== ===============================================================================
 offset    size   field
@@ -45,7 +45,8 @@ offset    size   field
 48        8      records in the tree
 56        8      applied index
 64        8      applied term
-72        4      CRC-32 of the 72 bytes before it, seeded with the number of the meta page
+72        8      digest of what was applied up to there (store.py)
+80        4      CRC-32 of the 80 bytes before it, seeded with the number of the meta page
 ========= ====== ===============================================================================
 
 Power loss while a meta page is written can tear one of its two records, never both: the other one
@@ -100,8 +101,8 @@ assert ENVELOPE.size == 16
 
 _MAGIC = b"ConureKV"
 _VERSION = 1
-_META = Struct("<8sB3xIQQIIIB3xQQQ")
-assert _META.size == 72
+_META = Struct("<8sB3xIQQIIIB3xQQQQ")
+assert _META.size == 80
 _CRC = Struct("<I")
 _RUN = Struct("<II")
 _UNREACHABLE_SOON = 1 << 31
@@ -123,6 +124,7 @@ class Meta(NamedTuple):
     records: int
     applied_index: int
     applied_term: int
+    digest: int  # the state machine's own; the tree only keeps it
 
 
 # Pages that left the tree and that a pinned state may still need, three numbers each: the page's,
@@ -458,7 +460,7 @@ def _create(fs: FileSystem, path: str, page_size: int) -> None:
     file = fs.open(path + ".new", create=True)
     try:
         file.truncate(0)
-        meta = Meta(page_size, 0, 0, 2, 3, 0, 0, 0, 0, 0)
+        meta = Meta(page_size, 0, 0, 2, 3, 0, 0, 0, 0, 0, 0)
         pager = Pager(file, meta, None)
         leaf = ENVELOPE.pack(LEAF, 0, 0, 0, 0)
         file.pwrite(_meta_page(meta), 0)

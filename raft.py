@@ -18,7 +18,10 @@ R2 An entry is durable before it is acknowledged: acknowledgements are made by
 R3 Only entries of the current term are committed by counting (paper 5.4.2, figure 8).
 R4 One membership change at a time, none before an entry of this term is committed; a
    configuration counts from the moment it is appended, and goes when its entry is truncated. A
-   new server is a learner until it has caught up.
+   new server is a learner until it has caught up, and its leader makes it a voter then, if it
+   was added as "staging". It is known by its incarnation: a member that has lost its disk, and
+   with it what it voted and acknowledged, is another server under the same name, and is removed
+   before it comes back.
 R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or removed disturbs
    nobody, and a leader that hears no quorum for an election time-out steps down.
 R6 No linearizable read before the term's first entry is committed; the round that confirms a
@@ -47,7 +50,14 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
-from errors import Conflict, CorruptionError, MemberNotFound, NotLeader, Unavailable
+from errors import (
+    Conflict,
+    CorruptionError,
+    MemberNotFound,
+    NotLeader,
+    ProtocolViolation,
+    Unavailable,
+)
 
 __all__ = [
     "COMMAND",
@@ -59,6 +69,7 @@ __all__ = [
     "HardState",
     "Message",
     "MessageType",
+    "Outlook",
     "Progress",
     "Raft",
     "RaftOptions",
@@ -116,19 +127,29 @@ class SnapshotMeta:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A member of a configuration. ``http_address`` is the base URL of its HTTP API, or ""."""
+    """A member of a configuration.
+
+    ================ =======================================================================
+    ``http_address`` the base URL of its HTTP API, or ""
+    ``suffrage``     "voter"; "nonvoter": a learner, which counts in no quorum; "staging": a
+                     learner that its leader makes a voter once it has caught up
+    ``role``         "data" or "arbiter" (see the head of this file); never changes
+    ``incarnation``  which life of the data directory this is, or "" while it isn't known
+    ================ =======================================================================
+    """
 
     id: str
     raft_address: str
     http_address: str = ""
-    suffrage: str = "voter"  # or "nonvoter": a learner, which counts in no quorum
-    role: str = "data"  # or "arbiter": see the head of this file
+    suffrage: str = "voter"
+    role: str = "data"
+    incarnation: str = ""
 
 
-_SUFFRAGES = ("voter", "nonvoter")
+_SUFFRAGES = ("voter", "nonvoter", "staging")
 _ROLES = ("data", "arbiter")
 _HEADER = struct.Struct("<BH")  # version, number of servers
-_SERVER = struct.Struct("<BBHHH")  # suffrage, role, lengths of id, raft address, http address
+_SERVER = struct.Struct("<BBHHHH")  # suffrage, role, lengths of the four texts
 _VERSION = 1
 
 
@@ -143,9 +164,9 @@ class Configuration:
     ====== ====== =================================================================
     0      1      version, 1
     1      2      number of servers n
-    3      ...    n times: suffrage (0 voter, 1 nonvoter), role (0 data, 1 arbiter),
-                  u16 lengths of id, raft address and http address, then these three
-                  in UTF-8
+    3      ...    n times: suffrage (0 voter, 1 nonvoter, 2 staging), role (0 data,
+                  1 arbiter), u16 lengths of id, raft address, http address and
+                  incarnation, then these four in UTF-8
     ====== ====== =================================================================
 
     No servers at all encode to ``b""``: a node that was neither bootstrapped nor joined.
@@ -189,9 +210,8 @@ class Configuration:
             return b""
         parts = [_HEADER.pack(_VERSION, len(self.servers))]
         for server in self.servers:
-            texts = [
-                text.encode() for text in (server.id, server.raft_address, server.http_address)
-            ]
+            named = (server.id, server.raft_address, server.http_address, server.incarnation)
+            texts = [text.encode() for text in named]
             suffrage, role = _SUFFRAGES.index(server.suffrage), _ROLES.index(server.role)
             parts += [_SERVER.pack(suffrage, role, *map(len, texts)), *texts]
         return b"".join(parts)
@@ -214,9 +234,16 @@ class Configuration:
                 for size in sizes:
                     texts.append(data[offset : offset + size].decode())
                     offset += size
-                node_id, raft_address, http_address = texts
+                node_id, raft_address, http_address, incarnation = texts
                 servers.append(
-                    Server(node_id, raft_address, http_address, _SUFFRAGES[suffrage], _ROLES[role])
+                    Server(
+                        node_id,
+                        raft_address,
+                        http_address,
+                        _SUFFRAGES[suffrage],
+                        _ROLES[role],
+                        incarnation,
+                    )
                 )
         except (ValueError, IndexError, struct.error) as error:
             raise CorruptionError("a configuration", offset, str(error)) from None
@@ -239,6 +266,8 @@ class MessageType(IntEnum):
     HEARTBEAT_RESPONSE = 8
     SNAPSHOT = 9
     TIMEOUT_NOW = 10
+    AUDIT = 11  # this and the next are between drivers; the core ignores them
+    AUDIT_RESPONSE = 12
 
 
 @dataclass(slots=True)
@@ -260,6 +289,7 @@ class Message:
                        ``context``: the read round; its response brings it back.
     SNAPSHOT           ``snapshot``: what the state that is sent beside it covers.
     TIMEOUT_NOW        the leader hands over: campaign at once.
+    AUDIT, response    not for the core: see node.py.
     ================== =====================================================================
     """
 
@@ -335,10 +365,26 @@ class Progress:
     heard: int
     state: Replication = Replication.PROBE
     due: bool = True  # an append goes out at the next Ready, even an empty one
-    commit: int = 0  # the commit index it was last told
     inflight: deque[int] = field(default_factory=deque)  # PIPELINE: last index of each message
     sent: int = 0  # the tick of the last append
     confirmed: int = 0  # the last read round it answered
+
+
+class Outlook(NamedTuple):
+    """What a leader expects of a configuration: does it commit, and what may still fail?
+
+    ``voters`` and ``quorum``: how many there are and have to answer; ``active``: how many have
+    answered within an election time-out.
+    """
+
+    voters: int
+    quorum: int
+    active: int
+
+    @property
+    def tolerates(self) -> int:
+        """How many more voters may fail, with those that don't answer counted as failed."""
+        return max(0, self.active - self.quorum)
 
 
 @dataclass(slots=True)
@@ -396,7 +442,9 @@ class RaftOptions:
     A follower that hears no leader for between ``election_ticks`` and twice as many campaigns; a
     leader sends heartbeats every ``heartbeat_ticks``. ``max_inflight`` messages of up to
     ``max_append_bytes`` may be on their way to one follower. Proposals are refused while
-    ``max_uncommitted_bytes`` of commands wait for their quorum.
+    ``max_uncommitted_bytes`` of commands wait for their quorum. For its first ``quiet_ticks``
+    (the first of them may be a short one) a node helps nobody to win an election: a leader that
+    it answered before a restart may still answer reads by what that promised.
     """
 
     node_id: str
@@ -405,6 +453,7 @@ class RaftOptions:
     max_inflight: int = 64
     max_append_bytes: int = 1 << 20
     max_uncommitted_bytes: int = 64 << 20
+    quiet_ticks: int = 0
 
 
 def bootstrap(configuration: Configuration) -> tuple[HardState, Entry]:
@@ -519,15 +568,20 @@ class Raft:
             self.campaign()
 
     def step(self, message: Message) -> None:
-        """Take a message from another node. One that is late, lost or doubled does no harm."""
-        if message.to != self.id:
-            return  # an address that has changed hands
+        """Take a message from another node. One that is late, lost or doubled does no harm.
+
+        Raises ProtocolViolation for what no correct node sends; nothing has changed then.
+        """
         kind = message.type
+        if message.to != self.id or message.sender == self.id or kind not in self._handlers:
+            return  # an address that has changed hands; a matter between drivers
         if message.term < self.term:
             self._answer_late(message)
             return
+        if kind in _FROM_LEADER:
+            self._refuse_impossible(message)
         if message.term > self.term:
-            if kind in _REQUESTS and not message.force and self._hears_leader():
+            if kind in _REQUESTS and not message.force and self._is_loyal():
                 return  # R5: who still has a leader helps nobody to depose it
             if kind is MessageType.PRE_VOTE or (
                 kind is MessageType.PRE_VOTE_RESPONSE and not message.reject
@@ -543,6 +597,9 @@ class Raft:
         """Start an election now, if this node may lead. A lone voter does so when it starts."""
         if self.state is State.LEADER or not self._may_campaign():
             return
+        alone = ((), (self.id,))
+        if self._is_quiet() and any(c.voters not in alone for _, c in self._configurations):
+            return  # its own vote is one as well
         if self._is_alone():
             self._become_candidate(force=False)
         else:
@@ -623,22 +680,22 @@ class Raft:
         if self.state is State.LEADER:
             if self._waiting_reads:
                 self._begin_read_round()
-            for progress in self.progress.values():
-                self._replicate(progress)
+            self._replicate()
         committed = min(self.commit_index, log.persisted)
+        unsaved = (self.term, self.vote) != self._saved
         if not (
-            log.written < log.last_index
+            self._messages
+            or log.written < log.last_index
             or committed > self._handed_out
-            or self._messages
+            or unsaved
             or self._reads
             or self._lost_reads
             or self._announce_configuration
             or self._install is not None
-            or (self.term, self.vote) != self._saved
         ):
             return None
         ready = Ready(epoch=log.epoch)
-        if (self.term, self.vote) != self._saved:
+        if unsaved:
             ready.hard_state = self._saved = HardState(self.term, self.vote)
         if self._announce_configuration:
             ready.configuration, self._announce_configuration = self.configuration, False
@@ -687,10 +744,16 @@ class Raft:
             configuration.may_lead(self.id) for _, configuration in self._configurations
         )
 
-    def _hears_leader(self) -> bool:
-        return self.state is State.LEADER or (
-            self.leader_id != "" and self._elapsed < self.options.election_ticks
+    def _is_loyal(self) -> bool:
+        """Tell whether a leader may rely on this node to elect no other one (R5)."""
+        return (
+            self.state is State.LEADER
+            or (self.leader_id != "" and self._elapsed < self.options.election_ticks)
+            or self._is_quiet()
         )
+
+    def _is_quiet(self) -> bool:
+        return self._now < self.options.quiet_ticks
 
     def _reset_timer(self) -> None:
         """Begin an election time-out anew, with a new length."""
@@ -754,6 +817,8 @@ class Raft:
             free = message.term > self.term
         else:
             free = self.vote == message.sender or (self.vote == "" and self.leader_id == "")
+        if self._is_quiet() and not message.force:
+            free = False
         if not (free and complete and self.configuration.servers):
             self._send(_REQUESTS[message.type], message.sender, reject=True)
         elif message.type is MessageType.PRE_VOTE:
@@ -822,6 +887,7 @@ class Raft:
         if self._elapsed >= self.options.heartbeat_ticks:
             self._elapsed = 0
             self._send_heartbeats()
+        self._promote_staged()
 
     def _count_active(self, configuration: Configuration) -> int:
         """Return how many voters of it have answered within an election time-out."""
@@ -835,16 +901,18 @@ class Raft:
 
     # -- log replication, the leader's side (paper 5.3) ------------------------------------------
 
-    def _replicate(self, progress: Progress) -> None:
-        """Send what is due: a probe, new entries, or the news of a commit."""
-        if progress.state is Replication.PROBE and progress.due:
-            self._send_append(progress)
-        while progress.state is Replication.PIPELINE and self._has_more(progress):
-            self._send_append(progress)
-        if progress.state is Replication.PIPELINE and (
-            progress.due or (progress.commit < self.commit_index and not progress.inflight)
-        ):
-            self._send_append(progress)
+    def _replicate(self) -> None:
+        """Send new entries to whoever can take them, and probes where they are due.
+
+        A commit alone is no reason to write: the next entries tell it, or the next heartbeat.
+        """
+        last = self._log.last_index
+        for progress in self.progress.values():
+            if progress.next <= last:
+                while progress.state is Replication.PIPELINE and self._has_more(progress):
+                    self._send_append(progress)
+            if progress.due and progress.state is not Replication.SNAPSHOT:
+                self._send_append(progress)
 
     def _last_for(self, progress: Progress) -> int:
         """An arbiter holds nothing that no data node holds durably, or a crash might leave it
@@ -874,15 +942,17 @@ class Raft:
                     Entry(e.term, e.index, e.kind, b"" if e.kind == COMMAND else e.data)
                     for e in entries
                 ]
-        self._send(
+        message = Message(
             MessageType.APPEND,
+            self.id,
             progress.server.id,
-            index=previous,
-            log_term=previous_term,
-            commit=self.commit_index,
-            entries=entries,
+            self.term,
+            previous,
+            previous_term,
+            self.commit_index,
         )
-        progress.commit = self.commit_index
+        message.entries = entries
+        self._messages.append(message)
         progress.due = False
         progress.sent = self._now
         if entries and progress.state is Replication.PIPELINE:
@@ -929,7 +999,8 @@ class Raft:
             progress.next = message.index + 1
         if message.sender == self._transferee and progress.match == self._log.last_index:
             self._send(MessageType.TIMEOUT_NOW, message.sender)
-        self._advance_commit()
+        if message.index > self.commit_index:
+            self._advance_commit()
 
     def _on_rejection(self, progress: Progress, message: Message) -> None:
         """Go back to where the logs may agree, skipping a term at a time (paper 5.3).
@@ -985,18 +1056,41 @@ class Raft:
 
     def _follow(self, leader_id: str) -> None:
         """Accept the sender of a leader's message as the leader of this term."""
-        assert self.state is not State.LEADER, "two leaders in one term"
         if self.state is State.FOLLOWER and self.leader_id == leader_id:
             self._elapsed = 0
         else:
             self._become_follower(self.term, leader_id)
 
+    def _refuse_impossible(self, message: Message) -> None:
+        """Raise ProtocolViolation for what no leader of the message's term sends."""
+        if message.term == self.term and self.leader_id not in ("", message.sender):
+            raise ProtocolViolation(
+                f"{message.sender} says that it leads term {self.term}, and so does "
+                f"{self.leader_id}: a node has lost what it voted"
+            )
+        entries, meta = message.entries, message.snapshot
+        try:
+            if meta is not None:
+                Configuration.decode(meta.configuration)
+            elif entries:
+                _configurations_in(entries)
+        except CorruptionError as error:
+            raise ProtocolViolation(
+                f"{message.sender} sent a configuration that can't be read: {error.why}"
+            ) from None
+        terms = [message.log_term, *[entry.term for entry in entries], message.term]
+        if (
+            (message.type is MessageType.SNAPSHOT and meta is None)
+            or (entries and entries[0].index != message.index + 1)
+            or (entries and entries[-1].index != message.index + len(entries))
+            or terms != sorted(terms)
+        ):
+            raise ProtocolViolation(f"{message.sender} sent a malformed {message.type.name}")
+
     def _on_append(self, message: Message) -> None:
         log = self._log
         entries = message.entries
         last = message.index + len(entries)
-        if entries and (entries[0].index != message.index + 1 or entries[-1].index != last):
-            return  # not a leader's message
         if message.index < self.commit_index:
             last = self.commit_index  # late; all that is committed agrees anyhow
         elif log.term(message.index) != message.log_term:
@@ -1024,19 +1118,29 @@ class Raft:
         log = self._log
         if not entries or log.term(entries[-1].index) == entries[-1].term:
             return  # all there: equal index and term mean equal logs up to here
-        new = entries[next(i for i, e in enumerate(entries) if log.term(e.index) != e.term) :]
-        configurations = _configurations_in(new)  # may raise, so before anything has changed
-        first = new[0].index
-        if first <= log.last_index:
-            assert first > self.commit_index, "a committed entry was replaced"
-            log.truncate(first)
-            self._forget_configurations(first)
-        log.append(new)
-        self._adopt(configurations)
+        if entries[0].index <= log.last_index:
+            entries = entries[
+                next(i for i, e in enumerate(entries) if log.term(e.index) != e.term) :
+            ]
+            first = entries[0].index
+            if first <= log.last_index:
+                assert first > self.commit_index, "a committed entry was replaced"
+                log.truncate(first)
+                self._forget_configurations(first)
+        log.append(entries)
+        self._adopt(_configurations_in(entries))
 
     def _acknowledge(self) -> None:
         self._acknowledged = min(self._verified, self._log.persisted)
-        self._send(MessageType.APPEND_RESPONSE, self.leader_id, index=self._acknowledged)
+        self._messages.append(
+            Message(
+                MessageType.APPEND_RESPONSE,
+                self.id,
+                self.leader_id,
+                self.term,
+                self._acknowledged,
+            )
+        )
 
     def _on_heartbeat(self, message: Message) -> None:
         self._commit(min(message.commit, self._log.last_index))
@@ -1054,8 +1158,7 @@ class Raft:
     def _on_snapshot(self, message: Message) -> None:
         """Install a snapshot, unless the log has got as far without it."""
         meta, log = message.snapshot, self._log
-        if meta is None:
-            return  # not a leader's message
+        assert meta is not None
         if meta.index > self.commit_index and log.term(meta.index) == meta.term:
             self._commit(meta.index)  # the entries are here: keep them and what follows
         elif meta.index > self.commit_index:
@@ -1075,19 +1178,12 @@ class Raft:
         """Add a server that counts in no quorum yet, or give a member its new addresses.
 
         Returns the index whose commit makes the change; asked again with the same facts, the
-        index of the configuration that has them. A member keeps its suffrage. Raises NotLeader,
-        Unavailable (R4: another change is under way), Conflict (a role changes, an address is
-        another member's).
+        index of the configuration that has them. A new server becomes "staging" if *server*
+        says so and "nonvoter" otherwise; a member keeps its suffrage, except that a nonvoter may
+        become "staging". Raises NotLeader, Unavailable (R4: another change is under way) and
+        what :meth:`check_addition` raises.
         """
-        self._check_leading()
-        known = self.configuration.get(server.id)
-        if known is not None and known.role != server.role:
-            raise Conflict(f"{server.id} is of the role {known.role}; remove it first")
-        for other in self.configuration.servers:
-            if other.id != server.id and other.raft_address == server.raft_address:
-                raise Conflict(f"{other.id} has the address {other.raft_address}; remove it first")
-        suffrage = "nonvoter" if known is None else known.suffrage
-        return self._change(self.configuration.with_server(replace(server, suffrage=suffrage)))
+        return self._change(self.check_addition(server))
 
     def promote(self, node_id: str) -> int:
         """Make a learner a voter; see :meth:`add_learner` for what is returned and raised.
@@ -1096,16 +1192,46 @@ class Raft:
         """
         self._check_leading()
         server = self._member(node_id)
-        if server.suffrage == "nonvoter" and not self.caught_up(node_id):
+        if server.suffrage != "voter" and not self.caught_up(node_id):
             raise Unavailable(f"{node_id} has not caught up with the log yet; try again shortly")
         return self._change(self.configuration.with_server(replace(server, suffrage="voter")))
 
-    def remove(self, node_id: str) -> int:
+    def remove(self, node_id: str, *, force: bool = False) -> int:
         """Remove a member, this one too; see :meth:`add_learner` for what is returned and raised.
 
         A leader that removes itself leads until that is committed, without counting itself, and
-        hands over. Raises MemberNotFound, and Conflict when nobody would be left that could
-        lead, or might be able to: an arbiter may hold more than every data node but a leader.
+        hands over. Raises what :meth:`check_removal` raises.
+        """
+        return self._change(self.check_removal(node_id, force=force))
+
+    def check_addition(self, server: Server) -> Configuration:
+        """Return the members as :meth:`add_learner` would leave them; nothing changes.
+
+        Raises NotLeader, Unavailable (leadership is being handed over) and Conflict: a role
+        changes, an address is another member's, or the server isn't the one that is known by
+        this id (R4: its disk was replaced).
+        """
+        self._check_leading()
+        known = self.configuration.get(server.id)
+        if known is not None and known.role != server.role:
+            raise Conflict(f"{server.id} is of the role {known.role}; remove it first")
+        if known is not None and known.incarnation not in ("", server.incarnation):
+            raise Conflict(f"{server.id} is a member with another data directory; remove it first")
+        for other in self.configuration.servers:
+            if other.id != server.id and other.raft_address == server.raft_address:
+                raise Conflict(f"{other.id} has the address {other.raft_address}; remove it first")
+        suffrage = "nonvoter" if known is None else known.suffrage
+        if suffrage == "nonvoter" and server.suffrage == "staging":
+            suffrage = "staging"
+        return self.configuration.with_server(replace(server, suffrage=suffrage))
+
+    def check_removal(self, node_id: str, *, force: bool = False) -> Configuration:
+        """Return the members as :meth:`remove` would leave them; nothing changes.
+
+        Raises NotLeader, Unavailable (leadership is being handed over), MemberNotFound, and
+        Conflict when nobody would be left that could lead, or might be able to (an arbiter may
+        hold more than every data node but a leader), or, unless *force*, when too few of the
+        voters that stay answer to commit anything.
         """
         self._check_leading()
         self._member(node_id)
@@ -1114,7 +1240,30 @@ class Raft:
         rest = self.configuration.without(node_id)
         if not any(map(rest.may_lead, rest.voters)):
             raise Conflict(f"{node_id} is the last voter that holds data and can't be removed")
-        return self._change(rest)
+        voters, quorum, active = self.outlook(rest)
+        if active < quorum and not force:
+            raise Conflict(
+                f"only {active} of the {voters} voters besides {node_id} answer and {quorum} must: "
+                "nothing could be written any more; start the others first, or insist with force"
+            )
+        return rest
+
+    def outlook(self, configuration: Configuration | None = None) -> Outlook:
+        """Return how the members would fare, or these others; who isn't a member yet counts as
+        one that doesn't answer. Raises NotLeader: nobody else hears the voters."""
+        if self.state is not State.LEADER:
+            raise self._not_leader()
+        members = self.configuration if configuration is None else configuration
+        return Outlook(len(members.voters), members.quorum, self._count_active(members))
+
+    def _promote_staged(self) -> None:
+        """Make a voter of a staging server that has caught up, one at a time (R4)."""
+        if self._transferee or self._is_changing() or self.commit_index < self._term_start:
+            return
+        for server in self.configuration.servers:
+            if server.suffrage == "staging" and self.caught_up(server.id):
+                self.promote(server.id)
+                return
 
     def caught_up(self, node_id: str) -> bool:
         """Return whether a server answers and holds all that was in the log an election time-out
@@ -1123,6 +1272,12 @@ class Raft:
         return (
             progress is not None and self._is_active(progress) and progress.match >= self._trail[0]
         )
+
+    def slowest_match(self) -> int:
+        """Return how far the slowest server that answers holds the log durably, as known here;
+        the last index where nobody is behind. For who cuts the log: it will be asked for more."""
+        matches = (p.match for p in self.progress.values() if self._is_active(p))
+        return min(matches, default=self._log.last_index)
 
     def transfer_leadership(self, to: str = "") -> None:
         """Hand leadership to a member that may lead, or to the one with the longest log.
@@ -1177,12 +1332,6 @@ class Raft:
             raise Unavailable("this leader has just been elected; try again shortly")
         if self._is_changing():
             raise Unavailable("another change of members is under way; try again shortly")
-        active = self._count_active(configuration)
-        if active < configuration.quorum:
-            raise Unavailable(
-                f"only {active} of {len(configuration.voters)} voters would answer, no quorum; "
-                "start the others first"
-            )
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
         found = _configurations_in([entry])  # may raise, so before anything has changed
@@ -1312,9 +1461,13 @@ class _Log:
     ``written`` was handed to the driver, ``persisted`` was reported durable. ``installing`` is a
     snapshot that isn't durable yet; nothing before its end is asked for meanwhile. ``epoch``
     counts the times entries were taken back, which makes reports about them void.
+
+    Lists of entries are shared and never changed once they are handed out: the same one goes to
+    every follower that is up to date and to the driver.
     """
 
     __slots__ = (
+        "_cut",
         "epoch",
         "installing",
         "last_index",
@@ -1333,6 +1486,7 @@ class _Log:
         self.offset = self.last_index + 1
         self.recent: list[Entry] = []
         self.epoch = 0
+        self._cut: tuple[int, int, list[Entry]] = (0, 0, [])  # the last slice, from and before
         self.last_term = self.term(self.last_index) or 0
 
     @property
@@ -1362,19 +1516,22 @@ class _Log:
     def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
         """Return entries from *low*, before *high*: at least one, then what fits."""
         assert self.storage.first_index <= low < high <= self.last_index + 1
+        if self._cut[0] == low and self._cut[1] == high:
+            return self._cut[2]
         offset = self.offset
         if low < offset:
             return self.storage.entries(low, min(high, offset), max_bytes)
         most = max(max_bytes // _ENTRY_OVERHEAD, 1)
         found = self.recent[low - offset : min(high, low + most) - offset]
         size = sum([len(entry.data) for entry in found]) + len(found) * _ENTRY_OVERHEAD
-        if size <= max_bytes:
-            return found
-        size = 0
-        for count, entry in enumerate(found):
-            size += len(entry.data) + _ENTRY_OVERHEAD
-            if size > max_bytes and count:
-                return found[:count]
+        if size > max_bytes:
+            size = 0
+            for count, entry in enumerate(found):
+                size += len(entry.data) + _ENTRY_OVERHEAD
+                if size > max_bytes and count:
+                    del found[count:]
+                    break
+        self._cut = (low, low + len(found), found)
         return found
 
     def scan(self, low: int, max_bytes: int) -> Iterator[Entry]:
@@ -1386,9 +1543,10 @@ class _Log:
 
     def unwritten(self) -> list[Entry]:
         """Return what the driver hasn't been given yet; it counts as given now."""
-        entries = self.recent[self.written + 1 - self.offset :]
-        self.written = self.last_index
-        return entries
+        low, self.written = self.written + 1, self.last_index
+        if self._cut[0] == low and self._cut[1] == self.last_index + 1:
+            return self._cut[2]
+        return self.recent[low - self.offset :]
 
     def append(self, entries: Sequence[Entry]) -> None:
         assert entries[0].index == self.last_index + 1
@@ -1399,6 +1557,7 @@ class _Log:
 
     def truncate(self, first: int) -> None:
         """Drop the entries from *first* on."""
+        self._cut = (0, 0, [])
         del self.recent[max(first - self.offset, 0) :]
         self.offset = min(self.offset, first)
         self.last_index = first - 1
@@ -1417,6 +1576,7 @@ class _Log:
     def restore(self, meta: SnapshotMeta) -> None:
         """Begin anew behind a snapshot that the driver is going to install."""
         self.installing = meta
+        self._cut = (0, 0, [])
         self.recent = []
         self.offset = meta.index + 1
         self.last_index = self.written = meta.index

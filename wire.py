@@ -39,19 +39,34 @@ another file or an earlier life of this one left behind is never taken for a rec
       21    3   00
       24    …   batch
 
-**Message**: one frame between two nodes::
+**Frame**: what a stream between two nodes consists of::
 
-       0    4   length of everything behind byte 8
-       4    4   CRC-32 of it
-       8    1   version      01
-       9    1   type         raft.MessageType
-      10    1   flags        1 reject, 2 force, 4 a snapshot follows
-      11    1   length of the sender's node id
-      12    1   length of the receiver's node id
-      13   48   term, index, log_term, commit, hint, context: 8 bytes each
-      61    …   sender, receiver (UTF-8)
+       0    4   length of the payload, not 0
+       4    4   CRC-32 of the payload
+       8    …   payload
+
+**Message**: the payload of one kind of frame::
+
+       0    1   version      01
+       1    1   type         raft.MessageType
+       2    1   flags        1 reject, 2 force, 4 a snapshot follows
+       3    1   length of the sender's node id
+       4    1   length of the receiver's node id
+       5   48   term, index, log_term, commit, hint, context: 8 bytes each
+      53    …   sender, receiver (UTF-8)
        …    …   the snapshot: index (8), term (8), length of its configuration (4), configuration
        …    …   batches to the end; of each one its length (4), then itself
+
+**Records**: a piece of a snapshot, column by column like a batch. Nothing is left out of a record,
+so that both nodes come to hold the same, down to revisions::
+
+       0    1   version      01
+       1    3   00
+       4    4   n, the number of records
+       8   2n   length of each key, not 0
+       …   4n   length of each value
+       …  32n   create revision, mod revision, version, expiry of each record: 8 bytes each
+       …    …   the keys, then the values
 
 Nothing here has state: any thread may call anything.
 """
@@ -60,7 +75,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, chain, count, pairwise
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -69,21 +84,27 @@ from raft import CONFIG, Entry, Message, MessageType, SnapshotMeta
 
 __all__ = [
     "FRAME_HEADER_BYTES",
+    "MAX_CHUNK_RECORDS",
     "MAX_FRAME_BYTES",
+    "MAX_MESSAGE_ENTRIES",
     "MAX_NODE_ID_BYTES",
     "OP_DELETE",
     "OP_PUT",
     "RECORD_HEADER_BYTES",
     "Record",
     "WireError",
+    "check_frame",
     "check_record",
     "decode_command",
     "decode_message",
     "decode_record",
+    "decode_records",
     "encode_delete",
+    "encode_frame",
     "encode_message",
     "encode_put",
     "encode_record",
+    "encode_records",
     "frame_length",
     "read_record_header",
     "split_batches",
@@ -93,6 +114,8 @@ OP_PUT: Final = 1
 OP_DELETE: Final = 2
 MAX_NODE_ID_BYTES: Final = 255
 MAX_FRAME_BYTES: Final = 128 << 20  # the largest value allowed anywhere is 64 MiB
+MAX_MESSAGE_ENTRIES: Final = 1 << 16  # an entry takes 20 times the bytes as an object, if empty
+MAX_CHUNK_RECORDS: Final = 1 << 16
 
 _VERSION = 1
 
@@ -108,6 +131,8 @@ _PER_ENTRY = 5
 _FRAME = struct.Struct(">II")
 _MESSAGE = struct.Struct(">BBBBBQQQQQQ")
 _SNAPSHOT = struct.Struct(">QQI")
+_RECORDS = struct.Struct(">B3xI")
+_PER_RECORD = 2 + 4 + 4 * 8
 _LENGTH = struct.Struct(">I")
 _REJECT, _FORCE, _WITH_SNAPSHOT = 1, 2, 4
 
@@ -303,11 +328,50 @@ def _decode_batch(buffer: bytes, offset: int, end: int) -> list[Entry]:
     ]
 
 
+# -- frames --------------------------------------------------------------------------------------
+
+
+def encode_frame(payload: bytes) -> bytes:
+    """Return the frame of a payload of 1 to MAX_FRAME_BYTES bytes."""
+    assert 0 < len(payload) <= MAX_FRAME_BYTES
+    return _FRAME.pack(len(payload), crc32(payload)) + payload
+
+
+def frame_length(header: bytes, most: int = MAX_FRAME_BYTES) -> int:
+    """Return how many bytes follow a frame's first FRAME_HEADER_BYTES.
+
+    Raises WireError for none and for more than *most*: the stream is out of step or hostile.
+    """
+    if len(header) < FRAME_HEADER_BYTES:
+        raise WireError("a frame's header is cut short")
+    length = int.from_bytes(header[:4], "big")
+    if not 0 < length <= most:
+        raise WireError(f"a frame of {length} bytes; 1 to {most} are possible here")
+    return length
+
+
+def check_frame(frame: bytes) -> bytes:
+    """Return the payload of a whole frame, its header included. Raises WireError."""
+    _check_frame(frame)
+    return frame[FRAME_HEADER_BYTES:]
+
+
+def _check_frame(frame: bytes) -> None:
+    if frame_length(frame) != len(frame) - FRAME_HEADER_BYTES:
+        raise WireError(f"a frame of {len(frame)} bytes has another length than it says")
+    if crc32(memoryview(frame)[FRAME_HEADER_BYTES:]) != int.from_bytes(frame[4:8], "big"):
+        raise WireError("a frame fails its checksum")
+
+
 # -- messages ------------------------------------------------------------------------------------
 
 
 def encode_message(message: Message) -> bytes:
-    """Return the whole frame of a message; its entries have to be consecutive."""
+    """Return the whole frame of a message.
+
+    Its entries have to be consecutive, and MAX_MESSAGE_ENTRIES at most.
+    """
+    assert len(message.entries) <= MAX_MESSAGE_ENTRIES
     sender, to = message.sender.encode(), message.to.encode()
     snapshot = message.snapshot
     flags = (
@@ -338,22 +402,7 @@ def encode_message(message: Message) -> bytes:
     for batch, _ in split_batches(message.entries, MAX_FRAME_BYTES):
         head, body = _encode_batch(batch)
         parts += (_LENGTH.pack(len(head) + len(body)), head, body)
-    payload = b"".join(parts)
-    assert len(payload) <= MAX_FRAME_BYTES
-    return _FRAME.pack(len(payload), crc32(payload)) + payload
-
-
-def frame_length(header: bytes) -> int:
-    """Return how many bytes follow a frame's first FRAME_HEADER_BYTES.
-
-    Raises WireError for a length that no message has: the stream is out of step or hostile.
-    """
-    if len(header) < FRAME_HEADER_BYTES:
-        raise WireError("a frame's header is cut short")
-    length = int.from_bytes(header[:4], "big")
-    if not _MESSAGE.size <= length <= MAX_FRAME_BYTES:
-        raise WireError(f"a frame of {length} bytes; a message has {_MESSAGE.size} or more")
-    return length
+    return encode_frame(b"".join(parts))
 
 
 def decode_message(frame: bytes) -> Message:
@@ -361,10 +410,7 @@ def decode_message(frame: bytes) -> Message:
 
     Raises WireError for anything that :func:`encode_message` of this version doesn't make.
     """
-    if frame_length(frame) != len(frame) - FRAME_HEADER_BYTES:
-        raise WireError(f"a frame of {len(frame)} bytes has another length than it says")
-    if crc32(memoryview(frame)[FRAME_HEADER_BYTES:]) != int.from_bytes(frame[4:8], "big"):
-        raise WireError("a frame fails its checksum")
+    _check_frame(frame)
     if frame[FRAME_HEADER_BYTES] != _VERSION:
         raise WireError(
             f"a message of format version {frame[FRAME_HEADER_BYTES]}; "
@@ -416,8 +462,52 @@ def _decode_batches(frame: bytes, at: int) -> list[Entry]:
         at += _LENGTH.size + size
         if size < _BATCH.size or at > len(frame):
             raise WireError(f"a message with a batch of {size} bytes that it doesn't hold")
+        n = _BATCH.unpack_from(frame, at - size)[2]
+        if len(entries) + n > MAX_MESSAGE_ENTRIES:
+            raise WireError(f"a message of more than {MAX_MESSAGE_ENTRIES} entries")
         batch = _decode_batch(frame, at - size, at)
         if entries and batch[0].index != entries[-1].index + 1:
             raise WireError("a message whose entries are not consecutive")
         entries += batch
     return entries
+
+
+# -- records of a snapshot -----------------------------------------------------------------------
+
+
+def encode_records(items: Sequence[tuple[bytes, bytes, int, int, int, int]]) -> bytes:
+    """Return the bytes of at most MAX_CHUNK_RECORDS records.
+
+    Each is its key (1 to 65,535 bytes), value, create revision, mod revision, version and expiry.
+    """
+    n = len(items)
+    assert n <= MAX_CHUNK_RECORDS
+    keys = [item[0] for item in items]
+    values = [item[1] for item in items]
+    lengths = struct.pack(f">{n}H{n}I", *map(len, keys), *map(len, values))
+    numbers = struct.pack(f">{4 * n}Q", *chain.from_iterable([item[2:] for item in items]))
+    return b"".join([_RECORDS.pack(_VERSION, n), lengths, numbers, *keys, *values])
+
+
+def decode_records(payload: bytes) -> list[tuple[bytes, bytes, int, int, int, int]]:
+    """Return what :func:`encode_records` was given.
+
+    Raises WireError for anything that it doesn't make. The order of keys is not looked at.
+    """
+    try:
+        version, n = _RECORDS.unpack_from(payload)
+    except struct.error:
+        raise WireError(f"records in {len(payload)} bytes") from None
+    if version != _VERSION:
+        raise WireError(f"records of format version {version}; this version knows {_VERSION}")
+    keys_at = _RECORDS.size + n * _PER_RECORD
+    if n > MAX_CHUNK_RECORDS or keys_at > len(payload) or any(payload[1:4]):
+        raise WireError(f"{n} records in {len(payload)} bytes")
+    lengths = struct.unpack_from(f">{n}H{n}I", payload, _RECORDS.size)
+    bounds = list(accumulate(lengths, initial=keys_at))
+    if bounds[-1] != len(payload) or 0 in lengths[:n]:
+        raise WireError("records whose lengths don't add up")
+    pieces = [payload[a:b] for a, b in pairwise(bounds)]
+    numbers = struct.unpack_from(f">{4 * n}Q", payload, _RECORDS.size + 6 * n)
+    columns = (pieces[:n], pieces[n:], *(numbers[i::4] for i in range(4)))
+    return list(zip(*columns, strict=True))

@@ -1,9 +1,9 @@
 """Benchmarks: ConureDB beside etcd, redis, sqlite3 and LMDB, measured in one run.
 
-    python -m bench                 every part (about half an hour)
+    python -m bench                 every part (about an hour)
     python -m bench http btree      some parts
-    python -m bench --short         every part with less of everything, about ten minutes
-    python -m bench --quick         every part in about a minute, for a rough look only
+    python -m bench --short         every part with less of everything, about twenty minutes
+    python -m bench --quick         every part in a few minutes, for a rough look only
     python -m bench --write         every part, and the results go into bench/RESULTS.md
 
 How the figures are made comparable:
@@ -16,16 +16,23 @@ How the figures are made comparable:
 5. Data lies on a real disk below ``build/bench``; processes are ended by id however the run ends.
 
 =================== ==========================================================================
-``plan``            how much is measured: the full and the quick plan
+``plan``            how much is measured: the full, the short and the quick plan
 ``workspace``       directories, ports and processes of a run
 ``report``          medians, ratios, tables, targets and ``RESULTS.md``
 ``servers``         starting ConureDB, etcd and redis, and speaking to them
-``loads``           wrk and redis-benchmark (``replay.lua`` is wrk's script)
+``clusters``        three of them that agree on a leader
+``systems``         the rows of a table over HTTP: what each is asked, and their figures
+``records``         numbered records: loading many and reading them back
+``loads``           wrk (``replay.lua`` is its script), h2load and redis-benchmark
 ``pipeline``        clients of our own: a pipelined loader and one that keeps a steady pace
 ``engines``         the B-tree, sqlite3 and LMDB behind one interface, each in its own process
-``http_part``       throughput and latency over HTTP
+``http_part``       one node: throughput and latency over HTTP
 ``btree_part``      the storage engine in process
 ``restart_part``    kill -9 under load, and the time until the node serves again
 ``checkpoint_part`` what a checkpoint costs the writes beside it
+``cluster_part``    three nodes: throughput and latency over HTTP
+``failover_part``   kill -9 of the leader, and the time until the next put is accepted
+``steady_part``     three nodes under full load for minutes: no election without a cause
+``join_part``       a node joins while puts go on
 =================== ==========================================================================
 """

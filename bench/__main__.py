@@ -7,7 +7,16 @@ import os
 import signal
 import sys
 
-from bench import btree_part, checkpoint_part, http_part, restart_part
+from bench import (
+    btree_part,
+    checkpoint_part,
+    cluster_part,
+    failover_part,
+    http_part,
+    join_part,
+    restart_part,
+    steady_part,
+)
 from bench.plan import FULL, QUICK, SHORT
 from bench.report import facts, write_results
 from bench.workspace import BenchError, Workspace, note, raise_file_limit
@@ -17,6 +26,10 @@ _PARTS = {
     "btree": btree_part.run,
     "restart": restart_part.run,
     "checkpoint": checkpoint_part.run,
+    "cluster": cluster_part.run,
+    "failover": failover_part.run,
+    "steady": steady_part.run,
+    "join": join_part.run,
 }
 _RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "RESULTS.md")
 

@@ -8,16 +8,15 @@ same pace; nothing that waits for a disk can be steadier than that.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from statistics import median
 
 from bench.pipeline import paced
 from bench.plan import Plan
-from bench.report import Section, kilo, probe_sync
-from bench.restart_part import Keyspace, load_records
-from bench.servers import Conure, Request, ask, conure_missing
+from bench.records import Keyspace, load_records
+from bench.report import Section, kilo, probe_sync, quantile
+from bench.servers import Conure, conure_missing
 from bench.workspace import BenchError, Workspace, note
 
 __all__ = ["run"]
@@ -77,10 +76,7 @@ def _phase(plan: Plan, node: Conure, turn: int) -> list[float]:
 
 
 def _snapshot_index(node: Conure) -> int:
-    status, body = ask(node.port, Request("GET", "/raft/stats"))
-    if status != 200:
-        raise BenchError(f"/raft/stats answered {status}")
-    return int(json.loads(body)["last_snapshot_index"])
+    return int(node.facts("/raft/stats")["last_snapshot_index"])
 
 
 def _tabulate(
@@ -93,7 +89,7 @@ def _tabulate(
     )
     rows = []
     for name, rounds in delays.items():
-        row = [f"{median(_quantile(each, q) for each in rounds):.2f}" for q in (0.5, 0.99, 0.999)]
+        row = [f"{median(quantile(each, q) for each in rounds):.2f}" for q in (0.5, 0.99, 0.999)]
         worst = [max(each) for each in rounds]
         rows.append([name, *row, f"{median(worst):.1f}", f"{max(worst):.1f}"])
     section.table(
@@ -116,7 +112,3 @@ def _met(worst_with: float, worst_without: float) -> bool | None:
     if worst_with <= _GOAL:
         return True
     return None if worst_without > _GOAL else False
-
-
-def _quantile(values: list[float], q: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * q))]

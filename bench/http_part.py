@@ -1,134 +1,69 @@
 """Throughput and latency over HTTP: one node of ConureDB beside etcd and redis.
 
-1,000 keys, 25-byte values, keep-alive connections, one load thread on the same machine. All
-servers run during the whole part, and those whose turn it isn't have nothing to do. In every
-round each key gets a new value, and after the round every key is read back and compared.
+All servers run during the whole part, and those whose turn it isn't have nothing to do. What they
+are asked stands in ``systems.py``.
 """
 
 from __future__ import annotations
 
 import random
 import socket
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Protocol
 
-from bench.loads import Outcome, redis_benchmark, write_requests, wrk, wrk_missing
+from bench.loads import Outcome, redis_benchmark, wrk_missing
 from bench.plan import Plan
 from bench.report import Ratio, Section, kilo
 from bench.servers import (
     CONURE,
     GATEWAY,
     V2,
-    Api,
     Conure,
     Etcd,
     Redis,
-    ask,
     conure_missing,
     etcd_missing,
     redis_missing,
+)
+from bench.systems import (
+    BUSY,
+    GET,
+    KEYS,
+    OPERATIONS,
+    PUT,
+    STALE,
+    Figures,
+    HttpSystem,
+    System,
+    key,
 )
 from bench.workspace import BenchError, Workspace, note, peak_memory
 
 __all__ = ["run"]
 
-_KEYS = 1_000
-_PUT, _GET, _STALE = "durable put", "linearizable get", "stale get"
 _MIX, _PIPELINED, _IDLE = "10 % put, 90 % get", "put, pipelined 16 deep", "put beside idle"
 _DEPTH = 16
 _PUTS_IN_MIX = 0.1
-_BUSY = 64  # connections of the loads that are compared
-_PAUSE = 0.2  # seconds between two loads
-
-_Cell = tuple[str, str, int]  # system, operation, connections
 
 
-class _System(Protocol):
-    """One row of the tables."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def operations(self) -> Sequence[str]: ...
-
-    def begin_round(self, number: int) -> None: ...
-
-    def load(self, operation: str, connections: int, seconds: int) -> Outcome: ...
-
-    def verify(self) -> None:
-        """Raise BenchError if anything but the round's values is stored."""
-
-
-class _HttpSystem:
-    """A server behind an HTTP API, loaded by wrk."""
-
-    operations: Sequence[str] = (_PUT, _GET, _STALE)
-
-    def __init__(self, workspace: Workspace, api: Api, port: int) -> None:
-        self.name = api.name
-        self._workspace = workspace
-        self._api = api
-        self.port = port
-        self._round = 0
-        self._files: dict[str, str] = {}
-
-    def begin_round(self, number: int) -> None:
-        """Render the round's requests and put every key once."""
-        self._round = number
-        api = self._api
-        keys = [_key(n) for n in range(_KEYS)]
-        puts = [api.put(_key(n), self._value(n)) for n in range(_KEYS)]
-        self._write(_PUT, [put.render() for put in puts])
-        self._write(_GET, [api.get(key).render() for key in keys])
-        self._write(_STALE, [api.stale(key).render() for key in keys])
-        for put in puts:
-            status, body = ask(self.port, put)
-            if status not in {200, 201}:
-                raise BenchError(f"{self.name} answered a put with {status}: {body[:200]!r}")
-
-    def load(self, operation: str, connections: int, seconds: int) -> Outcome:
-        return wrk(self._workspace, self.port, self._files[operation], connections, seconds)
-
-    def verify(self) -> None:
-        for ask_for in (self._api.get, self._api.stale):
-            for n in range(_KEYS):
-                status, body = ask(self.port, ask_for(_key(n)))
-                if status != 200 or self._api.value(body) != self._value(n):
-                    raise BenchError(
-                        f"{self.name} has not stored {_key(n)}: {status} {body[:200]!r}"
-                    )
-
-    def _value(self, n: int) -> str:
-        return f"round-{self._round:03}-value-{n:09}"
-
-    def _write(self, operation: str, requests: list[bytes]) -> None:
-        path = self._workspace.path("requests")
-        write_requests(path, requests)
-        self._files[operation] = path
-
-
-class _ConureSystem(_HttpSystem):
+class _ConureSystem(HttpSystem):
     """ConureDB, which also meets the loads that only it is asked to bear."""
 
-    operations = (_PUT, _GET, _STALE, _MIX, _PIPELINED)
+    operations = (*OPERATIONS, _MIX, _PIPELINED)
 
     def begin_round(self, number: int) -> None:
         super().begin_round(number)
-        puts = [CONURE.put(_key(n), self._value(n)).render() for n in range(_KEYS)]
-        gets = [CONURE.get(_key(n)).render() for n in range(_KEYS)]
+        puts = [CONURE.put(key(n), self.value(n)).render() for n in range(KEYS)]
+        gets = [CONURE.get(key(n)).render() for n in range(KEYS)]
         chance = random.Random(number)
         mix = [
-            chance.choice(puts if n % 10 < 10 * _PUTS_IN_MIX else gets) for n in range(10 * _KEYS)
+            chance.choice(puts if n % 10 < 10 * _PUTS_IN_MIX else gets) for n in range(10 * KEYS)
         ]
         chance.shuffle(mix)
-        self._write(_MIX, mix)
-        self._write(
-            _PIPELINED, [b"".join(puts[n : n + _DEPTH]) for n in range(0, _KEYS - _DEPTH, _DEPTH)]
+        self.write(_MIX, mix)
+        self.write(
+            _PIPELINED, [b"".join(puts[n : n + _DEPTH]) for n in range(0, KEYS - _DEPTH, _DEPTH)]
         )
 
 
@@ -136,7 +71,7 @@ class _RedisSystem:
     """redis, loaded by redis-benchmark. It has one kind of get: from its memory."""
 
     name = "redis, appendfsync always"
-    operations = (_PUT, _GET)
+    operations = (PUT, GET)
 
     def __init__(self, workspace: Workspace, server: Redis) -> None:
         self._workspace = workspace
@@ -144,55 +79,18 @@ class _RedisSystem:
 
     def begin_round(self, number: int) -> None:
         del number  # redis-benchmark chooses keys and values itself
-        self.load(_PUT, _BUSY, 1)
+        self.load(PUT, BUSY, 1)
 
     def load(self, operation: str, connections: int, seconds: int) -> Outcome:
-        command = "SET" if operation == _PUT else "GET"
+        command = "SET" if operation == PUT else "GET"
         port = self._server.port
-        return redis_benchmark(self._workspace, port, command, connections, seconds, _KEYS)
+        return redis_benchmark(self._workspace, port, command, connections, seconds, KEYS)
 
     def verify(self) -> None:
         stored = self._server.command("DBSIZE")
         length = self._server.command(f"STRLEN key:{0:012}")
-        if stored != f":{_KEYS}" or length != ":25":
+        if stored != f":{KEYS}" or length != ":25":
             raise BenchError(f"redis holds {stored} keys, one of them of {length} bytes")
-
-
-class _Figures:
-    """The outcomes of all rounds, by system, operation and number of connections."""
-
-    def __init__(self) -> None:
-        self._outcomes: dict[_Cell, list[Outcome]] = defaultdict(list)
-
-    def add(self, cell: _Cell, outcome: Outcome) -> None:
-        self._outcomes[cell].append(outcome)
-        system, operation, connections = cell
-        note(f"{system}, {operation}, {connections}: {kilo(outcome.rate)}/s, p99 {outcome.p99:.1f}")
-
-    def __contains__(self, cell: _Cell) -> bool:
-        return cell in self._outcomes
-
-    def rates(self, *cell: *_Cell) -> list[float]:
-        return [outcome.rate for outcome in self._outcomes[cell]]
-
-    def p50(self, *cell: *_Cell) -> float:
-        return median(outcome.p50 for outcome in self._outcomes[cell])
-
-    def p99(self, *cell: *_Cell) -> float:
-        return median(outcome.p99 for outcome in self._outcomes[cell])
-
-    def show(self, *cell: *_Cell) -> str:
-        if cell not in self._outcomes:
-            return "-"
-        return f"{kilo(median(self.rates(*cell)))} ({self.p50(*cell):.1f} / {self.p99(*cell):.1f})"
-
-    def show_special(self, *cell: *_Cell) -> str:
-        # wrk times a pipelined group as one request and corrects the times by single answers.
-        return kilo(median(self.rates(*cell))) if _PIPELINED in cell else self.show(*cell)
-
-    def ratio(self, operation: str, connections: int, other: str) -> Ratio:
-        mine = self.rates(CONURE.name, operation, connections)
-        return Ratio.of(mine, self.rates(other, operation, connections))
 
 
 def run(plan: Plan, workspace: Workspace) -> Section:
@@ -204,7 +102,7 @@ def run(plan: Plan, workspace: Workspace) -> Section:
         "Latencies: wrk corrects its percentiles for coordinated omission and redis-benchmark "
         "doesn't, so redis's look better beside the others than they are."
     )
-    figures = _Figures()
+    figures = Figures()
     with _started(workspace, section) as (systems, pids):
         for number in range(plan.rounds):
             turn = number % len(systems)
@@ -226,9 +124,9 @@ def run(plan: Plan, workspace: Workspace) -> Section:
 @contextmanager
 def _started(
     workspace: Workspace, section: Section
-) -> Iterator[tuple[list[_System], dict[str, int]]]:
+) -> Iterator[tuple[list[System], dict[str, int]]]:
     """Start every server that is there; tell the section which are not."""
-    systems: list[_System] = []
+    systems: list[System] = []
     servers: dict[str, Conure | Etcd | Redis] = {}
     versions = []
     for missing in filter(None, (conure_missing(), etcd_missing(), redis_missing())):
@@ -242,7 +140,8 @@ def _started(
         versions.append(Conure.version())
     if not etcd_missing():
         etcd = Etcd(workspace)
-        systems += [_HttpSystem(workspace, api, etcd.port) for api in (GATEWAY, V2)]
+        etcd.start()
+        systems += [HttpSystem(workspace, api, etcd.port) for api in (GATEWAY, V2)]
         servers["etcd"] = etcd
         versions.append(Etcd.version())
     if not redis_missing():
@@ -256,28 +155,20 @@ def _started(
         server.stop()
 
 
-def _measure_round(plan: Plan, systems: list[_System], number: int, figures: _Figures) -> None:
-    def load(system: _System, operation: str, connections: int, *, into: str = "") -> None:
-        time.sleep(_PAUSE)
-        outcome = system.load(operation, connections, plan.load_seconds)
-        figures.add((system.name, into or operation, connections), outcome)
-
+def _measure_round(plan: Plan, systems: list[System], number: int, figures: Figures) -> None:
     note(f"round {number + 1} of {plan.rounds}")
+    seconds = plan.load_seconds
     for system in systems:
         system.begin_round(number)
-    for operation in (_PUT, _GET, _STALE):
-        for connections in plan.connections:
-            for system in systems:
-                if operation in system.operations:
-                    load(system, operation, connections)
+    figures.compare(systems, plan.connections, seconds)
     for system in systems:
         if isinstance(system, _ConureSystem):
-            for operation in (_PUT, _GET, _STALE):
-                load(system, operation, plan.many_connections)
+            for operation in OPERATIONS:
+                figures.load(system, operation, plan.many_connections, seconds)
             for operation in (_MIX, _PIPELINED):
-                load(system, operation, _BUSY)
+                figures.load(system, operation, BUSY, seconds)
             with _idle_connections(system.port, plan.idle_connections):
-                load(system, _PUT, _BUSY, into=_IDLE)
+                figures.load(system, PUT, BUSY, seconds, into=_IDLE)
     for system in systems:
         system.verify()
 
@@ -285,7 +176,7 @@ def _measure_round(plan: Plan, systems: list[_System], number: int, figures: _Fi
 @contextmanager
 def _idle_connections(port: int, count: int) -> Iterator[None]:
     """Hold connections that have been answered once and then say nothing."""
-    probe = CONURE.get(_key(0)).render()
+    probe = CONURE.get(key(0)).render()
     held = []
     try:
         for _ in range(count):
@@ -304,83 +195,62 @@ def _idle_connections(port: int, count: int) -> Iterator[None]:
             connection.close()
 
 
-def _tabulate(section: Section, plan: Plan, names: list[str], figures: _Figures) -> None:
-    counts = plan.connections
-    for operation in (_PUT, _GET, _STALE):
-        section.table(
-            f"{operation}: requests a second (median / p99 latency in ms) by connections",
-            ["system", *map(str, counts)],
-            [
-                [name, *(figures.show(name, operation, count) for count in counts)]
-                for name in names
-                if (name, operation, counts[0]) in figures
-            ],
-        )
+def _tabulate(section: Section, plan: Plan, names: list[str], figures: Figures) -> None:
+    figures.tabulate(section, names, plan.connections)
     if CONURE.name not in names:
         return
-    section.table(
-        "ConureDB: throughput as a multiple of the others' by connections",
-        ["operation", "than", *map(str, counts)],
-        [
-            [operation, name, *(str(figures.ratio(operation, count, name)) for count in counts)]
-            for operation in (_PUT, _GET, _STALE)
-            for name in names
-            if name != CONURE.name and (name, operation, counts[0]) in figures
-        ],
-    )
-    special = [(operation, plan.many_connections) for operation in (_PUT, _GET, _STALE)]
-    special += [(operation, _BUSY) for operation in (_MIX, _PIPELINED, _IDLE)]
+    special = [(operation, plan.many_connections) for operation in OPERATIONS]
+    special += [(operation, BUSY) for operation in (_MIX, _PIPELINED, _IDLE)]
     section.table(
         f"ConureDB under other loads ({plan.idle_connections} idle connections)",
         ["load", "connections", "requests a second (median / p99 latency in ms)"],
-        [
-            [operation, str(count), figures.show_special(CONURE.name, operation, count)]
-            for operation, count in special
-        ],
+        [[operation, str(count), _show(figures, operation, count)] for operation, count in special],
     )
 
 
-def _judge(section: Section, plan: Plan, figures: _Figures) -> None:
+def _show(figures: Figures, operation: str, count: int) -> str:
+    if operation == _PIPELINED:  # wrk times such a group as one request: its times mean nothing
+        return kilo(median(figures.rates(CONURE.name, operation, count)))
+    return figures.show(CONURE.name, operation, count)
+
+
+def _judge(section: Section, plan: Plan, figures: Figures) -> None:
     """Compare ConureDB's figures with the targets."""
     against = [
-        (_PUT, GATEWAY.name, 4.0),
-        (_PUT, V2.name, 2.0),
-        (_PUT, _RedisSystem.name, 0.6),
-        (_GET, GATEWAY.name, 5.0),
-        (_GET, V2.name, 3.0),
-        (_STALE, V2.name, 1.5),
+        (PUT, GATEWAY.name, 4.0),
+        (PUT, V2.name, 2.0),
+        (PUT, _RedisSystem.name, 0.6),
+        (GET, GATEWAY.name, 5.0),
+        (GET, V2.name, 3.0),
+        (STALE, V2.name, 1.5),
     ]
     for operation, other, goal in against:
-        if (other, operation, _BUSY) in figures:
-            what = f"{operation} at {_BUSY} connections, than {other}"
-            section.at_least(what, figures.ratio(operation, _BUSY, other), goal)
+        if (other, operation, BUSY) in figures:
+            what = f"{operation} at {BUSY} connections, than {other}"
+            section.at_least(what, figures.ratio(operation, BUSY, other), goal)
     ours = CONURE.name
-    if (GATEWAY.name, _PUT, 1) in figures:
-        mine, theirs = figures.p50(ours, _PUT, 1), figures.p50(GATEWAY.name, _PUT, 1)
-        section.at_most(f"{_PUT} on 1 connection, median, than the gateway", mine, theirs, "ms")
+    if (GATEWAY.name, PUT, 1) in figures:
+        mine, theirs = figures.p50(ours, PUT, 1), figures.p50(GATEWAY.name, PUT, 1)
+        section.at_most(f"{PUT} on 1 connection, median, than the gateway", mine, theirs, "ms")
 
     def keeps(what: str, rates: Callable[[str], list[float]], goal: float) -> None:
-        for operation in (_PUT, _GET, _STALE):
-            busy = figures.rates(ours, operation, _BUSY)
+        for operation in OPERATIONS:
+            busy = figures.rates(ours, operation, BUSY)
             section.at_least(f"{operation} {what}", Ratio.of(rates(operation), busy), goal)
 
-    if (ours, _PUT, 256) in figures:
+    if (ours, PUT, 256) in figures:
         keeps("at 256 than at 64", lambda operation: figures.rates(ours, operation, 256), 0.9)
     for count, limit in ((256, 25.0), (plan.many_connections, 80.0)):
-        for operation in (_PUT, _GET, _STALE):
+        for operation in OPERATIONS:
             if (ours, operation, count) in figures:
                 p99 = figures.p99(ours, operation, count)
                 section.at_most(f"{operation} at {count} connections, p99", p99, limit, "ms")
-    puts, gets = figures.rates(ours, _PUT, _BUSY), figures.rates(ours, _GET, _BUSY)
-    idle = Ratio.of(figures.rates(ours, _IDLE, _BUSY), puts)
-    section.at_least(f"{_PUT} beside {plan.idle_connections} idle than without", idle, 0.95)
+    puts, gets = figures.rates(ours, PUT, BUSY), figures.rates(ours, GET, BUSY)
+    idle = Ratio.of(figures.rates(ours, _IDLE, BUSY), puts)
+    section.at_least(f"{PUT} beside {plan.idle_connections} idle than without", idle, 0.95)
     expected = [
         1 / (_PUTS_IN_MIX / put + (1 - _PUTS_IN_MIX) / get)
         for put, get in zip(puts, gets, strict=True)
     ]
-    mix = Ratio.of(figures.rates(ours, _MIX, _BUSY), expected)
+    mix = Ratio.of(figures.rates(ours, _MIX, BUSY), expected)
     section.at_least(f"{_MIX} than the time-weighted mean of both", mix, 0.8)
-
-
-def _key(n: int) -> str:
-    return f"key-{n:06}"

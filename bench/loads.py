@@ -1,6 +1,6 @@
-"""The load generators: wrk and redis-benchmark, each with one thread.
+"""The load generators: wrk, h2load and redis-benchmark, each with one thread.
 
-Both are told what to send, run for a few seconds and return an :class:`Outcome`. A run that met an
+All are told what to send, run for a few seconds and return an :class:`Outcome`. A run that met an
 error has no outcome: it raises :class:`~bench.workspace.BenchError`.
 """
 
@@ -10,13 +10,25 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from bench.report import quantile
 from bench.workspace import BenchError, Workspace
 
-__all__ = ["Outcome", "redis_benchmark", "write_requests", "wrk", "wrk_missing"]
+__all__ = [
+    "Grpc",
+    "Outcome",
+    "h2load",
+    "h2load_missing",
+    "redis_benchmark",
+    "write_requests",
+    "wrk",
+    "wrk_missing",
+]
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "replay.lua")
 _CALIBRATION = 2_000  # requests that tell redis-benchmark how many fill the time
@@ -25,11 +37,23 @@ _SLACK = 60.0  # seconds a load generator may take longer than it was told to
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Requests a second, and the latency's median and 99th percentile in milliseconds."""
+    """Requests a second, and percentiles of the latency in milliseconds.
+
+    redis-benchmark doesn't tell ``p999``.
+    """
 
     rate: float
     p50: float
     p99: float
+    p999: float | None = None
+
+
+class Grpc(NamedTuple):
+    """The outcome of a gRPC load, the number of answers, and the bytes of all their messages."""
+
+    outcome: Outcome
+    answers: int
+    bytes: int
 
 
 def write_requests(path: str, requests: Iterable[bytes]) -> None:
@@ -57,7 +81,46 @@ def wrk(workspace: Workspace, port: int, requests: str, connections: int, second
     summary = json.loads(printed.splitlines()[-1])
     if summary["failed"] or summary["broken"] or not summary["requests"]:
         raise BenchError(f"the load {os.path.basename(requests)} met errors: {summary}")
-    return Outcome(summary["requests"] / summary["seconds"], summary["p50"], summary["p99"])
+    rate = summary["requests"] / summary["seconds"]
+    return Outcome(rate, summary["p50"], summary["p99"], summary["p999"])
+
+
+def h2load(
+    workspace: Workspace, port: int, method: str, message: bytes, connections: int, seconds: int
+) -> Grpc:
+    """Call a gRPC method with one message over and over, one call at a time on a connection.
+
+    h2load knows nothing of gRPC, whose errors come in trailers: the caller has to see from the
+    answers' bytes, or from what is stored, that the calls succeeded.
+    """
+    body, log = workspace.path("message"), workspace.path("latencies")
+    with open(body, "wb") as file:
+        file.write(b"\0" + len(message).to_bytes(4, "big") + message)
+    printed = workspace.run(
+        [
+            "h2load",
+            "--threads=1",
+            f"--clients={connections}",
+            "--max-concurrent-streams=1",
+            f"--duration={seconds}",
+            f"--data={body}",
+            "--header=content-type: application/grpc",
+            "--header=te: trailers",
+            f"--log-file={log}",
+            f"http://127.0.0.1:{port}/{method}",
+        ],
+        seconds + _SLACK,
+    )
+    with open(log, encoding="ascii") as file:
+        rows = [line.split() for line in file]
+    os.remove(log)
+    counted = re.search(r"(\d+) succeeded, 0 failed, 0 errored, 0 timeout", printed)
+    data = re.search(r"\((\d+)\) data", printed)
+    if not counted or not data or int(counted[1]) != len(rows) or not rows:
+        raise BenchError(f"the load {method} met errors: {printed[-2000:]}")
+    times = [int(microseconds) / 1e3 for _, _, microseconds in rows]
+    percentiles = [quantile(times, q) for q in (0.5, 0.99, 0.999)]
+    return Grpc(Outcome(len(rows) / seconds, *percentiles), len(rows), int(data[1]))
 
 
 def redis_benchmark(
@@ -84,6 +147,11 @@ def redis_benchmark(
     rate = float(run(max(_CALIBRATION, connections * 10))["rps"])
     row = run(max(_CALIBRATION, round(rate * seconds)))
     return Outcome(float(row["rps"]), float(row["p50_latency_ms"]), float(row["p99_latency_ms"]))
+
+
+def h2load_missing() -> str:
+    """Return what to do about a missing h2load, or an empty string."""
+    return "" if shutil.which("h2load") else "h2load is missing: apt-get install nghttp2-client"
 
 
 def wrk_missing() -> str:

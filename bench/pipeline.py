@@ -91,11 +91,18 @@ def exchange(
 
 
 def paced(
-    port: int, requests: Iterator[bytes], rate: float, seconds: float, *, connections: int = 4
+    port: int,
+    requests: Iterator[bytes],
+    rate: float,
+    seconds: float,
+    *,
+    connections: int = 4,
+    enough: Callable[[], bool] | None = None,
 ) -> list[float]:
     """Send *rate* requests a second for *seconds*; return the delay of each in seconds.
 
-    Raises BenchError for an answer other than 200, or when the server goes away.
+    It ends earlier once *enough* says so, when all that was sent is answered. Raises BenchError
+    for an answer other than 200, or when the server goes away.
     """
     total = round(rate * seconds)
     delays: list[float] = []
@@ -109,6 +116,9 @@ def paced(
         start = time.perf_counter() + 0.1
         sent = 0
         while len(delays) < total:
+            if enough is not None and sent < total and enough():
+                total = sent
+                continue
             wait = start + sent / rate - time.perf_counter() if sent < total else _PATIENCE
             if wait <= 0:
                 connection = held[sent % connections]

@@ -26,6 +26,10 @@ class Plan:
     checkpoint_records: int
     checkpoint_seconds: float  # of one phase at a steady pace
     checkpoint_entries: int  # between two checkpoints
+    failovers: int
+    steady_seconds: int
+    join_sizes: tuple[int, ...]  # records
+    join_seconds: float  # of the steady pace before a node joins
 
     def rounds_of(self, records: int) -> int:
         """Return how often to measure at this size: once where a round takes minutes."""
@@ -48,6 +52,10 @@ FULL = Plan(
     checkpoint_records=1_000_000,
     checkpoint_seconds=10.0,
     checkpoint_entries=5_000,
+    failovers=20,
+    steady_seconds=600,
+    join_sizes=(10_000, 1_000_000),
+    join_seconds=10.0,
 )
 
 SHORT = replace(
@@ -57,6 +65,9 @@ SHORT = replace(
     tree_sizes=(1_000, 10_000, 100_000),
     restart_sizes=(10_000, 100_000),
     checkpoint_records=100_000,
+    failovers=10,
+    steady_seconds=60,
+    join_sizes=(10_000, 100_000),
 )
 
 QUICK = Plan(
@@ -75,4 +86,8 @@ QUICK = Plan(
     checkpoint_records=50_000,
     checkpoint_seconds=4.0,
     checkpoint_entries=2_000,
+    failovers=3,
+    steady_seconds=10,
+    join_sizes=(1_000, 10_000),
+    join_seconds=3.0,
 )

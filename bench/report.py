@@ -19,7 +19,7 @@ from statistics import median
 from bench.plan import Plan
 from bench.workspace import Workspace
 
-__all__ = ["Ratio", "Section", "facts", "kilo", "probe_sync", "write_results"]
+__all__ = ["Ratio", "Section", "facts", "kilo", "probe_sync", "quantile", "write_results"]
 
 _MET = {True: "yes", False: "**no**", None: "can't tell: too noisy"}
 _TITLE = """\
@@ -92,6 +92,11 @@ def kilo(rate: float) -> str:
     if rate >= 9_950:
         return f"{rate / 1e3:.0f} k"
     return f"{rate / 1e3:.1f} k" if rate >= 1_000 else f"{rate:.0f}"
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the value that a share *q* of the others does not exceed."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * q))]
 
 
 def facts(plan: Plan, workspace: Workspace) -> str:

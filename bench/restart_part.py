@@ -13,48 +13,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from statistics import median
 
 from bench.pipeline import exchange
 from bench.plan import Plan
+from bench.records import Keyspace, read_back
 from bench.report import Section, kilo
 from bench.servers import CONURE, Conure, ask, conure_missing
 from bench.workspace import BenchError, Workspace, note, peak_memory
 
-__all__ = ["Keyspace", "load_records", "run"]
+__all__ = ["run"]
 
 _GOAL = 3.0  # seconds
-_MIXER = 0x9E37_79B9_7F4A_7C15  # odd, so multiplying by it permutes the 64-bit numbers
-
-
-class Keyspace:
-    """Keys in random order, and values that tell the record and the pass (*turn*) they are of."""
-
-    @staticmethod
-    def key(n: int) -> str:
-        return f"{n * _MIXER & 0xFFFF_FFFF_FFFF_FFFF:016x}"
-
-    @staticmethod
-    def value(n: int, turn: int) -> str:
-        return f"{turn:04}{n:096}"
-
-    @classmethod
-    def puts(cls, order: Iterable[int], turn: int) -> Iterator[bytes]:
-        return (CONURE.put(cls.key(n), cls.value(n, turn)).render() for n in order)
-
-
-def load_records(port: int, count: int) -> float:
-    """Put records 0 to *count* - 1 and return the puts a second."""
-    began = time.perf_counter()
-
-    def accepted(index: int, status: int, body: bytes) -> None:
-        if status != 200:
-            raise BenchError(f"put {index} was answered with {status}: {body[:200]!r}")
-
-    if not exchange(port, Keyspace.puts(range(count), 0), accepted):
-        raise BenchError("the server went away during the load")
-    return count / (time.perf_counter() - began)
 
 
 def run(plan: Plan, workspace: Workspace) -> Section:
@@ -131,17 +102,10 @@ def _verify(node: Conure, acknowledged: bytearray) -> None:
     A put that was under way at the kill may have taken effect without having been acknowledged.
     """
 
-    def on_answer(index: int, status: int, body: bytes) -> None:
-        latest = acknowledged[index]
-        allowed = [Keyspace.value(index, number).encode() for number in (latest, latest + 1)]
-        if status != 200 or body not in allowed:
-            raise BenchError(
-                f"record {index} was acknowledged in pass {latest} and is gone: {status} {body!r}"
-            )
+    def allowed(n: int) -> tuple[int, int]:
+        return acknowledged[n], acknowledged[n] + 1
 
-    gets = (CONURE.get(Keyspace.key(n)).render() for n in range(len(acknowledged)))
-    if not exchange(node.port, gets, on_answer):
-        raise BenchError("the server went away while its records were read back")
+    read_back(node.port, len(acknowledged), CONURE.get, allowed)
 
 
 def _spread(values: tuple[float, ...]) -> str:

@@ -7,6 +7,7 @@ probe it, to load it and to verify what it has stored.
 
 from __future__ import annotations
 
+import abc
 import base64
 import http.client
 import importlib.util
@@ -17,8 +18,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from bench.workspace import BenchError, Process, Workspace, free_ports, stop, wait_until
@@ -32,6 +34,8 @@ __all__ = [
     "Etcd",
     "Redis",
     "Request",
+    "Server",
+    "Standing",
     "ask",
     "conure_missing",
     "etcd_missing",
@@ -57,6 +61,14 @@ class Request:
         if self.body:
             head += f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n"
         return head.encode() + b"\r\n" + self.body
+
+
+class Standing(NamedTuple):
+    """What a server says of itself: whether it leads, its term, and the last index applied."""
+
+    leads: bool
+    term: int
+    applied: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,89 +119,166 @@ V2 = Api(
 )
 
 
-class Conure:
-    """A ConureDB node of one voter; its data directory and ports outlive the process."""
+class Server(abc.ABC):
+    """A server in a process of its own; its data directory and ports outlive the process.
 
-    def __init__(self, workspace: Workspace) -> None:
+    *name* is what its cluster calls it. ``port`` is where clients are served. Nothing runs
+    before :meth:`start`, or :meth:`launch` for one that gets ready only together with others.
+    """
+
+    ready: Request  # answered with 200 by a server that takes writes
+
+    def __init__(self, workspace: Workspace, kind: str, name: str) -> None:
+        self.name = name
+        self.port, self._peer_port = free_ports(2)
         self._workspace = workspace
-        self._data = workspace.path("conure")
-        self.port, self._raft_port = free_ports(2)
-        self.process: Process | None = None
+        self._data = workspace.path(kind)
+        self._process: Process | None = None
+
+    @abc.abstractmethod
+    def standing(self) -> Standing:
+        """Ask it what it is in its cluster. Raises OSError when it doesn't answer."""
+
+    @abc.abstractmethod
+    def _argv(self) -> list[str]:
+        """Return the command line without the flags given to :meth:`start`."""
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def launch(self, *flags: str) -> None:
+        """Start the process with more *flags* and don't wait for anything."""
+        self._process = self._workspace.start(self.name, [*self._argv(), *flags])
+
+    def wait_for(self, request: Request) -> None:
+        """Wait until *request* is answered with 200. Raises BenchError if it takes too long."""
+        wait_until(lambda: _answers(self.port, request), self.process, _START_SECONDS)
+
+    def start(self, *flags: str) -> float:
+        """Start it with more *flags*; return the seconds until it was ready."""
+        began = time.perf_counter()
+        self.launch(*flags)
+        self.wait_for(self.ready)
+        return time.perf_counter() - began
+
+    def stop(self) -> None:
+        """End it in the orderly way."""
+        stop(self.process)
+
+    def kill(self) -> None:
+        """End it as a power cut would, as far as the process is concerned."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Conure(Server):
+    """A ConureDB node. Without *bootstrap* it waits until somebody makes it a member."""
+
+    ready = Request("GET", "/readyz")
+    alive = Request("GET", "/livez")
+
+    def __init__(
+        self, workspace: Workspace, name: str = "node1", *, bootstrap: bool = True
+    ) -> None:
+        super().__init__(workspace, "conure", name)
+        self._bootstrap = bootstrap
 
     @staticmethod
     def version() -> str:
         return "ConureDB " + _first_line(sys.executable, _CONUREDB, "--version").split()[1]
 
-    def start(self, *flags: str) -> float:
-        """Start it with more *flags*; return the seconds until ``/readyz`` answered 200."""
-        began = time.perf_counter()
-        self.process = self._workspace.start(
-            "conure",
-            [
-                sys.executable,
-                _CONUREDB,
-                "--bootstrap",
-                f"--data-dir={self._data}",
-                f"--http-addr=127.0.0.1:{self.port}",
-                f"--raft-addr=127.0.0.1:{self._raft_port}",
-                *flags,
-            ],
+    def standing(self) -> Standing:
+        facts = self.facts("/status")
+        return Standing(facts["is_leader"], facts["term"], facts["applied_index"])
+
+    def facts(self, path: str) -> dict[str, Any]:
+        """Return the JSON at *path*. Raises BenchError for any other answer than 200."""
+        status, body = ask(self.port, Request("GET", path))
+        if status != http.HTTPStatus.OK:
+            raise BenchError(f"{path} answered {status}: {body[:200]!r}")
+        facts: dict[str, Any] = json.loads(body)
+        return facts
+
+    def add(self, node: Conure) -> None:
+        """Make *node* a voter of the cluster that this node leads."""
+        facts = {
+            "ID": node.name,
+            "RaftAddr": f"127.0.0.1:{node._peer_port}",
+            "HTTPAddr": f"http://127.0.0.1:{node.port}",
+        }
+        body = json.dumps(facts).encode()
+        status, answer = ask(
+            self.port, Request("POST", "/join", body, "application/json"), _START_SECONDS
         )
-        ready = Request("GET", "/readyz")
-        wait_until(lambda: _answers(self.port, ready), self.process, _START_SECONDS)
-        return time.perf_counter() - began
+        if status != http.HTTPStatus.OK:
+            raise BenchError(f"{node.name} may not join: {status} {answer[:200]!r}")
 
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
+    def is_voter(self, name: str) -> bool:
+        """Whether the member *name* has a vote, as far as this node knows."""
+        servers = self.facts("/raft/config")["servers"]
+        return any(each["id"] == name and each["suffrage"] == "voter" for each in servers)
 
-    def stop(self) -> None:
-        """End it in the orderly way."""
-        assert self.process is not None
-        stop(self.process)
+    def _argv(self) -> list[str]:
+        return [
+            sys.executable,
+            _CONUREDB,
+            f"--node-id={self.name}",
+            f"--bootstrap={str(self._bootstrap).lower()}",
+            f"--data-dir={self._data}",
+            f"--http-addr=127.0.0.1:{self.port}",
+            f"--raft-addr=127.0.0.1:{self._peer_port}",
+        ]
 
-    def kill(self) -> None:
-        """End it as a power cut would, as far as the process is concerned."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
 
+class Etcd(Server):
+    """An etcd that serves the v3 JSON gateway, gRPC and the v2 API.
 
-class Etcd:
-    """An etcd of one member that serves both the v3 JSON gateway and the v2 API."""
+    ``members`` are all members of its cluster, itself among them; set before the first start.
+    """
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.port, peer_port = free_ports(2)
-        client, peer = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{peer_port}"
-        self.process = workspace.start(
-            "etcd",
-            [
-                _etcd_binary(),
-                "--name=bench",
-                f"--data-dir={workspace.directory('etcd')}",
-                f"--listen-client-urls={client}",
-                f"--advertise-client-urls={client}",
-                f"--listen-peer-urls={peer}",
-                f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=bench={peer}",
-                "--enable-v2",
-                "--log-level=error",
-            ],
-        )
-        healthy = Request("GET", "/health")
-        wait_until(lambda: _answers(self.port, healthy), self.process, _START_SECONDS)
+    ready = Request("GET", "/health")
+
+    def __init__(self, workspace: Workspace, name: str = "bench") -> None:
+        super().__init__(workspace, "etcd", name)
+        self.members: Sequence[Etcd] = (self,)
 
     @staticmethod
     def version() -> str:
         return "etcd " + _first_line(_etcd_binary(), "--version").split()[-1]
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+    def standing(self) -> Standing:
+        status, body = ask(self.port, _gateway("/v3/maintenance/status"))
+        if status != http.HTTPStatus.OK:
+            raise BenchError(f"etcd answered {status}: {body[:200]!r}")
+        facts = json.loads(body)
+        leading = facts.get("leader") == facts["header"]["member_id"]
+        return Standing(leading, int(facts["raftTerm"]), int(facts["raftAppliedIndex"]))
 
-    def stop(self) -> None:
-        stop(self.process)
+    def _argv(self) -> list[str]:
+        client = f"http://127.0.0.1:{self.port}"
+        return [
+            _etcd_binary(),
+            f"--name={self.name}",
+            f"--data-dir={self._data}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={self._peer_url}",
+            f"--initial-advertise-peer-urls={self._peer_url}",
+            "--initial-cluster="
+            + ",".join(f"{each.name}={each._peer_url}" for each in self.members),
+            "--enable-v2",
+            "--log-level=error",
+        ]
+
+    @property
+    def _peer_url(self) -> str:
+        return f"http://127.0.0.1:{self._peer_port}"
 
 
 class Redis:

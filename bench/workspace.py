@@ -8,6 +8,7 @@ them even if the run itself is killed. One thread uses a workspace.
 from __future__ import annotations
 
 import os
+import random
 import resource
 import shutil
 import socket
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _STOP_SECONDS = 20.0
+_SERVER_PORTS = (10_000, 32_768)
 _MOUNTS = "/proc/self/mountinfo"
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
@@ -142,11 +144,21 @@ def wait_until(condition: Callable[[], bool], process: Process, seconds: float) 
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports of the loopback interface that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Return TCP ports of the loopback interface that nobody listens on.
+
+    They lie below the range that outgoing connections get theirs from: none of those can take
+    the port of a server that is down for a moment.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(*_SERVER_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
     return ports
 
 

@@ -372,10 +372,6 @@ class CrashFileSystem:
             self._held[path] = holder
             return CrashLock(self._held, path)
 
-    def free_bytes(self, path: str) -> int:
-        self.refuse_if_dead()
-        return 1 << 40 if self._capacity is None else max(0, self._capacity - self.used_bytes())
-
     # -- for CrashFile ---------------------------------------------------------------------------
 
     @property

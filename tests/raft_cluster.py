@@ -46,13 +46,14 @@ __all__ = [
     "configuration_of",
     "describe",
     "describe_entries",
+    "describe_server",
     "server",
 ]
 
 
-def server(name: str, suffrage: str = "voter", role: str = "data") -> Server:
+def server(name: str, suffrage: str = "voter", role: str = "data", incarnation: str = "") -> Server:
     """Return a server at addresses made of its name."""
-    return Server(name, f"{name}:7001", f"http://{name}:8081", suffrage, role)
+    return Server(name, f"{name}:7001", f"http://{name}:8081", suffrage, role, incarnation)
 
 
 def configuration_of(*names: str, arbiters: Iterable[str] = ()) -> Configuration:
@@ -436,6 +437,8 @@ class Cluster:
             node.campaign()
         self.settle()
         assert node.raft.state is State.LEADER
+        node.tick(self.options.heartbeat_ticks)  # and all know that its NOOP is committed
+        self.settle()
         return node
 
     def tick_all(self, count: int = 1) -> None:
@@ -582,14 +585,16 @@ def describe_entries(entries: Sequence[Entry]) -> str:
     return "[" + " ".join(map(describe_entry, entries)) + "]"
 
 
+def describe_server(member: Server) -> str:
+    """Return a member's id, with ? for a learner, + for a staging one and ! for an arbiter."""
+    marks = {"voter": "", "nonvoter": "?", "staging": "+", "data": "", "arbiter": "!"}
+    return member.id + marks[member.suffrage] + marks[member.role]
+
+
 def describe_entry(entry: Entry) -> str:
     """Return an entry as index/term and what is in it."""
     if entry.kind == CONFIG:
-        marks = {("voter", "data"): "", ("nonvoter", "data"): "?", ("voter", "arbiter"): "!"}
-        names = [
-            one.id + marks.get((one.suffrage, one.role), "?!")
-            for one in Configuration.decode(entry.data).servers
-        ]
+        names = [describe_server(one) for one in Configuration.decode(entry.data).servers]
         return f"{entry.index}/{entry.term}:{{{' '.join(names)}}}"
     text = entry.data.decode() if entry.kind == COMMAND else "noop"
     return f"{entry.index}/{entry.term}:{text}"

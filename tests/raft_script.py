@@ -22,7 +22,8 @@ isolate a b, heal        cut the ways between these and the others; mend all
 manual-sync a, sync a    hold syncs back; sync
 crash a [keep], start a  lose (or keep) what was not synced; start again from disk
 cut a                    checkpoint and cut the log
-add-learner a d          and promote, remove, transfer: ask leader a for it
+add-learner a d          and stage, promote, transfer: ask leader a for it
+remove a d [force]       ask leader a to remove d
 unreachable a b          tell a that its messages to b are lost
 status, log a, progress a what the nodes look like
 ======================== ==================================================================
@@ -42,7 +43,7 @@ from typing import Any
 
 from errors import ConureError
 from raft import Configuration, Message, RaftOptions
-from tests.raft_cluster import Cluster, Node, describe_entries, server
+from tests.raft_cluster import Cluster, Node, describe_entries, describe_server, server
 
 SCRIPTS = Path(__file__).parent / "testdata" / "raft"
 
@@ -160,13 +161,17 @@ class _Script:
         node = self.node(leader)
         node.change(lambda: node.raft.add_learner(server(name)))
 
+    def do_stage(self, leader: str, name: str) -> None:
+        node = self.node(leader)
+        node.change(lambda: node.raft.add_learner(server(name, "staging")))
+
     def do_promote(self, leader: str, name: str) -> None:
         node = self.node(leader)
         node.change(lambda: node.raft.promote(name))
 
-    def do_remove(self, leader: str, name: str) -> None:
+    def do_remove(self, leader: str, name: str, force: str = "") -> None:
         node = self.node(leader)
-        node.change(lambda: node.raft.remove(name))
+        node.change(lambda: node.raft.remove(name, force=force == "force"))
 
     def do_transfer(self, leader: str, to: str) -> None:
         node = self.node(leader)
@@ -210,13 +215,7 @@ def _matches(message: Message, wanted: tuple[str, ...]) -> bool:
 
 
 def _members(configuration: Configuration) -> str:
-    names = [
-        one.id
-        + ("?" if one.suffrage == "nonvoter" else "")
-        + ("!" if one.role == "arbiter" else "")
-        for one in configuration.servers
-    ]
-    return "{" + " ".join(names) + "}"
+    return "{" + " ".join(map(describe_server, configuration.servers)) + "}"
 
 
 def rewrite(paths: list[Path]) -> None:

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,6 +20,7 @@ __all__ = [
     "drip",
     "garbage",
     "hang",
+    "raw",
     "refuse",
     "reset_later",
     "truncate",
@@ -31,13 +33,14 @@ class StubServer:
     """Keeps keys in memory. What ``acts`` holds is played first, one act a request.
 
     ``leader`` redirects what only a leader does; ``requests`` are the method, target and body of
-    everything that arrived; ``connections`` counts them.
+    everything that arrived, ``headers`` their header fields; ``connections`` counts connections.
     """
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.acts: list[Act] = []
         self.requests: list[tuple[str, str, bytes]] = []
+        self.headers: list[Message] = []
         self.leader: str | None = None
         self.connections = 0
         self.open: set[socket.socket] = set()
@@ -99,6 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         # Large bodies are left alone: what a server refuses it need not have read.
         length = int(self.headers.get("Content-Length", 0))
         self.body = self.rfile.read(length) if length <= 1 << 20 else b""
+        stub.headers.append(self.headers)
         stub.requests.append((self.command, self.path, self.body))
         (stub.acts.pop(0) if stub.acts else serve)(self)
         self.wfile.flush()
@@ -131,7 +135,7 @@ def serve(handler: _Handler) -> None:
         location = stub.leader + handler.path
         handler.answer(307, b'{"leader": ""}\n', Location=location)
         return
-    if parts.path in ("/join", "/remove"):
+    if parts.path in ("/join", "/remove", "/leader"):
         handler.answer(200, b"OK\n")
         return
     if parts.path != "/kv":
@@ -177,6 +181,15 @@ def hang(handler: _Handler) -> None:
     """Take the request and don't answer until ``released``."""
     handler.server.stub.released.wait(30)
     handler.close_connection = True
+
+
+def raw(data: bytes) -> Act:
+    """Answer with just these bytes."""
+
+    def act(handler: _Handler) -> None:
+        handler.wfile.write(data)
+
+    return act
 
 
 def garbage(handler: _Handler) -> None:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 import btree
 from btree import BTree, Checkpoint, Record, Snapshot
-from errors import CorruptionError, DiskFull
+from errors import CorruptionError, DiskFailed, DiskFull, StorageError
 from fileio import OsFileSystem
 from nodes import (
     CELL_OVERHEAD,
@@ -478,6 +478,136 @@ class Crowd:
         checkpoint.finish()
 
 
+def test_a_put_tells_the_version_it_made(pair: Pair) -> None:
+    for version in range(1, 4):
+        assert pair.tree.put(b"k", b"v" * 300 * (version % 2), 1) == version
+    pair.tree.delete(b"k")
+    assert pair.tree.put(b"k", b"", 1) == 1
+    pair.tree.delete(b"k")
+
+
+class Reuse:
+    """The moment at which a snapshot that is being read is closed and its pages change hands.
+
+    Closing it before a file is read, or its memory looked at, is the worst that another thread
+    could do to the reader.
+    """
+
+    def __init__(self, pair: Pair, snapshot: Snapshot, at_read: int) -> None:
+        self.pair = pair
+        self.snapshot = snapshot
+        self.reads_left = at_read
+        self.read = pair.tree._pager.read
+        pair.tree._pager.read = self  # type: ignore[method-assign]
+
+    def __call__(self, number: int) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left == 0:
+            self.happen()
+        return self.read(number)
+
+    def happen(self) -> None:
+        self.snapshot.close()
+        for round_ in range(3):
+            for key in list(self.pair.model):
+                self.pair.put(key, b"other%d" % round_ * (1 + len(key) % 90))
+            self.pair.checkpoint()
+
+
+@pytest.mark.parametrize("what", ["items", "keys", "reverse"])
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_a_closed_snapshot_is_never_read_as_another_state(what: str, cache_bytes: int) -> None:
+    at_read = 0
+    while True:
+        at_read += 1
+        pair = Pair(CrashFileSystem(), cache_bytes=cache_bytes)
+        for i in range(60):
+            pair.put(b"%02d" % i, b"v" * (500 if i % 7 == 0 else 10))
+        pair.checkpoint()
+        expected: list[object] = sorted(pair.model.items())
+        snapshot = pair.tree.snapshot()
+        iterator: Iterator[object] = snapshot.items(reverse=what == "reverse")
+        if what == "reverse":
+            expected.reverse()
+        elif what == "keys":
+            expected = sorted(pair.model)
+            iterator = snapshot.keys()
+        found: list[object] = []
+        reuse = Reuse(pair, snapshot, at_read)
+        with contextlib.suppress(StorageError):
+            found.extend(iterator)
+        assert found == expected[: len(found)]
+        if reuse.reads_left > 0:
+            assert found == expected
+            return
+        assert len(found) < len(expected)
+        pair.verify()
+
+
+@pytest.mark.parametrize("taken", range(0, 60, 7))
+def test_an_iterator_ends_when_its_snapshot_is_closed(taken: int) -> None:
+    pair = Pair(CrashFileSystem(), cache_bytes=1 << 20)
+    for i in range(60):
+        pair.put(b"%02d" % i, b"v" * (500 if i % 7 == 0 else 10))
+    expected = sorted(pair.model.items())
+    snapshot = pair.tree.snapshot()
+    iterator = snapshot.items()
+    found = [next(iterator) for _ in range(taken)]
+    snapshot.close()
+    pair.put(b"00", b"other")  # changes its leaf in place: nobody seems to need the old one
+    with pytest.raises(StorageError, match="closed"):
+        found += iterator
+    assert found == expected[: len(found)]
+    with pytest.raises(StorageError, match="closed"):
+        snapshot.get(b"00")
+
+
+def test_a_closed_tree_is_still_read_by_who_has_pinned_it(tmp_path: Path) -> None:
+    """Another tree takes the file's name, and might take its descriptor."""
+    fs, path = OsFileSystem(), str(tmp_path / "db")
+    tree = BTree.open(fs, path, page_size=256, cache_bytes=0)
+    other = BTree.open(fs, str(tmp_path / "other"), page_size=256)
+    for i in range(300):
+        tree.put(b"%03d" % i, b"v" * (1 + 400 * (i % 50 == 0)), i)
+        other.put(b"%03d" % i, b"other", i)
+    tree.checkpoint(1, 1)
+    other.checkpoint(1, 1)
+    other.close()
+    expected = list(tree.items())
+    first, second = tree.snapshot(), tree.snapshot()
+    iterator = first.items()
+    found = [next(iterator) for _ in range(10)]
+    tree.close()
+    tree.close()
+    second.close()
+    fs.rename(str(tmp_path / "other"), path)
+    successor = BTree.open(fs, path)
+    found += iterator
+    assert found == expected
+    first.close()
+    with pytest.raises(DiskFailed):  # now the file is closed
+        tree.get(b"000")
+    assert successor.get(b"000") == Record(b"other", 0, 0, 1)
+    successor.close()
+
+
+@pytest.mark.parametrize("end", ["finish", "abort"])
+def test_a_tree_that_is_closed_waits_for_its_checkpoint(pair: Pair, end: str) -> None:
+    for i in range(300):
+        pair.put(b"%03d" % i, b"v")
+    pair.checkpoint()
+    pair.put(b"000", b"w")
+    checkpoint = pair.tree.begin_checkpoint(9, 9)
+    pair.tree.close()
+    assert checkpoint.step(1)
+    getattr(checkpoint, end)()
+    with pytest.raises(DiskFailed):
+        pair.tree._pager.read(2)
+    if end == "finish":
+        pair.durable = dict(pair.model)
+    pair.reopen()
+
+
 def test_readers_in_other_threads_beside_writes_and_checkpoints() -> None:
     pair = Pair(CrashFileSystem(), cache_bytes=4000)
     for i in range(400):
@@ -663,6 +793,36 @@ def test_bulk_load_refuses_what_is_not_sorted_and_stays_empty(pair: Pair) -> Non
         pair.tree.bulk_load([])
 
 
+def test_a_tree_is_loaded_in_pieces(pair: Pair) -> None:
+    records = {b"%05d" % i: Record(b"v" * (i % 300), i, i, 1) for i in range(1500)}
+    items = list(records.items())
+    loader = pair.tree.loader()
+    for start in range(0, len(items), 40):
+        loader.add(items[start : start + 40])
+        assert len(pair.tree) == 0
+        assert not list(pair.tree.items())
+        assert pair.tree.dirty_pages == 0
+    loader.add([])
+    assert loader.finish() == 1500
+    loader.abort()  # changes nothing any more
+    pair.model = records
+
+
+def test_a_load_that_is_given_up_leaves_an_empty_tree(pair: Pair) -> None:
+    records = {b"%05d" % i: Record(b"v" * 300, i, i, 1) for i in range(200)}
+    loader = pair.tree.loader()
+    loader.add(records.items())
+    with pytest.raises(ValueError, match="empty"):
+        pair.tree.loader()  # one at a time
+    with pytest.raises(ValueError, match="ascend"):
+        loader.add([(b"00000", Record(b"", 1, 1, 1))])
+    loader.abort()
+    loader.abort()
+    pair.verify()
+    assert pair.tree.bulk_load(records.items()) == 200
+    pair.model = records
+
+
 def test_bulk_load_holds_little_in_memory(pair: Pair) -> None:
     seen = 0
 
@@ -683,9 +843,9 @@ def test_bulk_load_holds_little_in_memory(pair: Pair) -> None:
 def test_a_checkpoint_shows_the_state_it_began_with(pair: Pair) -> None:
     for i in range(2000):
         pair.put(b"%04d" % i, b"before")
-    checkpoint = pair.tree.begin_checkpoint(41, 7)
+    checkpoint = pair.tree.begin_checkpoint(41, 7, 0xABCD)
     before = dict(pair.model)
-    assert (pair.tree.applied_index, pair.tree.applied_term) == (0, 0)
+    assert (pair.tree.applied_index, pair.tree.applied_term, pair.tree.applied_digest) == (0, 0, 0)
     steps = 0
     while not checkpoint.step(0):
         pair.put(b"%04d" % steps, b"after")
@@ -694,10 +854,11 @@ def test_a_checkpoint_shows_the_state_it_began_with(pair: Pair) -> None:
     assert steps > 1
     checkpoint.finish()
     pair.durable = before
-    assert (pair.tree.applied_index, pair.tree.applied_term) == (41, 7)
-    pair.reopen()
-    pair.verify()
-    assert (pair.tree.applied_index, pair.tree.applied_term) == (41, 7)
+    for _ in range(2):
+        tree = pair.tree
+        assert (tree.applied_index, tree.applied_term, tree.applied_digest) == (41, 7, 0xABCD)
+        pair.reopen()
+        pair.verify()
 
 
 def test_large_checkpoints_sync_in_portions(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -924,10 +1085,10 @@ def golden_content(tree: BTree) -> None:
     for i in range(12):
         tree.put(b"key-%02d" % i, b"value" * (i % 3), 10 + i, 1_700_000_000_000 * (i == 5))
     tree.put(b"large", bytes(range(256)) * 2, 30)
-    tree.checkpoint(30, 2)
+    tree.checkpoint(30, 2, 0x1234)
     tree.put(b"key-03", b"again", 31)
     tree.delete(b"key-04")
-    tree.checkpoint(32, 3)
+    tree.checkpoint(32, 3, 0xFEDCBA98)
 
 
 def test_the_bytes_of_format_version_1() -> None:
@@ -942,6 +1103,7 @@ def test_a_file_of_format_version_1_opens(tmp_path: Path) -> None:
     path.write_bytes(GOLDEN.read_bytes())
     tree = BTree.open(OsFileSystem(), str(path), create=False)
     assert (tree.applied_index, tree.applied_term, len(tree)) == (32, 3, 12)
+    assert tree.applied_digest == 0xFEDCBA98
     assert tree.get(b"key-03") == Record(b"again", 13, 31, 2)
     assert tree.get(b"key-05") == Record(b"value" * 2, 15, 15, 1, 1_700_000_000_000)
     assert tree.get(b"large") == Record(bytes(range(256)) * 2, 30, 30, 1)

@@ -42,7 +42,7 @@ class Run:
                 else:
                     size = self.rng.choice([5, 30, 400])
                     tree.put(key, self.rng.randbytes(size), revision)
-            checkpoint = tree.begin_checkpoint(number, 1)
+            checkpoint = tree.begin_checkpoint(number, 1, digest_at(number))
             self.begun = dict(tree.items())
             while not checkpoint.step(0):
                 pass
@@ -54,6 +54,10 @@ class Run:
                 pinned = tree.snapshot()
         pinned.close()
         tree.close()
+
+
+def digest_at(number: int) -> int:
+    return number * 0x01010101
 
 
 def verify(fs: CrashFileSystem, states: list[State]) -> None:
@@ -85,7 +89,10 @@ def test_power_loss_at_every_sync(page_size: int) -> None:
             run.go(8)
         for seed, mode in enumerate(MODES):
             rng = random.Random(100 * k + seed)
-            verify(fs.after_crash(mode, rng), [run.durable, run.begun])
+            survivor = fs.after_crash(mode, rng)
+            tree = BTree.open(survivor, "db", page_size=page_size)
+            assert tree.applied_digest == digest_at(tree.applied_index)
+            verify(survivor, [run.durable, run.begun])
 
 
 def test_two_power_losses_in_a_row() -> None:

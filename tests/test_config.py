@@ -8,6 +8,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,8 +48,10 @@ def test_the_table_and_the_fields_agree_in_name_and_type() -> None:
     assert {setting.name for setting in SETTINGS} == fields - DERIVED
     defaults = load([], {})
     for name in fields - DERIVED:
-        value = getattr(defaults, name)
-        assert isinstance(value, typing.get_args(hints[name]) or hints[name]), name
+        kind = typing.get_origin(hints[name]) or hints[name]
+        if kind is types.UnionType:
+            kind = hints[name]
+        assert isinstance(getattr(defaults, name), kind), name
 
 
 def test_documented_defaults() -> None:
@@ -59,6 +62,8 @@ def test_documented_defaults() -> None:
     assert (c.max_value_bytes, c.page_size, c.cache_bytes) == (1 << 20, 4096, 64 << 20)
     assert (c.log_segment_bytes, c.checkpoint_log_bytes) == (4 << 20, 32 << 20)
     assert (c.metrics_addr, c.raft_advertise, c.http_advertise) == (None, None, "")
+    assert (c.seeds, c.role, c.follower_mode, c.read_mode) == ((), "data", "redirect", "index")
+    assert c.election_timeout == 0.4
     assert set(c.sources.values()) == {"default"}
     assert not c.told_node_id
     assert c.ignored_environment == ()
@@ -125,6 +130,8 @@ def test_ways_to_write_a_flag(argv: list[str]) -> None:
         (["--bootstrap"], True), (["-bootstrap"], True), (["--bootstrap=true"], True),
         (["--bootstrap=false"], False), (["-bootstrap=0"], False), (["--bootstrap=FALSE"], False),
         (["--bootstrap", "--node-id=a"], True), (["--node-id=a"], False), ([], True),
+        (["--join=http://a:1"], False), (["--bootstrap", "--join=http://a:1"], True),
+        (["--seeds="], True), (["--role=data"], True), (["--role=arbiter"], False),
     ],
 )  # fmt: skip
 def test_bootstrap(argv: list[str], expected: bool) -> None:
@@ -188,6 +195,52 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("", ()),
+        ("http://a:1", ("http://a:1",)),
+        ("http://a:1,http://b-2.example.net:2/", ("http://a:1", "http://b-2.example.net:2")),
+        (" http://[::1]:1 , ,http://a,", ("http://[::1]:1", "http://a:80")),
+        ("http://a:80,http://a/", ("http://a:80",)),
+    ],
+)
+def test_seeds(text: str, seeds: tuple[str, ...]) -> None:
+    assert load([f"--seeds={text}"], {}).seeds == seeds
+    assert f"seeds = {','.join(seeds)} (flag --seeds)" in load([f"--seeds={text}"], {}).describe()
+
+
+def test_seeds_are_also_called_join(tmp_path: Path) -> None:
+    a, b = ("http://a:1",), ("http://b:1",)
+    for argv, environ, source in (
+        (["--join", "http://a:1"], {}, "flag --join"),
+        (["-join=http://a:1"], {"CONURE_SEEDS": "http://b:1"}, "flag --join"),
+        ([], {"CONURE_JOIN": "http://a:1"}, "environment CONURE_JOIN"),
+        ([], {"CONURE_SEEDS": "http://a:1"}, "environment CONURE_SEEDS"),
+        ([yaml_file(tmp_path, "join: http://a:1")], {}, f"{tmp_path}/conure.yaml line 1"),
+    ):
+        c = load(argv, environ)
+        assert (c.seeds, c.sources["seeds"]) == (a, source)
+        assert c.ignored_environment == ()
+    assert load(["--seeds=http://a:1", "--join=http://b:1"], {}).seeds == b, "the last one counts"
+
+
+def test_seeds_by_two_names_from_one_source_are_refused(tmp_path: Path) -> None:
+    error = error_of([], {"CONURE_SEEDS": "http://a:1", "CONURE_JOIN": "http://a:1"})
+    assert (error.setting, error.source) == ("seeds", "environment CONURE_JOIN")
+    assert "CONURE_SEEDS" in error.why
+    error = error_of([yaml_file(tmp_path, "seeds: http://a:1\njoin: http://a:1")])
+    assert (error.setting, error.source) == ("join", f"{tmp_path}/conure.yaml line 2")
+    assert "line 1" in error.why
+
+
+def test_an_arbiter_can_not_begin_a_cluster() -> None:
+    error = error_of(["--role=arbiter", "--bootstrap"])
+    assert (error.setting, error.source) == ("bootstrap", "flag --bootstrap")
+    assert "--seeds" in error.why
+    assert load(["--role=arbiter", "--bootstrap=false"], {}).role == "arbiter"
+
+
+@pytest.mark.parametrize(
     ("text", "address", "shown"),
     [
         (":8081", ("", 8081), ":8081"),
@@ -226,6 +279,16 @@ BAD_VALUES = [
     ("http_advertise", "http://db1:8081/kv", "base URL"),
     ("http_advertise", "http://user@db1:8081", "base URL"),
     ("http_advertise", "http://[::]:8081", "nobody can connect"),
+    ("seeds", "a:8081", "http://10.0.0.5:8081"),
+    ("seeds", "http://a:1;http://b:1", "base URL"),
+    ("seeds", "http://a:1,http://:8081", "base URL"),
+    ("seeds", "http://a:1,http://0.0.0.0:8081", "nobody can connect"),
+    ("role", "voter", "data, arbiter"),
+    ("follower_mode", "proxy", "redirect, forward"),
+    ("read_mode", "Lease", "index, lease"),
+    ("election_timeout", "99ms", "100ms to 1m"),
+    ("election_timeout", "61s", "100ms to 1m"),
+    ("election_timeout", "400", "write 400s"),
     ("bootstrap", "maybe", "true nor false"),
     ("bootstrap", "", "true nor false"),
     ("barrier_timeout", "3", "write 3s"),
@@ -270,6 +333,8 @@ def test_a_bad_value_names_setting_source_and_remedy(name: str, text: str, remed
         (["-"], "-", "not expected here"),
         (["--bootstrap", "false"], "false", "--bootstrap=false"),
         (["--http-adr=:1"], "--http-adr", "did you mean --http-addr?"),
+        (["--joins=http://a:1"], "--joins", "did you mean --join?"),
+        (["--join"], "seeds", "write --join=URLS"),
         (["--http"], "--http", "no such flag"),  # no abbreviations
         (["---node-id=a"], "---node-id", "no such flag"),
         (["--xyzzy"], "--xyzzy", "--help"),

@@ -13,8 +13,10 @@ from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
 
 
-def open_directory(fs: CrashFileSystem, node_id: str = "n1", *, told: bool = True) -> DataDirectory:
-    return DataDirectory.open(fs, "/data", node_id, told_node_id=told)
+def open_directory(
+    fs: CrashFileSystem, node_id: str = "n1", *, told: bool = True, role: str = "data"
+) -> DataDirectory:
+    return DataDirectory.open(fs, "/data", node_id, told_node_id=told, role=role)
 
 
 def write(fs: CrashFileSystem, path: str, content: bytes) -> None:
@@ -27,12 +29,25 @@ def write(fs: CrashFileSystem, path: str, content: bytes) -> None:
 def test_a_new_directory_belongs_to_who_made_it() -> None:
     fs = CrashFileSystem()
     directory = open_directory(fs)
-    assert directory.identity == Identity("n1")
+    identity = directory.identity
+    assert identity == Identity("n1", "", identity.incarnation, "data")
     assert fs.list("/data") == ["LOCK", "identity.json", "raft"]
     assert directory.database_path == "/data/conure.db"
     assert directory.raft_path == "/data/raft"
     directory.close()
-    assert open_directory(fs).identity == Identity("n1")
+    assert open_directory(fs).identity == identity
+
+
+def test_each_directory_has_an_incarnation_of_its_own() -> None:
+    """Rule 4: a wiped disk comes back as another one, a restart or a cluster changes nothing."""
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    incarnation = directory.identity.incarnation
+    assert len(incarnation) == 32
+    assert int(incarnation, 16)
+    directory.begin_cluster()
+    assert open_directory(fs.after_crash("dropped")).identity.incarnation == incarnation
+    assert open_directory(CrashFileSystem()).identity.incarnation != incarnation
 
 
 def test_a_cluster_begins_once_and_for_ever() -> None:
@@ -42,12 +57,43 @@ def test_a_cluster_begins_once_and_for_ever() -> None:
     cluster = directory.identity.cluster_id
     assert len(cluster) == 32
     after = fs.after_crash("dropped")  # it was durable when begin_cluster returned
-    assert open_directory(after).identity == Identity("n1", cluster)
+    assert open_directory(after).identity == directory.identity
     with pytest.raises(AssertionError):
         directory.begin_cluster()
     other = open_directory(CrashFileSystem())
     other.begin_cluster()
     assert other.identity.cluster_id != cluster
+
+
+def test_a_node_joins_one_cluster_for_ever() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    directory.join_cluster("c" * 32)
+    assert directory.identity.cluster_id == "c" * 32
+    assert open_directory(fs.after_crash("dropped")).identity == directory.identity
+    for cluster_id in ("d" * 32, "c" * 32):
+        with pytest.raises(AssertionError):
+            directory.join_cluster(cluster_id)
+
+
+@pytest.mark.parametrize(("made", "asked"), [("data", "arbiter"), ("arbiter", "data")])
+def test_a_role_never_changes(made: str, asked: str) -> None:
+    fs = CrashFileSystem()
+    open_directory(fs, role=made).close()
+    with pytest.raises(ForeignDirectory, match=rf"role '{made}', not '{asked}'.*join again"):
+        open_directory(fs, role=asked)
+    assert open_directory(fs, role=made).identity.role == made  # and the lock was let go
+
+
+def test_what_has_diverged_is_never_served_again() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    directory.begin_cluster()
+    directory.mark_diverged("another digest than n2 at index 7")
+    directory.close()
+    for each in (fs, fs.after_crash("dropped")):
+        with pytest.raises(ForeignDirectory, match=r"n2 at index 7; remove node 'n1'.*join again"):
+            open_directory(each)
 
 
 def test_the_second_process_is_told_who_has_it() -> None:
@@ -96,6 +142,11 @@ def test_data_without_an_identity_is_damage(name: str) -> None:
     assert not fs.exists("/data/identity.json")
 
 
+def identity_file(**facts: object) -> bytes:
+    sound = {"node_id": "n1", "cluster_id": "", "incarnation": "1f", "role": "data"}
+    return json.dumps({"format": 1, **sound, "diverged": "", **facts}).encode()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -106,10 +157,15 @@ def test_data_without_an_identity_is_damage(name: str) -> None:
         b'"n1"',
         b"\xff\xfe",
         b"{}",
-        b'{"format": 1, "node_id": "n1"}',
-        b'{"format": 1, "node_id": "", "cluster_id": ""}',
-        b'{"format": 1, "node_id": 5, "cluster_id": ""}',
-        b'{"format": 1, "node_id": "n1", "cluster_id": null}',
+        b'{"format": 1, "node_id": "n1", "cluster_id": ""}',
+        identity_file(node_id=""),
+        identity_file(node_id=5),
+        identity_file(cluster_id=None),
+        identity_file(incarnation=""),
+        identity_file(incarnation=[]),
+        identity_file(role="judge"),
+        identity_file(role=None),
+        identity_file(diverged=True),
         b"[" * 100_000,
         bytes(200),
     ],
@@ -121,15 +177,14 @@ def test_an_unreadable_identity_is_damage(content: bytes) -> None:
     write(fs, "/data/identity.json", content)
     with pytest.raises(CorruptionError, match=r"identity\.json"):
         open_directory(fs)
-    write(fs, "/data/identity.json", json.dumps(
-        {"format": 1, "node_id": "n1", "cluster_id": ""}).encode())  # fmt: skip
+    write(fs, "/data/identity.json", identity_file())
     open_directory(fs)  # the lock was let go
 
 
 def test_a_newer_format_is_left_to_newer_versions() -> None:
     fs = CrashFileSystem()
     open_directory(fs).close()
-    write(fs, "/data/identity.json", b'{"format": 2, "node_id": "n1", "cluster_id": ""}')
+    write(fs, "/data/identity.json", b'{"format": 2, "whatever": "it says"}')
     with pytest.raises(ForeignDirectory, match="format 2"):
         open_directory(fs)
 

@@ -242,7 +242,6 @@ def test_directories(tmp_path: Path) -> None:
         FS.make_directory(str(tmp_path / "file" / "below"))
     with pytest.raises(DiskFailed):
         FS.sync_directory(str(tmp_path / "missing"))
-    assert FS.free_bytes(deep) > 0
 
 
 def test_every_new_directory_is_synced_in_its_parent(

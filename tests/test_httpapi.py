@@ -4,133 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from errors import (
+    Conflict,
     ConureError,
-    CorruptionError,
     DiskFull,
     MemberNotFound,
     NotLeader,
     OutcomeUnknown,
     Unavailable,
 )
-from httpapi import API, MAX_KEY_BYTES, Backend, Check, Command, MetricsAPI, Reply, WriteReply
-from httpserver import HTTPServer
+from httpapi import JSON, MAX_KEY_BYTES, Command, MetricsAPI, WriteReply
+from httpserver import HTTPServer, Request
 from metrics import Registry
-from tests.process import Answer
+from tests.httpservice import FakeBackend, Service
 
 LEADER = NotLeader("10.0.0.9:7001", "n9", "http://10.0.0.9:8081")
-
-
-class FakeBackend:
-    """Keeps values in a dict and notes every call; ``error`` is what it answers instead."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.batches: list[list[Command]] = []
-        self.confirmations = 0
-        self.joins: list[dict[str, object]] = []
-        self.removed: list[str] = []
-        self.error: ConureError | None = None
-        self.damaged = b""
-        self.checks: list[Check] = [("process", True, "ok"), ("leader", True, "n1")]
-
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
-        self.batches.append(list(commands))
-        if self.error is None:
-            for key, value in commands:
-                if value is None:
-                    self.values.pop(key, None)
-                else:
-                    self.values[key] = value
-        reply(0, len(commands), self.error)
-
-    def confirm_read(self, reply: Reply) -> None:
-        self.confirmations += 1
-        reply(self.error)
-
-    def get(self, key: bytes) -> bytes | None:
-        if key == self.damaged:
-            raise CorruptionError("conure.db", 4096, "a page fails its checksum")
-        return self.values.get(key)
-
-    def join(
-        self,
-        node_id: str,
-        raft_address: str,
-        http_address: str,
-        *,
-        voter: bool,
-        role: str,
-        reply: Reply,
-    ) -> None:
-        self.joins.append(
-            {"id": node_id, "raft": raft_address, "http": http_address, "voter": voter,
-             "role": role}
-        )  # fmt: skip
-        reply(self.error)
-
-    def remove(self, node_id: str, reply: Reply) -> None:
-        self.removed.append(node_id)
-        reply(self.error)
-
-    def status(self) -> dict[str, Any]:
-        return {"node_id": "n1"}
-
-    def members(self) -> dict[str, Any]:
-        return {"leader": "", "servers": []}
-
-    def raft_stats(self) -> dict[str, str]:
-        return {"term": "7"}
-
-    def liveness(self) -> Check:
-        return self.checks[0]
-
-    def readiness(self) -> list[Check]:
-        return self.checks
-
-
-class Service:
-    """A server with the routes over a backend."""
-
-    def __init__(self, backend: Backend, max_value_bytes: int = 1000) -> None:
-        self.registry = Registry()
-        api = API(self.registry, max_value_bytes=max_value_bytes, version="9.9")
-        api.backend = backend
-        self.server = HTTPServer(("127.0.0.1", 0), api)
-        self.server.start()
-        self.url = f"http://127.0.0.1:{self.server.port}"
-
-    def request(
-        self, method: str, target: str, body: bytes | None = None, **headers: str
-    ) -> Answer:
-        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=10)
-        connection.request(method, target, body, headers)
-        response = connection.getresponse()
-        fields = {name.lower(): value for name, value in response.getheaders()}
-        answer = Answer(response.status, fields, response.read())
-        connection.close()
-        return answer
-
-    def converse(self, data: bytes, answers: int) -> bytes:
-        """Send bytes in one go and return as many answers as are asked for."""
-        with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as connection:
-            connection.sendall(data)
-            received = b""
-            while received.count(b"HTTP/1.1 ") < answers or not received.endswith(b"\n"):
-                part = connection.recv(65536)
-                assert part, received
-                received += part
-            return received
 
 
 @pytest.fixture
@@ -164,6 +60,23 @@ def test_reads_of_a_round_share_one_confirmation(service: Service, backend: Fake
     received = service.converse(get % b"a" + get % b"b" + get % b"c", 3)
     assert received.index(b"1\n") < received.index(b"2\n") < received.index(b"key not found")
     assert backend.confirmations == 1
+    assert backend.reads == [[b"a", b"b", b"c"]]
+    assert b"X-Conure-Last-Contact" not in received
+
+
+def test_reads_of_a_round_are_answered_although_others_in_it_fail(
+    service: Service, backend: FakeBackend
+) -> None:
+    backend.values, backend.error = {b"a": b"1\n"}, NotLeader()
+    fresh = b"GET /kv?key=a HTTP/1.1\r\nHost: x\r\n\r\n"
+    stale = b"GET /kv?key=a&stale=true HTTP/1.1\r\nHost: x\r\n\r\n"
+    received = service.converse(fresh + stale + fresh + stale, 4)
+    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert received.count(b"HTTP/1.1 503 ") == 2
+    assert backend.reads == [[b"a", b"a"]]
+
+
+# -- stale reads -----------------------------------------------------------------------------------
 
 
 def test_a_stale_read_asks_nobody(service: Service, backend: FakeBackend) -> None:
@@ -173,6 +86,46 @@ def test_a_stale_read_asks_nobody(service: Service, backend: FakeBackend) -> Non
     assert service.request("GET", "/kv?key=b&stale=true").status == 404
     assert backend.confirmations == 0
     assert service.request("GET", "/kv?key=a&stale=false").status == 503
+
+
+@pytest.mark.parametrize(
+    ("contact", "shown"), [(0.0, "0"), (0.0121, "13"), (7.0, "7000"), (None, "never")]
+)
+def test_each_answer_to_a_stale_read_says_when_a_leader_was_heard(
+    service: Service, backend: FakeBackend, contact: float | None, shown: str
+) -> None:
+    backend.values, backend.damaged, backend.contact = {b"a": b"1"}, b"c", contact
+    for key, status in (("a", 200), ("b", 404), ("c", 500)):
+        for method in ("GET", "HEAD"):
+            answer = service.request(method, f"/kv?key={key}&stale=true")
+            assert (answer.status, answer.headers["x-conure-last-contact"]) == (status, shown)
+
+
+@pytest.mark.parametrize(
+    ("limit", "contact", "status"),
+    [
+        ("5s", 5.0, 200), ("5s", 5.001, 503), ("500ms", 0.4, 200), ("500ms", 0.6, 503),
+        ("1m30s", 89.0, 200), ("1.5s", 1.6, 503), ("0s", 0.0, 200), ("1h", None, 503),
+    ],
+)  # fmt: skip
+def test_max_stale_bounds_how_long_ago_a_leader_was_heard(
+    service: Service, backend: FakeBackend, limit: str, contact: float | None, status: int
+) -> None:
+    backend.values, backend.contact = {b"a": b"1"}, contact
+    answer = service.request("GET", f"/kv?key=a&max_stale={limit}&stale=true")
+    assert answer.status == status
+    assert "x-conure-last-contact" in answer.headers
+    assert bool(backend.reads) == (status == 200)
+    if status == 503:
+        assert answer.headers["retry-after"] == "1"
+        assert b"another server" in answer.body
+
+
+def test_a_refusal_for_staleness_says_by_how_much(service: Service, backend: FakeBackend) -> None:
+    backend.contact = 2.25
+    body = service.request("GET", "/kv?key=a&stale=true&max_stale=500ms").body
+    assert b"2.250 s ago" in body
+    assert b"1.750 s over" in body
 
 
 class PartialBackend(FakeBackend):
@@ -221,6 +174,9 @@ REQUESTS = [
     pytest.param("HEAD", "/kv?key=k", b"", id="head"),
     pytest.param("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1"}', id="join"),
     pytest.param("POST", "/remove", b'{"ID": "n2"}', id="remove"),
+    pytest.param("POST", "/leader", b"", id="leader"),
+    pytest.param("POST", "/join?dry_run=1", b'{"ID": "n2", "RaftAddr": "h:1"}', id="dry-join"),
+    pytest.param("POST", "/remove?dry_run=1", b'{"ID": "n2"}', id="dry-remove"),
 ]
 
 
@@ -292,6 +248,28 @@ def test_what_the_backend_says_reaches_the_client(
         }
 
 
+@pytest.mark.parametrize(("method", "target", "body"), REQUESTS)
+def test_a_follower_may_pass_requests_on_instead(
+    service: Service, backend: FakeBackend, method: str, target: str, body: bytes
+) -> None:
+    passed: list[str] = []
+
+    def forward(request: Request, server: str, answered: Callable[[int], None]) -> None:
+        passed.append(f"{server}{request.path}")
+        answered(207)  # before the answer: the client looks at the metrics when it has it
+        request.respond(207, b"passed on")
+
+    service.api.forward = forward
+    backend.error = LEADER
+    assert service.request(method, target, body).status == 207
+    assert passed == ["http://10.0.0.9:8081" + target.partition("?")[0]]
+    counted = f'route="{target.partition("?")[0]}",method="{method}",code="207"'
+    page = service.request("GET", "/metrics").body.decode()
+    assert f"conure_http_requests_total{{{counted}}} 1\n" in page
+    backend.error = NotLeader()
+    assert service.request(method, target, body).status == 503
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_follows_to_the_leader_with_method_and_body(tmp_path: Path) -> None:
     (tmp_path / "value").write_bytes(b"body")
@@ -331,11 +309,40 @@ def test_curl_follows_to_the_leader_with_method_and_body(tmp_path: Path) -> None
         ("PUT", "/kv", b"v", 400),
         ("PUT", "/kv?key=k&key=k", b"v", 400),
         ("GET", "/kv?key=k&stale=perhaps", b"", 400),
+        ("GET", "/kv?key=k&max_stale=5s", b"", 400),
+        ("GET", "/kv?key=k&max_stale=5s&stale=false", b"", 400),
+        ("GET", "/kv?key=k&stale=true&max_stale=5", b"", 400),
+        ("GET", "/kv?key=k&stale=true&max_stale=", b"", 400),
+        ("GET", "/kv?key=k&stale=true&max_stale=-1s", b"", 400),
+        ("GET", "/kv?key=k&stale=true&max_stale=1e3s", b"", 400),
+        ("GET", "/kv?key=k&stale=true&stale=true", b"", 400),
         ("POST", "/join", b"[]", 400),
         ("POST", "/join", b'{"ID": "n2"}', 400),
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "Role": "none"}', 400),
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "HTTPAddr": "h:1"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "HTTPAddr": null}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "Role": 1}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "NonVoter": "true"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "ID": "n2"}', 400),
+        ("POST", "/join", b'{"ID": 2, "RaftAddr": "h:1"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:0"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:65536"}', 400),
+        ("POST", "/join", b'{"RaftAddr": "h:1"}', 400),
+        ("POST", "/join", b"", 400),
+        ("POST", "/join?dry_run=perhaps", b'{"ID": "n2", "RaftAddr": "h:1"}', 400),
+        ("POST", "/join?dry_run=1&dry_run=1", b'{"ID": "n2", "RaftAddr": "h:1"}', 400),
+        ("POST", "/join?dry_run=1", b'{"ID": "n2"}', 400),
         ("POST", "/remove", b'{"ID": ""}', 400),
+        ("POST", "/remove", b'{"ID": null}', 400),
+        ("POST", "/remove", b'{"ID": "n2", "Force": "yes"}', 400),
+        ("POST", "/remove", b'{"ID": "n2", "Force": true, "Force": true}', 400),
+        ("POST", "/remove?force=yes", b'{"ID": "n2"}', 400),
+        ("POST", "/remove?dry_run=", b'{"ID": "n2"}', 400),
+        ("POST", "/leader", b'{"ID": ""}', 400),
+        ("POST", "/leader", b'{"ID": null}', 400),
+        ("POST", "/leader", b'"n2"', 400),
+        ("POST", "/leader", b"n2", 400),
+        ("GET", "/leader", b"", 405),
         ("POST", "/kv?key=k", b"v", 405),
         ("PUT", "/nowhere", b"v", 404),
     ],
@@ -345,7 +352,8 @@ def test_a_refused_request_has_changed_nothing(
 ) -> None:
     assert service.request(method, target, body).status == status
     assert (backend.batches, backend.confirmations) == ([], 0)
-    assert (backend.joins, backend.removed) == ([], [])
+    assert (backend.joins, backend.removed, backend.handed_over) == ([], [], [])
+    assert (backend.reads, backend.previews) == ([], [])
 
 
 def test_the_largest_of_everything_is_taken(service: Service, backend: FakeBackend) -> None:
@@ -363,7 +371,7 @@ def test_join_hands_over_the_facts(service: Service, backend: FakeBackend) -> No
     facts |= {"HTTPAddr": "http://h-2:8081", "NonVoter": True, "Role": "arbiter", "Extra": None}
     assert service.request("POST", "/join", json.dumps(facts).encode()).body == b"OK\n"
     assert backend.joins == [
-        {"id": "n2", "raft": "[::1]:7001", "http": "", "voter": True, "role": "data"},
+        {"id": "n2", "raft": "[::1]:7001", "http": "", "voter": True, "role": ""},
         {"id": "n2", "raft": "[::1]:7001", "http": "http://h-2:8081", "voter": False,
          "role": "arbiter"},
     ]  # fmt: skip
@@ -371,10 +379,36 @@ def test_join_hands_over_the_facts(service: Service, backend: FakeBackend) -> No
 
 def test_remove_hands_over_the_id(service: Service, backend: FakeBackend) -> None:
     assert service.request("POST", "/remove", b'{"ID": "n.2_x-y"}').body == b"OK\n"
-    assert backend.removed == ["n.2_x-y"]
+    assert service.request("POST", "/remove?force=true", b'{"ID": "n2"}').body == b"OK\n"
+    assert service.request("POST", "/remove", b'{"ID": "n2", "Force": true}').body == b"OK\n"
+    forced = ("n2", True)
+    assert backend.removed == [("n.2_x-y", False), forced, forced]
     backend.error = MemberNotFound("n3 is no member")
     answer = service.request("POST", "/remove", b'{"ID": "n3"}')
     assert (answer.status, answer.body) == (404, b"n3 is no member\n")
+
+
+def test_leader_hands_over(service: Service, backend: FakeBackend) -> None:
+    for body in (b"", b"{}", b'{"ID": "n2"}'):
+        assert service.request("POST", "/leader", body).body == b"OK\n"
+    assert backend.handed_over == ["", "", "n2"]
+    backend.error = Conflict("n3 is no voter")
+    answer = service.request("POST", "/leader", b'{"ID": "n3"}')
+    assert (answer.status, answer.body) == (409, b"n3 is no voter\n")
+
+
+def test_a_dry_run_tells_and_does_nothing(service: Service, backend: FakeBackend) -> None:
+    facts = b'{"ID": "n2", "RaftAddr": "h:1", "NonVoter": true, "Role": "arbiter"}'
+    joining = service.request("POST", "/join?dry_run=true", facts)
+    removing = service.request("POST", "/remove?dry_run=1", b'{"ID": "n2", "Force": true}')
+    assert joining.headers["content-type"] == removing.headers["content-type"] == JSON
+    assert json.loads(joining.body) == json.loads(removing.body)
+    assert json.loads(joining.body)["tolerates"] == 1
+    assert backend.previews == [("join", "n2", False, "arbiter"), ("remove", "n2")]
+    assert (backend.joins, backend.removed) == ([], [])
+    assert service.request("POST", "/join?dry_run=false", facts).body == b"OK\n"
+    backend.error = MemberNotFound("n3 is no member")
+    assert service.request("POST", "/remove?dry_run=1", b'{"ID": "n3"}').status == 404
 
 
 def test_health(service: Service, backend: FakeBackend) -> None:

@@ -11,7 +11,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from errors import (
     DiskFull,
     ForeignDirectory,
     MemberNotFound,
-    NotImplementedHere,
     NotLeader,
     OutcomeUnknown,
     Unavailable,
@@ -36,12 +35,30 @@ from errors import (
 from fileio import FileSystem, OsFileSystem
 from metrics import Registry
 from node import Node, NodeOptions
-from raft import Raft
+from raft import Message, Raft
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.process import wait_until
+from transport import Greeting, Outgoing
 
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
 Command = tuple[bytes, bytes | None]
+
+
+class Nobody:
+    """The peers of a node that has none: nobody answers."""
+
+    def set_peers(self, peers: Mapping[str, str]) -> None: ...
+
+    def send(self, message: Message) -> None:
+        raise AssertionError(f"a lone node wrote to {message.to}")
+
+    def send_snapshot(self, outgoing: Outgoing) -> None:
+        raise AssertionError("a lone node sent a snapshot")
+
+    def probe(
+        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+    ) -> None:
+        reply(Unavailable(f"nobody answers at {address} as {node_id}"))
 
 
 def options(**changes: Any) -> NodeOptions:
@@ -65,7 +82,7 @@ def options(**changes: Any) -> NodeOptions:
 def open_node(
     fs: FileSystem, on_failure: Callable[[], None] = lambda: None, **changes: Any
 ) -> Node:
-    return Node.open(options(**changes), fs, Registry(), on_failure)
+    return Node.open(options(**changes), fs, Nobody(), Registry(), on_failure)
 
 
 @contextlib.contextmanager
@@ -655,7 +672,7 @@ def test_members() -> None:
 
     def remove(node: Node, node_id: str) -> ConureError | None:
         answers: list[ConureError | None] = []
-        node.remove(node_id, answers.append)
+        node.remove(node_id, force=False, reply=answers.append)
         (answer,) = answers
         return answer
 
@@ -666,7 +683,9 @@ def test_members() -> None:
         assert isinstance(join(node, "n1", "127.0.0.1:7002", ""), Conflict)
         assert isinstance(join(node, "n1", "127.0.0.1:7001", "", voter=False), Conflict)
         assert isinstance(join(node, "n1", "127.0.0.1:7001", "", role="arbiter"), Conflict)
-        assert isinstance(join(node, "n2", "127.0.0.1:7002", ""), NotImplementedHere)
+        assert "nobody answers" in str(join(node, "n2", "127.0.0.1:7002", ""))
+        assert isinstance(join(node, "n2", "127.0.0.1:7001", ""), Conflict)
+        assert len(node.members()["servers"]) == 1
         assert isinstance(remove(node, "n2"), MemberNotFound)
         assert isinstance(remove(node, "n1"), Conflict)
     with started(CrashFileSystem(), bootstrap=False) as node:
@@ -686,7 +705,7 @@ def test_readiness_fails_as_soon_as_a_stop_begins() -> None:
 
 def test_metrics_show_what_happens() -> None:
     registry = Registry()
-    node = Node.open(options(), CrashFileSystem(), registry, lambda: None)
+    node = Node.open(options(), CrashFileSystem(), Nobody(), registry, lambda: None)
     node.start()
     write(node, *[(b"%d" % n, b"v") for n in range(5)])
     page = registry.render()

@@ -40,7 +40,7 @@ def test_a_new_file_has_an_empty_root_and_two_equal_checkpoints(page_size: int) 
     fs = fs.after_crash("dropped")
     pager = Pager.open(fs, "db", 4096, create=False)
     assert pager.page_size == page_size
-    assert pager.meta == Meta(page_size, 1, 0, 2, 3, 0, 0, 0, 0, 0)
+    assert pager.meta == Meta(page_size, 1, 0, 2, 3, 0, 0, 0, 0, 0, 0)
     assert pager.read(2)[0] == LEAF
     assert fs.list(".") == ["db"]
 

@@ -7,10 +7,20 @@ Those of reads are in test_raft_paper.py, thesis 6.4.
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from errors import Conflict, CorruptionError, MemberNotFound, NotLeader, Unavailable
+from errors import (
+    Conflict,
+    CorruptionError,
+    MemberNotFound,
+    NotLeader,
+    ProtocolViolation,
+    Unavailable,
+)
 from raft import (
     COMMAND,
     CONFIG,
@@ -20,6 +30,7 @@ from raft import (
     HardState,
     Message,
     MessageType,
+    Outlook,
     Raft,
     RaftOptions,
     Ready,
@@ -53,8 +64,33 @@ def state_of(raft: Raft) -> State:
     return raft.state
 
 
+def suffrage_of(leader: Node, name: str) -> str:
+    member = leader.raft.configuration.get(name)
+    assert member is not None
+    return member.suffrage
+
+
 def replication_of(leader: Node, name: str) -> Replication:
     return leader.raft.progress[name].state
+
+
+def visible(raft: Raft) -> tuple[object, ...]:
+    """Return what a message may change of a core."""
+    return (
+        raft.term,
+        raft.vote,
+        raft.state,
+        raft.leader_id,
+        raft.commit_index,
+        raft.last_index,
+        raft.last_term,
+        raft.configuration,
+    )
+
+
+def commands(*positions: tuple[int, int]) -> list[Entry]:
+    """Return entries of these terms and indexes."""
+    return [Entry(term, index, COMMAND, b"") for term, index in positions]
 
 
 def take(raft: Raft) -> Ready:
@@ -492,7 +528,7 @@ def test_a_dead_node_can_be_replaced() -> None:
     leader.change(lambda: leader.raft.promote("d"))
     cluster.settle()
     leader.change(lambda: leader.raft.remove("c"))
-    cluster.settle()
+    cluster.tick_all(2)
     assert cluster["d"].raft.configuration.voters == ("a", "b", "d")
     assert cluster["d"].raft.commit_index == leader.raft.last_index
 
@@ -501,7 +537,7 @@ def test_a_change_that_would_lose_the_quorum_is_refused() -> None:
     cluster, leader = leader_of("a", "b", "c")
     cluster["c"].crash()
     cluster.tick_all(ELECTION + 1)
-    with pytest.raises(Unavailable, match="only 1 of 2 voters"):
+    with pytest.raises(Conflict, match=r"only 1 of the 2 voters .* 2 must: .* force"):
         leader.raft.remove("b")
     leader.change(lambda: leader.raft.remove("c"))
 
@@ -595,7 +631,252 @@ def test_an_arbiter_holds_nothing_that_its_leader_may_lose() -> None:
     assert cluster["x"].raft.last_index == leader.raft.commit_index == 3
 
 
+def test_a_staging_server_becomes_a_voter_by_itself() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.change(lambda: leader.raft.add_learner(server("d", "staging")))
+    cluster.tick_all(3)
+    assert suffrage_of(leader, "d") == "staging"  # it doesn't even run
+    assert leader.raft.configuration.quorum == 2
+    cluster.add("d").start()
+    cluster.tick_all(2)
+    assert suffrage_of(leader, "d") == "voter"
+    assert cluster["d"].raft.configuration.voters == ("a", "b", "c", "d")
+
+
+def test_a_learner_for_good_is_not_promoted() -> None:
+    cluster, leader = leader_of("a", "b")
+    cluster.add("c").start()
+    leader.change(lambda: leader.raft.add_learner(server("c")))
+    cluster.tick_all(2 * ELECTION)
+    assert leader.raft.caught_up("c")
+    assert suffrage_of(leader, "c") == "nonvoter"
+
+
+def test_staging_servers_are_promoted_one_at_a_time() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    for joining in (server("d", "staging"), server("e", "staging")):
+        cluster.add(joining.id).start()
+        leader.change(partial(leader.raft.add_learner, joining))
+        cluster.settle()
+    leader.tick()
+    cluster.drop(lambda message: message.type is MessageType.HEARTBEAT)
+    assert [suffrage_of(leader, name) for name in "de"] == ["voter", "staging"]
+    leader.tick(2)
+    assert [suffrage_of(leader, name) for name in "de"] == ["voter", "staging"]
+    cluster.settle()
+    leader.tick()
+    assert [suffrage_of(leader, name) for name in "de"] == ["voter", "voter"]
+
+
+def test_nobody_is_promoted_while_leadership_is_handed_over() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.add("d").start()
+    leader.change(lambda: leader.raft.add_learner(server("d", "staging")))
+    cluster.settle()
+    leader.raft.transfer_leadership("b")
+    leader.tick()
+    assert suffrage_of(leader, "d") == "staging"
+
+
+def test_the_next_leader_promotes_whom_the_last_one_added() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.change(lambda: leader.raft.add_learner(server("d", "staging")))
+    cluster.settle()
+    cluster.add("d").start()
+    leader.crash()
+    new = cluster["b"]
+    cluster.isolate("b")
+    new.tick(2 * ELECTION)
+    for kind in (MessageType.PRE_VOTE_RESPONSE, MessageType.VOTE_RESPONSE):
+        new.step(Message(kind, "c", "b", 3))
+    cluster.drop()
+    new.tick()
+    assert state_of(new.raft) is State.LEADER
+    assert suffrage_of(new, "d") == "staging"  # nothing of this term is committed (R4)
+    cluster.heal()
+    cluster.tick_all(3)
+    assert suffrage_of(new, "d") == "voter"
+
+
+def test_adding_again_never_takes_a_vote_away() -> None:
+    cluster, leader = leader_of("a", "b")
+
+    def add(name: str, suffrage: str) -> str:
+        leader.change(lambda: leader.raft.add_learner(server(name, suffrage)))
+        cluster.settle()
+        return suffrage_of(leader, name)
+
+    assert [add("b", suffrage) for suffrage in ("nonvoter", "staging")] == ["voter", "voter"]
+    assert [add("c", suffrage) for suffrage in ("voter", "nonvoter")] == ["nonvoter", "nonvoter"]
+    assert [add("c", suffrage) for suffrage in ("staging", "nonvoter")] == ["staging", "staging"]
+
+
+def test_a_member_with_another_disk_is_not_taken_for_itself() -> None:
+    """It would vote and acknowledge as if it had not forgotten what it did before."""
+    cluster, leader = leader_of("a", "b", "c")
+    raft = leader.raft
+
+    def add(incarnation: str) -> None:
+        leader.change(lambda: raft.add_learner(server("c", incarnation=incarnation)))
+        cluster.settle()
+
+    add("first")  # the founders' directories may not have been known yet
+    add("first")
+    for other in ("second", ""):
+        with pytest.raises(Conflict, match="another data directory; remove it first"):
+            raft.add_learner(server("c", incarnation=other))
+    leader.change(lambda: raft.remove("c"))
+    cluster.settle()
+    add("second")
+    member = raft.configuration.get("c")
+    assert member is not None
+    assert (member.incarnation, member.suffrage) == ("second", "nonvoter")
+
+
+def test_force_skips_the_refusal_for_want_of_voters_and_nothing_else() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    raft = leader.raft
+    with pytest.raises(MemberNotFound):
+        raft.remove("z", force=True)
+    with pytest.raises(Conflict, match="last voter"):
+        Cluster("a").elect("a").raft.remove("a", force=True)
+    with pytest.raises(Conflict, match="arbiter"):
+        Cluster("a", arbiters="x").elect("a").raft.remove("a", force=True)
+    with pytest.raises(NotLeader):
+        cluster["b"].raft.remove("c", force=True)
+    cluster["c"].crash()
+    cluster.tick_all(ELECTION + 1)
+    leader.change(lambda: raft.remove("b", force=True))
+    assert raft.configuration.voters == ("a", "c")
+    with pytest.raises(Unavailable, match="under way"):
+        raft.add_learner(server("d"))
+    cluster["c"].start()
+    cluster.tick_all(3 * ELECTION)
+    assert cluster.leader is not None
+    assert cluster.leader.raft.configuration.voters == ("a", "c")
+
+
+def test_the_outlook_counts_who_answers() -> None:
+    cluster, leader = leader_of("a", "b", "c", "d", "e")
+    raft = leader.raft
+    assert raft.outlook() == Outlook(voters=5, quorum=3, active=5)
+    assert raft.outlook().tolerates == 2
+    cluster["e"].crash()
+    cluster.tick_all(ELECTION + 1)
+    assert raft.outlook() == Outlook(voters=5, quorum=3, active=4)
+    assert raft.outlook().tolerates == 1
+    assert raft.outlook(raft.check_removal("e")) == Outlook(voters=4, quorum=3, active=4)
+    assert raft.outlook(raft.check_removal("d")) == Outlook(voters=4, quorum=3, active=3)
+    assert raft.outlook(raft.check_addition(server("f"))) == raft.outlook()
+    assert Outlook(voters=3, quorum=2, active=1).tolerates == 0
+    with pytest.raises(NotLeader):
+        cluster["b"].raft.outlook()
+
+
+def test_a_dry_run_changes_nothing() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    before = visible(leader.raft)
+    assert leader.raft.check_removal("c") == configuration_of("a", "b")
+    added = leader.raft.check_addition(server("d", "staging"))
+    assert added == leader.raft.configuration.with_server(server("d", "staging"))
+    for check in (cluster["b"].raft.check_removal, leader.raft.check_removal):
+        with pytest.raises((NotLeader, MemberNotFound)):
+            check("z")
+    assert visible(leader.raft) == before
+    assert leader.raft.ready() is None
+
+
+# -- a quiet start -------------------------------------------------------------------------------
+
+
+QUIET = ELECTION + 1
+
+
+def restarted(*voters: str) -> Raft:
+    """Return a core that votes and campaigns no earlier than a promise of its last life ends."""
+    storage = MemoryLog()
+    storage.hard_state, entry = bootstrap(configuration_of(*voters))
+    storage.append([entry])
+    storage.sync()
+    options = RaftOptions("a", quiet_ticks=QUIET)
+    raft = Raft(options, storage, storage.hard_state, 0, Configuration(), random.Random(1))
+    take(raft)
+    return raft
+
+
+@pytest.mark.parametrize("term", [1, 2])
+@pytest.mark.parametrize("kind", [MessageType.VOTE, MessageType.PRE_VOTE])
+def test_a_node_that_has_just_started_elects_nobody(kind: MessageType, term: int) -> None:
+    """The leader that it answered before may still read by its lease, of this term or the last."""
+    raft = restarted("a", "b", "c")
+    request = Message(kind, "b", "a", term, index=1, log_term=1)
+    for _ in range(QUIET):
+        raft.step(request)
+        ready = raft.ready()
+        assert ready is None or [message.reject for message in ready.messages] == [True]
+        assert (raft.term, raft.vote) == (1, "")
+        raft.tick()
+    request.term = 2
+    raft.step(request)
+    granted = [m for m in take(raft).messages if m.sender == "a" and m.to == "b" and not m.reject]
+    assert granted
+
+
+def test_a_quiet_node_follows_its_leaders_wish() -> None:
+    raft = restarted("a", "b", "c")
+    raft.step(Message(MessageType.VOTE, "b", "a", 2, index=1, log_term=1, force=True))
+    assert (raft.term, raft.vote) == (2, "b")
+
+
+def test_a_quiet_node_does_not_stand_itself() -> None:
+    """Its own vote is one of those that elect another leader."""
+    raft = restarted("a", "b", "c")
+    raft.campaign()
+    assert raft.state is State.FOLLOWER
+    for _ in range(QUIET):
+        assert raft.state is State.FOLLOWER
+        raft.tick()
+    raft.campaign()
+    assert state_of(raft) is State.PRE_CANDIDATE
+
+
+def test_a_lone_voter_starts_at_once_unless_it_was_not_alone() -> None:
+    raft = restarted("a")
+    raft.campaign()
+    assert raft.state is State.CANDIDATE
+    storage = MemoryLog()
+    storage.hard_state, entry = bootstrap(configuration_of("a", "b"))
+    storage.append([entry, Entry(1, 2, CONFIG, configuration_of("a").encode())])
+    storage.sync()
+    options = RaftOptions("a", quiet_ticks=QUIET)
+    raft = Raft(options, storage, storage.hard_state, 0, Configuration(), random.Random(1))
+    raft.campaign()
+    assert state_of(raft) is State.FOLLOWER
+
+
 # -- log and snapshots ---------------------------------------------------------------------------
+
+
+def test_a_batch_costs_each_follower_one_append_and_one_answer() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    seen: list[MessageType] = []
+    cluster.trace = lambda line: seen.append(MessageType[line.split()[1]]) if "→" in line else None
+    for count in range(1, 11):
+        leader.propose(b"x", b"y")
+        cluster.settle()
+        assert leader.raft.applied_index == 2 + 2 * count
+        assert cluster["b"].raft.applied_index == 2 * count  # the commit travels with the next
+    assert seen.count(MessageType.APPEND) == seen.count(MessageType.APPEND_RESPONSE) == 20
+    assert len(seen) == 40
+
+
+def test_an_idle_cluster_learns_of_the_last_commit_with_the_next_heartbeat() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.propose(b"x")
+    cluster.settle()
+    leader.tick()
+    cluster.settle()
+    assert [node.raft.applied_index for node in cluster.nodes.values()] == [3, 3, 3]
 
 
 def test_a_late_rejection_does_not_walk_back() -> None:
@@ -682,7 +963,7 @@ def test_flow_control_bounds_what_is_on_its_way() -> None:
         leader.step(Message(MessageType.HEARTBEAT_RESPONSE, name, "a", 2))
     extra = [item.message.entries for item in cluster.network if item.message.to == "b"][3:]
     assert not any(extra)  # it asks where the follower is, and sends no more
-    cluster.settle()
+    cluster.tick_all(2)
     assert [node.raft.applied_index for node in cluster.nodes.values()] == [22, 22, 22]
 
 
@@ -711,8 +992,8 @@ def test_an_unreachable_follower_is_probed() -> None:
 def test_messages_that_no_node_sends_do_no_harm() -> None:
     """For another node, malformed, or from who isn't a member."""
     cluster, leader = leader_of("a", "b", "c")
-    hole = [Entry(2, 3, COMMAND, b""), Entry(2, 5, COMMAND, b"")]
     for message in (
+        Message(MessageType.HEARTBEAT, "a", "a", 9),
         Message(MessageType.HEARTBEAT, "b", "c", 9),
         Message(MessageType.APPEND_RESPONSE, "z", "a", 2, index=2),
         Message(MessageType.APPEND_RESPONSE, "b", "a", 2, index=1000),
@@ -724,17 +1005,102 @@ def test_messages_that_no_node_sends_do_no_harm() -> None:
     ):
         leader.step(message)
         assert (leader.raft.state, leader.raft.term) == (State.LEADER, 2)
-    follower = cluster["b"]
-    for message in (
-        Message(MessageType.APPEND, "a", "b", 2, index=2, log_term=2, entries=hole),
-        Message(MessageType.APPEND, "a", "b", 2, index=1, log_term=1, entries=hole[1:]),
-        Message(MessageType.SNAPSHOT, "a", "b", 2),
-    ):
-        follower.step(message)
-        assert follower.raft.last_index == 2
     leader.propose(b"x")
-    cluster.settle()
-    assert follower.raft.applied_index == 3
+    cluster.tick_all(2)
+    assert cluster["b"].raft.applied_index == 3
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(MessageType.HEARTBEAT, "c", "b", 2),  # a leads this term
+        Message(MessageType.APPEND, "a", "b", 2, 2, 2, entries=commands((2, 3), (2, 5))),
+        Message(MessageType.APPEND, "a", "b", 2, 1, 1, entries=commands((2, 3))),
+        Message(MessageType.APPEND, "a", "b", 2, 2, 2, entries=commands((2, 3), (1, 4), (2, 5))),
+        Message(MessageType.APPEND, "a", "b", 2, 2, 2, entries=commands((3, 3))),
+        Message(MessageType.APPEND, "a", "b", 2, 2, 2, entries=commands((1, 3))),
+        Message(MessageType.APPEND, "c", "b", 3, 2, 2, entries=[Entry(3, 3, CONFIG, b"\x07")]),
+        Message(MessageType.SNAPSHOT, "a", "b", 2),
+        Message(MessageType.SNAPSHOT, "c", "b", 3, snapshot=SnapshotMeta(9, 3, b"\x07")),
+    ],
+    ids=lambda message: f"{message.type.name}-{message.term}",
+)
+def test_what_no_leader_sends_is_refused_before_anything_has_changed(message: Message) -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    raft = cluster["b"].raft
+    before = visible(raft)
+    with pytest.raises(ProtocolViolation):
+        raft.step(message)
+    assert visible(raft) == before
+    assert raft.ready() is None
+    leader.propose(b"x")
+    cluster.tick_all(2)
+    assert cluster["b"].raft.applied_index == 3
+
+
+def test_a_leader_refuses_another_one_of_its_term() -> None:
+    _, leader = leader_of("a", "b", "c")
+    with pytest.raises(ProtocolViolation, match="b says that it leads term 2, and so does a"):
+        leader.raft.step(Message(MessageType.HEARTBEAT, "b", "a", 2))
+    assert leader.raft.state is State.LEADER
+
+
+numbers = st.integers(0, 6)
+messages = st.builds(
+    Message,
+    st.sampled_from(MessageType),
+    st.sampled_from("abcz"),
+    st.just("b"),
+    st.integers(1, 4),
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    st.booleans(),
+    st.booleans(),
+    st.lists(
+        st.builds(
+            Entry,
+            numbers,
+            numbers,
+            st.sampled_from([NOOP, COMMAND, CONFIG]),
+            st.sampled_from([b"", b"x", configuration_of("a", "b").encode()]),
+        ),
+        max_size=3,
+    ),
+    st.none()
+    | st.builds(SnapshotMeta, numbers, numbers, st.just(configuration_of("a", "b", "c").encode())),
+)
+
+
+@given(st.sampled_from("ab"), st.lists(messages, max_size=8), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_any_message_is_taken_or_refused(
+    leader: str, received: list[Message], in_order: bool
+) -> None:
+    """Whatever can be decoded, whenever it comes: it is never an error of ours."""
+    cluster = Cluster("a", "b", "c")
+    cluster.elect(leader)
+    node = cluster["b"]
+    for message in received:
+        if in_order:
+            for position, entry in enumerate(message.entries, 1):
+                entry.index = message.index + position
+                entry.term = max(message.log_term, min(entry.term, message.term))
+        before = visible(node.raft)
+        try:
+            node.raft.step(message)
+        except ProtocolViolation:
+            assert visible(node.raft) == before
+        while (ready := node.raft.ready()) is not None:
+            if ready.snapshot is not None:
+                node.storage.reset(ready.snapshot)
+            if ready.entries:
+                node.storage.append(ready.entries)
+            node.raft.persisted(ready)
+            if ready.committed:
+                node.raft.applied(ready.committed[-1].index)
 
 
 def test_a_configuration_that_cannot_be_read_is_not_appended() -> None:
@@ -746,9 +1112,9 @@ def test_a_configuration_that_cannot_be_read_is_not_appended() -> None:
     follower.step(cluster.drop()[0])
     assert follower.raft.last_index == 3
     entries = [Entry(3, 3, NOOP, b""), Entry(3, 4, CONFIG, b"\x07")]
-    with pytest.raises(CorruptionError):
+    with pytest.raises(ProtocolViolation, match="version 7"):
         follower.step(Message(MessageType.APPEND, "c", "b", 3, 2, 2, entries=entries))
-    assert (follower.raft.last_index, follower.raft.last_term) == (3, 2)
+    assert (follower.raft.last_index, follower.raft.last_term, follower.raft.term) == (3, 2, 2)
     with pytest.raises(CorruptionError):
         leader.raft.add_learner(server(""))
     assert leader.raft.last_index == 3

@@ -16,23 +16,29 @@ servers = st.builds(
     st.text(min_size=1, max_size=10),
     texts,
     texts,
-    st.sampled_from(["voter", "nonvoter"]),
+    st.sampled_from(["voter", "nonvoter", "staging"]),
     st.sampled_from(["data", "arbiter"]),
+    texts,
 )
 configurations = st.lists(servers, max_size=8, unique_by=lambda one: one.id).map(
     lambda members: Configuration(tuple(members))
 )
 
 GOLDEN = bytes.fromhex(
-    "01 0200"  # version, two servers
-    "00 00 0100 0300 0400  61 613a31 682f2f61"  # a, voter, data, "a:1", "h//a"
-    "01 01 0100 0000 0000  62"  # b, learner, arbiter, no addresses
+    "01 0300"  # version, three servers
+    "00 00 0100 0300 0400 0200  61 613a31 682f2f61 6930"  # a, voter, data, "a:1", "h//a", "i0"
+    "01 01 0100 0000 0000 0000  62"  # b, learner, arbiter, no addresses, no incarnation
+    "02 00 0100 0000 0000 0000  63"  # c, to become a voter, data
 )
 
 
 def test_golden_bytes() -> None:
     configuration = Configuration(
-        (Server("b", "", "", "nonvoter", "arbiter"), Server("a", "a:1", "h//a"))
+        (
+            Server("c", "", "", "staging"),
+            Server("b", "", "", "nonvoter", "arbiter"),
+            Server("a", "a:1", "h//a", incarnation="i0"),
+        )
     )
     assert configuration.encode() == GOLDEN
     assert Configuration.decode(GOLDEN) == configuration
@@ -78,6 +84,9 @@ def test_changes_make_new_configurations() -> None:
     learner = configuration.with_server(server("a", "nonvoter"))
     assert learner.voters == ("b", "c", "d", "x")
     assert not learner.may_lead("a")
+    staging = configuration.with_server(server("a", "staging"))
+    assert staging.voters == learner.voters
+    assert not staging.may_lead("a")
     assert configuration.without("a").get("a") is None
     assert [configuration_of(*"abc"[:n]).quorum for n in (1, 2, 3)] == [1, 2, 2]
 

@@ -265,7 +265,7 @@ def test_5_3_entries_are_committed_on_a_majority() -> None:
     assert leader.raft.commit_index == index - 2
     cluster.heal()
     cluster.isolate("d", "e")
-    cluster.tick_all()
+    cluster.tick_all(2)
     assert leader.raft.commit_index == leader.raft.applied_index == index
     assert cluster["c"].raft.applied_index == index
 
@@ -543,7 +543,7 @@ def test_7_a_follower_behind_the_log_is_sent_a_snapshot() -> None:
     assert other.storage.snapshot.index == 22
     assert other.machine == leader.machine
     leader.propose(b"y")
-    cluster.settle()
+    cluster.tick_all(2)
     assert other.machine == leader.machine
 
 

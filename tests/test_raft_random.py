@@ -39,6 +39,7 @@ class History:
             election_ticks=rng.choice([3, 5]),
             max_inflight=rng.choice([1, 2, 8]),
             max_append_bytes=rng.choice([50, 200, 1 << 20]),
+            quiet_ticks=rng.choice([0, 0, 4]),
         )
         names = "abcde"[: rng.choice([1, 2, 3, 3, 5])]
         arbiters = "x" if len(names) == 2 else ""
@@ -149,7 +150,7 @@ class History:
             return
         raft = leader.raft
         members = raft.configuration.servers
-        learners = [one.id for one in members if one.suffrage == "nonvoter"]
+        learners = [one.id for one in members if one.suffrage != "voter"]
         choice = self.rng.random()
         if choice < 0.4 and learners:
             self.attempt(lambda: leader.change(lambda: raft.promote(self.rng.choice(learners))))
@@ -164,10 +165,12 @@ class History:
             else:
                 name = f"n{len(self.cluster.nodes)}"
                 self.cluster.add(name).start()
-            self.attempt(lambda: leader.change(lambda: raft.add_learner(server(name))))
+            newcomer = server(name, self.rng.choice(["nonvoter", "staging"]))
+            self.attempt(lambda: leader.change(lambda: raft.add_learner(newcomer)))
         elif choice >= 0.7:
             name = self.rng.choice(members).id
-            self.attempt(lambda: leader.change(lambda: raft.remove(name)))
+            force = self.rng.random() < 0.2
+            self.attempt(lambda: leader.change(lambda: raft.remove(name, force=force)))
 
     def transfer(self) -> None:
         leader = self.a_leader()
@@ -232,7 +235,7 @@ def play(seed: int, steps: int) -> History:
     try:
         history.run(steps)
         history.mend()
-    except AssertionError as error:
+    except (AssertionError, ConureError) as error:
         error.add_note(f"repeat with: python -m tests.test_raft_random {seed} {steps}")
         raise
     return history

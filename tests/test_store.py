@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wire
-from btree import BTree
+from btree import BTree, Record
 from errors import CorruptionError, DiskFull
-from raft import Entry, EntryKind
-from store import Checkpoint, Store
+from raft import Entry, EntryKind, SnapshotMeta
+from store import MARK_EVERY, Checkpoint, Store
 from tests.crashfs import CrashFileSystem
 
 PATH = "/conure.db"
@@ -55,10 +56,9 @@ def finish(running: Checkpoint) -> None:
 
 
 def test_commands_are_applied_in_order(store: Store) -> None:
-    outcomes = store.apply(
+    store.apply(
         entries(1, (b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"b", None), (b"b", None), term=7)
     )
-    assert outcomes == [1, 2, 3, 4, 0]  # the revision a command wrote, or nothing
     record = store.get(b"a")
     assert record is not None
     assert (record.value, record.create_revision, record.mod_revision) == (b"3", 1, 3)
@@ -139,6 +139,124 @@ def test_a_checkpoint_that_does_not_fit_is_given_up_and_done_again() -> None:
     assert len(again.tree) == 41
 
 
+# -- the digest ----------------------------------------------------------------------------------
+
+
+def digest_of(*commands: Command) -> int:
+    store = open_store(CrashFileSystem())
+    store.apply(entries(1, *commands))
+    return store.digest
+
+
+def test_the_digest_is_a_crc_over_commands_and_what_they_did(store: Store) -> None:
+    assert store.digest == 0
+    expected = 0
+    put, delete = wire.encode_put(b"a", b"1"), wire.encode_delete(b"a")
+    for data, done in ((put, 1), (put, 2), (delete, 1), (delete, 0), (put, 1)):
+        store.apply([Entry(1, store.applied_index + 1, EntryKind.COMMAND, data)])
+        expected = crc32(data, expected ^ done)
+        assert store.digest == expected
+    store.apply([Entry(2, 6, EntryKind.NOOP, b""), Entry(2, 7, EntryKind.CONFIG, b"members")])
+    assert store.digest == expected
+
+
+def test_another_command_gives_another_digest_for_good() -> None:
+    commands: list[Command] = [(b"a", b"1"), (b"b", b"2"), (b"a", None), (b"c", b"3")]
+    others = [
+        [(b"a", b"0"), *commands[1:]],
+        [commands[1], commands[0], *commands[2:]],
+        [(b"a", None), *commands[1:]],
+        [*commands[:2], (b"b", None), commands[3]],
+    ]
+    digests = {digest_of(*each, *[(b"z", b"%d" % n) for n in range(9)]) for each in others}
+    digests.add(digest_of(*commands, *[(b"z", b"%d" % n) for n in range(9)]))
+    assert len(digests) == 5
+
+
+@pytest.mark.parametrize("later", [(b"a", b"2"), (b"a", None)])
+def test_the_same_command_to_other_data_gives_another_digest(later: Command) -> None:
+    sound, broken = open_store(CrashFileSystem()), open_store(CrashFileSystem())
+    for each in (sound, broken):
+        each.apply(entries(1, (b"a", b"1")))
+    broken.tree.delete(b"ka")  # what no log has asked for
+    for each in (sound, broken):
+        each.apply(entries(2, later, (b"b", b"3")))
+    assert sound.digest != broken.digest
+
+
+def test_the_digest_comes_back_with_the_checkpoint() -> None:
+    fs = CrashFileSystem()
+    store = open_store(fs)
+    store.apply(entries(1, (b"a", b"1"), (b"b", b"2")))
+    digest = store.digest
+    running = store.begin_checkpoint()
+    store.apply(entries(3, (b"c", b"3")))
+    finish(running)
+    again = open_store(fs.after_crash("dropped"))
+    assert (again.digest, again.digest_at(2)) == (digest, digest)
+    again.apply(entries(3, (b"c", b"3")))
+    assert again.digest == store.digest
+
+
+def test_digests_of_round_indexes_are_remembered_however_the_entries_come() -> None:
+    log = entries(1, *[(b"%d" % (n % 7), b"%d" % n) for n in range(70 * MARK_EVERY + 5)])
+    rng = random.Random(3)
+    stores = [open_store(CrashFileSystem()) for _ in range(2)]
+    for store, most in zip(stores, (64, 5000), strict=True):
+        assert store.last_mark() == (0, 0)
+        while (at := store.applied_index) < len(log):
+            store.apply(log[at : at + rng.randrange(1, most)])
+            newest = at // MARK_EVERY * MARK_EVERY
+            assert store.last_mark()[0] >= newest
+    known = {store.digest_at(n) for store in stores for n in (len(log),)}
+    assert len(known) == 1
+    for number in range(1, 71):
+        found = {store.digest_at(number * MARK_EVERY) for store in stores}
+        assert len(found) == 1
+        assert (found == {None}) == (number <= 6)  # 64 of them are kept
+    assert stores[0].last_mark() == (70 * MARK_EVERY, stores[1].digest_at(70 * MARK_EVERY))
+    assert stores[0].digest_at(len(log) - 1) is None
+    assert stores[0].digest_at(70 * MARK_EVERY + 6) is None
+
+
+# -- states that travel --------------------------------------------------------------------------
+
+
+def test_a_pinned_state_is_that_of_its_index(store: Store) -> None:
+    store.apply(
+        [Entry(1, 1, EntryKind.CONFIG, b"members"), *entries(2, (b"a", b"1"), (b"b", b"2"), term=4)]
+    )
+    digest = store.digest
+    meta, pinned_digest, tree = store.snapshot()
+    store.apply([*entries(4, (b"a", None), term=5), Entry(5, 5, EntryKind.CONFIG, b"others")])
+    assert meta == SnapshotMeta(3, 4, b"members")
+    assert pinned_digest == digest != store.digest
+    assert [key for key, _ in tree.items()] == [b"ka", b"kb"]
+    tree.close()
+
+
+def test_a_store_goes_on_with_an_installed_state() -> None:
+    fs = CrashFileSystem()
+    store = open_store(fs, b"old")
+    store.apply(entries(1, *[(b"%d" % n, b"old") for n in range(2 * MARK_EVERY)]))
+    pinned = store.snapshot()
+    other = BTree.open(fs, "/other.db", page_size=512)
+    other.bulk_load([(b"ka", Record(b"new", 5, 6, 2))])
+    meta = SnapshotMeta(9000, 8, b"new members")
+    other.checkpoint(meta.index, meta.term, 77)
+    store.replace(other, meta)
+    assert (store.applied_index, store.applied_term, store.digest) == (9000, 8, 77)
+    assert (store.configuration, store.last_mark()) == (b"new members", (0, 0))
+    assert store.digest_at(MARK_EVERY) is None  # of a history that is not this state's
+    store.apply(entries(9001, (b"a", b"newer"), term=8))
+    assert store.get(b"a") == Record(b"newer", 5, 9001, 3)
+    assert len(list(pinned.tree.items())) == 2 * MARK_EVERY
+    pinned.tree.close()
+    other.check()
+    with pytest.raises(AssertionError):
+        store.replace(other, SnapshotMeta(9002, 8))
+
+
 KEYS = st.sampled_from([b"a", b"b", b"c", b"\0", b"a\0", b"long" * 30])
 VALUES = st.none() | st.binary(max_size=40) | st.integers(0, 3).map(lambda n: b"%d" % n * 400)
 
@@ -153,21 +271,20 @@ def test_the_same_entries_give_the_same_records_however_they_come(
     """R7: batches, checkpoints and restarts leave no trace in the contents."""
     log = entries(1, *commands)
     straight = open_store(CrashFileSystem())
-    expected = straight.apply(log)
+    straight.apply(log)
 
     fs = CrashFileSystem()
     winding = open_store(fs)
-    outcomes: list[int] = []
     while winding.applied_index < len(log):
         at = winding.applied_index
         batch = log[at : at + rng.randrange(1, 6)]
-        outcomes[at:] = winding.apply(batch)
+        winding.apply(batch)
         if rng.random() < 0.3:
             checkpoint(winding)
         if rng.random() < 0.2:
             fs = fs.after_crash("dropped")
             winding = open_store(fs)  # and the log is applied again from there
-    assert outcomes == expected
+    assert winding.digest == straight.digest
     assert list(winding.tree.items()) == list(straight.tree.items())
     model: dict[bytes, bytes] = {}
     for key, value in commands:

@@ -265,9 +265,33 @@ def test_any_bytes_are_a_message_or_a_wire_error(data: bytes) -> None:
 
 
 def test_a_frame_that_announces_too_much_is_refused_before_it_is_read() -> None:
-    for length in (0, 52, wire.MAX_FRAME_BYTES + 1, 2**32 - 1):
+    for length in (0, wire.MAX_FRAME_BYTES + 1, 2**32 - 1):
         with pytest.raises(WireError, match="a frame of"):
             wire.frame_length(struct.pack(">II", length, 0))
+    assert wire.frame_length(struct.pack(">II", 100, 0), 100) == 100
+    with pytest.raises(WireError, match="1 to 100 are possible"):
+        wire.frame_length(struct.pack(">II", 101, 0), 100)
+    with pytest.raises(WireError, match="cut short"):
+        wire.frame_length(b"\0\0\0\1")
+
+
+def test_a_small_frame_can_not_become_a_mountain_of_entries() -> None:
+    fits = [Entry(1, i, NOOP, b"") for i in range(1, wire.MAX_MESSAGE_ENTRIES + 1)]
+    frame = wire.encode_message(Message(MessageType.APPEND, "a", "b", 1, entries=fits))
+    assert len(wire.decode_message(frame).entries) == wire.MAX_MESSAGE_ENTRIES
+
+    payload = wire.check_frame(frame)
+    one_more = Message(
+        MessageType.APPEND, "a", "b", 1, entries=[Entry(1, len(fits) + 1, NOOP, b"")]
+    )
+    batch = wire.check_frame(wire.encode_message(one_more))[55:]  # 53 bytes of fields, "a", "b"
+    with pytest.raises(WireError, match="more than 65536 entries"):
+        wire.decode_message(wire.encode_frame(payload + batch))
+
+    n = 5_000_000  # in one batch, and told by its header alone: no bytes stand behind it
+    head = struct.pack(">QQI", 1, 1, n)
+    with pytest.raises(WireError, match="more than 65536 entries"):
+        wire.decode_message(wire.encode_frame(payload[:55] + struct.pack(">I", 20) + head))
 
 
 @pytest.mark.parametrize(
@@ -279,3 +303,80 @@ def test_a_message_of_a_newer_version_is_named(at: int, value: int, why: str) ->
     payload[at - 8] = value
     with pytest.raises(WireError, match=why):
         wire.decode_message(struct.pack(">II", len(payload), crc32(payload)) + payload)
+
+
+# -- frames and records of a snapshot ------------------------------------------------------------
+
+RECORDS = st.lists(
+    st.tuples(st.binary(min_size=1, max_size=300), st.binary(), U64, U64, U64, U64), max_size=12
+)
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=1, max_size=300))
+def test_frames_come_back(payload: bytes) -> None:
+    frame = wire.encode_frame(payload)
+    assert wire.frame_length(frame[: wire.FRAME_HEADER_BYTES]) == len(payload)
+    assert wire.check_frame(frame) == payload
+
+
+def test_golden_frame() -> None:
+    assert wire.encode_frame(b"hi").hex() == "00000002d8932aac6869"
+
+
+def test_every_changed_bit_of_a_frame_is_noticed() -> None:
+    frame = wire.encode_frame(b"payload")
+    for bit in range(8 * len(frame)):
+        changed = bytearray(frame)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(WireError):
+            wire.check_frame(bytes(changed))
+    for size in range(len(frame)):
+        with pytest.raises(WireError):
+            wire.check_frame(frame[:size])
+
+
+@settings(deadline=None)
+@given(RECORDS)
+def test_records_of_a_snapshot_come_back(
+    items: list[tuple[bytes, bytes, int, int, int, int]],
+) -> None:
+    assert wire.decode_records(wire.encode_records(items)) == items
+
+
+def test_golden_records() -> None:
+    items = [(b"k", b"hi", 3, 9, 2, 0), (b"key", b"", 10, 10, 1, 1 << 40)]
+    assert wire.encode_records(items).hex() == (
+        "01" "000000" "00000002" "0001" "0003" "00000002" "00000000"
+        "0000000000000003" "0000000000000009" "0000000000000002" "0000000000000000"
+        "000000000000000a" "000000000000000a" "0000000000000001" "0000010000000000"
+        "6b" "6b6579" "6869"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("010000", "3 bytes"),
+        ("0200000000000000", "version 2"),
+        ("0100010000000000", "0 records in 8 bytes"),
+        ("0100000000000001", "1 records in 8 bytes"),
+        ("01000000ffffffff", "4294967295 records"),
+        ("010000000000000000", "add up"),
+        ("0100000000000001000000000001" + "00" * 32 + "6b", "add up"),  # an empty key
+    ],
+)
+def test_records_that_no_node_sends(data: str, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        wire.decode_records(bytes.fromhex(data))
+
+
+@settings(deadline=None, max_examples=300)
+@given(RECORDS, st.integers(0, 200), st.binary(max_size=8))
+def test_any_bytes_are_records_or_a_wire_error(
+    items: list[tuple[bytes, bytes, int, int, int, int]], at: int, junk: bytes
+) -> None:
+    data = bytearray(wire.encode_records(items))
+    data[at : at + len(junk)] = junk
+    total(wire.decode_records, bytes(data))
+    total(wire.decode_records, junk)

@@ -1,0 +1,360 @@
+"""Deliberate faults, each of which the tests must notice: a test of the tests.
+
+Each :class:`Mutation` is one replacement in one file: a fault that some Raft implementation has
+had, or that a hasty change would make. It is put into a copy of the tree, and the tests chosen
+for it run there until the first one fails::
+
+    python -m tests.mutations              all of them, two at a time; some two minutes
+    python -m tests.mutations quorum read  those whose names contain one of these words
+
+One line each says which test caught it. Exit status 1 if one survived, broke the tests instead
+of failing them, or no longer applies: its old text must be found exactly once, so that a fault
+follows the code it is about. The tests are run on an unchanged copy first: what fails there
+says nothing about a fault. Any interpreter with the development tools will do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["MUTATIONS", "Mutation"]
+
+ROOT = Path(__file__).parent.parent
+WORKERS = 2
+TIMEOUT = 300
+"""Seconds for all the tests of one mutation; pyproject.toml bounds each test."""
+
+CORE_TESTS = (
+    "tests/test_raft_paper.py",
+    "tests/test_raft_checklist.py",
+    "tests/test_raft_script.py",
+    "tests/test_raft_random.py",
+    "tests/test_raft_configuration.py",
+)
+
+
+class Mutation(NamedTuple):
+    """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: Sequence[str] = CORE_TESTS
+
+    def apply(self, root: Path) -> None:
+        """Put the fault into the tree at *root*; ValueError if it doesn't apply."""
+        path = root / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            raise ValueError(f"found {text.count(self.old)} times in {self.file}: {self.old!r}")
+        path.write_text(text.replace(self.old, self.new))
+
+
+MUTATIONS = [
+    # Votes and persistence (R1, R2)
+    Mutation(
+        "a vote within a known term is answered but not saved",
+        "raft.py",
+        "unsaved = (self.term, self.vote) != self._saved",
+        "unsaved = self.term != self._saved.term",
+    ),
+    Mutation(
+        "two votes in one term",
+        "raft.py",
+        'free = self.vote == message.sender or (self.vote == "" and self.leader_id == "")',
+        'free = self.leader_id == ""',
+    ),
+    Mutation(
+        "a candidate counts its own vote before it is durable",
+        "raft.py",
+        "self._votes = {}  # its own",
+        "self._votes = {self.id: True}  # its own",
+    ),
+    Mutation(
+        "a node that lost its disk votes",
+        "raft.py",
+        "if not (free and complete and self.configuration.servers):",
+        "if not (free and complete):",
+    ),
+    Mutation(
+        "a follower acknowledges more than it has synced",
+        "raft.py",
+        "self._acknowledged = min(self._verified, self._log.persisted)",
+        "self._acknowledged = self._verified",
+    ),
+    Mutation(
+        "a leader counts what it has not synced",
+        "raft.py",
+        "self._log.persisted if voter == self.id else",
+        "self._log.last_index if voter == self.id else",
+    ),
+    Mutation(
+        "a late sync of entries that were replaced counts",
+        "raft.py",
+        "if ready.entries and ready.epoch == log.epoch:",
+        "if ready.entries:",
+    ),
+    Mutation(
+        "a replaced disk is taken for the old one",
+        "raft.py",
+        'known.incarnation not in ("", server.incarnation)',
+        'known.incarnation == "none"',
+    ),
+    # Elections (R5)
+    Mutation(
+        "half of an even number is a quorum",
+        "raft.py",
+        'put(self, "quorum", len(self.voters) // 2 + 1)',
+        'put(self, "quorum", (len(self.voters) + 1) // 2)',
+    ),
+    Mutation(
+        "a pre-vote ignores the log",
+        "raft.py",
+        "complete = (message.log_term, message.index) >= (log.last_term, log.last_index)",
+        "complete = (message.log_term, message.index) >= (log.last_term, log.last_index)\n"
+        "        complete = complete or message.type is MessageType.PRE_VOTE",
+    ),
+    Mutation(
+        "a longer log wins over a later one",
+        "raft.py",
+        "complete = (message.log_term, message.index) >= (log.last_term, log.last_index)",
+        "complete = (message.index, message.log_term) >= (log.last_index, log.last_term)",
+    ),
+    Mutation(
+        "who hears a leader helps to depose it",
+        "raft.py",
+        "if kind in _REQUESTS and not message.force and self._is_loyal():",
+        "if kind in _REQUESTS and not message.force and self._is_quiet():",
+    ),
+    Mutation(
+        "a node that has just started votes",
+        "raft.py",
+        "return self._now < self.options.quiet_ticks",
+        "return False",
+    ),
+    Mutation(
+        "a leader without a quorum never steps down",
+        "raft.py",
+        "if self._count_active(self.configuration) < self.configuration.quorum:",
+        "if self._count_active(self.configuration) < 1:",
+    ),
+    Mutation(
+        "an arbiter may lead",
+        "raft.py",
+        'server.suffrage == "voter" and server.role == "data"',
+        'server.suffrage == "voter"',
+    ),
+    Mutation(
+        "proposals are accepted while leadership is handed over",
+        "raft.py",
+        'if self._transferee:\n            raise Unavailable("leadership',
+        'if not self._transferee == self._transferee:\n            raise Unavailable("leadership',
+    ),
+    # Replication and commit (R3)
+    Mutation(
+        "one answer too few commits",
+        "raft.py",
+        "index = matches[-configuration.quorum]",
+        "index = matches[1 - configuration.quorum]",
+    ),
+    Mutation(
+        "an entry of an earlier term is committed by counting",
+        "raft.py",
+        "if index > self.commit_index and index >= self._term_start:",
+        "if index > self.commit_index:",
+    ),
+    Mutation(
+        "a follower commits what was not compared",
+        "raft.py",
+        "self._commit(min(message.commit, last))",
+        "self._commit(min(message.commit, log.last_index))",
+    ),
+    Mutation(
+        "a heartbeat commits what a follower may not match",
+        "raft.py",
+        "commit=min(progress.match, self.commit_index)",
+        "commit=self.commit_index",
+    ),
+    Mutation(
+        "an append that is late truncates what followed",
+        "raft.py",
+        "            return  # all there",
+        "            if entries:\n"
+        "                log.truncate(entries[-1].index + 1)\n"
+        "            return  # all there",
+    ),
+    Mutation(
+        "the consistency check is left out",
+        "raft.py",
+        "elif log.term(message.index) != message.log_term:",
+        "elif log.term(message.index) is None:",
+    ),
+    Mutation(
+        "a late answer takes a match back",
+        "raft.py",
+        "        if message.index < progress.match:\n            return  # reordered\n",
+        "",
+    ),
+    Mutation(
+        "a late rejection walks back behind a match",
+        "raft.py",
+        "self._probe(progress, max(min(agreed + 1, message.index), progress.match + 1))",
+        "self._probe(progress, min(agreed + 1, message.index))",
+    ),
+    Mutation(
+        "an arbiter is sent what its leader may lose",
+        "raft.py",
+        'return log.persisted if progress.server.role == "arbiter" else log.last_index',
+        "return log.last_index",
+    ),
+    Mutation(
+        "an idle follower never hears of the last commit",
+        "raft.py",
+        "self._commit(min(message.commit, self._log.last_index))",
+        "pass",
+    ),
+    Mutation(
+        "the last slice of the log outlives a truncation",
+        "raft.py",
+        "        self._cut = (0, 0, [])\n        del self.recent[max(",
+        "        del self.recent[max(",
+    ),
+    # Snapshots
+    Mutation(
+        "a snapshot keeps a log that contradicts it",
+        "raft.py",
+        "if meta.index > self.commit_index and log.term(meta.index) == meta.term:",
+        "if meta.index > self.commit_index and log.term(meta.index) is not None:",
+    ),
+    Mutation(
+        "a stale snapshot is installed",
+        "raft.py",
+        "        elif meta.index > self.commit_index:\n            configuration =",
+        "        else:\n            configuration =",
+    ),
+    # Reads (R6)
+    Mutation(
+        "a read is answered before the term's first commit",
+        "raft.py",
+        "if self._round_reads or self.commit_index < self._term_start:",
+        "if self._round_reads:",
+    ),
+    Mutation(
+        "a lone voter answers a read before its first commit",
+        "raft.py",
+        "if self._is_alone() and self.commit_index >= self._term_start:",
+        "if self._is_alone():",
+    ),
+    Mutation(
+        "a read joins a round that began before it came",
+        "raft.py",
+        "self._waiting_reads.append(context)",
+        "(self._round_reads or self._waiting_reads).append(context)",
+    ),
+    Mutation(
+        "a read is confirmed by fewer than a quorum",
+        "raft.py",
+        "if self._round_reads and confirmed >= configuration.quorum:",
+        "if self._round_reads and confirmed >= configuration.quorum - 1:",
+    ),
+    # Members (R4)
+    Mutation(
+        "a change of members counts for its leader only when the next one comes",
+        "raft.py",
+        "        self._log.append([entry])\n        self._adopt(found)",
+        "        self._log.append([entry])\n        self._configurations += found",
+    ),
+    Mutation(
+        "a configuration stays when its entry is truncated",
+        "raft.py",
+        "                self._forget_configurations(first)\n",
+        "",
+    ),
+    Mutation(
+        "two changes of members at once",
+        "raft.py",
+        'if self._is_changing():\n            raise Unavailable("another',
+        'if self.term < 0:\n            raise Unavailable("another',
+    ),
+    Mutation(
+        "a change of members before the term's first commit",
+        "raft.py",
+        'if self.commit_index < self._term_start:\n            raise Unavailable("this',
+        'if self.term < 0:\n            raise Unavailable("this',
+    ),
+    Mutation(
+        "a learner votes before it has caught up",
+        "raft.py",
+        "and progress.match >= self._trail[0]",
+        "and progress.match >= 0",
+    ),
+    Mutation(
+        "a removal leaves nobody who could commit",
+        "raft.py",
+        "if active < quorum and not force:",
+        "if active < 1 and not force:",
+    ),
+]
+
+
+def main(words: list[str]) -> int:
+    """Run the mutations whose names contain one of the words; return the exit status."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    healthy = Mutation("nothing is changed", "raft.py", "", "")
+    tests = sorted({test for mutation in chosen for test in mutation.tests})
+    if _run(healthy._replace(tests=tests))[0] != 0:
+        print("the tests fail without any fault: mend that first")
+        return 1
+    width = max(len(mutation.name) for mutation in chosen)
+    bad = 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for mutation, (status, said) in zip(chosen, pool.map(_run, chosen), strict=True):
+            verdict = {0: "SURVIVED", 1: said}.get(status, f"BROKEN: {said}")
+            print(f"{mutation.name:{width}}  {verdict}", flush=True)
+            bad += status != 1
+    print(f"{len(chosen) - bad} of {len(chosen)} caught")
+    return 1 if bad else 0
+
+
+def _run(mutation: Mutation) -> tuple[int, str]:
+    """Return pytest's exit status on a mutated copy (1: a test failed), and which test that was."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        root = Path(folder)
+        for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+            shutil.copy(path, root)
+        shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns("__pyc*"))
+        if mutation.old:
+            try:
+                mutation.apply(root)
+            except ValueError as error:
+                return 2, str(error)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "--hypothesis-seed=1"]
+        try:
+            done = subprocess.run(
+                [*command, *mutation.tests],
+                cwd=root,
+                # A .pyc of a same-sized fault of the same second would be taken for this one's.
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            return 1, f"no end within {TIMEOUT} s"
+    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+    return done.returncode, failed[1].removeprefix("tests/") if failed else "".join(last)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1687 @@
+"""Clusters of real nodes in one thread: a fake network, clock and disk, and much bad luck.
+
+Everything that decides anything is real: driver, core, log, tree, snapshots (node.py and below).
+What a seed decides is the world around them::
+
+    Simulation      the events in the order of their time; one random generator for all of them
+      Machine       a server: its disk (crashfs.py), its address, and the process that runs on it
+        Node        the real one, without its threads: the machine calls tick() and housekeep()
+      Network       messages and snapshots between machines; loses, doubles, delays, is cut
+      clients       write and read a few keys anywhere, and keep the history
+      operator      joins, removes, moves and wipes nodes, hands leadership over
+      nemesis       cuts, crashes, pauses, fills and slows down
+
+Whatever takes time in a real process takes none here and keeps the machine *busy*: what it sends
+and answers leaves later. Where a node rests amid a checkpoint the others go on, and so do its own
+other threads: resting runs the events of that time, inside of the call.
+
+After every step the machine that has just done something is looked at:
+
+==================== ===========================================================================
+election safety      at most one leader a term
+one vote a term      per life of a data directory; and term and vote are on the disk before any
+                     message that says so (R1), entries before their acknowledgement (R2)
+log matching         equal index and term mean an equal entry, behind an equal one
+state machine safety nobody commits another entry at an index than the first who did
+leader completeness  a new leader's log holds all that was committed before
+monotonicity         term, commit and applied index never fall while a process lives; the term
+                     not even over a restart
+R7                   equal applied index means equal digest and, now and then, equal records
+health               no node fails, refuses to start or receives nonsense unless its disk was
+                     told to fail
+==================== ===========================================================================
+
+When the time is up, the faults end. Within a bounded time the cluster has to come back: one leader,
+every client served on every key, all data nodes at one index with one digest, trees and logs whole
+(liveness); and the history of each key has to be linearizable. By hand::
+
+    python -m tests.sim --seeds 1000 [--start N] [--jobs 2] [--steps N] [--verbose]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import heapq
+import logging
+import multiprocessing
+import random
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from zlib import crc32
+
+import btree
+import node as node_module
+import snapshots
+from errors import (
+    Conflict,
+    ConureError,
+    DiskFailed,
+    DiskFull,
+    MemberNotFound,
+    NotLeader,
+    OutcomeUnknown,
+    ProtocolViolation,
+    Unavailable,
+)
+from metrics import Registry
+from node import Node, NodeOptions
+from raft import COMMAND, Entry, Message, MessageType, Raft, Ready, State
+from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
+from tests.linearizability import DELETE, GET, PUT, Operation, check_history
+from transport import Greeting, Outgoing, Refused
+
+__all__ = ["Broken", "Luck", "Machine", "Simulation", "play"]
+
+KEYS = (b"a", b"b", b"c", b"d")
+STEPS = 2500
+"""Events of the fake world before its faults end: what a short run takes."""
+
+CALM_BEFORE = 30.0
+"""Seconds of the fake clock within which a mended cluster has to serve everybody."""
+
+CRASH_MODES: tuple[CrashMode, ...] = ("dropped", "dropped", "kept", "torn", "random")
+CALL_TIMEOUT = 1.2
+_BROKEN_BY_ITS_DISK = (DiskFailed, DiskFull, SimulatedCrash)
+
+
+class Broken(AssertionError):
+    """Something that must never happen has happened; str() says what."""
+
+
+class Lost(ConureError):
+    """No answer came: the request may have been carried out, or may still be."""
+
+
+class _Cut(Exception):
+    """A connection broke."""
+
+
+Process = Generator["float | Pending", Any, None]
+"""Something that goes on by itself: it yields seconds to wait or a request to be answered."""
+
+
+@dataclass(frozen=True)
+class Luck:
+    """What a seed decides before anything happens. Faults in times a second, delays in seconds."""
+
+    data_nodes: int = 3
+    arbiter: bool = False
+    loss: float = 0.0  # of a message
+    doubling: float = 0.0  # of a message
+    straggling: float = 0.0  # of a message: the chance that it takes up to half a second
+    delay: float = 0.001
+    in_order: bool = True  # whether messages between two nodes overtake each other
+    drift: float = 0.0  # how much faster or slower than 1 a clock may be
+    cut: float = 0.0
+    crash: float = 0.0
+    crash_amid: float = 0.0  # in some call of the file system
+    stop: float = 0.0
+    pause: float = 0.0
+    fill: float = 0.0
+    fail: float = 0.0  # a file call fails for good
+    slow: float = 0.0
+    disconnect: float = 0.0
+    members: float = 0.0
+    lease: bool = False
+    clients: int = 3
+    keys: int = 3
+    think: float = 0.05
+    checkpoint_entries: int = 40
+    segment_bytes: int = 4096
+    chunk_bytes: int = 300
+    max_inflight: int = 64
+    max_append_bytes: int = 1 << 20
+
+    @classmethod
+    def draw(cls, seed: int) -> Luck:
+        """Return the luck of a seed; most kinds of it are absent from most seeds."""
+        rng = random.Random(f"luck/{seed}")
+
+        def maybe(chance: float, *values: float) -> float:
+            return rng.choice(values) if rng.random() < chance else 0.0
+
+        arbiter = rng.random() < 0.2
+        return cls(
+            data_nodes=rng.choice([2, 2, 4]) if arbiter else rng.choice([3, 3, 3, 4, 5]),
+            arbiter=arbiter,
+            loss=maybe(0.5, 0.005, 0.03, 0.15),
+            doubling=maybe(0.3, 0.01, 0.1),
+            straggling=maybe(0.4, 0.002, 0.02, 0.1),
+            delay=rng.choice([0.0003, 0.001, 0.005, 0.02]),
+            in_order=rng.random() < 0.5,
+            drift=maybe(0.5, 0.001, 0.05),
+            cut=maybe(0.5, 0.1, 0.5, 1.5),
+            crash=maybe(0.5, 0.1, 0.5, 1.0),
+            crash_amid=maybe(0.5, 0.1, 0.5, 1.0),
+            stop=maybe(0.3, 0.1, 0.4),
+            pause=maybe(0.4, 0.1, 0.5),
+            fill=maybe(0.2, 0.1, 0.3),
+            fail=maybe(0.2, 0.1, 0.3),
+            slow=maybe(0.2, 0.1, 0.5),
+            disconnect=maybe(0.4, 0.2, 1.0),
+            members=maybe(0.6, 0.2, 0.5, 1.0),
+            lease=rng.random() < 0.25,
+            clients=rng.randint(2, 5),
+            keys=rng.randint(1, len(KEYS)),
+            think=rng.choice([0.02, 0.05, 0.1]),
+            checkpoint_entries=rng.choice([5, 20, 60]),
+            segment_bytes=rng.choice([1024, 2048, 8192]),
+            chunk_bytes=rng.choice([1, 300, 256 << 10]),
+            max_inflight=rng.choice([1, 2, 64]),
+            max_append_bytes=rng.choice([60, 400, 1 << 20]),
+        )
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)
+
+
+# -- the disk ------------------------------------------------------------------------------------
+
+
+class Disk(CrashFileSystem):
+    """A disk that may also lose power in any of its calls, and that takes its time."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+        self.crash_in: int | None = None
+        """How many calls from now the power goes off."""
+
+    def count(
+        self,
+        doing: str,
+        poison: Callable[[str], None] | None = None,
+        *,
+        may_need_space: bool = False,
+    ) -> None:
+        if self.crash_in is not None:
+            self.crash_in -= 1
+            if self.crash_in == 0:
+                self.kill()
+                raise SimulatedCrash(doing)
+        super().count(doing, poison, may_need_space=may_need_space)
+
+    def count_sync(self) -> None:
+        self._machine.work(self._machine.sync_seconds)
+        super().count_sync()
+
+    @property
+    def is_dead(self) -> bool:
+        return self._dead
+
+    def kill(self) -> None:
+        """Switch the power off: every further call raises SimulatedCrash."""
+        self._dead = True
+
+    def after(self, mode: CrashMode, rng: random.Random, machine: Machine) -> Disk:
+        """Return what the next boot of a machine finds."""
+        survivor = Disk(machine)
+        vars(survivor).update(vars(self.after_crash(mode, rng)))
+        return survivor
+
+
+# -- servers -------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A server: a disk that stays, and a process that comes and goes (each one a generation)."""
+
+    def __init__(self, world: Simulation, name: str, role: str, *, bootstrap: bool = False) -> None:
+        self.world = world
+        self.name = name
+        self.role = role
+        self.bootstrap = bootstrap
+        self.disk = Disk(self)
+        self.host = name
+        self.rate = 1.0
+        self.generation = 0
+        self.node: Node
+        self.transport: Peers
+        self.up = False
+        self.paused = False
+        self.is_wiped = False  # lost its disk, and was not removed and joined again since
+        self.may_fail = False  # its disk was told to fail
+        self.keeping = False  # amid housekeep()
+        self.busy_until = 0.0
+        self.sync_seconds = 0.0002
+        self.inbox: list[tuple[Peers, Message]] = []
+        self.draining = False
+        self.waiting: list[Callable[[], None]] = []  # what came in during a pause
+        self.term = self.commit = self.applied = 0  # the highest seen, in this generation
+        self.led = 0  # the last term it was seen leading
+        self.failure: BaseException | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:7001"
+
+    @property
+    def raft(self) -> Raft:
+        return self.node._raft
+
+    @property
+    def incarnation(self) -> str:
+        return self.node._directory.identity.incarnation
+
+    def clock(self) -> float:
+        return self.world.now * self.rate + 1000.0
+
+    def work(self, seconds: float) -> None:
+        """Take time: what the process does from here on happens later."""
+        self.busy_until = max(self.busy_until, self.world.now) + seconds
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Start the process. Where its disk lets it down it stays down, to be started again."""
+        assert not self.up
+        world, luck = self.world, self.world.luck
+        self.generation += 1
+        generation = self.generation
+        self.inbox, self.draining, self.waiting = [], False, []
+        self.commit = self.applied = self.led = 0
+        self.failure = None
+        self.paused = self.keeping = False
+        self.transport = Peers(self)
+        world.trace(f"{self.name} boots at {self.address}")
+        options = NodeOptions(
+            node_id=self.name,
+            told_node_id=True,
+            data_dir="/data",
+            raft_address=self.address,
+            http_address=f"http://{self.host}:8081",
+            bootstrap=self.bootstrap,
+            version="sim",
+            role=self.role,
+            read_mode="lease" if luck.lease else "index",
+            barrier_timeout=0.6,
+            write_timeout=0.9,
+            page_size=512,
+            cache_bytes=1 << 16,
+            log_segment_bytes=luck.segment_bytes,
+            checkpoint_log_bytes=1 << 14,
+            checkpoint_entries=luck.checkpoint_entries,
+            checkpoint_interval=5.0,
+        )
+        self.up = True
+        rng = random.Random(f"{world.seed}/{self.name}/{generation}")
+        self.run(self._open, options, rng, generation)
+        if not self.up:
+            return
+        world.after(rng.random() * node_module.TICK, partial(self._tick, generation))
+        world.after(rng.random() * node_module.HOUSEKEEPING, partial(self._housekeep, generation))
+
+    def _open(self, options: NodeOptions, rng: random.Random, generation: int) -> None:
+        transport: Any = self.transport
+        try:
+            self.node = Node.open(
+                options,
+                self.disk,
+                transport,
+                Registry(),
+                partial(self._on_failure, generation),
+                clock=self.clock,
+                rng=rng,
+            )
+            self.world.watch(self)
+            self.node.recover()
+        except (ConureError, SimulatedCrash) as error:
+            if not isinstance(error, SimulatedCrash) and not self._is_excused(error):
+                self.world.fail(f"{self.name} doesn't start", error)
+            self.failure = error
+
+    def _on_failure(self, generation: int) -> None:
+        if generation == self.generation:
+            self.failure = self.node._failure
+
+    def _is_excused(self, error: BaseException) -> bool:
+        return self.disk.is_dead or (self.may_fail and isinstance(error, _BROKEN_BY_ITS_DISK))
+
+    def crash(self, mode: CrashMode | None = None) -> None:
+        """Lose power."""
+        if self.up:
+            self.disk.kill()
+            self._end(mode)
+
+    def stop(self) -> None:
+        """End the process in an orderly way: it writes a checkpoint."""
+        self.run(self.node.stop)
+        if self.up:
+            self.world.trace(f"{self.name} stops")
+            self._gone()
+            self.disk.restart_process()
+
+    def _end(self, mode: CrashMode | None = None) -> None:
+        """The process is over: by loss of power, or because the node has failed."""
+        rng = self.world.rng
+        if not self.disk.is_dead and rng.random() < 0.5:
+            self.world.trace(f"{self.name} ends")
+            self._gone()
+            self.disk.restart_process()
+            return
+        mode = mode if mode is not None else rng.choice(CRASH_MODES)
+        self.world.trace(f"{self.name} crashes, unsynced bytes {mode}")
+        self.world.counts["crashes"] += 1
+        self._gone()
+        self.disk = self.disk.after(mode, rng, self)
+
+    def _gone(self) -> None:
+        self.up = False
+        self.generation += 1
+        self.busy_until = self.world.now
+
+    def wipe(self) -> None:
+        """Replace the disk by an empty one. The machine has to be down."""
+        assert not self.up
+        self.world.trace(f"{self.name} loses its disk")
+        self.world.counts["wiped disks"] += 1
+        self.disk = Disk(self)
+        self.term = 0
+        self.is_wiped = True
+
+    # -- input -----------------------------------------------------------------------------------
+
+    def run(self, what: Callable[..., Any], *args: Any) -> Any:
+        """Have the process do something, and look at it when it has come to rest.
+
+        Returns None when the machine has died of it; a ConureError is passed on.
+        """
+        generation = self.generation
+        self.world.running.append((self, generation))
+        try:
+            return what(*args)
+        except SimulatedCrash:
+            return None
+        finally:
+            self.world.running.pop()
+            if generation == self.generation:
+                self._settle()
+
+    def _settle(self) -> None:
+        world = self.world
+        if world.broken is not None:
+            raise world.broken
+        if self.disk.is_dead:
+            self._end()
+        elif self.failure is not None:
+            if not self._is_excused(self.failure):
+                world.fail(f"{self.name} has failed", self.failure)
+            self._end()
+        elif self.up:
+            world.inspect(self)
+
+    def when_free(self, what: Callable[[], None]) -> None:
+        """Call it now, or when a pause or other work is over; never, if the process ends."""
+        if self.paused:
+            self.waiting.append(what)
+        elif self.busy_until > self.world.now:
+            generation = self.generation
+            self.world.at(
+                self.busy_until,
+                lambda: self.when_free(what) if generation == self.generation else None,
+            )
+        else:
+            what()
+
+    def pause(self) -> None:
+        """Stop the process without ending it (SIGSTOP); the world goes on."""
+        self.world.trace(f"{self.name} pauses")
+        self.world.counts["pauses"] += 1
+        self.paused = True
+
+    def resume(self, generation: int) -> None:
+        if generation == self.generation and self.paused:
+            self.world.trace(f"{self.name} goes on")
+            self.paused = False
+            waiting, self.waiting = self.waiting, []
+            self.world.rng.shuffle(waiting)
+            for what in waiting:
+                self.world.after(0.0, partial(self.when_free, what))
+
+    def take(self, source: Peers, message: Message) -> None:
+        """A message has arrived. All that came from one peer since the last look go together."""
+        self.inbox.append((source, message))
+        if not self.draining:
+            self.draining = True
+            self.when_free(self._drain)
+
+    def _drain(self) -> None:
+        self.draining = False
+        while self.inbox:
+            source = self.inbox[0][0]
+            messages = [message for sender, message in self.inbox if sender is source]
+            self.inbox = [item for item in self.inbox if item[0] is not source]
+            generation = self.generation
+            self.run(self.node.receive, messages)
+            if generation != self.generation:
+                return
+
+    def _tick(self, generation: int) -> None:
+        if generation != self.generation:
+            return
+        self.world.after(node_module.TICK / self.rate, partial(self._tick, generation))
+        if not self.paused and self.busy_until <= self.world.now:
+            self.run(self.node.tick)
+
+    def _housekeep(self, generation: int) -> None:
+        if generation != self.generation:
+            return
+        if not self.paused and not self.keeping and self.busy_until <= self.world.now:
+            self.keeping = True
+            try:
+                self.run(self.node.housekeep)
+            finally:
+                if generation == self.generation:
+                    self.keeping = False
+        self.world.after(node_module.HOUSEKEEPING / self.rate, partial(self._housekeep, generation))
+
+
+# -- the network ---------------------------------------------------------------------------------
+
+
+class Peers:
+    """The twin of transport.Transport: one process's way to the others."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.generation = machine.generation
+        self.addresses: dict[str, str] = {}
+        self.transfers: set[str] = set()
+        self.port = 7001
+        self.host: Any = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.generation == self.machine.generation and not self.machine.disk.is_dead
+
+    def start(self) -> None:
+        """Nothing to do: there are no threads."""
+
+    def close(self) -> None:
+        """Nothing to do: the machine's generation ends with the process."""
+
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        self.addresses = dict(peers)
+
+    def send(self, message: Message) -> None:
+        if self.is_alive:
+            self.machine.world.network.send(self, message)
+
+    def send_snapshot(self, outgoing: Outgoing) -> None:
+        if self.is_alive:
+            self.machine.world.start(self.machine.world.network.transfer(self, outgoing))
+
+    def probe(
+        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+    ) -> None:
+        if self.is_alive:
+            self.machine.world.start(
+                self.machine.world.network.probe(self, address, node_id, reply)
+            )
+
+
+class Network:
+    """Messages on their way, and who can reach whom."""
+
+    def __init__(self, world: Simulation) -> None:
+        self._world = world
+        self.cut: set[tuple[str, str]] = set()
+        self._connections: dict[tuple[Peers, str], Peers] = {}
+        self._not_before: dict[tuple[Peers, str], float] = {}  # back-off after a failed dial
+        self._last: dict[tuple[str, str], float] = {}  # when the last message arrives, in order
+
+    def heal(self) -> None:
+        self.cut.clear()
+        self._not_before.clear()
+
+    def disconnect(self) -> None:
+        """Break one connection: what is on its way on it is lost."""
+        if self._connections:
+            source, address = self._world.rng.choice(list(self._connections))
+            self._world.trace(f"the connection {source.machine.name}→{address} breaks")
+            self._break(source, address)
+
+    def forget(self, machine: Machine) -> None:
+        """Break all connections of a machine, as the end of a process does."""
+        for source, address in list(self._connections):
+            if machine in (source.machine, self._connections[source, address].machine):
+                self._break(source, address)
+
+    def latency(self, machine: Machine) -> float:
+        """Return how long from now something takes that a machine sends now."""
+        world, luck = self._world, self._world.luck
+        late = max(0.0, machine.busy_until - world.now)
+        if not world.mending and world.rng.random() < luck.straggling:
+            return late + world.rng.random() * 0.5
+        return late + luck.delay * (0.5 + world.rng.random())
+
+    def send(self, source: Peers, message: Message) -> None:
+        world, luck = self._world, self._world.luck
+        world.check_message(source.machine, message)
+        address = source.addresses.get(message.to)
+        if address is None:
+            return
+        world.counts["messages"] += 1
+        copies = 1
+        if not world.mending:
+            chance = world.rng.random()
+            copies = 0 if chance < luck.loss else 2 if chance > 1 - luck.doubling else 1
+        for _ in range(copies):
+            when = world.now + self.latency(source.machine)
+            if luck.in_order:
+                way = (source.machine.name, message.to)
+                when = self._last[way] = max(when, self._last.get(way, 0.0))
+            world.at(when, partial(self._arrive, source, message, address))
+
+    def _arrive(self, source: Peers, message: Message, address: str) -> None:
+        world = self._world
+        way = (source, address)
+        target = self._connections.get(way)
+        if target is None or not target.is_alive:
+            if not source.is_alive or self._not_before.get(way, 0.0) > world.now:
+                return
+            if target is not None:
+                self._break(source, address)
+            try:
+                target = self.connect("messages", source, address, message.to)
+            except (_Cut, ConureError):
+                self._not_before[way] = world.now + 0.05 + 0.1 * world.rng.random()
+                self._tell_unreachable(source, message.to)
+                return
+            self._connections[way] = target
+        if (source.machine.name, target.machine.name) in self.cut:
+            return
+        world.trace(
+            f"{message.sender}→{message.to} {message.type.name} {message.term} {message.index} "
+            f"{message.log_term} {message.commit} {message.hint} {len(message.entries)}"
+            f"{' reject' if message.reject else ''}"
+        )
+        target.machine.take(source, message)
+
+    def connect(self, kind: str, source: Peers, address: str, to: str) -> Peers:
+        """Shake hands, and return who answers at the address. Raises _Cut, or Refused."""
+        world = self._world
+        machine = next((one for one in world.machines.values() if one.address == address), None)
+        if machine is None or not machine.up or machine.paused or not source.is_alive:
+            raise _Cut
+        names = (source.machine.name, machine.name)
+        if names in self.cut or names[::-1] in self.cut:
+            raise _Cut
+        target = machine.transport
+        caller: Greeting = source.machine.node.greeting()
+        try:
+            machine.run(machine.node.admit, kind, to, caller)
+            if not target.is_alive:
+                raise _Cut
+            if kind != "probe":
+                source.machine.run(source.machine.node.recognise, to, machine.node.greeting())
+        except Refused as error:
+            world.counts["refused connections"] += 1
+            world.trace(f"{names[0]}→{names[1]} {kind} refused")
+            if world.verbose:
+                world.trace(f"  because {error}")
+            raise
+        if not (source.is_alive and target.is_alive):
+            raise _Cut
+        return target
+
+    def _break(self, source: Peers, address: str) -> None:
+        target = self._connections.pop((source, address))
+        to = next((name for name, there in source.addresses.items() if there == address), "")
+        target.machine.inbox = [item for item in target.machine.inbox if item[0] is not source]
+        self._tell_unreachable(source, to)
+
+    def _tell_unreachable(self, source: Peers, to: str) -> None:
+        def tell() -> None:
+            if source.is_alive:
+                source.machine.run(source.machine.node.unreachable, to)
+
+        self._world.after(0.001, lambda: source.machine.when_free(tell))
+
+    def probe(
+        self,
+        source: Peers,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+    ) -> Process:
+        yield self.latency(source.machine)
+        answer: Greeting | ConureError
+        try:
+            answer = self.connect("probe", source, address, node_id).machine.node.greeting()
+        except _Cut:
+            yield 0.2
+            answer = Unavailable(f"{address} can't be reached")
+        except Refused as error:
+            answer = error
+        yield self.latency(source.machine)
+        if source.is_alive:
+            source.machine.when_free(lambda: source.machine.run(reply, answer))
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def transfer(self, source: Peers, outgoing: Outgoing) -> Process:
+        """Send a snapshot; over several connections, if they break."""
+        header = outgoing.header
+        to = header.message.to
+        snapshot = header.message.snapshot
+        assert snapshot is not None
+        index: int | None = None
+        world = self._world
+        world.counts["snapshots begun"] += 1
+        if to in source.transfers:
+            outgoing.close()
+            yield 0.0
+        else:
+            source.transfers.add(to)
+            for _ in range(4):
+                yield self.latency(source.machine)
+                if not source.is_alive:
+                    return
+                try:
+                    yield from self._stream(source, outgoing, source.addresses.get(to, ""))
+                except _Cut:
+                    yield 0.05
+                except ConureError as error:
+                    world.trace(f"{source.machine.name}→{to} snapshot ends: {type(error).__name__}")
+                    break
+                else:
+                    index = snapshot.index
+                    world.counts["snapshots"] += 1
+                    break
+            outgoing.close()
+            source.transfers.discard(to)
+        if source.is_alive:
+            world.trace(f"{source.machine.name}→{to} snapshot {snapshot.index} ends: {index}")
+            source.machine.run(source.machine.node.snapshot_sent, to, index)
+
+    def _stream(self, source: Peers, outgoing: Outgoing, address: str) -> Process:
+        """Send a snapshot over one connection. Raises _Cut, and what the receiver raises."""
+        target = self.connect("snapshot", source, address, outgoing.header.message.to)
+        machine = target.machine
+        incoming = machine.run(machine.node.begin_snapshot, outgoing.header)
+        if incoming is None:
+            if not target.is_alive:
+                raise _Cut
+            return
+        try:
+            chunks = outgoing.chunks(incoming.resume_after())
+            while (chunk := source.machine.run(next, chunks, None)) is not None:
+                yield from self._hold(source, target)
+                machine.run(incoming.add, chunk)
+            yield from self._hold(source, target)
+            machine.run(incoming.finish)
+            yield from self._hold(source, target)
+        except _Cut:
+            if target.is_alive:
+                self._world.counts["interrupted snapshots"] += 1
+                machine.run(incoming.interrupted)
+            raise
+
+    def _hold(self, source: Peers, target: Peers) -> Process:
+        """Let a piece of a snapshot travel. Raises _Cut when it doesn't arrive."""
+        world = self._world
+        yield self.latency(source.machine)
+        while target.is_alive and (target.machine.keeping or target.machine.paused):
+            yield 0.01  # it waits for a checkpoint to end, or for the process to go on
+        names = (source.machine.name, target.machine.name)
+        is_cut = names in self.cut or names[::-1] in self.cut
+        if is_cut or not (source.is_alive and target.is_alive):
+            raise _Cut
+        if not world.mending and world.rng.random() < world.luck.loss + world.luck.disconnect / 5:
+            raise _Cut
+
+
+# -- requests from outside -----------------------------------------------------------------------
+
+
+class Pending:
+    """A request on its way: its answers, one for each of *size* commands."""
+
+    def __init__(self, world: Simulation, size: int) -> None:
+        self._world = world
+        self.answers: list[Any] = [Lost("no answer came")] * size
+        self._missing = size
+        self._waiting: Process | None = None
+
+    def wait(self, process: Process) -> None:
+        """Let a process go on with the answers when all have come, or when it is too late."""
+        self._waiting = process
+        self._world.after(CALL_TIMEOUT, self._go_on)
+
+    def answer(self, start: int, stop: int, answer: object) -> None:
+        """Take the answer to some of the commands: None, an error, or a tuple of what was read."""
+        if self._waiting is None:
+            return
+        self.answers[start:stop] = [answer] * (stop - start)
+        self._missing -= stop - start
+        if self._missing == 0:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        process, self._waiting = self._waiting, None
+        if process is not None:
+            self._world.go_on(process, self.answers)
+
+
+Reply = Callable[[int, int, object], None]
+
+
+def _read(keys: Sequence[bytes], stale: bool) -> Callable[[Node, Reply], None]:
+    """Return the request for the values of keys, as httpapi.py puts it."""
+
+    def call(node: Node, reply: Reply) -> None:
+        def confirmed(error: ConureError | None) -> None:
+            if error is not None:
+                reply(0, len(keys), error)
+                return
+            for position, found in enumerate(node.get_all(keys)):
+                answer = found if isinstance(found, ConureError) else (found,)
+                reply(position, position + 1, answer)
+
+        if stale:
+            confirmed(None)
+        else:
+            node.confirm_read(confirmed)
+
+    return call
+
+
+def _administer(request: Callable[[Node, Callable[[object], None]], None]) -> Any:
+    """Return a request with one answer."""
+    return lambda node, reply: request(node, lambda answer: reply(0, 1, answer))
+
+
+class Simulation:
+    """One history, as its seed decides it. A failure raises Broken, or linearizability's error."""
+
+    def __init__(self, seed: int, luck: Luck, *, verbose: bool = False) -> None:
+        self.seed = seed
+        self.luck = luck
+        self.verbose = verbose
+        self.rng = random.Random(f"sim/{seed}")
+        self.now = 0.0
+        self.steps = 0
+        self.mending = False
+        self.broken: Broken | None = None
+        self.running: list[tuple[Machine, int]] = []
+        self.machines: dict[str, Machine] = {}
+        self.network = Network(self)
+        self.counts: Counter[str] = Counter()
+        self.trace_hash = 0
+        self.history: list[Operation] = []
+        self._recent: deque[str] = deque(maxlen=80)
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._number = 0  # of the last event
+        self._moment = 0  # of the clients' clock
+        self._values = 0
+        self._refused: set[bytes] = set()
+        self._favourites: dict[int, str] = {}
+
+        # What was seen, of all nodes and for ever.
+        self._leaders: dict[int, str] = {}
+        self._votes: dict[tuple[str, int], str] = {}
+        self._entries: dict[tuple[int, int], tuple[int, int, bytes | None]] = {}
+        self._committed: dict[int, tuple[int, int]] = {}  # index: term of the entry, seen in term
+        self._last_committed = 0
+        self._digests: dict[int, int] = {}
+        self._contents: dict[int, int] = {}
+
+    def add(self, name: str, role: str = "data", *, bootstrap: bool = False) -> Machine:
+        """Add a machine with an empty disk; it is down."""
+        machine = Machine(self, name, role, bootstrap=bootstrap)
+        machine.rate = 1.0 + self.luck.drift * self.rng.uniform(-1, 1)
+        self.machines[name] = machine
+        return machine
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def at(self, when: float, what: Callable[[], object]) -> None:
+        """Have something happen at a time that has not passed yet."""
+        self._number += 1
+        heapq.heappush(self._events, (when, self._number, what))
+
+    def after(self, seconds: float, what: Callable[[], object]) -> None:
+        self.at(self.now + seconds, what)
+
+    def start(self, process: Process) -> None:
+        """Let a process begin."""
+        self.go_on(process, None)
+
+    def go_on(self, process: Process, value: object) -> None:
+        try:
+            wanted = process.send(value)
+        except StopIteration:
+            return
+        if isinstance(wanted, Pending):
+            wanted.wait(process)
+        else:
+            self.after(wanted, partial(self.go_on, process, None))
+
+    def step(self) -> None:
+        """Let the next thing happen."""
+        when, _, what = heapq.heappop(self._events)
+        self.now = max(self.now, when)
+        self.steps += 1
+        what()
+        if self.broken is not None:
+            raise self.broken
+
+    def run_for(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            self.step()
+        self.now = max(self.now, end)
+
+    def run_until(self, what: Callable[[], bool], seconds: float = CALM_BEFORE) -> bool:
+        """Let time pass until something is true; tell whether that was in time."""
+        end = self.now + seconds
+        while not what():
+            if self.now > end:
+                return False
+            self.step()
+        return True
+
+    def rest(self, seconds: float) -> None:
+        """What a node calls for sleep(): the others, and its own other threads, go on."""
+        machine, generation = self.running[-1]
+        self.run_for(seconds)
+        while machine.paused and generation == machine.generation:
+            self.run_for(0.01)
+        if generation != machine.generation:
+            raise SimulatedCrash("the process is gone")
+
+    # -- what is always true ---------------------------------------------------------------------
+
+    def trace(self, line: str) -> None:
+        self.trace_hash = crc32(line.encode(), self.trace_hash)
+        self._recent.append(f"{self.now:9.4f} {line}")
+        if self.verbose:
+            print(self._recent[-1])
+
+    def fail(self, what: str, error: BaseException | None = None) -> None:
+        """Note that something must not have happened; the step at hand ends with it."""
+        if self.broken is None:
+            if error is not None:
+                what += ": " + "".join(traceback.format_exception(error))
+            recent = "\n".join(self._recent)
+            self.broken = Broken(f"{what}\nat {self.now:.4f} s, behind\n{recent}")
+
+    def expect(self, truth: bool, what: str) -> None:
+        if not truth:
+            self.fail(what)
+
+    def watch(self, machine: Machine) -> None:
+        """See what a core hands to its driver and what it is given."""
+        raft = machine.raft
+        luck = self.luck
+        raft.options = replace(
+            raft.options, max_inflight=luck.max_inflight, max_append_bytes=luck.max_append_bytes
+        )
+        ready, step = raft.ready, raft.step
+        incarnation = machine.incarnation
+        is_arbiter = machine.role == "arbiter"
+
+        def watched_ready() -> Ready | None:
+            found = ready()
+            if found is not None:
+                self._observe(machine, incarnation, is_arbiter, found)
+            return found
+
+        def watched_step(message: Message) -> None:
+            try:
+                step(message)
+            except ProtocolViolation as error:
+                self.fail(f"{machine.name} was sent nonsense: {message}", error)
+                raise
+
+        raft.ready = watched_ready  # type: ignore[method-assign]
+        raft.step = watched_step  # type: ignore[method-assign]
+
+    def _observe(self, machine: Machine, incarnation: str, is_arbiter: bool, ready: Ready) -> None:
+        name = machine.name
+        if ready.hard_state is not None and ready.hard_state.vote:
+            term, vote = ready.hard_state
+            first = self._votes.setdefault((incarnation, term), vote)
+            self.expect(first == vote, f"{name} votes for {vote} and {first} in term {term} (R1)")
+        if ready.snapshot is not None:
+            self.counts["snapshots installed"] += 1
+            self.trace(f"{name} installs {ready.snapshot.index}/{ready.snapshot.term}")
+        if ready.entries:
+            index = ready.entries[0].index - 1
+            before = machine.node._log.term(index)
+            if ready.snapshot is not None and ready.snapshot.index == index:
+                before = ready.snapshot.term
+            if before is None:
+                self.fail(f"{name} leaves a gap before {index + 1}")
+                return
+            self._remember(name, ready.entries, before, is_arbiter)
+        for entry in ready.committed:
+            self._commit(machine, entry.index, entry.term)
+
+    def _remember(self, name: str, entries: Iterable[Entry], before: int, is_arbiter: bool) -> None:
+        """Compare entries with the ones of the same index and term that others have (log matching).
+
+        An arbiter has no data of commands, so nothing is compared with what it has of them.
+        """
+        known = self._entries
+        for entry in entries:
+            key = (entry.index, entry.term)
+            data = None if is_arbiter and entry.kind == COMMAND else entry.data
+            fact = (before, entry.kind, data)
+            seen = known.setdefault(key, fact)
+            if seen != fact:
+                if seen[:2] != fact[:2] or None not in (seen[2], data):
+                    self.fail(f"{name} has {entry} behind term {before}, others {seen}")
+                elif seen[2] is None:
+                    known[key] = fact
+            before = entry.term
+
+    def _commit(self, machine: Machine, index: int, term: int) -> None:
+        seen = self._committed.setdefault(index, (term, machine.raft.term))
+        self.expect(
+            seen[0] == term,
+            f"{machine.name} commits {index} of term {term}, others had one of term {seen[0]}",
+        )
+        self._last_committed = max(self._last_committed, index)
+
+    def check_message(self, machine: Machine, message: Message) -> None:
+        """See that what a message says is on the disk before it leaves (R1, R2)."""
+        log, kind = machine.node._log, message.type
+        durable = log.hard_state
+        if kind is MessageType.PRE_VOTE or kind is MessageType.PRE_VOTE_RESPONSE:
+            return
+        self.expect(
+            message.term <= durable.term, f"{machine.name} speaks of term {message.term} (R1)"
+        )
+        if kind is MessageType.VOTE:
+            self.expect(durable.vote == machine.name, f"{machine.name} asks before its vote (R1)")
+        elif kind is MessageType.VOTE_RESPONSE and not message.reject:
+            self.expect(
+                durable == (message.term, message.to), f"{machine.name} votes from memory (R1)"
+            )
+        elif kind is MessageType.APPEND_RESPONSE and not message.reject:
+            self.expect(
+                message.index <= log._synced, f"{machine.name} acknowledges {message.index} (R2)"
+            )
+
+    def inspect(self, machine: Machine) -> None:
+        """Look at a node that has come to rest."""
+        node = machine.node
+        raft, store = node._raft, node._store
+        name = machine.name
+        self.expect(raft.term >= machine.term, f"{name} fell back to term {raft.term}")
+        self.expect(raft.commit_index >= machine.commit, f"{name} takes a commit back")
+        self.expect(
+            machine.applied <= store.applied_index <= raft.commit_index <= raft.last_index,
+            f"{name}: applied {machine.applied}, {store.applied_index}, commit {raft.commit_index}",
+        )
+        machine.term, machine.commit = raft.term, raft.commit_index
+        if store.applied_index > machine.applied and machine.role == "data":
+            machine.applied = store.applied_index
+            digest = self._digests.setdefault(machine.applied, store.digest)
+            self.expect(digest == store.digest, f"{name} differs at {machine.applied} (R7)")
+            if machine.applied % 16 == 0:
+                self.check_contents(machine)
+        if raft.state is State.LEADER:
+            if machine.led != raft.term:
+                machine.led = raft.term
+                self._check_new_leader(machine)
+            self._check_progress(raft)
+
+    def check_contents(self, machine: Machine) -> None:
+        """Compare a node's records with those that others had at the same index (R7)."""
+        content = 0
+        for key, record in machine.node._store.tree.items():
+            content = crc32(repr((key, *record)).encode(), content)
+        seen = self._contents.setdefault(machine.applied, content)
+        self.expect(seen == content, f"{machine.name} has other records at {machine.applied} (R7)")
+
+    def _check_new_leader(self, machine: Machine) -> None:
+        raft, name = machine.raft, machine.name
+        leader = self._leaders.setdefault(raft.term, name)
+        self.expect(leader == name, f"{leader} and {name} both lead term {raft.term}")
+        self.expect(machine.role == "data", f"{name} leads without data")
+        self.counts["elections"] += 1
+        self.trace(f"{name} leads term {raft.term}")
+        for index in range(machine.node._log.first_index, self._last_committed + 1):
+            term, seen_in = self._committed.get(index, (0, raft.term))
+            if seen_in < raft.term:
+                self.expect(
+                    raft._log.term(index) == term,
+                    f"{name} leads term {raft.term} without the committed entry {index}",
+                )
+
+    def _check_progress(self, raft: Raft) -> None:
+        """See that what a leader counts is on the disk of the one it counts it for (R2)."""
+        for name, progress in raft.progress.items():
+            machine = self.machines.get(name)
+            if (
+                progress.match == 0
+                or machine is None
+                or not machine.up
+                or machine.incarnation != progress.server.incarnation
+            ):
+                continue
+            log = machine.node._log
+            self.expect(progress.match <= log._synced, f"{name} lacks {progress.match} (R2)")
+            mine, others = raft._log.term(progress.match), log.term(progress.match)
+            self.expect(
+                None in (mine, others) or mine == others,
+                f"{raft.id} takes {name} to hold {progress.match} of term {mine}, not {others}",
+            )
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def request(
+        self, machine: Machine, call: Callable[[Node, Reply], None], size: int = 1
+    ) -> Pending:
+        """Send a request to a machine; yield what is returned to get the answers."""
+        pending = Pending(self, size)
+        delay = self.luck.delay
+
+        def reply(start: int, stop: int, answer: object) -> None:
+            if generation != machine.generation or machine.disk.is_dead:
+                return
+            if self.mending or self.rng.random() >= self.luck.loss:
+                when = max(self.now, machine.busy_until) + delay
+                self.at(when, partial(pending.answer, start, stop, answer))
+
+        def arrive() -> None:
+            if machine.up and generation == machine.generation:
+                machine.run(call, machine.node, reply)
+
+        generation = machine.generation
+        if machine.up:
+            self.after(delay, lambda: machine.when_free(arrive))
+        else:
+            refusal = Unavailable("the connection was refused")
+            self.after(delay, partial(pending.answer, 0, size, refusal))
+        return pending
+
+    def client(self, number: int) -> Process:
+        """Write and read, with a little time to think, until the faults end."""
+        rng, luck = self.rng, self.luck
+        keys = KEYS[: luck.keys]
+        while not self.mending:
+            yield rng.expovariate(1 / luck.think)
+            some = rng.sample(keys, min(len(keys), rng.choice([1, 1, 1, 2, 3])))
+            chance = rng.random()
+            if chance < 0.45:
+                yield from self.write(number, [(key, self._new_value()) for key in some])
+            elif chance < 0.55:
+                yield from self.write(number, [(key, None) for key in some])
+            else:
+                yield from self.read(number, some, stale=chance > 0.95)
+
+    def write(
+        self, client: int, commands: Sequence[tuple[bytes, bytes | None]]
+    ) -> Generator[Pending, Any, bool]:
+        """Put and delete once; tell whether all of it is known to have happened."""
+        machine = self._machine_for(client)
+        moment = self._next_moment()
+        answers = yield self.request(
+            machine, lambda node, reply: node.write(commands, reply), len(commands)
+        )
+        for (key, value), answer in zip(commands, answers, strict=True):
+            if answer is None or isinstance(answer, (Lost, OutcomeUnknown)):
+                end = self._next_moment() if answer is None else None
+                kind = DELETE if value is None else PUT
+                self.history.append(Operation(client, kind, key, value, moment, end))
+                self.counts["unknown writes" if answer else "writes"] += 1
+            elif value is not None:
+                self._refused.add(value)
+        self._learn(client, answers[0])
+        return all(answer is None for answer in answers)
+
+    def read(
+        self, client: int, keys: Sequence[bytes], *, stale: bool = False
+    ) -> Generator[Pending, Any, bool]:
+        """Get once; tell whether all was found out."""
+        machine = self._machine_for(client)
+        moment = self._next_moment()
+        answers = yield self.request(machine, _read(keys, stale), len(keys))
+        for key, answer in zip(keys, answers, strict=True):
+            if not isinstance(answer, tuple):
+                continue
+            value = answer[0]
+            self.expect(value not in self._refused, f"{value!r} is there, but was refused")
+            if stale:
+                self.counts["stale reads"] += 1
+            else:
+                self.counts["reads"] += 1
+                self.history.append(Operation(client, GET, key, value, moment, self._next_moment()))
+        self._learn(client, answers[0])
+        return all(isinstance(answer, tuple) for answer in answers)
+
+    def _machine_for(self, client: int) -> Machine:
+        name = self._favourites.get(client)
+        if name is None or self.rng.random() < 0.05:
+            name = self.rng.choice(list(self.machines))
+        return self.machines[name]
+
+    def _learn(self, client: int, answer: object) -> None:
+        """Follow a hint to the leader; ask anybody after any other failure."""
+        if isinstance(answer, NotLeader) and answer.leader_id in self.machines:
+            self._favourites[client] = answer.leader_id
+        elif isinstance(answer, ConureError):
+            self._favourites.pop(client, None)
+
+    def _new_value(self) -> bytes:
+        self._values += 1
+        size = self.rng.choice([0, 0, 10, 10, 100, 700])
+        return b"%d:" % self._values + b"." * size
+
+    def _next_moment(self) -> int:
+        self._moment += 1
+        return self._moment
+
+    # -- the operator ----------------------------------------------------------------------------
+
+    def ask_leader(
+        self, request: Callable[[Node, Callable[[object], None]], None], patience: float = 5.0
+    ) -> Generator[float | Pending, Any, ConureError | None]:
+        """Ask for a change until it is done or refused for good; return the last answer."""
+        end = self.now + patience
+        hint = ""
+        while True:
+            machine = self.machines.get(hint) or self.rng.choice(list(self.machines.values()))
+            (answer,) = yield self.request(machine, _administer(request))
+            if answer is None or isinstance(answer, (Conflict, MemberNotFound)) or self.now > end:
+                return answer  # type: ignore[no-any-return]
+            hint = answer.leader_id if isinstance(answer, NotLeader) else ""
+            if not hint:
+                yield 0.1
+
+    def join(
+        self, machine: Machine, *, voter: bool = True, patience: float = 5.0
+    ) -> Generator[float | Pending, Any, ConureError | None]:
+        """Make a machine a member."""
+        answer = yield from self.ask_leader(
+            lambda node, reply: node.join(
+                machine.name, machine.address, "", voter=voter, role="", reply=reply
+            ),
+            patience,
+        )
+        self.trace(f"{machine.name} joins: {type(answer).__name__}")
+        if self.verbose:
+            self.trace(f"  {answer}")
+        return answer
+
+    def remove(
+        self, name: str, *, force: bool = False, patience: float = 5.0
+    ) -> Generator[float | Pending, Any, ConureError | None]:
+        """End a machine's membership."""
+        answer = yield from self.ask_leader(
+            lambda node, reply: node.remove(name, force=force, reply=reply), patience
+        )
+        self.trace(f"{name} is removed: {type(answer).__name__}")
+        if self.verbose:
+            self.trace(f"  {answer}")
+        return answer
+
+    def operator(self) -> Process:
+        """Change who the members are, one thing after the other, until the faults end."""
+        rng = self.rng
+        while not self.mending:
+            yield rng.expovariate(self.luck.members)
+            task = rng.choice([self._grow, self._shrink, self._hand_over, self._wipe, self._move])
+            if not self.mending:
+                yield from task()
+
+    def _members(self) -> list[str]:
+        """Return the members as one of the nodes that are up knows them."""
+        up = [machine for machine in self.machines.values() if machine.up]
+        if not up:
+            return []
+        return [server.id for server in self.rng.choice(up).raft.configuration.servers]
+
+    def _grow(self) -> Process:
+        members = self._members()
+        if not members or len(members) > self.luck.data_nodes + 1:
+            return
+        outside = [m for name, m in self.machines.items() if name not in members]
+        machine = self.rng.choice([*outside, None])
+        if machine is None and len(self.machines) < 8:
+            machine = self.add(f"n{len(self.machines) + 1}")
+        if machine is None or machine.is_wiped:
+            return
+        if not machine.up:
+            machine.boot()
+        yield from self.join(machine, voter=self.rng.random() < 0.75)
+
+    def _shrink(self) -> Process:
+        members = self._members()
+        if len(members) <= 2 or any(machine.is_wiped for machine in self.machines.values()):
+            return
+        name = self.rng.choice(members)
+        answer = yield from self.remove(name)
+        if answer is None and self.rng.random() < 0.5:
+            yield 0.3
+            self.machines[name].crash()
+
+    def _hand_over(self) -> Process:
+        members = self._members()
+        to = self.rng.choice([*members, ""]) if members else ""
+        answer = yield from self.ask_leader(lambda node, reply: node.hand_over(to, reply), 1.0)
+        self.trace(f"leadership to {to or 'anybody'}: {type(answer).__name__}")
+
+    def _wipe(self) -> Process:
+        """Lose a disk, and replace the member by itself with the new one."""
+        machine = self.rng.choice(list(self.machines.values()))
+        if not self._can_be_spared(machine):
+            return
+        machine.crash()
+        machine.wipe()
+        yield self.rng.random()
+        if not machine.up:
+            machine.boot()
+        yield from self.replace(machine, 4.0)
+
+    def replace(
+        self, machine: Machine, patience: float = 5.0
+    ) -> Generator[float | Pending, Any, ConureError | None]:
+        """Remove and join a machine that has lost its disk."""
+        answer = yield from self.remove(machine.name, patience=patience)
+        if answer is None or isinstance(answer, MemberNotFound):
+            answer = yield from self.join(machine, patience=patience)
+            if answer is None:
+                machine.is_wiped = False
+        return answer
+
+    def _can_be_spared(self, lost: Machine) -> bool:
+        """Tell whether a cluster survives the loss of a disk, as a careful operator would see it.
+
+        All others have to be up, and a quorum of every configuration that anybody has. Beside an
+        arbiter another data node has to hold all that is committed: what was committed by the lost
+        one and the arbiter alone would be gone for ever (raft.py says so).
+        """
+        others = [machine for machine in self.machines.values() if machine is not lost]
+        if lost.keeping or not lost.up or not all(m.up and not m.is_wiped for m in others):
+            return False
+        for machine in self.machines.values():
+            for _, configuration in machine.raft._configurations:
+                remaining = [voter for voter in configuration.voters if voter != lost.name]
+                if len(remaining) < configuration.quorum or not remaining:
+                    return False
+                if "arbiter" in [server.role for server in configuration.servers]:
+                    return False
+        return True
+
+    def _move(self) -> Process:
+        """Restart a machine at another address."""
+        machine = self.rng.choice(list(self.machines.values()))
+        if machine.keeping:
+            return
+        machine.crash()
+        yield 0.1 * self.rng.random()
+        self._relocate(machine)
+        if not machine.up:
+            machine.boot()
+
+    def _relocate(self, machine: Machine) -> None:
+        taken = {other.host for other in self.machines.values()}
+        free = [name for name in (f"h{n}" for n in range(9)) if name not in taken]
+        machine.host = self.rng.choice(free)
+
+    # -- the nemesis -----------------------------------------------------------------------------
+
+    def nemesis(self) -> Process:
+        """Do what the luck says, until the faults end."""
+        luck = self.luck
+        faults: list[tuple[float, Callable[[Machine], None]]] = [
+            (luck.cut, self._cut),
+            (luck.crash, lambda machine: machine.crash()),
+            (luck.crash_amid, self._crash_amid),
+            (luck.stop, self._stop),
+            (luck.pause, self._pause),
+            (luck.fill, self._fill),
+            (luck.fail, self._fail_disk),
+            (luck.slow, self._slow_down),
+            (luck.disconnect, lambda _: self.network.disconnect()),
+        ]
+        rates = [rate for rate, _ in faults]
+        total = sum(rates)
+        while total and not self.mending:
+            yield self.rng.expovariate(total)
+            (fault,) = self.rng.choices([fault for _, fault in faults], rates)
+            machine = self.rng.choice(list(self.machines.values()))
+            if not self.mending and machine.up:
+                fault(machine)
+
+    def _cut(self, machine: Machine) -> None:
+        """Cut some links: around one machine, between two groups, one way or both."""
+        names = list(self.machines)
+        self.counts["partitions"] += 1
+        group = (
+            {machine.name}
+            if self.rng.random() < 0.5
+            else {name for name in names if self.rng.random() < 0.5}
+        )
+        one_way = self.rng.random()
+        links = [
+            (a, b)
+            for a in names
+            for b in names
+            if (a in group) != (b in group) and (one_way < 0.6 or (a in group) == (one_way < 0.8))
+        ]
+        if self.rng.random() < 0.2:
+            links = [link for link in links if self.rng.random() < 0.5]
+        self.network.cut.update(links)
+        self.trace(f"{len(links)} links are cut around {sorted(group)}")
+
+        def heal() -> None:
+            self.trace("links are mended")
+            self.network.cut.difference_update(links)
+
+        self.after(self.rng.uniform(0.1, 2.0), heal)
+
+    def _crash_amid(self, machine: Machine) -> None:
+        machine.disk.crash_in = self.rng.randint(1, 40)
+
+    def _stop(self, machine: Machine) -> None:
+        if not machine.keeping and not machine.paused:
+            generation = machine.generation
+            machine.stop()
+            if not machine.up:
+                self.reboot(machine)
+            assert generation != machine.generation
+
+    def reboot(self, machine: Machine) -> None:
+        """Have a machine that is down start again, after a while."""
+
+        def boot() -> None:
+            if not machine.up:
+                machine.boot()
+
+        self.after(self.rng.uniform(0.05, 1.0), boot)
+
+    def _pause(self, machine: Machine) -> None:
+        if not machine.paused:
+            machine.pause()
+            wake = partial(machine.resume, machine.generation)
+            self.after(self.rng.choice([0.1, 0.5, 1.5]), wake)
+
+    def _fill(self, machine: Machine) -> None:
+        """Let the disk be almost full, for a while."""
+        disk = machine.disk
+        disk.set_capacity(disk.used_bytes() + 512 * self.rng.randrange(40))
+        machine.may_fail = True
+        self.counts["full disks"] += 1
+        self.trace(f"the disk of {machine.name} fills")
+
+        def empty() -> None:
+            machine.disk.set_capacity(None)
+            machine.may_fail = machine.disk.failure_is_due
+
+        self.after(self.rng.uniform(0.2, 2.0), empty)
+
+    def _fail_disk(self, machine: Machine) -> None:
+        """Let one of the next file calls fail for good."""
+        machine.disk.fail_call(self.rng.randint(1, 30), self.rng.choice(["io", "full", "half"]))
+        machine.may_fail = True
+        self.counts["disk faults"] += 1
+        self.trace(f"the disk of {machine.name} fails")
+
+    def _slow_down(self, machine: Machine) -> None:
+        machine.sync_seconds = self.rng.choice([0.005, 0.05])
+        self.after(self.rng.uniform(0.5, 2.0), lambda: setattr(machine, "sync_seconds", 0.0002))
+
+    # -- the two phases --------------------------------------------------------------------------
+
+    def begin(self, roles: Sequence[str]) -> None:
+        """Begin a cluster from nothing: one node that is joined by the others."""
+        for number, role in enumerate(roles, 1):
+            machine = self.add(f"n{number}", role, bootstrap=number == 1)
+            machine.boot()
+            if number > 1:
+                self.finish(self.join(machine), f"{machine.name} can't join")
+        self.settle()
+
+    def restore(self, disks: Iterable[tuple[str, str, Disk]]) -> None:
+        """Begin with machines that have these disks."""
+        for name, role, disk in disks:
+            machine = self.add(name, role)
+            machine.disk = disk.after("kept", self.rng, machine)
+            machine.boot()
+
+    def settle(self) -> None:
+        """Let time pass until all members agree."""
+        if not self.run_until(self._agrees):
+            raise Broken(f"the nodes don't agree: {self._states()}")
+
+    def run(self, steps: int) -> None:
+        """Let the faults happen for a while."""
+        for number in range(self.luck.clients):
+            self.start(self.client(number))
+        if self.luck.members:
+            self.start(self.operator())
+        self.start(self.nemesis())
+        while self.steps < steps:
+            self.step()
+
+    def mend(self) -> None:
+        """End the faults; see that everything comes back, and that nothing was lost."""
+        self.trace("the faults end")
+        self.mending = True
+        self.network.heal()
+        for machine in self.machines.values():
+            machine.disk.set_capacity(None)
+            machine.disk.fail_call(None)
+            machine.disk.crash_in = None
+            machine.may_fail = False
+            machine.sync_seconds = 0.0002
+            machine.resume(machine.generation)
+            if not machine.up:
+                machine.boot()
+        for machine in list(self.machines.values()):
+            if machine.is_wiped:
+                self.finish(self.replace(machine, CALM_BEFORE), f"{machine.name} doesn't come back")
+        for client in range(self.luck.clients):
+            self.finish(self._farewell(client), f"client {client} isn't served")
+        self.settle()
+        for machine in self.machines.values():
+            if machine.up and not machine.keeping:
+                machine.node._log.check()
+                if machine.role == "data":
+                    machine.node._store.tree.check()
+                    self.check_contents(machine)
+        if self.broken is not None:
+            raise self.broken
+        check_history(self.history)
+
+    def finish(self, process: Generator[Any, Any, object], otherwise: str) -> None:
+        """Let a process come to its end. Raises Broken if it takes too long or ends badly."""
+        ended: list[object] = []
+
+        def wrapped() -> Process:
+            ended.append((yield from process))
+
+        self.start(wrapped())
+        if not self.run_until(lambda: bool(ended)) or isinstance(ended[0], ConureError):
+            raise Broken(f"{otherwise}: {ended} {self._states()}")
+
+    def _farewell(self, client: int) -> Process:
+        """Write and read every key, as often as it takes."""
+        for key in KEYS[: self.luck.keys]:
+            while not (yield from self.write(client, [(key, self._new_value())])):
+                yield 0.05
+            while not (yield from self.read(client, [key])):
+                yield 0.05
+
+    def leader(self) -> Machine | None:
+        """Return the one machine that leads in the highest term, if there is one."""
+        led = [m for m in self.machines.values() if m.up and m.raft.state is State.LEADER]
+        return max(led, key=lambda machine: machine.raft.term, default=None)
+
+    def _agrees(self) -> bool:
+        """Tell whether all members follow one leader, at one index, with one digest."""
+        leader = self.leader()
+        if leader is None:
+            return False
+        raft = leader.raft
+        last = raft.last_index
+        for server in raft.configuration.servers:
+            machine = self.machines[server.id]
+            node = machine.node
+            if (
+                not machine.up
+                or machine.incarnation != server.incarnation
+                or machine.address != server.raft_address
+                or server.suffrage == "staging"
+                or node._raft.leader_id != leader.name
+                or node._store.applied_index != last
+                or (server.role == "data" and node._store.digest != leader.node._store.digest)
+            ):
+                return False
+        return True
+
+    def _states(self) -> str:
+        lines = [""]
+        for machine in self.machines.values():
+            if not machine.up:
+                lines.append(f"{machine.name} is down")
+                continue
+            raft = machine.raft
+            members = " ".join(f"{s.id}:{s.suffrage}" for s in raft.configuration.servers)
+            lines.append(
+                f"{machine.name} {machine.address} {raft.state} of {raft.leader_id} "
+                f"term {raft.term} log {raft.last_index}/{raft.last_term} "
+                f"commit {raft.commit_index} applied {machine.node._store.applied_index} "
+                f"wiped {machine.is_wiped} members {members}"
+            )
+        return "\n".join(lines)
+
+
+# -- seeds ---------------------------------------------------------------------------------------
+
+_templates: dict[tuple[int, bool], list[tuple[str, str, Disk]]] = {}
+
+
+def _founders(data_nodes: int, arbiter: bool) -> list[tuple[str, str, Disk]]:
+    """Return the disks of a cluster that was begun, joined and stopped in order; made once."""
+    key = (data_nodes, arbiter)
+    if key not in _templates:
+        with fake_world() as use:
+            world = Simulation(0, Luck(data_nodes, arbiter))
+            use(world)
+            world.begin(["data"] * data_nodes + ["arbiter"] * arbiter)
+            for machine in world.machines.values():
+                machine.stop()
+        _templates[key] = [(m.name, m.role, m.disk) for m in world.machines.values()]
+    return _templates[key]
+
+
+@contextlib.contextmanager
+def fake_world() -> Iterator[Callable[[Simulation], None]]:
+    """Put what a process asks of its surroundings into the hands of the simulation that is named.
+
+    A checkpoint measures how long it works; here each look at the clock takes half a millisecond.
+    """
+    world: Simulation
+    looks = 0
+
+    def use(simulation: Simulation) -> None:
+        nonlocal world, looks
+        world, looks = simulation, 0
+        snapshots.CHUNK_BYTES = simulation.luck.chunk_bytes
+
+    def sleep(seconds: float) -> None:
+        world.rest(seconds)
+
+    def perf_counter() -> float:
+        nonlocal looks
+        looks += 1
+        return looks * 0.0005
+
+    node: Any = node_module
+    tree: Any = btree
+    logger = logging.getLogger("conure")
+    before = (node.sleep, tree.time, snapshots.CHUNK_BYTES, logger.level)
+    node.sleep, tree.time = sleep, SimpleNamespace(perf_counter=perf_counter)
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield use
+    finally:
+        node.sleep, tree.time, snapshots.CHUNK_BYTES, level = before
+        logger.setLevel(level)
+
+
+def play(seed: int, steps: int = STEPS, *, verbose: bool = False) -> Simulation:
+    """Play one seed to its end; a failure names the seed, its luck and how to repeat it."""
+    luck = Luck.draw(seed)
+    with fake_world() as use:
+        world = Simulation(seed, luck, verbose=verbose)
+        use(world)
+        try:
+            world.restore(_founders(luck.data_nodes, luck.arbiter))
+            world.run(steps)
+            world.mend()
+        except Exception as error:
+            error.add_note(f"seed {seed}: {luck}")
+            error.add_note(
+                f"repeat with: python -m tests.sim --start {seed} --seeds 1 --steps {steps}"
+            )
+            raise
+    return world
+
+
+def _play_some(seeds: Sequence[int], steps: int) -> tuple[Counter[str], list[tuple[int, str]]]:
+    counts: Counter[str] = Counter()
+    failures = []
+    for seed in seeds:
+        try:
+            world = play(seed, steps)
+        except Exception as error:  # noqa: BLE001 - every one of them is a finding
+            failures.append((seed, "".join(traceback.format_exception(error))))
+        else:
+            counts.update(world.counts)
+            counts["seconds"] += int(world.now)
+            counts["steps"] += world.steps
+        counts["seeds"] += 1
+    return counts, failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description="Play many seeds.")
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--verbose", action="store_true", help="show each event; for one seed")
+    arguments = parser.parse_args()
+    seeds = range(arguments.start, arguments.start + arguments.seeds)
+    if arguments.verbose:
+        for seed in seeds:
+            world = play(seed, arguments.steps, verbose=True)
+            print(dict(world.counts), f"trace {world.trace_hash:08x}")
+        return 0
+    started = time.monotonic()
+    groups = [seeds[first : first + 10] for first in range(0, len(seeds), 10)]
+    counts: Counter[str] = Counter()
+    failed: list[int] = []
+    with multiprocessing.Pool(arguments.jobs) as pool:
+        for some, failures in pool.imap(partial(_play_some, steps=arguments.steps), groups):
+            counts.update(some)
+            for seed, text in failures:
+                print(text)
+                failed.append(seed)
+    seconds = counts.pop("seconds")
+    print(f"{seconds / 3600:.2f} hours simulated in {time.monotonic() - started:.1f} s")
+    for name, count in sorted(counts.items()):
+        print(f"{count:12,d} {name}")
+    print(f"failing seeds: {failed or 'none'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

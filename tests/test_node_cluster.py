@@ -1,0 +1,594 @@
+"""Several nodes in one thread: what the driver adds to the core, with the test as the network.
+
+The simulator (sim.py) brings faults by the thousand; here each property of node.py has one short
+story: who is admitted, how a write ends whose leader lost, leases, audits, what of the log is kept.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from errors import (
+    Conflict,
+    ConureError,
+    Diverged,
+    ForeignDirectory,
+    NotLeader,
+    OutcomeUnknown,
+    Unavailable,
+)
+from metrics import Registry
+from node import TICK, Node, NodeOptions
+from raft import Message, MessageType, State
+from tests.crashfs import CrashFileSystem
+from transport import Greeting, Incoming, Outgoing, Refused
+
+Command = tuple[bytes, bytes | None]
+
+
+class Wire:
+    """The peers of one node: messages go to the lab, which delivers them when it is told to."""
+
+    def __init__(self, lab: Lab, node_id: str) -> None:
+        self.lab = lab
+        self.node_id = node_id
+        self.addresses: Mapping[str, str] = {}
+
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        self.addresses = dict(peers)
+
+    def send(self, message: Message) -> None:
+        self.lab.sent.append(message)
+        address = self.addresses.get(message.to)
+        if address is not None:
+            self.lab.under_way.append((self.node_id, address, message))
+
+    def send_snapshot(self, outgoing: Outgoing) -> None:
+        self.lab.snapshots.append((self.node_id, outgoing))
+
+    def probe(
+        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+    ) -> None:
+        target = self.lab.at(address)
+        if target is None:
+            reply(Unavailable(f"nobody answers at {address}"))
+            return
+        try:
+            target.admit("probe", node_id, self.lab[self.node_id].greeting())
+        except Refused as refusal:
+            reply(refusal)
+        else:
+            reply(target.greeting())
+
+
+class Lab:
+    """Nodes, their disks, a clock and the messages between them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.nodes: dict[str, Node] = {}
+        self.disks: dict[str, CrashFileSystem] = {}
+        self.failed: set[str] = set()
+        self.under_way: deque[tuple[str, str, Message]] = deque()
+        self.snapshots: deque[tuple[str, Outgoing]] = deque()
+        self.sent: list[Message] = []
+        self.cut: set[str] = set()  # nodes that nobody reaches, and that reach nobody
+        self.refused: list[str] = []
+
+    def __getitem__(self, node_id: str) -> Node:
+        return self.nodes[node_id]
+
+    def add(self, node_id: str, **changes: Any) -> Node:
+        facts: dict[str, Any] = {
+            "node_id": node_id,
+            "told_node_id": True,
+            "data_dir": "/data",
+            "raft_address": f"{node_id}:7001",
+            "http_address": f"http://{node_id}:8081",
+            "bootstrap": False,
+            "version": "test",
+            "page_size": 512,
+            "cache_bytes": 1 << 20,
+            "log_segment_bytes": 4096,
+            "checkpoint_interval": 3600.0,
+        }
+        disk = self.disks.setdefault(node_id, CrashFileSystem())
+        node = Node.open(
+            NodeOptions(**{**facts, **changes}),
+            disk,
+            Wire(self, node_id),
+            Registry(),
+            lambda: self.failed.add(node_id),
+            clock=lambda: self.now,
+            rng=random.Random(node_id),
+        )
+        self.nodes[node_id] = node
+        node.recover()
+        return node
+
+    def stop(self, node_id: str) -> None:
+        self.nodes.pop(node_id).stop()
+
+    def wipe(self, node_id: str) -> None:
+        self.stop(node_id)
+        del self.disks[node_id]
+
+    def at(self, address: str) -> Node | None:
+        for node_id, node in self.nodes.items():
+            if node.greeting().raft_address == address and node_id not in self.cut | self.failed:
+                return node
+        return None
+
+    def settle(self) -> None:
+        """Deliver everything, and what comes of it."""
+        while self.under_way or self.snapshots:
+            while self.under_way:
+                sender, address, message = self.under_way.popleft()
+                receiver = self.at(address)
+                if receiver is not None and sender in self.nodes and sender not in self.cut:
+                    self.deliver(sender, receiver, message)
+            if self.snapshots:
+                self.stream(*self.snapshots.popleft())
+
+    def deliver(self, sender: str, receiver: Node, message: Message) -> None:
+        try:
+            receiver.admit("messages", message.to, self[sender].greeting())
+            self[sender].recognise(message.to, receiver.greeting())
+        except Refused as refusal:
+            self.refused.append(str(refusal))
+        else:
+            receiver.receive([message])
+
+    def stream(self, sender: str, outgoing: Outgoing) -> None:
+        header = outgoing.header
+        target = self.at(self[sender]._raft.configuration.get(header.message.to).raft_address)  # type: ignore[union-attr]
+        index: int | None = None
+        if target is not None and sender not in self.cut:
+            incoming: Incoming | None = target.begin_snapshot(header)
+            if incoming is not None:
+                for chunk in outgoing.chunks(incoming.resume_after()):
+                    incoming.add(chunk)
+                incoming.finish()
+            assert header.message.snapshot is not None
+            index = header.message.snapshot.index
+        outgoing.close()
+        self[sender].snapshot_sent(header.message.to, index)
+
+    def tick(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.now += TICK
+            for node_id, node in list(self.nodes.items()):
+                if node_id not in self.failed:
+                    node.tick()
+            self.settle()
+
+    def tick_until(self, condition: Callable[[], bool], limit: int = 400) -> None:
+        for _ in range(limit):
+            if condition():
+                return
+            self.tick()
+        raise AssertionError("not in time")
+
+    def leader(self) -> Node:
+        def found() -> list[Node]:
+            return [
+                node
+                for node_id, node in self.nodes.items()
+                if node._raft.state is State.LEADER and node_id not in self.cut | self.failed
+            ]
+
+        self.tick_until(lambda: len(found()) == 1)
+        return found()[0]
+
+    def join(self, node_id: str, **facts: Any) -> ConureError | None:
+        answers: list[ConureError | None] = []
+        given: dict[str, Any] = {"voter": True, "role": ""} | facts
+        self.leader().join(node_id, f"{node_id}:7001", "", reply=answers.append, **given)
+        self.tick_until(lambda: bool(answers))
+        return answers[0]
+
+    def remove(self, node_id: str) -> ConureError | None:
+        answers: list[ConureError | None] = []
+        self.leader().remove(node_id, force=False, reply=answers.append)
+        self.tick_until(lambda: bool(answers))
+        return answers[0]
+
+
+def cluster(*others: str, **changes: Any) -> Lab:
+    """A cluster of n1, which leads, and the others."""
+    lab = Lab()
+    lab.add("n1", bootstrap=True, **changes)
+    for node_id in others:
+        lab.add(node_id, **changes)
+        assert lab.join(node_id) is None
+    return lab
+
+
+def begin(node: Node, *commands: Command) -> list[ConureError | str | None]:
+    """Write without waiting; the list fills with how each command ended, once each."""
+    outcomes: list[ConureError | str | None] = ["unanswered"] * len(commands)
+
+    def reply(start: int, stop: int, error: ConureError | None) -> None:
+        for position in range(start, stop):
+            assert outcomes[position] == "unanswered"
+            outcomes[position] = error
+
+    node.write(commands, reply)
+    return outcomes
+
+
+def put(lab: Lab, key: bytes, value: bytes) -> None:
+    outcome = begin(lab.leader(), (key, value))
+    lab.tick_until(lambda: outcome[0] != "unanswered")
+    assert outcome == [None]
+
+
+def read(node: Node) -> list[ConureError | None]:
+    answers: list[ConureError | None] = []
+    node.confirm_read(answers.append)
+    return answers
+
+
+def suffrages(node: Node) -> dict[str, str]:
+    return {server["id"]: server["suffrage"] for server in node.members()["servers"]}
+
+
+# -- joining and leaving -------------------------------------------------------------------------
+
+
+def test_three_nodes_join_replicate_and_agree() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    assert suffrages(lab["n3"]) == {"n1": "voter", "n2": "voter", "n3": "voter"}
+    assert [lab[n].get(b"k") for n in ("n1", "n2", "n3")] == [b"v"] * 3
+    assert len({node._store.digest for node in lab.nodes.values()}) == 1
+    assert len({node._directory.identity.cluster_id for node in lab.nodes.values()}) == 1
+
+
+def test_a_node_that_nobody_reaches_is_not_added() -> None:
+    lab = cluster()
+    answer = lab.join("n2")
+    assert isinstance(answer, Conflict)
+    assert "nobody answers at n2:7001" in str(answer)
+    assert suffrages(lab["n1"]) == {"n1": "voter"}
+    put(lab, b"k", b"v")
+
+
+def test_a_node_of_another_cluster_is_not_added() -> None:
+    lab = cluster()
+    lab.add("n2", bootstrap=True)
+    answers: list[ConureError | None] = []
+    lab["n1"].join("n2", "n2:7001", "", voter=True, role="", reply=answers.append)
+    assert isinstance(answers[0], Conflict)
+    assert "belongs to cluster" in str(answers[0])
+    assert suffrages(lab["n1"]) == {"n1": "voter"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"raft_address": "n2:9999"}, "nobody answers"),
+        ({"http_address": "http://elsewhere:1"}, "clients reach it at http://n2:8081"),
+        ({"role": "arbiter"}, "runs with the role data"),
+        ({"node_id": "n3"}, "this is node n2"),
+    ],
+)
+def test_a_join_with_wrong_facts_changes_nothing(facts: dict[str, str], why: str) -> None:
+    lab = cluster()
+    lab.add("n2")
+    given = {"node_id": "n2", "raft_address": "n2:7001", "http_address": "", "role": ""} | facts
+    answers: list[ConureError | None] = []
+    lab["n1"].join(**given, voter=True, reply=answers.append)  # type: ignore[arg-type]
+    assert isinstance(answers[0], Conflict)
+    assert why in str(answers[0])
+    assert suffrages(lab["n1"]) == {"n1": "voter"}
+
+
+def test_an_arbiter_holds_no_data_and_keeps_two_data_nodes_writable() -> None:
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    put(lab, b"k", b"v")
+    with pytest.raises(NotLeader):
+        lab["a"].get(b"k")
+    assert len(lab["a"]._store.tree) == 0
+    lab.stop("n2")
+    put(lab, b"k", b"w")
+    lab.stop("a")
+    lab.add("a", role="arbiter")
+    put(lab, b"k", b"x")
+    with pytest.raises(ForeignDirectory, match="role"):
+        lab.stop("a")
+        lab.add("a")
+
+
+def test_a_wiped_disk_is_refused_until_the_member_is_removed() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.wipe("n3")
+    lab.add("n3")
+    lab.tick(20)
+    assert any("another data directory" in why for why in lab.refused)
+    assert lab["n3"]._log.last_index == 0
+    assert isinstance(lab.join("n3"), Conflict)
+    assert lab.remove("n3") is None
+    assert lab.join("n3") is None
+    lab.tick(5)
+    assert lab["n3"].get(b"k") == b"v"
+
+
+def test_a_member_that_moved_is_found_and_one_entry_follows() -> None:
+    lab = cluster("n2", "n3")
+    lab.stop("n3")
+    last = lab["n1"]._raft.last_index
+    lab.add("n3", raft_address="elsewhere:7001", http_address="http://elsewhere:8081")
+    lab.tick(60)
+    server = lab.leader()._members.get("n3")
+    assert server is not None
+    assert (server.raft_address, server.http_address) == ("elsewhere:7001", "http://elsewhere:8081")
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    assert lab["n3"].get(b"k") == b"v"
+    log = lab["n1"]._log
+    entries = log.entries(last + 1, log.last_index + 1, 1 << 20)
+    assert sum(entry.kind == 2 for entry in entries) == 1
+
+
+def test_a_removed_node_knows_and_stays_out() -> None:
+    lab = cluster("n2", "n3")
+    assert lab.remove("n3") is None
+    lab.tick(5)
+    assert lab["n3"].status()["member"] is False
+    assert not lab["n3"].wants_to_join()
+    term = lab["n1"].status()["term"]
+    lab.tick(100)
+    assert lab["n1"].status()["term"] == term
+
+
+def test_leadership_is_handed_over_and_reads_say_where_it_is() -> None:
+    lab = cluster("n2", "n3")
+    answers: list[ConureError | None] = []
+    lab["n1"].hand_over("n3", answers.append)
+    lab.tick_until(lambda: bool(answers))
+    assert answers == [None]
+    assert lab.leader() is lab["n3"]
+    lab.tick(2)
+    (refusal,) = read(lab["n1"])
+    assert isinstance(refusal, NotLeader)
+    assert refusal.leader_http == "http://n3:8081"
+
+
+def test_dry_runs_tell_the_quorum_and_change_nothing() -> None:
+    lab = cluster("n2", "n3")
+    before = lab["n1"].members()
+    joined = lab["n1"].preview_join("n4", voter=True, role="data")
+    assert joined == {
+        "allowed": True, "reason": "", "voters": 4, "quorum": 3, "active": 4, "tolerates": 1
+    }  # fmt: skip
+    removed = lab["n1"].preview_remove("n3")
+    assert (removed["voters"], removed["quorum"], removed["tolerates"]) == (2, 2, 0)
+    assert lab["n1"].members() == before
+    with pytest.raises(NotLeader):
+        lab["n2"].preview_remove("n3")
+
+
+# -- how writes end ------------------------------------------------------------------------------
+
+
+def test_a_write_that_another_leader_commits_is_acknowledged_by_the_old_one() -> None:
+    lab = cluster("n2", "n3")
+    outcome = begin(lab["n1"], (b"k", b"v"))
+    lab.settle()  # committed: but first let the answers be lost
+    assert outcome == [None]
+    pending = begin(lab["n1"], (b"k", b"w"))
+    while lab.under_way:  # the followers hold it; what they answer goes down
+        sender, address, message = lab.under_way.popleft()
+        receiver = lab.at(address)
+        if sender == "n1" and receiver is not None:
+            lab.deliver(sender, receiver, message)
+    lab.under_way.clear()
+    assert pending == ["unanswered"]
+    lab.cut.add("n1")
+    assert lab.leader() is not lab["n1"]
+    lab.cut.clear()
+    lab.tick_until(lambda: pending != ["unanswered"])
+    assert pending == [None]
+    assert lab["n1"].get(b"k") == b"w"
+
+
+def test_a_write_that_was_overwritten_is_refused_and_may_be_tried_again() -> None:
+    lab = cluster("n2", "n3")
+    lab.cut.add("n1")
+    lost = begin(lab["n1"], (b"k", b"lost"), (b"l", b"lost"))
+    lab.settle()
+    put(lab, b"k", b"kept")
+    put(lab, b"m", b"kept")
+    lab.cut.clear()
+    lab.tick_until(lambda: "unanswered" not in lost)
+    assert [type(error) for error in lost] == [Unavailable, Unavailable]
+    lab.tick(5)
+    assert lab["n1"].get(b"k") == b"kept"
+    assert lab["n1"].get(b"l") is None
+
+
+def test_a_write_without_a_quorum_is_of_unknown_outcome_in_time() -> None:
+    lab = cluster("n2", "n3", write_timeout=1.0)
+    lab.cut |= {"n2", "n3"}
+    outcome = begin(lab["n1"], (b"k", b"v"))
+    lab.tick(21)
+    assert isinstance(outcome[0], OutcomeUnknown)
+    assert [type(error) for error in read(lab["n1"])] == [NotLeader]
+
+
+def test_reads_that_lose_their_leader_are_told_at_once() -> None:
+    lab = cluster("n2", "n3", barrier_timeout=3600.0)
+    lab.cut |= {"n2", "n3"}
+    answers = read(lab["n1"])
+    lab.tick(30)
+    assert [type(error) for error in answers] == [NotLeader]
+
+
+# -- leases --------------------------------------------------------------------------------------
+
+
+def test_a_lease_answers_without_a_message_and_runs_out() -> None:
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    assert read(lab["n1"]) == [None]  # nothing was delivered in between
+    lab.cut |= {"n2", "n3"}
+    lab.now += 0.39  # the election time-out, but for a moment
+    assert read(lab["n1"]) == []
+
+
+def test_a_lease_is_void_for_the_rest_of_a_term_with_a_hand_over() -> None:
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    assert lab["n1"]._holds_lease()
+    lab["n1"].hand_over("n2", lambda _: None)
+    lab.under_way.clear()
+    lab.tick(3)
+    assert not lab["n1"]._holds_lease()
+
+
+# -- replicas that differ ------------------------------------------------------------------------
+
+
+def test_a_replica_that_differs_stops_and_stays_stopped() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab["n3"]._store.digest ^= 1
+    lab.tick_until(lambda: "n3" in lab.failed)
+    assert isinstance(lab["n3"]._failure, Diverged)
+    with pytest.raises(Unavailable):
+        lab["n3"].get(b"k")
+    put(lab, b"k", b"w")
+    lab.stop("n3")
+    with pytest.raises(ForeignDirectory, match="let it join again"):
+        lab.add("n3")
+
+
+def test_a_leader_that_differs_from_the_majority_stops_itself() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab["n1"]._store.digest ^= 1
+    lab.tick_until(lambda: "n1" in lab.failed)
+    assert not lab.failed & {"n2", "n3"}
+    put(lab, b"k", b"w")
+
+
+def test_busy_replicas_are_compared_at_marks() -> None:
+    lab = cluster("n2", "n3")
+    for first in range(0, 1100, 100):
+        outcome = begin(lab["n1"], *[(b"%d" % n, b"v") for n in range(first, first + 100)])
+        lab.settle()
+        assert outcome == [None] * 100
+    lab.tick(2)
+    assert lab["n2"]._store.last_mark()[0] == 1024
+    lab["n2"]._store._marks[1024] ^= 1
+    lab.tick_until(lambda: "n2" in lab.failed)
+
+
+# -- the log and snapshots -----------------------------------------------------------------------
+
+
+def checkpoint(node: Node) -> None:
+    node._checkpoint(0.0)
+    node._prepare_log()
+    assert node._failure is None
+
+
+def test_a_lone_node_cuts_its_log_at_each_checkpoint_others_keep_a_tail() -> None:
+    lone = cluster()
+    put(lone, b"k", b"v")
+    checkpoint(lone["n1"])
+    assert lone["n1"]._log.snapshot.index == lone["n1"]._store.applied_index
+    lab = cluster("n2", "n3")
+    node = lab["n1"]
+    seen = [node._log.snapshot.index]
+    for number in range(4):
+        before = node._store.tree.applied_index
+        put(lab, b"k", b"%d" % number)
+        checkpoint(node)
+        assert node._log.snapshot.index == before
+        seen.append(node._log.snapshot.index)
+    assert seen[-1] > seen[0]
+
+
+def test_a_node_that_was_away_for_long_gets_the_whole_state() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    lab.stop("n3")
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        checkpoint(lab["n1"])
+    assert lab["n1"]._log.snapshot.index > 20
+    lab.add("n3")
+    lab.tick(20)
+    assert lab["n3"]._store.digest == lab["n1"]._store.digest
+    assert list(lab["n3"]._store.tree.items()) == list(lab["n1"]._store.tree.items())
+    lab["n3"]._store.tree.check()
+    lab["n3"]._log.check()
+    put(lab, b"after", b"all")
+    lab.tick(5)
+    lab.stop("n3")
+    lab.add("n3")
+    assert lab["n3"].get(b"05") == b"45"
+
+
+def test_an_arbiter_that_was_away_for_long_begins_behind_the_cut() -> None:
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
+    assert lab.join("a") is None
+    lab.stop("a")
+    for number in range(30):
+        put(lab, b"k", b"%d" % number)
+        checkpoint(lab["n1"])
+    lab.add("a", role="arbiter")
+    lab.tick(20)
+    assert lab["a"]._log.snapshot.index > 20
+    lab.stop("n2")
+    put(lab, b"k", b"with the arbiter")
+
+
+def test_an_arbiter_cuts_its_log_of_positions() -> None:
+    lab = cluster("n2")
+    lab.add("a", role="arbiter", checkpoint_log_bytes=500)
+    assert lab.join("a") is None
+    for number in range(60):
+        put(lab, b"k", b"%d" % number)
+        lab["a"].housekeep()
+    assert lab["a"]._log.snapshot.index > 20
+    lab.stop("a")
+    lab.add("a", role="arbiter", checkpoint_log_bytes=500)
+    put(lab, b"k", b"v")
+
+
+# -- messages ------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_message_without_its_data_does_nothing() -> None:
+    lab = cluster("n2")
+    term = lab["n1"]._raft.term
+    meta = lab["n1"]._store.meta
+    fake = Message(MessageType.SNAPSHOT, "n1", "n2", term, snapshot=meta)
+    applied = lab["n2"]._store.applied_index
+    lab["n2"].receive([fake])
+    assert lab["n2"]._store.applied_index == applied
+    assert lab["n2"]._failure is None
+
+
+def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:
+    lab = cluster("n2")
+    lab.tick(3)
+    assert lab["n1"].last_contact() == 0.0
+    lab.now += 2.5
+    contact = lab["n2"].last_contact()
+    assert contact is not None
+    assert 2.5 <= contact < 2.7
+    lab.add("n3")
+    assert lab["n3"].last_contact() is None
