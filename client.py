@@ -119,15 +119,19 @@ class Client:
         """Store *value* under *key*."""
         self._call(_Request("PUT", _kv(key), _bytes(value)))
 
-    def get(self, key: str | bytes, stale: bool = False) -> bytes | None:
+    def get(
+        self, key: str | bytes, stale: bool = False, max_stale: float | None = None
+    ) -> bytes | None:
         """Return the value of *key*, or None.
 
         The read is linearizable; with *stale* it is what the server that is asked knows, which
-        may be old, but needs neither a leader nor a quorum.
+        may be old, but needs neither a leader nor a quorum. *max_stale* goes with *stale*: only
+        servers that heard the leader within so many seconds may answer.
         """
-        request = _Request("GET", _kv(key), is_read=True)
-        if stale:
-            request = request._replace(target=request.target + "&stale=true", any_server=True)
+        target = _kv(key) + "&stale=true" * stale
+        if max_stale is not None:
+            target += f"&max_stale={round(max_stale * 1000)}ms"
+        request = _Request("GET", target, is_read=True, any_server=stale)
         try:
             return self._call(request)
         except KeyNotFound:
@@ -158,7 +162,10 @@ class Client:
         voter: bool = True,
         role: str = "",
     ) -> None:
-        """Make a node a member: *raft_address* is host:port, *http_address* a base URL."""
+        """Make a node a member: *raft_address* is host:port, *http_address* a base URL.
+
+        What is left empty is what the node says of itself.
+        """
         facts: dict[str, Any] = {"ID": node_id, "RaftAddr": raft_address}
         if http_address:
             facts["HTTPAddr"] = http_address
@@ -168,9 +175,21 @@ class Client:
             facts["Role"] = role
         self._call(_Request("POST", "/join", json.dumps(facts).encode()))
 
-    def remove(self, node_id: str) -> None:
-        """End a node's membership. Raises MemberNotFound for an ID nobody has."""
-        self._call(_Request("POST", "/remove", json.dumps({"ID": node_id}).encode()))
+    def remove(self, node_id: str, *, force: bool = False) -> None:
+        """End a node's membership. Raises MemberNotFound for an ID nobody has.
+
+        Raises Conflict if too few of the voters that would be left answer at this moment; *force*
+        insists.
+        """
+        facts: dict[str, Any] = {"ID": node_id}
+        if force:
+            facts["Force"] = True
+        self._call(_Request("POST", "/remove", json.dumps(facts).encode()))
+
+    def hand_over(self, node_id: str = "") -> None:
+        """Let another voter lead: the one named, or whoever is most up to date."""
+        facts = {"ID": node_id} if node_id else {}
+        self._call(_Request("POST", "/leader", json.dumps(facts).encode()))
 
     def close(self) -> None:
         """Close the connections that rest; those in use are closed when their call ends."""

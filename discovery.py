@@ -35,7 +35,7 @@ LOOK = 1.0
 """Seconds between two looks at whether anything is needed."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-"""Seconds between two rounds; each pause is twice the one before."""
+"""Seconds between two rounds, of which half is up to chance; each is twice the one before."""
 
 CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 15.0
@@ -53,8 +53,7 @@ log = logging.getLogger("conure.discovery")
 class Joiner:
     """Asks *seeds*, base URLs, to make this node a member while it needs that.
 
-    *facts* returns what ``POST /join`` takes, *needed* whether this node has to be added. *jitter*
-    returns what part of a pause is waited for, from 0.0 to 1.0.
+    *facts* returns what ``POST /join`` takes, *needed* whether this node has to be added.
     """
 
     def __init__(
@@ -62,13 +61,10 @@ class Joiner:
         seeds: Sequence[str],
         facts: Callable[[], dict[str, Any]],
         needed: Callable[[], bool],
-        *,
-        jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
     ) -> None:
         self._seeds = tuple(seeds)
         self._facts = facts
         self._needed = needed
-        self._jitter = jitter
         self._told: dict[str, str] = {}
         self._stopping = threading.Event()
         self._connection: HTTPConnection | None = None
@@ -96,7 +92,7 @@ class Joiner:
                 pause, again_at = FIRST_PAUSE, monotonic()
             elif monotonic() >= again_at:
                 self._ask_all()
-                again_at = monotonic() + pause * self._jitter()
+                again_at = monotonic() + pause * random.uniform(0.5, 1.0)
                 pause = min(2 * pause, LONGEST_PAUSE)
             self._stopping.wait(min(LOOK, max(0.0, again_at - monotonic()) or LOOK))
 

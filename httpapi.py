@@ -82,7 +82,7 @@ _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _YES, _NO = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
 _LAST_CONTACT = "X-Conure-Last-Contact"
-_DURATION = re.compile(rb"(?:\d{1,9}(?:\.\d{1,9})?(?:ms|s|m|h))+")
+_DURATION = re.compile(rb"(?:\d{1,15}(?:\.\d{1,9})?(?:ms|s|m|h))+")
 _DURATION_PART = re.compile(rb"([\d.]+)(ms|s|m|h)")
 _SECONDS = {b"ms": 1e-3, b"s": 1.0, b"m": 60.0, b"h": 3600.0}
 

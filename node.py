@@ -16,9 +16,9 @@ checkpointer            ``housekeep``: checkpoints, cuts the log, prepares the n
 main                    ``open``, ``recover``, ``start``, ``resign``, ``stop``
 ======================= ======================================================================
 
-Lock order: the maintenance lock, the node's lock, then the tree's and the log's own small ones.
-The maintenance lock is held by a checkpoint from its beginning to its end and by the installation
-of a snapshot, because each of them wants the tree's file for itself. The node's lock guards the
+Lock order: ``Upkeep.exclusive``, the node's lock, then the tree's and the log's own small ones. The
+first is held by a checkpoint from its beginning to its end and by the installation of a snapshot,
+because each of them wants the tree's file for itself. The node's lock guards the
 core, the log, the store and every attribute below that is not marked otherwise. Replies are
 called after it is let go. Syncs of the log happen under it, because nothing else has anything to
 do until they return; a checkpoint's pages are written and synced outside of it.
@@ -46,7 +46,6 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,6 +55,7 @@ from typing import Any, Protocol
 import membership
 import snapshots
 import wire
+from addresses import AddressBook
 from btree import BTree
 from datadir import DataDirectory
 from divergence import Audit
@@ -92,6 +92,8 @@ from raftlog import ENTRY_OVERHEAD, RaftLog
 from snapshots import IncomingSnapshot, OutgoingSnapshot
 from store import Store
 from transport import Greeting, Outgoing, Refused, SnapshotHeader
+from upkeep import Upkeep, UpkeepOptions
+from waiting import Answers, Read, Reads, Reply, WriteReply, Writes
 
 __all__ = ["Node", "NodeOptions", "Peers"]
 
@@ -104,12 +106,6 @@ BRAKE = 0.02
 HOUSEKEEPING = 0.1
 """Seconds between two looks at whether a checkpoint or a log segment is needed."""
 
-DISK_FULL_RETRY = 1.0
-"""Seconds between attempts to checkpoint onto a full disk."""
-
-CHECKPOINT_SLICE = 0.002
-"""Seconds a checkpoint works before it rests as long, so that requests get their turn."""
-
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
 
@@ -120,25 +116,13 @@ LEASE_SHARE = 0.75
 """The part of an election time-out for which a leader trusts a confirmed round: a lease is sound
 while no clock runs faster than another by more than the rest."""
 
-LOG_TAIL = 4
-"""How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
-
-PEER_LINGERS = 1.0
-"""Seconds for which a member that was removed is still written to: it has to hear of it."""
-
 JOIN_AFTER = 5.0
 """Seconds without a leader after which a member asks its seeds whether it still is one."""
 
 STAGED_CACHE_BYTES = 4 << 20
 """Page cache of a tree that is built from a snapshot."""
 
-MAX_ACQUAINTANCES = 64
-"""Nodes whose present addresses are remembered though they are no members."""
-
 log = logging.getLogger("conure.node")
-
-WriteReply = Callable[[int, int, ConureError | None], None]
-Reply = Callable[[ConureError | None], None]
 
 
 class Closable(Protocol):
@@ -191,32 +175,11 @@ class NodeOptions:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """Commands proposed together: entries *first* to *first* + *count* - 1 of the log."""
-
-    term: int
-    first: int
-    count: int
-    reply: WriteReply
-    deadline: float
-    answered: int = 0
-
-
-@dataclass(slots=True)
 class _LeaseProbe:
     """A read round of the node's own; a quorum that confirms it grants a lease from *begun*."""
 
     term: int
     begun: float
-
-
-@dataclass(slots=True, eq=False)
-class _Read:
-    """A read that waits for its confirmation, or for its index to be applied."""
-
-    reply: Reply
-    deadline: float
-    index: int | None = None
 
 
 class Node:
@@ -245,7 +208,6 @@ class Node:
         self._on_failure = on_failure
         self._clock = clock
         self._lock = threading.Lock()
-        self._maintenance = threading.Lock()
         self._is_arbiter = directory.identity.role == "arbiter"
         self._store = self._make_store(tree)
         self._encoded_members = self._store.configuration
@@ -263,19 +225,17 @@ class Node:
             self._members,
             rng,
         )
-        self._batches: deque[_Batch] = deque()
-        self._reads: deque[_Read] = deque()
+        self._writes = Writes()
+        self._reads = Reads()
         self._changes = Changes(self._raft)
-        self._finished: list[Callable[[], None]] = []
+        self._finished: Answers = []
         self._failure: BaseException | None = None
         self._stopping = False
         self._was_removed = False
         self._shown: object = None  # the last state that was logged
 
         # The others.
-        self._placed: dict[str, str] = {}  # the members' addresses, by the latest configuration
-        self._met: dict[str, Greeting] = {}  # newer than what the configuration says of them
-        self._leaving: dict[str, tuple[str, float]] = {}  # removed members: address, until when
+        self._book = AddressBook(self._raft.id)
         self._heard: float | None = None  # when a leader was heard last
         self._incoming: IncomingSnapshot | None = None
         self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
@@ -284,16 +244,26 @@ class Node:
         self._ticks = 0
         self._audit = Audit()
 
-        # Checkpoints.
-        self._full: DiskFull | None = None  # why the last checkpoint did not fit
-        self._cramped: DiskFull | None = None  # why the next log segment can't be made
-        self._prepare_again_at = 0.0
-        self._checkpointed_at = clock()
-        self._checkpointed_bytes = 0  # what size_bytes of the log would be with nothing new in it
-        self._cuts = deque([self._store.meta])  # where the log may be cut: its checkpoints
+        # Threads.
         self._checkpoint_wanted = threading.Event()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._upkeep = Upkeep(
+            UpkeepOptions(
+                options.checkpoint_log_bytes,
+                options.checkpoint_entries,
+                options.checkpoint_interval,
+                options.max_unwritten_bytes,
+            ),
+            self._lock,
+            raft_log,
+            self._store,
+            clock,
+            registry,
+            keep_from=self._keep_from,
+            may_work=lambda: self._failure is None,
+            stopping=self._stopped,
+        )
         self._add_metrics(registry)
 
     @classmethod
@@ -414,7 +384,7 @@ class Node:
         for thread in self._threads:
             thread.join()
         if self._failure is None and self._store.applied_index > self._store.tree.applied_index:
-            self._checkpoint(0.0)
+            self._upkeep.checkpoint(0.0)
         with self._lock:
             self._answer_all(
                 OutcomeUnknown("the node has stopped; a write may still be committed by the others")
@@ -449,7 +419,7 @@ class Node:
             else:
                 deadline = self._clock() + self._options.write_timeout
                 count = len(encoded)
-                self._batches.append(_Batch(self._raft.term, first, count, reply, deadline))
+                self._writes.add(self._raft.term, first, count, reply, deadline)
                 self._batch_sizes.observe(count)
                 self._drive()
             finished = self._take_finished()
@@ -466,7 +436,7 @@ class Node:
         with self._lock:
             try:
                 self._refuse_if_failed()
-                read = _Read(reply, self._clock() + self._options.barrier_timeout)
+                read = Read(reply, self._clock() + self._options.barrier_timeout)
                 if self._holds_lease():
                     read.index = self._raft.commit_index
                 else:
@@ -475,7 +445,7 @@ class Node:
                 refusal = error
             else:
                 if read.index is None or read.index > self._store.applied_index:
-                    self._reads.append(read)
+                    self._reads.add(read)
                     self._drive()
                 else:
                     self._finished.append(partial(reply, None))
@@ -705,7 +675,7 @@ class Node:
     def readiness(self) -> list[tuple[str, bool, str]]:
         """Tell whether this node can serve requests: each check, whether it passes, and why."""
         with self._lock:
-            raft, full = self._raft, self._full or self._cramped
+            raft, full = self._raft, self._upkeep.shortage
             leader = raft.configuration.get(raft.leader_id)
             behind = raft.commit_index - self._store.applied_index
             is_member = raft.configuration.get(raft.id) is not None
@@ -773,7 +743,8 @@ class Node:
             if not mine.cluster_id:
                 self._directory.join_cluster(peer.cluster_id)
                 log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
-            self._meet(peer)
+            if self._book.meet(peer):
+                self._peers.set_peers(self._book.addresses())
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
@@ -861,27 +832,25 @@ class Node:
                 self._ticks += 1
                 if self._raft.state is State.LEADER:
                     self._tick_leading()
-                if self._leaving:
-                    self._forget_leavers()
+                if self._book.forget(self._clock()):
+                    self._peers.set_peers(self._book.addresses())
                 self._drive()
-            self._expire(self._clock())
+            now = self._clock()
+            self._finished += self._writes.expired(now) + self._reads.expired(now)
             finished = self._take_finished()
         _run(finished)
 
     def housekeep(self) -> None:
         """Checkpoint if enough was written or enough time has passed; keep the log ahead."""
+        upkeep = self._upkeep
         try:
-            self._prepare_log()
+            upkeep.prepare()
             if self._is_arbiter:
-                self._cut_as_arbiter()
-                return
-            elapsed = self._clock() - self._checkpointed_at
-            if self._full is not None or self._cramped is not None:
-                due = elapsed >= DISK_FULL_RETRY
-            else:
-                due = elapsed >= self._options.checkpoint_interval or self._is_much_unwritten()
-            if due:
-                self._checkpoint(CHECKPOINT_SLICE)
+                with self._lock:
+                    if self._failure is None:
+                        upkeep.cut_positions()
+            elif upkeep.is_due():
+                upkeep.checkpoint()
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._lock:
                 self._fail(error)
@@ -902,7 +871,7 @@ class Node:
                     self._finished.append(partial(reply, error))
                 while (ready := raft.ready()) is not None:
                     self._carry_out(ready)
-            self._finish_reads()
+            self._finished += self._reads.applied(self._store.applied_index)
             shown = (raft.state, raft.leader_id)
             if shown != self._shown:
                 self._shown = shown
@@ -917,7 +886,8 @@ class Node:
         if ready.hard_state is not None:
             raft_log.set_hard_state(ready.hard_state)
         if ready.configuration is not None:
-            self._update_peers(ready.configuration)
+            self._book.adopt(ready.configuration, self._clock())
+            self._peers.set_peers(self._book.addresses())
         for message in ready.messages:
             if message.type is MessageType.SNAPSHOT:
                 self._send_snapshot(message)
@@ -943,12 +913,11 @@ class Node:
             if isinstance(context, _LeaseProbe):
                 self._lease = context
             else:
-                assert isinstance(context, _Read)
+                assert isinstance(context, Read)
                 context.index = read_state.index
         for context in ready.lost_reads:
-            if isinstance(context, _Read):
-                self._reads.remove(context)
-                self._finished.append(partial(context.reply, self._not_leader()))
+            if isinstance(context, Read):
+                self._finished += self._reads.lost(context, self._not_leader())
 
     def _step(self, message: Message) -> None:
         """Give a message to the core, unless it is one between drivers."""
@@ -975,42 +944,9 @@ class Node:
         self._raft.applied(last.index)
         if store.configuration is not self._encoded_members:
             self._adopt_members()
-        if self._batches:
-            if self._batches[0].term == last.term:
-                self._answer_writers(last.index)
-            else:
-                self._answer_writers_of_another_term(entries)
-        if self._is_much_unwritten():
+        self._finished += self._writes.applied(entries)
+        if self._upkeep.is_urgent():
             self._checkpoint_wanted.set()
-
-    def _answer_writers(self, last: int) -> None:
-        """Tell those whose entries are applied. All that wait proposed in the term of the last
-        entry or later, so what was committed is what they proposed."""
-        batches = self._batches
-        while batches and batches[0].first <= last:
-            batch = batches[0]
-            done = min(batch.count, last - batch.first + 1)
-            self._finished.append(partial(batch.reply, batch.answered, done, None))
-            batch.answered = done
-            if done < batch.count:
-                break
-            batches.popleft()
-
-    def _answer_writers_of_another_term(self, entries: Sequence[Entry]) -> None:
-        """Tell those whose indexes were committed, with their own entries or with others (4)."""
-        first, last = entries[0].index, entries[-1].index
-        waiting: deque[_Batch] = deque()
-        for batch in self._batches:
-            start = batch.first + batch.answered
-            assert start >= first, "a batch was passed over"
-            for index in range(start, min(batch.first + batch.count, last + 1)):
-                error = None if entries[index - first].term == batch.term else _lost()
-                position = index - batch.first
-                self._finished.append(partial(batch.reply, position, position + 1, error))
-                batch.answered = position + 1
-            if batch.answered < batch.count:
-                waiting.append(batch)
-        self._batches = waiting
 
     def _adopt_members(self) -> None:
         """The committed members have changed."""
@@ -1024,35 +960,8 @@ class Node:
         elif members.get(self._raft.id) is not None:
             self._was_removed = False
 
-    def _is_much_unwritten(self) -> bool:
-        """Tell whether a restart would have much to apply, or memory much to give back (S7)."""
-        options, store = self._options, self._store
-        return (
-            store.applied_index - store.tree.applied_index >= options.checkpoint_entries
-            or self._log.size_bytes - self._checkpointed_bytes >= options.checkpoint_log_bytes
-            or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
-        )
-
     def _must_brake(self) -> bool:
         return self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
-
-    def _finish_reads(self) -> None:
-        applied = self._store.applied_index
-        while self._reads and (index := self._reads[0].index) is not None and index <= applied:
-            self._finished.append(partial(self._reads.popleft().reply, None))
-
-    def _expire(self, now: float) -> None:
-        while self._batches and self._batches[0].deadline <= now:
-            batch = self._batches.popleft()
-            error = OutcomeUnknown(
-                "the write was not committed in time; it may still be, so read before repeating it"
-            )
-            self._finished.append(partial(batch.reply, batch.answered, batch.count, error))
-        while self._reads and self._reads[0].deadline <= now:
-            read = self._reads.popleft()
-            self._finished.append(
-                partial(read.reply, Unavailable("no quorum has confirmed the read in time"))
-            )
 
     def _take_finished(self) -> list[Callable[[], None]]:
         finished, self._finished = self._finished, []
@@ -1073,8 +982,9 @@ class Node:
     def _refuse_if_unable(self) -> None:
         """Raise what stands in the way of a write, before anything of it exists."""
         self._refuse_if_failed()
-        if self._full is not None:
-            raise self._full
+        obstacle = self._upkeep.obstacle
+        if obstacle is not None:
+            raise obstacle
 
     def _refuse_if_failed(self) -> None:
         if self._failure is not None:
@@ -1094,7 +1004,7 @@ class Node:
     def _refused(self, error: ConureError) -> ConureError:
         """Pass on why a write was refused; a disk that failed over it ends the node."""
         if isinstance(error, DiskFull):
-            if self._full is None:
+            if self._upkeep.obstacle is None:
                 self._checkpoint_wanted.set()  # it lets the log be cut and its space used again
         elif isinstance(error, StorageError):
             self._fail(error)
@@ -1112,12 +1022,7 @@ class Node:
         self._on_failure()
 
     def _answer_all(self, error: ConureError) -> None:
-        for batch in self._batches:
-            self._finished.append(partial(batch.reply, batch.answered, batch.count, error))
-        self._batches.clear()
-        for read in self._reads:
-            self._finished.append(partial(read.reply, Unavailable(str(error))))
-        self._reads.clear()
+        self._finished += self._writes.ended(error) + self._reads.ended(Unavailable(str(error)))
         for reply in self._changes.end():
             self._finished.append(partial(reply, error))
 
@@ -1203,52 +1108,12 @@ class Node:
                 f"disk, remove {peer.node_id} from the cluster before it joins again"
             )
 
-    def _meet(self, peer: Greeting) -> None:
-        """Remember where a node that has called can be reached, and use that at once."""
-        known = self._raft.configuration.get(peer.node_id)
-        met = self._met.get(peer.node_id)
-        address = met.raft_address if met else known.raft_address if known else ""
-        if met is None and known is None and len(self._met) >= MAX_ACQUAINTANCES:
-            return
-        self._met[peer.node_id] = peer
-        if address != peer.raft_address:
-            self._update_peers(self._raft.configuration)
-
-    def _update_peers(self, configuration: Configuration) -> None:
-        """Tell the transport where everybody is: the configuration's word, or a newer one."""
-        before, self._placed = self._placed, {s.id: s.raft_address for s in configuration.servers}
-        now = self._clock()
-        for node_id, address in before.items():
-            if self._placed.get(node_id, address) != address:
-                self._met.pop(node_id, None)  # the configuration has the newer word
-            if node_id not in self._placed:
-                self._leaving[node_id] = (address, now + PEER_LINGERS)
-        for node_id in self._placed:
-            self._leaving.pop(node_id, None)
-        self._tell_peers()
-
-    def _tell_peers(self) -> None:
-        peers = {node_id: address for node_id, (address, _) in self._leaving.items()}
-        peers |= self._placed
-        peers |= {node_id: peer.raft_address for node_id, peer in self._met.items()}
-        peers.pop(self._raft.id, None)
-        self._peers.set_peers(peers)
-
-    def _forget_leavers(self) -> None:
-        now = self._clock()
-        gone = [node_id for node_id, (_, until) in self._leaving.items() if until <= now]
-        for node_id in gone:
-            del self._leaving[node_id]
-            self._met.pop(node_id, None)
-        if gone:
-            self._tell_peers()
-
     def _follow_addresses(self) -> None:
         """Let a configuration entry follow for each member that is at another address now."""
         if self._raft.state is not State.LEADER or self._failure is not None:
             return
         configuration = self._raft.configuration
-        for greeting in (self.greeting(), *self._met.values()):
+        for greeting in (self.greeting(), *self._book.greetings()):
             known = configuration.get(greeting.node_id)
             if known is None:
                 continue
@@ -1363,7 +1228,7 @@ class Node:
 
     def _on_snapshot(self, incoming: IncomingSnapshot) -> None:
         """Install what has been received completely. A thread of the transport; takes the locks."""
-        with self._maintenance, self._lock:
+        with self._upkeep.exclusive, self._lock:
             if self._failure is None and incoming is self._incoming:
                 try:
                     self._raft.step(incoming.header.message)
@@ -1390,14 +1255,9 @@ class Node:
             directory = self._directory
             snapshots.install(directory.fs, directory.path, self._log, meta)
             self._store.replace(_open_tree(directory.fs, directory, self._options), meta)
-        self._cuts = deque([meta])
-        self._checkpointed_bytes = self._log.size_bytes
+        self._upkeep.installed(meta)
         self._adopt_members()
-        for batch in self._batches:
-            if batch.first <= meta.index:
-                error = OutcomeUnknown("the outcome was lost with the leadership of this node")
-                self._finished.append(partial(batch.reply, batch.answered, batch.count, error))
-        self._batches = deque(batch for batch in self._batches if batch.first > meta.index)
+        self._finished += self._writes.skipped(meta.index)
         log.info("installed a snapshot as of index %d", meta.index)
 
     # -- threads ---------------------------------------------------------------------------------
@@ -1414,90 +1274,11 @@ class Node:
             self._checkpoint_wanted.clear()
             self.housekeep()
 
-    def _prepare_log(self) -> None:
-        if self._cramped is not None and self._clock() < self._prepare_again_at:
-            return  # every attempt fills what room there is with zeros
-        try:
-            self._log.prepare()
-        except DiskFull as error:
-            # The writes that need the room will be refused, each with the reason.
-            if self._cramped is None:
-                log.error("no room for the next log segment, writes will be refused: %s", error)
-            self._cramped = error
-            self._prepare_again_at = self._clock() + DISK_FULL_RETRY
-        else:
-            self._cramped = None
-
-    def _checkpoint(self, slice_seconds: float) -> None:
-        """Bring the state as of now to disk, then cut the log behind it.
-
-        Works and rests in turns of *slice_seconds* (0: without rest).
-        """
-        with self._maintenance:
-            with self._lock:
-                if self._failure is not None or (
-                    self._store.applied_index == self._store.tree.applied_index
-                    and self._full is None
-                ):
-                    self._checkpointed_at = self._clock()
-                    return
-                checkpoint = self._store.begin_checkpoint()
-                logged = self._log.size_bytes
-            self._checkpointed_at = self._clock()
-            started = perf_counter()
-            try:
-                while not checkpoint.step(slice_seconds or 1.0):
-                    if slice_seconds and not self._stopped.is_set():
-                        sleep(slice_seconds)
-                        self._prepare_log()
-                checkpoint.finish()
-                with self._lock:
-                    cut = self._log.size_bytes
-                    self._cut_log(checkpoint.meta)
-                    cut -= self._log.size_bytes
-            except DiskFull as error:
-                checkpoint.abort()
-                if self._full is None:
-                    log.error(
-                        "a checkpoint does not fit on the disk, writes are refused: %s", error
-                    )
-                self._full = error
-                return
-        self._checkpointed_bytes = logged - cut
-        if self._full is not None:
-            log.info("there is room again, writes are accepted")
-            self._full = None
-        seconds = perf_counter() - started
-        self._checkpoint_seconds.observe(seconds)
-        log.debug("checkpoint at index %d in %.3f s", checkpoint.meta.index, seconds)
-
-    def _cut_log(self, checkpoint: SnapshotMeta) -> None:
-        """Cut the log behind a checkpoint, but keep what others will need of it.
-
-        A follower that finds its entries gone needs the whole state. So with others about, the
-        log is cut at the checkpoint before, and not before active followers have got there;
-        unless it grows too long over that.
-        """
-        cuts, limit = self._cuts, checkpoint.index
-        if len(self._members.servers) > 1 and self._log.size_bytes < (
-            LOG_TAIL * self._options.checkpoint_log_bytes
-        ):
-            limit = min(
-                cuts[-1].index, self._raft.slowest_match(), *self._transfers.values(), limit
-            )
-        cuts.append(checkpoint)
-        while len(cuts) > 1 and cuts[1].index <= limit:
-            cuts.popleft()
-        if cuts[0].index <= limit:
-            self._log.cut(cuts[0])
-
-    def _cut_as_arbiter(self) -> None:
-        """Cut the log of positions: an arbiter needs it for votes only, and they need its end."""
-        with self._lock:
-            log_bytes = self._log.size_bytes - self._checkpointed_bytes
-            if self._failure is None and log_bytes >= self._options.checkpoint_log_bytes:
-                self._log.cut(self._store.meta)
-                self._checkpointed_bytes = self._log.size_bytes
+    def _keep_from(self) -> int | None:
+        """Return from where on others need the log; None if there are no others."""
+        if len(self._members.servers) <= 1:
+            return None
+        return min(self._raft.slowest_match(), *self._transfers.values(), self._log.last_index)
 
     def _add_metrics(self, registry: Registry) -> None:
         raft_log, raft, store = self._log, self._raft, self._store
@@ -1508,10 +1289,6 @@ class Node:
             "conure_write_batch_size",
             "Commands that were committed together, with one sync.",
             BATCH_SIZES,
-        )
-        self._checkpoint_seconds = registry.histogram(
-            "conure_checkpoint_duration_seconds",
-            "Time from the beginning of a checkpoint to its end, in seconds.",
         )
         gauge, counter = registry.gauge_callback, registry.counter_callback
         gauge("conure_raft_term", "Current term.", lambda: raft.term)
@@ -1549,11 +1326,6 @@ class Node:
             "Pages dropped to make room.",
             lambda: store.tree.stats().evictions,
         )
-        gauge(
-            "conure_disk_full",
-            "1 while there is no room for a checkpoint or for more log, and writes are refused.",
-            lambda: int((self._full or self._cramped) is not None),
-        )
 
     def _make_store(self, tree: BTree) -> Store:
         if self._is_arbiter:  # its log is all it has
@@ -1568,10 +1340,6 @@ def _open_tree(fs: FileSystem, directory: DataDirectory, options: NodeOptions) -
     return BTree.open(
         fs, directory.database_path, page_size=options.page_size, cache_bytes=options.cache_bytes
     )
-
-
-def _lost() -> Unavailable:
-    return Unavailable("another leader took over before this was committed; it did not happen")
 
 
 def _shown_suffrage(server: Server) -> str:

@@ -501,6 +501,7 @@ class Raft:
         self.applied_index = applied
         self.configuration = configuration  # the latest in the log, committed or not (R4)
         self.progress: dict[str, Progress] = {}  # of the other servers, while leading
+        self.has_handed_over = False  # a leader: see transfer_leadership()
 
         self._log = _Log(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
@@ -852,6 +853,7 @@ class Raft:
         self.state = State.LEADER
         self.leader_id = self.id
         self._elapsed = 0
+        self.has_handed_over = False
         self._term_start = self._log.last_index + 1
         self._read_round = 0
         self._track_servers()
@@ -1017,7 +1019,7 @@ class Raft:
         ):
             hint = min(message.hint, message.index)
             agreed = self._log.last_up_to_term(progress.match, hint, message.log_term)
-            self._probe(progress, max(min(agreed + 1, message.index), progress.match + 1))
+            self._probe(progress, min(agreed + 1, message.index))
 
     def _probe(self, progress: Progress, next_index: int) -> None:
         progress.state = Replication.PROBE
@@ -1285,6 +1287,10 @@ class Raft:
         No proposal is accepted until the target has taken over or an election time-out has
         passed (thesis 3.10). Raises NotLeader, MemberNotFound, Conflict (it can't lead) and
         Unavailable (nobody to take over).
+
+        ``has_handed_over`` is true from then on as long as this node leads in this term: who was
+        asked to take over may still be elected whenever it gets the message, whatever others
+        have promised to this leader. A lease is void then.
         """
         if self.state is not State.LEADER:
             raise self._not_leader()
@@ -1298,6 +1304,7 @@ class Raft:
             self._transferee = ""
             return
         self._transferee = to
+        self.has_handed_over = True
         self._transfer_deadline = self._now + self.options.election_ticks
         if self.progress[to].match == self._log.last_index:
             self._send(MessageType.TIMEOUT_NOW, to)
@@ -1467,7 +1474,7 @@ class _Log:
     """
 
     __slots__ = (
-        "_cut",
+        "_last_slice",
         "epoch",
         "installing",
         "last_index",
@@ -1486,7 +1493,7 @@ class _Log:
         self.offset = self.last_index + 1
         self.recent: list[Entry] = []
         self.epoch = 0
-        self._cut: tuple[int, int, list[Entry]] = (0, 0, [])  # the last slice, from and before
+        self._last_slice: tuple[int, int, list[Entry]] = (0, 0, [])  # from, before, and it
         self.last_term = self.term(self.last_index) or 0
 
     @property
@@ -1516,8 +1523,8 @@ class _Log:
     def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
         """Return entries from *low*, before *high*: at least one, then what fits."""
         assert self.storage.first_index <= low < high <= self.last_index + 1
-        if self._cut[0] == low and self._cut[1] == high:
-            return self._cut[2]
+        if self._last_slice[0] == low and self._last_slice[1] == high:
+            return self._last_slice[2]
         offset = self.offset
         if low < offset:
             return self.storage.entries(low, min(high, offset), max_bytes)
@@ -1531,7 +1538,7 @@ class _Log:
                 if size > max_bytes and count:
                     del found[count:]
                     break
-        self._cut = (low, low + len(found), found)
+        self._last_slice = (low, low + len(found), found)
         return found
 
     def scan(self, low: int, max_bytes: int) -> Iterator[Entry]:
@@ -1544,8 +1551,8 @@ class _Log:
     def unwritten(self) -> list[Entry]:
         """Return what the driver hasn't been given yet; it counts as given now."""
         low, self.written = self.written + 1, self.last_index
-        if self._cut[0] == low and self._cut[1] == self.last_index + 1:
-            return self._cut[2]
+        if self._last_slice[0] == low and self._last_slice[1] == self.last_index + 1:
+            return self._last_slice[2]
         return self.recent[low - self.offset :]
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -1557,7 +1564,7 @@ class _Log:
 
     def truncate(self, first: int) -> None:
         """Drop the entries from *first* on."""
-        self._cut = (0, 0, [])
+        self._last_slice = (0, 0, [])
         del self.recent[max(first - self.offset, 0) :]
         self.offset = min(self.offset, first)
         self.last_index = first - 1
@@ -1576,7 +1583,7 @@ class _Log:
     def restore(self, meta: SnapshotMeta) -> None:
         """Begin anew behind a snapshot that the driver is going to install."""
         self.installing = meta
-        self._cut = (0, 0, [])
+        self._last_slice = (0, 0, [])
         self.recent = []
         self.offset = meta.index + 1
         self.last_index = self.written = meta.index

@@ -16,7 +16,8 @@ have two connections, and a half that broke says nothing about the other. What t
                         "id": …}
                acceptor: {"after": base64 of the last key it holds}, {"needed": false} or
                          {"refused": why}
-               dialer: frames of records with the keys behind that one, then {"chunks": how many}
+               dialer: frames of records with the keys behind that one, then
+                       {"chunks": how many of them came over this connection}
                acceptor: {"done": true} or {"refused": why}
 
 Records begin with their version byte, JSON with ``{``: that tells them apart.
@@ -30,9 +31,10 @@ Duties, cited by number in code and tests:
    than that node or whose receiver is not this one.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
-4. A connection that broke is dialled again by itself as soon as there is something to send. The
-   newest connection of a node takes the place of its older one, which has ended by then: what a
-   node sends is handed over in order.
+4. A connection that broke is dialled again by itself as soon as there is something to send: after
+   a pause that grows, or at once if the other node has dialled this one. The newest connection of
+   a node takes the place of its older one, which has ended by then: what a node sends is handed
+   over in order.
 5. :meth:`Transport.close` ends every thread and connection, whatever they wait for.
 
 Threads: one accepts; each incoming connection has one; each peer has one, which dials, sends what
@@ -467,6 +469,9 @@ class Transport:
                 return
             with self._place(sock, kind, peer.node_id):
                 self._answer(sock)
+                way_back = self._peers.get(peer.node_id)
+                if way_back is not None:
+                    way_back.hurry()
                 if kind == "messages":
                     self._read_messages(sock, peer.node_id)
                 else:
@@ -521,7 +526,7 @@ class Transport:
 
     def _read_messages(self, sock: socket.socket, node_id: str) -> None:
         own_id = self.host.greeting().node_id
-        received = self.received_bytes.labels(node_id)
+        received = self._received_from(node_id)
         sock.settimeout(None)
         buffer = bytearray()
         space = memoryview(bytearray(_READ_BYTES))
@@ -538,6 +543,10 @@ class Transport:
             if messages:
                 self.host.receive(messages)
 
+    def _received_from(self, node_id: str) -> Counter:
+        # There are only so many peers, but any number of names.
+        return self.received_bytes.labels(node_id if node_id in self._peers else "other")
+
     def _receive_snapshot(self, sock: socket.socket, node_id: str) -> None:
         sock.settimeout(PROGRESS_TIME)
         header = _decode_header(_read_json(sock, _MAX_HEADER))
@@ -552,7 +561,7 @@ class Transport:
             after = incoming.resume_after()
             try:
                 _write_json(sock, {"after": b64encode(after).decode()})
-                for chunk in _read_chunks(sock, self.received_bytes.labels(node_id)):
+                for chunk in _read_chunks(sock, self._received_from(node_id)):
                     incoming.add(chunk)
             except OSError as error:
                 log.warning("a snapshot of %s broke off: %s", node_id, _reason(error))
@@ -621,6 +630,7 @@ class _Listener(ThreadingTCPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), BaseRequestHandler)
+        self.socket.setblocking(False)  # who is gone before accepting must not hold the thread
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -673,6 +683,7 @@ class _Peer:
         self._unsent = memoryview(b"")  # of what was taken from the queue, or sent in part
         self._sock: socket.socket | None = None
         self._why_broken = ""
+        self._dial_at = 0.0
         self._loss = _NOTHING_LOST
         self._is_closed = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -680,7 +691,6 @@ class _Peer:
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
         self._connected_at = 0.0
-        self._dial_at = 0.0
         self._backoff = BACKOFF
         self._trouble = ""  # what was logged
 
@@ -723,9 +733,16 @@ class _Peer:
     def move(self, address: str) -> None:
         """Dial another address from now on. Any thread."""
         with self._lock:
-            if address != self.address:
+            if address != self.address and not self._is_closed:
                 self.address = address
                 self._why_broken = f"it is at {address} now"
+                self._wake()
+
+    def hurry(self) -> None:
+        """Dial without a further pause: the node is there. Any thread."""
+        with self._lock:
+            if self._sock is None and not self._is_closed:
+                self._dial_at = 0.0
                 self._wake()
 
     def close(self) -> None:
@@ -764,7 +781,7 @@ class _Peer:
                 self._why_broken = ""
                 self._dial_at = 0.0
             address, has_work = self.address, bool(self._queue)
-        delay = self._dial_at - monotonic()
+            delay = self._dial_at - monotonic()
         if not has_work or delay > 0:
             self._sleep(delay if has_work else None)
             return
@@ -797,7 +814,8 @@ class _Peer:
         self._transport.host.unreachable(self._id)
 
     def _postpone(self) -> None:
-        self._dial_at = monotonic() + self._backoff * random.uniform(0.5, 1.5)
+        with self._lock:
+            self._dial_at = monotonic() + self._backoff * random.uniform(0.5, 1.5)
         self._backoff = min(2 * self._backoff, MAX_BACKOFF)
 
     def _pump(self, sock: socket.socket) -> None:
@@ -860,7 +878,7 @@ class _Peer:
             return
         log.info("lost the connection to %s: %s", self._id, why)
         if monotonic() - self._connected_at > MAX_BACKOFF:
-            self._backoff, self._dial_at = BACKOFF, 0.0
+            self._backoff = BACKOFF  # and now without a pause
         else:
             self._postpone()
         self._transport.host.unreachable(self._id)
@@ -1086,7 +1104,8 @@ def _check_hello(fields: Mapping[str, Any]) -> tuple[str, str, Greeting]:
 
 def _raise_if_refused(fields: Mapping[str, Any]) -> None:
     if "refused" in fields:
-        raise Refused(_text(fields, "refused"))
+        why = str(fields["refused"])[:_MAX_TEXT]
+        raise Refused("".join([char if char.isprintable() else "?" for char in why]))
 
 
 def _check_answer(fields: Mapping[str, Any]) -> Greeting:

@@ -185,7 +185,7 @@ def _judge(section: Section, plan: Plan, figures: Figures) -> None:
     for operation, other, goal, least in _GOALS:
         for count in plan.connections:
             if count >= least and (other, operation, count) in figures:
-                what = f"{operation} at {count} connections, than {other}"
+                what = f"{operation}, connections: {count}, than {other}"
                 section.at_least(what, figures.ratio(operation, count, other), goal)
     if (GATEWAY.name, PUT, 1) in figures:
         mine, theirs = figures.p50(CONURE.name, PUT, 1), figures.p50(GATEWAY.name, PUT, 1)

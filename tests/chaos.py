@@ -24,9 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster import Cluster, Member, Workload
+from tests.cluster import Cluster, Member, Workload, wait_until
 from tests.netns import Lab, why_not
-from tests.process import wait_until
 
 FLAGS = (
     "--log-segment-bytes=64KiB",
@@ -45,7 +44,7 @@ class Chaos:
         self._lab = lab
         self._choice = choice
         self.done: list[str] = []
-        self._has_wiped = False
+        self._wiped: Member | None = None
         self._faults: list[Callable[[Member], None]] = [
             self._kill, self._kill, self._start, self._start, self._pause, self._resume,
             self._stop, self._move, self._hand_over, self._remove, self._wipe,
@@ -71,21 +70,23 @@ class Chaos:
                 member.launch()
         for member in self._cluster.members:
             member.wait_until_listening()
+        if self._wiped is not None:
+            wait_until(functools.partial(self._is_removed, self._wiped), 60)
         for member in self._cluster.members:
             wait_until(functools.partial(self._is_member, member), 60)
         self._cluster.wait_until_voters(len(self._cluster.members))
-        self._cluster.wait_until_equal()
 
     def _is_member(self, member: Member) -> bool:
-        """Have a member that was removed or wiped taken back; return whether it is in."""
+        """Have a member taken back that was removed; return whether it is in."""
         leader = self._cluster.leader()
         if leader.servers().get(member.name, {}).get("address") == member.raft_address:
             return bool(member.status().get("leader"))
-        facts = {"ID": member.name, "RaftAddr": member.raft_address}
-        if leader.post("/join", facts).status == 409:
-            leader.post("/remove", {"ID": member.name})
-        time.sleep(0.1)
+        leader.post("/join", {"ID": member.name, "RaftAddr": member.raft_address})
         return False
+
+    def _is_removed(self, member: Member) -> bool:
+        """Have a wiped member removed, in case it was not when its disk was lost."""
+        return self._cluster.leader().post("/remove", {"ID": member.name}).status in (200, 404)
 
     # -- the faults ------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class Chaos:
             member.resume()
 
     def _stop(self, member: Member) -> None:
-        if member.is_running and not member.is_paused:
+        if member.is_listening and not member.is_paused:
             status = member.terminate()
             assert status == 0, f"{member.name} stopped with status {status}"
 
@@ -125,8 +126,8 @@ class Chaos:
     def _wipe(self, member: Member) -> None:
         """Lose a disk, once a round: two at a time might lose what only those two had."""
         all_run = len(self._cluster.running) == len(self._cluster.members)
-        if all_run and len(self._voters()) > 3 and not self._has_wiped:
-            self._has_wiped = True
+        if all_run and len(self._voters()) > 3 and self._wiped is None:
+            self._wiped = member
             member.kill()
             member.wipe()
             self._ask("/remove", member)
@@ -209,14 +210,16 @@ def run_round(cluster: Cluster, chaos: Chaos, choice: random.Random, number: int
         healed_at = time.monotonic()
         chaos.end()
         load.wait_for_writes(50)
+        took = time.monotonic() - healed_at
     load.check()
+    cluster.wait_until_equal()
     for member in cluster.members:
         assert "Traceback" not in member.whole_text, f"a traceback in the log of {member.name}"
     unknown = sum(operation.returned is None for operation in load.history)
     print(
         f"round {number}: {len(load.history):,} operations, {unknown} of unknown outcome, "
         f"{len(chaos.done)} faults, {len(load.leaders)} terms with a leader, "
-        f"well after {time.monotonic() - healed_at:.1f} s",
+        f"well after {took:.1f} s",
         flush=True,
     )
 

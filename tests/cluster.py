@@ -27,11 +27,12 @@ from urllib.parse import quote, urlsplit
 
 from tests.linearizability import DELETE, GET, PUT, Operation, check_history
 from tests.netns import Lab
-from tests.process import Answer, ServerProcess, wait_until
+from tests.process import Answer, ServerProcess
 
-__all__ = ["Cluster", "Member", "Workload", "fetch"]
+__all__ = ["Cluster", "Member", "Workload", "fetch", "free_port", "wait_until"]
 
 MAX_REDIRECTS = 5
+POLL = 0.02  # seconds between two looks at what is waited for: the servers need the processors
 PAUSE = 0.003  # seconds between the requests of one client of a workload
 CLIENT_SECONDS = 3.0  # how long a client of a workload waits for an answer
 
@@ -86,6 +87,9 @@ class Member:
         self.is_paused = False
         self._past: list[str] = []  # the log of the processes before this one
 
+    def __repr__(self) -> str:
+        return f"<{self.name} at {self.url}>"
+
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.http_port}"
@@ -97,6 +101,10 @@ class Member:
     @property
     def is_running(self) -> bool:
         return self.process is not None and self.process.process.poll() is None
+
+    @property
+    def is_listening(self) -> bool:
+        return self.is_running and self.process is not None and self.process.port > 0
 
     @property
     def text(self) -> str:
@@ -341,6 +349,14 @@ class Cluster:
 
         wait_until(are_equal)
         return applied.pop()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Return once the condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        time.sleep(POLL)
 
 
 def free_port(host: str) -> int:

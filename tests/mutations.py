@@ -41,6 +41,8 @@ CORE_TESTS = (
     "tests/test_raft_configuration.py",
 )
 
+NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
+
 
 class Mutation(NamedTuple):
     """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
@@ -208,8 +210,8 @@ MUTATIONS = [
     Mutation(
         "a late rejection walks back behind a match",
         "raft.py",
-        "self._probe(progress, max(min(agreed + 1, message.index), progress.match + 1))",
-        "self._probe(progress, min(agreed + 1, message.index))",
+        "and progress.match < message.index == progress.next - 1",
+        "and message.index == progress.next - 1",
     ),
     Mutation(
         "an arbiter is sent what its leader may lose",
@@ -226,7 +228,7 @@ MUTATIONS = [
     Mutation(
         "the last slice of the log outlives a truncation",
         "raft.py",
-        "        self._cut = (0, 0, [])\n        del self.recent[max(",
+        "        self._last_slice = (0, 0, [])\n        del self.recent[max(",
         "        del self.recent[max(",
     ),
     # Snapshots
@@ -304,6 +306,55 @@ MUTATIONS = [
         "if active < quorum and not force:",
         "if active < 1 and not force:",
     ),
+    Mutation(
+        "a lease outlives a hand-over",
+        "raft.py",
+        "        self.has_handed_over = True\n",
+        "",
+    ),
+    # The driver
+    Mutation(
+        "term and vote are never written",
+        "node.py",
+        "            raft_log.set_hard_state(ready.hard_state)\n",
+        "            pass\n",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "the log is never synced",
+        "node.py",
+        "            raft_log.sync()\n",
+        "",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a write is acknowledged although another one took its place",
+        "waiting.py",
+        "error = None if entries[index - first].term == batch.term else lost",
+        "error = None",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a lease lasts longer than an election time-out",
+        "node.py",
+        "LEASE_SHARE * (self._election_ticks - 1)",
+        "2 * LEASE_SHARE * (self._election_ticks - 1)",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a member that lost its disk is spoken to",
+        "node.py",
+        'if known is not None and known.incarnation not in ("", peer.incarnation):',
+        'if known is not None and known.incarnation == "none":',
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a replica that differs goes on",
+        "node.py",
+        "elif digest != message.context:",
+        "elif digest < 0:",
+        NODE_TESTS,
+    ),
 ]
 
 
@@ -312,8 +363,9 @@ def main(words: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
     healthy = Mutation("nothing is changed", "raft.py", "", "")
     tests = sorted({test for mutation in chosen for test in mutation.tests})
-    if _run(healthy._replace(tests=tests))[0] != 0:
-        print("the tests fail without any fault: mend that first")
+    status, said = _run(healthy._replace(tests=tests))
+    if status != 0:
+        print(f"mend this first, it fails without any fault: {said}")
         return 1
     width = max(len(mutation.name) for mutation in chosen)
     bad = 0
@@ -345,6 +397,7 @@ def _run(mutation: Mutation) -> tuple[int, str]:
                 cwd=root,
                 # A .pyc of a same-sized fault of the same second would be taken for this one's.
                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                check=False,
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT,

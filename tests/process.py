@@ -51,6 +51,7 @@ class ServerProcess:
                 str(script),
                 f"--data-dir={data_dir}",
                 "--http-addr=127.0.0.1:0",
+                "--raft-addr=127.0.0.1:0",
                 *flags,
             ],
             stderr=subprocess.PIPE,

@@ -55,11 +55,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from zlib import crc32
 
 import btree
 import node as node_module
 import snapshots
+import upkeep
 from errors import (
     Conflict,
     ConureError,
@@ -89,6 +91,14 @@ CALM_BEFORE = 30.0
 
 CRASH_MODES: tuple[CrashMode, ...] = ("dropped", "dropped", "kept", "torn", "random")
 CALL_TIMEOUT = 1.2
+_BINDING = frozenset(MessageType) - {
+    MessageType.PRE_VOTE,
+    MessageType.PRE_VOTE_RESPONSE,
+    MessageType.AUDIT,
+    MessageType.AUDIT_RESPONSE,
+}
+"""What promises something that has to be on the sender's disk."""
+
 _BROKEN_BY_ITS_DISK = (DiskFailed, DiskFull, SimulatedCrash)
 
 
@@ -130,6 +140,7 @@ class Luck:
     slow: float = 0.0
     disconnect: float = 0.0
     members: float = 0.0
+    seeds: bool = False  # whether nodes that are no members ask to become some
     lease: bool = False
     clients: int = 3
     keys: int = 3
@@ -168,6 +179,7 @@ class Luck:
             slow=maybe(0.2, 0.1, 0.5),
             disconnect=maybe(0.4, 0.2, 1.0),
             members=maybe(0.6, 0.2, 0.5, 1.0),
+            seeds=rng.random() < 0.5,
             lease=rng.random() < 0.25,
             clients=rng.randint(2, 5),
             keys=rng.randint(1, len(KEYS)),
@@ -247,6 +259,7 @@ class Machine:
         self.transport: Peers
         self.up = False
         self.paused = False
+        self.is_voter = True  # what it is to be, once it is a member
         self.is_wiped = False  # lost its disk, and was not removed and joined again since
         self.may_fail = False  # its disk was told to fail
         self.keeping = False  # amid housekeep()
@@ -316,6 +329,7 @@ class Machine:
         self.run(self._open, options, rng, generation)
         if not self.up:
             return
+        world.start(self._discover(generation))
         world.after(rng.random() * node_module.TICK, partial(self._tick, generation))
         world.after(rng.random() * node_module.HOUSEKEEPING, partial(self._housekeep, generation))
 
@@ -345,21 +359,26 @@ class Machine:
     def _is_excused(self, error: BaseException) -> bool:
         return self.disk.is_dead or (self.may_fail and isinstance(error, _BROKEN_BY_ITS_DISK))
 
-    def crash(self, mode: CrashMode | None = None) -> None:
+    def crash(self) -> None:
         """Lose power."""
         if self.up:
             self.disk.kill()
-            self._end(mode)
+            self._end()
 
     def stop(self) -> None:
         """End the process in an orderly way: it writes a checkpoint."""
-        self.run(self.node.stop)
-        if self.up:
+        generation = self.generation
+        try:
+            self.run(self.node.stop)
+        except ConureError as error:
+            if not self._is_excused(error):
+                self.world.fail(f"{self.name} can't stop", error)
+        if generation == self.generation:
             self.world.trace(f"{self.name} stops")
             self._gone()
             self.disk.restart_process()
 
-    def _end(self, mode: CrashMode | None = None) -> None:
+    def _end(self) -> None:
         """The process is over: by loss of power, or because the node has failed."""
         rng = self.world.rng
         if not self.disk.is_dead and rng.random() < 0.5:
@@ -367,16 +386,22 @@ class Machine:
             self._gone()
             self.disk.restart_process()
             return
-        mode = mode if mode is not None else rng.choice(CRASH_MODES)
+        mode = rng.choice(CRASH_MODES)
         self.world.trace(f"{self.name} crashes, unsynced bytes {mode}")
         self.world.counts["crashes"] += 1
         self._gone()
         self.disk = self.disk.after(mode, rng, self)
 
     def _gone(self) -> None:
+        """The process has ended; somebody will start it again."""
         self.up = False
         self.generation += 1
         self.busy_until = self.world.now
+        self.world.after(self.world.rng.choice([0.05, 0.3, 1.0]), self._boot_again)
+
+    def _boot_again(self) -> None:
+        if not self.up:
+            self.boot()
 
     def wipe(self) -> None:
         """Replace the disk by an empty one. The machine has to be down."""
@@ -470,6 +495,22 @@ class Machine:
         self.world.after(node_module.TICK / self.rate, partial(self._tick, generation))
         if not self.paused and self.busy_until <= self.world.now:
             self.run(self.node.tick)
+
+    def _discover(self, generation: int) -> Process:
+        """Ask others to add this node, as discovery.py does.
+
+        Without seeds only a member asks, which may have been moved, or call others at addresses
+        they have left. That is what its operator does for it then.
+        """
+        world = self.world
+        while True:
+            yield 0.2 + 0.4 * world.rng.random()
+            if generation != self.generation:
+                return
+            if self.paused or not self.node.wants_to_join():
+                continue
+            if world.luck.seeds or self.raft.configuration.get(self.name) is not None:
+                yield from world.join(self, voter=self.is_voter, patience=1.0)
 
     def _housekeep(self, generation: int) -> None:
         if generation != self.generation:
@@ -817,7 +858,7 @@ class Simulation:
         self.network = Network(self)
         self.counts: Counter[str] = Counter()
         self.trace_hash = 0
-        self.history: list[Operation] = []
+        self.history: dict[int, Operation] = {}  # by one of its moments
         self._recent: deque[str] = deque(maxlen=80)
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._number = 0  # of the last event
@@ -928,13 +969,12 @@ class Simulation:
             raft.options, max_inflight=luck.max_inflight, max_append_bytes=luck.max_append_bytes
         )
         ready, step = raft.ready, raft.step
-        incarnation = machine.incarnation
         is_arbiter = machine.role == "arbiter"
 
         def watched_ready() -> Ready | None:
             found = ready()
             if found is not None:
-                self._observe(machine, incarnation, is_arbiter, found)
+                self._observe(machine, is_arbiter, found)
             return found
 
         def watched_step(message: Message) -> None:
@@ -947,12 +987,8 @@ class Simulation:
         raft.ready = watched_ready  # type: ignore[method-assign]
         raft.step = watched_step  # type: ignore[method-assign]
 
-    def _observe(self, machine: Machine, incarnation: str, is_arbiter: bool, ready: Ready) -> None:
+    def _observe(self, machine: Machine, is_arbiter: bool, ready: Ready) -> None:
         name = machine.name
-        if ready.hard_state is not None and ready.hard_state.vote:
-            term, vote = ready.hard_state
-            first = self._votes.setdefault((incarnation, term), vote)
-            self.expect(first == vote, f"{name} votes for {vote} and {first} in term {term} (R1)")
         if ready.snapshot is not None:
             self.counts["snapshots installed"] += 1
             self.trace(f"{name} installs {ready.snapshot.index}/{ready.snapshot.term}")
@@ -995,24 +1031,24 @@ class Simulation:
         self._last_committed = max(self._last_committed, index)
 
     def check_message(self, machine: Machine, message: Message) -> None:
-        """See that what a message says is on the disk before it leaves (R1, R2)."""
-        log, kind = machine.node._log, message.type
-        durable = log.hard_state
-        if kind is MessageType.PRE_VOTE or kind is MessageType.PRE_VOTE_RESPONSE:
+        """See that what a message says is on the disk before it leaves (R1, R2).
+
+        A vote may also be covered by a later term: it can't be given again after that either.
+        """
+        log, kind, name = machine.node._log, message.type, machine.name
+        if kind not in _BINDING:
             return
-        self.expect(
-            message.term <= durable.term, f"{machine.name} speaks of term {message.term} (R1)"
-        )
-        if kind is MessageType.VOTE:
-            self.expect(durable.vote == machine.name, f"{machine.name} asks before its vote (R1)")
-        elif kind is MessageType.VOTE_RESPONSE and not message.reject:
-            self.expect(
-                durable == (message.term, message.to), f"{machine.name} votes from memory (R1)"
-            )
-        elif kind is MessageType.APPEND_RESPONSE and not message.reject:
-            self.expect(
-                message.index <= log._synced, f"{machine.name} acknowledges {message.index} (R2)"
-            )
+        term, vote = log.hard_state
+        self.expect(message.term <= term, f"{name} speaks of term {message.term} (R1)")
+        if message.reject:
+            return
+        if kind is MessageType.VOTE or kind is MessageType.VOTE_RESPONSE:
+            choice = name if kind is MessageType.VOTE else message.to
+            first = self._votes.setdefault((machine.incarnation, message.term), choice)
+            self.expect(first == choice, f"{name} votes for {first} and {choice} (R1)")
+            self.expect(message.term < term or vote == choice, f"{name} votes from memory (R1)")
+        elif kind is MessageType.APPEND_RESPONSE:
+            self.expect(message.index <= log._synced, f"{name} acknowledges too much (R2)")
 
     def inspect(self, machine: Machine) -> None:
         """Look at a node that has come to rest."""
@@ -1070,6 +1106,7 @@ class Simulation:
                 or machine is None
                 or not machine.up
                 or machine.incarnation != progress.server.incarnation
+                or machine.raft.term != raft.term  # a later leader may have cut it off
             ):
                 continue
             log = machine.node._log
@@ -1128,18 +1165,25 @@ class Simulation:
     ) -> Generator[Pending, Any, bool]:
         """Put and delete once; tell whether all of it is known to have happened."""
         machine = self._machine_for(client)
-        moment = self._next_moment()
+        begun = []
+        for key, value in commands:
+            kind = DELETE if value is None else PUT
+            begun.append(self._next_moment())
+            self.history[begun[-1]] = Operation(client, kind, key, value, begun[-1], None)
         answers = yield self.request(
             machine, lambda node, reply: node.write(commands, reply), len(commands)
         )
-        for (key, value), answer in zip(commands, answers, strict=True):
-            if answer is None or isinstance(answer, (Lost, OutcomeUnknown)):
-                end = self._next_moment() if answer is None else None
-                kind = DELETE if value is None else PUT
-                self.history.append(Operation(client, kind, key, value, moment, end))
-                self.counts["unknown writes" if answer else "writes"] += 1
-            elif value is not None:
-                self._refused.add(value)
+        for moment, (_, value), answer in zip(begun, commands, answers, strict=True):
+            if answer is None:
+                done = replace(self.history[moment], returned=self._next_moment())
+                self.history[moment] = done
+                self.counts["writes"] += 1
+            elif isinstance(answer, (Lost, OutcomeUnknown)):
+                self.counts["unknown writes"] += 1
+            else:  # refused, and so without any effect
+                del self.history[moment]
+                if value is not None:
+                    self._refused.add(value)
         self._learn(client, answers[0])
         return all(answer is None for answer in answers)
 
@@ -1159,7 +1203,8 @@ class Simulation:
                 self.counts["stale reads"] += 1
             else:
                 self.counts["reads"] += 1
-                self.history.append(Operation(client, GET, key, value, moment, self._next_moment()))
+                end = self._next_moment()
+                self.history[end] = Operation(client, GET, key, value, moment, end)
         self._learn(client, answers[0])
         return all(isinstance(answer, tuple) for answer in answers)
 
@@ -1196,7 +1241,10 @@ class Simulation:
         while True:
             machine = self.machines.get(hint) or self.rng.choice(list(self.machines.values()))
             (answer,) = yield self.request(machine, _administer(request))
-            if answer is None or isinstance(answer, (Conflict, MemberNotFound)) or self.now > end:
+            refused = isinstance(answer, MemberNotFound) or (
+                isinstance(answer, Conflict) and not self.mending
+            )
+            if answer is None or refused or self.now > end:
                 return answer  # type: ignore[no-any-return]
             hint = answer.leader_id if isinstance(answer, NotLeader) else ""
             if not hint:
@@ -1253,21 +1301,23 @@ class Simulation:
         machine = self.rng.choice([*outside, None])
         if machine is None and len(self.machines) < 8:
             machine = self.add(f"n{len(self.machines) + 1}")
-        if machine is None or machine.is_wiped:
+        if machine is None or self._is_lost(machine):
             return
         if not machine.up:
             machine.boot()
-        yield from self.join(machine, voter=self.rng.random() < 0.75)
+        machine.is_voter = self.rng.random() < 0.75
+        yield from self.join(machine, voter=machine.is_voter)
 
     def _shrink(self) -> Process:
         members = self._members()
-        if len(members) <= 2 or any(machine.is_wiped for machine in self.machines.values()):
+        if len(members) <= 2 or any(map(self._is_lost, self.machines.values())):
             return
         name = self.rng.choice(members)
         answer = yield from self.remove(name)
         if answer is None and self.rng.random() < 0.5:
             yield 0.3
-            self.machines[name].crash()
+            if not self.mending:
+                self.machines[name].crash()
 
     def _hand_over(self) -> Process:
         members = self._members()
@@ -1294,9 +1344,19 @@ class Simulation:
         answer = yield from self.remove(machine.name, patience=patience)
         if answer is None or isinstance(answer, MemberNotFound):
             answer = yield from self.join(machine, patience=patience)
-            if answer is None:
-                machine.is_wiped = False
         return answer
+
+    def _is_lost(self, machine: Machine) -> bool:
+        """Tell whether a machine has lost its disk and is still a member with the old one."""
+        if machine.is_wiped and machine.up:
+            members = [
+                other.node._members.get(machine.name)
+                for other in self.machines.values()
+                if other.up
+            ]
+            known = [server.incarnation for server in members if server is not None]
+            machine.is_wiped = machine.incarnation not in known
+        return machine.is_wiped
 
     def _can_be_spared(self, lost: Machine) -> bool:
         """Tell whether a cluster survives the loss of a disk, as a careful operator would see it.
@@ -1306,7 +1366,7 @@ class Simulation:
         one and the arbiter alone would be gone for ever (raft.py says so).
         """
         others = [machine for machine in self.machines.values() if machine is not lost]
-        if lost.keeping or not lost.up or not all(m.up and not m.is_wiped for m in others):
+        if lost.keeping or not lost.up or not all(m.up and not self._is_lost(m) for m in others):
             return False
         for machine in self.machines.values():
             for _, configuration in machine.raft._configurations:
@@ -1318,20 +1378,27 @@ class Simulation:
         return True
 
     def _move(self) -> Process:
-        """Restart a machine at another address."""
+        """Restart a machine at another address, if the others can learn of that.
+
+        They do when it calls them, so two that move at once may miss each other, and an arbiter
+        calls nobody.
+        """
         machine = self.rng.choice(list(self.machines.values()))
-        if machine.keeping:
+        known = [
+            self.machines[server.id].address == server.raft_address
+            for other in self.machines.values()
+            if other.up
+            for server in other.raft.configuration.servers
+        ]
+        if machine.keeping or machine.role == "arbiter" or not all(known):
             return
         machine.crash()
-        yield 0.1 * self.rng.random()
-        self._relocate(machine)
-        if not machine.up:
-            machine.boot()
-
-    def _relocate(self, machine: Machine) -> None:
         taken = {other.host for other in self.machines.values()}
         free = [name for name in (f"h{n}" for n in range(9)) if name not in taken]
         machine.host = self.rng.choice(free)
+        yield 0.1 * self.rng.random()
+        if not machine.up:
+            machine.boot()
 
     # -- the nemesis -----------------------------------------------------------------------------
 
@@ -1390,20 +1457,7 @@ class Simulation:
 
     def _stop(self, machine: Machine) -> None:
         if not machine.keeping and not machine.paused:
-            generation = machine.generation
             machine.stop()
-            if not machine.up:
-                self.reboot(machine)
-            assert generation != machine.generation
-
-    def reboot(self, machine: Machine) -> None:
-        """Have a machine that is down start again, after a while."""
-
-        def boot() -> None:
-            if not machine.up:
-                machine.boot()
-
-        self.after(self.rng.uniform(0.05, 1.0), boot)
 
     def _pause(self, machine: Machine) -> None:
         if not machine.paused:
@@ -1484,7 +1538,7 @@ class Simulation:
             if not machine.up:
                 machine.boot()
         for machine in list(self.machines.values()):
-            if machine.is_wiped:
+            if self._is_lost(machine):
                 self.finish(self.replace(machine, CALM_BEFORE), f"{machine.name} doesn't come back")
         for client in range(self.luck.clients):
             self.finish(self._farewell(client), f"client {client} isn't served")
@@ -1497,7 +1551,7 @@ class Simulation:
                     self.check_contents(machine)
         if self.broken is not None:
             raise self.broken
-        check_history(self.history)
+        check_history(self.history.values())
 
     def finish(self, process: Generator[Any, Any, object], otherwise: str) -> None:
         """Let a process come to its end. Raises Broken if it takes too long or ends badly."""
@@ -1603,16 +1657,19 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
         looks += 1
         return looks * 0.0005
 
-    node: Any = node_module
-    tree: Any = btree
     logger = logging.getLogger("conure")
-    before = (node.sleep, tree.time, snapshots.CHUNK_BYTES, logger.level)
-    node.sleep, tree.time = sleep, SimpleNamespace(perf_counter=perf_counter)
+    level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield use
+        with (
+            mock.patch.object(node_module, "sleep", sleep),
+            mock.patch.object(node_module, "JOIN_AFTER", 1.0),
+            mock.patch.object(upkeep, "sleep", sleep),
+            mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
+            mock.patch.object(snapshots, "CHUNK_BYTES", 300),
+        ):
+            yield use
     finally:
-        node.sleep, tree.time, snapshots.CHUNK_BYTES, level = before
         logger.setLevel(level)
 
 
@@ -1675,7 +1732,7 @@ def main() -> int:
             for seed, text in failures:
                 print(text)
                 failed.append(seed)
-    seconds = counts.pop("seconds")
+    seconds = counts.pop("seconds", 0)
     print(f"{seconds / 3600:.2f} hours simulated in {time.monotonic() - started:.1f} s")
     for name, count in sorted(counts.items()):
         print(f"{count:12,d} {name}")

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 __all__ = [
     "StubServer",
     "close",
+    "close_and_stop_listening",
     "close_later",
     "drip",
     "garbage",
@@ -163,6 +164,12 @@ def refuse(status: int, line: str, **headers: str) -> Act:
 def close(handler: _Handler) -> None:
     """Take the request and close the connection without a word."""
     handler.close_connection = True
+
+
+def close_and_stop_listening(handler: _Handler) -> None:
+    """Do as a process that is killed: no answer, and nobody at the port any more."""
+    handler.server.socket.shutdown(socket.SHUT_RDWR)
+    close(handler)
 
 
 def close_later(handler: _Handler) -> None:

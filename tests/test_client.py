@@ -114,6 +114,9 @@ def test_membership(db: Client, stub: StubServer) -> None:
     db.join("n2", "10.0.0.2:7001")
     db.join("n3", "10.0.0.3:7001", "http://10.0.0.3:8081", voter=False, role="arbiter")
     db.remove("n2")
+    db.remove("n2", force=True)
+    db.hand_over()
+    db.hand_over("n3")
     bodies = [(target, json.loads(body)) for _, target, body in stub.requests]
     assert bodies == [
         ("/join", {"ID": "n2", "RaftAddr": "10.0.0.2:7001"}),
@@ -122,6 +125,9 @@ def test_membership(db: Client, stub: StubServer) -> None:
             "NonVoter": True, "Role": "arbiter",
         }),
         ("/remove", {"ID": "n2"}),
+        ("/remove", {"ID": "n2", "Force": True}),
+        ("/leader", {}),
+        ("/leader", {"ID": "n3"}),
     ]  # fmt: skip
 
 
@@ -134,6 +140,16 @@ def test_a_stale_read_asks_the_named_server_and_says_so(make_stub: MakeStub) -> 
         assert db.get("k") == b"new"
         assert db.get("k", stale=True) == b"old"
     assert follower.requests[-1][1] == "/kv?key=k&stale=true"
+
+
+def test_a_stale_read_asks_another_server_if_the_first_is_too_stale(make_stub: MakeStub) -> None:
+    lagging, fresh = make_stub(), make_stub()
+    lagging.values[b"k"] = b"old"
+    fresh.values[b"k"] = b"new"
+    lagging.acts = [refuse(503, "this node last heard a leader 9.000 s ago")]
+    with Client([lagging.url, fresh.url]) as db:
+        assert db.get("k", stale=True, max_stale=0.5) == b"new"
+    assert lagging.requests[0][1] == "/kv?key=k&stale=true&max_stale=500ms"
 
 
 # -- leaders ---------------------------------------------------------------------------------------
@@ -268,7 +284,7 @@ def test_a_read_is_repeated_when_the_connection_is_lost(
     "write",
     [
         lambda db: db.put("k", "v"), lambda db: db.delete("k"), lambda db: db.remove("n2"),
-        lambda db: db.join("n2", "h:1"),
+        lambda db: db.join("n2", "h:1"), lambda db: db.hand_over(),
     ],
 )  # fmt: skip
 def test_a_write_that_was_sent_is_never_sent_again(

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, Member, Workload
+from tests.cluster import Cluster, Member, Workload, wait_until
 from tests.netns import Lab, why_not
-from tests.process import Answer, wait_until
+from tests.process import Answer
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_graceful_stop_of_the_leader_costs_no_election_timeout(tmp_path: Path)
         assert "Traceback" not in leader.text
         assert cluster.leader() is not leader
         leader.start()
-        assert leader.get("w0").status in (200, 404)
+        wait_until(lambda: leader.get("w0").status in (200, 404))
 
 
 # -- processes that stand still --------------------------------------------------------------------

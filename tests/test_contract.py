@@ -435,6 +435,11 @@ def test_100_continue_is_sent_before_the_body_is_awaited(server: ServerProcess) 
     assert server.get("continue").body == b"body"
 
 
+def raft_address(server: ServerProcess) -> str:
+    """Return where a lone server listens to peers."""
+    return str(json.loads(server.request("GET", "/raft/config").body)["servers"][0]["address"])
+
+
 # -- what a node says of itself --------------------------------------------------------------------
 
 
@@ -442,7 +447,7 @@ def test_status(server: ServerProcess) -> None:
     server.put("status", b"x")
     status = json.loads(server.request("GET", "/status").body)
     assert status["is_leader"] is True
-    assert status["leader"] == "127.0.0.1:7001"
+    assert status["leader"] == raft_address(server)
     assert status["node_id"] == status["leader_id"] == "node1"
     assert status["leader_http"] == server.url
     assert status["state"] == "leader"
@@ -452,12 +457,13 @@ def test_status(server: ServerProcess) -> None:
 
 
 def test_raft_config(server: ServerProcess) -> None:
+    address = raft_address(server)
     assert json.loads(server.request("GET", "/raft/config").body) == {
-        "leader": "127.0.0.1:7001",
+        "leader": address,
         "servers": [
             {
                 "id": "node1",
-                "address": "127.0.0.1:7001",
+                "address": address,
                 "suffrage": "voter",
                 "http_address": server.url,
                 "role": "data",
@@ -708,7 +714,7 @@ def test_join_checks_every_fact(server: ServerProcess, facts: dict[str, object])
 @needs_curl
 def test_join_with_known_facts_is_no_change(server: ServerProcess) -> None:
     before = commit_index(server)
-    facts = {"ID": "node1", "RaftAddr": "127.0.0.1:7001"}
+    facts = {"ID": "node1", "RaftAddr": raft_address(server)}
     assert curl("-d", json.dumps(facts), server.url + "/join") == (200, b"OK\n")
     facts["HTTPAddr"] = server.url
     assert curl("-d", json.dumps(facts), server.url + "/join") == (200, b"OK\n")
@@ -719,9 +725,11 @@ def test_join_with_known_facts_is_no_change(server: ServerProcess) -> None:
 
 def test_one_node_refuses_changes_and_says_why(server: ServerProcess) -> None:
     before = server.request("GET", "/raft/config").body
-    other = b'{"ID": "node2", "RaftAddr": "10.0.0.2:7001"}'
-    assert server.request("POST", "/join", other).status == 501
-    moved = b'{"ID": "node1", "RaftAddr": "10.0.0.2:7001"}'
+    nobody = f"127.0.0.1:{free_port()}"
+    other = json.dumps({"ID": "node2", "RaftAddr": nobody}).encode()
+    answer = server.request("POST", "/join", other)
+    assert (answer.status, nobody.encode() in answer.body) == (409, True)
+    moved = json.dumps({"ID": "node1", "RaftAddr": nobody}).encode()
     assert server.request("POST", "/join", moved).status == 409
     assert server.request("POST", "/remove", b'{"ID": "node1"}').status == 409
     unknown = server.request("POST", "/remove", b'{"ID": "node9"}')
@@ -967,7 +975,8 @@ def test_a_directory_of_somebody_else_is_refused() -> None:
 def test_bootstrap_on_existing_state_changes_nothing(tmp_path: Path) -> None:
     seen: list[tuple[str, str, bytes]] = []
     for flags in (["--bootstrap"], ["--bootstrap"], [], ["--bootstrap=false"]):
-        with running(tmp_path, "--node-id=n1", "--http-advertise=http://h:1", *flags) as process:
+        where = ["--raft-advertise=127.0.0.1:7001", "--http-advertise=http://h:1"]
+        with running(tmp_path, "--node-id=n1", *where, *flags) as process:
             process.put(f"k{len(seen)}", b"v")
             status = json.loads(process.request("GET", "/status").body)
             config = process.request("GET", "/raft/config").body
@@ -981,7 +990,7 @@ def test_a_node_that_restarts_elsewhere_announces_it(tmp_path: Path) -> None:
     with running(tmp_path) as process:
         process.put("k", b"v")
         old = process.url
-    flags = ["--raft-addr=127.0.0.1:7123", "--http-advertise=http://db.example:80"]
+    flags = ["--raft-advertise=127.0.0.1:7123", "--http-advertise=http://db.example:80"]
     with running(tmp_path, *flags) as process:
         (server,) = json.loads(process.request("GET", "/raft/config").body)["servers"]
         assert server["address"] == "127.0.0.1:7123"

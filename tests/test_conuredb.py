@@ -120,7 +120,7 @@ sys.exit(conuredb.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("method", ["_keep_time", "_prepare_log"])
+@pytest.mark.parametrize("method", ["_keep_time", "housekeep"])
 def test_a_thread_that_ends_ends_the_process(tmp_path: Path, method: str) -> None:
     """A node that half works is worse than one that is gone: somebody restarts it."""
     script = tmp_path / "broken.py"

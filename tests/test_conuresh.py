@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from conuresh import COMMANDS, _completion
-from tests.stubserver import StubServer, close, hang, refuse
+from tests.stubserver import StubServer, close, close_and_stop_listening, hang, refuse
 
 SHELL = Path(__file__).parent.parent / "conuresh.py"
 
@@ -195,13 +195,16 @@ _WITH_TERMINAL = (
 class Terminal:
     """The shell at a pseudo-terminal."""
 
-    def __init__(self, stub: StubServer, home: Path, *prefix: str) -> None:
+    def __init__(
+        self, stub: StubServer, home: Path, *prefix: str, others: Sequence[StubServer] = ()
+    ) -> None:
         environ = {**os.environ, "HOME": str(home), "TERM": "dumb", "INPUTRC": "/dev/null"}
         environ.pop("XDG_STATE_HOME", None)
         ours, theirs = pty.openpty()
         self._fd = ours
         self._prompt = f"{stub.url.removeprefix('http://')}> "
-        command = [sys.executable, *prefix, str(SHELL), f"--server={stub.url}"]
+        servers = [f"--server={each.url}" for each in (stub, *others)]
+        command = [sys.executable, *prefix, str(SHELL), *servers]
         self.process = subprocess.Popen(
             [sys.executable, "-c", _WITH_TERMINAL, *command],
             stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True,
@@ -315,6 +318,43 @@ def test_following_a_leader_is_told_and_shown_in_the_prompt(
         assert leader.values == {b"k": b"v"}
     finally:
         leader.stop()
+
+
+def test_a_session_survives_its_leader(stub: StubServer, tmp_path: Path) -> None:
+    leader, third = StubServer(), StubServer()
+    terminal = Terminal(leader, tmp_path, others=[stub, third])
+    try:
+        assert terminal.command("put k 1") == "OK\n"
+        # The others learn of its end in their own time, and one of them leads at last.
+        leader.stop()
+        stub.acts = [refuse(307, "", Location=f"{leader.url}/kv?key=k"), refuse(503, "no leader")]
+        third.leader = stub.url
+        terminal.type("put k 2\n")
+        shown = terminal.until(f"{stub.port}> ")
+        assert f"OK\n(now talking to {stub.url})\n" in shown
+        terminal.type("get k\n")
+        assert "\n2\n" in terminal.until(f"{stub.port}> ")
+        assert stub.values == {b"k": b"2"}
+        terminal.type("exit\n")
+        assert terminal.wait() == 0
+    finally:
+        third.stop()
+
+
+def test_a_script_survives_its_leader(stub: StubServer) -> None:
+    leader = StubServer()
+    leader.acts = [close_and_stop_listening]
+    stub.acts = [refuse(503, "no leader")]
+    result = subprocess.run(
+        [sys.executable, str(SHELL), f"--server={leader.url}", f"--server={stub.url}"],
+        input=b"put k 1\nput k 2\nget k\n", capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    leader.stop()
+    assert result.returncode == 1
+    assert result.stdout == b"OK\n2\n"
+    assert result.stderr.count(b"\n") == 1, "of the first write nobody knows"
+    assert b"may or may not" in result.stderr
+    assert [body for method, _, body in stub.requests if method == "PUT"] == [b"2", b"2"]
 
 
 def test_a_python_without_readline(stub: StubServer, tmp_path: Path) -> None:

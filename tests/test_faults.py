@@ -25,6 +25,7 @@ from fileio import OsFileSystem
 from metrics import Registry
 from node import Node, NodeOptions
 from tests.process import ServerProcess, running, wait_until
+from transport import Transport
 
 EIO, ENOSPC = 5, 28
 SMALL_LOG = ("--log-segment-bytes=64KiB",)
@@ -355,7 +356,11 @@ def open_again(data: Path) -> None:
         node_id="node1", told_node_id=False, data_dir=str(data), raft_address="h:1",
         http_address="http://h:2", bootstrap=True, version="test",
     )  # fmt: skip
-    Node.open(options, OsFileSystem(), Registry(), lambda: None).stop()
+    peers = Transport(("127.0.0.1", 0), Registry())
+    try:
+        Node.open(options, OsFileSystem(), peers, Registry(), lambda: None).stop()
+    finally:
+        peers.close()
 
 
 @pytest.mark.parametrize("name", DAMAGE)

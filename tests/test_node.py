@@ -147,8 +147,8 @@ def found_by(node: Node, check_name: str) -> str:
 def checkpoint(node: Node) -> None:
     """Do what the checkpointer's thread does, now; pass on how it failed."""
     try:
-        node._checkpoint(0.0)
-        node._prepare_log()
+        node._upkeep.checkpoint(0.0)
+        node._upkeep.prepare()
     except Exception as error:
         with node._lock:
             node._fail(error)
@@ -341,7 +341,7 @@ def random_life(node: Node, ledger: Ledger, rng: random.Random, seed: int) -> No
         if action < 0.08:
             checkpoint(node)
         elif action < 0.16:
-            node._prepare_log()
+            node._upkeep.prepare()
         else:
             keys = rng.sample(range(12), rng.randrange(1, 5))
             sizes = [rng.choice([None, 0, 5, 90, 300, 2500]) for _ in keys]
@@ -422,7 +422,7 @@ def test_a_checkpoint_without_room_stops_writes_until_there_is_some() -> None:
         assert confirm(node) == [None]
         assert node.get(b"7") == bytes(400)
         fs.set_capacity(None)
-        node._prepare_again_at = 0.0  # what a second of waiting would do
+        node._upkeep._prepare_again_at = 0.0  # what a second of waiting would do
         checkpoint(node)
         assert write(node, (b"k", b"v")) == [None]
         assert found_by(node, "disk") == "ok"
@@ -442,7 +442,7 @@ def test_the_node_finds_out_by_itself_that_there_is_room_again() -> None:
 def test_a_full_log_is_cut_so_that_writes_go_on() -> None:
     fs = CrashFileSystem()
     with started(fs) as node:
-        node._prepare_log()
+        node._upkeep.prepare()
         fs.set_capacity(fs.used_bytes() + 3072)  # too little for a segment, enough for the tree
         refused = 0
         for number in range(300):
@@ -459,13 +459,13 @@ def test_a_shortage_is_told_once_and_shown_until_it_ends(caplog: pytest.LogCaptu
     with started(fs) as node:
         fs.set_capacity(fs.used_bytes())
         for _ in range(3):
-            node._prepare_log()
+            node._upkeep.prepare()
         assert caplog.text.count("no room for the next log segment") == 1
         assert "Traceback" not in caplog.text
         assert "no space left" in found_by(node, "disk")
         fs.set_capacity(None)
-        node._prepare_again_at = 0.0  # what a second of waiting would do
-        node._prepare_log()
+        node._upkeep._prepare_again_at = 0.0  # what a second of waiting would do
+        node._upkeep.prepare()
         assert found_by(node, "disk") == "ok"
 
 

@@ -498,8 +498,8 @@ def test_busy_replicas_are_compared_at_marks() -> None:
 
 
 def checkpoint(node: Node) -> None:
-    node._checkpoint(0.0)
-    node._prepare_log()
+    node._upkeep.checkpoint(0.0)
+    node._upkeep.prepare()
     assert node._failure is None
 
 

@@ -311,6 +311,7 @@ def test_5_3_only_a_conflict_truncates(
     assert terms_of(follower) == expected
     follower.step(append)  # 5.5: again does no harm
     assert terms_of(follower) == expected
+    assert follower.raft.last_index == 1 + len(expected)
 
 
 FIGURE_7 = {

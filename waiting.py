@@ -1,0 +1,170 @@
+"""Requests that wait inside the node: writes for their commit, reads for their index.
+
+A write that was proposed is answered by what is committed at its index: itself, or something
+else, which proves that it is lost. Loss of leadership alone proves nothing, since the next leader
+may hold the entry and commit it. Who waits too long is told that the outcome is unknown.
+
+The methods return answers to be given: callables that take nothing, for whoever holds the lock to
+call when it has let go of it. Everything here belongs to the holder of the node's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from errors import ConureError, OutcomeUnknown, Unavailable
+from raft import Entry
+
+__all__ = ["Answers", "Read", "Reads", "Reply", "WriteReply", "Writes"]
+
+WriteReply = Callable[[int, int, ConureError | None], None]
+"""Told that commands *start* to *stop* of a batch ended so: None is done, else why not."""
+
+Reply = Callable[[ConureError | None], None]
+"""Told how something ended: None is done, else why not."""
+
+Answers = list[Callable[[], None]]
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Commands proposed together in a term: entries *first* to *first* + *count* - 1."""
+
+    term: int
+    first: int
+    count: int
+    reply: WriteReply
+    deadline: float
+    answered: int = 0
+
+    def answer(self, stop: int, error: ConureError | None) -> Callable[[], None]:
+        """Answer for the commands up to *stop* that have no answer yet."""
+        start, self.answered = self.answered, stop
+        return partial(self.reply, start, stop, error)
+
+
+class Writes:
+    """Batches of proposed commands, in the order of being proposed."""
+
+    def __init__(self) -> None:
+        self._batches: deque[_Batch] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def add(self, term: int, first: int, count: int, reply: WriteReply, deadline: float) -> None:
+        """Let a batch wait; deadlines never fall from one to the next."""
+        self._batches.append(_Batch(term, first, count, reply, deadline))
+
+    def applied(self, entries: Sequence[Entry]) -> Answers:
+        """Answer those whose indexes were committed and applied."""
+        if not self._batches:
+            return []
+        if self._batches[0].term == entries[-1].term:
+            return self._done(entries[-1].index)
+        return self._compared(entries)
+
+    def skipped(self, index: int) -> Answers:
+        """Answer those up to an index: what was committed there is hidden in a snapshot."""
+        error = OutcomeUnknown("this node lost its leadership; the write may have been committed")
+        hidden = [batch for batch in self._batches if batch.first <= index]
+        self._batches = deque(batch for batch in self._batches if batch.first > index)
+        return [batch.answer(batch.count, error) for batch in hidden]
+
+    def expired(self, now: float) -> Answers:
+        """Answer those whose time is up."""
+        error = OutcomeUnknown(
+            "the write was not committed in time; it may still be, so read before repeating it"
+        )
+        answers = []
+        while self._batches and self._batches[0].deadline <= now:
+            batch = self._batches.popleft()
+            answers.append(batch.answer(batch.count, error))
+        return answers
+
+    def ended(self, error: ConureError) -> Answers:
+        """Answer all."""
+        batches, self._batches = self._batches, deque()
+        return [batch.answer(batch.count, error) for batch in batches]
+
+    def _done(self, last: int) -> Answers:
+        """All that wait were proposed in the term of the last entry or later. So what was
+        committed at their indexes is what they proposed."""
+        answers = []
+        batches = self._batches
+        while batches and batches[0].first <= last:
+            batch = batches[0]
+            stop = min(batch.count, last - batch.first + 1)
+            answers.append(batch.answer(stop, None))
+            if stop < batch.count:
+                break
+            batches.popleft()
+        return answers
+
+    def _compared(self, entries: Sequence[Entry]) -> Answers:
+        """Some were proposed in an earlier term, and their indexes may hold other entries now."""
+        first, last = entries[0].index, entries[-1].index
+        lost = Unavailable("another leader took over before this was committed; nothing happened")
+        answers = []
+        waiting: deque[_Batch] = deque()
+        for batch in self._batches:
+            start = batch.first + batch.answered
+            assert start >= first, "a batch was passed over"
+            for index in range(start, min(batch.first + batch.count, last + 1)):
+                error = None if entries[index - first].term == batch.term else lost
+                answers.append(batch.answer(index - batch.first + 1, error))
+            if batch.answered < batch.count:
+                waiting.append(batch)
+        self._batches = waiting
+        return answers
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    """A read that waits for its confirmation, or for its *index* to be applied."""
+
+    reply: Reply
+    deadline: float
+    index: int | None = None
+
+
+class Reads:
+    """Reads in the order of being asked for, which is the order they are confirmed in."""
+
+    def __init__(self) -> None:
+        self._reads: deque[Read] = deque()
+
+    def add(self, read: Read) -> None:
+        """Let a read wait; deadlines never fall from one to the next."""
+        self._reads.append(read)
+
+    def applied(self, index: int) -> Answers:
+        """Answer those that are confirmed and may be served from the state as of *index*."""
+        answers: Answers = []
+        reads = self._reads
+        while reads and (wanted := reads[0].index) is not None and wanted <= index:
+            answers.append(partial(reads.popleft().reply, None))
+        return answers
+
+    def lost(self, read: Read, error: ConureError) -> Answers:
+        """Answer one that will not be confirmed; it may have expired before."""
+        if read not in self._reads:
+            return []
+        self._reads.remove(read)
+        return [partial(read.reply, error)]
+
+    def expired(self, now: float) -> Answers:
+        """Answer those whose time is up."""
+        error = Unavailable("no quorum has confirmed the read in time")
+        answers: Answers = []
+        while self._reads and self._reads[0].deadline <= now:
+            answers.append(partial(self._reads.popleft().reply, error))
+        return answers
+
+    def ended(self, error: ConureError) -> Answers:
+        """Answer all."""
+        reads, self._reads = self._reads, deque()
+        return [partial(read.reply, error) for read in reads]
