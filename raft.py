@@ -441,17 +441,19 @@ class RaftOptions:
 
     A follower that hears no leader for between ``election_ticks`` and twice as many campaigns; a
     leader sends heartbeats every ``heartbeat_ticks``. ``max_inflight`` messages of up to
-    ``max_append_bytes`` may be on their way to one follower. Proposals are refused while
-    ``max_uncommitted_bytes`` of commands wait for their quorum. For its first ``quiet_ticks``
-    (the first of them may be a short one) a node helps nobody to win an election: a leader that
-    it answered before a restart may still answer reads by what that promised.
+    ``max_append_bytes`` may be on their way to one follower, but only ``max_catch_up`` of them
+    with entries that it missed earlier. Proposals are refused while ``max_uncommitted_bytes`` of
+    commands wait for their quorum. For its first ``quiet_ticks`` (the first of them may be a
+    short one) a node helps nobody to win an election: a leader that it answered before a restart
+    may still answer reads by what that promised.
     """
 
     node_id: str
     election_ticks: int = 10
     heartbeat_ticks: int = 1
     max_inflight: int = 64
-    max_append_bytes: int = 1 << 20
+    max_catch_up: int = 2
+    max_append_bytes: int = 256 << 10
     max_uncommitted_bytes: int = 64 << 20
     quiet_ticks: int = 0
 
@@ -923,9 +925,12 @@ class Raft:
         return log.persisted if progress.server.role == "arbiter" else log.last_index
 
     def _has_more(self, progress: Progress) -> bool:
-        return (
-            progress.next <= self._last_for(progress)
-            and len(progress.inflight) < self.options.max_inflight
+        """Who is far behind is fed from the disk, and no faster than it takes: to read a whole
+        log for it at once would keep the leader from everybody else, its heartbeats first."""
+        options = self.options
+        is_near = progress.next >= self._log.offset
+        return progress.next <= self._last_for(progress) and len(progress.inflight) < (
+            options.max_inflight if is_near else options.max_catch_up
         )
 
     def _send_append(self, progress: Progress) -> None:

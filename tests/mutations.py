@@ -4,7 +4,7 @@ Each :class:`Mutation` is one replacement in one file: a fault that some Raft im
 had, or that a hasty change would make. It is put into a copy of the tree, and the tests chosen
 for it run there until the first one fails::
 
-    python -m tests.mutations              all of them, two at a time; some two minutes
+    python -m tests.mutations              all of them, two at a time; some minutes
     python -m tests.mutations quorum read  those whose names contain one of these words
 
 One line each says which test caught it. Exit status 1 if one survived, broke the tests instead

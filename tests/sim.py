@@ -255,6 +255,7 @@ class Machine:
         self.host = name
         self.rate = 1.0
         self.generation = 0
+        self.lives = 0  # of its disk
         self.node: Node
         self.transport: Peers
         self.up = False
@@ -410,6 +411,7 @@ class Machine:
         self.world.counts["wiped disks"] += 1
         self.disk = Disk(self)
         self.term = 0
+        self.lives += 1
         self.is_wiped = True
 
     # -- input -----------------------------------------------------------------------------------
@@ -448,11 +450,7 @@ class Machine:
         if self.paused:
             self.waiting.append(what)
         elif self.busy_until > self.world.now:
-            generation = self.generation
-            self.world.at(
-                self.busy_until,
-                lambda: self.when_free(what) if generation == self.generation else None,
-            )
+            self.world.at(self.busy_until, partial(self._catch_up, self.generation, what))
         else:
             what()
 
@@ -469,7 +467,11 @@ class Machine:
             waiting, self.waiting = self.waiting, []
             self.world.rng.shuffle(waiting)
             for what in waiting:
-                self.world.after(0.0, partial(self.when_free, what))
+                self.world.after(0.0, partial(self._catch_up, generation, what))
+
+    def _catch_up(self, generation: int, what: Callable[[], None]) -> None:
+        if generation == self.generation:
+            self.when_free(what)
 
     def take(self, source: Peers, message: Message) -> None:
         """A message has arrived. All that came from one peer since the last look go together."""
@@ -534,6 +536,7 @@ class Peers:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.generation = machine.generation
+        self.life = machine.lives
         self.addresses: dict[str, str] = {}
         self.transfers: set[str] = set()
         self.port = 7001
@@ -624,6 +627,8 @@ class Network:
 
     def _arrive(self, source: Peers, message: Message, address: str) -> None:
         world = self._world
+        if source.life != source.machine.lives:
+            return  # nothing is on its way for as long as it takes to replace a disk
         way = (source, address)
         target = self._connections.get(way)
         if target is None or not target.is_alive:

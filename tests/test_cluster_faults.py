@@ -21,7 +21,7 @@ import pytest
 
 from tests.cluster import Cluster, Member, Workload, wait_until
 from tests.netns import Lab, why_not
-from tests.process import Answer
+from tests.process import ROOT, Answer, ServerProcess
 
 
 @pytest.fixture
@@ -89,6 +89,40 @@ def test_a_graceful_stop_of_the_leader_costs_no_election_timeout(tmp_path: Path)
         assert cluster.leader() is not leader
         leader.start()
         wait_until(lambda: leader.get("w0").status in (200, 404))
+
+
+def test_a_stop_is_heard_while_threads_come_and_go(tmp_path: Path) -> None:
+    """The system may notify any thread of a signal, one that is being started most of all.
+
+    So the thread that waits for a reason to stop must not count on being interrupted.
+    """
+    script = tmp_path / "restless.py"
+    script.write_text(
+        f"""import sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+import conuredb
+def churn():
+    while True:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+threading.Thread(target=churn, daemon=True).start()
+sys.exit(conuredb.main(sys.argv[1:]))
+"""
+    )
+    servers: list[ServerProcess] = []
+    try:
+        for number in range(5):
+            flags = ("--bootstrap", "--raft-addr=127.0.0.1:0")
+            servers.append(ServerProcess(tmp_path / str(number), *flags, script=script))
+        for server in servers:
+            server.wait_until_listening()
+            server.process.terminate()
+        for server in servers:
+            assert server.wait(10) == 0, server.text
+    finally:
+        for server in servers:
+            server.kill()
 
 
 # -- processes that stand still --------------------------------------------------------------------

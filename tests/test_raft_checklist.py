@@ -1020,6 +1020,30 @@ def test_flow_control_bounds_what_is_on_its_way() -> None:
     assert [node.raft.applied_index for node in cluster.nodes.values()] == [22, 22, 22]
 
 
+def test_who_missed_much_is_fed_no_faster_than_it_answers() -> None:
+    """A leader that reads its whole log for a newcomer sends nobody a heartbeat meanwhile."""
+    options = RaftOptions("", max_inflight=30, max_catch_up=2, max_append_bytes=100)
+    cluster = Cluster("a", "b", "c", options=options)
+    leader = cluster.elect("a")
+    cluster.isolate("c")
+    for _ in range(40):
+        leader.propose(b"x" * 60)
+        cluster.settle()
+    cluster.heal()
+    most = 0
+    for _ in range(400):
+        if leader.raft.progress["c"].match == leader.raft.last_index:
+            break
+        if not cluster.network:
+            leader.tick()
+        under_way = [e for e in cluster.network if e.message.to == "c" and e.message.entries]
+        most = max(most, len(under_way))
+        if cluster.network:
+            cluster.deliver(cluster.network.pop(0))
+    assert leader.raft.progress["c"].match == leader.raft.last_index
+    assert most == 2
+
+
 def test_lost_appends_are_found_without_new_ones() -> None:
     cluster, leader = leader_of("a", "b", "c")
     leader.propose(b"x")
