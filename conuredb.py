@@ -8,12 +8,14 @@ Exit status: 0 after SIGTERM or SIGINT, 2 if a setting can't be used, 1 for a fa
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -73,6 +75,7 @@ class Process:
         self._config = config
         self._registry = Registry()
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
+        self._wakened, self._waker = socket.socketpair()
         self._max_connections = config.max_connections
         self._failed = False
         # What runs, in the order of being started.
@@ -92,6 +95,8 @@ class Process:
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._bound_connections(raise_file_limit())
         threading.excepthook = self._on_thread_exception
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -257,7 +262,16 @@ class Process:
     # -- reasons to stop; any thread -------------------------------------------------------------
 
     def _wait_for_a_reason(self) -> str:
+        # A signal may be taken by a thread that is just being made, and the main thread's wait on
+        # a lock goes on then as if nothing had come. A byte that the signal writes is not lost.
+        while self._reasons.empty():
+            self._wakened.recv(1)
         return self._reasons.get()
+
+    def _stop_for(self, reason: str) -> None:
+        self._reasons.put(reason)
+        with contextlib.suppress(OSError):  # full: it is awake; closed: nobody waits any more
+            self._waker.send(b"\0")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         # Nothing that takes a lock: it runs between any two lines of the main thread, which may
@@ -266,7 +280,7 @@ class Process:
 
     def _on_failure(self) -> None:
         self._failed = True
-        self._reasons.put("a failure")
+        self._stop_for("a failure")
 
     def _on_fatal(self, error: BaseException) -> None:
         log.critical("the HTTP server has ended: %s", error, exc_info=error)

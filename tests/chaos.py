@@ -30,6 +30,7 @@ from tests.netns import Lab, why_not
 FLAGS = (
     "--log-segment-bytes=64KiB",
     "--checkpoint-entries=200",
+    "--checkpoint-log-bytes=4KiB",
     "--barrier-timeout=1s",
     "--write-timeout=2s",
 )
@@ -149,12 +150,11 @@ class Chaos:
     def _number(self, member: Member) -> int:
         return self._cluster.members.index(member) + 1
 
-    def _voters(self) -> list[str]:
+    def _voters(self) -> set[str]:
         for member in self._cluster.running:
             if member.status().get("is_leader"):
-                servers = member.servers().values()
-                return [each["id"] for each in servers if each["suffrage"] == "voter"]
-        return []
+                return member.voters()
+        return set()
 
     def _ask(self, path: str, member: Member) -> None:
         """Ask whoever leads; the answer does not matter."""

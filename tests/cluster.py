@@ -231,6 +231,11 @@ class Member:
         """The members as this node knows them, by ID."""
         return {server["id"]: server for server in self.json("/raft/config")["servers"]}
 
+    def voters(self) -> set[str]:
+        """The IDs of the voters as this node knows them."""
+        servers = self.servers().items()
+        return {name for name, server in servers if server["suffrage"] == "voter"}
+
 
 class Cluster:
     """Members under *directory*, each started with *flags*. Leaving the block ends all of them.
@@ -308,18 +313,21 @@ class Cluster:
     # -- what the cluster says of itself -----------------------------------------------------------
 
     def leader(self, among: Iterable[Member] | None = None) -> Member:
-        """Return the leader that most of *among* (default: all that run) follow; wait for it."""
+        """Return the leader that most voters follow; wait for it. Only *among* are asked."""
         asked = list(self.members if among is None else among)
         found: list[Member] = []
 
         def is_agreed() -> bool:
-            statuses = [(member, member.status()) for member in asked]
-            for member, status in statuses:
-                followers = [s for _, s in statuses if s.get("leader_id") == member.name]
-                alive = [s for _, s in statuses if s]
-                if status.get("is_leader") and 2 * len(followers) > len(alive):
-                    found[:] = [member]
-                    return True
+            statuses = {member: member.status() for member in asked}
+            for member, status in statuses.items():
+                if status.get("is_leader"):
+                    following = {
+                        m.name for m, s in statuses.items() if s.get("leader_id") == member.name
+                    }
+                    voters = member.voters()
+                    if 2 * len(voters & following) > len(voters):
+                        found[:] = [member]
+                        return True
             return False
 
         wait_until(is_agreed)

@@ -23,7 +23,11 @@ from tests.process import ROOT, Answer, ServerProcess
 
 CURL = shutil.which("curl")
 BINARY = bytes(range(256))
-SMALL_LOG = ("--log-segment-bytes=64KiB", "--checkpoint-entries=40")
+SMALL_LOG = (
+    "--log-segment-bytes=64KiB",
+    "--checkpoint-entries=40",
+    "--checkpoint-log-bytes=8KiB",  # or the log would be kept for those that are away
+)
 
 
 @pytest.fixture
