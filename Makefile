@@ -2,7 +2,11 @@
 # make cluster  three servers on this machine, thrown away at the end; see tools/cluster.py --help
 # make test     all tests, in a virtual environment it makes itself
 # make check    format, lint, types, import table and tests: what a change must pass
+# make format   what a formatter and a linter can put right by themselves
 # make bench    the comparison with etcd, redis, sqlite3 and LMDB
+# make clean    removes what the others have made
+#
+# Longer tests (simulator, chaos, mutations) are run by hand: see CONTRIBUTING.md.
 
 PYTHON ?= python3
 VENV := .venv

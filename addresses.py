@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raft import Configuration
+from raft import Configuration, Server
 from transport import Greeting
 
 __all__ = ["AddressBook"]
@@ -30,28 +30,37 @@ class AddressBook:
 
     def __init__(self, own_id: str) -> None:
         self._own_id = own_id
-        self._members: dict[str, str] = {}  # by the latest configuration
-        self._met: dict[str, Greeting] = {}  # newer than that
+        self._members: dict[str, Server] = {}  # by the latest configuration
+        self._met: dict[str, Greeting] = {}  # newer than that; who was met last is last
         self._leaving: dict[str, tuple[str, float]] = {}  # removed members: address, until when
 
     def adopt(self, configuration: Configuration, now: float) -> None:
-        """Take the latest configuration. Its word on an address that changed is the newest."""
-        before = self._members
-        self._members = {s.id: s.raft_address for s in configuration.servers}
-        for node_id, address in before.items():
-            if node_id not in self._members:
-                self._leaving[node_id] = (address, now + LINGER)
-            elif self._members[node_id] != address:
+        """Take the latest configuration.
+
+        Its word is newer than what a member said at the place that it has left. Whoever is at a
+        third one has moved again, and this configuration is an old one that arrives late.
+        """
+        before, addresses = self._members, self.addresses()
+        self._members = {server.id: server for server in configuration.servers}
+        for node_id, old in before.items():
+            new, met = self._members.get(node_id), self._met.get(node_id)
+            if new is None:  # if it comes back, it may be another one
                 self._met.pop(node_id, None)
+                if node_id != self._own_id:
+                    self._leaving[node_id] = (addresses[node_id], now + LINGER)
+            elif met is not None and new != old and _place(met) == _place(old):
+                del self._met[node_id]
         for node_id in self._members:
             self._leaving.pop(node_id, None)
 
     def meet(self, peer: Greeting) -> bool:
         """Take what an admitted node says of itself; return whether its address is news."""
         known = self.addresses().get(peer.node_id)
-        if known is None and len(self._met) >= MAX_STRANGERS:
-            return False
+        self._met.pop(peer.node_id, None)
         self._met[peer.node_id] = peer
+        strangers = [node_id for node_id in self._met if node_id not in self._members]
+        if len(strangers) > MAX_STRANGERS:
+            del self._met[strangers[0]]
         return known != peer.raft_address
 
     def forget(self, now: float) -> bool:
@@ -65,11 +74,19 @@ class AddressBook:
     def addresses(self) -> dict[str, str]:
         """Return the ID and the Raft address of everybody to write to."""
         found = {node_id: address for node_id, (address, _) in self._leaving.items()}
-        found |= self._members
+        found |= {node_id: server.raft_address for node_id, server in self._members.items()}
         found |= {node_id: peer.raft_address for node_id, peer in self._met.items()}
         found.pop(self._own_id, None)
         return found
 
+    def met(self, node_id: str) -> Greeting | None:
+        """Return what a node has said of itself, if that is the latest word on it."""
+        return self._met.get(node_id)
+
     def greetings(self) -> Iterator[Greeting]:
         """Return what the others have said of themselves."""
         return iter(self._met.values())
+
+
+def _place(of: Server | Greeting) -> tuple[str, str]:
+    return of.raft_address, of.http_address

@@ -41,6 +41,9 @@ CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 15.0
 """Seconds for an answer: a join is answered when a majority has agreed."""
 
+LONGEST_EXCHANGE = 20.0
+"""Seconds for all of it, however slowly it comes: the next seed may be a better one."""
+
 STOP_TIMEOUT = 0.5
 MAX_REDIRECTS = 3
 MAX_ANSWER_BYTES = 4096
@@ -67,7 +70,7 @@ class Joiner:
         self._needed = needed
         self._told: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._connection: HTTPConnection | None = None
+        self._socket: socket.socket | None = None  # of the latest attempt
         self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
 
     def start(self) -> None:
@@ -77,10 +80,8 @@ class Joiner:
     def stop(self) -> None:
         """Stop asking, at once; an attempt that is under way is cut off or comes to nothing."""
         self._stopping.set()
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
-            with contextlib.suppress(OSError):  # closed a moment ago
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        if self._socket is not None:
+            _cut(self._socket)
         self._thread.join(STOP_TIMEOUT)  # longer only for a connection that is still being made
 
     # -- the thread --------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class Joiner:
         """Ask one server, or whom it redirects to. Raises what keeps this node outside."""
         for _ in range(MAX_REDIRECTS):
             status, location, line = self._post(server, body)
-            if status == 200:
+            if status == 200 and line == "OK":
                 return
             match = _LOCATION.fullmatch(location) if status == 307 else None
             if match is None:
@@ -128,25 +129,36 @@ class Joiner:
     def _post(self, server: str, body: bytes) -> tuple[int, str, str]:
         """Return the status, the target of a redirect and the first line of what was said."""
         connection = HTTPConnection(server.removeprefix("http://"), timeout=CONNECT_TIMEOUT)
-        self._connection = connection
-        try:
+        with contextlib.closing(connection):
             try:
                 connection.connect()
             except (ValueError, OverflowError) as error:  # a name with an empty label, say
                 raise OSError("there can be no such address") from error
+            self._socket = connection.sock
             if self._stopping.is_set():  # looked at after the socket can be seen by stop()
                 raise Unavailable("this node is stopping")
             connection.sock.settimeout(ANSWER_TIMEOUT)
-            connection.request("POST", "/join", body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            text = response.read(MAX_ANSWER_BYTES).decode(errors="replace")
-            line = "".join(filter(str.isprintable, text.strip().partition("\n")[0]))
-            return response.status, response.getheader("Location", ""), line
-        finally:
-            self._connection = None
-            connection.close()
+            limit = threading.Timer(LONGEST_EXCHANGE, _cut, [connection.sock])
+            limit.daemon = True
+            limit.start()
+            try:
+                connection.request("POST", "/join", body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                text = response.read(MAX_ANSWER_BYTES).decode(errors="replace")
+            except ValueError as error:
+                raise OSError("its answer is malformed") from error
+            finally:
+                limit.cancel()
+        line = "".join(filter(str.isprintable, text.strip().partition("\n")[0]))
+        return response.status, response.getheader("Location", ""), line
 
     def _tell(self, seed: str, what: str, level: int) -> None:
         if self._told.get(seed) != what and not self._stopping.is_set():
             self._told[seed] = what
             log.log(level, "seed %s %s", seed, what)
+
+
+def _cut(sock: socket.socket) -> None:
+    """End what a thread waits for at a socket."""
+    with contextlib.suppress(OSError):  # closed a moment ago
+        sock.shutdown(socket.SHUT_RDWR)

@@ -193,7 +193,7 @@ class Forwarder:
                     raise Unavailable(f"{problem}; try again shortly") from error
                 is_last = True
                 continue
-            if answer.status < 200 or 300 <= answer.status < 400:
+            if 300 <= answer.status < 400:
                 raise Unavailable(f"{task.server} leads no more; try again shortly")
             return answer
 
@@ -210,7 +210,7 @@ class Forwarder:
         return b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
             method.encode(),
             target,
-            fields.encode("latin-1"),
+            fields.encode("latin-1", "replace"),  # an address may be any text
             len(request.body),
             request.body,
         )
@@ -310,7 +310,16 @@ class _Line:
 
     def _receive(self, response: HTTPResponse) -> _Answer:
         response.begin()
+        if response.status < 200:
+            raise HTTPException("an interim answer")  # the next request must not get the last one
         if (response.length or 0) > MAX_ANSWER_BYTES:
+            raise HTTPException("an answer of impossible length")
+        try:
+            # Without a limit only if there is a length: what is cut short is noticed that way.
+            body = response.read(MAX_ANSWER_BYTES + 1 if response.length is None else None)
+        except ValueError as error:
+            raise HTTPException("an answer in malformed chunks") from error
+        if len(body) > MAX_ANSWER_BYTES:
             raise HTTPException("an answer of impossible length")
         fields = tuple(
             (name, _one_line(value))
@@ -318,7 +327,7 @@ class _Line:
             if name.lower() in _RELAYED or name.lower().startswith("x-conure-")
         )
         content_type = _one_line(response.getheader("Content-Type", "text/plain"))
-        return _Answer(response.status, response.read(), content_type, fields)
+        return _Answer(response.status, body, content_type, fields)
 
     def _is_usable(self, connection: socket.socket, is_read: bool) -> bool:
         if not is_read and monotonic() - self._rests_since > self._longest_rest:

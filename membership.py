@@ -19,12 +19,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from errors import Conflict, ConureError, NotLeader, OutcomeUnknown, Unavailable
+from raft import Configuration, Outlook, Raft, Server, State
 from transport import Greeting
 
-from errors import Conflict, ConureError, MemberNotFound, NotLeader, OutcomeUnknown, Unavailable
-from raft import Configuration, Raft, Server, State
-
-__all__ = ["Change", "Changes", "Reply", "newcomer", "outlook", "resembles", "without"]
+__all__ = [
+    "Change",
+    "Changes",
+    "Reply",
+    "newcomer",
+    "preview_join",
+    "preview_remove",
+    "resembles",
+]
 
 Reply = Callable[[ConureError | None], None]
 
@@ -75,7 +82,7 @@ class Changes:
             try:
                 if not change.is_begun:
                     self._begin(change)
-                if change.is_done(members):
+                if change.is_begun and change.is_done(members):
                     yield change.reply, None
                 elif (
                     change.is_begun
@@ -150,8 +157,7 @@ def newcomer(
         greeting.incarnation,
     )
     if known is not None:
-        if not voter and known.suffrage != "nonvoter":
-            raise Conflict(f"{known.id} is a voter already; remove it before it joins as a learner")
+        _refuse_demotion(known, voter=voter)
         if known.suffrage == "voter":
             server = replace(server, suffrage="voter")
     return server
@@ -165,41 +171,55 @@ def resembles(known: Server | None, wanted: Server) -> bool:
     return known == replace(wanted, suffrage=suffrage)
 
 
-def outlook(raft: Raft, configuration: Configuration, joining: str = "") -> dict[str, Any]:
-    """Return what a dry run shows: the quorum after a change, and what it would survive.
+def preview_join(raft: Raft, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
+    """Return what a dry run of a join shows: the quorum with this member, what it would survive,
+    and why not, if it would be refused. Raises NotLeader.
 
-    The node *joining* counts as one that answers: it will have been asked by then.
+    A node that is no member yet counts as one that answers: it will have been asked by then.
     """
-    after = raft.outlook(configuration)
-    server = configuration.get(joining)
-    if (
-        server is not None
-        and server.suffrage == "voter"
-        and raft.configuration.get(joining) is None
-    ):
+    configuration = raft.configuration
+    known = configuration.get(node_id)
+    suffrage = "voter" if voter else "nonvoter"
+    server = replace(known or Server(node_id, "", role=role or "data"), suffrage=suffrage)
+    after = raft.outlook(configuration.with_server(server))
+    if known is None and voter:
         after = after._replace(active=after.active + 1)
-    allowed = after.active >= after.quorum and any(
-        map(configuration.may_lead, configuration.voters)
-    )
     reason = ""
-    if not any(map(configuration.may_lead, configuration.voters)):
-        reason = "nobody would be left that holds data and can lead"
-    elif not allowed:
+    if after.active < after.quorum:
         reason = (
             f"only {after.active} of {after.voters} voters answer and a quorum is {after.quorum}"
         )
+    if known is not None:
+        try:
+            _refuse_demotion(known, voter=voter)
+        except Conflict as refusal:
+            reason = str(refusal)
+        if role not in ("", known.role):
+            reason = f"{node_id} is of the role {known.role}; remove it first"
+    return _shown(after, reason)
+
+
+def preview_remove(raft: Raft, node_id: str) -> dict[str, Any]:
+    """Return the same for a removal. Raises NotLeader, MemberNotFound and Unavailable."""
+    reason = ""
+    try:
+        raft.check_removal(node_id)
+    except Conflict as refusal:
+        reason = str(refusal)
+    return _shown(raft.outlook(raft.configuration.without(node_id)), reason)
+
+
+def _refuse_demotion(known: Server, *, voter: bool) -> None:
+    if not voter and known.suffrage != "nonvoter":
+        raise Conflict(f"{known.id} is a voter already; remove it before it joins as a learner")
+
+
+def _shown(after: Outlook, reason: str) -> dict[str, Any]:
     return {
-        "allowed": allowed,
+        "allowed": not reason,
         "reason": reason,
         "voters": after.voters,
         "quorum": after.quorum,
         "active": after.active,
         "tolerates": after.tolerates,
     }
-
-
-def without(configuration: Configuration, node_id: str) -> Configuration:
-    """Return the members without one of them. Raises MemberNotFound."""
-    if configuration.get(node_id) is None:
-        raise MemberNotFound(f"no member has the ID {node_id}; GET /raft/config lists them")
-    return configuration.without(node_id)

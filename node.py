@@ -230,6 +230,7 @@ class Node:
         self._changes = Changes(self._raft)
         self._finished: Answers = []
         self._failure: BaseException | None = None
+        self._is_working = True  # until it fails or is stopped
         self._stopping = False
         self._was_removed = False
         self._shown: object = None  # the last state that was logged
@@ -240,7 +241,6 @@ class Node:
         self._incoming: IncomingSnapshot | None = None
         self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
         self._lease = _LeaseProbe(0, 0.0)  # the last one that was confirmed
-        self._lease_void_term = 0  # a hand-over was begun in it
         self._ticks = 0
         self._audit = Audit()
 
@@ -261,7 +261,7 @@ class Node:
             clock,
             registry,
             keep_from=self._keep_from,
-            may_work=lambda: self._failure is None,
+            may_work=lambda: self._is_working,
             stopping=self._stopped,
         )
         self._add_metrics(registry)
@@ -371,12 +371,14 @@ class Node:
 
         self.hand_over("", reply)
         if not ended.wait(timeout) or outcome[0] is not None:
-            log.warning("leadership was not handed over: %s", outcome or "nobody took it in time")
+            why = outcome[0] if outcome else "nobody took it in time"
+            log.warning("leadership was not handed over: %s", why)
 
     def stop(self) -> None:
         """End the threads, write a last checkpoint unless the node has failed, close the files.
 
-        The transport has to be closed before: nobody may bring messages any more.
+        The transport has to be closed before. What one of its threads, being late, still brings
+        is refused from then on.
         """
         self._stopping = True
         self._stopped.set()
@@ -385,12 +387,16 @@ class Node:
             thread.join()
         if self._failure is None and self._store.applied_index > self._store.tree.applied_index:
             self._upkeep.checkpoint(0.0)
-        with self._lock:
+        with self._upkeep.exclusive, self._lock:
+            self._is_working = False
             self._answer_all(
                 OutcomeUnknown("the node has stopped; a write may still be committed by the others")
             )
+            incoming = self._exchange_incoming(None)
             finished = self._take_finished()
         _run(finished)
+        if incoming is not None:
+            incoming.discard()
         self._log.close()
         self._store.tree.close()
         self._directory.close()
@@ -409,9 +415,9 @@ class Node:
         refusal: ConureError | None = None
         with self._lock:
             try:
-                self._refuse_if_unable()
-                if self._raft.state is not State.LEADER:
-                    raise self._not_leader()
+                self._refuse_if_not_leading()
+                if self._upkeep.obstacle is not None:
+                    raise self._upkeep.obstacle
                 self._log.reserve(sum(map(len, encoded)) + ENTRY_OVERHEAD * len(encoded))
                 first = self._raft.propose(encoded)
             except ConureError as error:
@@ -512,7 +518,6 @@ class Node:
         with self._lock:
             try:
                 self._refuse_if_not_leading()
-                self._check_join(node_id, raft_address)
             except ConureError as error:
                 refusal = error
         if refusal is not None:
@@ -559,14 +564,9 @@ class Node:
     def hand_over(self, node_id: str, reply: Reply) -> None:
         """Hand leadership to a member, or with "" to the most up to date; told when it has it."""
 
-        def attempt() -> None:
-            self._raft.transfer_leadership(node_id)
-            if node_id != self._raft.id:
-                self._lease_void_term = self._raft.term
-
         self._pursue(
             Change(
-                attempt,
+                partial(self._raft.transfer_leadership, node_id),
                 lambda _: (
                     self._raft.leader_id == node_id
                     or (not node_id and self._raft.leader_id not in ("", self._raft.id))
@@ -582,20 +582,13 @@ class Node:
         """Return what the quorum would be with this member, and what it would survive."""
         with self._lock:
             self._refuse_if_not_leading()
-            configuration = self._raft.configuration
-            known = configuration.get(node_id) or Server(node_id, "", role=role or "data")
-            suffrage = "voter" if voter else "nonvoter"
-            return membership.outlook(
-                self._raft, configuration.with_server(replace(known, suffrage=suffrage)), node_id
-            )
+            return membership.preview_join(self._raft, node_id, voter=voter, role=role)
 
     def preview_remove(self, node_id: str) -> dict[str, Any]:
         """Return what the quorum would be without this member. Raises MemberNotFound."""
         with self._lock:
             self._refuse_if_not_leading()
-            return membership.outlook(
-                self._raft, membership.without(self._raft.configuration, node_id)
-            )
+            return membership.preview_remove(self._raft, node_id)
 
     def status(self) -> dict[str, Any]:
         """Return what ``GET /status`` shows."""
@@ -702,7 +695,7 @@ class Node:
         """Tell whether somebody should be asked to add this node: it is no member, or hears from
         no leader. One that was removed while it ran stays out until it is started again."""
         with self._lock:
-            if self._failure is not None or self._was_removed or self._stopping:
+            if not self._is_working or self._was_removed or self._stopping:
                 return False
             last_contact = self.last_contact()
             is_member = self._raft.configuration.get(self._raft.id) is not None
@@ -723,13 +716,10 @@ class Node:
         )
 
     def admit(self, kind: str, to: str, peer: Greeting) -> None:
-        """Decide on a node that has connected. Raises Refused (5).
-
-        A node of no cluster becomes one of the cluster that first speaks to it as a member.
-        """
+        """Decide on a node that has connected. Raises Refused (5)."""
         with self._lock:
-            if self._failure is not None:
-                raise Refused(f"node {self._raft.id} has failed and is stopping")
+            if not self._is_working:
+                raise Refused(f"node {self._raft.id} is stopping")
             mine = self._directory.identity
             if to != mine.node_id:
                 raise Refused(f"this is node {mine.node_id}, not {to}")
@@ -740,9 +730,6 @@ class Node:
                 return
             if not peer.cluster_id:
                 raise Refused(f"{peer.node_id} belongs to no cluster")
-            if not mine.cluster_id:
-                self._directory.join_cluster(peer.cluster_id)
-                log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
             if self._book.meet(peer):
                 self._peers.set_peers(self._book.addresses())
 
@@ -756,11 +743,12 @@ class Node:
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
         with self._lock:
-            if self._failure is not None:
+            if not self._is_working:
                 return
             try:
-                for message in messages:
-                    self._step(message)
+                if self._shares_cluster_with(messages[0].sender):
+                    for message in messages:
+                        self._step(message)
             except Exception as error:  # noqa: BLE001 - a bug; see _drive
                 self._fail(error)
             else:
@@ -774,7 +762,7 @@ class Node:
     def unreachable(self, node_id: str) -> None:
         """Take note that messages to a node were lost."""
         with self._lock:
-            if self._failure is None:
+            if self._is_working:
                 self._raft.report_unreachable(node_id)
 
     def begin_snapshot(self, header: SnapshotHeader) -> IncomingSnapshot | None:
@@ -785,8 +773,9 @@ class Node:
         meta = header.message.snapshot
         with self._lock:
             if (
-                self._failure is not None
+                not self._is_working
                 or self._is_arbiter
+                or not self._directory.identity.cluster_id
                 or meta is None
                 or header.message.term < self._raft.term
             ):
@@ -809,14 +798,16 @@ class Node:
             finished=self._on_snapshot,
         )
         with self._lock:
-            self._incoming = incoming
+            rival = self._exchange_incoming(incoming)
+        if rival is not None:
+            rival.discard()
         return incoming
 
     def snapshot_sent(self, node_id: str, index: int | None) -> None:
         """Take note how sending a snapshot has ended; None: it failed."""
         with self._lock:
             self._transfers.pop(node_id, None)
-            if self._failure is None:
+            if self._is_working:
                 self._raft.report_snapshot(node_id, index)
                 self._drive()
             finished = self._take_finished()
@@ -827,15 +818,19 @@ class Node:
     def tick(self) -> None:
         """Let one TICK pass: the core's timers, what has waited too long."""
         with self._lock:
-            if self._failure is None:
-                self._raft.tick()
-                self._ticks += 1
-                if self._raft.state is State.LEADER:
-                    self._tick_leading()
-                if self._book.forget(self._clock()):
-                    self._peers.set_peers(self._book.addresses())
-                self._drive()
             now = self._clock()
+            if self._is_working:
+                try:
+                    self._raft.tick()
+                    self._ticks += 1
+                    if self._raft.state is State.LEADER:
+                        self._tick_leading()
+                    if self._book.forget(now):
+                        self._peers.set_peers(self._book.addresses())
+                except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
+                    self._fail(error)
+                else:
+                    self._drive()
             self._finished += self._writes.expired(now) + self._reads.expired(now)
             finished = self._take_finished()
         _run(finished)
@@ -844,10 +839,11 @@ class Node:
         """Checkpoint if enough was written or enough time has passed; keep the log ahead."""
         upkeep = self._upkeep
         try:
+            self._drop_outdated_snapshot()
             upkeep.prepare()
             if self._is_arbiter:
                 with self._lock:
-                    if self._failure is None:
+                    if self._is_working:
                         upkeep.cut_positions()
             elif upkeep.is_due():
                 upkeep.checkpoint()
@@ -919,13 +915,28 @@ class Node:
             if isinstance(context, Read):
                 self._finished += self._reads.lost(context, self._not_leader())
 
-    def _step(self, message: Message) -> None:
+    def _shares_cluster_with(self, node_id: str) -> bool:
+        """Tell whether an admitted node is of this cluster.
+
+        A node of none becomes one of the cluster whose member first sends it a message: that one
+        has recognised it, where others may have taken it for whoever had its name before.
+        """
+        mine, peer = self._directory.identity, self._book.met(node_id)
+        if peer is None:
+            return mine.cluster_id != ""
+        if not mine.cluster_id:
+            self._directory.join_cluster(peer.cluster_id)
+            log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
+            return True
+        return peer.cluster_id == mine.cluster_id
+
+    def _step(self, message: Message, *, has_state: bool = False) -> None:
         """Give a message to the core, unless it is one between drivers."""
         raft, kind = self._raft, message.type
         if kind is MessageType.AUDIT or kind is MessageType.AUDIT_RESPONSE:
             self._on_audit(message)
             return
-        if kind is MessageType.SNAPSHOT and not self._is_arbiter:
+        if kind is MessageType.SNAPSHOT and not (has_state or self._is_arbiter):
             return  # it comes with its data, by begin_snapshot
         try:
             raft.step(message)
@@ -945,7 +956,7 @@ class Node:
         if store.configuration is not self._encoded_members:
             self._adopt_members()
         self._finished += self._writes.applied(entries)
-        if self._upkeep.is_urgent():
+        if not self._is_arbiter and self._upkeep.is_urgent():
             self._checkpoint_wanted.set()
 
     def _adopt_members(self) -> None:
@@ -979,16 +990,10 @@ class Node:
 
     # -- refusals and failures -------------------------------------------------------------------
 
-    def _refuse_if_unable(self) -> None:
-        """Raise what stands in the way of a write, before anything of it exists."""
-        self._refuse_if_failed()
-        obstacle = self._upkeep.obstacle
-        if obstacle is not None:
-            raise obstacle
-
     def _refuse_if_failed(self) -> None:
-        if self._failure is not None:
-            raise Unavailable(f"this node has failed and is stopping: {self._failure}")
+        if not self._is_working:
+            why = f"has failed and is stopping: {self._failure}" if self._failure else "has stopped"
+            raise Unavailable(f"this node {why}")
 
     def _refuse_if_not_leading(self) -> None:
         self._refuse_if_failed()
@@ -1015,6 +1020,7 @@ class Node:
         if self._failure is not None:
             return
         self._failure = error
+        self._is_working = False
         log.critical(
             "this node can't go on: %s", error, exc_info=not isinstance(error, ConureError)
         )
@@ -1026,7 +1032,7 @@ class Node:
         for reply in self._changes.end():
             self._finished.append(partial(reply, error))
 
-    # -- members; under the lock -----------------------------------------------------------------
+    # -- members ---------------------------------------------------------------------------------
 
     def _pursue(self, change: Change) -> None:
         """Take a change up; its reply is told how it ends. Takes the lock."""
@@ -1043,11 +1049,6 @@ class Node:
         if refusal is not None:
             change.reply(refusal)
         _run(finished)
-
-    def _check_join(self, node_id: str, raft_address: str) -> None:
-        for server in self._raft.configuration.servers:
-            if server.id != node_id and server.raft_address == raft_address:
-                raise Conflict(f"{server.id} has the address {raft_address}; remove it first")
 
     def _on_probed(
         self,
@@ -1084,8 +1085,8 @@ class Node:
                 reply,
                 self._clock() + self._options.write_timeout,
                 lambda members: (
-                    None
-                    if members.get(node_id) is not None
+                    None  # a learner, and a voter as soon as it has caught up
+                    if members.get(node_id) == server
                     else OutcomeUnknown(
                         f"{node_id} was not made a member in time; see GET /raft/config"
                     )
@@ -1110,7 +1111,7 @@ class Node:
 
     def _follow_addresses(self) -> None:
         """Let a configuration entry follow for each member that is at another address now."""
-        if self._raft.state is not State.LEADER or self._failure is not None:
+        if self._raft.state is not State.LEADER or not self._is_working:
             return
         configuration = self._raft.configuration
         for greeting in (self.greeting(), *self._book.greetings()):
@@ -1124,7 +1125,10 @@ class Node:
                 continue
             try:
                 self._raft.add_learner(here)  # of a member it changes the addresses only
-            except (Conflict, Unavailable) as error:
+            except Conflict as error:  # another member has it, which may be about to move
+                log.debug("the new address of %s has to wait: %s", here.id, error)
+                continue
+            except Unavailable as error:
                 log.debug("the new address of %s has to wait: %s", here.id, error)
             else:
                 log.info("node %s is reached at %s now", here.id, here.raft_address)
@@ -1134,7 +1138,7 @@ class Node:
 
     def _tick_leading(self) -> None:
         self._follow_addresses()
-        if self._options.read_mode == "lease" and self._raft.term != self._lease_void_term:
+        if self._options.read_mode == "lease" and not self._raft.has_handed_over:
             self._raft.read_index(_LeaseProbe(self._raft.term, self._clock()))
         if self._ticks % AUDIT_TICKS == 0 and len(self._members.servers) > 1:
             self._begin_audit()
@@ -1148,14 +1152,17 @@ class Node:
         raft, lease = self._raft, self._lease
         return (
             self._options.read_mode == "lease"
-            and lease.term == raft.term != self._lease_void_term
             and raft.state is State.LEADER
+            and lease.term == raft.term
+            and not raft.has_handed_over
             and self._clock() < lease.begun + LEASE_SHARE * (self._election_ticks - 1) * TICK
         )
 
     def _begin_audit(self) -> None:
         """Act on the last comparison of digests and begin the next one (R7; divergence.py)."""
         raft, store, audit = self._raft, self._store, self._audit
+        if audit.differs:
+            log.error("the replicas differ at index %d", audit.index)
         for node_id in audit.deviants():
             log.error("node %s differs from the others at index %d", node_id, audit.index)
             verdict = Message(
@@ -1176,12 +1183,14 @@ class Node:
         index, digest = store.last_mark()
         if self._ticks % (2 * AUDIT_TICKS) == 0 or not index:
             index, digest = store.applied_index, store.digest
-        audit.ask(raft.id, index, digest)
-        for server in self._members.servers:
-            if server.id != raft.id and server.role == "data":
-                self._peers.send(
-                    Message(MessageType.AUDIT, raft.id, server.id, raft.term, index=index)
-                )
+        followers = [
+            server.id
+            for server in self._members.servers
+            if server.id != raft.id and server.role == "data"
+        ]
+        audit.ask(raft.id, followers, index, digest)
+        for node_id in followers:
+            self._peers.send(Message(MessageType.AUDIT, raft.id, node_id, raft.term, index=index))
 
     def _on_audit(self, message: Message) -> None:
         """Answer the leader's question, take an answer, or accept the verdict."""
@@ -1221,6 +1230,9 @@ class Node:
             # It may be lost; if so, it is sent again when the arbiter next answers.
             self._raft.report_snapshot(message.to, None)
             return
+        if message.to in self._transfers:  # begun when this node led before; one at a time
+            self._raft.report_snapshot(message.to, None)
+            return
         state = self._store.snapshot()
         log.info("sending a snapshot as of index %d to %s", state.meta.index, message.to)
         self._transfers[message.to] = state.meta.index
@@ -1229,19 +1241,32 @@ class Node:
     def _on_snapshot(self, incoming: IncomingSnapshot) -> None:
         """Install what has been received completely. A thread of the transport; takes the locks."""
         with self._upkeep.exclusive, self._lock:
-            if self._failure is None and incoming is self._incoming:
+            if self._is_working and incoming is self._incoming:
                 try:
-                    self._raft.step(incoming.header.message)
+                    self._step(incoming.header.message, has_state=True)
                 except Exception as error:  # noqa: BLE001 - a bug; see _drive
                     self._fail(error)
                 else:
-                    self._heard = self._clock()
                     self._drive()
             if incoming is self._incoming:
                 self._incoming = None
             finished = self._take_finished()
         incoming.discard()  # unless it was installed
         _run(finished)
+
+    def _exchange_incoming(self, incoming: IncomingSnapshot | None) -> IncomingSnapshot | None:
+        """Let this be what is being received; return what was."""
+        before, self._incoming = self._incoming, incoming
+        return before
+
+    def _drop_outdated_snapshot(self) -> None:
+        """Remove what was received of a state that the log has passed by now. Takes the lock."""
+        with self._lock:
+            incoming = self._incoming
+            if incoming is None or incoming.meta.index > self._raft.commit_index:
+                return
+            self._incoming = None
+        incoming.discard()
 
     def _install(self, meta: SnapshotMeta) -> None:
         """Replace the state by the staged one, and the log by an empty one behind it."""

@@ -366,7 +366,7 @@ class Progress:
     state: Replication = Replication.PROBE
     due: bool = True  # an append goes out at the next Ready, even an empty one
     inflight: deque[int] = field(default_factory=deque)  # PIPELINE: last index of each message
-    sent: int = 0  # the tick of the last append
+    sent: int = 0  # the tick of the last append; it isn't repeated before the next one
     confirmed: int = 0  # the last read round it answered
 
 
@@ -475,6 +475,14 @@ _REQUESTS = {
     MessageType.PRE_VOTE: MessageType.PRE_VOTE_RESPONSE,
     MessageType.VOTE: MessageType.VOTE_RESPONSE,
 }
+_ANSWERS = frozenset(
+    {
+        MessageType.PRE_VOTE_RESPONSE,
+        MessageType.VOTE_RESPONSE,
+        MessageType.APPEND_RESPONSE,
+        MessageType.HEARTBEAT_RESPONSE,
+    }
+)
 
 
 class Raft:
@@ -586,6 +594,8 @@ class Raft:
         if message.term > self.term:
             if kind in _REQUESTS and not message.force and self._is_loyal():
                 return  # R5: who still has a leader helps nobody to depose it
+            if kind in _ANSWERS and self.state is State.FOLLOWER and self._is_loyal():
+                return  # nor does a late answer to what it asked before it had that leader
             if kind is MessageType.PRE_VOTE or (
                 kind is MessageType.PRE_VOTE_RESPONSE and not message.reject
             ):
@@ -669,11 +679,14 @@ class Raft:
 
     def report_snapshot(self, node_id: str, index: int | None) -> None:
         """Take note that the node has installed a snapshot up to *index*, or with None that the
-        transfer has failed; it is tried again when the node next answers."""
+        transfer has failed; it is tried again when the node answers an election time-out later:
+        one that refuses it, for want of room say, isn't asked without end."""
         progress = self.progress.get(node_id)
         if progress is not None and progress.state is Replication.SNAPSHOT:
             self._probe(progress, max(progress.match, index or 0) + 1)
-            progress.due = index is not None
+            if index is None:
+                progress.due = False
+                progress.sent = self._now + self.options.election_ticks
 
     # -- output ----------------------------------------------------------------------------------
 
@@ -967,12 +980,14 @@ class Raft:
             progress.inflight.append(entries[-1].index)
 
     def _send_snapshot(self, progress: Progress) -> None:
-        """The entries are cut away: only a snapshot helps (paper 7). Not to a dead node."""
+        """The entries are cut away: only a snapshot helps (paper 7). Not a dead node, nor one
+        that is being removed: what its state would be says nothing of that yet."""
         self._probe(progress, progress.next)
         progress.due = False
-        if self._is_active(progress):
+        node_id = progress.server.id
+        if self._is_active(progress) and self.configuration.get(node_id) is not None:
             progress.state = Replication.SNAPSHOT
-            self._send(MessageType.SNAPSHOT, progress.server.id, snapshot=self._log.base)
+            self._send(MessageType.SNAPSHOT, node_id, snapshot=self._log.base)
 
     def _send_heartbeats(self) -> None:
         for node_id, progress in self.progress.items():
@@ -1079,7 +1094,7 @@ class Raft:
         try:
             if meta is not None:
                 Configuration.decode(meta.configuration)
-            elif entries:
+            if entries:
                 _configurations_in(entries)
         except CorruptionError as error:
             raise ProtocolViolation(
@@ -1088,6 +1103,7 @@ class Raft:
         terms = [message.log_term, *[entry.term for entry in entries], message.term]
         if (
             (message.type is MessageType.SNAPSHOT and meta is None)
+            or (meta is not None and meta.term > message.term)
             or (entries and entries[0].index != message.index + 1)
             or (entries and entries[-1].index != message.index + len(entries))
             or terms != sorted(terms)

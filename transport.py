@@ -25,8 +25,8 @@ Records begin with their version byte, JSON with ``{``: that tells them apart.
 Duties, cited by number in code and tests:
 
 1. Memory and threads are bounded whatever strangers send: a length is checked before anything is
-   allocated, memory grows only as bytes arrive, a handshake is bounded in size and time, and
-   connections in number.
+   allocated, memory grows only as bytes arrive, a handshake is bounded in size and time,
+   connections and what is logged of them in number.
 2. No message is handed over from a node that was not admitted, nor one whose sender is another
    than that node or whose receiver is not this one.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
@@ -58,7 +58,7 @@ from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from time import monotonic, sleep, thread_time
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
@@ -110,6 +110,9 @@ HANDSHAKE_TIME = 5.0
 PROGRESS_TIME = 30.0
 """Seconds without a byte after which the transfer of a snapshot counts as broken."""
 
+FINISH_TIME = 600.0
+"""Seconds for the answer to its end: all of it has to get to a disk before."""
+
 SILENCE = 2.0
 """Seconds after which messages that a peer's system doesn't take end a connection."""
 
@@ -132,7 +135,8 @@ _MAX_TEXT = 512  # characters of a node id, an address, a reason
 _LINGER_TIME = 2.0  # seconds in which whoever was refused amid sending can read why
 _ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread is to end
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
-_MAX_TOLD = 256  # refusals that are remembered, so that each is logged once
+_MAX_TOLD = 256  # refusals that are remembered, so that each is logged once; more are not logged
+_TOLD_TIME = 600.0  # seconds after which all of them are forgotten
 _KINDS = ("messages", "snapshot", "probe")
 _CLOSED = "the other side closed it"
 _KEEPALIVE = (  # seconds of silence, seconds between probes, probes
@@ -265,6 +269,7 @@ class Transport:
         self._transfers: set[str] = set()
         self._probes = 0
         self._told: set[tuple[str, str]] = set()  # IP address and what was logged of it
+        self._told_since = monotonic()
         self._started = False
         self._closed = threading.Event()
 
@@ -492,12 +497,13 @@ class Transport:
         _write_json(sock, {"protocol": PROTOCOL, **asdict(self.host.greeting())})
 
     def _is_news(self, ip: str, why: str) -> bool:
-        """Return whether this was not logged lately: whoever is refused comes again and again."""
+        """Return whether to log this: whoever is refused comes again and again (1)."""
         with self._lock:
-            if (ip, why) in self._told:
-                return False
-            if len(self._told) >= _MAX_TOLD:
+            if monotonic() - self._told_since > _TOLD_TIME:
                 self._told.clear()
+                self._told_since = monotonic()
+            if (ip, why) in self._told or len(self._told) >= _MAX_TOLD:
+                return False
             self._told.add((ip, why))
             return True
 
@@ -507,22 +513,25 @@ class Transport:
 
         Raises Refused if that takes too long.
         """
-        place = _Place(sock, threading.Event())
         with self._lock:
-            older = self._places.get((kind, node_id))
-            self._places[kind, node_id] = place
+            place = self._places.setdefault((kind, node_id), _Place())
+            older, place.newest = place.newest, sock
+            place.users += 1
             self._incoming[sock] = True
         try:
             if older is not None:
-                _shut(older.sock)
-                if not older.has_ended.wait(HANDSHAKE_TIME):
-                    raise Refused("what an earlier connection has brought is still being taken in")
-            yield
+                _shut(older)
+            if not place.is_taken.acquire(timeout=HANDSHAKE_TIME):
+                raise Refused("what an earlier connection has brought is still being taken in")
+            try:
+                yield
+            finally:
+                place.is_taken.release()
         finally:
             with self._lock:
-                if self._places.get((kind, node_id)) is place:
+                place.users -= 1
+                if not place.users:
                     del self._places[kind, node_id]
-            place.has_ended.set()
 
     def _read_messages(self, sock: socket.socket, node_id: str) -> None:
         own_id = self.host.greeting().node_id
@@ -609,11 +618,13 @@ class Transport:
             self.host.snapshot_sent(message.to, index)
 
 
-class _Place(NamedTuple):
-    """A connection as the only one of its kind from its node."""
+@dataclass(slots=True)
+class _Place:
+    """What the connections of one kind from one node take one after the other."""
 
-    sock: socket.socket
-    has_ended: threading.Event
+    newest: socket.socket | None = None
+    users: int = 0  # whoever has it, and those who wait for it
+    is_taken: threading.Lock = field(default_factory=threading.Lock)
 
 
 class _Listener(ThreadingTCPServer):
@@ -940,6 +951,7 @@ class _Transfer:
             began = thread_time()
         else:
             _write_json(sock, {"chunks": chunks})
+            sock.settimeout(FINISH_TIME)
         if _read_reply(sock).get("done") is not True:
             raise WireError("an answer that isn't one")
 

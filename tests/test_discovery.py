@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -235,6 +236,45 @@ def test_stopping_does_not_wait_for_a_name_server(monkeypatch: pytest.MonkeyPatc
     released.set()
     case.joiner._thread.join(10)
     assert not case.joiner._thread.is_alive()
+
+
+def test_a_seed_that_drips_keeps_nobody_from_the_next_one(
+    make_stub: MakeStub, asking: MakeJoiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "LONGEST_EXCHANGE", 0.2)
+
+    def drip(handler: Any) -> None:
+        with contextlib.suppress(OSError):  # it has heard enough
+            handler.wfile.write(b"HTTP/1.1 503 x\r\nX: ")
+            while not handler.server.stub.released.wait(0.02):
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+
+    dripping, agreeing = make_stub(), make_stub()
+    dripping.acts = [drip] * 1000
+    asking(dripping.url, agreeing.url)
+    wait_until(lambda: len(agreeing.requests) >= 2)
+
+
+def test_a_stranger_that_says_yes_to_anything_is_passed_over(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger, agreeing = make_stub(), make_stub()
+    stranger.acts = [refuse(200, "<!doctype html>")] * 1000
+    asking(stranger.url, agreeing.url)
+    wait_until(lambda: len(agreeing.requests) >= 2)
+    assert lines(caplog) == [f"seed {stranger.url} did not add this node: <!doctype html>"]
+
+
+def test_an_answer_in_malformed_chunks_ends_nothing(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    stub = make_stub()
+    stub.acts = [raw(b"HTTP/1.1 503 x\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n")] * 1000
+    asking(stub.url)
+    wait_until(lambda: len(stub.requests) >= 3)
+    assert lines(caplog) == [f"seed {stub.url} can't be asked: its answer is malformed"]
 
 
 def test_a_long_answer_is_not_read_to_its_end(

@@ -1,13 +1,16 @@
-"""README.md and docs/architecture.md held to the code: names, tables, links and the tour itself."""
+"""README.md and docs/ held to the code: names, tables, links, error texts, and their tours."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,17 +22,22 @@ from config import SETTINGS, load
 from errors import ConfigError, ConureError
 from httpapi import API
 from metrics import Registry
-from tests.process import running
+from tests.cluster import free_port
+from tests.process import ServerProcess, running
 from tests.test_imports import ALLOWED
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+CLUSTER = ROOT / "docs" / "cluster.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 # What the pages name and no checkout holds.
-MADE_LATER = {"conure.db", "identity.json", "bench/RESULTS.md", "raft/*.log"}
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
+MADE_LATER = {"conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log"}
+OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
+TOOLS_FLAGS = {"--parallel-max", "--data-binary", "--quick"}
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -115,6 +123,44 @@ def words() -> frozenset[str]:
 
 
 @cache
+def texts() -> set[tuple[str, ...]]:
+    """Return what the code's longer strings say, in pieces between what they insert."""
+    found = set()
+    for module in ALLOWED:
+        nodes = list(ast.walk(ast.parse(source(module))))
+        inner = {id(part) for n in nodes if isinstance(n, ast.JoinedStr) for part in n.values}
+        for node in nodes:
+            if id(node) in inner:
+                continue
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            said = [
+                part.value
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                else "%s"
+                for part in parts
+            ]
+            fixed = tuple(filter(None, re.split("%[srd]", "".join(said))))
+            if len("".join(fixed)) > 15:
+                found.add(fixed)
+    return found
+
+
+def is_said(line: str) -> bool:
+    """Whether the code has a text whose pieces stand in *line*, one behind the other."""
+    line = line.rpartition(" was not added: ")[2]  # the reason is what matters
+    for pieces in texts():
+        at = 0
+        for piece in pieces:
+            at = line.find(piece, at)
+            if at < 0:
+                break
+            at += len(piece)
+        else:
+            return True
+    return False
+
+
+@cache
 def names_of_tests() -> frozenset[str]:
     code = "\n".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
     return frozenset(re.findall(r"^\s*def (test_\w+)", code, re.MULTILINE))
@@ -134,7 +180,7 @@ def resolves(name: str) -> bool:
 # -- names -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [README, ARCHITECTURE], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_in_code_style_exist(page: Path) -> None:
     strangers: list[str] = []
     for span in spans(page):
@@ -157,15 +203,34 @@ def test_names_in_code_style_exist(page: Path) -> None:
 def test_flags_and_variables_exist(page: Path) -> None:
     flags = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(page))}
     ours = {setting.flag for setting in SETTINGS} | OTHER_FLAGS
-    assert flags <= ours | {"--parallel-max", "--data-binary"}
+    assert flags <= ours | TOOLS_FLAGS
     variables = set(re.findall(r"CONURE_[A-Z_]*[A-Z]", page.read_text()))
     assert variables <= {setting.variable for setting in SETTINGS} | OTHER_VARIABLES
 
 
-def test_metrics_exist() -> None:
-    shown = set(re.findall(r"(?:conure|process)_[a-z_]+[a-z]", section(README, "## Operating")))
+METRIC = r"\b(?:conure|process)_[a-z_]+[a-z]\b"
+
+
+def test_the_table_of_metrics_has_each_of_them() -> None:
     code = "\n".join(map(source, ALLOWED))
-    assert shown - set(re.findall(r'"((?:conure|process)_[a-z_]+)"', code)) == set()
+    ours = set(re.findall(rf'"({METRIC})"', code))
+    shown = "".join(row[0] for row in rows(section(OPERATIONS, "## Metrics")))
+    assert set(re.findall(METRIC, shown)) == ours
+    elsewhere = {name for page in PAGES for name in re.findall(rf"`({METRIC})`", prose(page))}
+    assert elsewhere <= ours
+
+
+def test_the_table_of_header_fields_has_our_own() -> None:
+    table = {row[0].strip("`") for row in rows(section(README, "### Header fields"))}
+    code = "\n".join(map(source, ALLOWED))
+    assert set(re.findall(r'"(X-Conure-[A-Za-z-]+)"', code)) <= table
+
+
+def test_the_table_of_checks_has_each_of_them() -> None:
+    table = [row[0].strip("`") for row in rows(section(OPERATIONS, "## Health"))]
+    assert table == re.findall(
+        r'\("(\w+)", \w', source("node")[source("node").index("def liveness") :]
+    )
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -239,7 +304,21 @@ def test_every_invariant_has_its_row() -> None:
 def test_lines_in_troubleshooting_are_what_is_said(argv: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(argv, {})
-    assert f"`conuredb: {caught.value}`" in section(README, "## Troubleshooting")
+    assert f"`conuredb: {caught.value}`" in TROUBLESHOOTING.read_text()
+
+
+def test_the_readme_repeats_the_page_about_trouble() -> None:
+    page = TROUBLESHOOTING.read_text().replace("](cluster.md", "](docs/cluster.md").splitlines()
+    repeated = rows(section(README, "## Troubleshooting"))
+    assert len(repeated) > 5
+    assert all(row in rows("\n".join(page)) for row in repeated)
+
+
+def test_what_is_quoted_in_troubleshooting_is_said_by_the_code() -> None:
+    quoted = [row[0] for row in rows(TROUBLESHOOTING.read_text())]
+    lines = [span for cell in quoted for span in re.findall(r"`([^`]+)`", cell) if len(span) > 40]
+    assert len(lines) > 25
+    assert [line for line in lines if not is_said(line)] == []
 
 
 # -- links -----------------------------------------------------------------------------------------
@@ -288,7 +367,7 @@ def normalised(output: str, port: int) -> str:
         (r"[0-9a-f]{32}", "<cluster>"),
         (r"Date: .*", "Date: <date>"),
         (r"\w{3} \w{3} [ \d]\d [\d:]{8} \w+ \d{4}", "<date>"),
-        (r"127\.0\.0\.1:7001", "<raft>"),
+        (r"127\.0\.0\.1:(?!8081)\d+", "<raft>"),
     ):
         output = re.sub(pattern, instead, output)
     return "\n".join(line.rstrip() for line in output.splitlines())
@@ -323,6 +402,113 @@ def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
             assert normalised(output, server.port) == normalised(shown, server.port), command
             seen += 1
         assert seen > 15
+
+
+PORT = re.compile(r"\b(?:70|80)\d\d\b")  # of the nodes in the pages
+POLL = 0.1
+ELSEWHERE = (  # what differs from run to run
+    (r"[0-9a-f]{32}", "<cluster>"),
+    (r"Date: .*", "Date: <date>"),
+    (r"Content-Length: \d+", "Content-Length: <bytes>"),  # ports have other lengths
+    (r"(X-Conure-Last-Contact:) \d+", r"\1 <milliseconds>"),
+    (r"\d+\.\d{3} s", "<seconds>"),
+    (r'("leader_id": "node)[23]"', r'\1<either>"'),
+)
+
+
+class Tour:
+    """Carries out the commands of a page: servers become processes, all else is bash's.
+
+    Every port in the page stands for a free one here. A command that asks for something is
+    repeated until the answer is the one shown, as its reader would do.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._ports: dict[str, str] = {}
+        self._servers: dict[str, ServerProcess] = {}
+
+    def run(self, command: str, shown: str = "") -> None:
+        node = re.search(r"\./data/(\w+)|data/(\w+)", command)
+        if command.startswith("python3 conuredb.py"):
+            assert node
+            self._start(node[1], shlex.split(command.replace("\\\n", " "))[2:])
+        elif command.startswith("kill "):
+            assert node
+            self.output(command)
+            self._servers[node[2]].wait()
+        elif command.startswith("rm "):
+            self.output(command)
+        else:
+            self._ask(command, self.normalised(shown))
+
+    def output(self, command: str) -> str:
+        """Return what a command prints, with the page's ports in place of ours."""
+        done = subprocess.run(
+            ["bash", "-c", self._here(command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self._home,
+            env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+            timeout=30,
+            check=False,
+        )
+        output = done.stdout.decode()
+        for port, ours in self._ports.items():
+            output = output.replace(f":{ours}", f":{port}")
+        return output
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.kill()
+
+    @staticmethod
+    def normalised(output: str) -> str:
+        for pattern, instead in ELSEWHERE:
+            output = re.sub(pattern, instead, output)
+        return "\n".join(line.rstrip() for line in output.splitlines())
+
+    def _ask(self, command: str, shown: str) -> None:
+        deadline = time.monotonic() + 20
+        while (output := self.normalised(self.output(command))) != shown:
+            assert time.monotonic() < deadline, f"{command}{output}\ninstead of\n{shown}"
+            time.sleep(POLL)
+
+    def _start(self, name: str, flags: list[str]) -> None:
+        server = ServerProcess(self._home / "data" / name, *map(self._here, flags))
+        self._servers[name] = server
+        server.wait_until_listening()
+
+    def _here(self, text: str) -> str:
+        text = text.replace("./data/", f"{self._home}/data/")
+        return PORT.sub(lambda port: self._port(port[0]), text)
+
+    def _port(self, port: str) -> str:
+        while port not in self._ports:
+            ours = str(free_port("127.0.0.1"))
+            if ours not in self._ports.values():
+                self._ports[port] = ours
+        return self._ports[port]
+
+
+@pytest.fixture
+def tour(tmp_path: Path) -> Iterator[Tour]:
+    made = Tour(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the tours are made with curl")
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [(README, "## A cluster by hand"), (CLUSTER, "")],
+    ids=["readme", "cluster"],
+)
+def test_the_tours_of_clusters_print_what_they_say(tour: Tour, page: Path, heading: str) -> None:
+    steps = commands(section(page, heading) if heading else page.read_text())
+    assert len(steps) > 10
+    for command, shown in steps:
+        tour.run(command, shown)
 
 
 def test_the_clients_example_runs(tmp_path: Path) -> None:

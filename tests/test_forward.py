@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -239,7 +241,14 @@ def test_a_server_that_redirects_leads_no_more(before: Follower, stub: StubServe
 
 
 @pytest.mark.parametrize(
-    "leader", ["http://127.0.0.1:1", "http://a..b:80", "http://127.0.0.1:99999", "http://[::x]:1"]
+    "leader",
+    [
+        "http://127.0.0.1:1",
+        "http://a..b:80",
+        "http://127.0.0.1:99999",
+        "http://[::x]:1",
+        "http://\u2026:1",
+    ],
 )
 def test_a_leader_that_can_not_be_reached(leader: str) -> None:
     follower = Follower(leader)
@@ -251,8 +260,12 @@ def test_a_leader_that_can_not_be_reached(leader: str) -> None:
 
 # -- lost on the way -------------------------------------------------------------------------------
 
+chunks = raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nOK\r\n0\r\n\r\n")
+interim = raw(b"HTTP/1.1 102 Processing\r\n\r\n")
+LOSSES = [close, garbage, truncate, chunks, interim]
 
-@pytest.mark.parametrize("act", [close, garbage, truncate])
+
+@pytest.mark.parametrize("act", LOSSES)
 def test_a_write_whose_answer_is_lost_is_unknown_and_sent_once(
     before: Follower, stub: StubServer, act: Callable[[object], None]
 ) -> None:
@@ -265,7 +278,7 @@ def test_a_write_whose_answer_is_lost_is_unknown_and_sent_once(
         assert len(stub.requests) == 1
 
 
-@pytest.mark.parametrize("act", [close, garbage, truncate])
+@pytest.mark.parametrize("act", LOSSES)
 def test_a_read_whose_answer_is_lost_is_asked_for_once_more(
     before: Follower, stub: StubServer, act: Callable[[object], None]
 ) -> None:
@@ -291,9 +304,40 @@ def test_an_answer_that_takes_too_long(
     follower.stop()
 
 
-def test_an_answer_of_impossible_length(before: Follower, stub: StubServer) -> None:
-    stub.acts = [raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999999999\r\n\r\n")]
-    assert before.request("PUT", "/kv?key=k", b"v").status == 504
+def test_an_interim_answer_leaves_nothing_for_the_next_request(
+    stub: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "THREADS", 1)
+    follower = Follower(stub.url)
+
+    def in_two_steps(handler: Any) -> None:
+        interim(handler)
+        handler.wfile.flush()
+        time.sleep(0.1)
+        handler.answer(200, b"for whoever asked first")
+
+    stub.values[b"k"] = b"v"
+    stub.acts = [in_two_steps]
+    assert follower.request("PUT", "/kv?key=a", b"v").status == 504
+    assert follower.request("GET", "/kv?key=k").body == b"v"
+    follower.stop()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Content-Length: 999999999999999999\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n8\r\n12345678\r\n8\r\n12345678\r\n",
+        b"\r\n" + bytes(100),
+    ],
+)
+def test_an_answer_of_impossible_length(
+    before: Follower, stub: StubServer, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(forward, "MAX_ANSWER_BYTES", 10)
+    stub.acts = [raw(b"HTTP/1.1 200 OK\r\n" + answer)]
+    refused = before.request("PUT", "/kv?key=k", b"v")
+    assert (refused.status, b"impossible length" in refused.body) == (504, True)
 
 
 def test_a_connection_that_the_leader_closed_while_it_rested_costs_no_write(

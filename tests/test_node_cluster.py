@@ -18,15 +18,16 @@ from errors import (
     ConureError,
     Diverged,
     ForeignDirectory,
+    MemberNotFound,
     NotLeader,
     OutcomeUnknown,
     Unavailable,
 )
 from metrics import Registry
 from node import TICK, Node, NodeOptions
-from raft import Message, MessageType, State
+from raft import Message, MessageType, SnapshotMeta, State
 from tests.crashfs import CrashFileSystem
-from transport import Greeting, Incoming, Outgoing, Refused
+from transport import Greeting, Incoming, Outgoing, Refused, SnapshotHeader
 
 Command = tuple[bytes, bytes | None]
 
@@ -284,7 +285,7 @@ def test_a_join_with_wrong_facts_changes_nothing(facts: dict[str, str], why: str
     lab.add("n2")
     given = {"node_id": "n2", "raft_address": "n2:7001", "http_address": "", "role": ""} | facts
     answers: list[ConureError | None] = []
-    lab["n1"].join(**given, voter=True, reply=answers.append)  # type: ignore[arg-type]
+    lab["n1"].join(**given, voter=True, reply=answers.append)
     assert isinstance(answers[0], Conflict)
     assert why in str(answers[0])
     assert suffrages(lab["n1"]) == {"n1": "voter"}
@@ -303,8 +304,8 @@ def test_an_arbiter_holds_no_data_and_keeps_two_data_nodes_writable() -> None:
     lab.stop("a")
     lab.add("a", role="arbiter")
     put(lab, b"k", b"x")
+    lab.stop("a")
     with pytest.raises(ForeignDirectory, match="role"):
-        lab.stop("a")
         lab.add("a")
 
 
@@ -351,6 +352,61 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     assert lab["n1"].status()["term"] == term
 
 
+def test_a_member_that_comes_back_at_once_is_found_at_its_new_address() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.wipe("n3")
+    lab.add("n3", raft_address="elsewhere:7001")
+    assert lab.remove("n3") is None
+    answers: list[ConureError | None] = []
+    lab["n1"].join("n3", "elsewhere:7001", "", voter=True, role="", reply=answers.append)
+    lab.tick_until(lambda: bool(answers))
+    assert answers == [None]
+    assert suffrages(lab["n1"])["n3"] == "voter"
+    lab.tick(30)
+    assert lab["n3"].get(b"k") == b"v"
+    member = lab["n1"]._members.get("n3")
+    assert member is not None
+    assert member.raft_address == "elsewhere:7001"
+
+
+def test_a_member_at_an_address_that_is_taken_does_not_hold_up_others_that_moved() -> None:
+    lab = cluster("n2", "n3", "n4")
+    for node_id in ("n2", "n3", "n4"):
+        lab.stop(node_id)
+    lab.add("n2", raft_address="n4:7001")  # n4's, which is dead
+    lab.add("n3", raft_address="elsewhere:7001")
+    lab.tick(60)
+    moved = lab.leader()._members.get("n3")
+    assert moved is not None
+    assert moved.raft_address == "elsewhere:7001"
+
+
+def test_a_node_belongs_to_no_cluster_that_takes_it_for_another_one() -> None:
+    lab = cluster("n2", "n3")
+    lab.wipe("n3")
+    lab.add("n3")
+    lab.tick(20)
+    assert any("another data directory" in why for why in lab.refused)
+    assert lab["n3"].greeting().cluster_id == ""
+
+
+def test_a_removal_is_not_answered_by_a_join_that_is_not_committed() -> None:
+    lab = cluster("n2", "n3", write_timeout=1.0)
+    lab.add("n4")
+    lab.cut |= {"n2", "n3"}
+    joined: list[ConureError | None] = []
+    lab["n1"].join("n4", "n4:7001", "", voter=True, role="", reply=joined.append)
+    removed: list[ConureError | None] = []
+    lab["n1"].remove("n4", force=True, reply=removed.append)
+    assert removed == []
+    lab.cut.clear()
+    lab.tick_until(lambda: bool(removed))
+    assert removed == [None]
+    lab.tick(5)
+    assert "n4" not in suffrages(lab["n1"])
+
+
 def test_leadership_is_handed_over_and_reads_say_where_it_is() -> None:
     lab = cluster("n2", "n3")
     answers: list[ConureError | None] = []
@@ -376,6 +432,23 @@ def test_dry_runs_tell_the_quorum_and_change_nothing() -> None:
     assert lab["n1"].members() == before
     with pytest.raises(NotLeader):
         lab["n2"].preview_remove("n3")
+
+
+def test_dry_runs_refuse_what_would_be_refused() -> None:
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    leaving = lab["n1"].preview_remove("n1")
+    assert not leaving["allowed"]
+    assert "arbiter" in leaving["reason"]
+    last = cluster()
+    assert "last voter" in last["n1"].preview_remove("n1")["reason"]
+    with pytest.raises(MemberNotFound):
+        last["n1"].preview_remove("n9")
+    for facts in ({"voter": False, "role": ""}, {"voter": True, "role": "arbiter"}):
+        joined = lab["n1"].preview_join("n2", **facts)  # type: ignore[arg-type]
+        assert not joined["allowed"]
+        assert joined["reason"]
 
 
 # -- how writes end ------------------------------------------------------------------------------
@@ -456,6 +529,20 @@ def test_a_lease_is_void_for_the_rest_of_a_term_with_a_hand_over() -> None:
     assert not lab["n1"]._holds_lease()
 
 
+def test_a_lease_is_void_when_a_leader_that_was_removed_hands_over() -> None:
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    assert lab["n1"]._holds_lease()
+    lab["n1"].remove("n1", force=False, reply=lambda _: None)
+    while "n1" in suffrages(lab["n1"]) or lab["n1"]._raft.commit_index < lab["n1"]._raft.last_index:
+        sender, address, message = lab.under_way.popleft()
+        receiver = lab.at(address)
+        assert receiver is not None
+        lab.deliver(sender, receiver, message)
+    assert lab["n1"]._raft.state is State.LEADER  # and somebody was asked to take over
+    assert not lab["n1"]._holds_lease()
+
+
 # -- replicas that differ ------------------------------------------------------------------------
 
 
@@ -480,6 +567,30 @@ def test_a_leader_that_differs_from_the_majority_stops_itself() -> None:
     lab.tick_until(lambda: "n1" in lab.failed)
     assert not lab.failed & {"n2", "n3"}
     put(lab, b"k", b"w")
+
+
+def test_a_leader_that_differs_does_not_end_those_that_are_right() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    lab.stop("n3")
+    lab["n1"]._store.digest ^= 1
+    lab.tick(100)
+    assert lab.failed == set()  # one says this, one says that
+    lab.add("n3")
+    lab.tick_until(lambda: bool(lab.failed))
+    assert lab.failed == {"n1"}
+
+
+def test_a_leader_that_can_not_note_that_it_differs_ends_all_the_same() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab["n1"]._store.digest ^= 1
+    lab.disks["n1"].set_capacity(0)
+    pending: list[ConureError | None] = []
+    lab.tick_until(lambda: "n1" in lab.failed)
+    assert isinstance(lab["n1"]._failure, Diverged)
+    assert pending == []
 
 
 def test_busy_replicas_are_compared_at_marks() -> None:
@@ -568,6 +679,100 @@ def test_an_arbiter_cuts_its_log_of_positions() -> None:
     put(lab, b"k", b"v")
 
 
+def test_a_state_that_no_leader_sends_is_dropped() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    state = lab["n1"]._store.snapshot()
+    for sender, configuration in (("n1", b"\xff"), ("n3", state.meta.configuration)):
+        meta = SnapshotMeta(10_000, lab["n1"]._raft.term, configuration)
+        message = Message(MessageType.SNAPSHOT, sender, "n2", lab["n1"]._raft.term, snapshot=meta)
+        header = SnapshotHeader(message, state.digest, 0, sender)
+        incoming = lab["n2"].begin_snapshot(header)
+        assert incoming is not None
+        incoming.finish()
+    state.tree.close()
+    assert lab.failed == set()
+    assert staged(lab, "n2") == []
+    put(lab, b"k", b"w")
+    lab.tick(3)
+    assert lab["n2"].get(b"k") == b"w"
+
+
+def staged(lab: Lab, node_id: str) -> list[str]:
+    return [name for name in lab.disks[node_id].list("/data") if name.startswith("incoming-")]
+
+
+def header(lab: Lab, index: int, transfer: str) -> SnapshotHeader:
+    """Announce a state of n1 to n2."""
+    leader = lab["n1"]
+    meta = SnapshotMeta(index, leader._raft.term, leader._store.configuration)
+    message = Message(MessageType.SNAPSHOT, "n1", "n2", leader._raft.term, snapshot=meta)
+    return SnapshotHeader(message, 0, 1, transfer)
+
+
+def test_a_state_that_is_needed_no_more_leaves_no_file() -> None:
+    lab = cluster("n2")
+    first = lab["n2"].begin_snapshot(header(lab, lab["n1"]._raft.last_index + 3, "1"))
+    assert first is not None
+    assert len(staged(lab, "n2")) == 1
+    assert lab["n2"].begin_snapshot(first.header) is first
+    second = lab["n2"].begin_snapshot(header(lab, lab["n1"]._raft.last_index + 3, "2"))
+    assert second is not first
+    assert len(staged(lab, "n2")) == 1
+    first.interrupted()
+    for number in range(5):
+        put(lab, b"k", b"%d" % number)
+    lab.tick(3)
+    lab["n2"].housekeep()
+    assert staged(lab, "n2") == []
+    third = lab["n2"].begin_snapshot(header(lab, lab["n1"]._raft.last_index + 3, "3"))
+    assert third is not None
+    lab.stop("n2")
+    assert staged(lab, "n2") == []
+    with pytest.raises(Refused):
+        third.resume_after()
+
+
+def test_a_second_transfer_waits_for_the_one_of_an_earlier_term() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    lab.stop("n3")
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        checkpoint(lab["n1"])
+    lab.add("n3")
+    for _ in range(20):  # n3 answers, and is sent a state: a long one
+        lab.now += TICK
+        lab["n1"].tick()
+        while lab.under_way:
+            sender, address, message = lab.under_way.popleft()
+            receiver = lab.at(address)
+            assert receiver is not None
+            lab.deliver(sender, receiver, message)
+    ((_, outgoing),) = lab.snapshots
+    incoming = lab["n3"].begin_snapshot(outgoing.header)
+    assert incoming is not None
+    lab.snapshots.clear()
+    with lab["n1"]._lock:
+        lab["n1"]._raft._become_follower(lab["n1"]._raft.term)
+        lab["n1"]._raft._become_candidate(force=True)
+        lab["n1"]._drive()
+    sent = len(lab.sent)
+    lab.tick(20)
+    assert lab["n1"]._raft.state is State.LEADER
+    assert lab["n1"]._transfers  # and nothing but this one goes to n3
+    assert lab["n3"]._store.digest != lab["n1"]._store.digest
+    assert len(lab.sent) > sent
+    for chunk in outgoing.chunks(b""):
+        incoming.add(chunk)
+    incoming.finish()
+    outgoing.close()
+    lab["n1"].snapshot_sent("n3", incoming.meta.index)
+    lab.tick(20)
+    assert not lab["n1"]._transfers
+    assert lab["n3"]._store.digest == lab["n1"]._store.digest
+
+
 # -- messages ------------------------------------------------------------------------------------
 
 
@@ -580,6 +785,31 @@ def test_a_snapshot_message_without_its_data_does_nothing() -> None:
     lab["n2"].receive([fake])
     assert lab["n2"]._store.applied_index == applied
     assert lab["n2"]._failure is None
+
+
+def test_a_node_that_was_stopped_takes_nothing_any_more() -> None:
+    lab = cluster("n2")
+    node, leader = lab["n2"], lab["n1"]
+    incoming = node.begin_snapshot(header(lab, 100, "1"))
+    assert incoming is not None
+    last = leader._raft.last_index
+    lab.stop("n2")
+    leader.write([(b"k", b"v")], lambda *_: None)
+    message = next(m for m in reversed(lab.sent) if m.to == "n2" and m.index >= last)
+    node.receive([message])
+    node.tick()
+    assert lab.failed == set()
+    assert isinstance(read(node)[0], Unavailable)
+
+
+def test_a_follower_without_room_sends_writers_to_the_leader() -> None:
+    lab = cluster("n2")
+    put(lab, b"k", b"v" * 500)
+    lab.tick(3)
+    lab.disks["n2"].set_capacity(0)
+    lab["n2"]._upkeep.checkpoint(0.0)
+    assert lab["n2"]._upkeep.obstacle is not None
+    assert [type(error) for error in begin(lab["n2"], (b"k", b"w"))] == [NotLeader]
 
 
 def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:

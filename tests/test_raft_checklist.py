@@ -396,6 +396,33 @@ def test_a_leader_in_a_minority_steps_down_and_the_majority_elects() -> None:
     assert new.id in "cde"
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        MessageType.PRE_VOTE_RESPONSE,
+        MessageType.VOTE_RESPONSE,
+        MessageType.APPEND_RESPONSE,
+        MessageType.HEARTBEAT_RESPONSE,
+    ],
+)
+def test_a_late_answer_does_not_part_a_follower_from_its_leader(kind: MessageType) -> None:
+    """b asked c while it heard nobody, and now hears a again, which may read by a lease. If c's
+    answer from a later term made b forget that, b would vote for c within the lease."""
+    cluster, leader = leader_of("a", "b", "c")
+    follower = cluster["b"]
+    follower.step(Message(kind, "c", "b", 3, reject=True))
+    follower.step(Message(MessageType.VOTE, "c", "b", 4, index=9, log_term=2))
+    assert (follower.raft.term, follower.raft.leader_id) == (2, "a")
+    assert not cluster.network
+    # The leader learns of the later term from c itself, and who hears no leader from any answer.
+    cluster.isolate("a")
+    follower.tick(2 * ELECTION)
+    cluster.drop()
+    follower.step(Message(kind, "c", "b", 3, reject=True))
+    assert follower.raft.term == 3
+    assert leader.raft.state is State.LEADER
+
+
 def test_a_bridge_keeps_one_leader() -> None:
     """a and b can't reach each other, c reaches both: nobody's term runs away."""
     cluster = Cluster("a", "b", "c")
@@ -998,8 +1025,25 @@ def test_a_failed_snapshot_is_tried_again() -> None:
     leader.drive()
     assert replication_of(leader, "c") is Replication.PROBE
     cluster.drop()
+    cluster.tick_all(ELECTION)
+    assert cluster["c"].machine.index == 2  # it may have refused it, and would again
     cluster.tick_all(2)
     assert cluster["c"].machine == leader.machine
+
+
+def test_who_is_being_removed_is_sent_no_snapshot() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("c")
+    leader.propose(*[b"x"] * 10)
+    cluster.settle()
+    leader.cut()
+    cluster.heal()
+    leader.raft.report_unreachable("c")  # so it is asked where it is
+    leader.change(lambda: leader.raft.remove("c"))
+    assert replication_of(leader, "c") is Replication.PROBE
+    cluster.tick_all(2)
+    assert cluster["c"].machine.index == 2
+    assert list(leader.raft.progress) == ["b"]
 
 
 def test_flow_control_bounds_what_is_on_its_way() -> None:
@@ -1099,6 +1143,13 @@ def test_messages_that_no_node_sends_do_no_harm() -> None:
         Message(MessageType.APPEND, "c", "b", 3, 2, 2, entries=[Entry(3, 3, CONFIG, b"\x07")]),
         Message(MessageType.SNAPSHOT, "a", "b", 2),
         Message(MessageType.SNAPSHOT, "c", "b", 3, snapshot=SnapshotMeta(9, 3, b"\x07")),
+        Message(MessageType.SNAPSHOT, "a", "b", 2, snapshot=SnapshotMeta(9, 3)),
+        Message(
+            MessageType.APPEND,
+            *("a", "b", 2, 2, 2),
+            entries=[Entry(2, 3, CONFIG, b"\x07")],
+            snapshot=SnapshotMeta(),
+        ),
     ],
     ids=lambda message: f"{message.type.name}-{message.term}",
 )

@@ -234,7 +234,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     monkeypatch.setattr(transport, "HANDSHAKE_TIME", 1.0)
     monkeypatch.setattr(transport, "RESUMPTION_PAUSE", 0.01)
     monkeypatch.setattr(transport, "MAX_BACKOFF", 0.1)
-    monkeypatch.setattr(transport, "_ACCEPT_TICK", 0.02)
+    monkeypatch.setattr(transport, "_ACCEPT_TICK", 0.005)
     threads, before = set(threading.enumerate()), descriptors()
     net = Net()
     with net.stack:
@@ -555,16 +555,18 @@ def test_silence_is_noticed(net: Net, monkeypatch: Any) -> None:
         eventually(lambda: "b" in a.lost)
 
 
-def test_a_peer_whose_process_is_stopped_costs_nobody_else(net: Net) -> None:
+def test_a_peer_whose_process_is_stopped_costs_nobody_else(net: Net, monkeypatch: Any) -> None:
     # Its system accepts the connection, and nobody answers the handshake.
     a, b = net.pair()
+    a.send("b")
+    eventually(lambda: b.messages)
+    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.3)
     stopped = net.listener()
     a.transport.set_peers({"b": b.address, "stopped": address(stopped)})
     for i in range(100):
         a.send("stopped", i)
         a.send("b", i)
-    eventually(lambda: len(b.messages) == 100)
-    assert a.lost == []
+    eventually(lambda: len(b.messages) == 101)
     eventually(lambda: "stopped" in a.lost)  # when the handshake's time is over
     assert a.metric('conure_peer_dropped_messages_total{peer="stopped"}') >= 100
 
@@ -640,14 +642,12 @@ def test_a_stranger_is_left_without_a_word(net: Net, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("field", ["kind", "to", "node_id", "cluster_id", "http_address"])
-@pytest.mark.parametrize("value", [..., None, 7, "line\nend", "\ud800", "x" * 513, ["a"]])
-def test_a_field_that_is_no_proper_text_ends_the_handshake(
-    net: Net, field: str, value: object
-) -> None:
+def test_a_field_that_is_no_proper_text_ends_the_handshake(net: Net, field: str) -> None:
     b = net.node("b")
-    sock = net.dial(b)
-    sock.sendall(frame(hello(b, **{field: value})))
-    assert is_closed(sock)
+    for value in (..., None, 7, "line\nend", "\ud800", "x" * 513, ["a"]):
+        sock = net.dial(b)
+        sock.sendall(frame(hello(b, **{field: value})))
+        assert is_closed(sock), value
     assert b.admitted == []
 
 
@@ -674,6 +674,25 @@ def test_a_plain_visit_leaves_no_trace(net: Net, caplog: pytest.LogCaptureFixtur
         sock.sendall(bytes(100))
         assert is_closed(sock)
     assert len(caplog.records) == 1
+
+
+def test_strangers_cannot_fill_the_log(
+    net: Net, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transport, "_MAX_TOLD", 3)
+    b = net.node("b")
+
+    def visit(size: int) -> None:
+        sock = net.dial(b)
+        sock.sendall(struct.pack(">II", 1 << 20 | size, 0))  # each time there is another reason
+        assert is_closed(sock)
+
+    for size in range(10):
+        visit(size)
+    assert len(caplog.records) == 3
+    monkeypatch.setattr(transport, "_TOLD_TIME", 0.0)
+    visit(10)
+    assert len(caplog.records) == 4
 
 
 def test_strangers_cannot_keep_a_peer_out(net: Net, monkeypatch: Any) -> None:
@@ -707,16 +726,22 @@ def test_the_newest_connection_of_a_node_takes_over_in_order(net: Net) -> None:
     eventually(lambda: [message.index for message in b.messages] == [1, 2])
 
 
-def test_a_node_that_takes_long_admits_no_second_connection(net: Net) -> None:
+def test_a_node_that_takes_long_admits_no_further_connection(net: Net, monkeypatch: Any) -> None:
     b = net.node("b")
     gate = threading.Event()
     b.on_receive = waits_for(gate)
     old = net.admitted(b)
-    old.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1)))
-    new = net.dial(b)
-    new.sendall(frame(hello(b)))
-    assert "earlier connection" in read_json(new)["refused"]
+    old.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=1)))
+    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.2)
+    for _ in range(2):  # one that was refused doesn't make room for the next one
+        new = net.dial(b)
+        new.sendall(frame(hello(b)))
+        assert "earlier connection" in read_json(new)["refused"]
+    monkeypatch.setattr(transport, "HANDSHAKE_TIME", PATIENCE)
     gate.set()
+    newest = net.admitted(b)
+    newest.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=2)))
+    eventually(lambda: [message.index for message in b.messages] == [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -863,7 +888,8 @@ def test_a_probe_of_an_address_where_no_node_is(net: Net) -> None:
         assert "can't be reached" in str(found)
 
 
-def test_only_so_many_probes_at_a_time(net: Net) -> None:
+def test_only_so_many_probes_at_a_time(net: Net, monkeypatch: Any) -> None:
+    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.3)
     a, b = net.node("a"), net.node("b")
     silent = net.listener(backlog=20)
     found: list[Greeting | ConureError] = []
@@ -873,6 +899,7 @@ def test_only_so_many_probes_at_a_time(net: Net) -> None:
     assert "try again" in str(probe(a, b.address, "b"))
     eventually(lambda: len(found) == transport.MAX_PROBES)
     assert all(isinstance(error, Unavailable) for error in found)
+    monkeypatch.setattr(transport, "HANDSHAKE_TIME", PATIENCE)
     assert probe(a, b.address, "b") == b.greeting()
 
 
@@ -1007,13 +1034,13 @@ def test_a_state_that_can_not_be_read_ends_the_transfer(net: Net) -> None:
 
 def test_a_transfer_that_breaks_off_goes_on_where_it_was(net: Net) -> None:
     a, b = net.pair()
-    state = State("b", 20_000)  # 2,000 chunks
-    breaks = range(100, 2000, 200)
+    state = State("b", 6_000)  # 600 chunks
+    breaks = range(30, 600, 60)
     assert len(breaks) > transport.RESUMPTIONS  # but each gets further than the one before
 
     def cut(n: int) -> None:
         if n in breaks:  # a newer connection of the same node ends the older one
-            eventually(lambda: len(b.staged[0].records) > 10 * (n - 100))
+            eventually(lambda: len(b.staged[0].records) > 10 * (n - 30))
             net.admitted(b, "snapshot", "a")
 
     state.before_chunk = cut
@@ -1023,7 +1050,7 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(net: Net) -> None:
     assert_complete(staged, state)
     assert staged.events.count("interrupted") == len(breaks)
     assert staged.events.count("resume") == len(breaks) + 1
-    assert state.chunks_made < 4000
+    assert state.chunks_made < 1200
 
 
 def test_a_transfer_outlives_a_restart_of_the_receiver(net: Net) -> None:
@@ -1095,6 +1122,17 @@ def test_silence_of_either_side_ends_a_transfer(net: Net, monkeypatch: Any) -> N
     sock.sendall(frame(header_fields(State("b", 100, sender="x"))))
     assert read_json(sock) == {"after": ""}
     eventually(lambda: b.staged[0].events == ["resume", "interrupted"])
+
+
+def test_the_end_of_a_transfer_may_take_longer_than_its_parts(net: Net, monkeypatch: Any) -> None:
+    monkeypatch.setattr(transport, "PROGRESS_TIME", 0.2)
+    monkeypatch.setattr(transport, "RESUMPTIONS", 0)
+    a, b = net.pair()
+    monkeypatch.setattr(Staged, "finish", lambda staged: time.sleep(0.4))
+    a.transport.send_snapshot(State("b", 10))
+    eventually(lambda: a.sent)
+    assert a.sent == [("b", 70)]
+    assert len(b.staged) == 1
 
 
 def test_one_snapshot_at_a_time_for_a_node(net: Net) -> None:
@@ -1213,6 +1251,7 @@ def test_a_stream_that_is_damaged_on_its_way_is_only_interrupted(net: Net, data:
 def test_close_ends_whatever_is_going_on(net: Net, monkeypatch: Any) -> None:
     monkeypatch.setattr(transport, "HANDSHAKE_TIME", 60.0)
     monkeypatch.setattr(transport, "RESUMPTION_PAUSE", 60.0)
+    monkeypatch.setattr(transport, "CONNECT_TIME", 0.4)
     a, b = net.pair()
     full = net.listener(backlog=0)  # with one that waits in it, further ones can't connect
     net.stack.enter_context(socket.create_connection(full.getsockname()))
@@ -1234,7 +1273,7 @@ def test_close_ends_whatever_is_going_on(net: Net, monkeypatch: Any) -> None:
     found: list[Greeting | ConureError] = []
     a.transport.probe(address(silent), "z", found.append)
     big, stuck, broken = (State(to, 5000, value=b"v" * 10_000) for to in ("deaf", "b", "nowhere"))
-    b.before_add = lambda: time.sleep(0.5)
+    b.before_add = lambda: time.sleep(0.2)
     a.transport.send_snapshot(stuck)
     a.transport.send_snapshot(broken)
     with accept(deaf, "deaf"), net.admitted(a, "snapshot", "x") as sender:

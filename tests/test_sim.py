@@ -1,0 +1,255 @@
+"""Clusters in a fake world: many short seeds, a few chosen stories, and proof that it would notice.
+
+More seeds, and longer ones, by hand: ``python -m tests.sim --seeds 10000 --jobs 2``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import ConureError, Diverged, ForeignDirectory
+from node import Node
+from raft import State
+from raftlog import RaftLog
+from tests.linearizability import Violation
+from tests.sim import KEYS, Broken, Luck, Machine, Process, Simulation, fake_world, founders, play
+
+SEEDS = 200
+CHUNK = 10
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_short_seeds(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        play(seed)
+
+
+# -- the simulator itself ------------------------------------------------------------------------
+
+
+def test_a_seed_repeats_itself() -> None:
+    """Also in another process, where sets and dictionaries of strings have another order."""
+    seed, steps = 23, 1500
+    world = play(seed, steps)
+    assert play(seed, steps).trace_hash == world.trace_hash
+    assert play(seed + 1, steps).trace_hash != world.trace_hash
+    code = f"from tests.sim import play; print(play({seed}, {steps}).trace_hash)"
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONHASHSEED": "4711"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(other.stdout) == world.trace_hash
+
+
+def found(symptoms: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Tell whether one of some seeds shows what is wrong."""
+    for seed in range(40):
+        try:
+            play(seed)
+        except symptoms:
+            return True
+    return False
+
+
+def test_a_log_that_is_not_synced_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(log: RaftLog) -> None:
+        log._synced = log.last_index
+
+    monkeypatch.setattr(RaftLog, "sync", sync)
+    assert found(Broken)
+
+
+def test_reads_that_nobody_confirms_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def confirm_read(node: Node, reply: Callable[[ConureError | None], None]) -> None:
+        reply(None)
+
+    monkeypatch.setattr(Node, "confirm_read", confirm_read)
+    assert found(Violation)
+
+
+# -- chosen stories ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cluster(data_nodes: int = 3, arbiter: bool = False, **luck: Any) -> Iterator[Simulation]:
+    """A calm cluster that has a leader; at the end everything is mended and compared."""
+    with fake_world() as use:
+        world = Simulation(1, Luck(data_nodes, arbiter, **luck))
+        use(world)
+        world.restore(founders(data_nodes, arbiter))
+        world.settle()
+        yield world
+        world.mend()
+
+
+def leader_of(world: Simulation) -> Machine:
+    leader = world.leader()
+    assert leader is not None
+    return leader
+
+
+def followers_of(world: Simulation) -> list[Machine]:
+    """Return the data nodes that could take over."""
+    leader = leader_of(world)
+    machines = world.machines.values()
+    return [m for m in machines if m is not leader and m.role == "data"]
+
+
+def serve(world: Simulation, times: int = 1) -> None:
+    """See that the cluster takes writes and reads, on every key and as often as asked."""
+
+    def client() -> Process:
+        for _ in range(times):
+            for key in KEYS:
+                while not (yield from world.write(0, [(key, b"%f" % world.now)])):
+                    yield 0.05
+                while not (yield from world.read(0, [key])):
+                    yield 0.05
+
+    world.finish(client(), "the cluster doesn't serve")
+
+
+def suffrages(world: Simulation) -> dict[str, str]:
+    configuration = leader_of(world).raft.configuration
+    return {server.id: server.suffrage for server in configuration.servers}
+
+
+def writing(world: Simulation, commands: list[tuple[bytes, bytes | None]]) -> Process:
+    while not (yield from world.write(0, commands)):
+        yield 0.05
+
+
+def is_behind(machine: Machine, key: bytes) -> bool:
+    """Tell whether a snapshot is coming in and has got behind that key."""
+    incoming = machine.node._incoming
+    return incoming is not None and incoming.resume_after() > key
+
+
+def are_interrupted(world: Simulation, times: int) -> bool:
+    return world.counts["interrupted snapshots"] >= times
+
+
+def joining(world: Simulation, machine: Machine) -> Process:
+    yield from world.join(machine)
+
+
+def test_a_cluster_begins_with_one_node_and_grows() -> None:
+    with fake_world() as use:
+        world = Simulation(2, Luck())
+        use(world)
+        world.begin(["data", "data", "data", "arbiter"])
+        assert suffrages(world) == dict.fromkeys(("n1", "n2", "n3", "n4"), "voter")
+        serve(world)
+        world.mend()
+
+
+def test_a_wiped_disk_stays_out_until_its_member_was_removed() -> None:
+    with cluster() as world:
+        machine = followers_of(world)[0]
+        machine.crash()
+        machine.wipe()
+        machine.boot()
+        serve(world)
+        world.run_for(3.0)
+        assert not machine.node._raft.configuration.servers
+        assert world.counts["refused connections"]
+        world.finish(world.replace(machine), "it doesn't come back")
+        world.settle()
+        assert suffrages(world)[machine.name] == "voter"
+
+
+def test_the_founder_that_lost_its_disk_founds_nothing_again() -> None:
+    """It meets the first configuration, of itself alone, in the log that it is sent."""
+    with cluster(max_append_bytes=1, max_inflight=1) as world:
+        founder = world.machines["n1"]
+        founder.crash()
+        founder.wipe()
+        founder.bootstrap = False
+        founder.boot()
+        serve(world)
+        world.finish(world.remove("n1"), "it can't be removed")
+        leader = leader_of(world)
+        world.start(joining(world, founder))
+        assert world.run_until(lambda: founder.raft.last_index >= 1)
+        world.network.cut.update((leader.name, name) for name in world.machines)
+        world.run_for(2.0)
+        assert founder.raft.state is not State.LEADER
+
+
+def test_members_are_found_at_their_new_addresses() -> None:
+    with cluster() as world:
+        for machine in (*followers_of(world), leader_of(world)):
+            machine.crash()
+            machine.host = f"moved-{machine.name}"
+            machine.boot()
+            world.settle()
+            serve(world)
+        servers = leader_of(world).raft.configuration.servers
+        assert {server.raft_address for server in servers} == {
+            f"moved-{name}:7001" for name in ("n1", "n2", "n3")
+        }
+
+
+def test_a_snapshot_goes_on_where_the_network_was_cut() -> None:
+    with cluster(chunk_bytes=1, checkpoint_entries=5, segment_bytes=1024, delay=0.01) as world:
+        machine = followers_of(world)[0]
+        machine.stays_down = True
+        machine.crash()
+        many: list[tuple[bytes, bytes | None]] = [
+            (b"key %d" % number, b"value") for number in range(20)
+        ]
+        for start in range(0, 20, 5):
+            world.finish(writing(world, many[start : start + 5]), "no writes")
+        serve(world, 10)
+        machine.boot()
+        reached = b""
+        for interruptions in (1, 2, 3):
+            assert world.run_until(partial(is_behind, machine, reached))
+            assert machine.node._incoming is not None
+            reached = machine.node._incoming.resume_after()
+            world.network.cut |= {(machine.name, name) for name in world.machines}
+            assert world.run_until(partial(are_interrupted, world, interruptions))
+            world.network.heal()
+        world.settle()
+        assert world.counts["snapshots installed"] == 1
+        assert machine.node.get(b"key 19") == b"value"
+
+
+def test_two_data_nodes_and_an_arbiter_survive_the_loss_of_one() -> None:
+    with cluster(2, arbiter=True) as world:
+        for _ in range(2):
+            lost = leader_of(world)
+            lost.stays_down = True
+            lost.crash()
+            serve(world)
+            assert leader_of(world).role == "data"
+            lost.boot()
+            world.settle()
+
+
+def test_a_replica_that_differs_stops_serving_for_good() -> None:
+    with cluster() as world:
+        machine = followers_of(world)[0]
+        world.compares_digests = False  # the nodes have to notice by themselves
+        machine.excuses = (Diverged, ForeignDirectory)
+        machine.node._store.digest ^= 1
+        serve(world, 3)
+        assert world.run_until(lambda: isinstance(machine.failure, Diverged))
+        assert world.run_until(lambda: isinstance(machine.failure, ForeignDirectory))
+        serve(world)
+        machine.wipe()
+        machine.boot()
+        world.finish(world.replace(machine), "it doesn't come back")

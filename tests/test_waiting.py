@@ -1,0 +1,101 @@
+"""How writes and reads that wait are answered: each command once, by what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from errors import ConureError, OutcomeUnknown, Unavailable
+from raft import COMMAND, Entry
+from waiting import Read, Reads, Writes
+
+Outcomes = list[type[ConureError] | str | None]
+
+
+def waiting(writes: Writes, term: int, first: int, count: int, deadline: float = 9.0) -> Outcomes:
+    outcomes: Outcomes = ["unanswered"] * count
+
+    def reply(start: int, stop: int, error: ConureError | None) -> None:
+        assert 0 <= start < stop <= count
+        for position in range(start, stop):
+            assert outcomes[position] == "unanswered"
+            outcomes[position] = None if error is None else type(error)
+
+    writes.add(term, first, count, reply, deadline)
+    return outcomes
+
+
+def run(answers: Sequence[Callable[[], None]]) -> None:
+    for answer in answers:
+        answer()
+
+
+def entries(first: int, *terms: int) -> list[Entry]:
+    return [Entry(term, index, COMMAND, b"") for index, term in enumerate(terms, first)]
+
+
+def test_a_batch_is_answered_as_far_as_it_is_applied() -> None:
+    writes = Writes()
+    first, second = waiting(writes, 2, 5, 3), waiting(writes, 2, 8, 1)
+    run(writes.applied(entries(5, 2, 2)))
+    assert first == [None, None, "unanswered"]
+    run(writes.applied(entries(7, 2, 2)))
+    assert (first, second) == ([None] * 3, [None])
+    assert not writes
+
+
+def test_what_another_leader_put_in_its_place_tells_what_was_lost() -> None:
+    writes = Writes()
+    mixed, later = waiting(writes, 2, 5, 3), waiting(writes, 2, 8, 2)
+    run(writes.applied(entries(5, 2, 2, 3)))
+    assert mixed == [None, None, Unavailable]
+    assert later == ["unanswered"] * 2
+    run(writes.applied(entries(8, 3, 3)))
+    assert later == [Unavailable] * 2
+
+
+def test_a_batch_of_a_later_term_waits_for_its_own_entries() -> None:
+    writes = Writes()
+    lost, kept = waiting(writes, 2, 5, 1), waiting(writes, 4, 7, 1)
+    run(writes.applied(entries(5, 3, 4)))
+    assert (lost, kept) == ([Unavailable], ["unanswered"])
+    run(writes.applied(entries(7, 4)))
+    assert kept == [None]
+
+
+def test_what_a_snapshot_hides_or_time_ends_is_of_unknown_outcome() -> None:
+    writes = Writes()
+    hidden, late, ended = (
+        waiting(writes, 2, 5, 3),
+        waiting(writes, 2, 8, 1, deadline=1.0),
+        waiting(writes, 2, 9, 1),
+    )
+    run(writes.skipped(6))
+    run(writes.expired(1.0))
+    assert (hidden, late, ended) == ([OutcomeUnknown] * 3, [OutcomeUnknown], ["unanswered"])
+    run(writes.ended(Unavailable("over")))
+    assert ended == [Unavailable]
+    assert not writes
+
+
+def test_reads_wait_for_their_confirmation_and_for_their_index() -> None:
+    reads = Reads()
+    answers: list[tuple[str, ConureError | None]] = []
+
+    def read(name: str, index: int | None, deadline: float = 9.0) -> Read:
+        made = Read(lambda error: answers.append((name, error)), deadline, index)
+        reads.add(made)
+        return made
+
+    first, second = read("first", None), read("second", 7)
+    run(reads.applied(6))
+    assert answers == []
+    first.index = 6
+    run(reads.applied(6))
+    assert answers == [("first", None)]
+    error = Unavailable("lost")
+    run(reads.lost(first, error))  # answered before
+    run(reads.lost(second, error))
+    assert answers[1:] == [("second", error)]
+    read("third", None, deadline=1.0)
+    run(reads.expired(1.0))
+    assert isinstance(answers[2][1], Unavailable)
