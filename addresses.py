@@ -32,6 +32,8 @@ class AddressBook:
         self._own_id = own_id
         self._members: dict[str, Server] = {}  # by the latest configuration
         self._met: dict[str, Greeting] = {}  # newer than that; who was met last is last
+        self._former: dict[str, Greeting] = {}  # what members said before that
+        self._failures: dict[str, int] = {}  # how often a node was not where it was looked for
         self._leaving: dict[str, tuple[str, float]] = {}  # removed members: address, until when
 
     def adopt(self, configuration: Configuration, now: float) -> None:
@@ -44,38 +46,52 @@ class AddressBook:
         self._members = {server.id: server for server in configuration.servers}
         for node_id, old in before.items():
             new, met = self._members.get(node_id), self._met.get(node_id)
-            if new is None:  # if it comes back, it may be another one
-                self._met.pop(node_id, None)
-                if node_id != self._own_id:
-                    self._leaving[node_id] = (addresses[node_id], now + LINGER)
-            elif met is not None and new != old and _place(met) == _place(old):
-                del self._met[node_id]
-        for node_id in self._members:
+            if new is None and node_id != self._own_id:
+                self._leaving[node_id] = (addresses[node_id], now + LINGER)
+            if met is not None and (new is None or (new != old and _place(met) == _place(old))):
+                self._former[node_id] = self._met.pop(node_id)
+                self._failures.pop(node_id, None)
+        for node_id, server in self._members.items():
             self._leaving.pop(node_id, None)
+            former = self._former.get(node_id)
+            if former is not None and former.incarnation != server.incarnation:
+                del self._former[node_id]  # another node under its name
 
     def meet(self, peer: Greeting) -> bool:
         """Take what an admitted node says of itself; return whether its address is news."""
-        known = self.addresses().get(peer.node_id)
-        self._met.pop(peer.node_id, None)
-        self._met[peer.node_id] = peer
+        node_id = peer.node_id
+        known = self.addresses().get(node_id)
+        for words in (self._met, self._former, self._failures):
+            words.pop(node_id, None)
+        self._met[node_id] = peer
         strangers = [node_id for node_id in self._met if node_id not in self._members]
         if len(strangers) > MAX_STRANGERS:
             del self._met[strangers[0]]
         return known != peer.raft_address
+
+    def look_elsewhere(self, node_id: str) -> bool:
+        """A node isn't where it is looked for; return whether there is another place to look at.
+
+        A log that is replayed tells of old addresses as if they were news, so no word is final.
+        """
+        if len(self._places(node_id)) < 2:
+            return False
+        self._failures[node_id] = self._failures.get(node_id, 0) + 1
+        return True
 
     def forget(self, now: float) -> bool:
         """Drop the removed members whose time is up; return whether there were any."""
         gone = [node_id for node_id, (_, until) in self._leaving.items() if until <= now]
         for node_id in gone:
             del self._leaving[node_id]
-            self._met.pop(node_id, None)
         return bool(gone)
 
     def addresses(self) -> dict[str, str]:
         """Return the ID and the Raft address of everybody to write to."""
         found = {node_id: address for node_id, (address, _) in self._leaving.items()}
-        found |= {node_id: server.raft_address for node_id, server in self._members.items()}
-        found |= {node_id: peer.raft_address for node_id, peer in self._met.items()}
+        for node_id in self._members.keys() | self._met.keys():
+            places = self._places(node_id)
+            found[node_id] = places[self._failures.get(node_id, 0) % len(places)]
         found.pop(self._own_id, None)
         return found
 
@@ -86,6 +102,12 @@ class AddressBook:
     def greetings(self) -> Iterator[Greeting]:
         """Return what the others have said of themselves."""
         return iter(self._met.values())
+
+    def _places(self, node_id: str) -> list[str]:
+        """Return the addresses a node may be at, the likeliest first."""
+        member = self._members.get(node_id)
+        words = (self._met.get(node_id), member, self._former.get(node_id) if member else None)
+        return list(dict.fromkeys(word.raft_address for word in words if word is not None))
 
 
 def _place(of: Server | Greeting) -> tuple[str, str]:

@@ -92,6 +92,9 @@ class DataDirectory:
         lock = fs.lock(os.path.join(path, _LOCK), holder)
         try:
             if fs.exists(identity_path):
+                # A killed process may have left a new name to the page cache: the identity's or,
+                # after a snapshot was installed, the tree's. What is acted on has to last.
+                fs.sync_directory(path)
                 identity, diverged = _read_identity(fs, identity_path)
                 _refuse_if_unfit(path, identity, diverged, node_id if told_node_id else "", role)
                 return cls(fs, path, lock, identity)

@@ -30,8 +30,8 @@ do until they return; a checkpoint's pages are written and synced outside of it.
    outcome is unknown, and the process exits. A restart replays the log.
 3. A full disk is no failure as long as nothing half-written matters: room in the log is reserved
    before the core hears of a write, and a checkpoint that does not fit is taken again later.
-   Until then writes are refused and reads go on. A follower that has no room for the leader's
-   entries ends.
+   Until then writes are refused and reads go on. A follower takes no entries that it has no room
+   for; it is sent them again.
 4. A write that was proposed is answered by what was committed at its index: itself, or something
    else, which proves that it is lost. Loss of leadership alone proves nothing.
 5. A node that doesn't belong here gets no further than the handshake: another cluster's, or one
@@ -108,6 +108,9 @@ HOUSEKEEPING = 0.1
 
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
+
+CALL_OUT_TICKS = 20
+"""Ticks between two attempts of a node that has moved to tell the others."""
 
 AUDIT_TICKS = 20
 """Ticks between two comparisons of the replicas' digests."""
@@ -216,8 +219,9 @@ class Node:
         self._raft = Raft(
             RaftOptions(
                 directory.identity.node_id,
+                incarnation=directory.identity.incarnation,
                 election_ticks=self._election_ticks,
-                quiet_ticks=self._election_ticks if options.read_mode == "lease" else 0,
+                quiet_ticks=self._election_ticks,  # the leader may read by leases, if this does not
             ),
             raft_log,
             raft_log.hard_state,
@@ -233,7 +237,7 @@ class Node:
         self._is_working = True  # until it fails or is stopped
         self._stopping = False
         self._was_removed = False
-        self._shown: object = None  # the last state that was logged
+        self._shown = (self._raft.state, self._raft.leader_id)  # as last logged
 
         # The others.
         self._book = AddressBook(self._raft.id)
@@ -326,7 +330,7 @@ class Node:
             elif not configuration.servers:
                 log.warning(
                     "node %s belongs to no cluster: waiting to be joined at %s "
-                    "(start it with --bootstrap to begin a cluster of its own)",
+                    "(--join names a member to ask, --bootstrap begins a cluster of its own)",
                     self._raft.id,
                     self._options.raft_address,
                 )
@@ -512,7 +516,9 @@ class Node:
         """Make a node a member, after asking it who it is; *reply* is told once it is one.
 
         A voter begins as a learner. If it takes long to catch up, the answer comes before that,
-        and the leader makes it a voter as soon as it has.
+        and the leader makes it a voter as soon as it has. Without a leader nothing can change,
+        but a member that asks from a new address is found there from now on: there may be no
+        leader because nobody knew where the others had gone.
         """
         refusal: ConureError | None = None
         with self._lock:
@@ -520,8 +526,13 @@ class Node:
                 self._refuse_if_not_leading()
             except ConureError as error:
                 refusal = error
+            is_lost = not self._raft.leader_id and self._raft.configuration.get(node_id) is not None
         if refusal is not None:
-            reply(refusal)
+            if is_lost and node_id != self._raft.id:
+                found = partial(self._on_found, node_id, reply, refusal)
+                self._peers.probe(raft_address, node_id, found)
+            else:
+                reply(refusal)
             return
         asked = partial(
             self._on_probed,
@@ -726,12 +737,12 @@ class Node:
             if peer.node_id == mine.node_id:
                 raise Refused(f"two nodes have the ID {mine.node_id}")
             self._compare(peer)
-            if kind == "probe":
+            known = self._raft.configuration.get(peer.node_id)
+            if kind == "probe" and (known is None or not mine.cluster_id or not peer.cluster_id):
                 return
             if not peer.cluster_id:
                 raise Refused(f"{peer.node_id} belongs to no cluster")
-            if self._book.meet(peer):
-                self._peers.set_peers(self._book.addresses())
+            self._meet(peer)
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
@@ -747,7 +758,7 @@ class Node:
                 return
             try:
                 if self._shares_cluster_with(messages[0].sender):
-                    for message in messages:
+                    for message in self._that_fit(messages):
                         self._step(message)
             except Exception as error:  # noqa: BLE001 - a bug; see _drive
                 self._fail(error)
@@ -764,6 +775,8 @@ class Node:
         with self._lock:
             if self._is_working:
                 self._raft.report_unreachable(node_id)
+                if self._book.look_elsewhere(node_id):
+                    self._peers.set_peers(self._book.addresses())
 
     def begin_snapshot(self, header: SnapshotHeader) -> IncomingSnapshot | None:
         """Prepare for a state that the leader wants to send; None if it isn't needed any more.
@@ -825,6 +838,8 @@ class Node:
                     self._ticks += 1
                     if self._raft.state is State.LEADER:
                         self._tick_leading()
+                    elif self._ticks % CALL_OUT_TICKS == 0:
+                        self._call_out()
                     if self._book.forget(now):
                         self._peers.set_peers(self._book.addresses())
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
@@ -870,6 +885,8 @@ class Node:
             self._finished += self._reads.applied(self._store.applied_index)
             shown = (raft.state, raft.leader_id)
             if shown != self._shown:
+                if self._shown[0] is State.LEADER:
+                    self._heard = self._clock()  # up to now it was this node that led
                 self._shown = shown
                 self._audit = Audit()  # answers to a leader that was are void
                 self._log_state()
@@ -929,6 +946,19 @@ class Node:
             log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
             return True
         return peer.cluster_id == mine.cluster_id
+
+    def _that_fit(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages without those whose entries the log has no room for (3)."""
+        entries = [entry for message in messages for entry in message.entries]
+        if entries:
+            size = sum([len(entry.data) for entry in entries])
+            try:
+                self._log.reserve(size + ENTRY_OVERHEAD * len(entries))
+            except DiskFull as error:
+                self._refused(error)
+                log.debug("%d entries of the leader find no room: %s", len(entries), error)
+                return [message for message in messages if not message.entries]
+        return messages
 
     def _step(self, message: Message, *, has_state: bool = False) -> None:
         """Give a message to the core, unless it is one between drivers."""
@@ -1094,6 +1124,35 @@ class Node:
             )
         )
 
+    def _on_found(
+        self, node_id: str, reply: Reply, refusal: ConureError, found: Greeting | ConureError
+    ) -> None:
+        """Take note where a member is, though nothing else can be done for it now."""
+        if isinstance(found, Greeting):
+            try:
+                self.recognise(node_id, found)
+            except Refused as error:
+                refusal = Conflict(str(error))
+            else:
+                with self._lock:
+                    if self._is_working and found.cluster_id:
+                        self._meet(found)
+        reply(refusal)
+
+    def _meet(self, peer: Greeting) -> None:
+        if self._book.meet(peer):
+            self._peers.set_peers(self._book.addresses())
+
+    def _call_out(self) -> None:
+        """Tell the others where this node is, if nobody leads and they don't know: who isn't
+        written to and doesn't campaign, as an arbiter, would never be found otherwise."""
+        configuration, raft = self._raft.configuration, self._raft
+        known = configuration.get(raft.id)
+        if raft.leader_id or known is None or known.raft_address == self._options.raft_address:
+            return
+        for node_id, address in self._book.addresses().items():
+            self._peers.probe(address, node_id, lambda _: None)
+
     def _compare(self, peer: Greeting) -> None:
         """Raise Refused for a node that isn't the one it says it is, as far as is known here."""
         mine = self._directory.identity
@@ -1217,7 +1276,7 @@ class Node:
         """End this node, for good: its state isn't what the log says."""
         error = Diverged(self._raft.id, index)
         try:
-            self._directory.mark_diverged(str(error))
+            self._directory.mark_diverged(f"its state differed at index {index}")
         finally:
             self._fail(error)
 
@@ -1251,7 +1310,8 @@ class Node:
             if incoming is self._incoming:
                 self._incoming = None
             finished = self._take_finished()
-        incoming.discard()  # unless it was installed
+        if self._failure is None:  # or it may be what the next start goes on with
+            incoming.discard()  # unless it was installed
         _run(finished)
 
     def _exchange_incoming(self, incoming: IncomingSnapshot | None) -> IncomingSnapshot | None:

@@ -445,7 +445,7 @@ class RaftOptions:
     with entries that it missed earlier. Proposals are refused while ``max_uncommitted_bytes`` of
     commands wait for their quorum. For its first ``quiet_ticks`` (the first of them may be a
     short one) a node helps nobody to win an election: a leader that it answered before a restart
-    may still answer reads by what that promised.
+    may still answer reads by what that promised. ``incarnation`` is that of its own disk.
     """
 
     node_id: str
@@ -456,6 +456,7 @@ class RaftOptions:
     max_append_bytes: int = 256 << 10
     max_uncommitted_bytes: int = 64 << 20
     quiet_ticks: int = 0
+    incarnation: str = ""
 
 
 def bootstrap(configuration: Configuration) -> tuple[HardState, Entry]:
@@ -755,9 +756,15 @@ class Raft:
 
         A member whose removal isn't known to be committed still may: its log may be the only one
         that lets anybody win (thesis 4.2.2). It needs the votes of a configuration without it.
+        An earlier life of its own that it meets in the log gives it no right (R4): a founder that
+        lost its disk would find itself the only voter there.
         """
+        mine = ("", self.options.incarnation)
         return self._log.installing is None and any(
-            configuration.may_lead(self.id) for _, configuration in self._configurations
+            server.incarnation in mine
+            for _, configuration in self._configurations
+            for server in configuration.servers
+            if server.id == self.id and configuration.may_lead(self.id)
         )
 
     def _is_loyal(self) -> bool:

@@ -8,6 +8,7 @@ still has, and changes over when all of it is there.
 ====================== =========================================================================
 ``incoming-<n>.db``    a tree that is being built, each transfer has its own; it is complete when
                        its meta page names the index and term of the snapshot, and not before
+``incoming-0.db``      the one that is being installed, no longer its transfer's to remove
 ``incoming-….db.new``  its beginning, for a moment (pager.py)
 ====================== =========================================================================
 
@@ -51,7 +52,7 @@ CHUNK_BYTES = 256 << 10
 """About how many bytes of records are sent in one piece; one large value may take more."""
 
 _RECORD_OVERHEAD = 38  # what a record takes in a chunk beside its key and value
-_DATABASE, _STAGED = "conure.db", "incoming-"
+_DATABASE, _STAGED, _CLAIMED = "conure.db", "incoming-", "incoming-0.db"
 _numbers = count(1)  # no two transfers of this process share a file
 
 
@@ -215,13 +216,18 @@ def install(fs: FileSystem, directory: str, raft_log: RaftLog, meta: SnapshotMet
     """Make a complete staged tree the state of this node, and *meta* the beginning of its log.
 
     The tree in use stays open and readable; open the new one when this returns. Raises StorageError
-    if no such tree is there and DiskFull, with nothing changed, or DiskFailed.
+    if no such tree is there and DiskFull, with nothing changed, or DiskFailed, after which only
+    :func:`recover` can tell how far it came.
     """
     staged = _complete_at(fs, directory, meta)
     if staged is None:
         raise StorageError(f"{directory} holds no received state as of index {meta.index}")
+    # Behind the commit point it is all there is of the state: if the disk fails then, who gives
+    # the transfer up must not find it.
+    claimed = os.path.join(directory, _CLAIMED)
+    fs.rename(staged, claimed)
     raft_log.reset(meta)
-    _put_in_place(fs, directory, staged)
+    _put_in_place(fs, directory, claimed)
 
 
 def recover(fs: FileSystem, directory: str, raft_log: RaftLog) -> None:

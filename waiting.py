@@ -63,7 +63,7 @@ class Writes:
         """Answer those whose indexes were committed and applied."""
         if not self._batches:
             return []
-        if self._batches[0].term == entries[-1].term:
+        if self._batches[0].term == self._batches[-1].term == entries[-1].term:
             return self._done(entries[-1].index)
         return self._compared(entries)
 
@@ -91,8 +91,8 @@ class Writes:
         return [batch.answer(batch.count, error) for batch in batches]
 
     def _done(self, last: int) -> Answers:
-        """All that wait were proposed in the term of the last entry or later. So what was
-        committed at their indexes is what they proposed."""
+        """All that wait were proposed in the term of the last entry, and nothing else was in it.
+        So what was committed at their indexes is what they proposed."""
         answers = []
         batches = self._batches
         while batches and batches[0].first <= last:

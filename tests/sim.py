@@ -81,7 +81,18 @@ from tests.linearizability import DELETE, GET, PUT, Operation, check_history
 from transport import Greeting, Outgoing, Refused
 from wire import decode_message, encode_message
 
-__all__ = ["Broken", "Luck", "Machine", "Simulation", "play"]
+__all__ = [
+    "BROKEN_DISK",
+    "KEYS",
+    "Broken",
+    "Luck",
+    "Machine",
+    "Process",
+    "Simulation",
+    "fake_world",
+    "founders",
+    "play",
+]
 
 KEYS = (b"a", b"b", b"c", b"d")
 STEPS = 2500

@@ -74,6 +74,33 @@ def test_a_member_that_comes_back_at_once_is_another_one() -> None:
     assert known.addresses() == {"n2": "b:1"}
 
 
+def test_who_is_nowhere_is_looked_for_at_every_place_it_had() -> None:
+    """A log that is replayed removes a member and adds it again at a place it has long left."""
+    known = book(Server("n2", "a:1"))
+    known.meet(greeting("n2", "b:1"))
+    assert known.look_elsewhere("n2")
+    assert known.addresses() == {"n2": "a:1"}
+    assert known.look_elsewhere("n2")
+    assert known.addresses() == {"n2": "b:1"}
+    known.adopt(configuration(), 1.0)
+    known.adopt(configuration(Server("n2", "a:1")), 1.0)
+    assert known.addresses() == {"n2": "a:1"}
+    assert list(known.greetings()) == []
+    assert known.look_elsewhere("n2")
+    assert known.addresses() == {"n2": "b:1"}
+    known.meet(greeting("n2", "c:1"))
+    assert known.addresses() == {"n2": "c:1"}
+
+
+def test_a_node_with_one_place_is_looked_for_there() -> None:
+    known = book(Server("n2", "a:1"))
+    assert not known.look_elsewhere("n2")
+    known.meet(greeting("n2", "a:1"))
+    assert not known.look_elsewhere("n2")
+    assert not known.look_elsewhere("n9")
+    assert known.addresses() == {"n2": "a:1"}
+
+
 def test_strangers_are_bounded_and_the_latest_is_known() -> None:
     known = book(Server("n2", "a:1"))
     known.meet(greeting("n2", "b:1"))

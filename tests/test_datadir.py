@@ -211,6 +211,17 @@ def test_a_directory_is_made_whole_or_made_again() -> None:
     assert crashes >= 4
 
 
+def test_what_a_killed_process_left_unsynced_is_synced_before_it_is_believed() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    fs.crash_at_sync = 2  # the file's sync is the first, its name's the second
+    with pytest.raises(SimulatedCrash):
+        directory.join_cluster("c1")
+    fs.restart_process()
+    assert open_directory(fs).identity.cluster_id == "c1"
+    assert open_directory(fs.after_crash("dropped")).identity.cluster_id == "c1"
+
+
 @pytest.mark.parametrize("kind", ["io", "full"])
 def test_a_failing_disk_is_told_and_the_next_start_goes_on(kind: str) -> None:
     call = 1

@@ -56,7 +56,7 @@ class Wire:
         self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
     ) -> None:
         target = self.lab.at(address)
-        if target is None:
+        if target is None or target is self.lab[self.node_id]:
             reply(Unavailable(f"nobody answers at {address}"))
             return
         try:
@@ -339,6 +339,42 @@ def test_a_member_that_moved_is_found_and_one_entry_follows() -> None:
     log = lab["n1"]._log
     entries = log.entries(last + 1, log.last_index + 1, 1 << 20)
     assert sum(entry.kind == 2 for entry in entries) == 1
+
+
+def test_an_arbiter_that_moved_is_found_without_a_leader() -> None:
+    """It campaigns never, so it has to call the others by itself."""
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    lab.stop("n2")
+    lab.stop("a")
+    lab.tick(40)
+    assert lab["n1"]._raft.state is not State.LEADER
+    lab.add("a", role="arbiter", raft_address="elsewhere:7001")
+    put(lab, b"k", b"v")
+    server = lab.leader()._members.get("a")
+    assert server is not None
+    assert server.raft_address == "elsewhere:7001"
+
+
+def test_a_cluster_that_moved_as_a_whole_finds_itself_by_its_seeds() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    for node_id in ("n1", "n2", "n3"):
+        lab.stop(node_id)
+    for node_id in ("n1", "n2", "n3"):
+        lab.add(node_id, raft_address=f"new-{node_id}:7001")
+    lab.tick(60)
+    assert all(node._raft.state is not State.LEADER for node in lab.nodes.values())
+    for node_id in ("n2", "n3"):  # what a joiner does
+        answers: list[ConureError | None] = []
+        address = f"new-{node_id}:7001"
+        lab["n1"].join(node_id, address, "", voter=True, role="data", reply=answers.append)
+        assert isinstance(answers[0], NotLeader)
+    put(lab, b"k", b"w")
+    lab.tick(60)
+    addresses = {server.id: server.raft_address for server in lab["n3"]._members.servers}
+    assert addresses == {n: f"new-{n}:7001" for n in ("n1", "n2", "n3")}
 
 
 def test_a_removed_node_knows_and_stays_out() -> None:
@@ -810,6 +846,20 @@ def test_a_follower_without_room_sends_writers_to_the_leader() -> None:
     lab["n2"]._upkeep.checkpoint(0.0)
     assert lab["n2"]._upkeep.obstacle is not None
     assert [type(error) for error in begin(lab["n2"], (b"k", b"w"))] == [NotLeader]
+
+
+def test_a_follower_without_room_for_entries_goes_on_when_there_is_some() -> None:
+    lab = cluster("n2", "n3")
+    lab.disks["n3"].set_capacity(lab.disks["n3"].used_bytes())
+    for number in range(20):
+        put(lab, b"k%d" % number, b"v" * 1000)
+    lab.tick(5)
+    assert lab.failed == set()
+    assert lab["n3"].get(b"k19") is None
+    assert lab["n3"].get(b"k0") is not None
+    lab.disks["n3"].set_capacity(None)
+    lab.tick(20)
+    assert lab["n3"].get(b"k19") == b"v" * 1000
 
 
 def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:

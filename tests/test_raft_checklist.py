@@ -264,6 +264,29 @@ def test_a_node_that_lost_its_disk_is_no_voter_until_it_is_brought_up() -> None:
     assert not cluster.network
 
 
+def test_a_founder_that_lost_its_disk_founds_nothing_again() -> None:
+    """Back as a learner it meets the first configuration, of its earlier life alone, in the log
+    that it is sent. It must not lead before it meets itself; nor when it starts again meanwhile."""
+    before, now = (Configuration((server("a", incarnation=life),)) for life in ("old", "new"))
+    options = RaftOptions("a", incarnation="new")
+    storage = MemoryLog()
+    raft = Raft(options, storage, HardState(), 0, Configuration(), random.Random(1))
+    first = Entry(1, 1, CONFIG, before.encode())
+    raft.step(Message(MessageType.APPEND, "b", "a", 3, commit=9, entries=[first]))
+    storage.append(take(raft).entries)
+    storage.sync()
+    for _ in range(3 * ELECTION):
+        raft.tick()
+    again = Raft(options, storage, HardState(3), 0, Configuration(), random.Random(1))
+    again.campaign()
+    again.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 3))
+    assert (raft.state, raft.term) == (again.state, again.term) == (State.FOLLOWER, 3)
+    later = Entry(3, 2, CONFIG, now.encode())
+    again.step(Message(MessageType.APPEND, "b", "a", 3, 1, 1, entries=[later]))
+    again.campaign()
+    assert state_of(again) is State.CANDIDATE
+
+
 def test_a_voter_that_lost_its_disk_is_not_flooded_by_its_leader() -> None:
     """It refuses what it once acknowledged: asked again with each heartbeat, not without end."""
     cluster = Cluster("a", "b", "c")

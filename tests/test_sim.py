@@ -13,15 +13,28 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from errors import ConureError, Diverged, ForeignDirectory
+import snapshots
+from errors import ConureError, DiskFailed, Diverged, ForeignDirectory
 from node import Node
 from raft import State
 from raftlog import RaftLog
 from tests.linearizability import Violation
-from tests.sim import KEYS, Broken, Luck, Machine, Process, Simulation, fake_world, founders, play
+from tests.sim import (
+    BROKEN_DISK,
+    KEYS,
+    Broken,
+    Luck,
+    Machine,
+    Process,
+    Simulation,
+    fake_world,
+    founders,
+    play,
+)
 
 SEEDS = 200
 CHUNK = 10
@@ -226,6 +239,27 @@ def test_a_snapshot_goes_on_where_the_network_was_cut() -> None:
         world.settle()
         assert world.counts["snapshots installed"] == 1
         assert machine.node.get(b"key 19") == b"value"
+
+
+def test_an_installation_that_the_disk_stops_half_way_is_finished_by_the_next_start() -> None:
+    """The log begins behind the snapshot already: the staged tree is all that holds the state."""
+    with cluster(checkpoint_entries=5, segment_bytes=1024) as world:
+        machine = followers_of(world)[0]
+        machine.stays_down = True
+        machine.crash()
+        serve(world, 20)
+        machine.boot()
+
+        def put_in_place(*_: object) -> None:
+            raise DiskFailed("renaming failed: input/output error")
+
+        with mock.patch.object(snapshots, "_put_in_place", put_in_place):
+            machine.excuses = BROKEN_DISK
+            assert world.run_until(lambda: not machine.up)
+        machine.excuses = ()
+        machine.boot()
+        world.settle()
+        assert world.counts["snapshots installed"] == 1
 
 
 def test_two_data_nodes_and_an_arbiter_survive_the_loss_of_one() -> None:

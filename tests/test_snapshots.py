@@ -420,8 +420,14 @@ class Member:
         self.log.cut(SnapshotMeta(30, 3, b"old members"))
 
     def install(self) -> None:
-        receive(self.fs, outgoing(sending_store(self.new, 100)))
-        install(self.fs, HOME, self.log, META)
+        out = outgoing(sending_store(self.new, 100))
+        into = incoming(self.fs, out.header)
+        feed(into, out.chunks(b""))
+        try:
+            install(self.fs, HOME, self.log, META)
+        except (DiskFailed, DiskFull):
+            into.discard()  # as its driver does, which is about to end
+            raise
 
 
 def restarted(fs: FileSystem) -> str:

@@ -53,6 +53,14 @@ def test_what_another_leader_put_in_its_place_tells_what_was_lost() -> None:
     assert later == [Unavailable] * 2
 
 
+def test_an_old_slice_says_nothing_good_of_a_later_write_at_its_index() -> None:
+    """Elected again, the node has proposed where it had proposed before, and lost again."""
+    writes = Writes()
+    old, later = waiting(writes, 1, 10, 11), waiting(writes, 3, 12, 1)
+    run(writes.applied(entries(10, *[1] * 11)))
+    assert (old, later) == ([None] * 11, [Unavailable])
+
+
 def test_a_batch_of_a_later_term_waits_for_its_own_entries() -> None:
     writes = Writes()
     lost, kept = waiting(writes, 2, 5, 1), waiting(writes, 4, 7, 1)
