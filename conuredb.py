@@ -109,6 +109,8 @@ class Process:
             transport = self._listen_to_peers()
             node = self._open_node(transport, server.port)
             api.backend = transport.host = node
+            transport.watcher = server
+            node.call_soon = server.call_soon
             self._add_metrics(server)
             if config.follower_mode == "forward":
                 api.forward = self._start_forwarder().forward

@@ -365,6 +365,29 @@ class HTTPServer(ThreadingHTTPServer):
         self._accepting = True
         threading.Thread(target=self._accept_forever, name="http-accept", daemon=True).start()
 
+    def watch(self, sock: socket.socket, action: Callable[[], None]) -> None:
+        """Let the reactor call *action* whenever a socket that isn't a client's has input.
+
+        What is answered in there leaves at the end of the same round, and no other thread has to
+        be woken for it. *action* takes some of the input; it neither waits nor raises. Any thread.
+        """
+        self._reactor.watched[sock.fileno()] = action
+        self._reactor.epoll.register(sock.fileno(), _IN)
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Undo :meth:`watch`, before the socket is closed. Any thread."""
+        del self._reactor.watched[sock.fileno()]
+        with contextlib.suppress(OSError, ValueError):  # the reactor has ended
+            self._reactor.epoll.unregister(sock.fileno())
+
+    def call_soon(self, action: Callable[[], None]) -> None:
+        """Let the reactor call *action* at the end of its next round, which follows at once: when
+        what is answered by now has been sent, and what clients have asked meanwhile is taken.
+
+        *action* neither waits nor raises. The reactor's own thread only.
+        """
+        self._reactor.soon.append(action)
+
     def serve_forever(self, poll_interval: float = 0.1) -> None:
         """Serve, accepting in this thread, until another thread calls :meth:`drain`."""
         self._accepting = True
@@ -1164,6 +1187,8 @@ class _Reactor:
         self.heads: dict[bytes, _Head] = {}  # clients repeat themselves: their heads, parsed
         self.paths: dict[bytes, str] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
+        self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
+        self.soon: list[Callable[[], None]] = []  # see HTTPServer.call_soon
         self.requests = self.bytes_in = self.bytes_out = 0
         self.arriving = 0  # bytes of unfinished bodies
         self.leaving = 0  # bytes of unsent answers
@@ -1300,7 +1325,9 @@ class _Reactor:
         Raises only what is no single connection's and no application's fault.
         """
         draining = self.draining
-        events = self.epoll.poll(0 if self.resumed else _DRAIN_TICK if draining else _TICK)
+        soon, self.soon = self.soon, []
+        at_once = self.resumed or soon
+        events = self.epoll.poll(0 if at_once else _DRAIN_TICK if draining else _TICK)
         self.now = perf_counter()
         requests = self.requests
         if self.now >= self._next_tick:
@@ -1312,6 +1339,8 @@ class _Reactor:
         if self.requests != requests:
             while self._flush():
                 self._send()
+        for action in soon:
+            action()
         self._send()
         return not (draining and self._is_drained())
 
@@ -1349,7 +1378,7 @@ class _Reactor:
         for descriptor, event in events:
             connection = connections.get(descriptor)
             if connection is None:
-                self._take_answers()
+                self.watched.get(descriptor, self._take_answers)()
                 continue
             try:
                 if event == _IN:

@@ -49,6 +49,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
@@ -93,7 +94,7 @@ from snapshots import IncomingSnapshot, OutgoingSnapshot
 from store import Store
 from transport import Greeting, Outgoing, Refused, SnapshotHeader
 from upkeep import Upkeep, UpkeepOptions
-from waiting import Answers, Read, Reads, Reply, WriteReply, Writes
+from waiting import Answers, Held, Read, Reads, Reply, WriteReply, Writes
 
 __all__ = ["Node", "NodeOptions", "Peers"]
 
@@ -108,6 +109,9 @@ HOUSEKEEPING = 0.1
 
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
+
+MAX_HELD_BYTES = 64 << 20
+"""Commands that may wait until those before them have their quorum."""
 
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a node that has moved to tell the others."""
@@ -192,6 +196,10 @@ class Node:
     the fact. The node refuses everything from then on. *clock* is monotonic, in seconds.
     """
 
+    call_soon: Callable[[Callable[[], None]], None] = staticmethod(lambda action: action())
+    """How to have something done a moment later, in the thread that brings the messages: when
+    answers have been sent, so that their receivers' next writes can be taken along."""
+
     def __init__(
         self,
         options: NodeOptions,
@@ -230,6 +238,8 @@ class Node:
             rng,
         )
         self._writes = Writes()
+        self._last_proposed = 0  # the index of the last command, while leading
+        self._is_pausing = False  # answers are being sent; see call_soon
         self._reads = Reads()
         self._changes = Changes(self._raft)
         self._finished: Answers = []
@@ -420,17 +430,14 @@ class Node:
         with self._lock:
             try:
                 self._refuse_if_not_leading()
-                if self._upkeep.obstacle is not None:
-                    raise self._upkeep.obstacle
-                self._log.reserve(sum(map(len, encoded)) + ENTRY_OVERHEAD * len(encoded))
-                first = self._raft.propose(encoded)
+                if self._writes.held_bytes > MAX_HELD_BYTES:
+                    raise Unavailable("too many writes wait for a quorum; try again shortly")
             except ConureError as error:
-                refusal = self._refused(error)
+                refusal = error
             else:
                 deadline = self._clock() + self._options.write_timeout
-                count = len(encoded)
-                self._writes.add(self._raft.term, first, count, reply, deadline)
-                self._batch_sizes.observe(count)
+                self._writes.hold(Held(encoded, reply, deadline))
+                self._propose()
                 self._drive()
             finished = self._take_finished()
             must_brake = self._must_brake()
@@ -756,6 +763,7 @@ class Node:
         with self._lock:
             if not self._is_working:
                 return
+            was_busy = self._is_busy()
             try:
                 if self._shares_cluster_with(messages[0].sender):
                     for message in self._that_fit(messages):
@@ -766,9 +774,23 @@ class Node:
                 self._drive()
             finished = self._take_finished()
             must_brake = self._must_brake()
+            has_answered = was_busy and not self._is_busy()
+            self._is_pausing |= has_answered
         _run(finished)
+        if has_answered:  # whose writes are answered now may have more
+            self.call_soon(self.propose_held)
         if must_brake:
             sleep(BRAKE)  # the leader waits for this node's acknowledgements, or goes on without
+
+    def propose_held(self) -> None:
+        """Propose the writes that came while others waited for their quorum, or refuse them."""
+        with self._lock:
+            self._is_pausing = False
+            if self._is_working:
+                self._propose()
+                self._drive()
+            finished = self._take_finished()
+        _run(finished)
 
     def unreachable(self, node_id: str) -> None:
         """Take note that messages to a node were lost."""
@@ -834,7 +856,8 @@ class Node:
             now = self._clock()
             if self._is_working:
                 try:
-                    self._raft.tick()
+                    if not self._stopping or self._raft.state is State.LEADER:
+                        self._raft.tick()  # who is about to stop stands for nothing any more
                     self._ticks += 1
                     if self._raft.state is State.LEADER:
                         self._tick_leading()
@@ -842,6 +865,7 @@ class Node:
                         self._call_out()
                     if self._book.forget(now):
                         self._peers.set_peers(self._book.addresses())
+                    self._propose()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
                 else:
@@ -919,6 +943,38 @@ class Node:
             self._apply(ready.committed)
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
+
+    def _is_busy(self) -> bool:
+        """Tell whether proposed writes wait for their quorum."""
+        return self._raft.commit_index < self._last_proposed and self._raft.state is State.LEADER
+
+    def _propose(self) -> None:
+        """Make one batch of log entries of all held writes, or refuse them.
+
+        None while others wait for their quorum. So a batch grows while the one before it is sent
+        and synced, and the disks sync for many.
+        """
+        if self._is_pausing or self._is_busy():
+            return
+        held = self._writes.release()
+        if not held:
+            return
+        commands = list(chain.from_iterable([each.commands for each in held]))
+        try:
+            obstacle = self._upkeep.obstacle
+            if obstacle is not None:
+                raise obstacle
+            self._log.reserve(sum(map(len, commands)) + ENTRY_OVERHEAD * len(commands))
+            first = self._raft.propose(commands)
+        except ConureError as error:
+            self._finished += [each.answer(self._refused(error)) for each in held]
+            return
+        self._last_proposed = first + len(commands) - 1
+        self._batch_sizes.observe(len(commands))
+        term = self._raft.term
+        for commands_of_one, reply, deadline in held:
+            self._writes.add(term, first, len(commands_of_one), reply, deadline)
+            first += len(commands_of_one)
 
     def _take_reads(self, ready: Ready) -> None:
         for read_state in ready.reads:

@@ -244,6 +244,17 @@ class Host(Protocol):
         """Take note how :meth:`Transport.send_snapshot` ended, once for each; None: it failed."""
 
 
+class Watcher(Protocol):
+    """A thread that waits for many sockets. A node that reads its peers' messages in the thread
+    that serves its clients answers them without waking another one."""
+
+    def watch(self, sock: socket.socket, action: Callable[[], None]) -> None:
+        """Call *action* in that thread whenever the socket has input."""
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Undo that."""
+
+
 # -- the transport -------------------------------------------------------------------------------
 
 
@@ -256,6 +267,8 @@ class Transport:
     """
 
     host: Host
+    watcher: Watcher | None = None
+    """Who reads the messages, if not a thread for each connection; set before :meth:`start`."""
 
     def __init__(self, address: tuple[str, int], registry: Registry) -> None:
         # Guards every attribute below but _peers, which is replaced and never changed. Held for
@@ -266,6 +279,7 @@ class Transport:
         self._incoming: dict[socket.socket, bool] = {}  # in their order; whether it is admitted
         self._places: dict[tuple[str, str], _Place] = {}  # kind and node
         self._dialled: set[socket.socket] = set()
+        self._streams: set[_Stream] = set()  # that a watcher reads
         self._transfers: set[str] = set()
         self._probes = 0
         self._told: set[tuple[str, str]] = set()  # IP address and what was logged of it
@@ -372,6 +386,7 @@ class Transport:
             self._closed.set()
             peers = self._peers.values()
             sockets = [*self._incoming, *self._dialled]
+            streams = [*self._streams]
         if self._started:
             self._listener.shutdown()
         self._listener.server_close()
@@ -379,6 +394,8 @@ class Transport:
             peer.close()
         for sock in sockets:
             _shut(sock)
+        for stream in streams:
+            stream.has_ended.set()  # whoever reads it may have ended before
         with self._lock:
             threads = self._threads - {threading.current_thread()}
         deadline = monotonic() + 2 * CONNECT_TIME
@@ -534,23 +551,24 @@ class Transport:
                     del self._places[kind, node_id]
 
     def _read_messages(self, sock: socket.socket, node_id: str) -> None:
-        own_id = self.host.greeting().node_id
-        received = self._received_from(node_id)
-        sock.settimeout(None)
-        buffer = bytearray()
-        space = memoryview(bytearray(_READ_BYTES))
-        needed = FRAME_HEADER_BYTES
-        while size := sock.recv_into(space):
-            received.inc(size)
-            buffer += space[:size]
-            if len(buffer) < needed:
-                continue
-            messages, needed = _take_messages(buffer)
-            for message in messages:
-                if message.sender != node_id or message.to != own_id:
-                    raise WireError(f"a message from {message.sender!r} to {message.to!r}")  # (2)
-            if messages:
-                self.host.receive(messages)
+        stream = _Stream(self, sock, node_id)
+        if self.watcher is None:
+            sock.settimeout(None)
+            while not stream.has_ended.is_set():
+                stream.take()
+        else:
+            sock.setblocking(False)
+            with self._lock:
+                if self._closed.is_set():
+                    return
+                self._streams.add(stream)
+            self.watcher.watch(sock, stream.take)
+            stream.has_ended.wait()
+            self.watcher.unwatch(sock)
+            with self._lock:
+                self._streams.discard(stream)
+        if stream.error is not None:
+            raise stream.error
 
     def _received_from(self, node_id: str) -> Counter:
         # There are only so many peers, but any number of names.
@@ -625,6 +643,48 @@ class _Place:
     newest: socket.socket | None = None
     users: int = 0  # whoever has it, and those who wait for it
     is_taken: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Stream:
+    """The messages that one connection brings.
+
+    Whoever finds input calls :meth:`take`: the connection's own thread, or the watcher's while
+    that one waits for the end.
+    """
+
+    def __init__(self, transport: Transport, sock: socket.socket, node_id: str) -> None:
+        self.has_ended = threading.Event()
+        self.error: Exception | None = None
+        self._host = transport.host
+        self._sock = sock
+        self._node_id = node_id
+        self._own_id = transport.host.greeting().node_id
+        self._received = transport._received_from(node_id)
+        self._buffer = bytearray()
+        self._space = memoryview(bytearray(_READ_BYTES))
+        self._needed = FRAME_HEADER_BYTES
+
+    def take(self) -> None:
+        """Read once, and hand over the messages that are complete."""
+        try:
+            size = self._sock.recv_into(self._space)
+            if not size:
+                self.has_ended.set()
+            self._received.inc(size)
+            self._buffer += self._space[:size]
+            if len(self._buffer) >= self._needed:
+                messages, self._needed = _take_messages(self._buffer)
+                for message in messages:
+                    if message.sender != self._node_id or message.to != self._own_id:
+                        whose = f"from {message.sender!r} to {message.to!r}"
+                        raise WireError(f"a message {whose}")  # (2)
+                if messages:
+                    self._host.receive(messages)
+        except BlockingIOError:
+            pass
+        except Exception as error:  # noqa: BLE001 - raised again by the connection's thread
+            self.error = error
+            self.has_ended.set()
 
 
 class _Listener(ThreadingTCPServer):

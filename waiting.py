@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from errors import ConureError, OutcomeUnknown, Unavailable
 from raft import Entry
 
-__all__ = ["Answers", "Read", "Reads", "Reply", "WriteReply", "Writes"]
+__all__ = ["Answers", "Held", "Read", "Reads", "Reply", "WriteReply", "Writes"]
 
 WriteReply = Callable[[int, int, ConureError | None], None]
 """Told that commands *start* to *stop* of a batch ended so: None is done, else why not."""
@@ -46,17 +47,46 @@ class _Batch:
         return partial(self.reply, start, stop, error)
 
 
+class Held(NamedTuple):
+    """Encoded commands that are not proposed yet."""
+
+    commands: list[bytes]
+    reply: WriteReply
+    deadline: float
+
+    def answer(self, error: ConureError) -> Callable[[], None]:
+        return partial(self.reply, 0, len(self.commands), error)
+
+
 class Writes:
-    """Batches of proposed commands, in the order of being proposed."""
+    """Batches of commands: proposed ones in the order of being proposed, and those held back."""
 
     def __init__(self) -> None:
         self._batches: deque[_Batch] = deque()
+        self._held: deque[Held] = deque()
+        self._held_bytes = 0
 
     def __bool__(self) -> bool:
+        """Whether there are proposed ones."""
         return bool(self._batches)
 
+    @property
+    def held_bytes(self) -> int:
+        """The size of the commands that are held back."""
+        return self._held_bytes
+
+    def hold(self, held: Held) -> None:
+        """Keep commands until they are proposed; deadlines never fall from one to the next."""
+        self._held.append(held)
+        self._held_bytes += sum(map(len, held.commands))
+
+    def release(self) -> Sequence[Held]:
+        """Return what is held back, to be proposed or refused."""
+        held, self._held, self._held_bytes = self._held, deque(), 0
+        return held
+
     def add(self, term: int, first: int, count: int, reply: WriteReply, deadline: float) -> None:
-        """Let a batch wait; deadlines never fall from one to the next."""
+        """Let a proposed batch wait; deadlines never fall from one to the next."""
         self._batches.append(_Batch(term, first, count, reply, deadline))
 
     def applied(self, entries: Sequence[Entry]) -> Answers:
@@ -83,12 +113,17 @@ class Writes:
         while self._batches and self._batches[0].deadline <= now:
             batch = self._batches.popleft()
             answers.append(batch.answer(batch.count, error))
+        while self._held and self._held[0].deadline <= now:
+            held = self._held.popleft()
+            self._held_bytes -= sum(map(len, held.commands))
+            answers.append(held.answer(Unavailable("no quorum has taken earlier writes in time")))
         return answers
 
     def ended(self, error: ConureError) -> Answers:
-        """Answer all."""
+        """Answer all; of what was only held back it is known that it did not happen."""
         batches, self._batches = self._batches, deque()
-        return [batch.answer(batch.count, error) for batch in batches]
+        answers = [batch.answer(batch.count, error) for batch in batches]
+        return answers + [held.answer(Unavailable(str(error))) for held in self.release()]
 
     def _done(self, last: int) -> Answers:
         """All that wait were proposed in the term of the last entry, and nothing else was in it.
