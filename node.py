@@ -439,6 +439,9 @@ class Node:
                 self._writes.hold(Held(encoded, reply, deadline))
                 self._propose()
                 self._drive()
+                if self._writes.held_bytes and not self._is_busy():  # any more
+                    self._propose()
+                    self._drive()
             finished = self._take_finished()
             must_brake = self._must_brake()
         if refusal is not None:
@@ -743,7 +746,7 @@ class Node:
                 raise Refused(f"this is node {mine.node_id}, not {to}")
             if peer.node_id == mine.node_id:
                 raise Refused(f"two nodes have the ID {mine.node_id}")
-            self._compare(peer)
+            self._compare(peer, may_be_behind=self._raft.state is not State.LEADER)
             known = self._raft.configuration.get(peer.node_id)
             if kind == "probe" and (known is None or not mine.cluster_id or not peer.cluster_id):
                 return
@@ -756,7 +759,7 @@ class Node:
         with self._lock:
             if peer.node_id != expected_id:
                 raise Refused(f"the node at {peer.raft_address} is {peer.node_id}")
-            self._compare(peer)
+            self._compare(peer, may_be_behind=self._raft.leader_id == expected_id)
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
@@ -1209,8 +1212,13 @@ class Node:
         for node_id, address in self._book.addresses().items():
             self._peers.probe(address, node_id, lambda _: None)
 
-    def _compare(self, peer: Greeting) -> None:
-        """Raise Refused for a node that isn't the one it says it is, as far as is known here."""
+    def _compare(self, peer: Greeting, *, may_be_behind: bool) -> None:
+        """Raise Refused for a node that isn't the one it says it is, as far as is known here.
+
+        Where this node may be behind, it can't tell a wiped disk from a member that was admitted
+        again since: then who speaks to it is believed, and whom it follows is answered. A wiped
+        node is refused by who leads, and is asked for votes by nobody.
+        """
         mine = self._directory.identity
         if mine.cluster_id and peer.cluster_id and mine.cluster_id != peer.cluster_id:
             raise Refused(
@@ -1218,7 +1226,8 @@ class Node:
                 f"{mine.node_id} to cluster {mine.cluster_id}"
             )
         known = self._raft.configuration.get(peer.node_id)
-        if known is not None and known.incarnation not in ("", peer.incarnation):
+        is_known = known is None or known.incarnation in ("", peer.incarnation)
+        if not is_known and not may_be_behind:
             raise Refused(
                 f"{peer.node_id} is a member with another data directory; if this one lost its "
                 f"disk, remove {peer.node_id} from the cluster before it joins again"

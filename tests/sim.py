@@ -531,8 +531,8 @@ class Machine:
     def _discover(self, generation: int) -> Process:
         """Ask others to add this node, as discovery.py does.
 
-        Without seeds only a member asks, which may have been moved, or call others at addresses
-        they have left. That is what its operator does for it then.
+        Without seeds only a member asks, which may have been moved, perhaps before it knew that it
+        is one, or call others at addresses they have left. That is what its operator does then.
         """
         world = self.world
         while True:
@@ -541,7 +541,7 @@ class Machine:
                 return
             if self.paused or not self.node.wants_to_join():
                 continue
-            if world.luck.seeds or self.raft.configuration.get(self.name) is not None:
+            if world.luck.seeds or world.is_listed(self.name):
                 yield from world.join(self, voter=self.is_voter, patience=1.0)
 
     def _housekeep(self, generation: int) -> None:
@@ -1629,6 +1629,13 @@ class Simulation:
         """Return the one machine that leads in the highest term, if there is one."""
         led = [m for m in self.machines.values() if m.up and m.raft.state is State.LEADER]
         return max(led, key=lambda machine: machine.raft.term, default=None)
+
+    def is_listed(self, name: str) -> bool:
+        """Tell whether any node that runs takes this one for a member."""
+        return any(
+            machine.up and machine.raft.configuration.get(name) is not None
+            for machine in self.machines.values()
+        )
 
     def _agrees(self) -> bool:
         """Tell whether all members follow one leader, at one index, with one digest."""

@@ -324,6 +324,24 @@ def test_a_wiped_disk_is_refused_until_the_member_is_removed() -> None:
     assert lab["n3"].get(b"k") == b"v"
 
 
+def test_who_is_behind_follows_a_leader_that_was_admitted_again_meanwhile() -> None:
+    """Its log ends where that leader was a member with another disk."""
+    lab = cluster("n2", "n3", "n4")
+    lab.stop("n3")
+    lab.wipe("n2")
+    assert lab.remove("n2") is None
+    lab.add("n2")
+    assert lab.join("n2") is None
+    answers: list[ConureError | None] = []
+    lab.leader().hand_over("n2", answers.append)
+    lab.tick_until(lambda: bool(answers))
+    assert lab.leader() is lab["n2"]
+    put(lab, b"k", b"v")
+    lab.add("n3")
+    lab.tick(40)
+    assert lab["n3"].get(b"k") == b"v"
+
+
 def test_a_member_that_moved_is_found_and_one_entry_follows() -> None:
     lab = cluster("n2", "n3")
     lab.stop("n3")
