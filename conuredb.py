@@ -75,9 +75,10 @@ class Process:
         self._config = config
         self._registry = Registry()
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
-        self._wakened, self._waker = socket.socketpair()
         self._max_connections = config.max_connections
         self._failed = False
+        self._wakened: socket.socket  # a byte in it: look at the reasons
+        self._waker: socket.socket
         # What runs, in the order of being started.
         self._servers: list[HTTPServer] = []
         self._transport: Transport | None = None
@@ -95,6 +96,7 @@ class Process:
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._bound_connections(raise_file_limit())
         threading.excepthook = self._on_thread_exception
+        self._wakened, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,7 +129,12 @@ class Process:
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
             log.info("%s: stopping", self._wait_for_a_reason())
         finally:
-            self._shut_down()
+            try:
+                self._shut_down()
+            finally:
+                signal.set_wakeup_fd(-1)
+                self._waker.close()
+                self._wakened.close()
         return 1 if self._failed else 0
 
     def _bound_connections(self, open_files: int) -> None:

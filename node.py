@@ -238,7 +238,7 @@ class Node:
             rng,
         )
         self._writes = Writes()
-        self._last_proposed = 0  # the index of the last command, while leading
+        self._last_proposed = 0, 0  # term and index of the last command
         self._is_pausing = False  # answers are being sent; see call_soon
         self._reads = Reads()
         self._changes = Changes(self._raft)
@@ -949,7 +949,9 @@ class Node:
 
     def _is_busy(self) -> bool:
         """Tell whether proposed writes wait for their quorum."""
-        return self._raft.commit_index < self._last_proposed and self._raft.state is State.LEADER
+        raft = self._raft
+        term, index = self._last_proposed  # in another term it may be lost
+        return term == raft.term and raft.commit_index < index and raft.state is State.LEADER
 
     def _propose(self) -> None:
         """Make one batch of log entries of all held writes, or refuse them.
@@ -972,9 +974,9 @@ class Node:
         except ConureError as error:
             self._finished += [each.answer(self._refused(error)) for each in held]
             return
-        self._last_proposed = first + len(commands) - 1
-        self._batch_sizes.observe(len(commands))
         term = self._raft.term
+        self._last_proposed = term, first + len(commands) - 1
+        self._batch_sizes.observe(len(commands))
         for commands_of_one, reply, deadline in held:
             self._writes.add(term, first, len(commands_of_one), reply, deadline)
             first += len(commands_of_one)

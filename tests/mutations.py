@@ -344,8 +344,8 @@ MUTATIONS = [
     Mutation(
         "a member that lost its disk is spoken to",
         "node.py",
-        'if known is not None and known.incarnation not in ("", peer.incarnation):',
-        'if known is not None and known.incarnation == "none":',
+        "if not is_known and not may_be_behind:",
+        "if not is_known and False:",
         NODE_TESTS,
     ),
     Mutation(

@@ -37,7 +37,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # What the pages name and no checkout holds.
 MADE_LATER = {"conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log"}
 OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
-TOOLS_FLAGS = {"--parallel-max", "--data-binary", "--quick"}
+TOOLS_FLAGS = {"--parallel-max", "--data-binary", "--quick", "--jobs"}
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -77,8 +77,19 @@ def spans(page: Path) -> set[str]:
 # -- reading the code ------------------------------------------------------------------------------
 
 
+@cache
 def source(module: str) -> str:
     return (ROOT / f"{module}.py").read_text()
+
+
+@cache
+def nodes(module: str) -> list[ast.AST]:
+    return list(ast.walk(parsed(module)))
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(source(module))
 
 
 @cache
@@ -86,9 +97,8 @@ def members() -> dict[str, set[str]]:
     """Return what each module and each class of the project defines, private names included."""
     found: dict[str, set[str]] = {}
     for module in ALLOWED:
-        tree = ast.parse(source(module))
-        found[module] = names_in(tree.body)
-        for node in ast.walk(tree):
+        found[module] = names_in(parsed(module).body)
+        for node in nodes(module):
             if isinstance(node, ast.ClassDef):
                 own = names_in(node.body)
                 own |= {
@@ -127,9 +137,13 @@ def texts() -> set[tuple[str, ...]]:
     """Return what the code's longer strings say, in pieces between what they insert."""
     found = set()
     for module in ALLOWED:
-        nodes = list(ast.walk(ast.parse(source(module))))
-        inner = {id(part) for n in nodes if isinstance(n, ast.JoinedStr) for part in n.values}
-        for node in nodes:
+        inner = {
+            id(part)
+            for node in nodes(module)
+            if isinstance(node, ast.JoinedStr)
+            for part in node.values
+        }
+        for node in nodes(module):
             if id(node) in inner:
                 continue
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
@@ -405,7 +419,7 @@ def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
 
 
 PORT = re.compile(r"\b(?:70|80)\d\d\b")  # of the nodes in the pages
-POLL = 0.1
+POLL = 0.05
 ELSEWHERE = (  # what differs from run to run
     (r"[0-9a-f]{32}", "<cluster>"),
     (r"Date: .*", "Date: <date>"),
@@ -419,8 +433,9 @@ ELSEWHERE = (  # what differs from run to run
 class Tour:
     """Carries out the commands of a page: servers become processes, all else is bash's.
 
-    Every port in the page stands for a free one here. A command that asks for something is
-    repeated until the answer is the one shown, as its reader would do.
+    Every port in the page stands for a free one here. Servers that are started one after the
+    other start together. A command that asks for something is repeated until the answer is the
+    one shown, as its reader would do.
     """
 
     def __init__(self, home: Path) -> None:
@@ -432,8 +447,13 @@ class Tour:
         node = re.search(r"\./data/(\w+)|data/(\w+)", command)
         if command.startswith("python3 conuredb.py"):
             assert node
-            self._start(node[1], shlex.split(command.replace("\\\n", " "))[2:])
-        elif command.startswith("kill "):
+            flags = shlex.split(command.replace("\\\n", " "))[2:]
+            path = self._home / "data" / node[1]
+            self._servers[node[1]] = ServerProcess(path, *map(self._here, flags))
+            return
+        for server in self._servers.values():
+            server.wait_until_listening()
+        if command.startswith("kill "):
             assert node
             self.output(command)
             self._servers[node[2]].wait()
@@ -473,11 +493,6 @@ class Tour:
         while (output := self.normalised(self.output(command))) != shown:
             assert time.monotonic() < deadline, f"{command}{output}\ninstead of\n{shown}"
             time.sleep(POLL)
-
-    def _start(self, name: str, flags: list[str]) -> None:
-        server = ServerProcess(self._home / "data" / name, *map(self._here, flags))
-        self._servers[name] = server
-        server.wait_until_listening()
 
     def _here(self, text: str) -> str:
         text = text.replace("./data/", f"{self._home}/data/")
