@@ -69,6 +69,16 @@ class AddressBook:
             del self._met[strangers[0]]
         return known != peer.raft_address
 
+    def hear(self, node_id: str) -> bool:
+        """A node that was admitted before speaks; return whether it was forgotten meanwhile.
+
+        Who was removed by the log that is known here may have been admitted again and lead.
+        """
+        if node_id in self._met or node_id in self._members or node_id not in self._former:
+            return False
+        self._met[node_id] = self._former.pop(node_id)
+        return True
+
     def look_elsewhere(self, node_id: str) -> bool:
         """A node isn't where it is looked for; return whether there is another place to look at.
 

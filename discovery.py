@@ -1,4 +1,4 @@
-"""Discovery: a node that is no member asks the seeds to add it, for as long as it takes.
+"""Discovery: a node without a cluster or a leader asks the seeds to add it, however long it takes.
 
 The node says who it is with ``POST /join`` to each seed in turn, follows a redirect to the leader,
 and pauses after a round in which nobody could help: longer each time, and not in step with others

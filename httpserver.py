@@ -78,6 +78,7 @@ READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
+_ROUND = 2048  # requests of a round, about; so many again of those that had to wait
 _FIRST_RUN = 16  # reads of a new connection that are taken before the first one is answered
 _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their turn comes, too
 _LINGER_TIME = 2.0  # seconds
@@ -369,10 +370,12 @@ class HTTPServer(ThreadingHTTPServer):
         """Let the reactor call *action* whenever a socket that isn't a client's has input.
 
         What is answered in there leaves at the end of the same round, and no other thread has to
-        be woken for it. *action* takes some of the input; it neither waits nor raises. Any thread.
+        be woken for it. *action* takes some of the input; it neither waits nor raises: that would
+        end the reactor. It may be called once more than there is input. Any thread. Raises OSError.
         """
+        with contextlib.suppress(ValueError):  # the reactor has ended: nobody reads any more
+            self._reactor.epoll.register(sock.fileno(), _IN)
         self._reactor.watched[sock.fileno()] = action
-        self._reactor.epoll.register(sock.fileno(), _IN)
 
     def unwatch(self, sock: socket.socket) -> None:
         """Undo :meth:`watch`, before the socket is closed. Any thread."""
@@ -386,6 +389,7 @@ class HTTPServer(ThreadingHTTPServer):
 
         *action* neither waits nor raises. The reactor's own thread only.
         """
+        assert get_ident() == self._reactor.ident
         self._reactor.soon.append(action)
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
@@ -1184,6 +1188,7 @@ class _Reactor:
         self.connections: dict[int, _Connection] = {}
         self.dirty: list[_Connection] = []  # to be sent to at the end of the round
         self.resumed: list[_Connection] = []  # to be taken up again in the next round
+        self.late: dict[int, int] = {}  # events that a round had no time for
         self.heads: dict[bytes, _Head] = {}  # clients repeat themselves: their heads, parsed
         self.paths: dict[bytes, str] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
@@ -1328,13 +1333,15 @@ class _Reactor:
         soon, self.soon = self.soon, []
         at_once = self.resumed or soon
         events = self.epoll.poll(0 if at_once else _DRAIN_TICK if draining else _TICK)
+        if self.late:
+            events = [*{**self.late, **dict(events)}.items()]  # in the order of their coming
+            self.late = {}
         self.now = perf_counter()
         requests = self.requests
         if self.now >= self._next_tick:
             self._tick()
         if self.resumed:
-            resumed, self.resumed = self.resumed, []
-            self._each(resumed, _Connection.resume)
+            self._resume()
         self._receive(events)
         if self.requests != requests:
             while self._flush():
@@ -1373,12 +1380,25 @@ class _Reactor:
         if failure is not None:
             self._on_fatal(failure)
 
+    def _resume(self) -> None:
+        last = self.requests + _ROUND
+        resumed, self.resumed = self.resumed, []
+        for number, connection in enumerate(resumed):
+            if self.requests >= last:
+                self.resumed = resumed[number:]
+                return
+            self._each((connection,), _Connection.resume)
+
     def _receive(self, events: list[tuple[int, int]]) -> None:
         connections = self.connections
+        last = self.requests + _ROUND  # peers must not wait long for the next round
         for descriptor, event in events:
             connection = connections.get(descriptor)
             if connection is None:
                 self.watched.get(descriptor, self._take_answers)()
+                continue
+            if self.requests >= last:
+                self.late[descriptor] = event
                 continue
             try:
                 if event == _IN:
@@ -1446,8 +1466,9 @@ class _Reactor:
         self._each(list(self.connections.values()), _Connection.check_deadlines)
 
     def _is_drained(self) -> bool:
-        for connection in list(self.connections.values()):
-            connection.close_if_idle()
+        if not self.late:
+            for connection in list(self.connections.values()):
+                connection.close_if_idle()
         return self._cut or not self.connections
 
 

@@ -239,6 +239,7 @@ class Node:
         )
         self._writes = Writes()
         self._last_proposed = 0, 0  # term and index of the last command
+        self._warn_again_at = 0.0  # of a lack of room
         self._is_pausing = False  # answers are being sent; see call_soon
         self._reads = Reads()
         self._changes = Changes(self._raft)
@@ -768,7 +769,10 @@ class Node:
                 return
             was_busy = self._is_busy()
             try:
-                if self._shares_cluster_with(messages[0].sender):
+                sender = messages[0].sender
+                if self._book.hear(sender):
+                    self._peers.set_peers(self._book.addresses())
+                if self._shares_cluster_with(sender):
                     for message in self._that_fit(messages):
                         self._step(message)
             except Exception as error:  # noqa: BLE001 - a bug; see _drive
@@ -779,9 +783,11 @@ class Node:
             must_brake = self._must_brake()
             has_answered = was_busy and not self._is_busy()
             self._is_pausing |= has_answered
-        _run(finished)
-        if has_answered:  # whose writes are answered now may have more
-            self.call_soon(self.propose_held)
+        try:
+            _run(finished)
+        finally:
+            if has_answered:  # whose writes are answered now may have more
+                self.call_soon(self.propose_held)
         if must_brake:
             sleep(BRAKE)  # the leader waits for this node's acknowledgements, or goes on without
 
@@ -1017,7 +1023,9 @@ class Node:
                 self._log.reserve(size + ENTRY_OVERHEAD * len(entries))
             except DiskFull as error:
                 self._refused(error)
-                log.debug("%d entries of the leader find no room: %s", len(entries), error)
+                if self._clock() >= self._warn_again_at:
+                    self._warn_again_at = self._clock() + 60.0
+                    log.warning("entries of the leader find no room: %s", error)
                 return [message for message in messages if not message.entries]
         return messages
 

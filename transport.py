@@ -562,11 +562,13 @@ class Transport:
                 if self._closed.is_set():
                     return
                 self._streams.add(stream)
-            self.watcher.watch(sock, stream.take)
-            stream.has_ended.wait()
-            self.watcher.unwatch(sock)
-            with self._lock:
-                self._streams.discard(stream)
+            try:
+                self.watcher.watch(sock, stream.take)
+                stream.has_ended.wait()
+                self.watcher.unwatch(sock)
+            finally:
+                with self._lock:
+                    self._streams.discard(stream)
         if stream.error is not None:
             raise stream.error
 
@@ -665,7 +667,9 @@ class _Stream:
         self._needed = FRAME_HEADER_BYTES
 
     def take(self) -> None:
-        """Read once, and hand over the messages that are complete."""
+        """Read once, and hand over the messages that are complete; nothing behind an error."""
+        if self.has_ended.is_set():  # a watcher may call once more
+            return
         try:
             size = self._sock.recv_into(self._space)
             if not size:

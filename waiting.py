@@ -123,7 +123,8 @@ class Writes:
         """Answer all; of what was only held back it is known that it did not happen."""
         batches, self._batches = self._batches, deque()
         answers = [batch.answer(batch.count, error) for batch in batches]
-        return answers + [held.answer(Unavailable(str(error))) for held in self.release()]
+        nothing_happened = Unavailable(f"this write was not begun: {error}")
+        return answers + [held.answer(nothing_happened) for held in self.release()]
 
     def _done(self, last: int) -> Answers:
         """All that wait were proposed in the term of the last entry, and nothing else was in it.

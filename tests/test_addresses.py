@@ -92,6 +92,20 @@ def test_who_is_nowhere_is_looked_for_at_every_place_it_had() -> None:
     assert known.addresses() == {"n2": "c:1"}
 
 
+def test_who_was_removed_and_speaks_is_answered_where_it_was() -> None:
+    """Its connection is older than the removal, and it may be a member again."""
+    known = book(Server("n2", "a:1"))
+    known.meet(greeting("n2", "b:1"))
+    assert not known.hear("n2")
+    known.adopt(configuration(), 1.0)
+    assert known.forget(1.0 + LINGER)
+    assert known.addresses() == {}
+    assert known.hear("n2")
+    assert known.addresses() == {"n2": "b:1"}
+    assert not known.hear("n2")
+    assert not known.hear("n9")
+
+
 def test_a_node_with_one_place_is_looked_for_there() -> None:
     known = book(Server("n2", "a:1"))
     assert not known.look_elsewhere("n2")

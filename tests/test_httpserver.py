@@ -6,6 +6,7 @@ import errno
 import http.client
 import json
 import logging
+import re
 import resource
 import select
 import shutil
@@ -1125,6 +1126,218 @@ def test_death_of_the_reactor_is_told(caplog: pytest.LogCaptureFixture) -> None:
         with connect(server) as late:
             assert late.recv(1) == b""
     assert "the reactor ended" in caplog.text
+
+
+# -- sockets of others ---------------------------------------------------------------------------
+
+
+def in_reactor(server: HTTPServer, action: Callable[[], None]) -> None:
+    """Have something done in the reactor's thread, as by input of a socket that it watches."""
+    ours, theirs = socket.socketpair()
+    done = threading.Event()
+
+    def act() -> None:
+        if ours.recv(1):
+            action()
+            done.set()
+
+    with ours, theirs:
+        server.watch(ours, act)
+        theirs.send(b"!")
+        assert done.wait(10)
+        server.unwatch(ours)
+
+
+def test_what_is_answered_for_a_watched_socket_leaves_at_once() -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep"))
+        (request,) = application.wait_for(1)
+        names: list[str] = []
+
+        def act() -> None:
+            names.append(threading.current_thread().name)
+            request.respond(200)
+
+        in_reactor(server, act)
+        assert statuses(read_answers(client, 1)) == [200]
+        assert names == ["http-reactor"]
+        assert not server._reactor.watched
+        assert statuses(exchange(server, GET)) == [200]  # with the descriptor of that socket
+
+
+def test_watching_begins_before_the_start_and_ends_after_the_end() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Recorder())
+    ours, theirs = socket.socketpair()
+    came = threading.Event()
+
+    def act() -> None:
+        if ours.recv(1):
+            came.set()
+
+    with ours, theirs:
+        server.watch(ours, act)
+        theirs.send(b"!")
+        server.start()
+        assert came.wait(10)
+        assert server.drain(10)
+        server.unwatch(ours)
+        server.watch(ours, came.clear)
+        server.unwatch(ours)
+    assert came.is_set()
+
+
+def test_watched_sockets_are_served_while_draining() -> None:
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep"))
+        (request,) = application.wait_for(1)
+        ended: list[bool] = []
+        drain = threading.Thread(target=lambda: ended.append(server.drain(10)))
+        drain.start()
+        wait_until(lambda: server._reactor.draining)
+        in_reactor(server, lambda: server.call_soon(lambda: request.respond(200)))
+        assert statuses(read_all(client)) == [200]
+        client.close()  # or the other side lingers
+        drain.join(10)
+        assert ended == [True]
+
+
+@pytest.mark.parametrize("soon", [False, True])
+def test_an_action_that_raises_ends_the_reactor_and_is_told(soon: bool) -> None:
+    told: list[BaseException] = []
+    died = threading.Event()
+
+    def on_fatal(error: BaseException) -> None:
+        told.append(error)
+        died.set()
+
+    def act() -> None:
+        ours.recv(1)
+        if soon:
+            server.call_soon(boom)
+        else:
+            boom()
+
+    def boom() -> None:
+        raise RuntimeError("boom")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, serving(on_fatal=on_fatal) as server:
+        server.watch(ours, act)
+        theirs.send(b"!")
+        assert died.wait(10)
+        server.unwatch(ours)
+    assert isinstance(told[0], RuntimeError)
+
+
+def test_what_is_to_come_soon_follows_the_answers_and_the_next_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(httpserver, "_TICK", 10.0)
+    application = Recorder()
+    events = application.events
+    stepped = Stepped(application)
+    reactor = stepped.reactor
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    def act() -> None:
+        ours.recv(1)
+        application.kept[0].respond(200)
+        reactor.soon.append(lambda: events.append(f"soon {len(stepped.received)}"))
+
+    try:
+        reactor.epoll.register(ours.fileno(), select.EPOLLIN)
+        reactor.watched[ours.fileno()] = act
+        stepped.send(get(target=b"/keep"))
+        theirs.send(b"!")
+        reactor.round()
+        stepped._read()
+        assert statuses(stepped.received) == [200]
+        assert "soon" not in str(events)
+        answered = len(stepped.received)
+        stepped.client.send(PUT)
+        reactor.round()  # doesn't wait
+        assert events == ["GET /keep", "flush", "PUT /kv", "flush", f"soon {answered}"]
+        reactor.soon.append(lambda: events.append("at once"))
+        before = time.monotonic()
+        reactor.round()
+        assert events[-1] == "at once"
+        assert time.monotonic() - before < 5
+    finally:
+        ours.close()
+        theirs.close()
+        stepped.close()
+
+
+def test_soon_is_for_the_reactors_thread() -> None:
+    with serving() as server, pytest.raises(AssertionError):
+        server.call_soon(lambda: None)
+
+
+def test_many_requests_hold_up_neither_peers_nor_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(httpserver, "_ROUND", 4)
+    stepped = Stepped(Recorder())
+    reactor = stepped.reactor
+    pairs = [socket.socketpair() for _ in range(11)]
+    (peer, other), *clients = pairs
+    served: list[int] = []
+    try:
+        for ours, theirs in pairs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+        for ours, _ in clients:
+            reactor.adopt(ours, ("127.0.0.1", 1))
+        reactor.epoll.register(peer.fileno(), select.EPOLLIN)
+        reactor.watched[peer.fileno()] = lambda: served.append(len(peer.recv(9)))
+        for _, theirs in clients:
+            theirs.send(GET)
+        for number in range(1, 4):
+            other.send(b"!")
+            before = reactor.requests
+            reactor.round()
+            assert len(served) == number
+            assert reactor.requests - before <= 4
+            for _, theirs in clients[:4]:  # who comes again and again waits for the others
+                theirs.send(GET)
+        assert [statuses(theirs.recv(1 << 16)) for _, theirs in clients[4:]] == [[200]] * 6
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+        peer.close()
+        stepped.close()
+
+
+def test_runs_that_had_to_wait_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpserver, "_ROUND", 2)
+    stepped = Stepped(Recorder())
+    pairs = [socket.socketpair() for _ in range(6)]
+    answers = [b""] * len(pairs)
+    run = b"".join([get(target=b"/%d" % number) + PUT for number in range(5)])
+    try:
+        for ours, theirs in pairs:
+            ours.setblocking(False)
+            theirs.settimeout(10)
+            theirs.sendall(run)
+            stepped.reactor.adopt(ours, ("127.0.0.1", 1))
+        while stepped.reactor.requests < 10 * len(pairs):
+            before = stepped.reactor.requests
+            stepped.reactor._wake()
+            stepped.reactor.round()
+            assert stepped.reactor.requests - before <= 4
+        stepped.reactor.round()
+        for number, (_, theirs) in enumerate(pairs):
+            answers[number] = read_answers(theirs, 10)
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+        stepped.close()
+    for each in answers:
+        assert statuses(each) == [200] * 10
+        assert re.findall(rb'"GET", "/(.)"', each) == [b"%d" % number for number in range(5)]
 
 
 # -- the end -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ import pytest
 from errors import (
     Conflict,
     ConureError,
+    CorruptionError,
+    DiskFull,
     Diverged,
     ForeignDirectory,
     MemberNotFound,
@@ -542,6 +544,195 @@ def test_a_write_that_was_overwritten_is_refused_and_may_be_tried_again() -> Non
     lab.tick(5)
     assert lab["n1"].get(b"k") == b"kept"
     assert lab["n1"].get(b"l") is None
+
+
+def paused(lab: Lab) -> list[Callable[[], None]]:
+    """Let n1 be asked by hand for what it wants to do a moment later."""
+    later: list[Callable[[], None]] = []
+    lab["n1"].call_soon = later.append
+    return later
+
+
+def batches(node: Node) -> list[int]:
+    """The numbers of commands that were proposed together."""
+    sizes: list[int] = []
+    propose = node._raft.propose
+
+    def noted(commands: Sequence[bytes]) -> int:
+        first = propose(commands)
+        sizes.append(len(commands))
+        return first
+
+    node._raft.propose = noted  # type: ignore[method-assign]
+    return sizes
+
+
+def test_writes_gather_while_others_wait_and_need_no_tick() -> None:
+    lab = cluster("n2", "n3")
+    sizes = batches(lab["n1"])
+    outcomes = [begin(lab["n1"], (b"k", b"%d" % number)) for number in range(4)]
+    assert sizes == [1]
+    lab.settle()  # time stands still
+    assert outcomes == [[None]] * 4
+    assert sizes == [1, 3]
+    assert lab["n1"].get(b"k") == b"3"
+    outcomes = [begin(lab["n1"], (b"k", b"4"))]
+    lab.settle()
+    assert (outcomes, sizes) == ([[None]], [1, 3, 1])
+
+
+def test_a_write_that_comes_while_answers_are_sent_goes_with_those_held_back() -> None:
+    lab = cluster("n2", "n3")
+    later, sizes = paused(lab), batches(lab["n1"])
+    outcomes = [begin(lab["n1"], (b"k", b"1")), begin(lab["n1"], (b"k", b"2"))]
+    lab.settle()
+    assert outcomes == [[None], ["unanswered"]]
+    outcomes.append(begin(lab["n1"], (b"k", b"3")))
+    lab.tick()  # does not come before its turn
+    assert sizes == [1]
+    (propose,) = later
+    later.clear()
+    propose()
+    lab.settle()
+    assert outcomes == [[None]] * 3
+    assert sizes == [1, 2]
+    for propose in later:  # with nothing to do
+        propose()
+    assert sizes == [1, 2]
+    outcomes.append(begin(lab["n1"], (b"k", b"4")))
+    assert sizes == [1, 2, 1]  # nobody else is waited for
+
+
+def test_a_lone_node_holds_nothing_back() -> None:
+    lab = cluster()
+    later = paused(lab)
+    assert [begin(lab["n1"], (b"k", b"v")), begin(lab["n1"], (b"k", b"w"))] == [[None], [None]]
+    assert later == []
+
+
+def test_a_read_does_not_wait_for_writes_that_are_held_back() -> None:
+    lab = cluster("n2", "n3")
+    paused(lab)
+    outcomes = [begin(lab["n1"], (b"k", b"1")), begin(lab["n1"], (b"k", b"2"))]
+    lab.settle()
+    answers = read(lab["n1"])
+    lab.settle()
+    assert answers == [None]
+    assert lab["n1"].get(b"k") == b"1"
+    assert outcomes == [[None], ["unanswered"]]
+
+
+def test_a_reply_that_raises_does_not_hold_up_the_writes_after_it() -> None:
+    lab = cluster("n2", "n3")
+
+    def reply(start: int, stop: int, error: ConureError | None) -> None:
+        raise RuntimeError("boom")
+
+    lab["n1"].write([(b"k", b"v")], reply)
+    held = begin(lab["n1"], (b"k", b"w"))
+    with pytest.raises(RuntimeError, match="boom"):
+        lab.settle()
+    lab.settle()
+    assert held == [None]
+
+
+def test_what_was_proposed_in_an_earlier_term_holds_nothing_back() -> None:
+    """Its entries were overwritten, and the log is shorter than it was."""
+    lab = cluster("n2", "n3")
+    lab.cut.add("n1")
+    lost = begin(lab["n1"], *[(b"k%d" % number, b"v") for number in range(50)])
+    lab.leader()
+    lab.cut.clear()
+    lab.tick_until(lambda: "unanswered" not in lost)
+    assert lab["n1"]._raft.state is State.FOLLOWER
+    answers: list[ConureError | None] = []
+    lab.leader().hand_over("n1", answers.append)
+    lab.tick_until(lambda: bool(answers))
+    assert lab["n1"]._raft.last_index < 50
+    outcome = begin(lab["n1"], (b"k", b"w"))
+    lab.settle()
+    assert outcome == [None]
+
+
+def test_writes_that_are_held_back_go_to_the_new_leader() -> None:
+    lab = cluster("n2", "n3")
+    lab.cut.add("n1")
+    proposed, held = begin(lab["n1"], (b"k", b"1")), begin(lab["n1"], (b"k", b"2"))
+    leader = lab.leader()
+    assert [type(error) for error in held] == [NotLeader]  # it stepped down: there is no quorum
+    assert proposed == ["unanswered"]
+    lab.cut.clear()
+    lab.tick_until(lambda: proposed != ["unanswered"])
+    assert [type(error) for error in proposed] == [Unavailable]
+
+    lab.tick(5)
+    proposed, held = begin(leader, (b"k", b"3")), begin(leader, (b"k", b"4"))
+    term = leader._raft.term + 1
+    message = Message(MessageType.APPEND, "n1", leader._raft.id, term)
+    leader.receive([message])  # n1 leads now
+    (error,) = held
+    assert isinstance(error, NotLeader)
+    assert error.leader_id == "n1"
+    assert proposed == ["unanswered"]
+
+
+def test_writes_that_are_held_back_are_proposed_by_who_leads_again() -> None:
+    lab = cluster("n2", "n3")
+    later, node = paused(lab), lab["n1"]
+    outcomes = [begin(node, (b"k", b"1")), begin(node, (b"k", b"2"))]
+    lab.settle()
+    with node._lock:  # loses leadership and has it again before its turn comes
+        node._raft._become_follower(node._raft.term)
+        node._raft._become_candidate(force=True)
+        node._drive()
+    lab.settle()
+    assert node._raft.state is State.LEADER
+    for propose in later:
+        propose()
+    lab.settle()
+    assert outcomes == [[None], [None]]
+
+
+@pytest.mark.parametrize("end", ["time", "disk", "failure", "stop"])
+def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -> None:
+    lab = cluster("n2", "n3", write_timeout=0.2, election_timeout=30.0)
+    later, node = paused(lab), lab["n1"]
+    proposed = begin(node, (b"k", b"1"))
+    held = [begin(node, (b"k", b"2" * 9000), (b"l", b"2")), begin(node, (b"k", b"3"))]
+    expected: type[ConureError] = Unavailable
+    if end == "time":
+        lab.cut |= {"n2", "n3"}
+        lab.tick(5)
+        assert isinstance(proposed[0], OutcomeUnknown)
+    elif end == "disk":
+        lab.settle()
+        lab.disks["n1"].set_capacity(lab.disks["n1"].used_bytes())
+        expected = DiskFull
+    elif end == "failure":
+        with node._lock:
+            node._fail(CorruptionError("conure.db", 0, "it is torn"))
+            finished = node._take_finished()
+        for reply in finished:
+            reply()
+        assert isinstance(proposed[0], OutcomeUnknown)
+    else:
+        lab.stop("n1")
+        assert isinstance(proposed[0], OutcomeUnknown)
+    node.propose_held()
+    for propose in later:
+        propose()
+    lab.settle()
+    assert [[type(error) for error in each] for each in held] == [[expected] * 2, [expected]]
+
+
+def test_what_is_held_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.MAX_HELD_BYTES", 1000)
+    lab = cluster("n2", "n3")
+    outcomes = [begin(lab["n1"], (b"k", b"v" * 600)) for _ in range(4)]
+    assert [type(each[0]) for each in outcomes] == [str, str, str, Unavailable]
+    lab.settle()
+    assert [each[0] for each in outcomes[:3]] == [None] * 3
+    assert begin(lab["n1"], (b"k", b"v")) == ["unanswered"]  # there is room again
 
 
 def test_a_write_without_a_quorum_is_of_unknown_outcome_in_time() -> None:

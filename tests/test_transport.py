@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import re
+import select
 import socket
 import struct
 import threading
@@ -28,8 +29,10 @@ from hypothesis import strategies as st
 import transport
 import wire
 from errors import ConureError, StorageError, Unavailable
+from httpserver import HTTPServer
 from metrics import Registry
 from raft import COMMAND, Entry, Message, MessageType, SnapshotMeta
+from tests.httpdriver import Recorder
 from transport import Greeting, Refused, SnapshotHeader, Transport
 
 CLUSTER = "c1"
@@ -112,7 +115,13 @@ class State:
 class Node:
     """A transport with a host that remembers what it was told."""
 
-    def __init__(self, node_id: str, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        node_id: str,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        watcher: HTTPServer | None = None,
+    ) -> None:
         self.id = node_id
         self.cluster = CLUSTER
         self.rounds: list[list[Message]] = []
@@ -127,6 +136,7 @@ class Node:
         self.registry = Registry()
         self.transport = Transport((host, port), self.registry)
         self.transport.host = self
+        self.transport.watcher = watcher
         self.transport.start()
 
     @property
@@ -201,8 +211,14 @@ class Net:
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
 
-    def node(self, node_id: str, port: int = 0, host: str = "127.0.0.1") -> Node:
-        node = Node(node_id, port, host)
+    def node(
+        self,
+        node_id: str,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        watcher: HTTPServer | None = None,
+    ) -> Node:
+        node = Node(node_id, port, host, watcher)
         self.stack.callback(node.transport.close)
         return node
 
@@ -211,6 +227,12 @@ class Net:
         a.knows(b)
         b.knows(a)
         return a, b
+
+    def reactor(self) -> HTTPServer:
+        """A server of clients that reads the messages of peers, too."""
+        server = HTTPServer(("127.0.0.1", 0), Recorder())
+        self.stack.callback(server.drain, 0)
+        return server
 
     def listener(self, backlog: int = 8) -> socket.socket:
         listener = self.stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=backlog))
@@ -1329,3 +1351,162 @@ def test_the_host_is_not_called_after_close(net: Net) -> None:
         a.send("b", i)
     eventually(lambda: a.lost)
     assert len(b.rounds) == calls
+
+
+# -- messages that a watcher reads ---------------------------------------------------------------
+
+
+def message_to(node: Node, index: int, sender: str = "x") -> bytes:
+    return wire.encode_message(Message(MessageType.APPEND, sender, node.id, 1, index=index))
+
+
+def indexes(node: Node) -> list[int]:
+    return [message.index for message in node.messages]
+
+
+def watched(server: HTTPServer) -> int:
+    return len(server._reactor.watched)
+
+
+def test_a_watcher_hands_over_what_comes_in_its_own_thread(net: Net) -> None:
+    server = net.reactor()
+    node = net.node("a", watcher=server)
+    threads: set[str] = set()
+    node.on_receive = lambda _: threads.add(threading.current_thread().name)
+    early = net.admitted(node)
+    early.sendall(message_to(node, 0))  # it has to wait: the server doesn't run yet
+    server.start()
+    data = b"".join([message_to(node, index) for index in range(1, 3000)])
+    for at in range(0, len(data), 9999):
+        early.sendall(data[at : at + 9999])
+    eventually(lambda: len(node.messages) == 3000)
+    assert indexes(node) == list(range(3000))
+    assert threads == {"http-reactor"}
+
+
+def end_by_close(sock: socket.socket, node: Node) -> None:
+    sock.close()
+
+
+def end_by_reset(sock: socket.socket, node: Node) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def end_by_garbage(sock: socket.socket, node: Node) -> None:
+    sock.sendall(b"\xff" * 100)
+
+
+def end_by_another_name(sock: socket.socket, node: Node) -> None:
+    sock.sendall(message_to(node, 666, sender="y"))
+
+
+def end_by_the_host(sock: socket.socket, node: Node) -> None:
+    def fail(_: Sequence[Message]) -> None:
+        node.on_receive = lambda _: None
+        raise RuntimeError("boom")
+
+    node.on_receive = fail
+    sock.sendall(message_to(node, 666))
+
+
+ENDS = (end_by_close, end_by_reset, end_by_garbage, end_by_another_name, end_by_the_host)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_watched_connection_that_ends_leaves_nothing(
+    net: Net, end: Callable[[socket.socket, Node], None]
+) -> None:
+    server = net.reactor()
+    server.start()
+    node = net.node("a", watcher=server)
+    before = descriptors()
+    for index in range(3):
+        sock = net.admitted(node)
+        sock.sendall(message_to(node, index))
+        eventually(lambda: len(node.messages) == index + 1)  # noqa: B023 - called at once
+        end(sock, node)
+        with contextlib.suppress(OSError):
+            sock.sendall(message_to(node, 777))  # nothing behind an error is handed over
+        if sock.fileno() >= 0:
+            assert is_closed(sock)
+        sock.close()
+        eventually(lambda: not watched(server) and not node.transport._incoming)
+    eventually(lambda: descriptors() <= before)
+    assert indexes(node) == [0, 1, 2]
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")  # the server lives on
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_nothing_behind_an_error_is_handed_over_however_often_the_watcher_calls(net: Net) -> None:
+    actions: list[Callable[[], None]] = []
+
+    class ByHand:
+        def watch(self, sock: socket.socket, action: Callable[[], None]) -> None:
+            actions.append(action)
+
+        def unwatch(self, sock: socket.socket) -> None:
+            gate.wait(PATIENCE)
+
+    gate = threading.Event()
+    node = net.node("a")
+    node.transport.watcher = ByHand()
+    sock = net.admitted(node)
+    eventually(lambda: actions)
+    actions[0]()  # without input
+    sock.sendall(message_to(node, 666, sender="y"))
+    stream = next(iter(node.transport._streams))
+    while not stream.has_ended.is_set():
+        actions[0]()
+    sock.sendall(message_to(node, 1))
+    assert select.select([stream._sock], [], [], PATIENCE)[0]
+    actions[0]()
+    gate.set()
+    assert is_closed(sock)
+    assert node.messages == []
+
+
+def test_the_newest_watched_connection_takes_the_place_of_the_older_one(net: Net) -> None:
+    server = net.reactor()
+    server.start()
+    node = net.node("a", watcher=server)
+    for index in range(20):  # descriptors are used again and again
+        sock = net.admitted(node)
+        sock.sendall(message_to(node, index))
+        eventually(lambda: len(node.messages) == index + 1)  # noqa: B023 - called at once
+    assert indexes(node) == list(range(20))
+    eventually(lambda: watched(server) == 1)
+
+
+def test_a_watcher_that_has_ended_leaves_no_thread_behind(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = net.reactor()
+    server.start()
+    node = net.node("a", watcher=server)
+    before = net.admitted(node)
+    before.sendall(message_to(node, 0))
+    eventually(lambda: node.messages)
+    server.drain(0)
+    after = net.admitted(node, node_id="y")  # is greeted, and read no more
+    after.sendall(message_to(node, 1, sender="y"))
+    eventually(lambda: len(node.transport._streams) == 2)
+    node.transport.close()
+    assert is_closed(before)
+    assert is_closed(after)
+    assert indexes(node) == [0]
+    assert not node.transport._streams
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_close_ends_what_a_watcher_reads(net: Net) -> None:
+    server = net.reactor()
+    server.start()
+    node = net.node("a", watcher=server)
+    sock = net.admitted(node)
+    sock.sendall(message_to(node, 0)[:-1])
+    eventually(lambda: node.metric('conure_peer_received_bytes_total{peer="other"}'))
+    node.transport.close()
+    assert is_closed(sock)
+    assert not watched(server)

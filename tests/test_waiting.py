@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from errors import ConureError, OutcomeUnknown, Unavailable
 from raft import COMMAND, Entry
-from waiting import Read, Reads, Writes
+from waiting import Held, Read, Reads, Writes
 
 Outcomes = list[type[ConureError] | str | None]
 
@@ -22,6 +22,18 @@ def waiting(writes: Writes, term: int, first: int, count: int, deadline: float =
 
     writes.add(term, first, count, reply, deadline)
     return outcomes
+
+
+def held(writes: Writes, *commands: bytes, deadline: float = 9.0) -> list[ConureError]:
+    errors: list[ConureError] = []
+
+    def reply(start: int, stop: int, error: ConureError | None) -> None:
+        assert (start, stop) == (0, len(commands))
+        assert error is not None
+        errors.append(error)
+
+    writes.hold(Held(list(commands), reply, deadline))
+    return errors
 
 
 def run(answers: Sequence[Callable[[], None]]) -> None:
@@ -83,6 +95,34 @@ def test_what_a_snapshot_hides_or_time_ends_is_of_unknown_outcome() -> None:
     run(writes.ended(Unavailable("over")))
     assert ended == [Unavailable]
     assert not writes
+
+
+def test_what_is_held_back_is_released_once_and_in_order() -> None:
+    writes = Writes()
+    held(writes, b"a", b"bc")
+    held(writes, b"def")
+    assert writes.held_bytes == 6
+    assert not writes  # nothing is proposed
+    assert [each.commands for each in writes.release()] == [[b"a", b"bc"], [b"def"]]
+    assert writes.held_bytes == 0
+    assert list(writes.release()) == []
+    run(writes.expired(99.0) + writes.ended(Unavailable("over")))
+
+
+def test_of_what_is_held_back_it_is_known_that_it_did_not_happen() -> None:
+    writes = Writes()
+    proposed = waiting(writes, 2, 5, 1, deadline=1.0)
+    late, ended = held(writes, b"a", b"b", deadline=1.0), held(writes, b"cd", deadline=2.0)
+    run(writes.expired(1.0))
+    assert proposed == [OutcomeUnknown]
+    assert [type(error) for error in late] == [Unavailable]
+    assert writes.held_bytes == 2
+    run(writes.skipped(99) + writes.applied(entries(5, 3)))
+    assert ended == []
+    run(writes.ended(OutcomeUnknown("it may have happened")))
+    assert [type(error) for error in ended] == [Unavailable]
+    assert "not begun" in str(ended[0])
+    assert writes.held_bytes == 0
 
 
 def test_reads_wait_for_their_confirmation_and_for_their_index() -> None:
