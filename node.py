@@ -980,6 +980,11 @@ class Node:
         except ConureError as error:
             self._finished += [each.answer(self._refused(error)) for each in held]
             return
+        except Exception as error:  # noqa: BLE001 - a bug; see _drive
+            self._fail(error)
+            unknown = OutcomeUnknown(f"the node failed while it worked on this: {error}")
+            self._finished += [each.answer(unknown) for each in held]
+            return
         term = self._raft.term
         self._last_proposed = term, first + len(commands) - 1
         self._batch_sizes.observe(len(commands))

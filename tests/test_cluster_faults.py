@@ -180,6 +180,30 @@ def test_pauses_of_leader_and_follower_under_load(cluster: Cluster) -> None:
     cluster.wait_until_equal()
 
 
+def days_shown(cluster: Cluster) -> set[str]:
+    """Return the days that the nodes' Date fields tell."""
+    return {member.request("GET", "/livez").headers["date"][:16] for member in cluster.running}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler makes the clock that jumps")
+def test_wall_clocks_that_jump_depose_nobody(tmp_path: Path, cluster: Cluster) -> None:
+    library, order = tmp_path / "clocklib.so", tmp_path / "order"
+    source = Path(__file__).parent / "clocklib.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    for number in range(3):
+        cluster.add(environ={"LD_PRELOAD": str(library), "CLOCK_ORDER": f"{order}{number}"})
+    cluster.start(3)
+    term = cluster.leader().status()["term"]
+    with Workload(cluster) as load:
+        for number, seconds in [(0, 86_400), (1, -86_400), (2, 3_600), (0, -86_400), (1, 3_600)]:
+            Path(f"{order}{number}").write_text(str(seconds))
+            load.wait_for_writes(30)
+        wait_until(lambda: len(days_shown(cluster)) > 1)  # or the clocks did not jump
+    assert cluster.leader().status()["term"] == term
+    load.check()
+    cluster.wait_until_equal()
+
+
 def test_without_a_quorum_reads_and_writes_are_refused_in_time(tmp_path: Path) -> None:
     with Cluster(tmp_path, "--barrier-timeout=700ms", "--write-timeout=1s") as cluster:
         leader = cluster.start(3).leader()

@@ -115,6 +115,19 @@ def test_pure_module_stays_pure(module: str) -> None:
     assert imports_of(module) - set(ALLOWED) <= PURE[module]
 
 
+def test_nobody_decides_by_the_wall_clock() -> None:
+    """It may jump by hours at any moment. It is shown to people, and decides nothing."""
+    shown_by = {"conuredb", "httpserver", "metrics"}  # log lines, the Date field, the start time
+    wall = {"time", "time_ns", "gmtime", "localtime", "ctime", "strftime"}
+    for module in set(ALLOWED) - shown_by:
+        for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert not (node.value.id == "time" and node.attr in wall), module
+            elif isinstance(node, ast.ImportFrom) and node.module == "time":
+                assert not {alias.name for alias in node.names} & wall, module
+        assert not imports_of(module) & {"datetime", "calendar"}, module
+
+
 def test_table_has_no_circle() -> None:
     done: set[str] = set()
     while len(done) < len(ALLOWED):
