@@ -1,16 +1,16 @@
 """The node: the threads that drive the core, the log and the store, and the one lock they share.
 
-The core is a monitor. Whoever brings input (the reactor with a round of requests, a peer's
-connection with messages, the timer with a tick) takes the lock, steps the core and carries out
-every ``Ready`` it gives (raft.py lists those duties) before letting go. So a write travels with
-few hand-overs: propose, send to the followers, append, one sync for the whole round; the answers
-of the followers commit it, and the thread that brings them applies it and answers.
+The core is a monitor. Whoever brings input (the reactor with a round of requests or a peer's
+messages, the timer with a tick) takes the lock, steps the core and carries out every ``Ready`` it
+gives (raft.py lists those duties) before letting go. So a write travels without a hand-over:
+propose, send to the followers, append, one sync for the whole round; the answers of the followers
+commit it, and the thread that reads them applies it and answers.
 
 ======================= ======================================================================
 thread                  does
 ======================= ======================================================================
-reactor (httpserver.py) ``write``, ``confirm_read``, ``get`` and the rest of the backend's methods
-peers (transport.py)    ``receive`` and the rest of the transport's host
+reactor (httpserver.py) the backend's methods; ``receive`` and ``propose_held``
+peers (transport.py)    the rest of the transport's host: handshakes, snapshots, lost connections
 timer                   ``tick``: the core's time, ends what has waited too long
 checkpointer            ``housekeep``: checkpoints, cuts the log, prepares the next log segment
 main                    ``open``, ``recover``, ``start``, ``resign``, ``stop``
@@ -18,10 +18,10 @@ main                    ``open``, ``recover``, ``start``, ``resign``, ``stop``
 
 Lock order: ``Upkeep.exclusive``, the node's lock, then the tree's and the log's own small ones. The
 first is held by a checkpoint from its beginning to its end and by the installation of a snapshot,
-because each of them wants the tree's file for itself. The node's lock guards the
-core, the log, the store and every attribute below that is not marked otherwise. Replies are
-called after it is let go. Syncs of the log happen under it, because nothing else has anything to
-do until they return; a checkpoint's pages are written and synced outside of it.
+because each of them wants the tree's file for itself. The node's lock guards the core, the log,
+the store and every attribute below that is not marked otherwise. Replies are called after it is
+let go. Syncs of the log happen under it, because nothing else has anything to do until they
+return; a checkpoint's pages are written and synced outside of it.
 
 1. Nothing is acknowledged before it is on a majority of disks, committed and applied (R1, R2, R8).
    Entries are synced in the step that appends them, so nothing is applied here that this node
@@ -37,6 +37,8 @@ do until they return; a checkpoint's pages are written and synced outside of it.
 5. A node that doesn't belong here gets no further than the handshake: another cluster's, or one
    whose data directory isn't the one the member of that name was admitted with (a wiped disk has
    forgotten its vote).
+6. While proposed writes wait for their quorum, others are held back, to be proposed together. Of
+   a held write it is certain that it did not happen.
 """
 
 from __future__ import annotations
