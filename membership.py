@@ -22,18 +22,16 @@ from typing import Any
 from errors import Conflict, ConureError, NotLeader, OutcomeUnknown, Unavailable
 from raft import Configuration, Outlook, Raft, Server, State
 from transport import Greeting
+from waiting import Reply
 
 __all__ = [
     "Change",
     "Changes",
-    "Reply",
     "newcomer",
     "preview_join",
     "preview_remove",
     "resembles",
 ]
-
-Reply = Callable[[ConureError | None], None]
 
 
 @dataclass(slots=True)

@@ -773,7 +773,7 @@ class Node:
             try:
                 sender = messages[0].sender
                 if self._book.hear(sender):
-                    self._peers.set_peers(self._book.addresses())
+                    self._tell_peers()
                 if self._shares_cluster_with(sender):
                     for message in self._that_fit(messages):
                         self._step(message)
@@ -809,7 +809,7 @@ class Node:
             if self._is_working:
                 self._raft.report_unreachable(node_id)
                 if self._book.look_elsewhere(node_id):
-                    self._peers.set_peers(self._book.addresses())
+                    self._tell_peers()
 
     def begin_snapshot(self, header: SnapshotHeader) -> IncomingSnapshot | None:
         """Prepare for a state that the leader wants to send; None if it isn't needed any more.
@@ -875,7 +875,7 @@ class Node:
                     elif self._ticks % CALL_OUT_TICKS == 0:
                         self._call_out()
                     if self._book.forget(now):
-                        self._peers.set_peers(self._book.addresses())
+                        self._tell_peers()
                     self._propose()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
@@ -935,7 +935,7 @@ class Node:
             raft_log.set_hard_state(ready.hard_state)
         if ready.configuration is not None:
             self._book.adopt(ready.configuration, self._clock())
-            self._peers.set_peers(self._book.addresses())
+            self._tell_peers()
         for message in ready.messages:
             if message.type is MessageType.SNAPSHOT:
                 self._send_snapshot(message)
@@ -1215,9 +1215,13 @@ class Node:
                         self._meet(found)
         reply(refusal)
 
+    def _tell_peers(self) -> None:
+        """Tell the transport where everybody is, by what is known now."""
+        self._peers.set_peers(self._book.addresses())
+
     def _meet(self, peer: Greeting) -> None:
         if self._book.meet(peer):
-            self._peers.set_peers(self._book.addresses())
+            self._tell_peers()
 
     def _call_out(self) -> None:
         """Tell the others where this node is, if nobody leads and they don't know: who isn't

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 __all__ = [
+    "MakeStub",
     "StubServer",
     "close",
     "close_and_stop_listening",
@@ -68,6 +69,9 @@ class StubServer:
         for connection in self.open.copy():
             with contextlib.suppress(OSError):  # its handler was quicker
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+MakeStub = Callable[[], StubServer]
 
 
 class _Server(ThreadingHTTPServer):

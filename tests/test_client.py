@@ -29,6 +29,7 @@ from errors import (
     Unavailable,
 )
 from tests.stubserver import (
+    MakeStub,
     StubServer,
     close,
     close_later,
@@ -39,21 +40,6 @@ from tests.stubserver import (
     reset_later,
     truncate,
 )
-
-MakeStub = Callable[[], StubServer]
-
-
-@pytest.fixture(name="make_stub")
-def _make_stub() -> Iterator[MakeStub]:
-    stubs: list[StubServer] = []
-
-    def make() -> StubServer:
-        stubs.append(StubServer())
-        return stubs[-1]
-
-    yield make
-    for stub in stubs:
-        stub.stop()
 
 
 @pytest.fixture(name="stub")

@@ -309,21 +309,6 @@ def test_a_bridge_between_two_that_do_not_meet(lab: Lab, tmp_path: Path) -> None
 # -- disks that are full ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
-    """A mount point, and the command that gives a process a disk of 3 MiB there."""
-    point = tmp_path / "disk"
-    point.mkdir()
-    mount = f'mount -t tmpfs -o size=3m tmpfs "{point}" && exec "$@"'
-    wrapper = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*wrapper, "true"], check=False, capture_output=True).returncode
-    ):
-        pytest.skip("mounting a small disk needs root and unshare")
-    return point, wrapper
-
-
 @pytest.mark.parametrize("role", ["leader", "follower"])
 def test_a_full_disk_of_one_node(
     small_disk: tuple[Path, list[str]], tmp_path: Path, role: str

@@ -18,7 +18,7 @@ import pytest
 import discovery
 from discovery import Joiner
 from tests.process import wait_until
-from tests.stubserver import StubServer, close, garbage, hang, raw, refuse
+from tests.stubserver import MakeStub, StubServer, close, garbage, hang, raw, refuse
 
 FACTS = {
     "ID": "n2",
@@ -27,7 +27,6 @@ FACTS = {
     "Role": "data",
 }
 
-MakeStub = Callable[[], StubServer]
 MakeJoiner = Callable[..., "Case"]
 
 
@@ -50,19 +49,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "LOOK", 0.01)
     monkeypatch.setattr(discovery, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(discovery, "LONGEST_PAUSE", 0.04)
-
-
-@pytest.fixture(name="make_stub")
-def _make_stub() -> Iterator[MakeStub]:
-    stubs: list[StubServer] = []
-
-    def make() -> StubServer:
-        stubs.append(StubServer())
-        return stubs[-1]
-
-    yield make
-    for stub in stubs:
-        stub.stop()
 
 
 @pytest.fixture(name="asking")

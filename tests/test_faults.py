@@ -226,21 +226,6 @@ def test_a_stop_with_a_full_disk_loses_nothing(tmp_path: Path, disk: FaultyDisk)
         assert_filled(server, 10)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
-    """A mount point, and the command that gives a process a disk of 3 MiB there."""
-    point = tmp_path / "disk"
-    point.mkdir()
-    mount = f'mount -t tmpfs -o size=3m tmpfs "{point}" && exec "$@"'
-    wrapper = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*wrapper, "true"], check=False, capture_output=True).returncode
-    ):
-        pytest.skip("mounting a small disk needs root and unshare")
-    return point, wrapper
-
-
 def test_a_really_full_disk(small_disk: tuple[Path, list[str]]) -> None:
     point, wrapper = small_disk
     flags = (*SMALL_LOG, "--checkpoint-entries=100")

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "waiting": {"raft", "errors"},
     "addresses": {"raft", "transport"},
     "upkeep": {"metrics", "raft", "raftlog", "store", "errors"},
-    "membership": {"raft", "transport", "errors"},
+    "membership": {"raft", "transport", "waiting", "errors"},
     "node": {
         "addresses",
         "btree",

@@ -88,6 +88,17 @@ def visible(raft: Raft) -> tuple[object, ...]:
     )
 
 
+def leader_past_the_cut() -> tuple[Cluster, Node]:
+    """Return a cluster whose leader, a, has cut away the entries that c missed."""
+    cluster, leader = leader_of("a", "b", "c")
+    cluster.isolate("c")
+    leader.propose(*[b"x"] * 10)
+    cluster.settle()
+    leader.cut()
+    cluster.heal()
+    return cluster, leader
+
+
 def commands(*positions: tuple[int, int]) -> list[Entry]:
     """Return entries of these terms and indexes."""
     return [Entry(term, index, COMMAND, b"") for term, index in positions]
@@ -996,12 +1007,7 @@ def test_a_late_rejection_does_not_walk_back() -> None:
 
 
 def test_a_late_rejection_after_a_snapshot_does_not_walk_back() -> None:
-    cluster, leader = leader_of("a", "b", "c")
-    cluster.isolate("c")
-    leader.propose(*[b"x"] * 10)
-    cluster.settle()
-    leader.cut()
-    cluster.heal()
+    cluster, leader = leader_past_the_cut()
     cluster.tick_all(2)
     progress = leader.raft.progress["c"]
     assert progress.match == 12
@@ -1013,12 +1019,7 @@ def test_a_late_rejection_after_a_snapshot_does_not_walk_back() -> None:
 
 
 def test_a_snapshot_on_its_way_is_left_alone() -> None:
-    cluster, leader = leader_of("a", "b", "c")
-    cluster.isolate("c")
-    leader.propose(*[b"x"] * 10)
-    cluster.settle()
-    leader.cut()
-    cluster.heal()
+    cluster, leader = leader_past_the_cut()
     leader.tick()
     while leader.raft.progress["c"].state is not Replication.SNAPSHOT:
         cluster.deliver(cluster.network.pop(0))
@@ -1035,12 +1036,7 @@ def test_a_snapshot_on_its_way_is_left_alone() -> None:
 
 
 def test_a_failed_snapshot_is_tried_again() -> None:
-    cluster, leader = leader_of("a", "b", "c")
-    cluster.isolate("c")
-    leader.propose(*[b"x"] * 10)
-    cluster.settle()
-    leader.cut()
-    cluster.heal()
+    cluster, leader = leader_past_the_cut()
     leader.tick()
     while replication_of(leader, "c") is not Replication.SNAPSHOT:
         cluster.deliver(cluster.network.pop(0))
@@ -1055,12 +1051,7 @@ def test_a_failed_snapshot_is_tried_again() -> None:
 
 
 def test_who_is_being_removed_is_sent_no_snapshot() -> None:
-    cluster, leader = leader_of("a", "b", "c")
-    cluster.isolate("c")
-    leader.propose(*[b"x"] * 10)
-    cluster.settle()
-    leader.cut()
-    cluster.heal()
+    cluster, leader = leader_past_the_cut()
     leader.raft.report_unreachable("c")  # so it is asked where it is
     leader.change(lambda: leader.raft.remove("c"))
     assert replication_of(leader, "c") is Replication.PROBE

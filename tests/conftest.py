@@ -1,0 +1,40 @@
+"""Fixtures that several files of tests share."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stubserver import MakeStub, StubServer
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A mount point, and the command that gives a process a disk of 3 MiB there."""
+    point = tmp_path / "disk"
+    point.mkdir()
+    mount = f'mount -t tmpfs -o size=3m tmpfs "{point}" && exec "$@"'
+    wrapper = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*wrapper, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small disk needs root and unshare")
+    return point, wrapper
+
+
+@pytest.fixture(name="make_stub")
+def _make_stub() -> Iterator[MakeStub]:
+    stubs: list[StubServer] = []
+
+    def make() -> StubServer:
+        stubs.append(StubServer())
+        return stubs[-1]
+
+    yield make
+    for stub in stubs:
+        stub.stop()
