@@ -15,11 +15,13 @@ Nothing here has state: any thread may use anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
 __all__ = [
     "Acquire",
+    "Committed",
     "Compare",
     "Delete",
     "DeleteRange",
@@ -303,3 +305,14 @@ class Outcome(NamedTuple):
     refused_key: bytes = b""
     current: int = 0
     repeated: bool = False
+
+
+class Committed(NamedTuple):
+    """Commands that were committed and applied together.
+
+    The command at position *i* of its batch has the revision *first* + *i*. *outcomes* has those
+    of the transactions among them, by revision.
+    """
+
+    first: int
+    outcomes: Mapping[int, Outcome]
