@@ -82,6 +82,7 @@ class Member:
         self.flags = list(flags)
         self.wrapper = wrapper
         self.environ = environ
+        self._has_its_own_ports = ports is not None
         self.http_port, self.raft_port = ports or (free_port(host), free_port(host))
         self.process: ServerProcess | None = None
         self.is_paused = False
@@ -151,7 +152,10 @@ class Member:
 
     def move(self) -> None:
         """Take other ports for the next start."""
-        self.http_port, self.raft_port = free_port(self.host), free_port(self.host)
+        if self._has_its_own_ports:
+            self.http_port, self.raft_port = self.http_port + 1, self.raft_port + 1
+        else:
+            self.http_port, self.raft_port = free_port(self.host), free_port(self.host)
 
     def wipe(self) -> None:
         """Lose the disk."""
@@ -241,14 +245,17 @@ class Cluster:
     """Members under *directory*, each started with *flags*. Leaving the block ends all of them.
 
     In a *lab* member n is a process on host n; otherwise all are on the loopback interface. If
-    the block is left by an exception, all logs are printed.
+    the block is left by an exception, all logs are printed, or written to files under *logs*.
     """
 
-    def __init__(self, directory: Path, *flags: str, lab: Lab | None = None) -> None:
+    def __init__(
+        self, directory: Path, *flags: str, lab: Lab | None = None, logs: Path | None = None
+    ) -> None:
         self.members: list[Member] = []
         self._directory = directory
         self.flags = flags
         self._lab = lab
+        self._logs = logs
 
     def __enter__(self) -> Self:
         return self
@@ -257,7 +264,9 @@ class Cluster:
         for member in self.members:
             if member.process is not None:
                 member.kill()
-            if kind is not None:
+            if kind is not None and self._logs is not None:
+                (self._logs / f"{member.name}.log").write_text(member.whole_text)
+            elif kind is not None:
                 print(f"-- the log of {member.name} ({member.url}, {member.raft_address})")
                 print(member.whole_text)
 

@@ -5,39 +5,70 @@ there in silence, as a real partition drops it: the sender gets no error and has
 
     host 1 (10.78.1.2) ──┐
     host 2 (10.78.2.2) ──┼── router, which drops what a rule names
-    host 0 (10.78.0.2) ──┘   host 0 is the clients' place: no cut reaches it
+    host 0 (10.78.0.2) ──┘     │     ▲   host 0 is the clients' place: no cut reaches it
+                               ▼     │
+                             a thread that holds back and loses what an impaired host sends
 
-Only ``ip`` and root are needed, and nothing is added to the machine's own network. The thread
-that has entered a lab (:meth:`Lab.enter`), and those it starts, are on host 0.
+Many kernels have no netem. So packets of an impaired host make a detour: a rule sends them to a TUN
+device of the router, from which a thread reads them, and to which it writes them later, or never.
+They are routed from there as if nothing had happened; cuts hold for them too.
+
+Only ``ip`` and root are needed (``/dev/net/tun`` to impair), and nothing is added to the machine's
+own network. The thread that has entered a lab (:meth:`Lab.enter`), and those it starts, are on
+host 0.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import heapq
 import itertools
 import os
+import random
+import select
 import shutil
+import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
-__all__ = ["Lab", "why_not"]
+__all__ = ["Impairment", "Lab", "why_not"]
 
 CLONE_NEWNET = 0x40000000
-RULE_PRIORITY = 1000  # of the router's rules that drop packets: before those that forward them
+TUN = "/dev/net/tun"
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+DETOUR = "detour"  # the router's TUN device
+DETOUR_TABLE = "78"  # of its routes: all of them lead to that device
+
+# The router's rules, in this order, before those of its main table.
+DROP, SPARE_CLIENTS, TAKE_DETOUR = "1000", "1001", "1002"
+
+PACKETS_WAITING = 10_000  # what comes on top is lost, as in a full router
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _labs = itertools.count(1)
 
 
+class Impairment(NamedTuple):
+    """What happens to packets: each waits for *delay* and up to *jitter* seconds, or is lost."""
+
+    delay: float = 0.0
+    jitter: float = 0.0  # with it, packets overtake each other
+    loss: float = 0.0  # the chance of it
+
+
 class Lab:
-    """Hosts 1 to *hosts* and the clients' host 0. One thread at a time may cut and heal."""
+    """Hosts 1 to *hosts* and the clients' host 0. One thread at a time may change the links."""
 
     def __init__(self, hosts: int) -> None:
         self._name = f"conure-{os.getpid()}-{next(_labs)}"
         self._hosts = range(hosts + 1)
         self._cuts: set[tuple[int, int]] = set()
+        self._relay: _Relay | None = None
         try:
             self._make()
         except BaseException:
@@ -56,13 +87,8 @@ class Lab:
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
         """Put the calling thread onto host 0 for the length of the block."""
-        here = f"/proc/self/task/{threading.get_native_id()}/ns/net"
-        with open(here, "rb") as home, open(f"/run/netns/{self._place(0)}", "rb") as place:
-            _move_to(place.fileno())
-            try:
-                yield
-            finally:
-                _move_to(home.fileno())
+        with self._inside(0):
+            yield
 
     def cut_one_way(self, sender: int, receiver: int) -> None:
         """Lose every packet from *sender* to *receiver*; those of the other way pass."""
@@ -76,13 +102,27 @@ class Lab:
             self.cut_one_way(one, other)
             self.cut_one_way(other, one)
 
+    def impair(self, host: int, how: Impairment) -> None:
+        """Hold back and lose what *host* sends to other hosts; what it tells clients passes."""
+        if self._relay is None:
+            self._relay = self._make_detour()
+        if host not in self._relay.impaired:
+            self._detour("add", host)
+        self._relay.impaired[host] = how
+
     def heal(self) -> None:
-        """Let every packet pass again."""
+        """Let every packet pass again, and at once."""
         while self._cuts:
             self._rule("del", *self._cuts.pop())
+        if self._relay is not None:
+            for host in list(self._relay.impaired):
+                self._detour("del", host)
+                del self._relay.impaired[host]
 
     def close(self) -> None:
         """Remove the lab. Whatever runs on its hosts has to be ended before."""
+        if self._relay is not None:
+            self._relay.close()
         for host in (*self._hosts, "router"):
             if os.path.exists(f"/run/netns/{self._place(host)}"):
                 _ip("netns", "del", self._place(host))
@@ -103,17 +143,83 @@ class Lab:
             _ip("-n", place, "route", "add", "default", "via", gateway)
         _ip("netns", "exec", router, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
 
+    def _make_detour(self) -> _Relay:
+        router = self._place("router")
+        with self._inside("router"):
+            device = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
+            fcntl.ioctl(
+                device, TUNSETIFF, struct.pack("16sH22x", DETOUR.encode(), IFF_TUN | IFF_NO_PI)
+            )
+        _ip("-n", router, "link", "set", DETOUR, "up")
+        _ip("-n", router, "route", "add", "default", "dev", DETOUR, "table", DETOUR_TABLE)
+        clients = ("to", self.address(0), "lookup", "main")
+        _ip("-n", router, "rule", "add", "priority", SPARE_CLIENTS, *clients)
+        return _Relay(device)
+
+    def _detour(self, action: str, host: int) -> None:
+        rule = ("priority", TAKE_DETOUR, "iif", f"to{host}", "lookup", DETOUR_TABLE)
+        _ip("-n", self._place("router"), "rule", action, *rule)
+
     def _place(self, host: int | str) -> str:
         return f"{self._name}-{host}"
 
+    @contextlib.contextmanager
+    def _inside(self, host: int | str) -> Iterator[None]:
+        here = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+        with open(here, "rb") as home, open(f"/run/netns/{self._place(host)}", "rb") as place:
+            _move_to(place.fileno())
+            try:
+                yield
+            finally:
+                _move_to(home.fileno())
+
     def _rule(self, action: str, sender: int, receiver: int) -> None:
         ends = ("from", self.address(sender), "to", self.address(receiver))
-        rule = ("priority", str(RULE_PRIORITY), *ends, "blackhole")
-        _ip("-n", self._place("router"), "rule", action, *rule)
+        _ip("-n", self._place("router"), "rule", action, "priority", DROP, *ends, "blackhole")
 
 
-def why_not() -> str:
-    """Return why no lab can be made here; empty if one can."""
+class _Relay:
+    """The thread behind a detour. Others change ``impaired``, by whole values."""
+
+    def __init__(self, device: int) -> None:
+        self.impaired: dict[int, Impairment] = {}
+        self._device = device
+        self._end, self._ended = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="relay")
+        self._thread.start()
+
+    def close(self) -> None:
+        os.close(self._ended)
+        self._thread.join()
+        os.close(self._end)
+        os.close(self._device)
+
+    def _run(self) -> None:
+        waiting: list[tuple[float, int, bytes]] = []  # when to pass it on, its number, a packet
+        numbers = itertools.count()
+        while True:
+            pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
+            ready, _, _ = select.select([self._device, self._end], [], [], pause)
+            if self._end in ready:
+                return
+            now = time.monotonic()
+            while waiting and waiting[0][0] <= now:
+                os.write(self._device, heapq.heappop(waiting)[2])
+            if self._device not in ready:
+                continue
+            packet = os.read(self._device, 1 << 16)
+            # The sender is 10.78.host.2, in bytes 12 to 15 of an IPv4 packet.
+            how = self.impaired.get(packet[14], Impairment())
+            is_lost = random.random() < how.loss or len(waiting) >= PACKETS_WAITING
+            if packet[0] >> 4 == 4 and not is_lost:
+                when = now + how.delay + random.random() * how.jitter
+                heapq.heappush(waiting, (when, next(numbers), packet))
+
+
+def why_not(*, to_impair: bool = False) -> str:
+    """Return why no lab can be made here, or none to impair its hosts; empty if one can."""
+    if to_impair and not os.path.exists(TUN):
+        return f"holding packets back needs {TUN}"
     if shutil.which("ip") is None:
         return "network namespaces need the ip command (iproute2)"
     if os.geteuid() != 0:

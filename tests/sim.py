@@ -177,7 +177,7 @@ class Luck:
             return rng.choice(values) if rng.random() < chance else 0.0
 
         arbiter = rng.random() < 0.2
-        return cls(
+        luck = cls(
             data_nodes=rng.choice([2, 2, 4]) if arbiter else rng.choice([3, 3, 3, 4, 5]),
             arbiter=arbiter,
             loss=maybe(0.5, 0.005, 0.03, 0.15),
@@ -196,7 +196,7 @@ class Luck:
             fail=maybe(0.2, 0.1, 0.3),
             slow=maybe(0.2, 0.1, 0.5),
             disconnect=maybe(0.4, 0.2, 1.0),
-            members=maybe(0.6, 0.2, 0.5, 1.0),
+            members=maybe(0.6, 0.5, 1.0, 3.0),
             seeds=rng.random() < 0.5,
             lease=rng.random() < 0.25,
             election_timeout=rng.choice([0.2, 0.4]),
@@ -210,6 +210,9 @@ class Luck:
             max_inflight=rng.choice([1, 2, 64]),
             max_append_bytes=rng.choice([60, 400, 1 << 20]),
         )
+        if luck.lease:  # what can break it is a leader cut off, while many go on reading there
+            luck = replace(luck, cut=max(luck.cut, 1.0), clients=6, keys=1, think=0.01)
+        return luck
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)
@@ -795,7 +798,9 @@ class Network:
             return
         got_further = False
         try:
-            chunks = outgoing.chunks(incoming.resume_after())
+            last = incoming.resume_after()
+            self._world.counts["resumed snapshots"] += bool(last)
+            chunks = outgoing.chunks(last)
             while (chunk := source.machine.run(next, chunks, None)) is not None:
                 yield from self._hold(source, target)
                 machine.run(incoming.add, chunk)
@@ -910,6 +915,7 @@ class Simulation:
         self._values = 0
         self._refused: set[bytes] = set()
         self._favourites: dict[int, str] = {}
+        self._owners: dict[str, str] = {}  # of hosts, now or at last: machines
 
         # What was seen, of all nodes and for ever.
         self._leaders: dict[int, str] = {}
@@ -924,7 +930,9 @@ class Simulation:
         """Add a machine with an empty disk; it is down."""
         machine = Machine(self, name, role, bootstrap=bootstrap)
         machine.rate = 1.0 + self.luck.drift * self.rng.uniform(-1, 1)
+        self.counts["arbiters"] += role == "arbiter"
         self.machines[name] = machine
+        self._owners[name] = name
         return machine
 
     # -- time ------------------------------------------------------------------------------------
@@ -1228,6 +1236,7 @@ class Simulation:
                 self.counts["unknown writes"] += 1
             else:  # refused, and so without any effect
                 del self.history[moment]
+                self.counts["writes that a full disk refused"] += isinstance(answer, DiskFull)
                 if value is not None:
                     self._refused.add(value)
         self._learn(client, answers[0])
@@ -1248,7 +1257,7 @@ class Simulation:
             if stale:
                 self.counts["stale reads"] += 1
             else:
-                self.counts["reads"] += 1
+                self.counts["reads by lease" if self.luck.lease else "reads"] += 1
                 end = self._next_moment()
                 self.history[end] = Operation(client, GET, key, value, moment, end)
         self._learn(client, answers[0])
@@ -1328,7 +1337,15 @@ class Simulation:
         rng = self.rng
         while not self.mending:
             yield rng.expovariate(self.luck.members)
-            task = rng.choice([self._grow, self._shrink, self._hand_over, self._wipe, self._move])
+            tasks = [
+                self._grow,
+                self._promote,
+                self._shrink,
+                self._hand_over,
+                self._wipe,
+                self._move,
+            ]
+            task = rng.choice(tasks)
             if not self.mending:
                 yield from task()
 
@@ -1346,24 +1363,66 @@ class Simulation:
         outside = [m for name, m in self.machines.items() if name not in members]
         machine = self.rng.choice([*outside, None])
         if machine is None and len(self.machines) < 8:
-            machine = self.add(f"n{len(self.machines) + 1}")
+            role = "arbiter" if self.rng.random() < 0.2 else "data"
+            machine = self.add(f"n{len(self.machines) + 1}", role)
         if machine is None or self._is_lost(machine):
             return
         if not machine.up:
             machine.boot()
-        machine.is_voter = self.rng.random() < 0.75
+        machine.is_voter = self.rng.random() < 0.6
         yield from self.join(machine, voter=machine.is_voter)
+
+    def _promote(self) -> Process:
+        """Make a voter of a learner; mend() sees to it that it becomes one."""
+        learners = self._learners()
+        if not learners:
+            return
+        machine = self.rng.choice(learners)
+        machine.is_voter = True
+        answer = yield from self.join(machine)
+        self.counts["learners promoted"] += answer is None
+
+    def _learners(self) -> list[Machine]:
+        """Return the machines that somebody takes for a learner."""
+        names = {
+            server.id
+            for machine in self.machines.values()
+            if machine.up
+            for server in machine.raft.configuration.servers
+            if server.suffrage == "nonvoter"
+        }
+        return [machine for name, machine in self.machines.items() if name in names]
 
     def _shrink(self) -> Process:
         members = self._members()
         if len(members) <= 2 or any(map(self._is_lost, self.machines.values())):
             return
         name = self.rng.choice(members)
+        others = [self.machines[other] for other in members if other != name]
+        if self.rng.random() < 0.4:
+            yield from self._bring_down(self.rng.sample(others, len(others) // 2))
         answer = yield from self.remove(name)
+        if isinstance(answer, Conflict) and not self.mending:  # too few of the others answer
+            answer = yield from self.remove(name, force=True)
+            self.counts["forced removals"] += answer is None
         if answer is None and self.rng.random() < 0.5:
             yield 0.3
             if not self.mending:
                 self.machines[name].crash()
+
+    def _bring_down(self, machines: Sequence[Machine]) -> Process:
+        """Crash machines that stay down for so long that their leader notices."""
+
+        def bring_up() -> None:
+            for machine in machines:
+                machine.stays_down = False
+                machine._boot_again()
+
+        for machine in machines:
+            machine.stays_down = True
+            machine.crash()
+        self.after(self.luck.election_timeout * self.rng.uniform(2, 5), bring_up)
+        yield self.luck.election_timeout * 1.5
 
     def _hand_over(self) -> Process:
         members = self._members()
@@ -1427,25 +1486,32 @@ class Simulation:
     def _move(self) -> Process:
         """Restart a machine at another address, if the others can learn of that.
 
-        They do when it calls them, so two that move at once may miss each other, and an arbiter
-        calls nobody.
+        They do when it calls them; an arbiter calls nobody. Two may move at once, one of them to
+        where the other one was.
         """
-        machine = self.rng.choice(list(self.machines.values()))
+        machines = list(self.machines.values())
         known = [
             self.machines[server.id].address == server.raft_address
-            for other in self.machines.values()
+            for other in machines
             if other.up
             for server in other.raft.configuration.servers
         ]
-        if machine.keeping or machine.role == "arbiter" or not all(known):
+        moving = self.rng.sample(machines, self.rng.choice([1, 1, min(2, len(machines))]))
+        if not all(known) or any(m.keeping or m.role == "arbiter" for m in moving):
             return
-        machine.crash()
-        taken = {other.host for other in self.machines.values()}
-        free = [name for name in (f"h{n}" for n in range(9)) if name not in taken]
-        machine.host = self.rng.choice(free)
+        for machine in moving:
+            machine.crash()
+        taken = {machine.host for machine in machines}
+        free = [name for name in (*self.machines, "h1", "h2", "h3") if name not in taken]
+        hosts = [machine.host for machine in moving[1:]] + [self.rng.choice(free)]
+        for machine, host in zip(moving, hosts, strict=True):
+            self.counts["re-used addresses"] += self._owners.get(host, machine.name) != machine.name
+            self._owners[host] = machine.name
+            machine.host = host
         yield 0.1 * self.rng.random()
-        if not machine.up:
-            machine.boot()
+        for machine in moving:
+            if not machine.up:
+                machine.boot()
 
     # -- the nemesis -----------------------------------------------------------------------------
 
@@ -1470,6 +1536,8 @@ class Simulation:
             yield self.rng.expovariate(total)
             (fault,) = self.rng.choices([fault for _, fault in faults], rates)
             machine = self.rng.choice(list(self.machines.values()))
+            if self.rng.random() < 0.3:  # whose faults matter most
+                machine = self.leader() or machine
             if not self.mending and machine.up:
                 fault(machine)
 
@@ -1516,7 +1584,8 @@ class Simulation:
         if not machine.paused:
             machine.pause()
             wake = partial(machine.resume, machine.generation)
-            self.after(self.rng.choice([0.1, 0.5, 1.5]), wake)
+            election = self.luck.election_timeout * self.rng.uniform(1, 2)  # a lease ends before
+            self.after(self.rng.choice([0.1, 0.5, 1.5, election]), wake)
 
     def _fill(self, machine: Machine) -> None:
         """Let the disk be almost full, for a while."""
@@ -1593,18 +1662,30 @@ class Simulation:
         for machine in list(self.machines.values()):
             if self._is_lost(machine):
                 self.finish(self.replace(machine, CALM_BEFORE), f"{machine.name} doesn't come back")
+        for machine in self._learners():
+            if machine.is_voter:
+                self.finish(self.join(machine), f"{machine.name} doesn't become a voter")
         for client in range(self.luck.clients):
             self.finish(self._farewell(client), f"client {client} isn't served")
         self.settle()
+        self._check_end()
+        if self.broken is not None:
+            raise self.broken
+        check_history(self.history.values())
+
+    def _check_end(self) -> None:
+        """See that everybody is what it was to be, and that trees and logs are whole."""
+        leader = self.leader()
+        assert leader is not None
+        for server in leader.raft.configuration.servers:
+            is_as_asked = server.suffrage == "voter" or not self.machines[server.id].is_voter
+            self.expect(is_as_asked, f"{server.id} was to become a voter")
         for machine in self.machines.values():
             if machine.up and not machine.keeping:
                 machine.node._log.check()
                 if machine.role == "data":
                     machine.node._store.tree.check()
                     self.check_contents(machine)
-        if self.broken is not None:
-            raise self.broken
-        check_history(self.history.values())
 
     def finish(self, process: Generator[Any, Any, object], otherwise: str) -> None:
         """Let a process come to its end. Raises Broken if it takes too long or ends badly."""

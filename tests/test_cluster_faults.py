@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, Member, Workload, wait_until
-from tests.netns import Lab, why_not
+from tests.netns import Impairment, Lab, why_not
 from tests.process import ROOT, Answer, ServerProcess
 
 
@@ -303,6 +303,29 @@ def test_a_bridge_between_two_that_do_not_meet(lab: Lab, tmp_path: Path) -> None
             load.wait_for_writes(20)
         load.check()
         assert len(load.leaders) <= 3, load.leaders  # no election after the other (R5)
+        cluster.wait_until_equal()
+
+
+def test_links_that_hold_packets_back_and_lose_some(lab: Lab, tmp_path: Path) -> None:
+    """The leader is heard late and not always; nothing acknowledged is lost by that."""
+    if reason := why_not(to_impair=True):
+        pytest.skip(reason)
+    with Cluster(tmp_path, "--election-timeout=1s", lab=lab) as cluster:
+        cluster.start(3)
+        leader = cluster.leader()
+        with Workload(cluster) as load:
+            load.wait_for_writes(30)
+            for member in cluster.members:
+                how = Impairment(delay=0.02, jitter=0.02, loss=0.03)
+                lab.impair(number_of(member), how)
+            answer, took = get_in_own_time(leader, "w0", 5)
+            assert answer.status != 200 or took > 0.04  # there and back (R6)
+            load.wait_for_writes(30)
+            lab.heal()
+            healed_at = time.monotonic()
+            load.wait_for_writes(100)
+            assert load.longest_gap(healed_at) < 5
+        load.check()
         cluster.wait_until_equal()
 
 

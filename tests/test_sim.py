@@ -67,6 +67,29 @@ def test_a_seed_repeats_itself() -> None:
     assert int(other.stdout) == world.trace_hash
 
 
+def test_the_seeds_hold_what_a_cluster_may_meet() -> None:
+    """Whatever else they are changed to: each of these has happened within some of them."""
+    wanted = {
+        "arbiters",
+        "forced removals",
+        "full disks",
+        "learners promoted",
+        "re-used addresses",
+        "reads by lease",
+        "resumed snapshots",
+        "snapshots installed",
+        "wiped disks",
+        "writes that a full disk refused",
+    }
+    for seed in range(SEEDS):
+        if not wanted:
+            break
+        luck = Luck.draw(seed)
+        if luck.members == 3 or luck.fill or (luck.chunk_bytes == 1 and luck.disconnect):
+            wanted -= set(+play(seed).counts)
+    assert not wanted
+
+
 def found(symptoms: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
     """Tell whether one of some seeds shows what is wrong."""
     for seed in range(40):
