@@ -141,7 +141,15 @@ class Config:
     checkpoint_entries: int
     checkpoint_interval: float
     log_segment_bytes: int
+    max_body_bytes: int
     max_connections: int
+    max_requests_in_flight: int
+    max_watches: int
+    max_scans: int
+    max_range_items: int
+    watch_history_bytes: int
+    idempotency_window: float
+    slow_request: float
     request_timeout: float
     idle_timeout: float
     shutdown_timeout: float
@@ -436,7 +444,24 @@ SETTINGS: tuple[Setting, ...] = (
     _S("checkpoint_interval", "DURATION", "60s", "checkpoint after this time, if anything changed",
        _duration("10ms", "24h")),
     _S("log_segment_bytes", "SIZE", "4MiB", "size of one file of the log", _size(64 * _KIB, _GIB)),
+    _S("max_body_bytes", "SIZE", "16MiB",
+       "the largest body of a request, for transactions and batches", _size(_KIB, 64 * _MIB)),
     _S("max_connections", "COUNT", "10000", "HTTP connections at one time", _count(1, 1_000_000)),
+    _S("max_requests_in_flight", "COUNT", "20000", "requests being worked on at one time",
+       _count(1, 1_000_000)),
+    _S("max_watches", "COUNT", "10000", "watches and waits for a change at one time",
+       _count(1, 1_000_000)),
+    _S("max_scans", "COUNT", "16", "long reads at one time: large ranges, counts and backups",
+       _count(1, 1000)),
+    _S("max_range_items", "COUNT", "10000", "records in one JSON answer",
+       _count(1, 1_000_000)),
+    _S("watch_history_bytes", "SIZE", "64MiB", "memory for the events that watches can resume from",
+       _size(64 * _KIB, _TIB)),
+    _S("idempotency_window", "DURATION", "10m",
+       "how long the outcome of a request with an Idempotency-Key is remembered",
+       _duration("1s", "24h")),
+    _S("slow_request", "DURATION", "1s", "requests that take longer are logged",
+       _duration("1ms", "1h")),
     _S("request_timeout", "DURATION", "30s", "from a request's first byte to its last",
        _duration("10ms", "1h")),
     _S("idle_timeout", "DURATION", "120s", "how long a connection may rest between requests",
@@ -653,6 +678,7 @@ def _check_role(config: Config) -> None:
 def _help() -> str:
     lines = [
         "usage: python3 conuredb.py [--name=value ...]",
+        "       python3 conuredb.py restore FILE | check DIR | stats DIR | dump DIR  (see their --help)",
         "",
         "Runs one ConureDB node. Without any flag: a cluster of one node that keeps its data",
         "in ./data and answers at http://127.0.0.1:8081.",

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The server: reads the configuration, composes the modules, runs until it is told to stop.
 
-``python3 conuredb.py --bootstrap`` is all it takes; ``--help`` lists the settings.
+``python3 conuredb.py --bootstrap`` is all it takes; ``--help`` lists the settings. Where a command
+comes first, such as in ``python3 conuredb.py check ./data``, it is offline.py that carries it out.
 
 Exit status: 0 after SIGTERM or SIGINT, 2 if a setting can't be used, 1 for a failure later on.
 """
@@ -23,16 +24,19 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from types import FrameType
 
+import kvjson
+import offline
 from config import VERSION, Address, Config, load
 from discovery import Joiner
 from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from fileio import OsFileSystem
 from forward import Forwarder
 from httpapi import API, MetricsAPI
-from httpserver import Application, HTTPServer, Limits
+from httpserver import Application, HTTPServer, Limits, Stream
 from metrics import Registry, add_build_info, add_process_metrics
 from node import Node, NodeOptions
 from transport import Transport
+from watch import History, Watchers
 
 __all__ = ["main"]
 
@@ -55,9 +59,12 @@ log = logging.getLogger("conure")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a node until it stops; return the process' exit status. Main thread only."""
+    """Run a node until it stops, or a command; return the process' exit status. Main thread."""
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        config = load(sys.argv[1:] if argv is None else argv, os.environ)
+        if arguments and arguments[0] in offline.COMMANDS:
+            return offline.run(arguments, os.environ)
+        config = load(arguments, os.environ)
         set_up_logging(config.log_level, config.log_format)
         return Process(config).run()
     except ConfigError as error:
@@ -83,6 +90,7 @@ class Process:
         self._servers: list[HTTPServer] = []
         self._transport: Transport | None = None
         self._node: Node | None = None
+        self._watchers: Watchers[Stream] | None = None
         self._forwarder: Forwarder | None = None
         self._joiner: Joiner | None = None
 
@@ -104,15 +112,28 @@ class Process:
 
         try:
             # The addresses first: if one is taken, nothing has been touched yet.
-            api = API(self._registry, max_value_bytes=config.max_value_bytes, version=VERSION)
+            api = API(
+                self._registry,
+                kvjson.Limits(
+                    value_bytes=config.max_value_bytes, range_items=config.max_range_items
+                ),
+                idempotency_window=round(config.idempotency_window * 1000),
+                max_scans=config.max_scans,
+                version=VERSION,
+            )
             server = self._listen("http_addr", config.http_addr, api)
             if config.metrics_addr is not None:
                 self._listen("metrics_addr", config.metrics_addr, MetricsAPI(self._registry))
             transport = self._listen_to_peers()
-            node = self._open_node(transport, server.port)
+            history = History(max_bytes=config.watch_history_bytes)
+            node = self._open_node(transport, server.port, history)
             api.backend = transport.host = node
-            transport.watcher = server
             node.call_soon = server.call_soon
+            transport.watcher = server
+            watchers = api.streams.watchers = Watchers(
+                history, self._registry, broadcast=server.broadcast
+            )
+            self._watchers = watchers
             self._add_metrics(server)
             if config.follower_mode == "forward":
                 api.forward = self._start_forwarder().forward
@@ -121,6 +142,7 @@ class Process:
             # What exists by now stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
+            watchers.start()
             for each in self._servers:
                 each.start()
             if config.seeds:
@@ -154,8 +176,11 @@ class Process:
     def _listen(self, setting: str, address: Address, application: Application) -> HTTPServer:
         config = self._config
         limits = Limits(
-            max_body_bytes=config.max_value_bytes,
+            max_body_bytes=max(config.max_body_bytes, config.max_value_bytes),
             max_connections=self._max_connections,
+            max_requests_in_flight=config.max_requests_in_flight,
+            max_streams=config.max_watches + config.max_scans,
+            slow_request=config.slow_request,
             request_timeout=config.request_timeout,
             idle_timeout=config.idle_timeout,
         )
@@ -179,7 +204,7 @@ class Process:
         remedy = "stop whatever uses it, or choose another address"
         return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
 
-    def _open_node(self, transport: Transport, http_port: int) -> Node:
+    def _open_node(self, transport: Transport, http_port: int, history: History) -> Node:
         config = self._config
         options = NodeOptions(
             node_id=config.node_id,
@@ -204,7 +229,7 @@ class Process:
         )
         try:
             self._node = Node.open(
-                options, OsFileSystem(), transport, self._registry, self._on_failure
+                options, OsFileSystem(), transport, self._registry, self._on_failure, history
             )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
@@ -231,6 +256,8 @@ class Process:
             self._joiner.stop()
         if node is not None:
             node.resign()
+        if self._watchers is not None:
+            self._watchers.stop()
         for server in self._servers:
             if not server.drain(self._config.shutdown_timeout):
                 log.warning("some requests were still in flight and have been cut off")
@@ -266,6 +293,24 @@ class Process:
         )
         registry.counter_callback(
             "conure_http_sent_bytes_total", "Bytes written.", lambda: server.bytes_out
+        )
+        registry.gauge_callback(
+            "conure_http_requests_in_flight",
+            "Requests being worked on.",
+            lambda: server.requests_in_flight,
+        )
+        registry.gauge_callback(
+            "conure_http_streams", "Answers without an end yet.", lambda: server.streams_open
+        )
+        registry.counter_callback(
+            "conure_http_streams_dropped_total",
+            "Streams ended because their clients read too slowly.",
+            lambda: server.streams_dropped,
+        )
+        registry.counter_callback(
+            "conure_http_slow_requests_total",
+            "Requests that took longer than slow_request.",
+            lambda: server.slow_requests,
         )
 
     # -- reasons to stop; any thread -------------------------------------------------------------

@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from errors import CorruptionError, ForeignDirectory
 from fileio import FileSystem, Lock
 
-__all__ = ["DataDirectory", "Identity"]
+__all__ = ["DataDirectory", "Identity", "read_identity"]
 
 FORMAT = 1
 _LOCK = "LOCK"
@@ -95,7 +95,7 @@ class DataDirectory:
                 # A killed process may have left a new name to the page cache: the identity's or,
                 # after a snapshot was installed, the tree's. What is acted on has to last.
                 fs.sync_directory(path)
-                identity, diverged = _read_identity(fs, identity_path)
+                identity, diverged = read_identity(fs, identity_path)
                 _refuse_if_unfit(path, identity, diverged, node_id if told_node_id else "", role)
                 return cls(fs, path, lock, identity)
             directory = cls(fs, path, lock, Identity(node_id, "", uuid.uuid4().hex, role))
@@ -182,7 +182,7 @@ def _refuse_if_unfit(path: str, identity: Identity, diverged: str, node_id: str,
         )
 
 
-def _read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
+def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
     """Return whose directory it is, and how its data differ from the cluster's, "" if they don't.
 
     Raises CorruptionError or ForeignDirectory.

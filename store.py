@@ -13,9 +13,32 @@ dictionary; what a command needs to know of its time or origin stands in the com
 4. The *digest* is a CRC-32 that runs over all commands and what each of them did. It is stored
    with every checkpoint and snapshot, so two nodes that have applied the same index and tell
    different digests hold different records, and R7 is broken on one of them.
+5. A transaction is judged as a whole by the state before it, then done (commands.py): it happens
+   or is refused, never by half.
+6. Nothing expires by itself. What is due is there until an operation ends it (commands.Expire),
+   whose time is that of the state's own ``clock``; this never goes back, whatever the times of
+   transactions do. So what was once seen expired stays so.
+7. Each record with an expiry has exactly one entry in an index by expiry, and no entry is there
+   without its record. Whatever is due is found without looking at anything else.
+8. A session holds a key by two entries, ``l`` and ``h``, that come and go together; both end with
+   the session. The key's record knows nothing of it: anybody may change that.
 
-User keys stand in the tree behind the byte ``k``. The other prefixes are kept for what the
-state machine has to remember itself.
+The first byte of a key in the tree tells what the record is. Numbers have 8 bytes, big-endian:
+
+========================== =====================================================================
+``c``                      clock in milliseconds, number of records with prefixes but ``k``, ``c``
+``e`` expiry key           nothing: the user's *key* expires then
+``h`` n session key        nothing: the *session*, of n bytes (n has 1 byte), holds the user's key
+``i`` key                  length of the fingerprint (1 byte), fingerprint, encoded outcome of the
+                           transaction with this idempotency key
+``j`` expiry key           nothing: the outcome under this idempotency key is forgotten then
+``k`` key                  a user's record
+``l`` key                  fencing token, session that holds the user's key
+``s`` session              ttl in milliseconds, 1 if it deletes what it holds else 0 (1 byte), name
+``t`` expiry session       nothing: the session ends then
+========================== =====================================================================
+
+When a record of ``i``, ``k`` or ``s`` expires stands in the record itself (btree.Record).
 
 Everything on :class:`Store` belongs to whoever holds the node's lock. What a :class:`Checkpoint`
 offers is the checkpoint thread's, and a :class:`PinnedState` that of the thread that sends it;
@@ -24,33 +47,138 @@ both call it without that lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
+from struct import Struct
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 import wire
 from btree import BTree, Record, Snapshot
+from commands import (
+    Acquire,
+    Compare,
+    Delete,
+    DeleteRange,
+    EndSession,
+    EventKind,
+    Expire,
+    Get,
+    Increment,
+    Item,
+    OpenSession,
+    Operation,
+    Outcome,
+    Put,
+    Range,
+    Refusal,
+    Relation,
+    Release,
+    RenewSession,
+    Result,
+    Target,
+    Touch,
+    Transaction,
+)
 from errors import CorruptionError
 from raft import COMMAND, CONFIG, Entry, SnapshotMeta
 
 if TYPE_CHECKING:
     from btree import Checkpoint as TreeCheckpoint
 
-__all__ = ["MARK_EVERY", "Checkpoint", "PinnedState", "Store"]
+__all__ = ["MARK_EVERY", "Change", "Checkpoint", "Holder", "PinnedState", "Session", "Store"]
 
 MARK_EVERY = 1024
 """The digest is remembered at each index that is a multiple of this."""
 
+LAST_TIME: Final = (1 << 63) - 1
+"""No time is later than this one, in milliseconds since the Unix epoch."""
+
 _MARKS = 64  # how many of these are kept
-_USER = b"k"
+_COUNT_STEP = 4096  # keys counted at a time
+_CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
+_BEHIND_USERS = b"l"
+_EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
+_INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
+_NEVER = 1 << 63
+_STATE = Struct(">QQ")
+_SESSION_HEAD = Struct(">Q?")
+_NUMBER = re.compile(rb"-?[0-9]{1,19}")
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
+_NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
+
+Change: TypeAlias = tuple[int, EventKind, bytes, bytes, int]
+"""The fields of a commands.Event, in a plain tuple: there is one for every put."""
 
 
-class PinnedState(NamedTuple):
-    """The state as of one index, to be read while writes go on. Close ``tree`` when done."""
+class Session(NamedTuple):
+    """A session: it ends *ttl* milliseconds after its last renewal, which is at *expiry*."""
+
+    id: bytes
+    ttl: int
+    deletes: bool
+    name: bytes
+    expiry: int
+
+
+class Holder(NamedTuple):
+    """The session that holds a key, and the fencing token it got: the revision of that."""
+
+    session: bytes
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedState:
+    """The state as of one index, to be read while writes go on. Close it when done.
+
+    One thread at a time; none needs the node's lock.
+    """
 
     meta: SnapshotMeta
     digest: int
     tree: Snapshot
+
+    @property
+    def index(self) -> int:
+        """The last entry that it covers, and so its newest revision."""
+        return self.meta.index
+
+    def close(self) -> None:
+        """Let go of the state; what is read of it from then on is a StorageError."""
+        self.tree.close()
+
+    def get(self, key: bytes) -> Record | None:
+        """Return the record of a user's key, or None."""
+        return self.tree.get(_USER + key)
+
+    def items(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over users' keys and records, start <= key < end, in the order of the keys."""
+        for key, record in self.tree.items(*_bounds(start, end), reverse=reverse):
+            yield key[1:], record
+
+    def count(self, start: bytes = b"", end: bytes | None = None) -> Iterator[int]:
+        """Count users' keys, start <= key < end: yield how many there are so far, then more.
+
+        Each step takes about a millisecond; the last number is the answer.
+        """
+        keys = self.tree.keys(*_bounds(start, end))
+        total = 0
+        while True:
+            step = len(list(islice(keys, _COUNT_STEP)))
+            total += step
+            yield total
+            if step < _COUNT_STEP:
+                return
 
 
 class Checkpoint:
@@ -77,27 +205,41 @@ class Store:
     """The state machine over a B-tree.
 
     *configuration* is the encoded membership as of the tree's applied index, kept here because
-    it changes with the same entries that change the data. ``digest`` is as of the applied index.
+    it changes with the same entries that change the data. ``digest`` and ``clock``, in
+    milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
+    changes are noted down for :meth:`take_events`.
     """
 
     tree: BTree
     applied_index: int
     applied_term: int
     digest: int
+    clock: int
     configuration: bytes
+    _events: list[Change]
+    _outcomes: dict[int, Outcome] | None  # of the entries that are being applied
+    _saved: bytes  # the record of the clock, b"" before there is one
+    _own: int  # records that are neither a user's nor that one
+    _due: int | None  # when the next record expires; None: to be looked up
 
     def __init__(self, tree: BTree, configuration: bytes) -> None:
+        self.keeps_events = False
         self._marks: dict[int, int] = {}
         self._become(tree, configuration)
 
-    def apply(self, entries: Sequence[Entry]) -> None:
+    def apply(self, entries: Sequence[Entry]) -> Mapping[int, Outcome]:
         """Apply committed entries, which follow the applied index.
+
+        Returns how the transactions among them ended, by their indexes. All of a transaction
+        happens under one hold of the lock, and neither what its ranges read nor what they delete
+        is bounded here: to delete a million keys takes some 5 seconds, and their memory.
 
         Raises CorruptionError for a command that can't be read, and what the tree raises; the
         node ends then, since it can neither skip the entry nor go on without it.
         """
         first = entries[0].index
         assert first == self.applied_index + 1
+        self._outcomes = None
         start = 0
         stop = -first % MARK_EVERY + 1
         while start < len(entries):  # once, unless the digest has to be remembered in between
@@ -108,6 +250,15 @@ class Store:
             start, stop = stop, stop + MARK_EVERY
         self.applied_index = entries[-1].index
         self.applied_term = entries[-1].term
+        return self._outcomes or _NO_OUTCOMES
+
+    def take_events(self) -> list[Change]:
+        """Return what :meth:`apply` has changed since the last call, in the order of the log.
+
+        Nothing unless ``keeps_events``, and nothing of an installed state.
+        """
+        events, self._events = self._events, []
+        return events
 
     @property
     def meta(self) -> SnapshotMeta:
@@ -125,6 +276,38 @@ class Store:
     def get(self, key: bytes) -> Record | None:
         """Return the record of a user key as of the applied index, or None."""
         return self.tree.get(_USER + key)
+
+    @property
+    def records(self) -> int:
+        """How many keys users have."""
+        return len(self.tree) - self._own - bool(self._saved)
+
+    def next_due(self) -> int | None:
+        """Return when the next record or session expires, in milliseconds since the Unix epoch.
+
+        None if none ever does. Takes no time, or that of three reads if something was changed.
+        """
+        if self._due is None:
+            firsts = [next(self.tree.scan(each, _behind(each)), None) for each in _INDEXES]
+            self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
+        return None if self._due == _NEVER else self._due
+
+    def session(self, session_id: bytes) -> Session | None:
+        """Return the session with an ID, or None."""
+        record = self.tree.get(_SESSION + session_id)
+        return None if record is None else _session(session_id, record)
+
+    def sessions(self) -> Iterator[Session]:
+        """Iterate over all sessions as of now, in the order of their IDs, in any one thread."""
+        items = self.tree.items(_SESSION, _behind(_SESSION))
+        return (_session(key[1:], record) for key, record in items)
+
+    def holder(self, key: bytes) -> Holder | None:
+        """Return who holds a user's key, whether or not that has a record; None if nobody."""
+        record = self.tree.get(_LOCK + key)
+        if record is None:
+            return None
+        return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
 
     def digest_at(self, index: int) -> int | None:
         """Return the digest as of an index: the applied one, or a recent multiple of MARK_EVERY.
@@ -167,24 +350,362 @@ class Store:
         self.digest = tree.applied_digest
         self.configuration = configuration
         self._marks.clear()
+        self._events = []
+        state = tree.get(_CLOCK)
+        self._saved = state.value if state else b""
+        self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
+        self._due = None
 
     def _apply(self, entries: Sequence[Entry]) -> int:
         """Apply entries and return the index of the last one."""
-        put, delete = self.tree.put, self.tree.delete
-        decode, put_op = wire.decode_command, wire.OP_PUT
+        put, delete, outdated = self.tree.put, self.tree.delete, self.tree.outdated
+        decode, put_op, delete_op = wire.decode_command, wire.OP_PUT, wire.OP_DELETE
+        was_put, was_deleted = EventKind.PUT, EventKind.DELETE
+        note = self._events.append if self.keeps_events else None
         digest = self.digest
         for entry in entries:
             kind = entry.kind
             if kind == COMMAND:
                 data = entry.data
+                index = entry.index
                 try:
                     op, key, value = decode(data)
+                    if op == put_op:
+                        done = put(_USER + key, value, index)
+                        if note:
+                            note((index, was_put, key, value, done))
+                    elif op == delete_op:
+                        done = delete(_USER + key)
+                        if note and done:
+                            note((index, was_deleted, key, b"", 0))
+                    else:
+                        done = self._transact(wire.decode_transaction(data), index)
                 except wire.WireError as error:
-                    raise CorruptionError("raft log", entry.index, str(error)) from error
-                key = _USER + key
-                done = put(key, value, entry.index) if op == put_op else delete(key)
+                    raise CorruptionError("raft log", index, str(error)) from error
                 digest = crc32(data, digest ^ done)
+                if outdated:
+                    self._tidy()
+                    self._save(index)
             elif kind == CONFIG:
                 self.configuration = entry.data
         self.digest = digest
         return entries[-1].index
+
+    # -- private: transactions -------------------------------------------------------------------
+
+    def _transact(self, transaction: Transaction, revision: int) -> int:
+        """Carry a transaction out, keep its outcome for the caller, and return the CRC of that."""
+        self.clock = max(self.clock, min(transaction.time, LAST_TIME))
+        key, fingerprint = transaction.idempotency_key, transaction.fingerprint
+        known = self.tree.get(_ANSWER + key) if key else None
+        if known is not None:
+            outcome = _repeated(known.value, fingerprint, revision)
+        else:
+            outcome = self._decide(transaction, revision)
+            if key:
+                head = bytes((len(fingerprint),)) + fingerprint
+                answer = head + wire.encode_outcome(outcome)
+                self._set(_ANSWER + key, answer, revision, self._after(transaction.window))
+        self._save(revision)
+        if self._outcomes is None:
+            self._outcomes = {}
+        self._outcomes[revision] = outcome
+        return crc32(wire.encode_outcome(outcome))
+
+    def _decide(self, transaction: Transaction, revision: int) -> Outcome:
+        """Choose a branch and do it, or refuse all of it."""
+        unmet = next((each for each in transaction.compares if not self._holds(each)), None)
+        branch = transaction.success if unmet is None else transaction.failure
+        for operation in branch:
+            refusal = self._judge(operation)
+            if refusal:
+                refused_key = getattr(operation, "key", b"")
+                return Outcome(revision, False, (), refusal, refused_key)
+        current = 0
+        if unmet is not None and (record := self.get(unmet.key)) is not None:
+            current = record.mod_revision
+        results: list[Result] = []
+        for operation in branch:
+            # One that an operation before it has made impossible does nothing: two of them wrote
+            # the same, which whoever proposes transactions doesn't let happen.
+            if results and self._judge(operation):
+                results.append(Result())
+            else:
+                results.append(_STEPS[type(operation)](self, operation, revision))
+        return Outcome(revision, unmet is None, tuple(results), current=current)
+
+    def _holds(self, compare: Compare) -> bool:
+        record = self.get(compare.key)
+        found: bytes | int = 0
+        if compare.target is Target.VALUE:
+            if record is None:
+                return compare.relation is Relation.NOT_EQUAL
+            found = record.value
+        elif record is not None:
+            found = getattr(record, _FIELDS[compare.target])
+        return bool(_RELATIONS[compare.relation](found, compare.operand))
+
+    def _judge(self, operation: Operation) -> Refusal:
+        """Tell why an operation can't be done in the present state, if it can't."""
+        match operation:
+            case Increment():
+                return _sum(self.get(operation.key), operation.by)[0]
+            case Touch(key) if self.get(key) is None:
+                return Refusal.KEY_NOT_FOUND
+            case RenewSession(session) | EndSession(session) | Acquire(_, session, _) if (
+                self.tree.get(_SESSION + session) is None
+            ):
+                return Refusal.SESSION_NOT_FOUND
+            case Acquire(key, session):
+                holder = self.holder(key)
+                if holder is not None and holder.session != session:
+                    return Refusal.HELD_BY_ANOTHER
+            case Release(key, session):
+                holder = self.holder(key)
+                if holder is None or holder.session != session:
+                    return Refusal.NOT_THE_HOLDER
+        return Refusal.NONE
+
+    # -- private: operations, each of which can be done --------------------------------------------
+
+    def _put(self, operation: Put, revision: int) -> Result:
+        key, value, ttl, keep_ttl = operation
+        expiry = self._after(ttl) if ttl else 0
+        if keep_ttl:
+            old = self.get(key)
+            expiry = old.expiry if old else 0
+        return Result(items=self._write(key, value, revision, expiry))
+
+    def _delete(self, operation: Delete, revision: int) -> Result:
+        return Result(int(self._remove(operation.key, revision, EventKind.DELETE)))
+
+    def _delete_range(self, operation: DeleteRange, revision: int) -> Result:
+        keys = list(self.tree.keys(*_bounds(operation.start, operation.end)))
+        for key in keys:
+            self._remove(key[1:], revision, EventKind.DELETE)
+        return Result(len(keys))
+
+    def _get(self, operation: Get, _: int) -> Result:
+        record = self.get(operation.key)
+        return Result(1, items=(Item(operation.key, *record),)) if record else Result()
+
+    def _range(self, operation: Range, _: int) -> Result:
+        start, end, limit, reverse, keys_only = operation
+        found = self.tree.scan(*_bounds(start, end), reverse=reverse)
+        rows = list(islice(found, _one_more(limit)))
+        items = [
+            Item(key[1:], None if keys_only else record.value, *record[1:])
+            for key, record in rows[:limit]
+        ]
+        return Result(len(items), len(rows) > limit, tuple(items))
+
+    def _increment(self, operation: Increment, revision: int) -> Result:
+        key, by = operation
+        old = self.get(key)
+        _, total = _sum(old, by)
+        expiry = old.expiry if old else 0
+        return Result(items=self._write(key, b"%d" % total, revision, expiry), number=total)
+
+    def _touch(self, operation: Touch, revision: int) -> Result:
+        key, ttl = operation
+        expiry = self._after(ttl) if ttl else 0
+        record = self.tree.touch(_USER + key, expiry)
+        assert record is not None
+        if expiry:
+            self._index(_USER + key, expiry, revision)
+        self._tidy()
+        return Result(1, items=(Item(key, None, *record[1:]),))
+
+    def _acquire(self, operation: Acquire, revision: int) -> Result:
+        key, session, value = operation
+        holder = self.holder(key)
+        token = holder.token if holder else revision
+        if holder is None:
+            self._set(_LOCK + key, token.to_bytes(8, "big") + session, revision)
+            self._set(_held(session) + key, b"", revision)
+        if value is not None:
+            return Result(items=self._write(key, value, revision, 0), number=token)
+        record = self.get(key)
+        items = (Item(key, None, *record[1:]),) if record else ()
+        return Result(items=items, number=token)
+
+    def _release(self, operation: Release, revision: int) -> Result:
+        key, session, value = operation
+        self._drop(_LOCK + key)
+        self._drop(_held(session) + key)
+        return Result(items=() if value is None else self._write(key, value, revision, 0))
+
+    def _open_session(self, operation: OpenSession, revision: int) -> Result:
+        session, ttl, deletes, name = operation
+        value = _SESSION_HEAD.pack(ttl, deletes) + name
+        self._set(_SESSION + session, value, revision, self._after(ttl))
+        return Result()
+
+    def _renew_session(self, operation: RenewSession, revision: int) -> Result:
+        session = self.session(operation.session)
+        assert session is not None
+        return self._open_session(OpenSession(*session[:4]), revision)
+
+    def _end_session(self, operation: EndSession, revision: int) -> Result:
+        return Result(self._end(operation.session, revision, EventKind.DELETE))
+
+    def _expire(self, operation: Expire, revision: int) -> Result:
+        until = (self.clock + 1).to_bytes(8, "big")
+        scans = [self.tree.scan(index, index + until) for index in _INDEXES]
+        in_time = merge(*scans, key=lambda item: item[0][1:])
+        due = [key for key, _ in islice(in_time, _one_more(operation.limit))]
+        ended, left = 0, operation.limit
+        for key in due:
+            if left <= 0:
+                break
+            left -= 1
+            index, name = key[:1], key[9:]
+            if index == _EXPIRING_KEYS:
+                self._remove(name, revision, EventKind.EXPIRE)
+            elif index == _ENDING_SESSIONS:
+                left -= self._end(name, revision, EventKind.EXPIRE)
+            else:
+                self._drop(_ANSWER + name)
+                self._tidy()
+            ended += 1
+        return Result(ended, ended < len(due))
+
+    def _end(self, session_id: bytes, revision: int, kind: EventKind) -> int:
+        """End a session and return how many keys it has held; they go as *kind*, if at all."""
+        session = self.session(session_id)
+        assert session is not None
+        held = _held(session_id)
+        keys = [key[len(held) :] for key, _ in self.tree.scan(held, _behind(held))]
+        for key in keys:
+            self._drop(_LOCK + key)
+            self._drop(held + key)
+            if session.deletes:
+                self._remove(key, revision, kind)
+        self._drop(_SESSION + session_id)
+        self._tidy()
+        return len(keys)
+
+    # -- private: records, and the index of those that expire --------------------------------------
+
+    def _write(self, key: bytes, value: bytes, revision: int, expiry: int) -> tuple[Item]:
+        """Set a user's key."""
+        self._set(_USER + key, value, revision, expiry)
+        record = self.get(key)
+        assert record is not None
+        if self.keeps_events:
+            self._events.append((revision, EventKind.PUT, key, value, record.version))
+        return (Item(key, None, *record[1:]),)
+
+    def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
+        """Remove a user's key and tell whether it was there."""
+        if not self.tree.delete(_USER + key):
+            return False
+        if self.keeps_events:
+            self._events.append((revision, kind, key, b"", 0))
+        self._tidy()
+        return True
+
+    def _set(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
+        """Set a record of any kind, and its entry in the index."""
+        version = self.tree.put(key, value, revision, expiry)
+        if version == 1 and key[:1] != _USER:
+            self._own += 1
+        if expiry:
+            self._index(key, expiry, revision)
+        self._tidy()
+
+    def _drop(self, key: bytes) -> None:
+        """Remove one of the state machine's own records, if it is there."""
+        self._own -= self.tree.delete(key)
+
+    def _index(self, key: bytes, expiry: int, revision: int) -> None:
+        entry = _INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:]
+        self._own += self.tree.put(entry, b"", revision) == 1
+        if self._due is not None:
+            self._due = min(self._due, expiry)
+
+    def _tidy(self) -> None:
+        """Drop the index entries of records that are gone or expire at another time now."""
+        outdated = self.tree.outdated
+        while outdated:
+            key, expiry = outdated.pop()
+            record = self.tree.get(key)
+            if record is None or record.expiry != expiry:
+                self._drop(_INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:])
+                if expiry == self._due:
+                    self._due = None
+
+    def _save(self, revision: int) -> None:
+        """Bring clock and count into the tree, if they have changed."""
+        state = _STATE.pack(self.clock, self._own)
+        if state != self._saved:
+            self.tree.put(_CLOCK, state, revision)
+            self._saved = state
+
+    def _after(self, ttl: int) -> int:
+        """Return the time so many milliseconds from now; never 0, which stands for no time."""
+        return max(1, min(self.clock + ttl, LAST_TIME))
+
+
+_FIELDS = ("value", "version", "create_revision", "mod_revision")  # by commands.Target
+_STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
+    Put: Store._put,
+    Delete: Store._delete,
+    DeleteRange: Store._delete_range,
+    Get: Store._get,
+    Range: Store._range,
+    Increment: Store._increment,
+    Touch: Store._touch,
+    Acquire: Store._acquire,
+    Release: Store._release,
+    OpenSession: Store._open_session,
+    RenewSession: Store._renew_session,
+    EndSession: Store._end_session,
+    Expire: Store._expire,
+}
+
+
+def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
+    """Return where users' keys from *start* to *end* stand in the tree."""
+    return _USER + start, _BEHIND_USERS if end is None else _USER + end
+
+
+def _behind(prefix: bytes) -> bytes:
+    """Return the first key behind all that begin with a prefix (of the tree: none is all ff)."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,))
+
+
+def _held(session_id: bytes) -> bytes:
+    """Return what all entries of what a session holds begin with."""
+    return _HELD + bytes((len(session_id),)) + session_id
+
+
+def _sum(record: Record | None, by: int) -> tuple[Refusal, int]:
+    """Return the sum of a record's number and another, or why there is none."""
+    value = record.value if record else b"0"
+    if not _NUMBER.fullmatch(value) or not _LEAST <= int(value) <= _MOST:
+        return Refusal.NOT_A_NUMBER, 0
+    total = int(value) + by
+    return Refusal.NONE if _LEAST <= total <= _MOST else Refusal.NUMBER_TOO_LARGE, total
+
+
+def _time_of(entry: bytes) -> int:
+    return int.from_bytes(entry[1:9], "big")
+
+
+def _one_more(limit: int) -> int:
+    return min(limit, sys.maxsize - 1) + 1
+
+
+def _session(session_id: bytes, record: Record) -> Session:
+    ttl, deletes = _SESSION_HEAD.unpack_from(record.value)
+    return Session(session_id, ttl, deletes, record.value[_SESSION_HEAD.size :], record.expiry)
+
+
+def _repeated(answer: bytes, fingerprint: bytes, revision: int) -> Outcome:
+    """Return the outcome of a transaction whose idempotency key is known."""
+    at = 1 + answer[0]
+    if answer[1:at] != fingerprint:
+        return Outcome(revision, False, refusal=Refusal.KEY_REUSED)
+    return wire.decode_outcome(answer[at:])._replace(repeated=True)

@@ -227,7 +227,8 @@ def test_a_pinned_state_is_that_of_its_index(store: Store) -> None:
         [Entry(1, 1, EntryKind.CONFIG, b"members"), *entries(2, (b"a", b"1"), (b"b", b"2"), term=4)]
     )
     digest = store.digest
-    meta, pinned_digest, tree = store.snapshot()
+    state = store.snapshot()
+    meta, pinned_digest, tree = state.meta, state.digest, state.tree
     store.apply([*entries(4, (b"a", None), term=5), Entry(5, 5, EntryKind.CONFIG, b"others")])
     assert meta == SnapshotMeta(3, 4, b"members")
     assert pinned_digest == digest != store.digest

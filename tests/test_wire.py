@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from zlib import crc32
 
@@ -13,6 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wire
+from commands import (
+    Acquire,
+    Compare,
+    Delete,
+    DeleteRange,
+    EndSession,
+    Expire,
+    Get,
+    Increment,
+    Item,
+    OpenSession,
+    Operation,
+    Outcome,
+    Put,
+    Range,
+    Refusal,
+    Relation,
+    Release,
+    RenewSession,
+    Result,
+    Target,
+    Touch,
+    Transaction,
+)
 from raft import COMMAND, CONFIG, NOOP, Entry, Message, MessageType, SnapshotMeta
 from wire import WireError
 
@@ -98,7 +122,8 @@ def test_golden_commands() -> None:
         ("0101000000" + "6b", "a key of 0 bytes"),
         ("0201000001" + "6b", "format version 2"),
         ("0003000001" + "6b", "format version 0"),
-        ("0103000001" + "6b", "operation 3"),
+        ("0104000001" + "6b", "operation 4"),
+        ("0103010001" + "6b", "flags 0x01"),
         ("0101010001" + "6b", "flags 0x01"),
         ("0102800001" + "6b", "flags 0x80"),
         ("0102000001" + "6b6b", "behind its key"),
@@ -113,6 +138,245 @@ def test_a_command_of_a_newer_version_is_named_and_never_guessed(data: str, why:
 @given(st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\x01\x01\x00\x00" + tail))
 def test_any_bytes_are_a_command_or_a_wire_error(data: bytes) -> None:
     total(wire.decode_command, data)
+
+
+# -- transactions and outcomes -------------------------------------------------------------------
+
+KEY = st.binary(min_size=1, max_size=30)
+VALUE = st.binary(max_size=60)
+SHORT = st.binary(max_size=255)
+MAYBE = st.none() | VALUE
+OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
+    st.builds(Put, KEY, VALUE, U64, st.booleans()),
+    st.builds(Delete, KEY),
+    st.builds(DeleteRange, VALUE, MAYBE),
+    st.builds(Get, KEY),
+    st.builds(Range, VALUE, MAYBE, U64, st.booleans(), st.booleans()),
+    st.builds(Increment, KEY, st.integers(-(2**63), 2**63 - 1)),
+    st.builds(Touch, KEY, U64),
+    st.builds(Acquire, KEY, SHORT, MAYBE),
+    st.builds(Release, KEY, SHORT, MAYBE),
+    st.builds(OpenSession, SHORT, U64, st.booleans(), VALUE),
+    st.builds(RenewSession, SHORT),
+    st.builds(EndSession, SHORT),
+    st.builds(Expire, U64),
+)
+COMPARES = st.one_of(
+    st.builds(Compare, KEY, st.just(Target.VALUE), st.sampled_from(Relation), VALUE),
+    st.builds(
+        Compare,
+        KEY,
+        st.sampled_from([Target.VERSION, Target.CREATE_REVISION, Target.MOD_REVISION]),
+        st.sampled_from(Relation),
+        U64,
+    ),
+)
+TRANSACTIONS = st.builds(
+    Transaction,
+    st.lists(COMPARES, max_size=3).map(tuple),
+    st.lists(OPERATIONS, max_size=4).map(tuple),
+    st.lists(OPERATIONS, max_size=4).map(tuple),
+    U64,
+    SHORT,
+    SHORT,
+    U64,
+)
+ITEMS = st.builds(Item, VALUE, MAYBE, U64, U64, U64, U64)
+RESULTS = st.builds(
+    Result,
+    U64,
+    st.booleans(),
+    st.lists(ITEMS, max_size=3).map(tuple),
+    st.integers(-(2**63), 2**63 - 1),
+)
+OUTCOMES = st.builds(
+    Outcome,
+    U64,
+    st.booleans(),
+    st.lists(RESULTS, max_size=3).map(tuple),
+    st.sampled_from(Refusal),
+    VALUE,
+    U64,
+    st.booleans(),
+)
+
+
+@settings(deadline=None)
+@given(TRANSACTIONS)
+def test_transactions_come_back(transaction: Transaction) -> None:
+    data = wire.encode_transaction(transaction)
+    assert wire.decode_command(data) == (wire.OP_TRANSACTION, b"", b"")
+    decoded = wire.decode_transaction(data)
+    assert decoded == transaction
+    for one, other in zip(
+        decoded.success + decoded.failure, transaction.success + transaction.failure, strict=True
+    ):
+        assert type(one) is type(other)  # which equal tuples may not be
+    for compare in decoded.compares:
+        assert isinstance(compare.target, Target)
+        assert isinstance(compare.relation, Relation)
+
+
+@settings(deadline=None)
+@given(OUTCOMES)
+def test_outcomes_come_back(outcome: Outcome) -> None:
+    decoded = wire.decode_outcome(wire.encode_outcome(outcome))
+    assert decoded == outcome
+    assert isinstance(decoded.refusal, Refusal)
+
+
+HEAD = "010300" + "0000018bcfe56800" + "0000000000000000" + "0000"
+
+
+def test_golden_transactions() -> None:
+    put = Transaction(
+        (Compare(b"k", Target.MOD_REVISION, Relation.EQUAL, 7),),
+        (Put(b"k", b"hi", 3000),),
+        (Get(b"k"),),
+        time=1_700_000_000_000,
+    )
+    assert wire.encode_transaction(put).hex() == (
+        HEAD + "0001" "0001" "0001"
+        "03" "00" "0001" "00000008" "6b" "0000000000000007"
+        "01" "00" "00" "0001" "00000002" "0000000000000bb8" "6b" "6869"
+        "04" "00" "00" "0001" "00000000" "0000000000000000" "6b"
+    )  # fmt: skip
+    once = Transaction((), (), idempotency_key=b"id", fingerprint=b"fp", window=256)
+    assert wire.encode_transaction(once).hex() == (
+        "010300" "0000000000000000" "0000000000000100" "02" "02" "0000" "0000" "0000" "6964" "6670"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("operation", "golden"),
+    [
+        (Put(b"k", b"v", 1, keep_ttl=True), "01 01 00 0001 00000001 0000000000000001 6b 76"),
+        (Delete(b"k"), "02 00 00 0001 00000000 0000000000000000 6b"),
+        (DeleteRange(b"a", None), "03 00 00 0001 00000000 0000000000000000 61"),
+        (DeleteRange(b"a", b""), "03 01 00 0001 00000000 0000000000000000 61"),
+        (Get(b"k"), "04 00 00 0001 00000000 0000000000000000 6b"),
+        (Range(b"a", b"b", 9), "05 01 00 0001 00000001 0000000000000009 61 62"),
+        (Range(b"", None, 9, True, True), "05 06 00 0000 00000000 0000000000000009"),
+        (Increment(b"k", -2), "06 00 00 0001 00000000 fffffffffffffffe 6b"),
+        (Touch(b"k", 5), "07 00 00 0001 00000000 0000000000000005 6b"),
+        (Acquire(b"k", b"s", b"v"), "08 01 01 0001 00000001 0000000000000000 73 6b 76"),
+        (Release(b"k", b"s", None), "09 00 01 0001 00000000 0000000000000000 73 6b"),
+        (OpenSession(b"s", 5, True, b"n"), "0a 01 01 0000 00000001 0000000000000005 73 6e"),
+        (RenewSession(b"s"), "0b 00 01 0000 00000000 0000000000000000 73"),
+        (EndSession(b"s"), "0c 00 01 0000 00000000 0000000000000000 73"),
+        (Expire(100), "0d 00 00 0000 00000000 0000000000000064"),
+    ],
+)
+def test_golden_operations(operation: Operation, golden: str) -> None:
+    data = wire.encode_transaction(Transaction((), (operation,)))
+    assert data[27:] == bytes.fromhex(golden)
+
+
+def test_golden_outcomes() -> None:
+    done = Outcome(
+        9,
+        True,
+        (
+            Result(2, True, (Item(b"k", b"hi", 1, 2, 3, 4), Item(b"l", None, 5, 6, 7))),
+            Result(number=-1),
+        ),
+        repeated=True,
+    )
+    assert wire.encode_outcome(done).hex() == (
+        "01" "03" "00" "00" "0000000000000009" "0000000000000000" "0000" "0002"
+        "01" "0000000000000002" "0000000000000000" "00000002"
+        "01" "0001" "00000002" "0000000000000001" "0000000000000002"
+        "0000000000000003" "0000000000000004" "6b" "6869"
+        "00" "0001" "00000000" "0000000000000005" "0000000000000006"
+        "0000000000000007" "0000000000000000" "6c"
+        "00" "0000000000000000" "ffffffffffffffff" "00000000"
+    )  # fmt: skip
+    refused = Outcome(9, False, refusal=Refusal.HELD_BY_ANOTHER, refused_key=b"k", current=8)
+    assert wire.encode_outcome(refused).hex() == (
+        "01" "00" "05" "00" "0000000000000009" "0000000000000008" "0001" "0000" "6b"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tail", "why"),
+    [
+        ("0000 0000 00", "unpack"),
+        ("0000 0000 0000 00", "27 bytes in a command of 28"),
+        ("0001 0000 0000" + "040000010000000861" + "00" * 8, "4 is not a valid Target"),
+        ("0001 0000 0000" + "000400010000000161" + "62", "4 is not a valid Relation"),
+        ("0001 0000 0000" + "0000000000000000", "a comparison of a key of 0 bytes"),
+        ("0001 0000 0000" + "010000010000000461" + "00" * 4, "with 4 bytes"),
+        ("0001 0000 0000" + "000000010000000961" + "62", "with 9 bytes"),
+        ("ffff 0000 0000" + "000000010000000161" + "62", "unpack"),
+        ("0000 ffff ffff", "unpack"),
+        ("0000 0001 0000" + "0e" + "00" * 16, "unknown kind of operation 14"),
+        ("0000 0001 0000" + "01" + "00" * 16, "a key of 0 bytes"),
+        ("0000 0001 0000" + "0200000002" + "00" * 12 + "6b", "a key of 2 bytes"),
+        ("0000 0001 0000" + "0200000001" + "00000001" + "00" * 8 + "6b6b", "it can't have"),
+        ("0000 0001 0000" + "0200000001" + "00" * 11 + "01" + "6b", "it can't have"),
+        ("0000 0001 0000" + "0200010001" + "00" * 12 + "736b", "it can't have"),
+        ("0000 0001 0000" + "0102000001" + "00" * 12 + "6b", "it can't have"),
+        ("0000 0001 0000" + "0508000001" + "00" * 12 + "6b", "it can't have"),
+        ("0000 0001 0000" + "0300000001" + "00000001" + "00" * 8 + "6b6b", "it can't have"),
+    ],
+)
+def test_a_transaction_that_nobody_encodes(tail: str, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        wire.decode_transaction(bytes.fromhex(HEAD + tail))
+
+
+def test_a_put_is_no_transaction() -> None:
+    with pytest.raises(WireError, match="no transaction"):
+        wire.decode_transaction(wire.encode_put(b"k", bytes(100)))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("01" + "00" * 22, "unpack"),
+        ("02" + "00" * 23, "version 2"),
+        ("0104" + "00" * 22, "flags 0x04"),
+        ("01000001" + "00" * 20, "version 1"),
+        ("010008" + "00" * 21, "8 is not a valid Refusal"),
+        ("01" + "00" * 19 + "00010000", "25 bytes in 24"),
+        ("01" + "00" * 24, "24 bytes in 25"),
+        ("01" + "00" * 22 + "01", "unpack"),
+        ("01" + "00" * 22 + "01" + "02" + "00" * 20, "flags 0x02"),
+        ("01" + "00" * 22 + "01" + "00" * 17 + "ffffffff", "4294967295 items"),
+        ("01" + "00" * 22 + "01" + "00" * 20 + "01" + "02" + "00" * 38, "flags 0x02"),
+        ("01" + "00" * 22 + "01" + "00" * 20 + "01" + "00000000000001" + "00" * 33, "an item"),
+    ],
+)
+def test_an_outcome_that_nobody_encodes(data: str, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        wire.decode_outcome(bytes.fromhex(data))
+
+
+def canonical(
+    decode: Callable[[bytes], Any], encode: Callable[[Any], bytes], data: Iterable[bytes]
+) -> None:
+    """Decode bytes from anywhere: whatever is accepted is what the encoder would have made."""
+    for each in data:
+        try:
+            value = decode(each)
+        except WireError:
+            continue
+        assert encode(value) == each
+
+
+@settings(deadline=None, max_examples=60)
+@given(TRANSACTIONS, OUTCOMES, DAMAGES)
+def test_any_bytes_are_a_transaction_an_outcome_or_a_wire_error(
+    transaction: Transaction, outcome: Outcome, damages: list[tuple[int, bytes]]
+) -> None:
+    def broken(whole: bytes) -> Iterator[bytes]:
+        yield from damaged(whole, 0, damages)
+        for offset, junk in damages:
+            yield from (whole[:offset], whole + junk, junk)
+
+    data = wire.encode_transaction(transaction)
+    canonical(wire.decode_transaction, wire.encode_transaction, broken(data))
+    canonical(wire.decode_outcome, wire.encode_outcome, broken(wire.encode_outcome(outcome)))
 
 
 # -- log records ---------------------------------------------------------------------------------

@@ -1,0 +1,964 @@
+"""Transactions: what each operation does, and a model in plain dictionaries beside the store."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wire
+from btree import BTree, Record
+from commands import (
+    Acquire,
+    Compare,
+    Delete,
+    DeleteRange,
+    EndSession,
+    Event,
+    EventKind,
+    Expire,
+    Get,
+    Increment,
+    Item,
+    OpenSession,
+    Operation,
+    Outcome,
+    Put,
+    Range,
+    Refusal,
+    Relation,
+    Release,
+    RenewSession,
+    Result,
+    Target,
+    Touch,
+    Transaction,
+)
+from errors import CorruptionError
+from raft import Entry, EntryKind, SnapshotMeta
+from store import LAST_TIME, Session, Store
+from tests.crashfs import CrashFileSystem
+
+PATH = "/conure.db"
+INT64 = (1 << 63) - 1
+Command = tuple[bytes, bytes | None] | Transaction
+
+
+def open_store(fs: CrashFileSystem) -> Store:
+    store = Store(BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20), b"")
+    store.keeps_events = True
+    return store
+
+
+def entries(first: int, commands: Sequence[Command]) -> list[Entry]:
+    return [
+        Entry(1, index, EntryKind.COMMAND, encoded(command))
+        for index, command in enumerate(commands, first)
+    ]
+
+
+def encoded(command: Command) -> bytes:
+    if isinstance(command, Transaction):
+        return wire.encode_transaction(command)
+    key, value = command
+    return wire.encode_delete(key) if value is None else wire.encode_put(key, value)
+
+
+class Machine:
+    """A store with a log, and what each command has to come to."""
+
+    def __init__(self) -> None:
+        self.store = open_store(CrashFileSystem())
+
+    def run(self, command: Command) -> Outcome | None:
+        outcomes = self.store.apply(entries(self.store.applied_index + 1, [command]))
+        return outcomes.get(self.store.applied_index)
+
+    def do(self, *operations: Operation, time: int = 0, **fields: Any) -> Outcome:
+        outcome = self.run(Transaction((), operations, time=time, **fields))
+        assert outcome is not None
+        return outcome
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.run((key, value))
+
+    def value(self, key: bytes) -> bytes | None:
+        record = self.store.get(key)
+        return None if record is None else record.value
+
+    def expiry(self, key: bytes) -> int:
+        record = self.store.get(key)
+        assert record is not None
+        return record.expiry
+
+    def events(self) -> list[Event]:
+        return [Event(*event) for event in self.store.take_events()]
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine()
+    yield machine
+    machine.store.tree.check()
+
+
+def refused(outcome: Outcome) -> Refusal:
+    """Return why a transaction was refused, which then has no other trace."""
+    assert outcome.refusal
+    assert (outcome.succeeded, outcome.results) == (False, ())
+    return outcome.refusal
+
+
+# -- comparisons and branches --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "operand", "holding"),
+    [
+        (Target.VALUE, b"m", {Relation.EQUAL}),
+        (Target.VALUE, b"a", {Relation.NOT_EQUAL, Relation.GREATER}),
+        (Target.VALUE, b"ma", {Relation.NOT_EQUAL, Relation.LESS}),
+        (Target.VERSION, 2, {Relation.EQUAL}),
+        (Target.CREATE_REVISION, 1, {Relation.EQUAL}),
+        (Target.MOD_REVISION, 3, {Relation.NOT_EQUAL, Relation.LESS}),
+        (Target.MOD_REVISION, 1, {Relation.NOT_EQUAL, Relation.GREATER}),
+    ],
+)
+def test_comparisons_with_a_key(
+    machine: Machine, target: Target, operand: bytes | int, holding: set[Relation]
+) -> None:
+    machine.put(b"k", b"l")
+    machine.put(b"k", b"m")
+    for relation in Relation:
+        outcome = machine.run(Transaction((Compare(b"k", target, relation, operand),), ()))
+        assert outcome is not None
+        assert outcome.succeeded == (relation in holding)
+        assert outcome.current == (0 if relation in holding else 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "operand", "holding"),
+    [
+        (Target.VALUE, b"", {Relation.NOT_EQUAL}),
+        (Target.VERSION, 0, {Relation.EQUAL}),
+        (Target.CREATE_REVISION, 0, {Relation.EQUAL}),
+        (Target.MOD_REVISION, 1, {Relation.NOT_EQUAL, Relation.LESS}),
+    ],
+)
+def test_comparisons_with_a_key_that_is_not_there(
+    machine: Machine, target: Target, operand: bytes | int, holding: set[Relation]
+) -> None:
+    for relation in Relation:
+        outcome = machine.run(Transaction((Compare(b"k", target, relation, operand),), ()))
+        assert outcome is not None
+        assert outcome.succeeded == (relation in holding)
+        assert outcome.current == 0
+
+
+def test_the_first_comparison_that_fails_says_where_its_key_stands(machine: Machine) -> None:
+    for key in (b"a", b"b", b"c"):
+        machine.put(key, b"1")
+    compares = (
+        Compare(b"a", Target.VERSION, Relation.EQUAL, 1),
+        Compare(b"b", Target.VERSION, Relation.EQUAL, 7),
+        Compare(b"c", Target.VERSION, Relation.EQUAL, 7),
+    )
+    outcome = machine.run(Transaction(compares, (Delete(b"a"),), (Put(b"d", b"4"), Get(b"a"))))
+    assert outcome == Outcome(
+        4,
+        False,
+        (
+            Result(items=(Item(b"d", None, 4, 4, 1),)),
+            Result(1, items=(Item(b"a", b"1", 1, 1, 1),)),
+        ),
+        current=2,
+    )
+    assert machine.value(b"d") == b"4"
+
+
+def test_a_refused_transaction_leaves_nothing_but_its_revision(machine: Machine) -> None:
+    """All or nothing, in either branch (commands.py, 1)."""
+    machine.put(b"a", b"no number")
+    before = list(machine.store.tree.items(b"k"))
+    operations = (Put(b"b", b"1"), Delete(b"a"), Increment(b"a", 1), Put(b"c", b"1"))
+    for branches in ((operations, ()), ((), operations)):
+        compare = Compare(b"x", Target.VERSION, Relation.EQUAL, 0 if branches[0] else 1)
+        outcome = machine.run(Transaction((compare,), *branches))
+        assert outcome is not None
+        assert refused(outcome) is Refusal.NOT_A_NUMBER
+        assert outcome.refused_key == b"a"
+    assert list(machine.store.tree.items(b"k")) == before
+    assert [event.key for event in machine.events()] == [b"a"]
+    assert machine.store.applied_index == 3
+
+
+def test_operations_see_what_those_before_them_did(machine: Machine) -> None:
+    machine.put(b"b", b"old")
+    outcome = machine.do(Get(b"a"), Put(b"a", b"1"), Get(b"a"), Delete(b"b"), Range(b"", None, 9))
+    assert [each.items for each in outcome.results] == [
+        (),
+        (Item(b"a", None, 2, 2, 1),),
+        (Item(b"a", b"1", 2, 2, 1),),
+        (),
+        (Item(b"a", b"1", 2, 2, 1),),
+    ]
+
+
+def test_an_operation_that_one_before_it_made_impossible_does_nothing(machine: Machine) -> None:
+    """Nobody should propose it; if somebody does, no lock outlives its session (store.py, 8)."""
+    machine.do(OpenSession(b"s", 100, False, b""))
+    machine.put(b"n", b"1")
+    outcome = machine.do(
+        EndSession(b"s"),
+        Acquire(b"a", b"s", b"1"),
+        Put(b"n", b"x"),
+        Increment(b"n", 1),
+        Delete(b"n"),
+        Touch(b"n", 5),
+    )
+    nothing = Result()
+    assert outcome.results[1] == outcome.results[3] == outcome.results[5] == nothing
+    assert machine.store.holder(b"a") is None
+    assert machine.store.records == 0
+
+
+# -- keys ----------------------------------------------------------------------------------------
+
+
+def test_ranges(machine: Machine) -> None:
+    for key in (b"a", b"b", b"ba", b"bb", b"c", b"\xff"):
+        machine.put(key, key.upper())
+    machine.do(OpenSession(b"s", 100, False, b""), Put(b"bb", b"BB", 50))
+
+    def keys(start: bytes, end: bytes | None, limit: int, **how: bool) -> tuple[list[bytes], bool]:
+        (result,) = machine.do(Range(start, end, limit, **how)).results
+        assert result.total == len(result.items)
+        return [item.key for item in result.items], result.more
+
+    assert keys(b"", None, 9) == ([b"a", b"b", b"ba", b"bb", b"c", b"\xff"], False)
+    assert keys(b"b", b"c", 9) == ([b"b", b"ba", b"bb"], False)
+    assert keys(b"b", b"c", 3) == ([b"b", b"ba", b"bb"], False)
+    assert keys(b"b", b"c", 2) == ([b"b", b"ba"], True)
+    assert keys(b"b", b"c", 2, reverse=True) == ([b"bb", b"ba"], True)
+    assert keys(b"", None, 1, reverse=True) == ([b"\xff"], True)
+    assert keys(b"", None, 0) == ([], True)
+    assert keys(b"c", b"b", 9) == ([], False)
+    assert len(keys(b"", None, 2**64 - 1)[0]) == 6
+    (result,) = machine.do(Range(b"bb", b"c", 1, keys_only=True)).results
+    assert result.items == (Item(b"bb", None, 4, 7, 2, 50),)
+
+
+def test_deleting_a_range(machine: Machine) -> None:
+    for key in (b"a", b"b", b"ba", b"c"):
+        machine.put(key, b"1")
+    machine.events()
+    assert machine.do(DeleteRange(b"b", b"c")).results == (Result(2),)
+    assert machine.events() == [
+        Event(5, EventKind.DELETE, b"b", b"", 0),
+        Event(5, EventKind.DELETE, b"ba", b"", 0),
+    ]
+    assert machine.store.records == 2
+    assert machine.do(DeleteRange(b"", None), DeleteRange(b"", None)).results == (
+        Result(2),
+        Result(0),
+    )
+    assert machine.store.records == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "by", "end"),
+    [
+        (None, 5, 5),
+        (None, -5, -5),
+        (b"41", 1, 42),
+        (b"-1", -1, -2),
+        (b"007", 1, 8),
+        (b"%d" % INT64, -1, INT64 - 1),
+        (b"%d" % INT64, 0, INT64),
+        (b"%d" % (-INT64 - 1), 0, -INT64 - 1),
+        (b"%d" % INT64, 1, Refusal.NUMBER_TOO_LARGE),
+        (b"%d" % -INT64, -2, Refusal.NUMBER_TOO_LARGE),
+        (b"9" * 19, 0, Refusal.NOT_A_NUMBER),
+        (b"9" * 20, 0, Refusal.NOT_A_NUMBER),
+        (b"", 1, Refusal.NOT_A_NUMBER),
+        (b" 1", 1, Refusal.NOT_A_NUMBER),
+        (b"1\n", 1, Refusal.NOT_A_NUMBER),
+        (b"+1", 1, Refusal.NOT_A_NUMBER),
+        (b"1_0", 1, Refusal.NOT_A_NUMBER),
+        ("٣".encode(), 1, Refusal.NOT_A_NUMBER),
+    ],
+)
+def test_increments(machine: Machine, value: bytes | None, by: int, end: int) -> None:
+    if value is not None:
+        machine.do(Put(b"n", value, 70))
+    outcome = machine.do(Increment(b"n", by))
+    if isinstance(end, Refusal):
+        assert refused(outcome) is end
+        assert machine.value(b"n") == value
+    else:
+        assert outcome.results[0].number == end
+        assert machine.value(b"n") == b"%d" % end
+        assert machine.expiry(b"n") == (0 if value is None else 70)
+
+
+def test_a_touch_changes_the_expiry_and_nothing_else(machine: Machine) -> None:
+    machine.put(b"k", b"1")
+    machine.put(b"k", b"2" * 300)  # spilled, on pages of this size
+    machine.events()
+    for ttl, expiry in ((50, 60), (0, 0), (7, 17)):
+        outcome = machine.do(Touch(b"k", ttl), time=10)
+        assert outcome.results == (Result(1, items=(Item(b"k", None, 1, 2, 2, expiry),)),)
+        assert machine.store.get(b"k") == Record(b"2" * 300, 1, 2, 2, expiry)
+        assert machine.store.next_due() == (expiry or None)
+    assert machine.events() == []
+    assert refused(machine.do(Touch(b"x", 5))) is Refusal.KEY_NOT_FOUND
+
+
+def test_touches_split_and_merge_pages(machine: Machine) -> None:
+    store = machine.store
+    keys = [b"%03d" % n for n in range(200)]
+    for key in keys:
+        machine.put(key, key * (1 + int(key) % 7 * 5))
+    before = dict(store.tree.items(b"k", b"l"))
+    running = store.begin_checkpoint()
+    while not running.step(1.0):
+        pass
+    running.finish()
+    pages = []
+    for ttl in (50, 60, 0):
+        for key in keys:
+            machine.do(Touch(key, ttl))
+        store.tree.check()
+        pages.append(store.tree.check().leaf_pages)
+        touched = {key: record._replace(expiry=ttl) for key, record in before.items()}
+        assert dict(store.tree.items(b"k", b"l")) == touched
+        assert (store.next_due(), store.records) == (ttl or None, 200)
+    assert pages[0] > pages[2]
+
+
+# -- expiry --------------------------------------------------------------------------------------
+
+
+def test_what_a_put_does_to_the_expiry(machine: Machine) -> None:
+    machine.do(Put(b"k", b"1", 50), time=100)
+    assert (machine.expiry(b"k"), machine.store.next_due()) == (150, 150)
+    machine.do(Put(b"k", b"2", keep_ttl=True), time=120)
+    assert (machine.expiry(b"k"), machine.store.next_due()) == (150, 150)
+    machine.do(Put(b"k", b"3", 10), time=120)
+    assert (machine.expiry(b"k"), machine.store.next_due()) == (130, 130)
+    machine.put(b"k", b"4")
+    assert (machine.expiry(b"k"), machine.store.next_due()) == (0, None)
+    machine.do(Put(b"new", b"", keep_ttl=True))
+    assert machine.expiry(b"new") == 0
+    assert [key for key, _ in machine.store.tree.items(b"e", b"f")] == []
+
+
+def test_expiry_is_an_operation_and_nothing_else(machine: Machine) -> None:
+    machine.do(Put(b"a", b"1", 50), Put(b"b", b"2", 51), Put(b"c", b"3"), time=100)
+    machine.events()
+    machine.do(Get(b"a"), time=1000)
+    assert machine.value(b"a") == b"1"  # due for long, and still there
+    for time, limit, result in ((0, 1, Result(1, True)), (0, 5, Result(1)), (0, 5, Result(0))):
+        assert machine.do(Expire(limit), time=time).results == (result,)
+    assert [(event.kind, event.key, event.version) for event in machine.events()] == [
+        (EventKind.EXPIRE, b"a", 0),
+        (EventKind.EXPIRE, b"b", 0),
+    ]
+    assert (machine.value(b"c"), machine.store.records) == (b"3", 1)
+    assert machine.store.next_due() is None
+
+
+def test_what_is_due_first_ends_first_whatever_it_is(machine: Machine) -> None:
+    machine.do(
+        Put(b"late", b"", 40), OpenSession(b"s", 20, False, b""), idempotency_key=b"i", window=30
+    )
+    machine.do(Put(b"early", b"", 10))
+    left: list[tuple[int | None, int, int]] = []
+    for _ in range(5):
+        outcome = machine.do(Expire(1), time=40)
+        left.append(
+            (
+                machine.store.next_due(),
+                outcome.results[0].total,
+                len([*machine.store.tree.items(b"i", b"j")]),
+            )
+        )
+    assert left == [(20, 1, 1), (30, 1, 1), (40, 1, 0), (None, 1, 0), (None, 0, 0)]
+
+
+def test_the_clock_never_goes_back_and_ends_at_last(machine: Machine) -> None:
+    clocks = []
+    for time in (50, 20, 60, 59, 2**64 - 1, 70):
+        machine.do(Put(b"k%d" % time, b"", 10), time=time)
+        clocks.append((machine.store.clock, machine.expiry(b"k%d" % time)))
+    end = (LAST_TIME, LAST_TIME)
+    assert clocks == [(50, 60), (50, 60), (60, 70), (60, 70), end, end]
+    assert machine.do(Expire(2**64 - 1)).results == (Result(6),)
+
+
+def test_a_key_once_seen_expired_stays_so(machine: Machine) -> None:
+    machine.do(Put(b"k", b"1", 50), time=100)
+    assert machine.do(Expire(9), time=149).results == (Result(0),)
+    assert machine.do(Expire(9), time=150).results == (Result(1),)
+    for operation in (Get(b"k"), Expire(9), Delete(b"k")):
+        machine.do(operation, time=3)
+        assert machine.store.get(b"k") is None
+    machine.do(Put(b"k", b"2", 50), time=3)
+    assert machine.expiry(b"k") == 200
+
+
+# -- sessions and locks --------------------------------------------------------------------------
+
+
+def test_a_session_from_its_beginning_to_its_end(machine: Machine) -> None:
+    store = machine.store
+    machine.do(OpenSession(b"s", 30, True, b"job"), time=5)
+    session = Session(b"s", 30, True, b"job", 35)
+    assert store.session(b"s") == session
+    machine.do(RenewSession(b"s"), time=20)
+    assert store.session(b"s") == session._replace(expiry=50)
+    machine.do(OpenSession(b"r", 1, False, b""), time=20)
+    sessions = store.sessions()
+    assert machine.do(Expire(9), time=49).results == (Result(1),)
+    assert store.session(b"r") is None
+    assert [each.id for each in sessions] == [b"r", b"s"]  # as of when it was asked
+    assert machine.do(EndSession(b"s")).succeeded
+    assert [*store.sessions()] == []
+    assert store.next_due() is None
+    for operation in (EndSession(b"s"), RenewSession(b"s"), Acquire(b"k", b"s", None)):
+        assert refused(machine.do(operation)) is Refusal.SESSION_NOT_FOUND
+
+
+def test_one_session_holds_a_key(machine: Machine) -> None:
+    for session in (b"s", b"t"):
+        machine.do(OpenSession(session, 100, False, b""))
+    first = machine.do(Acquire(b"k", b"s", b"mine"))
+    assert first.results == (Result(items=(Item(b"k", None, 3, 3, 1),), number=3),)
+    assert machine.store.holder(b"k") == (b"s", 3)
+    outcome = machine.do(Acquire(b"k", b"t", b"no, mine"))
+    assert (refused(outcome), outcome.refused_key) == (Refusal.HELD_BY_ANOTHER, b"k")
+    assert refused(machine.do(Release(b"k", b"t", None))) is Refusal.NOT_THE_HOLDER
+    assert machine.value(b"k") == b"mine"
+
+    again = machine.do(Acquire(b"k", b"s", None))
+    assert again.results == first.results  # the token stays
+    assert machine.do(Release(b"k", b"s", b"free")).results[0].items[0].version == 2
+    assert machine.store.holder(b"k") is None
+    assert [*machine.store.tree.items(b"h", b"i")] == []
+    assert refused(machine.do(Release(b"k", b"s", None))) is Refusal.NOT_THE_HOLDER
+    assert machine.do(Acquire(b"k", b"t", None)).results[0].number == machine.store.applied_index
+
+
+def test_a_lock_is_advice(machine: Machine) -> None:
+    machine.do(OpenSession(b"s", 100, False, b""))
+    assert machine.do(Acquire(b"k", b"s", None)).results == (Result(number=2),)
+    assert machine.value(b"k") is None
+    machine.put(b"k", b"of anybody")
+    machine.run((b"k", None))
+    machine.do(DeleteRange(b"", None))
+    assert machine.store.holder(b"k") == (b"s", 2)
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+@pytest.mark.parametrize("by_time", [True, False])
+def test_the_end_of_a_session_lets_go_of_what_it_held(
+    machine: Machine, deletes: bool, by_time: bool
+) -> None:
+    for session in (b"s", b"s2", b"s\xff"):  # none takes another's keys for its own
+        machine.do(OpenSession(session, 50 if session == b"s" else 500, deletes, b""))
+        for key in (b"1", b"2", b"\xff"):
+            machine.do(Acquire(session + b"/" + key, session, b"v"))
+    machine.run((b"s/2", None))
+    machine.do(Put(b"s/\xff", b"v", 50))
+    machine.events()
+    if by_time:
+        assert machine.do(Expire(9), time=50).results[0].more is False
+    else:
+        assert machine.do(EndSession(b"s")).results == (Result(3),)
+    store = machine.store
+    assert [store.holder(b"s/" + key) for key in (b"1", b"2", b"\xff")] == [None] * 3
+    assert store.holder(b"s\xff/\xff") is not None
+    assert machine.value(b"s/1") == (None if deletes else b"v")
+    kind = EventKind.EXPIRE if by_time else EventKind.DELETE
+    gone = {(event.kind, event.key) for event in machine.events()}
+    if deletes:
+        assert gone == {(kind, b"s/1"), (kind, b"s/\xff")}
+    else:
+        assert gone == ({(kind, b"s/\xff")} if by_time else set())
+    assert len([*store.tree.items(b"h", b"i")]) == len([*store.tree.items(b"l", b"m")]) == 6
+    assert machine.do(EndSession(b"s\xff")).results == (Result(3),)
+    assert store.holder(b"s2/1") is not None
+
+
+def test_what_a_session_holds_counts_for_the_limit(machine: Machine) -> None:
+    for session in (b"s", b"t"):
+        machine.do(OpenSession(session, 50, False, b""))
+        for n in range(5):
+            machine.do(Acquire(session + b"%d" % n, session, None))
+    assert machine.do(Expire(6), time=50).results == (Result(1, True),)
+    assert machine.store.session(b"s") is None
+    assert machine.do(Expire(1)).results == (Result(1),)
+    assert machine.store.records == len(machine.store.tree) - 1 == 0
+
+
+# -- exactly once --------------------------------------------------------------------------------
+
+
+def test_a_repetition_gets_the_first_outcome_and_changes_nothing(machine: Machine) -> None:
+    first = machine.do(
+        Increment(b"n", 1), Get(b"n"), idempotency_key=b"i", fingerprint=b"f", window=10
+    )
+    machine.events()
+    again = machine.do(Increment(b"n", 7), idempotency_key=b"i", fingerprint=b"f", window=10)
+    assert again == first._replace(repeated=True)
+    assert again.revision == 1
+    other = machine.do(Put(b"n", b"0"), idempotency_key=b"i", fingerprint=b"g")
+    assert refused(other) is Refusal.KEY_REUSED
+    assert machine.value(b"n") == b"1"
+    assert machine.events() == []
+    machine.do(Expire(9), time=10)
+    fresh = machine.do(Increment(b"n", 1), idempotency_key=b"i", fingerprint=b"g")
+    assert (fresh.repeated, fresh.results[0].number) == (False, 2)
+
+
+def test_a_failure_is_remembered_as_well(machine: Machine) -> None:
+    compare = Compare(b"k", Target.VERSION, Relation.EQUAL, 1)
+    unmet = Transaction((compare,), (), idempotency_key=b"i", window=10)
+    outcome = machine.run(unmet)
+    refusal = machine.do(Touch(b"k", 1), idempotency_key=b"j", window=10)
+    machine.put(b"k", b"now it is there")
+    assert outcome is not None
+    assert machine.run(unmet) == outcome._replace(repeated=True)
+    again = machine.do(Touch(b"k", 1), idempotency_key=b"j", window=10)
+    assert again == refusal._replace(repeated=True)
+    assert refused(again) is Refusal.KEY_NOT_FOUND
+
+
+# -- the store around them -----------------------------------------------------------------------
+
+
+def test_outcomes_come_by_index_and_only_of_transactions() -> None:
+    store = open_store(CrashFileSystem())
+    get = Transaction((), (Get(b"a"),))
+    log = entries(1, [(b"a", b"1"), get, (b"a", None), get])
+    outcomes = store.apply(log)
+    assert {index: outcome.results[0].total for index, outcome in outcomes.items()} == {2: 1, 4: 0}
+    assert store.apply(entries(5, [(b"b", b"1")])) == {}
+
+
+def test_events_are_noted_for_who_wants_them() -> None:
+    store = open_store(CrashFileSystem())
+    store.keeps_events = False
+    log = entries(1, [(b"a", b"1"), Transaction((), (Put(b"b", b"2"), Delete(b"a"))), (b"b", None)])
+    store.apply(log[:2])
+    assert store.take_events() == []
+    store.keeps_events = True
+    store.apply(entries(3, [(b"a", b"3"), (b"a", b"4"), (b"b", None), (b"b", None)]))
+    assert store.take_events() == [
+        (3, EventKind.PUT, b"a", b"3", 1),
+        (4, EventKind.PUT, b"a", b"4", 2),
+        (5, EventKind.DELETE, b"b", b"", 0),
+    ]
+    assert store.take_events() == []
+
+
+def test_an_installed_state_brings_its_clock_and_no_events() -> None:
+    fs = CrashFileSystem()
+    source, store = Machine().store, open_store(fs)
+    source.apply(entries(1, [Transaction((), (Put(b"k", b"1", 50),), time=100), (b"l", b"2")]))
+    store.apply(entries(1, [(b"x", b"1"), Transaction((), (Put(b"y", b"1", 5),), time=900)]))
+    other = BTree.open(fs, "/other.db", page_size=512)
+    other.bulk_load(source.tree.items())
+    meta = SnapshotMeta(20, 2, b"members")
+    other.checkpoint(meta.index, meta.term, source.digest)
+    store.replace(other, meta)
+    assert store.take_events() == []
+    assert (store.clock, store.next_due(), store.records) == (100, 150, 2)
+
+
+def test_an_arbiter_passes_over_transactions() -> None:
+    store = open_store(CrashFileSystem())
+    store.skip(entries(1, [Transaction((), (Put(b"k", b"1"),), time=100), (b"l", b"2")]))
+    assert (store.applied_index, store.digest, len(store.tree)) == (2, 0, 0)
+
+
+def test_a_transaction_nobody_can_read_is_never_skipped() -> None:
+    data = wire.encode_transaction(Transaction((), (Get(b"a"),)))
+    for broken in (data[:-1], data + b"\0", data[:27] + b"\xee" + data[28:]):
+        with pytest.raises(CorruptionError, match="raft log is corrupt"):
+            open_store(CrashFileSystem()).apply([Entry(1, 1, EntryKind.COMMAND, broken)])
+
+
+def test_other_outcomes_give_another_digest() -> None:
+    """A replica that differs only in what an operation reads is found out as well."""
+    digests = set()
+    for value in (None, b"1", b"2"):
+        store = open_store(CrashFileSystem())
+        if value is not None:
+            store.tree.put(b"kk", value, 1)  # what no log has asked for
+        store.apply(entries(1, [Transaction((), (Get(b"k"),))]))
+        digests.add(store.digest)
+    assert len(digests) == 3
+
+
+def test_a_pinned_state_is_read_by_users_keys() -> None:
+    store = open_store(CrashFileSystem())
+    keys = [b"%04d" % n for n in range(9000)]
+    store.apply(entries(1, [(key, b"") for key in keys]))
+    store.apply(entries(9001, [Transaction((), (OpenSession(b"s", 9, False, b""),), time=1)]))
+    state = store.snapshot()
+    store.apply(entries(9002, [Transaction((), (DeleteRange(b"", b"8"),))]))
+    assert [key for key, _ in state.items()] == keys
+    assert [key for key, _ in state.items(b"0007", b"001")] == [b"0007", b"0008", b"0009"]
+    assert next(state.items(reverse=True))[0] == keys[-1]
+    assert next(state.items(b"", b"0100", reverse=True))[0] == b"0099"
+    assert state.get(b"0007") == Record(b"", 8, 8, 1)
+    assert state.get(b"s") is None
+    assert list(state.count()) == [4096, 8192, 9000]
+    assert list(state.count(b"1", b"2")) == [1000]
+    assert (store.records, len([*store.tree.items(b"k", b"l")])) == (1000, 1000)
+    state.tree.close()
+
+
+# -- the model -----------------------------------------------------------------------------------
+
+
+class Model:
+    """What the store should do, in dictionaries and without an index."""
+
+    def __init__(self) -> None:
+        self.clock = 0
+        self.records: dict[bytes, Record] = {}
+        self.sessions: dict[bytes, Session] = {}
+        self.locks: dict[bytes, tuple[bytes, int]] = {}
+        self.answers: dict[bytes, tuple[bytes, Outcome, int]] = {}
+        self.events: list[Event] = []
+        self.revision = 0
+        self.begun = False
+
+    def run(self, command: Command) -> Outcome | None:
+        self.revision += 1
+        if isinstance(command, Transaction):
+            return self.transact(command)
+        key, value = command
+        if value is None:
+            self.remove(key, EventKind.DELETE)
+        else:
+            self.write(key, value, 0)
+        return None
+
+    def transact(self, transaction: Transaction) -> Outcome:
+        self.begun = True
+        self.clock = max(self.clock, transaction.time)
+        key = transaction.idempotency_key
+        if key in self.answers:
+            fingerprint, outcome, _ = self.answers[key]
+            if fingerprint != transaction.fingerprint:
+                return Outcome(self.revision, False, refusal=Refusal.KEY_REUSED)
+            return outcome._replace(repeated=True)
+        outcome = self.decide(transaction)
+        if key:
+            expiry = max(1, self.clock + transaction.window)
+            self.answers[key] = transaction.fingerprint, outcome, expiry
+        return outcome
+
+    def decide(self, transaction: Transaction) -> Outcome:
+        unmet = [each for each in transaction.compares if not self.holds(each)]
+        branch = transaction.failure if unmet else transaction.success
+        for operation in branch:
+            if why := self.refusal(operation):
+                key = getattr(operation, "key", b"")
+                return Outcome(self.revision, False, refusal=why, refused_key=key)
+        current = 0
+        if unmet and unmet[0].key in self.records:
+            current = self.records[unmet[0].key].mod_revision
+        results = []
+        for operation in branch:
+            possible = not self.refusal(operation)
+            results.append(self.do(operation) if possible else Result())
+        return Outcome(self.revision, not unmet, tuple(results), current=current)
+
+    def holds(self, compare: Compare) -> bool:
+        record = self.records.get(compare.key)
+        if compare.target is Target.VALUE:
+            if record is None:
+                return compare.relation is Relation.NOT_EQUAL
+            found: Any = record.value
+        elif record is None:
+            found = 0
+        else:
+            found = {
+                Target.VERSION: record.version,
+                Target.CREATE_REVISION: record.create_revision,
+                Target.MOD_REVISION: record.mod_revision,
+            }[compare.target]
+        relations = {
+            Relation.EQUAL: operator.eq,
+            Relation.NOT_EQUAL: operator.ne,
+            Relation.LESS: operator.lt,
+            Relation.GREATER: operator.gt,
+        }
+        return bool(relations[compare.relation](found, compare.operand))
+
+    def refusal(self, operation: Operation) -> Refusal:
+        match operation:
+            case Acquire(_, session, _) | RenewSession(session) | EndSession(session) if (
+                session not in self.sessions
+            ):
+                return Refusal.SESSION_NOT_FOUND
+            case Acquire(key, session) if self.locks.get(key, (session,))[0] != session:
+                return Refusal.HELD_BY_ANOTHER
+            case Release(key, session) if self.locks.get(key, (None,))[0] != session:
+                return Refusal.NOT_THE_HOLDER
+            case Touch(key) if key not in self.records:
+                return Refusal.KEY_NOT_FOUND
+            case Increment(key, by):
+                digits = self.records[key].value if key in self.records else b"0"
+                if not digits.removeprefix(b"-").isdigit() or int(digits) < -INT64 - 1:
+                    return Refusal.NOT_A_NUMBER
+                if not -INT64 - 1 <= int(digits) + by <= INT64:
+                    return Refusal.NUMBER_TOO_LARGE
+        return Refusal.NONE
+
+    def do(self, operation: Operation) -> Result:  # noqa: C901 - all of them at a glance
+        match operation:
+            case Put(key, value, ttl, keep_ttl):
+                old = self.records.get(key)
+                expiry = (old.expiry if old else 0) if keep_ttl else self.after(ttl)
+                return Result(items=self.write(key, value, expiry))
+            case Delete(key):
+                return Result(self.remove(key, EventKind.DELETE))
+            case DeleteRange(start, end):
+                keys = self.keys(start, end)
+                return Result(sum(self.remove(key, EventKind.DELETE) for key in keys))
+            case Get(key):
+                if key in self.records:
+                    return Result(1, items=(Item(key, *self.records[key]),))
+            case Range(start, end, limit, reverse, keys_only):
+                keys = sorted(self.keys(start, end), reverse=reverse)
+                found = [Item(key, *self.records[key]) for key in keys[:limit]]
+                if keys_only:
+                    found = [item._replace(value=None) for item in found]
+                return Result(len(found), len(keys) > limit, tuple(found))
+            case Increment(key, by):
+                old = self.records.get(key)
+                total = int(old.value if old else 0) + by
+                items = self.write(key, b"%d" % total, old.expiry if old else 0)
+                return Result(items=items, number=total)
+            case Touch(key, ttl):
+                record = self.records[key] = self.records[key]._replace(expiry=self.after(ttl))
+                return Result(1, items=(Item(key, None, *record[1:]),))
+            case Acquire(key, session, value):
+                _, token = self.locks.setdefault(key, (session, self.revision))
+                if value is not None:
+                    return Result(items=self.write(key, value, 0), number=token)
+                left = [Item(key, None, *self.records[key][1:])] if key in self.records else []
+                return Result(items=tuple(left), number=token)
+            case Release(key, session, value):
+                del self.locks[key]
+                return Result(items=() if value is None else self.write(key, value, 0))
+            case OpenSession(session, ttl, deletes, name):
+                expiry = max(1, self.clock + ttl)
+                self.sessions[session] = Session(session, ttl, deletes, name, expiry)
+            case RenewSession(session):
+                _, ttl, deletes, name, _ = self.sessions[session]
+                expiry = max(1, self.clock + ttl)
+                self.sessions[session] = Session(session, ttl, deletes, name, expiry)
+            case EndSession(session):
+                return Result(self.end(session, EventKind.DELETE))
+            case Expire(limit):
+                return self.expire(limit)
+        return Result()
+
+    def expire(self, limit: int) -> Result:
+        due = sorted(each for each in self.expiring() if each[0] <= self.clock)
+        ended, left = 0, limit
+        while ended < len(due) and left > 0:
+            _, name, what = due[ended]
+            ended += 1
+            left -= 1
+            if what == "key":
+                self.remove(name, EventKind.EXPIRE)
+            elif what == "session":
+                left -= self.end(name, EventKind.EXPIRE)
+            else:
+                del self.answers[name]
+        return Result(ended, ended < len(due[: limit + 1]))
+
+    def expiring(self) -> list[tuple[int, bytes, str]]:
+        keys = [(each.expiry, key, "key") for key, each in self.records.items() if each.expiry]
+        answers = [(each[2], key, "outcome") for key, each in self.answers.items()]
+        return [*keys, *answers, *((s.expiry, s.id, "session") for s in self.sessions.values())]
+
+    def end(self, session: bytes, kind: EventKind) -> int:
+        keys = sorted(key for key, (holder, _) in self.locks.items() if holder == session)
+        for key in keys:
+            del self.locks[key]
+            if self.sessions[session].deletes:
+                self.remove(key, kind)
+        del self.sessions[session]
+        return len(keys)
+
+    def keys(self, start: bytes, end: bytes | None) -> list[bytes]:
+        return sorted(key for key in self.records if start <= key and (end is None or key < end))
+
+    def after(self, ttl: int) -> int:
+        return self.clock + ttl if ttl else 0
+
+    def write(self, key: bytes, value: bytes, expiry: int) -> tuple[Item, ...]:
+        old = self.records.get(key) or Record(b"", self.revision, 0, 0)
+        version = old.version + 1
+        record = Record(value, old.create_revision, self.revision, version, expiry)
+        self.records[key] = record
+        self.events.append(Event(self.revision, EventKind.PUT, key, value, version))
+        return (Item(key, None, *record[1:]),)
+
+    def remove(self, key: bytes, kind: EventKind) -> bool:
+        if self.records.pop(key, None) is None:
+            return False
+        self.events.append(Event(self.revision, kind, key, b"", 0))
+        return True
+
+    def tree_keys(self) -> set[bytes]:
+        """Return every key that the tree should have, whatever it is for."""
+        index = {"key": b"e", "session": b"t", "outcome": b"j"}
+        held = {
+            b"h%c%s%s" % (len(session), session, key) for key, (session, _) in self.locks.items()
+        }
+        return {
+            *((b"c",) if self.begun else ()),
+            *(index[what] + at.to_bytes(8, "big") + key for at, key, what in self.expiring()),
+            *held,
+            *(b"i" + key for key in self.answers),
+            *(b"k" + key for key in self.records),
+            *(b"l" + key for key in self.locks),
+            *(b"s" + session for session in self.sessions),
+        }
+
+
+def agree(store: Store, model: Model) -> None:
+    """Assert that the store holds what the model does, and nothing else."""
+    assert {key for key, _ in store.tree.items()} == model.tree_keys()
+    assert {key[1:]: record for key, record in store.tree.items(b"k", b"l")} == model.records
+    assert [*store.sessions()] == sorted(model.sessions.values())
+    assert {key: store.holder(key) for key in KEYS if store.holder(key)} == model.locks
+    assert (store.clock, store.records) == (model.clock, len(model.records))
+    assert store.next_due() == min([each[0] for each in model.expiring()], default=None)
+
+
+KEYS = [b"a", b"b", b"ab", b"a\xff", b"\xff" * 3]
+SOME_KEY = st.sampled_from(KEYS)
+VALUE = st.sampled_from([b"", b"1", b"-7", b"%d" % INT64, b"text", b"long" * 100])
+TTL = st.integers(0, 20)
+SESSION = st.sampled_from([b"s", b"s\xff", b"t"])
+MAYBE_VALUE = st.none() | VALUE
+BOUND = st.sampled_from([b"", b"a", b"ab", b"b", b"z"])
+OPERATIONS = st.one_of(
+    st.builds(Put, SOME_KEY, VALUE, TTL, st.booleans()),
+    st.builds(Delete, SOME_KEY),
+    st.builds(DeleteRange, BOUND, st.none() | BOUND),
+    st.builds(Get, SOME_KEY),
+    st.builds(Range, BOUND, st.none() | BOUND, st.integers(0, 4), st.booleans(), st.booleans()),
+    st.builds(Increment, SOME_KEY, st.sampled_from([1, -1, INT64, -INT64])),
+    st.builds(Touch, SOME_KEY, TTL),
+    st.builds(Acquire, SOME_KEY, SESSION, MAYBE_VALUE),
+    st.builds(Acquire, SOME_KEY, SESSION, MAYBE_VALUE),
+    st.builds(Release, SOME_KEY, SESSION, MAYBE_VALUE),
+    st.builds(OpenSession, SESSION, TTL, st.booleans(), st.binary(max_size=3)),
+    st.builds(OpenSession, SESSION, TTL, st.booleans(), st.binary(max_size=3)),
+    st.builds(RenewSession, SESSION),
+    st.builds(EndSession, SESSION),
+    st.builds(Expire, st.integers(0, 3)),
+)
+BRANCH = st.lists(OPERATIONS, max_size=3).map(tuple)
+COMPARES = st.builds(
+    Compare, SOME_KEY, st.just(Target.VALUE), st.sampled_from(Relation), VALUE
+) | st.builds(
+    Compare,
+    SOME_KEY,
+    st.sampled_from([Target.VERSION, Target.CREATE_REVISION, Target.MOD_REVISION]),
+    st.sampled_from(Relation),
+    st.integers(0, 9),
+)
+TRANSACTIONS = st.builds(
+    Transaction,
+    st.lists(COMPARES, max_size=1).map(tuple),
+    BRANCH,
+    BRANCH,
+    st.integers(0, 60),
+    st.sampled_from([b"", b"", b"", b"i", b"j"]),
+    st.sampled_from([b"", b"f"]),
+    st.integers(0, 30),
+)
+# Half of the histories begin with what takes long to happen by chance: a session that holds a key.
+BEGINNINGS: list[list[Command]] = [
+    [],
+    [
+        Transaction((), (OpenSession(b"s", 20, True, b""), OpenSession(b"s\xff", 9, False, b""))),
+        Transaction((), (Acquire(b"a", b"s", b"1"), Acquire(b"b", b"s\xff", None)), (), 5),
+    ],
+]
+COMMANDS: st.SearchStrategy[list[Command]] = st.builds(
+    operator.add,
+    st.sampled_from(BEGINNINGS),
+    st.lists(
+        st.tuples(SOME_KEY, MAYBE_VALUE) | TRANSACTIONS | TRANSACTIONS, min_size=1, max_size=25
+    ),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(COMMANDS)
+def test_the_store_does_what_the_model_does(commands: list[Command]) -> None:
+    machine, model = Machine(), Model()
+    tokens: dict[bytes, int] = {}
+    for command in commands:
+        assert machine.run(command) == model.run(command)
+        assert machine.events() == model.events
+        model.events.clear()
+        agree(machine.store, model)
+        for key, (_, token) in model.locks.items():
+            assert token >= tokens.get(key, 0)  # a fencing token only grows
+            tokens[key] = token
+    machine.store.tree.check()
+
+
+@settings(deadline=None, max_examples=60)
+@given(COMMANDS, st.randoms(use_true_random=False))
+def test_the_same_transactions_end_the_same_however_they_come(
+    commands: list[Command], rng: random.Random
+) -> None:
+    """R7: chunks, checkpoints and restarts leave no trace in contents, outcomes or digest."""
+    log = entries(1, commands)
+    straight, model = open_store(CrashFileSystem()), Model()
+    outcomes = dict(straight.apply(log))
+    assert outcomes == {
+        index: outcome
+        for index, command in enumerate(commands, 1)
+        if (outcome := model.run(command)) is not None
+    }
+    fs = CrashFileSystem()
+    winding = open_store(fs)
+    while winding.applied_index < len(log):
+        at = winding.applied_index
+        found = winding.apply(log[at : at + rng.randrange(1, 6)])
+        assert all(outcomes[index] == outcome for index, outcome in found.items())
+        if rng.random() < 0.4:
+            winding.next_due()
+        if rng.random() < 0.3:
+            running = winding.begin_checkpoint()
+            while not running.step(1.0):
+                pass
+            running.finish()
+        if rng.random() < 0.2:
+            fs = fs.after_crash("dropped")
+            winding = open_store(fs)  # and the log is applied again from there
+    assert winding.digest == straight.digest
+    assert list(winding.tree.items()) == list(straight.tree.items())
+    agree(winding, model)
+    winding.tree.check()
