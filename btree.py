@@ -21,10 +21,11 @@ are in memory.
    level. The order of keys is for :meth:`BTree.check` to prove (S4).
 6. Separators in inner nodes are no longer than they need to be.
 
-Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``get``, ``snapshot``,
-``items``, ``keys``, ``len``, ``bulk_load``, ``begin_checkpoint``, ``check``. Any thread at any
-time: everything on a :class:`Snapshot`, the iterators that ``items`` and ``keys`` return, ``stats``
-and the methods of one :class:`Checkpoint`. The pager's lock guards what these share.
+Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
+``snapshot``, ``items``, ``keys``, ``scan``, ``len``, ``bulk_load``, ``begin_checkpoint``,
+``check``. Any thread at any time: everything on a :class:`Snapshot`, the iterators that ``items``
+and ``keys`` return, ``stats`` and the methods of one :class:`Checkpoint`. The pager's lock guards
+what these share.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ _LISTS_SHARE = 64  # in the cache, lists take up to one part in so many beyond t
 _BATCH_PAGES = 32  # pages encoded and written in one go
 _SYNC_BYTES = 4 << 20  # so much is written before a sync: the log's own syncs never queue for long
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
-_MOVE_PAGES = 1024  # a longer overflow chain stays where it is
+_TAIL_PAGES = 64  # how many pages a checkpoint moves from the end of the file at most
+_MOVE_PAGES = 256  # and how many it writes for that; the last value may take it beyond
+_MOVE_CHAIN = 320  # a longer overflow chain stays where it is
 
 _Path: TypeAlias = list[tuple[Inner, int]]
 _Group = TypeVar("_Group")
@@ -121,7 +124,7 @@ class CheckReport:
     inner_pages: int = 0
     overflow_pages: int = 0
     free_pages: int = 0
-    list_pages: int = 0
+    map_pages: int = 0
     records: int = 0
     depth: int = 0
     used_bytes: int = 0
@@ -135,6 +138,8 @@ class BTree:
 
     ``applied_index``, ``applied_term`` and ``applied_digest`` are those of the last durable
     checkpoint, kept for the caller. Keys are 1 to ``max_key_bytes`` bytes, values up to 2 GiB.
+    ``outdated`` takes down each key whose record with an expiry was changed or removed, and that
+    expiry, for a caller that keeps an index of them; whoever reads it empties it.
     """
 
     def __init__(self, pager: Pager, cache_bytes: int) -> None:
@@ -155,6 +160,7 @@ class BTree:
         self._overflow: dict[int, Overflow] = {}  # unwritten, of either kind
         self._checkpoint: Checkpoint | None = None
         self._loader: Loader | None = None
+        self.outdated: list[tuple[bytes, int]] = []
         self._closed = False
         self._abandoned: deque[int] = deque()  # epochs of snapshots that nobody closed
         self._readers = 0
@@ -190,7 +196,7 @@ class BTree:
         """Open the tree in *path*; with *create*, make an empty one if the file is missing.
 
         *page_size* counts only when the file is made. *cache_bytes* bounds the written nodes kept
-        in memory. Reads the meta pages and the free list. Raises FileNotFoundError,
+        in memory. Reads the meta pages and the free maps. Raises FileNotFoundError,
         ForeignDirectory, CorruptionError, DiskFull and DiskFailed.
         """
         return cls(Pager.open(fs, path, page_size, create=create), cache_bytes)
@@ -228,6 +234,16 @@ class BTree:
         """
         snapshot = self.snapshot()
         return chain.from_iterable(_closing(snapshot, snapshot._item_groups(start, end, reverse)))
+
+    def scan(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate like :meth:`items` without pinning the state, for a few records it is cheaper.
+
+        Nothing may be written before it is used up or dropped; the writer's thread only.
+        """
+        present = _Present(self, self._root, self._level, self._epoch, self._records)
+        return present.items(start, end, reverse=reverse)
 
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -298,6 +314,28 @@ class BTree:
             self._merge(leaf, key)
         return True
 
+    def touch(self, key: bytes, expiry: int) -> Record | None:
+        """Set the expiry of *key* and nothing else; return the record, or None if there is none.
+
+        Raises CorruptionError.
+        """
+        if self._find(self._leaf(self._root, self._level, key), key)[1] is None:
+            return None
+        leaf = self._writable(key)
+        slot, old = self._find(leaf, key)
+        assert old is not None
+        record, spilled = self._opened(leaf.number, old)
+        if record.expiry:
+            self.outdated.append((key, record.expiry))
+        cell = make_cell(*record[:4], expiry, spilled=spilled)
+        self._unpack(leaf)
+        leaf.put(slot, key, cell, old)
+        if leaf.used > self._capacity:
+            self._split(leaf, key)
+        elif leaf.used < self._minimum:
+            self._merge(leaf, key)
+        return self.get(key)
+
     def bulk_load(self, items: Iterable[tuple[bytes, Record]]) -> int:
         """Fill an empty tree from sorted items and return how many there were.
 
@@ -338,6 +376,7 @@ class BTree:
             self._close_reader(self._abandoned.popleft())
         self._move_tail()
         with self._lock:
+            space = self._pager.freeze()
             state = self._pager.meta._replace(
                 epoch=self._epoch,
                 root=self._root,
@@ -350,7 +389,7 @@ class BTree:
             self._pager.pin(self._epoch)
             self._epoch += 1
             self._frozen, self._unwritten = self._unwritten, {}
-            self._checkpoint = Checkpoint(self, state, self._pager.freeze())
+            self._checkpoint = Checkpoint(self, state, space)
         return self._checkpoint
 
     def checkpoint(self, applied_index: int, applied_term: int, digest: int = 0) -> None:
@@ -406,7 +445,7 @@ class BTree:
         """Prove S4 for the present state, written or not, and return what was counted.
 
         Every page of the tree that is on disk is read again. Each page of the file must be in
-        exactly one place: the tree, free, waiting for a pinned state, the free list, a meta page.
+        exactly one place: the tree, free, waiting for a pinned state, the free map, a meta page.
         Also proves the order and bounds of all keys, levels, sizes and counts. Under the caller's
         lock, without a running checkpoint. Raises CorruptionError.
         """
@@ -831,17 +870,22 @@ class BTree:
 
     def _move_tail(self) -> None:
         """Copy some of the last live pages to free places before them, so the file can shrink."""
+        limit = min(_TAIL_PAGES, 4 + len(self._unwritten))
+        with self._lock:
+            tail = self._pager.last_in_tree(limit)
         budget = _MOVE_PAGES
-        for number in self._pager.tail:
-            if budget <= 0 or not self._pager.has_free_below(number):
+        for number in tail:
+            with self._lock:
+                pays = self._pager.has_free_below(number)
+            if budget <= 0 or not pays:
                 break
-            budget -= self._move(number)
-        self._pager.tail = []
+            if number not in self._unwritten:
+                budget -= self._move(number)
 
     def _move(self, number: int) -> int:
         """Copy the page to where there is room, if it is still in the tree; return pages written.
 
-        It was part of the last checkpoint, so whatever has happened since it is still on disk.
+        It is written, so whatever has happened to it since, it is still on disk.
         """
         page = self._pager.read(number)
         if page[0] == OVERFLOW:
@@ -866,7 +910,7 @@ class BTree:
         if not record or not spilled:
             return 0
         chain = list(self._chain(key, record.value))
-        too_long = len(chain) > min(_MOVE_PAGES, self._pager.free_pages)
+        too_long = len(chain) > min(_MOVE_CHAIN, self._pager.free_pages)
         if too_long or all(number != link for link, _, _ in chain):
             return 0
         leaf = self._writable(key)
@@ -922,6 +966,8 @@ class BTree:
     def _outdate(self, leaf: Leaf, key: bytes, cell: bytes) -> tuple[int, int]:
         """Free the pages of a record's value, if it is spilled; return create and version."""
         record, spilled = self._opened(leaf.number, cell)
+        if record.expiry:
+            self.outdated.append((key, record.expiry))
         if spilled:
             chain = self._chain(key, record.value)
             pages = [(number, epoch) for number, epoch, _ in chain]
@@ -1064,6 +1110,16 @@ class Snapshot:
                 yield zip(keys, records, strict=True)
 
 
+class _Present(Snapshot):
+    """The state as it is now, for as long as nothing is written: there is nothing to let go of."""
+
+    def __del__(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Checkpoint:
     """A checkpoint on its way to the disk, made by :meth:`BTree.begin_checkpoint`.
 
@@ -1139,6 +1195,7 @@ class Checkpoint:
         with tree._lock:
             tree._frozen.update(tree._unwritten)
             tree._unwritten, tree._frozen = tree._frozen, {}
+            tree._pager.thaw(self._space)
         tree._unpin(self._state.epoch)
         self._end()
 
@@ -1324,11 +1381,11 @@ class _Checker:
         report = self._report
         with tree._lock:
             free = self._pager.free_numbers()
-            listed = list(self._pager.list_pages)
+            listed = self._pager.map_pages
         for number in (0, 1, *listed, *free):
             self._claim(number)
         report.free_pages = len(free)
-        report.list_pages = len(listed)
+        report.map_pages = len(listed)
         report.depth = tree._level + 1
         self._node(tree._root, report.depth - 1, b"", None)
         if report.records != len(tree):
@@ -1347,9 +1404,14 @@ class _Checker:
             raise self._pager.corrupt(number, "the page is in two places (S4)")
         self._seen[number] = 1
 
+    def _claim_for_tree(self, number: int) -> None:
+        self._claim(number)
+        if not self._pager.is_in_tree(number):
+            raise self._pager.corrupt(number, "the page is used and would be given away (S4)")
+
     def _node(self, number: int, level: int, low: bytes, high: bytes | None) -> None:
         """Check the node and all below it; its keys have to be low <= key < high."""
-        self._claim(number)
+        self._claim_for_tree(number)
         tree = self._tree
         node = tree._unwritten.get(number) or tree._frozen.get(number)
         if node is None or isinstance(node, Overflow):
@@ -1383,7 +1445,7 @@ class _Checker:
             record, spilled = tree._opened(leaf.number, cell)
             if spilled:
                 for number, _, _ in tree._chain(key, record.value):
-                    self._claim(number)
+                    self._claim_for_tree(number)
                     self._report.overflow_pages += 1
 
 

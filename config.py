@@ -678,7 +678,7 @@ def _check_role(config: Config) -> None:
 def _help() -> str:
     lines = [
         "usage: python3 conuredb.py [--name=value ...]",
-        "       python3 conuredb.py restore FILE | check DIR | stats DIR | dump DIR  (see their --help)",
+        "       python3 conuredb.py restore FILE | check DIR | stats DIR | dump DIR (each: --help)",
         "",
         "Runs one ConureDB node. Without any flag: a cluster of one node that keeps its data",
         "in ./data and answers at http://127.0.0.1:8081.",

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
+    "Compacted",
     "ConfigError",
     "Conflict",
     "ConureError",
@@ -30,6 +31,7 @@ __all__ = [
     "Diverged",
     "ForeignDirectory",
     "KeyNotFound",
+    "KeyReused",
     "MemberNotFound",
     "MethodNotAllowed",
     "NotFound",
@@ -37,10 +39,12 @@ __all__ = [
     "NotLeader",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "PreconditionFailed",
     "ProtocolViolation",
     "RequestError",
     "StorageError",
     "TargetTooLong",
+    "TooManyRequests",
     "Unavailable",
 ]
 
@@ -196,6 +200,43 @@ class Conflict(RequestError):
     title = "conflict"
 
 
+class Compacted(RequestError):
+    """Events are asked for that are no longer kept; ``oldest`` is the first revision that is."""
+
+    status = 410
+    title = "history lost"
+
+    def __init__(self, oldest: int) -> None:
+        super().__init__(
+            f"events are kept from revision {oldest} on; read the keys again and watch from there"
+        )
+        self.oldest = oldest
+
+
+class PreconditionFailed(RequestError):
+    """A condition of a write did not hold; *current* is the key's revision, 0: there is none."""
+
+    status = 412
+    title = "precondition failed"
+
+    def __init__(self, current: int) -> None:
+        found = f"the key's revision is {current}" if current else "the key does not exist"
+        super().__init__(f"the condition does not hold, {found}; nothing was changed")
+        self.current = current
+
+
+class KeyReused(RequestError):
+    """An Idempotency-Key came again with another request."""
+
+    status = 422
+    title = "idempotency key reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was used for another request; take a new one for each write"
+        )
+
+
 class PayloadTooLarge(RequestError):
     """A value or body over the limit; nothing was stored."""
 
@@ -232,6 +273,13 @@ class Unavailable(ConureError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooManyRequests(Unavailable):
+    """As many requests or streams as this server takes at a time are under way already."""
+
+    status = 429
+    title = "too many requests"
 
 
 class NotLeader(Unavailable):

@@ -30,10 +30,19 @@ H4  An error of one connection ends that connection only; an error of the applic
 H5  What a client may make us keep or wait for is bounded by :class:`Limits`.
 H6  A request whose end is not beyond doubt (RFC 9112 section 6.3) is refused and the connection
     closed; nothing behind it is read as a request.
+H7  A stream is complete or visibly cut: a reader that is too slow is dropped and misses nothing in
+    the middle. Whoever feeds it is told when it is over, whatever ended it.
 
-Threads: ``Application`` is called in the reactor thread only. ``Request.respond`` and ``fail`` may
-be called from any thread. Accepting runs in the thread of ``serve_forever``. Counters may be read
-from any thread.
+An answer without a length is a :class:`Stream`: chunks for HTTP/1.1, all up to the close for
+HTTP/1.0. What is sent to it waits in the stream and moves into the connection's output only when
+that is empty. A round feeds so many streams, and the next ones in the next round: a piece for
+thousands of streams holds up nobody's request for longer than that.
+
+Threads: ``Application`` is called in the reactor thread only. ``Request.respond``, ``fail`` and
+``stream`` and all of ``Stream`` may be called from any thread. Accepting runs in the thread of
+``serve_forever``. Counters may be read from any thread. The reactor's ``lock`` guards what several
+threads change: what was given to streams, and how many there are. It is held for a few
+instructions, or for one loop over the streams of a broadcast; nobody else's code runs under it.
 """
 
 from __future__ import annotations
@@ -45,26 +54,30 @@ import logging
 import re
 import select
 import socket
+import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from socketserver import TCPServer
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Final, Protocol
 
-from errors import BadRequest, ConureError, Unavailable
+from errors import BadRequest, ConureError, TooManyRequests, Unavailable
 
 __all__ = [
     "Application",
+    "Fields",
     "HTTPServer",
     "Headers",
     "Limits",
     "Request",
+    "Stream",
     "decode_form",
     "error_body",
 ]
@@ -79,6 +92,11 @@ READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
 _ROUND = 2048  # requests of a round, about; so many again of those that had to wait
+_WAVE = 64  # streams that are fed in a round
+_STREAM_PIECE = 64 << 10  # bytes, about, that move from a stream into the output at a time
+_KEEPALIVE = 30  # seconds of silence after which the system asks whether the client is still there
+_SLOW_LINES = 5  # of the log in a tick, for slow requests
+_SHOWN_KEY = 64  # bytes of a key in the log
 _FIRST_RUN = 16  # reads of a new connection that are taken before the first one is answered
 _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their turn comes, too
 _LINGER_TIME = 2.0  # seconds
@@ -104,6 +122,8 @@ _KNOWN_STARTS = 1024
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _CLOSE, _KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 _RETRY = b"Retry-After: 1\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_RESET, _NO_RESET = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # SO_LINGER, on close
 
 _TOKEN_BYTES = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _FIELD_PATTERN = rb"[" + _TOKEN_BYTES + rb"]+:[\t -~\x80-\xff]*\r\n"
@@ -113,6 +133,10 @@ _are_fields = re.compile(rb"(?:" + _FIELD_PATTERN + rb")*").fullmatch
 _is_host = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*").fullmatch
 _is_absolute = re.compile(rb"(?i:https?)://[^/@]+(/.*)?").fullmatch
 _is_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n").fullmatch
+_find_id = re.compile(
+    rb"\r\n(?i:X-Request-Id):[ \t]*([!-~](?:[ -~]{0,126}[!-~])?)[ \t]*(?=\r\n)"
+).search
+_names_id = re.compile(rb"\n(?i:X-Request-Id):").search
 _token_octets = frozenset(c for c in range(256) if _is_token(bytes([c])))
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -156,15 +180,27 @@ class Limits:
     request_timeout: float = 30.0  # from a request's first byte to its last: 408
     idle_timeout: float = 120.0  # between two requests
     write_timeout: float = 30.0  # for a client that reads nothing
+    max_requests_in_flight: int = 20_000  # handed over and unanswered, of all together: 429
+    max_streams: int = 10_000  # streams and held requests, which don't count above: 429
+    slow_request: float = 1.0  # answers that took longer are logged; 0: none is
+
+
+Fields = Iterable[tuple[str, str]] | bytes
+"""Header fields of an answer: names and values, or lines that are rendered already."""
 
 
 class Headers:
-    """The header fields of a request: names in any case, values as they were sent."""
+    """The header fields of a request: names in any case, values as they were sent.
 
-    __slots__ = ("_fields",)
+    Requests that send the same fields share one object. ``note`` is the application's: what it
+    has made of the fields, so that it need not do so again.
+    """
+
+    __slots__ = ("_fields", "note")
 
     def __init__(self, fields: dict[str, str]) -> None:
         self._fields = fields
+        self.note: Any = None
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return a field's value (ISO 8859-1); fields of the same name are joined by commas."""
@@ -195,12 +231,25 @@ class Request:
     ) -> None:
         self._connection = connection
         self._head = head
-        self._answer: _Answer | None = None
+        self._answer: _Answer | Stream | str | None = None
         self.method = method
         self.path = path
         self.query = query
         self.body = body
         self.started = started
+
+    def __str__(self) -> str:
+        """The request as lines of a log name it: nothing in it can end the line."""
+        name = f"{self.method} {self.path!r}"
+        return f"{name} (request {self.id})" if self.id else name
+
+    @property
+    def id(self) -> str:
+        """The request's ``X-Request-Id``, which its answer carries too; empty if it has none.
+
+        One of other than 1 to 128 printable ASCII characters is ignored.
+        """
+        return self._head.request_id
 
     @property
     def headers(self) -> Headers:
@@ -227,7 +276,7 @@ class Request:
         status: int,
         body: bytes = b"",
         content_type: str = TEXT,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Fields = (),
     ) -> None:
         """Answer the request, once. Any thread; never blocks.
 
@@ -242,11 +291,52 @@ class Request:
         else:
             connection.reactor.hand_over(self, answer)
 
+    def stream(
+        self,
+        status: int,
+        content_type: str,
+        headers: Fields = (),
+        *,
+        max_unsent: int = 1 << 20,
+    ) -> Stream:
+        """Answer the request, once, with a body that is still to come. Any thread; never blocks.
+
+        The head leaves at once, in its turn (H1). A stream with more than *max_unsent* bytes
+        unsent is dropped. Raises TooManyRequests beyond ``Limits.max_streams``, and then the
+        request is still unanswered; ValueError for a line end in one of *headers*.
+        """
+        assert 200 <= status <= 599
+        assert status not in (204, 304), "an answer without a body is no stream"
+        connection = self._connection
+        reactor = connection.reactor
+        opening = (status, content_type, _render_fields(headers))
+        reactor.begin_stream()
+        stream = Stream(connection, opening, max_unsent, chunked=self.http_version == "1.1")
+        if get_ident() == reactor.ident:
+            connection.begin(self, stream)
+        else:
+            reactor.hand_over(self, stream)
+        return stream
+
+    def hold(self) -> None:
+        """Declare that the answer comes when something happens, which may take its time.
+
+        Such a request counts with the streams and not with the requests in flight, and is never
+        slow. The reactor's thread only, before the request is answered. Raises TooManyRequests
+        beyond ``Limits.max_streams``.
+        """
+        reactor = self._connection.reactor
+        assert get_ident() == reactor.ident
+        assert self._answer is None
+        reactor.begin_stream()
+        reactor.in_flight -= 1
+        self._answer = _HELD
+
     def fail(
         self,
         error: ConureError | int,
         message: str = "",
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Fields = (),
     ) -> None:
         """Answer with an error: one of ours, or a status and a line for the user. Any thread."""
         accept = self._head.headers.get("accept")
@@ -255,7 +345,7 @@ class Request:
             self.respond(error, body, content_type, headers)
             return
         if isinstance(error, Unavailable):
-            headers = (*headers, ("Retry-After", str(error.retry_after)))
+            headers = _render_fields(headers) + b"Retry-After: %d\r\n" % error.retry_after
         body, content_type = error_body(error.status, message or str(error), accept, error.title)
         self.respond(error.status, body, content_type, headers)
 
@@ -302,6 +392,197 @@ def decode_form(form: bytes) -> dict[bytes, bytes]:
     return parameters
 
 
+class Stream:
+    """The body of an answer while it is being made; see :meth:`Request.stream`.
+
+    It is over when it has finished, when it was cut or dropped, or when the client has left; what
+    is sent to it then goes nowhere. That a client has left is found out while nothing is sent,
+    too. A client that only shut its sending side may still read: it gets the whole stream.
+
+    Any thread may call anything, except where a method says otherwise.
+    """
+
+    __slots__ = (
+        "_at_drain",
+        "_at_end",
+        "_chunked",
+        "_connection",
+        "_cut",
+        "_finished",
+        "_given",
+        "_max_unsent",
+        "_opening",
+        "_parts",
+        "_queued",
+        "_sent",
+        "_taken",
+        "_wanted",
+        "over",
+    )
+
+    def __init__(
+        self,
+        connection: _Connection,
+        opening: tuple[int, str, bytes],
+        max_unsent: int,
+        *,
+        chunked: bool,
+    ) -> None:
+        self._opening = opening  # status, content type, further header lines
+        self._chunked = chunked
+        self.over = False
+        self._finished = False  # nothing more is sent; what was sent is still on its way
+        self._cut = False  # the same, and the client is to see that something is missing
+        self._connection = connection
+        self._max_unsent = max_unsent
+        self._parts: deque[_Part] = deque()
+        self._queued = False  # among those that the reactor feeds next
+        self._given = 0  # bytes that were sent to the stream; the lock guards it
+        self._taken = 0  # of these, bytes that were moved to the connection; the reactor's
+        self._sent = 0  # of these, bytes that the socket took; the reactor's
+        self._wanted: int | None = None  # somebody waits for fewer unsent bytes than this
+        self._at_end: list[Callable[[], None]] = []
+        self._at_drain: list[Callable[[], None]] = []
+
+    @property
+    def unsent(self) -> int:
+        """Bytes, framing included, that the client's socket hasn't taken; 0 if it is over."""
+        return self._given - self._sent
+
+    def send(self, data: bytes) -> bool:
+        """Send *data* behind what was sent before; never blocks.
+
+        Return False if it goes nowhere: the stream is over, or has finished, or is dropped for
+        having too much unsent.
+        """
+        part = _frame_part(data) if self._chunked else data
+        size = len(part)
+        reactor = self._connection.reactor
+        with reactor.lock:
+            taken = not data or self._give((part, size), size)
+        reactor.wake_for_streams()
+        return taken and not self.over
+
+    def wait(self, below: int, timeout: float) -> bool:
+        """Wait until fewer than *below* bytes are unsent; for whoever makes a long body.
+
+        Return False if that takes longer than *timeout* seconds, or if the stream is over. One
+        thread at a time, and not the reactor's.
+        """
+        reactor = self._connection.reactor
+        assert get_ident() != reactor.ident
+        with reactor.progress:
+            # First this, then the look: the reactor does it the other way round.
+            self._wanted = below
+            reactor.progress.wait_for(lambda: self.over or self.unsent < below, timeout)
+            self._wanted = None
+            return not self.over and self.unsent < below
+
+    def finish(self) -> None:
+        """End the answer behind what was sent; the connection goes on."""
+        self._finished = True
+        self._queue()
+
+    def abort(self) -> None:
+        """End the answer at once, so that the client sees that it isn't complete (H7)."""
+        self._cut = True
+        self._queue()
+
+    def on_close(self, action: Callable[[], None]) -> None:
+        """Have *action* called once when the stream is over; now, if it is already.
+
+        Mostly in the reactor's thread: it neither waits nor takes long.
+        """
+        self._at_end.append(action)
+        if self.over:
+            _call_each(self._at_end)
+
+    def on_drain(self, action: Callable[[], None]) -> None:
+        """Have *action* called once when the server begins to drain; now, if it has begun.
+
+        A stream that doesn't finish thereupon goes on until the time for that is over, and is cut.
+        *action* is called as that of :meth:`on_close` is.
+        """
+        self._at_drain.append(action)
+        if self._connection.reactor.draining:
+            _call_each(self._at_drain)
+
+    # -- for the server --------------------------------------------------------------------------
+
+    def _give(self, part: _Part, size: int) -> bool:
+        """Take one more part, or drop the stream. With the lock."""
+        if self.over or self._finished or self._cut:
+            return False
+        reactor = self._connection.reactor
+        unsent = self._given - self._sent
+        if unsent + size > self._max_unsent or (unsent and reactor.is_full()):
+            reactor.streams_dropped += 1
+            self._cut = True
+        else:
+            self._given += size
+            reactor.private_given += part[1]
+            self._parts.append(part)
+        if not self._queued:
+            self._queued = True
+            reactor.ready.append(self)
+        return not self._cut
+
+    def _take(self) -> list[bytes]:
+        """Return what goes into the output next. Reactor thread only."""
+        parts = self._parts
+        pieces: list[bytes] = []
+        size = private = 0
+        while parts and size < _STREAM_PIECE:
+            piece, own = parts.popleft()
+            pieces.append(piece)
+            size += len(piece)
+            private += own
+        self._taken += size
+        self._connection.reactor.private_gone += private
+        return pieces
+
+    def _unqueue(self) -> _Connection:
+        """Return whose stream this is; it is ready to be fed. Reactor thread only."""
+        self._queued = False  # before its parts are taken: who adds one later sees it
+        return self._connection
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self._parts
+
+    def _note_progress(self, pending: int) -> None:
+        """Note that *pending* bytes are all that the socket hasn't taken. Reactor thread only."""
+        if self._taken:  # else they are of earlier answers
+            self._sent = self._taken - pending
+        if self._wanted is not None and self._given - self._sent < self._wanted:
+            self._connection.reactor.tell_waiting = True
+
+    def _end(self) -> None:
+        """Be over. Reactor thread only."""
+        reactor = self._connection.reactor
+        with reactor.lock:
+            self.over = True
+            self._sent = self._given
+            reactor.streams -= 1
+        reactor.private_gone += sum([own for _, own in self._parts])
+        self._parts.clear()
+        if self._wanted is not None:
+            reactor.tell_waiting = True
+        self._at_drain.clear()
+        _call_each(self._at_end)
+
+    def _tell_of_drain(self) -> None:
+        _call_each(self._at_drain)
+
+    def _queue(self) -> None:
+        reactor = self._connection.reactor
+        with reactor.lock:
+            if not self._queued and not self.over:
+                self._queued = True
+                reactor.ready.append(self)
+        reactor.wake_for_streams()
+
+
 class HTTPServer(ThreadingHTTPServer):
     """The server: accepts, and keeps the reactor.
 
@@ -331,6 +612,10 @@ class HTTPServer(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         super().__init__((host.strip("[]"), port), BaseHTTPRequestHandler)
         self.socket.setblocking(False)
+        # What is accepted inherits this. A silent stream would never learn of a dead machine.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE)
         self._reactor = _Reactor(application, limits or Limits(), self._fatal)
         self.connections_accepted = 0
 
@@ -345,8 +630,28 @@ class HTTPServer(ThreadingHTTPServer):
 
     @property
     def requests(self) -> int:
-        """How many requests were handed to the application."""
+        """How many requests came whole: handed to the application, or one too many (429)."""
         return self._reactor.requests
+
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests are with the application, unanswered and not held."""
+        return self._reactor.in_flight
+
+    @property
+    def streams_open(self) -> int:
+        """How many streams are not over and requests held."""
+        return self._reactor.streams
+
+    @property
+    def streams_dropped(self) -> int:
+        """How many streams were dropped because their clients read too slowly."""
+        return self._reactor.streams_dropped
+
+    @property
+    def slow_requests(self) -> int:
+        """How many answers took longer than ``Limits.slow_request``."""
+        return self._reactor.slow_requests
 
     @property
     def refused(self) -> dict[int, int]:
@@ -391,6 +696,20 @@ class HTTPServer(ThreadingHTTPServer):
         """
         assert get_ident() == self._reactor.ident
         self._reactor.soon.append(action)
+
+    def broadcast(self, streams: Collection[Stream], data: bytes) -> None:
+        """Send *data* to each of *streams*: framed once, kept once, and with one wake-up.
+
+        Any thread; never blocks. Whose stream is over or dropped is told by its ``on_close``.
+        """
+        if data:
+            chunk = (_frame_part(data), 0)  # 0: it is no single stream's own
+            plain = (data, 0)
+            with self._reactor.lock:
+                for stream in streams:
+                    part = chunk if stream._chunked else plain
+                    stream._give(part, len(part[0]))
+            self._reactor.wake_for_streams()
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
         """Serve, accepting in this thread, until another thread calls :meth:`drain`."""
@@ -460,6 +779,8 @@ class HTTPServer(ThreadingHTTPServer):
 # -- private: what is known of a request before its body -----------------------------------------
 
 _Answer = tuple[int, bytes, str, bytes]  # status, body, content type, further header lines
+_Part = tuple[bytes, int]  # of a stream, framed; how many bytes of it are the stream's own
+_HELD: Final = "held"  # in the place of an answer: see Request.hold
 
 
 class _Refusal(Exception):
@@ -470,6 +791,7 @@ class _Refusal(Exception):
         self.status = status
         self.headers = headers
         self.method = "GET"
+        self.request_id = ""
 
 
 class _Head:
@@ -478,11 +800,13 @@ class _Head:
     __slots__ = (
         "chunked",
         "close",
-        "connection",
         "expects",
         "headers",
         "length",
         "plain",
+        "request_id",
+        "returned",
+        "said",
         "version",
     )
 
@@ -493,9 +817,22 @@ class _Head:
         self.length = 0
         options = _elements(headers.get("connection", ""))
         self.close = "close" in options or (version == "1.0" and "keep-alive" not in options)
-        self.connection = _CLOSE if self.close else _KEEP_ALIVE if version == "1.0" else b""
+        self.request_id = ""
+        self.returned = b""  # the header line that gives the request its ID back
+        persistence = _CLOSE if self.close else _KEEP_ALIVE if version == "1.0" else b""
+        self.said = persistence  # the header lines of its answer: this one and `returned`
         self.expects = version == "1.1" and "expect" in headers
         self.plain = False  # whether the request ends with its head and the connection goes on
+
+    def with_id(self, request_id: str) -> _Head:
+        """Return what this head is with an ``X-Request-Id`` in it."""
+        headers = Headers({**self.headers._fields, "x-request-id": request_id})
+        head = _Head(self.version, headers)
+        head.chunked, head.length, head.plain = self.chunked, self.length, self.plain
+        head.request_id = request_id
+        head.returned = f"X-Request-Id: {request_id}\r\n".encode()
+        head.said = head.returned + self.said
+        return head
 
 
 def _parse_head(tail: bytes, limits: Limits) -> _Head:
@@ -517,6 +854,18 @@ def _parse_head(tail: bytes, limits: Limits) -> _Head:
         raise _Refusal(417, "the only expectation this server meets is 100-continue", headers)
     head.plain = not (head.chunked or head.length or head.close)
     return head
+
+
+def _cut_id(block: bytes) -> tuple[str, bytes]:
+    """Return the ID that header fields give their request, and the fields without it.
+
+    Each request has another ID, and else the same head as many; so that one can be looked up.
+    """
+    match = _find_id(block)
+    if match is None:
+        return "", block
+    rest = block[: match.start()] + block[match.end() :]
+    return ("", block) if _names_id(rest) else (match[1].decode(), rest)
 
 
 def _parse_fields(block: bytes) -> dict[str, str]:
@@ -619,6 +968,8 @@ def _elements(value: str | None) -> set[str]:
 
 
 def _accepts_json(accept: str | None) -> bool:
+    if accept is None or "json" not in accept.lower():
+        return False
     for element in _elements(accept):
         kind, _, parameters = element.replace(" ", "").partition(";")
         if kind in ("application/json", PROBLEM) and not re.search(r"(^|;)q=0(\.0*)?$", parameters):
@@ -634,9 +985,9 @@ def _unquote(coded: bytes) -> bytes:
         raise BadRequest("a % that two hexadecimal digits don't follow; write % as %25") from None
 
 
-def _show(name: bytes) -> str:
-    shown = repr(name[:100].decode("utf-8", "backslashreplace"))
-    return shown if len(name) <= 100 else f"{shown}…"
+def _show(name: bytes, most: int = 100) -> str:
+    shown = repr(name[:most].decode("utf-8", "backslashreplace"))
+    return shown if len(name) <= most else f"{shown}…"
 
 
 _NO_HEAD = _Head("1.0", Headers({}))
@@ -774,11 +1125,13 @@ class _Connection:
         "pending",
         "reactor",
         "receive_bytes",
+        "resets",
         "run",
         "safe",
         "send_bytes",
         "socket",
         "state",
+        "stream",
         "touched",
         "waiting",
     )
@@ -800,10 +1153,12 @@ class _Connection:
         self.run = _FIRST_RUN  # how many reads may be among them
         self.more = False  # while draining: a request is being handed over and more bytes follow
         self.out: list[bytes | memoryview] = []
+        self.stream: Stream | None = None  # whose turn it is
         self.pending = 0  # bytes in out
         self.parked = 0  # bytes of long answers before their turn
         self.touched = self.begun = perf_counter()  # last progress; first byte of a request
         self.discarded = 0
+        self.resets = False  # the socket is to be closed by a reset
 
     # -- input
 
@@ -814,7 +1169,7 @@ class _Connection:
             return
         data = self.receive_bytes(_READ_SIZE)
         if not data:
-            self.ended = True
+            self._note_end()
             self._finish_soon()
             return
         reactor = self.reactor
@@ -866,8 +1221,12 @@ class _Connection:
         self.state = FINISHED
         accept = refusal.headers.get("accept") if refusal.headers else None
         body, content_type = error_body(refusal.status, str(refusal), accept)
-        request = Request(self, _NO_HEAD, refusal.method, "", b"", b"", reactor.now)
+        head = self.body.request._head if self.body is not None else _NO_HEAD
+        request_id = refusal.request_id or head.request_id
+        head = _NO_HEAD.with_id(request_id) if request_id else _NO_HEAD
+        request = Request(self, head, refusal.method, "", b"", b"", reactor.now)
         self.waiting.append(request)
+        reactor.in_flight += 1
         fields = _RETRY if refusal.status == 503 else b""
         self.answer(request, (refusal.status, body, content_type, fields))
 
@@ -875,15 +1234,67 @@ class _Connection:
 
     def answer(self, request: Request, answer: _Answer) -> None:
         """Send an answer, and those behind it that waited for it, at the end of the round (H1)."""
+        reactor = self.reactor
         if request._answer is not None:
-            log.error("%s %r was answered twice", request.method, request.path)
-            return
+            if request._answer is not _HELD:
+                log.error("%s was answered twice", request)
+                return
+            reactor.let_go()
+        elif perf_counter() - request.started > reactor.slow_request:
+            reactor.note_slow(request, answer[0])
+        reactor.in_flight -= 1
         if len(answer[1]) > _LONG_ANSWER:
             answer = self._admit(request, answer)
         request._answer = answer
         waiting = self.waiting
-        while waiting and (answer_in_turn := waiting[0]._answer) is not None:
-            self._emit(waiting.popleft(), answer_in_turn)
+        if waiting:
+            if waiting[0] is request:
+                self._emit(waiting.popleft(), answer)
+            if waiting:
+                self._emit_all()
+
+    def begin(self, request: Request, stream: Stream) -> None:
+        """Answer by a stream, in its turn (H1)."""
+        reactor = self.reactor
+        if request._answer is not None:
+            if request._answer is not _HELD:
+                log.error("%s was answered twice", request)
+                stream._end()
+                return
+            reactor.let_go()
+        reactor.in_flight -= 1
+        request._answer = stream
+        if self.state == CLOSED:
+            stream._end()
+        else:
+            self._emit_all()
+
+    def feed(self, head: bytes = b"") -> None:
+        """Move the next piece of the stream whose turn it is into the output, or end it.
+
+        Nothing is moved while earlier output waits: it would be copied again and again.
+        """
+        stream = self.stream
+        if stream is None:
+            return
+        if stream._cut:
+            self.close()
+            return
+        if self.out:
+            if head:
+                self.put(head)
+            return
+        pieces = stream._take()
+        if head:
+            pieces.insert(0, head)
+        ends = stream._finished and stream._is_empty
+        if ends and stream._chunked:
+            pieces.append(_LAST_CHUNK)
+        if pieces:
+            self.put(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+        if ends:
+            self._end_stream()
+            self._emit_all()
 
     def put(self, data: bytes) -> None:
         """Send *data* at the end of the round."""
@@ -912,6 +1323,8 @@ class _Connection:
             self.out = [memoryview(data)[sent:]]
             reactor.leaving += len(data) - sent - self.pending
             self.pending = len(data) - sent
+            if self.stream is not None:
+                self.stream._note_progress(self.pending)
             self.watch(self.interest | _OUT)
             return
         out.clear()
@@ -919,6 +1332,11 @@ class _Connection:
         self.pending = 0
         if self.interest & _OUT:
             self.watch(self.interest & ~_OUT)
+        if self.stream is not None:
+            self.stream._note_progress(0)
+            self.feed()
+            if self.out:
+                return
         if self.state and not self.waiting:
             if self.state == HELD:
                 reactor.resumed.append(self)
@@ -936,6 +1354,7 @@ class _Connection:
                 self.close()
         elif self.out:
             if idle > limits.write_timeout:
+                self._drop_stream()
                 self.close()
         elif self.waiting:
             # Time that the application takes isn't the client's.
@@ -943,8 +1362,8 @@ class _Connection:
         elif self.buffer or self.body is not None:
             if self.reactor.now - self.begun > limits.request_timeout:
                 self.buffer = b""
-                self._drop_body()
                 self.refuse(_Refusal(408, "the request took too long to arrive"))
+                self._drop_body()
         elif idle > limits.idle_timeout:
             self.close()
 
@@ -969,11 +1388,23 @@ class _Connection:
         if self.state != CLOSED:
             self.state = CLOSED
             self._drop_body()
+            streams = [r._answer for r in self.waiting if isinstance(r._answer, Stream)]
+            if self.resets and not (streams or self.out):  # nothing is missing
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
+            self.stream = None
+            self.buffer = b""
             self.waiting.clear()
             self.out.clear()
             self.reactor.leaving -= self.pending + self.parked
             del self.reactor.connections[self.descriptor]  # before the number can be used again
             self.socket.close()
+            for stream in streams:
+                stream._end()
+
+    def tell_of_drain(self) -> None:
+        for request in list(self.waiting):
+            if isinstance(request._answer, Stream):
+                request._answer._tell_of_drain()
 
     # -- private
 
@@ -1010,7 +1441,7 @@ class _Connection:
                 self.state = HELD
                 break
             path, _, query = target.partition(b"?")
-            text = reactor.paths.get(path) or reactor.resolve(name, path)
+            text = reactor.paths.get(path) or reactor.resolve(name, path, head)
             request = Request(self, head, name, text, query, b"", reactor.now)
             self.safe = safe
             if head.plain:
@@ -1034,11 +1465,18 @@ class _Connection:
             self.state = FINISHED
         self.waiting.append(request)
         reactor.requests += 1
+        reactor.in_flight += 1
+        if reactor.in_flight > reactor.most_in_flight:
+            reactor.count_refusal(429)
+            request.fail(TooManyRequests("too many requests are under way; try again shortly"))
+            return
         try:
             reactor.handle(request)
         except Exception:
-            log.exception("%s %r failed", request.method, request.path)
-            if request._answer is None:
+            log.exception("%s failed", request)
+            if isinstance(request._answer, Stream):
+                request._answer.abort()
+            elif request._answer is None or request._answer is _HELD:
                 request.fail(500, "internal error; the log of this node has more")
 
     def _begin_body(self, request: Request, moved_on: bool) -> None:
@@ -1080,6 +1518,8 @@ class _Connection:
             or head.expects  # its 100 (Continue) would overtake the answers before it (H1)
             or len(self.waiting) >= self.reactor.limits.max_pipelined
             or (safe and len(self.waiting) >= self.run)
+            or self.stream is not None
+            or isinstance(self.waiting[-1]._answer, Stream)
         )
 
     def _must_send(self) -> bool:
@@ -1111,24 +1551,90 @@ class _Connection:
         _check_extent(data, position, end, self.reactor.limits)
         return position
 
+    def _emit_all(self) -> None:
+        """Emit the answers whose turn it is; a stream keeps the turn until it is over."""
+        waiting = self.waiting
+        while waiting and self.stream is None:
+            answer = waiting[0]._answer
+            if isinstance(answer, tuple):
+                self._emit(waiting.popleft(), answer)
+            elif isinstance(answer, Stream):
+                self._begin_stream(waiting[0], answer)
+            else:
+                break
+
+    def _begin_stream(self, request: Request, stream: Stream) -> None:
+        reactor = self.reactor
+        status, content_type, fields = stream._opening
+        said = request._head.said
+        is_last = reactor.draining and len(self.waiting) == 1 and not self.more
+        if not stream._chunked or (is_last and self.state == READING):
+            said = request._head.returned + _CLOSE
+            self.state = FINISHED
+            self.buffer = b""
+            self._drop_body()
+        if not self.ended:  # or nobody would see the end
+            self.watch(self.interest | _IN)
+        if not stream._chunked:
+            self._let_end_show()
+        head = _render_stream_start(status, content_type, reactor._date, stream._chunked)
+        head += fields + said + b"\r\n"
+        self.stream = stream
+        if request.method == "HEAD":
+            self.put(head)
+            self._end_stream()
+        else:
+            self.feed(head)
+
+    def _end_stream(self) -> None:
+        """Give the turn to the answer behind the stream."""
+        assert self.stream is not None
+        stream, self.stream = self.stream, None
+        self.waiting.popleft()
+        stream._end()
+
+    def _drop_stream(self) -> None:
+        if self.stream is not None:
+            with self.reactor.lock:
+                self.reactor.streams_dropped += 1
+
+    def _let_end_show(self) -> None:
+        """Make whatever closes the socket too early reset it, our own end included: the client
+        could take a close for the end of the stream (H7)."""
+        self.resets = True
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    def _note_end(self) -> None:
+        """Note that nothing more will come; find out whether the client is there to read on.
+
+        The end of what it sends looks the same whether it has closed or waits for the rest of a
+        stream. A byte more is answered by a reset if it has closed, and does no harm if not: a
+        chunk's size may begin with a zero (RFC 9112 section 7.1).
+        """
+        self.ended = True
+        if self.stream is not None and self.stream._chunked:
+            self._let_end_show()  # some clients take a zero without a line end for the last chunk
+            self.put(b"0")
+
     def _emit(self, request: Request, answer: _Answer) -> None:
         reactor = self.reactor
         status, body, content_type, fields = answer
-        start = reactor.starts.get((status, content_type, len(body)))
+        size = len(body)
+        start = reactor.starts.get((status, content_type, size))
         if start is None:
-            start = reactor.render_start(status, content_type, len(body))
-        persistence = request._head.connection
+            start = reactor.render_start(status, content_type, size)
+        said = request._head.said
         if reactor.draining and not (self.waiting or self.more) and self.state == READING:
             self.state = FINISHED
-            persistence = _CLOSE
-        if len(body) > _LONG_ANSWER:
-            self.parked -= len(body)
-            reactor.leaving -= len(body)
+            said = request._head.returned + _CLOSE
+        if size > _LONG_ANSWER:
+            self.parked -= size
+            reactor.leaving -= size
             self.run = 0  # one by one, until answers are short again
         if request.method == "HEAD":
             body = b""
-        if fields or persistence:
-            start = b"%b%b%b\r\n" % (start[:-2], fields, persistence)
+        if fields or said:
+            start = b"%b%b%b\r\n" % (start[:-2], fields, said)
         self.put(start + body)
 
     def _receive_out_of_turn(self) -> None:
@@ -1142,6 +1648,14 @@ class _Connection:
             self.reactor.bytes_in += len(data)
             self.buffer += data
             if not data:  # the end; it is read again when what waits has been taken up
+                self._note_end()
+                self.watch(self.interest & ~_IN)
+        elif self.stream is not None and self.state == FINISHED:
+            data = self.receive_bytes(_READ_SIZE)
+            self.discarded += len(data)
+            if not data:
+                self._note_end()
+            if not data or self.discarded > _LINGER_BYTES:
                 self.watch(self.interest & ~_IN)
         else:
             self.watch(self.interest & ~_IN)
@@ -1195,12 +1709,24 @@ class _Reactor:
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
         self.soon: list[Callable[[], None]] = []  # see HTTPServer.call_soon
         self.requests = self.bytes_in = self.bytes_out = 0
+        self.in_flight = 0  # requests handed over and unanswered, but for those held
+        self.most_in_flight = limits.max_requests_in_flight
+        self.slow_request = limits.slow_request or inf  # seconds
+        self.slow_requests = 0
+        self.lock = threading.Lock()  # see the module's docstring; guards the next four
+        self.streams = 0  # not over, and requests held
+        self.streams_dropped = 0
+        self.ready: deque[Stream] = deque()  # to be fed
+        self.private_given = 0  # bytes that were sent to streams, but for broadcasts
+        self.private_gone = 0  # of these, bytes that were moved on or dropped; the reactor's
+        self.progress = threading.Condition()  # for those who wait for streams to be sent
+        self.tell_waiting = False
         self.arriving = 0  # bytes of unfinished bodies
         self.leaving = 0  # bytes of unsent answers
         self.refused: dict[int, int] = {}
         self.epoll = select.epoll()
         self._on_fatal = on_fatal
-        self._answers: deque[tuple[Request, _Answer]] = deque()  # from other threads
+        self._answers: deque[tuple[Request, _Answer | Stream]] = deque()  # from other threads
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
@@ -1208,6 +1734,8 @@ class _Reactor:
         self._next_tick = 0.0
         self._date = b""
         self._cut = False  # drain() ran out of time
+        self._told = False  # streams that draining has begun
+        self._slow_lines = 0  # logged since the last tick, or not for there being too many
         self._done = threading.Event()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -1223,10 +1751,31 @@ class _Reactor:
                 self._thread.start()
             return self._thread
 
-    def hand_over(self, request: Request, answer: _Answer) -> None:
+    def hand_over(self, request: Request, answer: _Answer | Stream) -> None:
         """Bring an answer to the reactor, waking it unless that was done already."""
         self._answers.append((request, answer))
         if not self._woken:
+            self._wake()
+
+    def begin_stream(self) -> None:
+        """Count one more stream or held request. Raises TooManyRequests."""
+        with self.lock:
+            if self.streams >= self.limits.max_streams:
+                raise TooManyRequests("too many streams are open; try again shortly")
+            self.streams += 1
+
+    def let_go(self) -> None:
+        """Count a held request among the others again. Reactor thread only."""
+        self.in_flight += 1
+        with self.lock:
+            self.streams -= 1
+
+    def is_full(self) -> bool:
+        """Return whether what streams keep for their clients is too much. With the lock."""
+        return self.private_given - self.private_gone > self.limits.max_leaving_bytes
+
+    def wake_for_streams(self) -> None:
+        if not self._woken and get_ident() != self.ident:
             self._wake()
 
     def drain(self, timeout: float) -> bool:
@@ -1286,19 +1835,27 @@ class _Reactor:
         tail = block[len(method) + len(target) + 2 :]
         try:
             head = self.heads.get(tail) or self._learn(tail)
+            if not self.is_target(target):
+                if len(target) > self.limits.max_target_bytes:
+                    raise _target_too_long(self.limits)
+                raise _Refusal(400, "malformed request target; write other characters as %XX")
+            if name == "CONNECT":
+                raise _Refusal(501, "this server is no proxy", head.headers)
         except _Refusal as refusal:
             refusal.method = name
+            refusal.request_id, _ = _cut_id(tail)
             raise
-        if not self.is_target(target):
-            if len(target) > self.limits.max_target_bytes:
-                raise _target_too_long(self.limits)
-            raise _Refusal(400, "malformed request target; write other characters as %XX")
-        if name == "CONNECT":
-            raise _Refusal(501, "this server is no proxy", head.headers)
         return name, safe, target, head
 
-    def resolve(self, method: str, path: bytes) -> str:
+    def resolve(self, method: str, path: bytes, head: _Head) -> str:
         """Return the path of a target as text. Raises _Refusal."""
+        try:
+            return self._resolve(method, path)
+        except _Refusal as refusal:
+            refusal.request_id = head.request_id
+            raise
+
+    def _resolve(self, method: str, path: bytes) -> str:
         if path == b"*" and method == "OPTIONS":
             return "*"
         plain = path
@@ -1331,7 +1888,7 @@ class _Reactor:
         """
         draining = self.draining
         soon, self.soon = self.soon, []
-        at_once = self.resumed or soon
+        at_once = self.resumed or soon or self.ready or self.dirty
         events = self.epoll.poll(0 if at_once else _DRAIN_TICK if draining else _TICK)
         if self.late:
             events = [*{**self.late, **dict(events)}.items()]  # in the order of their coming
@@ -1348,14 +1905,35 @@ class _Reactor:
                 self._send()
         for action in soon:
             action()
+        if draining and not self._told:
+            self._told = True
+            self._each(list(self.connections.values()), _Connection.tell_of_drain)
+        if self.ready:
+            self._feed_streams()
         self._send()
+        if self.tell_waiting:
+            self._tell_waiting()
         return not (draining and self._is_drained())
+
+    def note_slow(self, request: Request, status: int) -> None:
+        """Log a request whose answer took long, unless too many of them have been already."""
+        self.slow_requests += 1
+        self._slow_lines += 1
+        if self._slow_lines <= _SLOW_LINES:
+            took = perf_counter() - request.started
+            log.warning(
+                "slow: %s%s of %s answered %d after %.3f s",
+                *(request, _show_key(request), request.peer, status, took),
+            )
 
     # -- private
 
     def _learn(self, tail: bytes) -> _Head:
+        request_id, rest = _cut_id(tail)
+        if request_id:
+            return (self.heads.get(rest) or self._learn(rest)).with_id(request_id)
         head = _parse_head(tail, self.limits)
-        if len(tail) <= _KNOWN_HEAD_BYTES:
+        if len(tail) <= _KNOWN_HEAD_BYTES and "x-request-id" not in head.headers:
             if len(self.heads) >= _KNOWN_HEADS:
                 self.heads.clear()
             self.heads[tail] = head
@@ -1373,6 +1951,8 @@ class _Reactor:
         finally:
             for connection in list(self.connections.values()):
                 connection.close()
+            self._take_answers()  # with no connection left: streams that begin now are over
+            self._tell_waiting()
             self.epoll.close()
             self._waker.close()
             self._wakened.close()
@@ -1425,6 +2005,20 @@ class _Reactor:
                 log.exception("a connection failed")
                 connection.close()
 
+    def _feed_streams(self) -> None:
+        """Feed as many of the streams that are ready as a round has time for."""
+        ready = self.ready
+        for _ in range(min(len(ready), _WAVE)):
+            stream = ready.popleft()
+            connection = stream._unqueue()
+            if connection.stream is stream:
+                self._each((connection,), _Connection.feed)
+
+    def _tell_waiting(self) -> None:
+        self.tell_waiting = False
+        with self.progress:
+            self.progress.notify_all()
+
     def _send(self) -> None:
         if self.dirty:
             dirty, self.dirty = self.dirty, []
@@ -1449,9 +2043,12 @@ class _Reactor:
         while answers:
             request, answer = answers.popleft()
             try:
-                request._connection.answer(request, answer)
+                if isinstance(answer, Stream):
+                    request._connection.begin(request, answer)
+                else:
+                    request._connection.answer(request, answer)
             except Exception:
-                log.exception("an unusable answer to %s %r", request.method, request.path)
+                log.exception("an unusable answer to %s", request)
                 request._connection.close()
 
     def _wake(self) -> None:
@@ -1463,6 +2060,9 @@ class _Reactor:
         self._next_tick = self.now + _TICK
         self._date = formatdate(usegmt=True).encode()
         self.starts.clear()
+        if self._slow_lines > _SLOW_LINES:
+            log.warning("slow: %d more requests", self._slow_lines - _SLOW_LINES)
+        self._slow_lines = 0
         self._each(list(self.connections.values()), _Connection.check_deadlines)
 
     def _is_drained(self) -> bool:
@@ -1474,10 +2074,46 @@ class _Reactor:
 
 def _render_start(status: int, content_type: str, length: int, date: bytes) -> bytes:
     line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nDate: {date.decode()}\r\n"
+    if status == 304:  # it has no body, and tells nothing of the one there would be
+        return f"{line}\r\n".encode()
     return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
-def _render_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+def _render_stream_start(status: int, content_type: str, date: bytes, chunked: bool) -> bytes:
+    line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nDate: {date.decode()}\r\n"
+    coding = "Transfer-Encoding: chunked\r\n" if chunked else ""
+    return f"{line}Content-Type: {content_type}\r\n{coding}".encode()
+
+
+def _frame_part(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _call_each(actions: list[Callable[[], None]]) -> None:
+    """Call what is in *actions*, each once, whoever else does the same meanwhile."""
+    while True:
+        try:
+            action = actions.pop(0)
+        except IndexError:
+            return
+        try:
+            action()
+        except Exception:
+            log.exception("telling whoever feeds a stream failed")
+
+
+def _show_key(request: Request) -> str:
+    """Return the key that a request names, shortened, for a log; empty if there is none."""
+    try:
+        key = request.parameters().get(b"key")
+    except BadRequest:
+        key = None
+    return "" if key is None else f" key {_show(key, _SHOWN_KEY)}"
+
+
+def _render_fields(fields: Fields) -> bytes:
+    if isinstance(fields, bytes):
+        return fields
     lines = []
     for name, value in fields:
         if "\r" in value or "\n" in value:

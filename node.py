@@ -59,7 +59,9 @@ import membership
 import snapshots
 import wire
 from addresses import AddressBook
-from btree import BTree
+from backup import Backup, Facts
+from btree import BTree, Record
+from commands import Committed, Expire, Outcome, Transaction
 from datadir import DataDirectory
 from divergence import Audit
 from errors import (
@@ -74,6 +76,7 @@ from errors import (
     StorageError,
     Unavailable,
 )
+from expiry import LeaderClock
 from fileio import FileSystem
 from membership import Change, Changes
 from metrics import BATCH_SIZES, Registry
@@ -93,12 +96,13 @@ from raft import (
 )
 from raftlog import ENTRY_OVERHEAD, RaftLog
 from snapshots import IncomingSnapshot, OutgoingSnapshot
-from store import Store
+from store import PinnedState, Session, Store
 from transport import Greeting, Outgoing, Refused, SnapshotHeader
 from upkeep import Upkeep, UpkeepOptions
 from waiting import Answers, Held, Read, Reads, Reply, WriteReply, Writes
+from watch import History
 
-__all__ = ["Node", "NodeOptions", "Peers"]
+__all__ = ["Node", "NodeOptions", "Peers", "check_agreement"]
 
 TICK = 0.05
 """Seconds between ticks of the core; its time-outs are counted in ticks."""
@@ -121,6 +125,9 @@ CALL_OUT_TICKS = 20
 AUDIT_TICKS = 20
 """Ticks between two comparisons of the replicas' digests."""
 
+MAX_EXPIRED = 1000
+"""Keys and sessions that one entry ends; the rest of what is due has to wait for the next tick."""
+
 LEASE_SHARE = 0.75
 """The part of an election time-out for which a leader trusts a confirmed round: a lease is sound
 while no clock runs faster than another by more than the rest."""
@@ -130,6 +137,9 @@ JOIN_AFTER = 5.0
 
 STAGED_CACHE_BYTES = 4 << 20
 """Page cache of a tree that is built from a snapshot."""
+
+Command = tuple[bytes, bytes | None] | Transaction
+"""A key and its new value, None to delete it; or a transaction, whose time is set by the node."""
 
 log = logging.getLogger("conure.node")
 
@@ -191,11 +201,31 @@ class _LeaseProbe:
     begun: float
 
 
+class _Turn:
+    """The node's lock, taken for one step; what the step has finished is answered behind it."""
+
+    __slots__ = ("_node",)
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def __enter__(self) -> None:
+        self._node._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        node = self._node
+        finished, node._finished = node._finished, []
+        node._lock.release()
+        for reply in finished:
+            reply()
+
+
 class Node:
     """One member of a cluster, with everything it owns in its data directory.
 
     *on_failure* is called once, from any thread, when the node can't go on; it must only note
-    the fact. The node refuses everything from then on. *clock* is monotonic, in seconds.
+    the fact. The node refuses everything from then on. *clock* is monotonic and *wall* tells the
+    time since the Unix epoch, both in seconds.
     """
 
     call_soon: Callable[[Callable[[], None]], None] = staticmethod(lambda action: action())
@@ -211,7 +241,9 @@ class Node:
         peers: Peers,
         registry: Registry,
         on_failure: Callable[[], None],
+        history: History,
         clock: Callable[[], float],
+        wall: Callable[[], float],
         rng: random.Random,
     ) -> None:
         self._options = options
@@ -219,10 +251,17 @@ class Node:
         self._log = raft_log
         self._peers = peers
         self._on_failure = on_failure
+        self._history = history
         self._clock = clock
+        self._wall = wall
+        self._leader_clock = LeaderClock(clock, wall)
+        self._is_expiring = False  # an Expire is under way
         self._lock = threading.Lock()
+        self._turn = _Turn(self)
         self._is_arbiter = directory.identity.role == "arbiter"
         self._store = self._make_store(tree)
+        self._store.keeps_events = True
+        history.reset(self._store.applied_index)
         self._encoded_members = self._store.configuration
         self._members = Configuration.decode(self._encoded_members)  # the committed ones
         self._election_ticks = max(2, round(options.election_timeout / TICK))
@@ -291,8 +330,10 @@ class Node:
         peers: Peers,
         registry: Registry,
         on_failure: Callable[[], None],
+        history: History | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> Node:
         """Open or make the data directory and what is in it; begin a cluster if that is wanted.
@@ -315,7 +356,7 @@ class Node:
             snapshots.recover(fs, directory.path, raft_log)
             tree = _open_tree(fs, directory, options)
             opened.append(tree)
-            _check_agreement(raft_log, tree, directory)
+            check_agreement(raft_log, tree, directory)
             if not directory.identity.cluster_id and (options.bootstrap or raft_log.last_index):
                 _begin_cluster(options, directory, raft_log)
             return cls(
@@ -326,7 +367,9 @@ class Node:
                 peers,
                 registry,
                 on_failure,
+                history or History(),
                 clock,
+                wall,
                 rng or random.Random(),
             )
         except BaseException:
@@ -362,7 +405,7 @@ class Node:
             self._raft.id,
             self._raft.state,
             self._store.applied_index,
-            len(self._store.tree),
+            self._store.records,
         )
         for name, run in (("timer", self._keep_time), ("checkpointer", self._keep_checkpoints)):
             # A main thread that fails, even over stopping, must not leave these behind for ever.
@@ -404,14 +447,12 @@ class Node:
             thread.join()
         if self._failure is None and self._store.applied_index > self._store.tree.applied_index:
             self._upkeep.checkpoint(0.0)
-        with self._upkeep.exclusive, self._lock:
+        with self._upkeep.exclusive, self._turn:
             self._is_working = False
             self._answer_all(
                 OutcomeUnknown("the node has stopped; a write may still be committed by the others")
             )
             incoming = self._exchange_incoming(None)
-            finished = self._take_finished()
-        _run(finished)
         if incoming is not None:
             incoming.discard()
         self._log.close()
@@ -420,43 +461,33 @@ class Node:
 
     # -- what the routes ask for (httpapi.Backend) -----------------------------------------------
 
-    def write(self, commands: Sequence[tuple[bytes, bytes | None]], reply: WriteReply) -> None:
-        """Commit a key's new value, or with None its deletion, for each command in order.
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        """Commit commands in order: a key's new value, its deletion (None), or a transaction.
 
         *reply* gets ranges of positions in *commands* and how they ended; each position once.
+        Transactions get their time here.
         """
-        encoded = [
-            wire.encode_delete(key) if value is None else wire.encode_put(key, value)
-            for key, value in commands
-        ]
-        refusal: ConureError | None = None
-        with self._lock:
+        with self._turn:
             try:
                 self._refuse_if_not_leading()
                 if self._writes.held_bytes > MAX_HELD_BYTES:
                     raise Unavailable("too many writes wait for a quorum; try again shortly")
             except ConureError as error:
-                refusal = error
-            else:
-                deadline = self._clock() + self._options.write_timeout
-                self._writes.hold(Held(encoded, reply, deadline))
+                self._finished.append(partial(reply, 0, len(commands), error))
+                return
+            self._hold([self._encode(command) for command in commands], reply)
+            self._propose()
+            self._drive()
+            if self._writes.held_bytes and not self._is_busy():  # any more
                 self._propose()
                 self._drive()
-                if self._writes.held_bytes and not self._is_busy():  # any more
-                    self._propose()
-                    self._drive()
-            finished = self._take_finished()
             must_brake = self._must_brake()
-        if refusal is not None:
-            reply(0, len(commands), refusal)
-        _run(finished)
         if must_brake:
             sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
 
     def confirm_read(self, reply: Reply) -> None:
         """Call *reply* once everything acknowledged before now is in the local state (R6)."""
-        refusal: ConureError | None = None
-        with self._lock:
+        with self._turn:
             try:
                 self._refuse_if_failed()
                 read = Read(reply, self._clock() + self._options.barrier_timeout)
@@ -465,49 +496,90 @@ class Node:
                 else:
                     read.index = self._raft.read_index(read)
             except ConureError as error:
-                refusal = error
+                self._finished.append(partial(reply, error))
+                return
+            if read.index is None or read.index > self._store.applied_index:
+                self._reads.add(read)
+                self._drive()
             else:
-                if read.index is None or read.index > self._store.applied_index:
-                    self._reads.add(read)
-                    self._drive()
-                else:
-                    self._finished.append(partial(reply, None))
-            finished = self._take_finished()
-        if refusal is not None:
-            reply(refusal)
-        _run(finished)
+                self._finished.append(partial(reply, None))
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value of *key* in this node's own state, or None.
-
-        Raises CorruptionError for a page that fails its check (S3), DiskFailed, Unavailable, and
-        NotLeader on an arbiter.
-        """
-        (value,) = self.get_all([key])
-        if isinstance(value, ConureError):
-            raise value
-        return value
-
-    def get_all(self, keys: Sequence[bytes]) -> list[bytes | ConureError | None]:
-        """Return the value of each key, None, or what went wrong, all of one state."""
-        found: list[bytes | ConureError | None] = []
+    def get_all(self, keys: Sequence[bytes]) -> tuple[int, list[Record | ConureError | None]]:
+        """Return the revision of this node's state, and of each key in it the record, None if
+        there is none, or what went wrong."""
+        found: list[Record | ConureError | None] = []
         with self._lock:
+            index = self._store.applied_index
             try:
-                self._refuse_if_failed()
-                if self._is_arbiter:
-                    raise self._not_leader()
+                self._refuse_if_no_records()
             except ConureError as error:
-                return [error] * len(keys)
+                return index, [error] * len(keys)
             get = self._store.get
             for key in keys:
                 try:
-                    record = get(key)
+                    found.append(get(key))
                 except StorageError as error:
                     log.error("a read met a damaged tree: %s", error)
                     found.append(error)
-                else:
-                    found.append(None if record is None else record.value)
-        return found
+        return index, found
+
+    def pin(self) -> PinnedState:
+        """Return this node's state as of now, for any thread; whoever gets it closes it.
+
+        Raises Unavailable, and NotLeader on an arbiter.
+        """
+        with self._lock:
+            self._refuse_if_no_records()
+            return self._store.snapshot()
+
+    def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
+        """Return the same of one key, and which session holds it, with its fencing token."""
+        with self._lock:
+            index = self._store.applied_index
+            try:
+                self._refuse_if_no_records()
+                return index, self._store.get(key), self._store.holder(key)
+            except ConureError as error:
+                return index, error, None
+
+    def session(self, session: bytes) -> tuple[int, Session | ConureError | None]:
+        """Return the revision of this node's state, and a session in it, or what went wrong."""
+        with self._lock:
+            index = self._store.applied_index
+            try:
+                self._refuse_if_no_records()
+                return index, self._store.session(session)
+            except ConureError as error:
+                return index, error
+
+    def backup(self) -> tuple[int, Backup]:
+        """Return the revision of this node's state, and a backup of it, for any one thread.
+
+        Raises Unavailable, and NotLeader on an arbiter.
+        """
+        state = self.pin()
+        try:
+            identity, stats = self._directory.identity, self._store.tree.stats()
+            facts = Facts(
+                identity.cluster_id,
+                identity.node_id,
+                int(self._wall() * 1000),
+                (stats.pages - stats.free_pages) * stats.page_size,
+            )
+            return state.meta.index, Backup(state, facts)
+        except BaseException:
+            state.close()
+            raise
+
+    def time(self) -> int:
+        """Return what expiries are counted by, in milliseconds since the Unix epoch.
+
+        Exact on the leader; elsewhere by this node's own wall clock.
+        """
+        with self._lock:
+            if self._raft.state is State.LEADER:
+                return self._time()
+            return max(self._store.clock, int(self._wall() * 1000))
 
     def last_contact(self) -> float | None:
         """Return how long ago a leader was heard, in seconds: 0 on the leader, None for never."""
@@ -567,10 +639,15 @@ class Node:
         *force* insists although too few of the others answer at this moment.
         """
 
+        asked = self._raft.ticks
+
         def attempt() -> None:
             configuration = self._raft.configuration
             if configuration.get(node_id) is None and self._members.get(node_id) is not None:
                 return  # on its way out already
+            rest = self._raft.check_removal(node_id, force=force)
+            if not force and not self._raft.have_answered(rest, asked):
+                raise Unavailable("too few of the members that stay have answered in time")
             self._raft.remove(node_id, force=force)
 
         self._pursue(
@@ -766,27 +843,26 @@ class Node:
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
-        with self._lock:
-            if not self._is_working:
-                return
-            was_busy = self._is_busy()
-            try:
-                sender = messages[0].sender
-                if self._book.hear(sender):
-                    self._tell_peers()
-                if self._shares_cluster_with(sender):
-                    for message in self._that_fit(messages):
-                        self._step(message)
-            except Exception as error:  # noqa: BLE001 - a bug; see _drive
-                self._fail(error)
-            else:
-                self._drive()
-            finished = self._take_finished()
-            must_brake = self._must_brake()
-            has_answered = was_busy and not self._is_busy()
-            self._is_pausing |= has_answered
+        has_answered = False
         try:
-            _run(finished)
+            with self._turn:
+                if not self._is_working:
+                    return
+                was_busy = self._is_busy()
+                try:
+                    sender = messages[0].sender
+                    if self._book.hear(sender):
+                        self._tell_peers()
+                    if self._shares_cluster_with(sender):
+                        for message in self._that_fit(messages):
+                            self._step(message)
+                except Exception as error:  # noqa: BLE001 - a bug; see _drive
+                    self._fail(error)
+                else:
+                    self._drive()
+                must_brake = self._must_brake()
+                has_answered = was_busy and not self._is_busy()
+                self._is_pausing |= has_answered
         finally:
             if has_answered:  # whose writes are answered now may have more
                 self.call_soon(self.propose_held)
@@ -795,13 +871,11 @@ class Node:
 
     def propose_held(self) -> None:
         """Propose the writes that came while others waited for their quorum, or refuse them."""
-        with self._lock:
+        with self._turn:
             self._is_pausing = False
             if self._is_working:
                 self._propose()
                 self._drive()
-            finished = self._take_finished()
-        _run(finished)
 
     def unreachable(self, node_id: str) -> None:
         """Take note that messages to a node were lost."""
@@ -851,19 +925,17 @@ class Node:
 
     def snapshot_sent(self, node_id: str, index: int | None) -> None:
         """Take note how sending a snapshot has ended; None: it failed."""
-        with self._lock:
+        with self._turn:
             self._transfers.pop(node_id, None)
             if self._is_working:
                 self._raft.report_snapshot(node_id, index)
                 self._drive()
-            finished = self._take_finished()
-        _run(finished)
 
     # -- time; the timer's and the checkpointer's threads, or a simulator ------------------------
 
     def tick(self) -> None:
         """Let one TICK pass: the core's timers, what has waited too long."""
-        with self._lock:
+        with self._turn:
             now = self._clock()
             if self._is_working:
                 try:
@@ -882,8 +954,6 @@ class Node:
                 else:
                     self._drive()
             self._finished += self._writes.expired(now) + self._reads.expired(now)
-            finished = self._take_finished()
-        _run(finished)
 
     def housekeep(self) -> None:
         """Checkpoint if enough was written or enough time has passed; keep the log ahead."""
@@ -898,10 +968,8 @@ class Node:
             elif upkeep.is_due():
                 upkeep.checkpoint()
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
-            with self._lock:
+            with self._turn:
                 self._fail(error)
-                finished = self._take_finished()
-            _run(finished)
 
     # -- driving the core; under the lock --------------------------------------------------------
 
@@ -954,6 +1022,21 @@ class Node:
             self._apply(ready.committed)
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
+
+    def _encode(self, command: Command) -> bytes:
+        if isinstance(command, Transaction):
+            return wire.encode_transaction(command._replace(time=self._time()))
+        key, value = command
+        return wire.encode_delete(key) if value is None else wire.encode_put(key, value)
+
+    def _time(self) -> int:
+        """Return the leader's time, in milliseconds since the Unix epoch."""
+        return self._leader_clock.now(self._raft.term, self._store.clock)
+
+    def _hold(self, encoded: list[bytes], reply: WriteReply) -> None:
+        """Let encoded commands wait until they are proposed."""
+        deadline = self._clock() + self._options.write_timeout
+        self._writes.hold(Held(encoded, reply, deadline))
 
     def _is_busy(self) -> bool:
         """Tell whether proposed writes wait for their quorum."""
@@ -1054,14 +1137,16 @@ class Node:
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         store, last = self._store, entries[-1]
+        outcomes: Mapping[int, Outcome] = {}
         if self._is_arbiter:
             store.skip(entries)
         else:
-            store.apply(entries)
+            outcomes = store.apply(entries)
+            self._history.extend(store.take_events(), last.index)
         self._raft.applied(last.index)
         if store.configuration is not self._encoded_members:
             self._adopt_members()
-        self._finished += self._writes.applied(entries)
+        self._finished += self._writes.applied(entries, outcomes)
         if not self._is_arbiter and self._upkeep.is_urgent():
             self._checkpoint_wanted.set()
 
@@ -1080,10 +1165,6 @@ class Node:
     def _must_brake(self) -> bool:
         return self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
 
-    def _take_finished(self) -> list[Callable[[], None]]:
-        finished, self._finished = self._finished, []
-        return finished
-
     def _log_state(self) -> None:
         raft = self._raft
         log.info(
@@ -1100,6 +1181,11 @@ class Node:
         if not self._is_working:
             why = f"has failed and is stopping: {self._failure}" if self._failure else "has stopped"
             raise Unavailable(f"this node {why}")
+
+    def _refuse_if_no_records(self) -> None:
+        self._refuse_if_failed()
+        if self._is_arbiter:
+            raise self._not_leader()
 
     def _refuse_if_not_leading(self) -> None:
         self._refuse_if_failed()
@@ -1142,19 +1228,14 @@ class Node:
 
     def _pursue(self, change: Change) -> None:
         """Take a change up; its reply is told how it ends. Takes the lock."""
-        refusal: ConureError | None = None
-        with self._lock:
+        with self._turn:
             try:
                 self._refuse_if_not_leading()
             except ConureError as error:
-                refusal = error
+                self._finished.append(partial(change.reply, error))
             else:
                 self._changes.add(change)
                 self._drive()
-            finished = self._take_finished()
-        if refusal is not None:
-            change.reply(refusal)
-        _run(finished)
 
     def _on_probed(
         self,
@@ -1283,10 +1364,23 @@ class Node:
 
     def _tick_leading(self) -> None:
         self._follow_addresses()
+        self._expire()
         if self._options.read_mode == "lease" and not self._raft.has_handed_over:
             self._raft.read_index(_LeaseProbe(self._raft.term, self._clock()))
         if self._ticks % AUDIT_TICKS == 0 and len(self._members.servers) > 1:
             self._begin_audit()
+
+    def _expire(self) -> None:
+        """Let an entry end what is due. It is held like any write, and proposed by the tick."""
+        due = None if self._is_expiring else self._store.next_due()
+        if due is None or due > (now := self._time()):
+            return
+        self._is_expiring = True
+        command = Transaction((), (Expire(MAX_EXPIRED),), time=now)
+        self._hold([wire.encode_transaction(command)], self._on_expired)
+
+    def _on_expired(self, start: int, stop: int, ended: Committed | ConureError) -> None:  # noqa: ARG002
+        self._is_expiring = False  # what it did not end is still due
 
     def _holds_lease(self) -> bool:
         """Tell whether nobody else can lead yet, as a quorum has confirmed a while ago.
@@ -1385,7 +1479,7 @@ class Node:
 
     def _on_snapshot(self, incoming: IncomingSnapshot) -> None:
         """Install what has been received completely. A thread of the transport; takes the locks."""
-        with self._upkeep.exclusive, self._lock:
+        with self._upkeep.exclusive, self._turn:
             if self._is_working and incoming is self._incoming:
                 try:
                     self._step(incoming.header.message, has_state=True)
@@ -1395,10 +1489,8 @@ class Node:
                     self._drive()
             if incoming is self._incoming:
                 self._incoming = None
-            finished = self._take_finished()
         if self._failure is None:  # or it may be what the next start goes on with
             incoming.discard()  # unless it was installed
-        _run(finished)
 
     def _exchange_incoming(self, incoming: IncomingSnapshot | None) -> IncomingSnapshot | None:
         """Let this be what is being received; return what was."""
@@ -1427,6 +1519,7 @@ class Node:
             snapshots.install(directory.fs, directory.path, self._log, meta)
             self._store.replace(_open_tree(directory.fs, directory, self._options), meta)
         self._upkeep.installed(meta)
+        self._history.reset(meta.index)
         self._adopt_members()
         self._finished += self._writes.skipped(meta.index)
         log.info("installed a snapshot as of index %d", meta.index)
@@ -1474,7 +1567,7 @@ class Node:
             lambda: store.tree.stats().file_bytes,
         )
         gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.tree.stats().free_bytes)
-        gauge("conure_db_records", "Records in the tree.", lambda: len(store.tree))
+        gauge("conure_db_records", "Keys of users.", lambda: store.records)
         gauge("conure_db_depth", "Levels of the tree.", lambda: store.tree.stats().depth)
         gauge(
             "conure_db_unwritten_pages",
@@ -1523,11 +1616,6 @@ def _shown_contact(seconds: float | None) -> str:
     return f"{seconds * 1000:.0f}ms" if seconds else "0"
 
 
-def _run(finished: Sequence[Callable[[], None]]) -> None:
-    for reply in finished:
-        reply()
-
-
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:
     """Write the beginning of a cluster of this one node. The directory belongs to it at the end:
     a log without a cluster is the trace of a crash in here, and gets one at the next start."""
@@ -1548,8 +1636,11 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
     log.info("node %s begins cluster %s", identity.node_id, directory.identity.cluster_id)
 
 
-def _check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) -> None:
-    """Refuse a log and a tree that can't belong together: one of them has lost something."""
+def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) -> None:
+    """Refuse a log and a tree that can't belong together: one of them has lost something.
+
+    Raises CorruptionError.
+    """
     hard_state = raft_log.hard_state
     if raft_log.last_index == 0 and hard_state.vote:
         # Who votes knows the members, and so has an entry or a snapshot: somebody has removed it.

@@ -115,6 +115,9 @@ class Record(NamedTuple):
 
 new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
 
+_make = cast("Callable[[type[Record], Iterable[object]], Record]", tuple.__new__)
+_FIELDS = itemgetter(4, 1, 2, 3, 0)  # of a narrow cell in a record's order: no flags, no expiry
+
 _NOTHING: list[bytes] = []  # the lists of a packed leaf; never changed
 
 
@@ -489,11 +492,10 @@ def _offsets(pieces: list[bytes]) -> bytes:
 
 def _even_records(column: bytes, size: int) -> Iterable[Record] | None:
     """Return the records of cells of one size; None if one has flags."""
-    cells = _even_cells(size - NARROW_SIZE).iter_unpack(column)
-    flags, creates, mods, versions, values = zip(*cells, strict=True)
-    if any(flags):
+    if any(column[::size]):
         return None
-    return map(new_record, zip(values, creates, mods, versions, repeat(0), strict=False))
+    cells = _even_cells(size - NARROW_SIZE).iter_unpack(column)
+    return map(_make, repeat(Record), map(_FIELDS, cells))
 
 
 def _head(count: int, epoch: int) -> bytes:

@@ -7,7 +7,7 @@ when the file is made. All integers are little-endian.
 page      content
 ========= ======================================================================================
 0 and 1   the two meta pages; checkpoint *txid* writes page ``txid & 1``
-2 …       tree nodes and overflow pages (``nodes.py``), pages of the free list
+2 …       tree nodes and overflow pages (``nodes.py``), pages of the free map
 ========= ======================================================================================
 
 Every page but the meta pages has this envelope. The CRC-32 is seeded with the page's number, so
@@ -16,17 +16,24 @@ that a page written to the wrong place fails its check as well (S3).
 ========= ====== ===============================================================================
 offset    size   field
 ========= ====== ===============================================================================
-0         1      kind: 1 leaf, 2 inner node, 3 overflow, 4 free list
-1         1      level of a node, 0 for a leaf; 0 in other pages
-2         2      count: records, keys, bytes of the owner's key, or runs
-4         4      link: overflow, free list: next page, 0 at the end; 0 in other pages
+0         1      kind: 1 leaf, 2 inner node, 3 overflow, 4 free map
+1         1      level of a node or map page, 0 for a leaf; 0 in overflow pages
+2         2      count: records, keys, bytes of the owner's key, or children of a map page
+4         4      link: overflow: next page, 0 at the end; 0 in other pages
 8         8      epoch in which this version of the page was made
 16        …      what the kind says, then zeros
 size - 4  4      CRC-32 of everything before it
 ========= ====== ===============================================================================
 
-A free-list page holds *count* runs of 8 bytes: the first page of the run (4) and its length (4).
-The highest bit of the length marks pages that the other meta page still reaches.
+The *free map* of a checkpoint tells which pages are not in its tree. Its pages of level 0 hold a
+bit for each page of the file, in order, the highest bit of a byte first: 1 if the tree has no use
+for the page, as for all beyond the end. The map itself and the meta pages count as no use.
+A page of a higher level holds the numbers (4 bytes each) of *count* pages of the level below; all
+but the last page of a level are full. The bits of 32,608 pages fit a page of 4 KiB, so the map is
+small, and like the tree it is never changed in place: a checkpoint writes only those pages of it
+whose bits have changed, and what leads to them.
+
+When the file is opened, a page may be handed out if neither checkpoint's tree or map has it.
 
 A meta page holds the same 84-byte record twice, at its start and at its middle; the rest is zeros.
 
@@ -34,13 +41,13 @@ A meta page holds the same 84-byte record twice, at its start and at its middle;
 offset    size   field
 ========= ====== ===============================================================================
 0         8      magic ``ConureKV``
-8         1      format version, 1; then three zeros
+8         1      format version, 2; then three zeros
 12        4      page size
 16        8      txid, the number of the checkpoint
 24        8      epoch of the tree it holds
 32        4      root page
 36        4      pages in the file
-40        4      first page of the free list, 0 if nothing is free
+40        4      root of the free map
 44        1      level of the root; then three zeros
 48        8      records in the tree
 56        8      applied index
@@ -59,6 +66,10 @@ epoch *a* and left the tree in epoch *f* belongs to every state *e* with ``a <= 
 of those is pinned the page waits, after that it is free. The two meta pages are pins like any
 other, which is how S1 is kept: what either of them reaches is never handed out.
 
+In memory a byte for each page says whether it is in the tree, free, or *held*: it waits for a pin,
+is part of a map, or lies beyond the end. These bytes come in *segments* of as many pages as one
+page of the map covers. What a checkpoint does under a lock is copy the segments that changed.
+
 Threads: ``read`` and ``write`` may be called by any thread. Everything that looks at or changes
 free space and pins needs :attr:`Pager.lock`, a leaf in the order of locks, held for microseconds.
 ``commit`` takes it by itself; one checkpoint runs at a time.
@@ -69,9 +80,8 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from heapq import heappop, heappush
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import chain, compress
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
@@ -81,7 +91,7 @@ from fileio import File, FileSystem
 
 __all__ = [
     "ENVELOPE",
-    "FREE_LIST",
+    "FREE_MAP",
     "INNER",
     "LEAF",
     "MAX_PAGE_SIZE",
@@ -94,21 +104,24 @@ __all__ = [
 
 MIN_PAGE_SIZE = 256
 MAX_PAGE_SIZE = 65536
-LEAF, INNER, OVERFLOW, FREE_LIST = 1, 2, 3, 4
+LEAF, INNER, OVERFLOW, FREE_MAP = 1, 2, 3, 4
 
 ENVELOPE = Struct("<BBHIQ")
 assert ENVELOPE.size == 16
 
 _MAGIC = b"ConureKV"
-_VERSION = 1
+_VERSION = 2
 _META = Struct("<8sB3xIQQIIIB3xQQQQ")
 assert _META.size == 80
 _CRC = Struct("<I")
-_RUN = Struct("<II")
-_UNREACHABLE_SOON = 1 << 31
+_NUMBER = Struct("<I")
 _RESIDUE = 0x2144DF1C  # what crc32 gives for any bytes followed by their own CRC
-_TAIL_PAGES = 64  # how many live pages one checkpoint moves towards the front
 _WRITE_PAGES = 256  # largest group of neighbouring pages in one call
+_ROOT, _MAP_ROOT = 2, 3  # of the tree and of the free map, in a new file
+
+_IN_TREE, _FREE, _HELD = 0, 1, 2
+_BITS = bytes.maketrans(bytes((_IN_TREE, _FREE, _HELD)), b"011")
+_STATES = bytes.maketrans(b"01", bytes((_IN_TREE, _FREE)))
 
 
 class Meta(NamedTuple):
@@ -119,7 +132,7 @@ class Meta(NamedTuple):
     epoch: int
     root: int
     pages: int
-    free_root: int
+    map_root: int
     level: int
     records: int
     applied_index: int
@@ -133,40 +146,45 @@ _Waiting: TypeAlias = list[int]
 
 
 class FreeSpace(NamedTuple):
-    """The free space as it was when a checkpoint began."""
+    """What a checkpoint has to know of the moment in which it began."""
 
-    free: list[int]
-    waiting: dict[int, _Waiting]  # by the pinned epoch that needs them
     pages: int
+    enough: int  # pages of the map from there on move to the front
+    changed: dict[int, bytes]  # the segments whose part of the map has to be written
 
 
 class Pager:
     """The pages of one file, which of them are free, and which states are pinned."""
 
-    def __init__(self, file: File, meta: Meta, older: Meta | None) -> None:
+    def __init__(self, file: File, meta: Meta, older: Meta) -> None:
         self.lock = threading.Lock()
         self.meta = meta  # the last durable checkpoint
         self.page_size = meta.page_size
         self.pages = meta.pages  # pages handed out so far: the file's size once all are written
-        self.tail: list[int] = []  # live pages whose moving would let the file shrink
+        self.free_pages = 0
         self.waiting_pages = 0
         self._file = file
-        self._free: list[int] = []  # a heap: the lowest number is handed out first
+        room = self.page_size - 4 - ENVELOPE.size
+        self._segment_pages = 8 * room
+        self._fan_out = room // _NUMBER.size
+        self._segments: list[bytearray] = []
+        self._roomy = bytearray()  # not 0 for segments that may have a free page
+        self._changed: set[int] = set()  # segments whose part of the map isn't durable
+        self._map: list[list[int]] = []  # the pages of the durable map, level by level from 0
         self._waiting: dict[int, _Waiting] = {}  # by the newest pinned epoch that needs them
         self._pins: dict[int, int] = {}
         self._pinned: list[int] = []  # the keys of _pins, sorted
-        self._list_pages: list[int] = []
-        self._older_epoch = meta.epoch if older is None else older.epoch
-        self.pin(self._older_epoch)
+        self._older_epoch = older.epoch
+        self.pin(older.epoch)
         self.pin(meta.epoch)
-        self._read_free_list()
+        self._read_maps(older)
 
     @classmethod
     def open(cls, fs: FileSystem, path: str, page_size: int, *, create: bool) -> Pager:
         """Open *path*, or make it if it is missing and *create* is set.
 
-        Reads the meta pages and the free list and nothing else. Raises FileNotFoundError,
-        ForeignDirectory for a newer format, and CorruptionError, for a file of another kind too.
+        Reads the meta pages and the free maps and nothing else. Raises FileNotFoundError,
+        ForeignDirectory for another format, and CorruptionError, for a file of another kind too.
         """
         if create and not fs.exists(path):
             _create(fs, path, page_size)
@@ -183,13 +201,9 @@ class Pager:
         return self._file.path
 
     @property
-    def free_pages(self) -> int:
-        return len(self._free)
-
-    @property
-    def list_pages(self) -> Sequence[int]:
-        """The pages that hold the free list of the last durable checkpoint."""
-        return self._list_pages
+    def map_pages(self) -> list[int]:
+        """The pages that hold the free map of the last durable checkpoint."""
+        return [*chain.from_iterable(self._map)]
 
     @property
     def pinned_epochs(self) -> int:
@@ -216,9 +230,7 @@ class Pager:
 
     def seal(self, number: int, body: bytes) -> bytes:
         """Return the page that holds *body*, with its checksum."""
-        body = body.ljust(self.page_size - 4, b"\0")
-        assert len(body) == self.page_size - 4, f"page {number} is over-full"
-        return body + _CRC.pack(crc32(body, number))
+        return _sealed(self.page_size, number, body)
 
     def write(self, pages: Sequence[tuple[int, bytes]]) -> None:
         """Write sealed pages, neighbours in one call. Raises DiskFull and DiskFailed."""
@@ -242,26 +254,48 @@ class Pager:
     # -- free space, with the lock held ----------------------------------------------------------
 
     def allocate(self) -> int:
-        """Hand out the lowest free page, or a new one at the end of the file."""
-        if self._free:
-            return heappop(self._free)
-        self.pages += 1
-        return self.pages - 1
+        """Hand out the lowest free page, or a new one at the end of the file, for the tree."""
+        number = self._take()
+        segment, at = divmod(number, self._segment_pages)
+        self._segments[segment][at] = _IN_TREE
+        self._changed.add(segment)
+        return number
 
     def has_free_below(self, number: int) -> bool:
-        return bool(self._free) and self._free[0] < number
+        return 0 <= self._lowest_free() < number
+
+    def last_in_tree(self, limit: int) -> list[int]:
+        """Return the last pages of the tree, if moving them to free ones pays: the last first."""
+        found: list[int] = []
+        if self._enough() >= self.pages:
+            return found
+        for index in reversed(range(len(self._segments))):
+            at = self._segment_pages
+            while (at := self._segments[index].rfind(_IN_TREE, 0, at)) >= 0:
+                if len(found) == limit:
+                    return found
+                found.append(index * self._segment_pages + at)
+        return found
 
     def free(self, number: int, born: int, left: int) -> bool:
         """Give back a page that was in the tree from epoch *born* until before *left*.
 
         Returns whether it is free at once; otherwise it waits for the pin that needs it.
         """
-        at = bisect_left(self._pinned, left) - 1
-        if at >= 0 and (pin := self._pinned[at]) >= born:
+        segment, at = divmod(number, self._segment_pages)
+        states = self._segments[segment]
+        assert states[at] != _FREE, f"page {number} is free already"
+        if states[at] == _IN_TREE:
+            self._changed.add(segment)
+        newest = bisect_left(self._pinned, left) - 1
+        if newest >= 0 and (pin := self._pinned[newest]) >= born:
+            states[at] = _HELD
             self._waiting.setdefault(pin, []).extend((number, born, left))
             self.waiting_pages += 1
             return False
-        heappush(self._free, number)
+        states[at] = _FREE
+        self._roomy[segment] = True
+        self.free_pages += 1
         return True
 
     def pin(self, epoch: int) -> None:
@@ -297,91 +331,80 @@ class Pager:
         if self._pinned[0] < epoch:  # an older state may need some of them as well
             each = zip(numbers, portion[1::3], portion[2::3], strict=True)
             return [number for number, born, left in each if self.free(number, born, left)]
-        for number in numbers:
-            heappush(self._free, number)
+        self._release(numbers)
         return numbers
 
     def freeze(self) -> FreeSpace:
-        """Return the free space of this moment, for the checkpoint that begins now."""
-        waiting = {pin: numbers[:] for pin, numbers in self._waiting.items()}
-        return FreeSpace(self._free[:], waiting, self.pages)
+        """Return what the checkpoint that begins now has to know; then commit or thaw it."""
+        self._trim()
+        enough = self._enough()
+        moving = {at for at, number in enumerate(self._map[0]) if number >= enough}
+        changed = self._changed | moving.intersection(range(len(self._segments)))
+        self._changed = set()
+        return FreeSpace(self.pages, enough, {at: bytes(self._segments[at]) for at in changed})
+
+    def thaw(self, space: FreeSpace) -> None:
+        """Leave what a checkpoint would have made durable to the next one."""
+        self._changed.update(at for at in space.changed if at < len(self._segments))
+
+    def is_in_tree(self, number: int) -> bool:
+        """Tell what the next checkpoint's map would say of a page."""
+        segment, at = divmod(number, self._segment_pages)
+        return self._segments[segment][at] == _IN_TREE
 
     def free_numbers(self) -> list[int]:
         """Return every page that is free or waits, for ``check()``."""
-        return self._free + [number for group in self._waiting.values() for number in group[::3]]
+        numbers = [number for group in self._waiting.values() for number in group[::3]]
+        first = 0
+        for segment in self._segments:
+            numbers += compress(range(first, first + len(segment)), map(_FREE.__eq__, segment))
+            first += len(segment)
+        return numbers
 
     # -- checkpoints -----------------------------------------------------------------------------
 
     def commit(self, space: FreeSpace, state: Meta) -> int:
         """Make *state* durable, whose pages have been written, and return the epoch to settle.
 
-        Size, txid, pages and free list are filled in here, the rest of *state* counts. Takes the
-        lock by itself. Raises DiskFull, after which nothing has changed, and DiskFailed.
+        Size, txid, pages and map are filled in here, the rest of *state* counts. Takes the lock by
+        itself. Raises DiskFull, then :meth:`thaw` is due and nothing else has changed, and
+        DiskFailed.
         """
         durable = self.meta.epoch
-        reusable = set(space.free)
-        soon: set[int] = set()  # what only the other meta page will reach
-        for pin, waiting in space.waiting.items():
-            numbers = waiting[::3]
-            if pin < durable:
-                reusable.update(numbers)
-            elif pin == durable:
-                soon.update(numbers)
-            else:  # a reader's, and the durable state's too unless they were made after it
-                for number, born in zip(numbers, waiting[1::3], strict=True):
-                    (soon if born <= durable else reusable).add(number)
-        soon.update(self._list_pages)
-        per_page = (self.page_size - 4 - ENVELOPE.size) // _RUN.size
-        room = 0
-        own: list[int] = []
-        wanted = _count_runs(reusable) + _count_runs(soon)
+        shape, stale = self._plan_map(space)
         with self.lock:
-            # Taking a page for the list can split one run in two, and the file may end in between.
-            while room < wanted + 2 * len(own) and (wanted or own):
-                own.append(self.allocate())
-                room += per_page
-        pages = max([space.pages, *(number + 1 for number in own)])
-        reusable.update(range(space.pages, pages))
-        reusable.difference_update(own)
+            own = [[self._take() for _ in indexes] for indexes in stale]
+        new = list(chain.from_iterable(own))
         try:
-            runs = _runs(reusable, 0) + _runs(soon, _UNREACHABLE_SOON)
-            runs.sort()
-            while runs and sum(runs[-1]) == pages:  # never one that the other meta page reaches
-                pages = runs.pop()[0]
-            self._write_free_list(own, runs, per_page, state.epoch)
+            levels = self._write_map(space, shape, stale, own, state.epoch)
             self.sync()  # S2: the data before the meta page that names it
             meta = state._replace(
                 page_size=self.page_size,
                 txid=self.meta.txid + 1,
-                pages=pages,
-                free_root=own[0] if own else 0,
+                pages=max([space.pages, *(number + 1 for number in new)]),
+                map_root=levels[-1][0],
             )
             self._file.pwrite(_meta_page(meta), (meta.txid & 1) * self.page_size)
             self.sync()
         except BaseException:
             with self.lock:
-                for number in own:
-                    heappush(self._free, number)
+                self._release(new)
             raise
         with self.lock:
-            self.tail = self._movable(runs, pages, own)
             self.pin(meta.epoch)
-            for number in self._list_pages:
-                self.free(number, durable, meta.epoch)
-            self._list_pages = own
+            outdated = set(self.map_pages)
+            self._map = levels
+            outdated.difference_update(self.map_pages)
+            self._hold(outdated, durable, meta.epoch)
             self.meta = meta
             settled, self._older_epoch = self._older_epoch, durable
             self.unpin(settled)
         return settled
 
     def shrink(self) -> None:
-        """Cut the free pages at the end of the file off. Takes the lock by itself."""
+        """Cut the end of the file off that the last checkpoint has no use for."""
         with self.lock:
-            free = self._free
-            free.sort()  # a sorted list is a heap
-            while free and free[-1] == self.pages - 1:
-                self.pages = free.pop()
-            size = self.pages * self.page_size
+            size = max(self.pages, self.meta.pages) * self.page_size
         # A little slack stays: writing into blocks that exist is faster than growing the file.
         if self._file.size() > size + size // 16 + 16 * self.page_size:
             self._file.truncate(size)
@@ -394,63 +417,190 @@ class Pager:
         elif group:
             self._file.pwritev(group, offset)
 
-    def _write_free_list(
-        self, own: list[int], runs: list[tuple[int, int]], per_page: int, epoch: int
-    ) -> None:
-        pages = []
-        for at, number in enumerate(own):
-            part = runs[at * per_page : (at + 1) * per_page]
-            link = own[at + 1] if at + 1 < len(own) else 0
-            head = ENVELOPE.pack(FREE_LIST, 0, len(part), link, epoch)
-            body = head + Struct(f"<{2 * len(part)}I").pack(*chain.from_iterable(part))
-            pages.append((number, self.seal(number, body)))
-        self.write(pages)
+    def _lowest_free(self) -> int:
+        """Return the lowest free page, or -1."""
+        while (index := self._roomy.find(True)) >= 0:
+            at = self._segments[index].find(_FREE)
+            if at >= 0:
+                return index * self._segment_pages + at
+            self._roomy[index] = False
+        return -1
 
-    def _read_free_list(self) -> None:
-        pages = self.meta.pages
-        number = self.meta.free_root
-        free: list[int] = []
-        while number:
-            if not 2 <= number < pages or len(self._list_pages) >= pages:
-                raise self.corrupt(number, "the free list leads out of the file or in a circle")
-            page = self.read(number)
-            self._list_pages.append(number)
-            kind, _, count, link, _ = ENVELOPE.unpack_from(page)
-            end = ENVELOPE.size + count * _RUN.size
-            if kind != FREE_LIST or end > self.page_size - 4:
-                raise self.corrupt(number, "this is not a page of the free list")
-            for start, length in _RUN.iter_unpack(page[ENVELOPE.size : end]):
-                run = range(start, start + (length & ~_UNREACHABLE_SOON))
-                if start < 2 or run.stop > pages:
-                    raise self.corrupt(number, f"free pages {start}… are not in the file")
-                if len(free) + len(run) > pages:
-                    raise self.corrupt(number, "more free pages than pages in the file")
-                if length & _UNREACHABLE_SOON:
-                    for page_number in run:
-                        self.free(page_number, 0, self.meta.epoch)
+    def _take(self) -> int:
+        """Take the lowest free page, or a new one at the end of the file, and hold it."""
+        number = self._lowest_free()
+        if number >= 0:
+            segment, at = divmod(number, self._segment_pages)
+            self._segments[segment][at] = _HELD
+            self.free_pages -= 1
+            return number
+        number = self.pages
+        self.pages += 1
+        if number == len(self._segments) * self._segment_pages:
+            self._append_segment()
+        return number
+
+    def _append_segment(self) -> None:
+        """Add the states of pages beyond the end."""
+        self._changed.add(len(self._segments))
+        self._segments.append(bytearray((_HELD,)) * self._segment_pages)
+        self._roomy.append(False)
+
+    def _release(self, numbers: Iterable[int]) -> None:
+        """Make pages free that were held."""
+        for number in numbers:
+            segment, at = divmod(number, self._segment_pages)
+            self._segments[segment][at] = _FREE
+            self._roomy[segment] = True
+            self.free_pages += 1
+
+    def _hold(self, numbers: Iterable[int], epoch: int, left: int) -> None:
+        """Let pages wait that the state *epoch* needs and that of *left* doesn't."""
+        waiting = self._waiting.setdefault(epoch, [])
+        for number in numbers:
+            segment, at = divmod(number, self._segment_pages)
+            self._segments[segment][at] = _HELD
+            waiting += (number, epoch, left)
+            self.waiting_pages += 1
+
+    def _enough(self) -> int:
+        """Return how many pages the file could do with, if it pays to make it that short."""
+        free = self.free_pages
+        return self.pages - free * (free > 16 + self.pages // 8 + self.waiting_pages)
+
+    def _trim(self) -> None:
+        """Take free pages at the end out of the file."""
+        while True:
+            first = (len(self._segments) - 1) * self._segment_pages
+            states = self._segments[-1][: self.pages - first]
+            kept = len(states.rstrip(bytes((_FREE,))))
+            count = len(states) - kept
+            self._segments[-1][kept : len(states)] = bytes((_HELD,)) * count
+            self.free_pages -= count
+            self.pages -= count
+            if kept:
+                return
+            del self._segments[-1], self._roomy[-1]
+            self._changed.discard(len(self._segments))
+
+    # -- private: the free map -------------------------------------------------------------------
+
+    def _plan_map(self, space: FreeSpace) -> tuple[list[int], list[list[int]]]:
+        """Return, for each level of the next map, its number of pages and which to write anew."""
+        count = -(-space.pages // self._segment_pages)
+        shape = [count]
+        stale = [sorted(space.changed)]
+        while count > 1:
+            below = len(shape) - 1
+            parents = {at // self._fan_out for at in stale[below]}
+            count = -(-count // self._fan_out)
+            if len(self._map) <= len(shape):
+                parents.update(range(count))  # a level that wasn't there
+            else:
+                numbers = self._map[len(shape)][:count]
+                parents.update(at for at, number in enumerate(numbers) if number >= space.enough)
+                if len(self._map[below]) != shape[below]:
+                    parents.add(count - 1)  # its last child has gone or come
+            shape.append(count)
+            stale.append(sorted(parents))
+        return shape, stale
+
+    def _write_map(
+        self,
+        space: FreeSpace,
+        shape: list[int],
+        stale: list[list[int]],
+        own: list[list[int]],
+        epoch: int,
+    ) -> list[list[int]]:
+        """Write the pages of the map that are *stale* to their *own* places; return all levels."""
+        levels: list[list[int]] = []
+        pages: list[tuple[int, bytes]] = []
+        for level, count in enumerate(shape):
+            numbers = self._map[level][:count] if level < len(self._map) else []
+            numbers += [0] * (count - len(numbers))
+            for at, number in zip(stale[level], own[level], strict=True):
+                numbers[at] = number
+                if level:
+                    part = levels[-1][at * self._fan_out : (at + 1) * self._fan_out]
+                    body = Struct(f"<{len(part)}I").pack(*part)
                 else:
-                    free.extend(run)
-            number = link
-        self._free += free
-        self._free.sort()
+                    part = []
+                    body = _bits(space.changed[at])
+                head = ENVELOPE.pack(FREE_MAP, level, len(part), 0, epoch)
+                pages.append((number, self.seal(number, head + body)))
+            assert all(numbers)
+            levels.append(numbers)
+        self.write(pages)
+        return levels
 
-    def _movable(self, runs: list[tuple[int, int]], pages: int, own: list[int]) -> list[int]:
-        """Return the last live pages of the file if there is much free space before them."""
-        free = len(self._free)
-        if free <= 16 + pages // 8 + self.waiting_pages:
-            return []
-        tail: list[int] = []
-        listed = set(own)
-        end = pages
-        for start, length in [*reversed(runs), (0, 2)]:
-            stop = start + (length & ~_UNREACHABLE_SOON)
-            for number in range(end - 1, stop - 1, -1):
-                if len(tail) == _TAIL_PAGES:
-                    return tail
-                if number not in listed:
-                    tail.append(number)
-            end = start
-        return tail
+    def _read_maps(self, older: Meta) -> None:
+        """Find out which pages are free, and which only the *older* checkpoint needs (S1)."""
+        meta, size = self.meta, self._segment_pages
+        found: dict[int, bytes] = {}  # the pages of both maps
+        self._map = self._read_map(meta.map_root, found)
+        before = self._read_map(older.map_root, found)
+        waiting: list[int] = []
+        for index in range(-(-meta.pages // size)):
+            inside = range(index * size, min((index + 1) * size, meta.pages))
+            unused = self._unused(self._map[0], index, found)
+            reusable = unused & self._unused(before[0], index, found)
+            waiting += compress(inside, self._states(unused ^ reusable))
+            self._append_segment()
+            self._segments[index][: len(inside)] = self._states(reusable)[: len(inside)]
+            self._roomy[index] = True
+        self._changed.difference_update(range(len(self._map[0])))
+        for number in {0, 1, *found}:
+            segment, at = divmod(number, size)
+            if self._segments[segment][at] != _FREE:
+                raise self.corrupt(number, "the free map says that the tree has this page")
+            self._segments[segment][at] = _HELD
+        if self._segments[meta.root // size][meta.root % size] != _IN_TREE:
+            raise self.corrupt(meta.root, "the free map says that the tree has not this page")
+        self.free_pages = sum(segment.count(_FREE) for segment in self._segments)
+        self._hold(waiting, older.epoch, meta.epoch)
+        self._hold(set(found).difference(self.map_pages), older.epoch, meta.epoch)
+
+    def _read_map(self, root: int, found: dict[int, bytes]) -> list[list[int]]:
+        """Return the pages of a map, level by level; *found* takes what is in them."""
+        levels = [[root]]
+        most = -(-self.pages // self._segment_pages)
+        while True:
+            children: list[int] = []
+            below = len(levels)
+            for at, number in enumerate(levels[0], 1):
+                if not 2 <= number < self.pages:
+                    raise self.corrupt(number, "the free map leads out of the file")
+                if number not in found:
+                    found[number] = self.read(number)
+                kind, level, count, _, _ = ENVELOPE.unpack_from(found[number])
+                if below == 1:
+                    top = level + 1
+                is_full = count == self._fan_out or at == len(levels[0])
+                fits = 0 < count <= self._fan_out and is_full if level else not count
+                if kind != FREE_MAP or level != top - below or not fits:
+                    raise self.corrupt(number, "this is not a page of the free map")
+                part = found[number][ENVELOPE.size : ENVELOPE.size + _NUMBER.size * count]
+                children += chain.from_iterable(_NUMBER.iter_unpack(part))
+                if len(children) > most:
+                    raise self.corrupt(number, "the free map is too large")
+            if not children:
+                break
+            levels.insert(0, children)
+        numbers = [*chain.from_iterable(levels)]
+        if len(numbers) != len(set(numbers)):
+            raise self.corrupt(root, "the free map names a page twice")
+        return levels
+
+    def _unused(self, leaves: list[int], index: int, found: dict[int, bytes]) -> int:
+        """Return the bits of a segment, the first page's the highest. Not covered: all ones."""
+        if index >= len(leaves):
+            return (1 << self._segment_pages) - 1
+        return int.from_bytes(found[leaves[index]][ENVELOPE.size : -_CRC.size], "big")
+
+    def _states(self, bits: int) -> bytes:
+        """Return _FREE for each bit that is set, otherwise _IN_TREE."""
+        return format(bits, f"0{self._segment_pages}b").encode().translate(_STATES)
 
 
 def _create(fs: FileSystem, path: str, page_size: int) -> None:
@@ -460,17 +610,31 @@ def _create(fs: FileSystem, path: str, page_size: int) -> None:
     file = fs.open(path + ".new", create=True)
     try:
         file.truncate(0)
-        meta = Meta(page_size, 0, 0, 2, 3, 0, 0, 0, 0, 0, 0)
-        pager = Pager(file, meta, None)
+        meta = Meta(page_size, 0, 0, _ROOT, _MAP_ROOT + 1, _MAP_ROOT, 0, 0, 0, 0, 0)
+        states = bytearray((_FREE,)) * (8 * (page_size - _CRC.size - ENVELOPE.size))
+        states[_ROOT] = _IN_TREE
         leaf = ENVELOPE.pack(LEAF, 0, 0, 0, 0)
+        free_map = ENVELOPE.pack(FREE_MAP, 0, 0, 0, 0) + _bits(states)
         file.pwrite(_meta_page(meta), 0)
         file.pwrite(_meta_page(meta._replace(txid=1)), page_size)
-        pager.write([(2, pager.seal(2, leaf))])
+        file.pwrite(_sealed(page_size, _ROOT, leaf), _ROOT * page_size)
+        file.pwrite(_sealed(page_size, _MAP_ROOT, free_map), _MAP_ROOT * page_size)
         file.sync()
     finally:
         file.close()
     fs.rename(path + ".new", path)
     fs.sync_directory(os.path.dirname(path) or ".")
+
+
+def _sealed(page_size: int, number: int, body: bytes) -> bytes:
+    body = body.ljust(page_size - _CRC.size, b"\0")
+    assert len(body) == page_size - _CRC.size, f"page {number} is over-full"
+    return body + _CRC.pack(crc32(body, number))
+
+
+def _bits(states: bytes | bytearray) -> bytes:
+    """Return a bit for each page, set if the tree doesn't have it."""
+    return int(states.translate(_BITS), 2).to_bytes(len(states) // 8, "big")
 
 
 def _meta_page(meta: Meta) -> bytes:
@@ -488,7 +652,7 @@ def _parse_meta(data: bytes, offset: int, slot: int) -> tuple[int, Meta] | None:
     return (version, Meta(*fields)) if magic == _MAGIC else None
 
 
-def _newest(file: File) -> tuple[Meta, Meta | None]:
+def _newest(file: File) -> tuple[Meta, Meta]:
     """Return the newest checkpoint and the one the other meta page holds."""
     data = file.pread(2 * MAX_PAGE_SIZE, 0)
     size = MIN_PAGE_SIZE
@@ -497,9 +661,10 @@ def _newest(file: File) -> tuple[Meta, Meta | None]:
         for slot in (0, 1):
             for offset in (slot * size, slot * size + size // 2):
                 found = _parse_meta(data, offset, slot)
-                if found and found[0] > _VERSION:
+                if found and found[0] != _VERSION:
+                    other = "a newer" if found[0] > _VERSION else "an older"
                     raise ForeignDirectory(
-                        f"{file.path} was written by a newer version (format {found[0]}); "
+                        f"{file.path} was written by {other} version (format {found[0]}); "
                         "use that version of ConureDB"
                     )
                 if found and found[1].page_size == size:
@@ -510,7 +675,7 @@ def _newest(file: File) -> tuple[Meta, Meta | None]:
     raise CorruptionError(file.path, 0, "neither meta page has a valid record")
 
 
-def _choose(file: File, slots: list[list[Meta]], size: int) -> tuple[Meta, Meta | None]:
+def _choose(file: File, slots: list[list[Meta]], size: int) -> tuple[Meta, Meta]:
     for slot in (0, 1):
         if not slots[slot]:
             raise CorruptionError(file.path, slot * size, "no valid record in this meta page")
@@ -526,14 +691,3 @@ def _choose(file: File, slots: list[list[Meta]], size: int) -> tuple[Meta, Meta 
             file.path, file.size(), f"the file ends before its {newest.pages} pages of {size} bytes"
         )
     return newest, older
-
-
-def _count_runs(numbers: set[int]) -> int:
-    return len(numbers - {number + 1 for number in numbers})
-
-
-def _runs(numbers: set[int], flag: int) -> list[tuple[int, int]]:
-    """Return the numbers as runs (start, length | flag)."""
-    following = {number + 1 for number in numbers}
-    bounds = zip(sorted(numbers - following), sorted(following - numbers), strict=True)
-    return [(start, stop - start | flag) for start, stop in bounds]

@@ -11,23 +11,28 @@ call when it has let go of it. Everything here belongs to the holder of the node
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from commands import Committed, Outcome
 from errors import ConureError, OutcomeUnknown, Unavailable
 from raft import Entry
 
 __all__ = ["Answers", "Held", "Read", "Reads", "Reply", "WriteReply", "Writes"]
 
-WriteReply = Callable[[int, int, ConureError | None], None]
-"""Told that commands *start* to *stop* of a batch ended so: None is done, else why not."""
+
+WriteReply = Callable[[int, int, Committed | ConureError], None]
+"""Told how the commands *start* to *stop* of a batch have ended: done, or why not."""
 
 Reply = Callable[[ConureError | None], None]
 """Told how something ended: None is done, else why not."""
 
 Answers = list[Callable[[], None]]
+
+Outcomes = Mapping[int, Outcome]
+"""By revision, of the transactions that were applied together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,10 +46,11 @@ class _Batch:
     deadline: float
     answered: int = 0
 
-    def answer(self, stop: int, error: ConureError | None) -> Callable[[], None]:
+    def answer(self, stop: int, ended: Outcomes | ConureError) -> Callable[[], None]:
         """Answer for the commands up to *stop* that have no answer yet."""
         start, self.answered = self.answered, stop
-        return partial(self.reply, start, stop, error)
+        told = ended if isinstance(ended, ConureError) else Committed(self.first, ended)
+        return partial(self.reply, start, stop, told)
 
 
 class Held(NamedTuple):
@@ -89,13 +95,13 @@ class Writes:
         """Let a proposed batch wait; deadlines never fall from one to the next."""
         self._batches.append(_Batch(term, first, count, reply, deadline))
 
-    def applied(self, entries: Sequence[Entry]) -> Answers:
+    def applied(self, entries: Sequence[Entry], outcomes: Outcomes) -> Answers:
         """Answer those whose indexes were committed and applied."""
         if not self._batches:
             return []
         if self._batches[0].term == self._batches[-1].term == entries[-1].term:
-            return self._done(entries[-1].index)
-        return self._compared(entries)
+            return self._done(entries[-1].index, outcomes)
+        return self._compared(entries, outcomes)
 
     def skipped(self, index: int) -> Answers:
         """Answer those up to an index: what was committed there is hidden in a snapshot."""
@@ -126,7 +132,7 @@ class Writes:
         nothing_happened = Unavailable(f"this write was not begun: {error}")
         return answers + [held.answer(nothing_happened) for held in self.release()]
 
-    def _done(self, last: int) -> Answers:
+    def _done(self, last: int, outcomes: Outcomes) -> Answers:
         """All that wait were proposed in the term of the last entry, and nothing else was in it.
         So what was committed at their indexes is what they proposed."""
         answers = []
@@ -134,13 +140,13 @@ class Writes:
         while batches and batches[0].first <= last:
             batch = batches[0]
             stop = min(batch.count, last - batch.first + 1)
-            answers.append(batch.answer(stop, None))
+            answers.append(batch.answer(stop, outcomes))
             if stop < batch.count:
                 break
             batches.popleft()
         return answers
 
-    def _compared(self, entries: Sequence[Entry]) -> Answers:
+    def _compared(self, entries: Sequence[Entry], outcomes: Outcomes) -> Answers:
         """Some were proposed in an earlier term, and their indexes may hold other entries now."""
         first, last = entries[0].index, entries[-1].index
         lost = Unavailable("another leader took over before this was committed; nothing happened")
@@ -150,8 +156,9 @@ class Writes:
             start = batch.first + batch.answered
             assert start >= first, "a batch was passed over"
             for index in range(start, min(batch.first + batch.count, last + 1)):
-                error = None if entries[index - first].term == batch.term else lost
-                answers.append(batch.answer(index - batch.first + 1, error))
+                is_its_own = entries[index - first].term == batch.term
+                ended = outcomes if is_its_own else lost
+                answers.append(batch.answer(index - batch.first + 1, ended))
             if batch.answered < batch.count:
                 waiting.append(batch)
         self._batches = waiting

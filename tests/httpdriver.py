@@ -2,6 +2,7 @@
 
 :class:`Recorder` answers each request with what it understood of it. :class:`Stepped` runs the
 reactor in the test's own thread, one round after each piece of input: no clock, no race.
+:class:`Streamer` begins a stream for each request for /stream and leaves it to the test.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from httpserver import HTTPServer, Limits, Request, _Reactor
+import pytest
+
+import httpserver
+from errors import ConureError
+from httpserver import HTTPServer, Limits, Request, Stream, _Reactor
+
+_CHUNK_SIZE = re.compile(rb"([0-9a-f]+)\r\n")
 
 
 class Recorder:
@@ -56,10 +64,69 @@ class Recorder:
             return self.kept
 
 
+class Streamer(Recorder):
+    """Answers /stream by a stream of at most *max_unsent* unsent bytes, the rest as a Recorder."""
+
+    def __init__(self, max_unsent: int = 1 << 20) -> None:
+        super().__init__()
+        self.max_unsent = max_unsent
+        self.streams: list[Stream] = []
+        self.ended: list[Stream] = []
+
+    def handle(self, request: Request) -> None:
+        if request.path != "/stream":
+            super().handle(request)
+            return
+        self.events.append(f"{request.method} {request.path}")
+        try:
+            stream = request.stream(200, "text/plain", max_unsent=self.max_unsent)
+        except ConureError as error:
+            request.fail(error)
+            return
+        stream.on_close(lambda: self._note_end(stream))
+        with self.arrived:
+            self.streams.append(stream)
+            self.arrived.notify_all()
+
+    def wait_for_streams(self, count: int) -> list[Stream]:
+        """Wait until *count* streams have begun; return them."""
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.streams) >= count, 10)
+            return self.streams
+
+    def wait_for_ends(self, count: int) -> None:
+        """Wait until *count* streams are over."""
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.ended) >= count, 10)
+
+    def _note_end(self, stream: Stream) -> None:
+        with self.arrived:
+            self.ended.append(stream)
+            self.arrived.notify_all()
+
+
 def describe(request: Request) -> bytes:
     """Return what a request is, as JSON."""
     facts = [request.method, request.path, request.query, request.body]
     return json.dumps([x.decode("latin-1") if isinstance(x, bytes) else x for x in facts]).encode()
+
+
+def dechunk(data: bytes) -> tuple[bytes, bytes | None]:
+    """Return what is in the chunks, and what follows the last one; None if it hasn't come."""
+    pieces: list[bytes] = []
+    position = 0
+    while match := _CHUNK_SIZE.match(data, position):
+        size = int(match[1], 16)
+        if not size:
+            assert data[match.end() : match.end() + 2] == b"\r\n"
+            return b"".join(pieces), data[match.end() + 2 :]
+        end = match.end() + size
+        pieces.append(data[match.end() : end])
+        if data[end : end + 2] != b"\r\n":
+            assert len(data) < end + 2, "a chunk that is longer than its size says"
+            break
+        position = end + 2
+    return b"".join(pieces), None
 
 
 def without_dates(answers: bytes) -> bytes:
@@ -93,10 +160,7 @@ def connect(server: HTTPServer) -> socket.socket:
 
 def read_all(client: socket.socket) -> bytes:
     """Read until the server closes."""
-    data = b""
-    while piece := client.recv(1 << 16):
-        data += piece
-    return data
+    return b"".join(iter(lambda: client.recv(1 << 20), b""))
 
 
 def read_answers(client: socket.socket, count: int) -> bytes:
@@ -148,7 +212,7 @@ class Stepped:
         while True:
             self._wake()
             self.reactor.round()
-            if self.reactor.resumed:
+            if self.reactor.resumed or self.reactor.ready or self.reactor.dirty:
                 continue
             if not self._read():
                 return
@@ -185,6 +249,18 @@ class Stepped:
         return len(self.received) > before
 
 
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(httpserver, "perf_counter", lambda: self.now)
+
+    def sleep(self, stepped: Stepped, seconds: float) -> None:
+        self.now += seconds
+        stepped.run()
+
+
 def play(pieces: Iterable[bytes], limits: Limits | None = None) -> bytes:
     """Send the pieces, a round for each; return all the answers, without their dates."""
     stepped = Stepped(Recorder(), limits)
@@ -194,6 +270,13 @@ def play(pieces: Iterable[bytes], limits: Limits | None = None) -> bytes:
         return without_dates(stepped.end())
     finally:
         stepped.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def bytewise(data: bytes) -> list[bytes]:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 import btree
 from btree import BTree, Checkpoint, Record, Snapshot
-from errors import CorruptionError, DiskFailed, DiskFull, StorageError
+from errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
 from fileio import OsFileSystem
 from nodes import (
     CELL_OVERHEAD,
@@ -648,7 +648,7 @@ def test_the_file_stays_bounded_under_overwrites(pair: Pair) -> None:
 
 @pytest.mark.parametrize("size", [10, 700])
 def test_the_file_shrinks_after_a_mass_delete_while_serving(pair: Pair, size: int) -> None:
-    keys = [b"%04d" % i for i in range(1200)]
+    keys = [b"%04d" % i for i in range(2000)]
     for key in keys:
         pair.put(key, bytes(size))
     for _ in range(3):
@@ -746,7 +746,7 @@ def test_the_cost_of_a_write_does_not_grow_with_the_tree() -> None:
     assert calls[20_000] <= calls[200] + 2
 
 
-def test_opening_reads_only_the_meta_pages_and_the_free_list() -> None:
+def test_opening_reads_only_the_meta_pages_and_the_free_maps() -> None:
     fs = CrashFileSystem()
     tree = BTree.open(fs, "db", page_size=256)
     tree.bulk_load((b"%06d" % i, Record(b"v", 1, 1, 1)) for i in range(5000))
@@ -1076,7 +1076,8 @@ def test_a_separator_is_the_shortest_key_between(left: bytes, right: bytes) -> N
 
 # -- the format ----------------------------------------------------------------------------------
 
-GOLDEN = Path(__file__).parent / "testdata" / "conure-v1.db"
+GOLDEN = Path(__file__).parent / "testdata" / "conure-v2.db"
+FIRST = Path(__file__).parent / "testdata" / "conure-v1.db"  # the same content
 
 
 def golden_content(tree: BTree) -> None:
@@ -1089,14 +1090,22 @@ def golden_content(tree: BTree) -> None:
     tree.checkpoint(32, 3, 0xFEDCBA98)
 
 
-def test_the_bytes_of_format_version_1() -> None:
+def test_the_bytes_of_format_version_2() -> None:
     fs = CrashFileSystem()
     tree = BTree.open(fs, "db", page_size=256)
     golden_content(tree)
     assert fs.contents("db") == GOLDEN.read_bytes()
 
 
-def test_a_file_of_format_version_1_opens(tmp_path: Path) -> None:
+def test_a_file_of_format_version_1_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "conure.db"
+    path.write_bytes(FIRST.read_bytes())
+    with pytest.raises(ForeignDirectory, match=r"older version .format 1."):
+        BTree.open(OsFileSystem(), str(path), create=False)
+    assert path.read_bytes() == FIRST.read_bytes()
+
+
+def test_a_file_of_format_version_2_opens(tmp_path: Path) -> None:
     path = tmp_path / "conure.db"
     path.write_bytes(GOLDEN.read_bytes())
     tree = BTree.open(OsFileSystem(), str(path), create=False)

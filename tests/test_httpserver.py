@@ -24,6 +24,7 @@ import httpserver
 from errors import BadRequest, ConureError, KeyNotFound, NotLeader
 from httpserver import HTTPServer, Limits, Request, decode_form, error_body
 from tests.httpdriver import (
+    Clock,
     Recorder,
     Stepped,
     bytewise,
@@ -34,6 +35,7 @@ from tests.httpdriver import (
     read_answers,
     serving,
     statuses,
+    wait_until,
     without_dates,
 )
 
@@ -814,18 +816,6 @@ def test_client_that_never_reads_holds_up_nobody() -> None:
         assert server.requests == 50 + 100
 
 
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(httpserver, "perf_counter", lambda: self.now)
-
-    def sleep(self, stepped: Stepped, seconds: float) -> None:
-        self.now += seconds
-        stepped.run()
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
@@ -1503,10 +1493,3 @@ def test_curl(server: HTTPServer) -> None:
             check=True,
         )
         assert json.loads(done.stdout) == ["PUT", "/kv", "key=a", "hello"]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""httpserver under random and mutated input: nothing escapes, hangs, or depends on the packets."""
+"""httpserver under random input and random streams: nothing escapes, hangs, or is out of order."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import logging
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from httpserver import HTTPServer, Limits, Request, decode_form
+from httpserver import HTTPServer, Limits, Request, Stream, decode_form
 from tests.httpdriver import (
     Stepped,
+    Streamer,
     bytewise,
     connect,
+    dechunk,
     exchange,
     play,
     read_all,
@@ -40,12 +44,22 @@ SEEDS = [
     b"OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\nX: 1\r\nx: 2\r\nConnection: close\r\n\r\n",
     b"GET http://a/b%20c?d HTTP/1.1\r\nHost: a\r\n\r\n",
     b"\r\nDELETE /kv HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+    b"GET /kv HTTP/1.1\r\nX-Request-Id: one two\r\nHost: a\r\nContent-Length: 1\r\n\r\n!",
 ]
 SPECIAL = [
     *(b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"%", b"\xff", b"\r\n\r\n"),
     *(b"0", b"1", b"f", b"_", b"+", b"-", b"x" * 160, b"X: y\r\n", b"Content-Length: 4\r\n"),
     *(b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"Host: b\r\n", b"HTTP/1.1"),
-    *(b"Connection: close\r\n", b"/", b"*", b"GET", b"0\r\n\r\n", b"fffffffffffffffff", b"Y" * 300),
+    *(
+        b"X-Request-Id: b\r\n",
+        b"Connection: close\r\n",
+        b"/",
+        b"*",
+        b"GET",
+        b"0\r\n\r\n",
+        b"fffffffffffffffff",
+        b"Y" * 300,
+    ),
 ]
 KNOWN = {100, 200, 400, 413, 414, 417, 431, 501, 505}
 
@@ -226,3 +240,134 @@ def test_late_answers_in_any_order(seed: int, caplog: pytest.LogCaptureFixture) 
     assert application.seen == expected
     assert [answer.split(b"<")[1][:-1] for answer in split_answers(answers)] == expected
     assert caplog.records == []
+
+
+# -- streams (H1, H7) ----------------------------------------------------------------------------
+
+PIECES = st.binary(min_size=1, max_size=40) | st.just(b"x" * 100_000)
+STEPS = st.one_of(
+    st.tuples(st.just("request"), st.sampled_from([b"/stream", b"/kv", b"/keep"])),
+    st.tuples(st.just("send"), st.integers(0, 3), PIECES),
+    st.tuples(st.sampled_from(["finish", "abort", "respond"]), st.integers(0, 3)),
+    st.tuples(st.sampled_from(["run", "round", "read", "stop"])),
+)
+
+
+class Model:
+    """What a client must have received: a list of answers, the last ones perhaps not whole."""
+
+    def __init__(self) -> None:
+        self.application = Streamer(max_unsent=250_000)
+        self.stepped = Stepped(self.application)
+        self.requests: list[bytes] = []
+        self.sent: list[bytes] = []  # by stream
+        self.finished: list[bool] = []
+        self.is_cut = False
+        self.stopped = False
+
+    def request(self, path: bytes) -> None:
+        if not self.stopped:
+            self.requests.append(path)
+            data = b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+            with suppress(BrokenPipeError):  # cut
+                self.stepped.client.send(data)
+
+    def send(self, number: int, piece: bytes) -> None:
+        stream = self.stream(number)
+        if stream is not None:
+            if stream.send(piece):
+                self.sent[number] += piece
+            elif not self.finished[number]:
+                self.is_cut = True
+
+    def finish(self, number: int) -> None:
+        stream = self.stream(number)
+        if stream is not None:
+            stream.finish()
+            self.finished[number] = True
+
+    def abort(self, number: int) -> None:
+        stream = self.stream(number)
+        if stream is not None:
+            self.is_cut |= not stream.over
+            stream.abort()
+
+    def respond(self, number: int) -> None:
+        if number < len(self.application.kept):
+            request = self.application.kept[number]
+            if request._answer is None:
+                request.respond(200, b"kept")
+
+    def run(self) -> None:
+        self.stepped.run()
+
+    def round(self) -> None:
+        self.stepped._wake()
+        self.stepped.reactor.round()
+
+    def read(self) -> None:
+        self.stepped._read()
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            self.stepped.client.shutdown(socket.SHUT_WR)
+
+    def stream(self, number: int) -> Stream | None:
+        streams = self.application.streams
+        while len(self.sent) < len(streams):
+            self.sent.append(b"")
+            self.finished.append(False)
+        return streams[number] if number < len(streams) else None
+
+    def end(self) -> None:
+        """Finish and answer whatever comes; then nothing is left, neither here nor there."""
+        while self.stepped.reactor.connections:
+            self.stop()
+            self.run()
+            for number in range(len(self.application.streams)):
+                self.finish(number)
+            for number in range(len(self.application.kept)):
+                self.respond(number)
+        self.read()
+        reactor = self.stepped.reactor
+        assert reactor.in_flight == reactor.streams == reactor.leaving == 0
+        assert reactor.private_given == reactor.private_gone
+        assert self.application.ended == self.application.streams
+
+    def check(self) -> None:
+        """H1, H7: the answers are those to the requests, each whole, up to where it was cut."""
+        data: bytes | None = self.stepped.received
+        number = 0
+        for path in self.requests:
+            if not data and self.is_cut:
+                return
+            assert data is not None
+            assert data.startswith(b"HTTP/1.1 200 OK\r\n")
+            head, _, data = data.partition(b"\r\n\r\n")
+            if path == b"/stream":
+                content, data = dechunk(data)
+                if data is None:
+                    assert self.is_cut
+                    assert self.sent[number].startswith(content)
+                    return
+                assert content == self.sent[number]
+                number += 1
+            else:
+                size = int(head.rpartition(b"Content-Length: ")[2])
+                assert path == b"/kv" or data[:size] == b"kept"
+                data = data[size:]
+        assert data == b""
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(STEPS, max_size=40))
+def test_streams_among_answers(steps: list[tuple[Any, ...]]) -> None:
+    model = Model()
+    try:
+        for name, *arguments in steps:
+            getattr(model, name)(*arguments)
+        model.end()
+        model.check()
+    finally:
+        model.stepped.close()

@@ -1,0 +1,1094 @@
+"""The routes of keys: what each request reads or writes, and how it is answered.
+
+======== ============== ========================================================================
+method   path           answer
+======== ============== ========================================================================
+PUT      /kv            stores ``value`` (parameter or body) under ``key``; with ``ttl``,
+                        ``keepttl``, ``cas``, ``acquire`` or ``release``: see docs/http-api.md
+GET      /kv            the value of ``key``, its record as JSON with ``meta=true``, or the
+                        records of a ``prefix`` or of all keys ``from`` … ``to``
+DELETE   /kv            removes ``key``, whether it was there or not; or a ``prefix``, atomically
+GET      /kv/count      how many keys there are with a ``prefix``
+POST     /kv/incr       adds ``by`` to a number
+POST     /kv/touch      sets when a key expires
+POST     /kv/batch      stores or deletes what each line of JSON says
+POST     /txn           a transaction
+POST     /session       begins a session; GET tells of it, PUT renews it, DELETE ends it
+======== ============== ========================================================================
+
+1. A write is answered after it is committed and applied (R8); a time-out is 504, since its
+   outcome is unknown.
+2. All writes of one round of the server become one proposal, and all its linearizable reads
+   share one confirmation (R6). The reads are answered and sent before the writes are synced.
+3. A request that is refused has changed nothing: every limit is checked before the proposal, and
+   conditions are judged by the state machine, all or nothing.
+4. Each answer to a stale read says in ``X-Conure-Last-Contact`` how many milliseconds ago this
+   node last heard a leader, or ``never``. With ``max_stale`` an older contact is a 503.
+5. Each answer about keys says in ``X-Conure-Index`` as of which revision it is true.
+
+A plain put, get or delete takes the short way: no transaction, no state pinned, no JSON. Reactor
+thread only, but for what is given to the backend as a callback: any thread may call that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from hashlib import sha256
+from math import ceil
+from secrets import token_hex
+from typing import Any, Protocol
+
+import kvjson
+from commands import (
+    Acquire,
+    Committed,
+    Compare,
+    Delete,
+    DeleteRange,
+    EndSession,
+    Increment,
+    Item,
+    OpenSession,
+    Operation,
+    Outcome,
+    Put,
+    Refusal,
+    Relation,
+    Release,
+    RenewSession,
+    Target,
+    Touch,
+    Transaction,
+)
+from errors import (
+    BadRequest,
+    Conflict,
+    ConureError,
+    KeyNotFound,
+    KeyReused,
+    NotFound,
+    PreconditionFailed,
+    TargetTooLong,
+    Unavailable,
+)
+from httpserver import Headers, Request
+from kvjson import MAX_KEY_BYTES, shortened
+
+__all__ = [
+    "Command",
+    "Desk",
+    "KeyValueBackend",
+    "KeyValues",
+    "Record",
+    "Reply",
+    "Route",
+    "State",
+    "WriteReply",
+    "flag",
+    "number",
+    "refuse_others",
+]
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+OK = b"OK\n"
+
+INLINE_ITEMS = 256
+"""Records that are read and shown in the reactor's thread; more are a worker's."""
+
+DEFAULT_ITEMS = 100
+"""Records of an answer whose request names no limit."""
+
+MAX_WAIT = 600.0
+"""Seconds that a request may wait for a change."""
+
+MAX_RANGE_BYTES = 8 << 20
+"""Bytes of records in one JSON answer, about; the rest is to be asked for."""
+
+_YES, _NO = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
+
+Command = tuple[bytes, bytes | None] | Transaction
+"""A key and its new value, None to delete it; or a transaction, whose time the backend sets."""
+
+WriteReply = Callable[[int, int, Committed | ConureError], None]
+"""Told how the commands *start* to *stop* of a batch have ended: done, or why not."""
+
+Reply = Callable[[ConureError | None], None]
+"""Told how something ended: None is done, else why not."""
+
+Route = Callable[[Request], None]
+
+Answer = Callable[[Request, int, Outcome | None], None]
+"""Answers a write that was committed, given its revision and what came of a transaction."""
+
+
+class Record(Protocol):
+    """What is stored under a key."""
+
+    @property
+    def value(self) -> bytes: ...
+    @property
+    def create_revision(self) -> int: ...
+    @property
+    def mod_revision(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def expiry(self) -> int: ...
+
+
+class Session(Protocol):
+    """A session: how long it lives without being renewed, and until when; in milliseconds."""
+
+    @property
+    def ttl(self) -> int: ...
+    @property
+    def expiry(self) -> int: ...
+    @property
+    def deletes(self) -> bool: ...
+    @property
+    def name(self) -> bytes: ...
+
+
+class State(Protocol):
+    """The records as of one revision, for any one thread; closed by whoever asked for it."""
+
+    @property
+    def index(self) -> int: ...
+
+    def items(
+        self, start: bytes, end: bytes | None, *, reverse: bool = False
+    ) -> Any: ...  # of pairs of a key and its record
+
+    def count(self, start: bytes, end: bytes | None) -> Iterator[int]:
+        """Yield how many keys there are so far; the last number is the answer."""
+
+    def close(self) -> None: ...
+
+
+class KeyValueBackend(Protocol):
+    """What the routes of keys need of a node. Nothing here may block long."""
+
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        """Commit the commands in order; *reply* covers each of them exactly once."""
+
+    def confirm_read(self, reply: Reply) -> None:
+        """Call *reply* once the local state holds every write acknowledged before now."""
+
+    def get_all(self, keys: Sequence[bytes]) -> tuple[int, Sequence[Record | ConureError | None]]:
+        """Return the revision of this node's own state, and each key's record in it, None, or why
+        it can't be read. Raises nothing."""
+
+    def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
+        """Return the same of one key, and which session holds it, with its fencing token."""
+
+    def session(self, session: bytes) -> tuple[int, Session | ConureError | None]:
+        """Return the revision, and a session in it, None, or why it can't be read."""
+
+    def pin(self) -> State:
+        """Return this node's own state. Raises ConureError."""
+
+    def time(self) -> int:
+        """Return what expiries are counted by, in milliseconds since the Unix epoch."""
+
+    def last_contact(self) -> float | None:
+        """Return for how many seconds no leader was heard; 0.0 on the leader, None: never yet."""
+
+    def backup(self) -> tuple[int, Backup]:
+        """Return the revision and a backup of this node's own state. Raises ConureError."""
+
+
+class Backup(Protocol):
+    """A backup to be sent; closed by whoever asked for it."""
+
+    def chunks(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class Desk(Protocol):
+    """What is around the routes: the backend, and what becomes of a request that fails."""
+
+    @property
+    def backend(self) -> KeyValueBackend: ...
+
+    def fail(self, request: Request, error: ConureError, fields: bytes = b"") -> None:
+        """Answer with an error; by way of the leader, if that is what is wrong."""
+
+    def count(self, request: Request, status: int) -> None:
+        """Count one request that was answered."""
+
+    def count_many(self, route: str, method: str, status: int, started: float, times: int) -> None:
+        """Count requests that were answered together."""
+
+    def wait_for(self, key: bytes, after: int, seconds: float, action: Callable[[], None]) -> None:
+        """Do something when a key has changed after a revision, or the time is over.
+
+        Raises ConureError.
+        """
+
+    def work(self, request: Request, action: Callable[[], None]) -> None:
+        """Have something done that takes long, in a thread of its own."""
+
+    def stream_range(self, request: Request, scan: Scan, fields: bytes) -> None:
+        """Answer with all the records of a range, a line of JSON each."""
+
+
+_Look = tuple[Request, Callable[[bytes], None]]
+"""A request, and what answers it, given fields for its answer."""
+
+
+class _Conditions:
+    """What the header fields of a request ask for, beyond the plain."""
+
+    __slots__ = ("idempotency_key", "if_match", "if_none_match", "lines", "objects")
+
+    def __init__(self, headers: Headers) -> None:
+        accept = headers.get("accept", "")
+        assert accept is not None
+        self.if_match = headers.get("if-match")
+        self.if_none_match = headers.get("if-none-match")
+        self.idempotency_key = headers.get("idempotency-key")
+        self.objects = "application/json" in accept
+        self.lines = "application/x-ndjson" in accept
+
+    def is_plain(self) -> bool:
+        return (
+            self.if_match is self.if_none_match is self.idempotency_key is None
+            and not self.objects
+            and not self.lines
+        )
+
+
+class KeyValues:
+    """The routes of keys, and what they gather in a round.
+
+    *window* is for how long, in milliseconds, the outcome of an idempotent request is remembered.
+    """
+
+    def __init__(self, desk: Desk, limits: kvjson.Limits, *, window: int) -> None:
+        self._desk = desk
+        self._limits = limits
+        self._window = window
+        # What a round asks for: writes, each with its request, and how those are answered that
+        # aren't plain, by position; reads of plain keys, and others; stale reads of plain keys.
+        self._commands: list[Command] = []
+        self._writers: list[Request] = []
+        self._answers: dict[int, Answer] = {}
+        self._keys: list[bytes] = []
+        self._readers: list[Request] = []
+        self._looks: list[_Look] = []
+        self._stale: list[tuple[Request, bytes, float | None]] = []
+
+    def routes(self) -> dict[str, dict[str, Route]]:
+        """Return what answers each method of each path."""
+        return {
+            "/kv": {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete},
+            "/kv/count": {"GET": self._count, "HEAD": self._count},
+            "/kv/incr": {"POST": self._increment},
+            "/kv/touch": {"POST": self._touch},
+            "/kv/batch": {"POST": self._batch},
+            "/txn": {"POST": self._transact},
+            "/session": {
+                "POST": self._open_session,
+                "GET": self._show_session,
+                "HEAD": self._show_session,
+                "PUT": self._renew_session,
+                "DELETE": self._end_session,
+            },
+        }
+
+    def flush(self) -> bool:
+        """End a round: answer its reads together, then commit its writes as one batch."""
+        has_read = False
+        if self._stale:
+            stale, self._stale = self._stale, []
+            self._read_stale(stale)
+            has_read = True
+        if self._readers or self._looks:
+            readers, self._readers = self._readers, []
+            keys, self._keys = self._keys, []
+            looks, self._looks = self._looks, []
+            self._desk.backend.confirm_read(partial(self._confirmed, readers, keys, looks))
+            has_read = True
+        if self._writers and not has_read:
+            writers, self._writers = self._writers, []
+            commands, self._commands = self._commands, []
+            answers, self._answers = self._answers, {}
+            self._desk.backend.write(commands, partial(self._written, writers, answers))
+        return bool(self._writers)
+
+    # -- writes ----------------------------------------------------------------------------------
+
+    def _put(self, request: Request) -> None:
+        query = request.parameters()
+        key = _key(query)
+        value = query.get(b"value")
+        plain = 1 if value is None else 2
+        value = self._limits.check_value(request.body if value is None else value)
+        headers = request.headers
+        conditions = headers.note or _note(headers)
+        if len(query) == plain and conditions is _PLAIN:
+            self._commands.append((key, value))
+            self._writers.append(request)
+            return
+        refuse_others(query, {b"key", b"value", b"ttl", b"keepttl", b"cas", b"acquire", b"release"})
+        session = query.get(b"acquire") or query.get(b"release")
+        operation: Operation = Put(
+            key, value, _ttl(query) if b"ttl" in query else 0, flag(query, b"keepttl")
+        )
+        if session is not None:
+            if len(query.keys() & {b"acquire", b"release", b"ttl", b"keepttl"}) > 1:
+                raise BadRequest("acquire and release go without each other, ttl and keepttl")
+            has_value = b"value" in query or request.body
+            if b"acquire" in query:
+                operation = Acquire(key, session, value)
+            else:
+                operation = Release(key, session, value if has_value else None)
+        elif b"ttl" in query and b"keepttl" in query:
+            raise BadRequest("ttl and keepttl exclude each other")
+        compares = _compares(key, query, conditions)
+        self._commit(request, conditions, Transaction(compares, (operation,)), self._answer_put)
+
+    def _delete(self, request: Request) -> None:
+        query = request.parameters()
+        headers = request.headers
+        conditions = headers.note or _note(headers)
+        if b"key" not in query and query.keys() & {b"prefix", b"from", b"to"}:
+            refuse_others(query, {b"prefix", b"from", b"to"})
+            transaction = Transaction((), (DeleteRange(*_bounds(query)),))
+            self._commit(request, conditions, transaction, self._answer_delete_range)
+            return
+        key = _key(query)
+        if len(query) == 1 and conditions is _PLAIN:
+            self._commands.append((key, None))
+            self._writers.append(request)
+            return
+        refuse_others(query, {b"key", b"cas"})
+        compares = _compares(key, query, conditions)
+        self._commit(request, conditions, Transaction(compares, (Delete(key),)), self._answer_done)
+
+    def _increment(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, {b"key", b"by"})
+        by = number(query, b"by", -kvjson.MAX_NUMBER - 1) if b"by" in query else 1
+        self._commit_one(request, Increment(_key(query), by), self._answer_increment)
+
+    def _touch(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, {b"key", b"ttl"})
+        if b"ttl" not in query:
+            raise BadRequest("the ttl is missing; name it in the query: ttl=30s")
+        self._commit_one(request, Touch(_key(query), _ttl(query)), self._answer_put)
+
+    def _batch(self, request: Request) -> None:
+        refuse_others(request.parameters(), set())
+        lines = list(kvjson.parse_batch(request.body, self._limits))
+        if not lines:
+            raise BadRequest('the batch is empty; send lines such as {"key": "k", "value": "v"}')
+        conditions = request.headers.note or _note(request.headers)
+        if conditions.idempotency_key is not None:
+            operations = [
+                Delete(key) if value is None else Put(key, value, ttl) for key, value, ttl in lines
+            ]
+            if len({key for key, _, _ in lines}) < len(lines):
+                raise BadRequest("a batch with an Idempotency-Key may name each key once only")
+            self._commit(
+                request,
+                conditions,
+                Transaction((), tuple(operations)),
+                _BatchAnswer(self._desk, 1, len(lines)),
+            )
+            return
+        answer = _BatchAnswer(self._desk, len(lines), len(lines))
+        for key, value, ttl in lines:
+            self._answers[len(self._commands)] = answer
+            self._writers.append(request)
+            if ttl and value is not None:
+                self._commands.append(Transaction((), (Put(key, value, ttl),)))
+            else:
+                self._commands.append((key, value))
+
+    def _transact(self, request: Request) -> None:
+        refuse_others(request.parameters(), set())
+        transaction = kvjson.parse_transaction(request.body, self._limits)
+        conditions = request.headers.note or _note(request.headers)
+        self._commit(
+            request, conditions, transaction, partial(self._answer_transaction, transaction)
+        )
+
+    def _open_session(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, {b"ttl", b"name", b"behavior"})
+        if b"ttl" not in query:
+            raise BadRequest("the ttl is missing; name it in the query: ttl=15s")
+        behavior = query.get(b"behavior", b"release")
+        if behavior not in (b"release", b"delete"):
+            raise BadRequest(
+                f"behavior is {_shown(behavior)}; it has to be release or delete: what becomes "
+                "of the keys that the session holds at its end"
+            )
+        session = token_hex(16).encode()
+        name = query.get(b"name", b"")
+        if len(name) > MAX_KEY_BYTES:
+            raise TargetTooLong(f"the name has {len(name):,} bytes; the limit is {MAX_KEY_BYTES:,}")
+        ttl = _ttl(query)
+        operation = OpenSession(session, ttl, behavior == b"delete", name)
+        self._commit_one(request, operation, partial(self._answer_session, session, ttl))
+
+    def _renew_session(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, {b"id"})
+        self._commit_one(request, RenewSession(_session(query)), self._answer_done)
+
+    def _end_session(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, {b"id"})
+        self._commit_one(request, EndSession(_session(query)), self._answer_done)
+
+    def _commit_one(self, request: Request, operation: Operation, answer: Answer) -> None:
+        headers = request.headers
+        transaction = Transaction((), (operation,))
+        self._commit(request, headers.note or _note(headers), transaction, answer)
+
+    def _commit(
+        self, request: Request, conditions: _Conditions, transaction: Transaction, answer: Answer
+    ) -> None:
+        """Take a transaction into the round."""
+        key = conditions.idempotency_key
+        if key is not None:
+            if not 0 < len(key) <= 128:
+                raise BadRequest("an Idempotency-Key has 1 to 128 characters")
+            request_line = f"{request.method} {request.path}?".encode() + request.query
+            told = request.headers.get("if-match"), request.headers.get("if-none-match")
+            fingerprint = sha256(b"\n".join((request_line, repr(told).encode(), request.body)))
+            transaction = transaction._replace(
+                idempotency_key=key.encode("latin-1"),
+                fingerprint=fingerprint.digest()[:16],
+                window=self._window,
+            )
+        self._answers[len(self._commands)] = answer
+        self._commands.append(transaction)
+        self._writers.append(request)
+
+    def _written(
+        self,
+        requests: list[Request],
+        answers: Mapping[int, Answer],
+        start: int,
+        stop: int,
+        ended: Committed | ConureError,
+    ) -> None:
+        if isinstance(ended, ConureError):
+            for position in range(start, stop):
+                answer = answers.get(position)
+                if isinstance(answer, _BatchAnswer):
+                    answer.fail(requests[position], ended)
+                else:
+                    self._desk.fail(requests[position], ended)
+            return
+        revision = ended.first + start
+        if answers:
+            plain = self._answer_each(requests, answers, start, stop, ended)
+        else:
+            plain = requests[start:stop]
+            for request in plain:
+                _respond_plain(request, revision)
+                revision += 1
+        if plain:
+            puts = sum([request.method == "PUT" for request in plain])
+            count = self._desk.count_many
+            count("/kv", "PUT", 200, plain[0].started, puts)
+            count("/kv", "DELETE", 200, plain[0].started, len(plain) - puts)
+
+    def _answer_each(
+        self,
+        requests: list[Request],
+        answers: Mapping[int, Answer],
+        start: int,
+        stop: int,
+        ended: Committed,
+    ) -> list[Request]:
+        """Answer writes not all of which are plain; return the requests of those that are."""
+        plain = []
+        for position in range(start, stop):
+            request, revision = requests[position], ended.first + position
+            answer = answers.get(position)
+            if answer is None:
+                _respond_plain(request, revision)
+                plain.append(request)
+                continue
+            outcome = ended.outcomes.get(revision)
+            if outcome is None:
+                answer(request, revision, None)
+            elif outcome.refusal:
+                self._desk.fail(request, _refused(outcome), _index_field(outcome.revision))
+            else:
+                answer(request, outcome.revision, outcome)
+        return plain
+
+    def _respond(
+        self, request: Request, body: bytes, content_type: str, fields: bytes, status: int = 200
+    ) -> None:
+        request.respond(status, body, content_type, fields)
+        self._desk.count(request, status)
+
+    def _respond_json(
+        self, request: Request, found: object, revision: int, more: bytes = b""
+    ) -> None:
+        body = json.dumps(found).encode() + b"\n"
+        self._respond(request, body, JSON, _index_field(revision) + more)
+
+    def _answer_done(self, request: Request, revision: int, outcome: Outcome | None) -> None:
+        if outcome is not None and not outcome.succeeded:
+            self._answer_unmet(request, outcome)
+        else:
+            self._respond(request, OK, TEXT, _index_field(revision))
+
+    def _answer_unmet(self, request: Request, outcome: Outcome) -> None:
+        fields = _index_field(outcome.revision)
+        if outcome.current:
+            fields += b'ETag: "%d"\r\n' % outcome.current
+        self._desk.fail(request, PreconditionFailed(outcome.current), fields)
+
+    def _answer_put(self, request: Request, revision: int, outcome: Outcome | None) -> None:
+        assert outcome is not None
+        if not outcome.succeeded:
+            self._answer_unmet(request, outcome)
+            return
+        (result,) = outcome.results
+        fields = _index_field(revision)
+        if result.items:
+            fields += self._item_fields(result.items[0])
+        if result.number:
+            fields += b"X-Conure-Fencing-Token: %d\r\n" % result.number
+        self._respond(request, OK, TEXT, fields)
+
+    def _answer_increment(self, request: Request, revision: int, outcome: Outcome | None) -> None:
+        assert outcome is not None
+        (result,) = outcome.results
+        fields = _index_field(revision) + self._item_fields(result.items[0])
+        self._respond(request, b"%d\n" % result.number, TEXT, fields)
+
+    def _answer_delete_range(
+        self, request: Request, revision: int, outcome: Outcome | None
+    ) -> None:
+        assert outcome is not None
+        self._respond_json(request, {"deleted": outcome.results[0].total}, revision)
+
+    def _answer_transaction(
+        self, transaction: Transaction, request: Request, revision: int, outcome: Outcome | None
+    ) -> None:
+        assert outcome is not None
+        shown = kvjson.show_outcome(transaction, outcome, self._desk.backend.time())
+        self._respond_json(request, shown, revision)
+
+    def _answer_session(
+        self, session: bytes, ttl: int, request: Request, revision: int, outcome: Outcome | None
+    ) -> None:
+        assert outcome is not None
+        if outcome.repeated:  # the ID that was made up for the repetition is none
+            session = outcome.results[0].items[0].key
+        self._respond_json(request, {"id": session.decode(), "ttl": ttl / 1000}, revision)
+
+    def _item_fields(self, item: Item) -> bytes:
+        return _record_fields(item, self._desk.backend.time() if item.expiry else 0)
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    def _get(self, request: Request) -> None:
+        query = request.parameters()
+        headers = request.headers
+        conditions = headers.note or _note(headers)
+        if conditions is _PLAIN and (b"key" in query or not query):
+            key = _key(query)
+            if len(query) == 1:
+                self._keys.append(key)
+                self._readers.append(request)
+                return
+            if not query.keys() - _STALENESS:
+                is_stale, limit = _staleness(query)
+                if is_stale:
+                    self._stale.append((request, key, limit))
+                else:
+                    self._keys.append(key)
+                    self._readers.append(request)
+                return
+        if query.keys() & {b"prefix", b"from", b"to"}:
+            self._get_range(request, query, conditions)
+            return
+        refuse_others(query, _STALENESS | {b"meta", b"index", b"wait"})
+        key = _key(query)
+        as_json = flag(query, b"meta") or conditions.objects
+        look = partial(self._look, request, key, conditions.if_none_match, as_json)
+        if b"index" not in query:
+            if b"wait" in query:
+                raise BadRequest("wait bounds a wait for a change; add the index to wait from")
+            self._read(request, query, look)
+            return
+        after = number(query, b"index", 0)
+        seconds = _duration(query, b"wait") / 1000 if b"wait" in query else 30.0
+        if not seconds <= MAX_WAIT:
+            raise BadRequest(f"wait may be up to {MAX_WAIT:.0f}s")
+
+        request.hold()
+
+        def wait(_: bytes) -> None:
+            self._desk.wait_for(key, after, seconds, look_again)
+
+        def look_again() -> None:
+            is_stale, _ = _staleness(query)
+            if is_stale:
+                self._look_stale(request, query, look)
+            else:
+                looks: list[_Look] = [(request, look)]
+                self._desk.backend.confirm_read(partial(self._confirmed, [], [], looks))
+
+        self._read(request, query, wait)
+
+    def _read(
+        self, request: Request, query: Mapping[bytes, bytes], look: Callable[[bytes], None]
+    ) -> None:
+        """Have a look at the records when that is due: now if a stale read was asked for."""
+        is_stale, _ = _staleness(query)
+        if is_stale:
+            self._look_stale(request, query, look)
+        else:
+            self._looks.append((request, look))
+
+    def _look_stale(
+        self, request: Request, query: Mapping[bytes, bytes], look: Callable[[bytes], None]
+    ) -> None:
+        _, limit = _staleness(query)
+        contact = self._desk.backend.last_contact()
+        try:
+            if limit is not None and (contact is None or contact > limit):
+                raise _too_stale(contact, limit)
+            look(_contact_field(contact))
+        except ConureError as error:
+            self._desk.fail(request, error, _contact_field(contact))
+
+    def _confirmed(
+        self,
+        requests: list[Request],
+        keys: list[bytes],
+        looks: list[_Look],
+        error: ConureError | None,
+    ) -> None:
+        if error is None:
+            if requests:
+                self._answer_reads(requests, keys, b"")
+            for request, look in looks:
+                try:
+                    look(b"")
+                except ConureError as reason:
+                    self._desk.fail(request, reason)
+            return
+        for request in requests:
+            self._desk.fail(request, error)
+        for request, _ in looks:
+            self._desk.fail(request, error)
+
+    def _read_stale(self, stale: list[tuple[Request, bytes, float | None]]) -> None:
+        # Asked before the records are read: what is read is at least as new as this contact.
+        contact = self._desk.backend.last_contact()
+        fields = _contact_field(contact)
+        requests: list[Request] = []
+        keys: list[bytes] = []
+        for request, key, limit in stale:
+            if limit is None or (contact is not None and contact <= limit):
+                requests.append(request)
+                keys.append(key)
+            else:
+                self._desk.fail(request, _too_stale(contact, limit), fields)
+        if requests:
+            self._answer_reads(requests, keys, fields)
+
+    def _answer_reads(self, requests: list[Request], keys: list[bytes], fields: bytes) -> None:
+        found = 0
+        index, records = self._desk.backend.get_all(keys)
+        fields += _index_field(index)
+        for request, record in zip(requests, records, strict=True):
+            if record is None:
+                self._desk.fail(request, KeyNotFound(), fields)
+            elif isinstance(record, ConureError):  # a damaged page; the other keys can be read
+                self._desk.fail(request, record, fields)
+            else:
+                found += 1
+                now = self._desk.backend.time() if record.expiry else 0
+                more = fields + _record_fields(record, now)
+                request.respond(200, record.value, OCTETS, more)
+        self._desk.count_many("/kv", "GET", 200, requests[0].started, found)
+
+    def _look(
+        self, request: Request, key: bytes, none_match: str | None, as_json: bool, fields: bytes
+    ) -> None:
+        """Answer a read of one key that asks for more than the value."""
+        backend = self._desk.backend
+        index, record, holder = backend.look(key)
+        fields += _index_field(index)
+        if record is None or isinstance(record, ConureError):
+            self._desk.fail(request, record or KeyNotFound(), fields)
+            return
+        now = backend.time()
+        fields += _record_fields(record, now)
+        if none_match is not None and _names(none_match, record.mod_revision):
+            self._respond(request, b"", OCTETS, fields, 304)
+        elif not as_json:
+            self._respond(request, record.value, OCTETS, fields)
+        else:
+            shown = kvjson.show_item(_item(key, record), now)
+            if holder is not None:
+                shown["session"], shown["fencing_token"] = holder[0].decode("latin-1"), holder[1]
+            self._respond(request, json.dumps(shown).encode() + b"\n", JSON, fields)
+
+    def _get_range(
+        self, request: Request, query: Mapping[bytes, bytes], conditions: _Conditions
+    ) -> None:
+        refuse_others(
+            query,
+            _STALENESS | {b"prefix", b"from", b"to", b"limit", b"after", b"reverse", b"keys"},
+        )
+        most = self._limits.range_items
+        if b"limit" in query:
+            limit: int | None = number(query, b"limit", 1)
+            if not conditions.lines and limit is not None and limit > most:
+                raise BadRequest(
+                    f"limit may be up to {most:,} (max_range_items); ask for the rest with after, "
+                    "or for all of it with Accept: application/x-ndjson"
+                )
+        else:
+            limit = None if conditions.lines else min(DEFAULT_ITEMS, most)
+        start, end = _bounds(query)
+        reverse = flag(query, b"reverse")
+        if b"after" in query:
+            after = query[b"after"]
+            if reverse:
+                end = after if end is None else min(end, after)
+            else:
+                start = max(start, after + b"\0")
+        scan = Scan(start, end, limit, reverse=reverse, keys_only=flag(query, b"keys"))
+
+        def action(fields: bytes) -> None:
+            if conditions.lines:
+                self._desk.stream_range(request, scan, fields)
+            elif limit is not None and limit <= INLINE_ITEMS:
+                self._answer_range(request, scan, fields)
+            else:
+                self._desk.work(request, partial(self._answer_range, request, scan, fields))
+
+        self._read(request, query, action)
+
+    def _answer_range(self, request: Request, scan: Scan, fields: bytes) -> None:
+        items: list[dict[str, Any]] = []
+        more, size, last = False, 0, b""
+        now = self._desk.backend.time()
+        with closing(self._desk.backend.pin()) as state:
+            for item in scan.items(state):
+                if len(items) == scan.limit or size > MAX_RANGE_BYTES:
+                    more = True
+                    break
+                items.append(kvjson.show_item(item, now))
+                size += len(item.key) + len(item.value or b"")
+                last = item.key
+        shown: dict[str, Any] = {"items": items, "more": more, "index": state.index}
+        if more:
+            shown |= kvjson.show_text("next", last)
+        self._respond_json(request, shown, state.index, fields)
+
+    def _count(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, _STALENESS | {b"prefix", b"from", b"to"})
+        start, end = _bounds(query) if query.keys() - _STALENESS else (b"", None)
+
+        def action(fields: bytes) -> None:
+            self._desk.work(request, partial(self._answer_count, request, start, end, fields))
+
+        self._read(request, query, action)
+
+    def _answer_count(
+        self, request: Request, start: bytes, end: bytes | None, fields: bytes
+    ) -> None:
+        count = 0
+        with closing(self._desk.backend.pin()) as state:
+            for count in state.count(start, end):  # noqa: B007 - the last one is the answer
+                pass
+        self._respond_json(request, {"count": count, "index": state.index}, state.index, fields)
+
+    def _show_session(self, request: Request) -> None:
+        query = request.parameters()
+        refuse_others(query, _STALENESS | {b"id"})
+        session = _session(query)
+
+        def action(fields: bytes) -> None:
+            index, found = self._desk.backend.session(session)
+            fields += _index_field(index)
+            if found is None or isinstance(found, ConureError):
+                self._desk.fail(request, found or NotFound(_NO_SESSION), fields)
+                return
+            left = max(0, found.expiry - self._desk.backend.time()) / 1000
+            shown = {
+                "id": session.decode("latin-1"),
+                "name": found.name.decode(errors="replace"),
+                "behavior": "delete" if found.deletes else "release",
+                "ttl": found.ttl / 1000,
+                "left": left,
+            }
+            body = json.dumps(shown).encode() + b"\n"
+            self._respond(request, body, JSON, fields)
+
+        self._read(request, query, action)
+
+
+class Scan:
+    """Which records are asked for, in which order; *limit* None: all there are."""
+
+    __slots__ = ("end", "keys_only", "limit", "reverse", "start")
+
+    def __init__(
+        self, start: bytes, end: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
+    ) -> None:
+        self.start = start
+        self.end = end
+        self.limit = limit
+        self.reverse = reverse
+        self.keys_only = keys_only
+
+    def items(self, state: State) -> Iterator[Item]:
+        """Yield the records, without regard to the limit. Raises ConureError."""
+        if self.end is not None and self.start >= self.end:
+            return
+        for key, record in state.items(self.start, self.end, reverse=self.reverse):
+            yield Item(
+                key,
+                None if self.keys_only else record.value,
+                record.create_revision,
+                record.mod_revision,
+                record.version,
+                record.expiry,
+            )
+
+
+class _BatchAnswer:
+    """Answers a batch when all of its lines are written; they are *entries* of the log."""
+
+    def __init__(self, desk: Desk, entries: int, lines: int) -> None:
+        self._desk = desk
+        self._missing = entries
+        self._lines = lines
+
+    def __call__(self, request: Request, revision: int, _: Outcome | None) -> None:
+        self._missing -= 1
+        if not self._missing:
+            body = json.dumps({"written": self._lines, "revision": revision}).encode() + b"\n"
+            request.respond(200, body, JSON, _index_field(revision))
+            self._desk.count(request, 200)
+
+    def fail(self, request: Request, error: ConureError) -> None:
+        """Take note that a line was not written; the batch is answered once."""
+        if self._missing > 0:
+            self._missing = 0
+            self._desk.fail(request, error)
+
+
+# -- what is in a request ------------------------------------------------------------------------
+
+_PLAIN = _Conditions(Headers({}))
+_NO_SESSION = "there is no such session; it has ended, or never began"
+_STALENESS = frozenset({b"key", b"stale", b"max_stale"})
+
+
+def _note(headers: Headers) -> _Conditions:
+    """Read the header fields, once for all requests that send the same ones."""
+    conditions = _Conditions(headers)
+    if conditions.is_plain():
+        conditions = _PLAIN
+    headers.note = conditions
+    return conditions
+
+
+def _key(query: Mapping[bytes, bytes]) -> bytes:
+    key = query.get(b"key")
+    if not key:
+        raise BadRequest("the key is missing; name it in the query: /kv?key=K")
+    if len(key) > MAX_KEY_BYTES:
+        raise TargetTooLong(f"the key has {len(key):,} bytes; the limit is {MAX_KEY_BYTES:,}")
+    return key
+
+
+def _session(query: Mapping[bytes, bytes]) -> bytes:
+    session = query.get(b"id")
+    if not session:
+        raise BadRequest("the session is missing; name it in the query: /session?id=…")
+    return session
+
+
+def _bounds(query: Mapping[bytes, bytes]) -> tuple[bytes, bytes | None]:
+    prefix = query.get(b"prefix")
+    if prefix is not None:
+        if b"from" in query or b"to" in query:
+            raise BadRequest("prefix goes without from and to")
+        return prefix, kvjson.after_prefix(prefix)
+    return query.get(b"from", b""), query.get(b"to")
+
+
+def _compares(
+    key: bytes, query: Mapping[bytes, bytes], conditions: _Conditions
+) -> tuple[Compare, ...]:
+    """Return what has to hold for a write to happen."""
+    compares = []
+    if b"cas" in query:
+        revision = number(query, b"cas", 0)
+        compares.append(Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision))
+    if conditions.if_match == "*":
+        compares.append(Compare(key, Target.VERSION, Relation.GREATER, 0))
+    elif conditions.if_match is not None:
+        revision = _revision("If-Match", conditions.if_match)
+        compares.append(Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision))
+    if conditions.if_none_match == "*":
+        compares.append(Compare(key, Target.VERSION, Relation.EQUAL, 0))
+    elif conditions.if_none_match is not None:
+        revision = _revision("If-None-Match", conditions.if_none_match)
+        compares.append(Compare(key, Target.MOD_REVISION, Relation.NOT_EQUAL, revision))
+    return tuple(compares)
+
+
+def _revision(name: str, tag: str) -> int:
+    digits = tag.strip().removeprefix("W/").strip('"')
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        raise BadRequest(
+            f'{name} is {shortened(tag)}; it has to be * or one entity tag, such as "17"'
+        )
+    return int(digits)
+
+
+def _names(none_match: str, revision: int) -> bool:
+    """Tell whether a list of entity tags has the one of a revision (RFC 9110 section 13.1.2)."""
+    tags = {tag.strip().removeprefix("W/").strip('"') for tag in none_match.split(",")}
+    return "*" in tags or str(revision) in tags
+
+
+def flag(query: Mapping[bytes, bytes], name: bytes) -> bool:
+    """Return a parameter that is true or false. Raises BadRequest."""
+    value = query.get(name, b"false")
+    if value in _YES:
+        return True
+    if value in _NO:
+        return False
+    raise BadRequest(f"{name.decode()} is {_shown(value)}; it has to be true or false")
+
+
+def number(query: Mapping[bytes, bytes], name: bytes, least: int) -> int:
+    """Return a parameter that is a whole number. Raises BadRequest."""
+    text = query[name]
+    digits = text.removeprefix(b"-")
+    found = int(text) if digits.isdigit() and len(digits) <= 19 else None
+    if found is None or not least <= found <= kvjson.MAX_NUMBER:
+        raise BadRequest(f"{name.decode()} is {_shown(text)}; it has to be a whole number")
+    return found
+
+
+def _duration(query: Mapping[bytes, bytes], name: bytes) -> int:
+    return kvjson.parse_duration(name.decode(), query[name].decode(errors="replace"))
+
+
+def _ttl(query: Mapping[bytes, bytes]) -> int:
+    return kvjson.check_ttl(_duration(query, b"ttl"))
+
+
+def _staleness(query: Mapping[bytes, bytes]) -> tuple[bool, float | None]:
+    """Return whether a stale read will do, and how many seconds old it may be."""
+    limit = _duration(query, b"max_stale") / 1000 if b"max_stale" in query else None
+    is_stale = flag(query, b"stale")
+    if limit is not None and not is_stale:
+        raise BadRequest("max_stale bounds a stale read; add stale=true, or leave it out")
+    return is_stale, limit
+
+
+def refuse_others(query: Mapping[bytes, bytes], known: frozenset[bytes] | set[bytes]) -> None:
+    """Raise BadRequest for a parameter that means nothing here."""
+    for name in query:
+        if name not in known:
+            takes = b", ".join(sorted(known)).decode()
+            raise BadRequest(f"there is no parameter {_shown(name)} here; there are: {takes}")
+
+
+def _too_stale(contact: float | None, limit: float) -> Unavailable:
+    if contact is None:
+        found = "this node has heard no leader since it was started"
+    else:
+        over = contact - limit
+        found = f"this node last heard a leader {contact:.3f} s ago, {over:.3f} s over max_stale"
+    return Unavailable(f"{found}; ask another server, or allow for more")
+
+
+def _shown(text: bytes) -> str:
+    return shortened(text.decode(errors="replace"))
+
+
+# -- what is in an answer ------------------------------------------------------------------------
+
+
+def _respond_plain(request: Request, revision: int) -> None:
+    if request.method == "PUT":
+        fields = b'X-Conure-Index: %d\r\nETag: "%d"\r\n' % (revision, revision)
+    else:
+        fields = b"X-Conure-Index: %d\r\n" % revision
+    request.respond(200, OK, TEXT, fields)
+
+
+def _index_field(revision: int) -> bytes:
+    return b"X-Conure-Index: %d\r\n" % revision
+
+
+def _contact_field(contact: float | None) -> bytes:
+    shown = "never" if contact is None else str(ceil(contact * 1000))
+    return b"X-Conure-Last-Contact: %b\r\n" % shown.encode()
+
+
+def _record_fields(record: Record | Item, now: int) -> bytes:
+    fields = b'ETag: "%d"\r\nX-Conure-Create-Revision: %d\r\nX-Conure-Version: %d\r\n' % (
+        record.mod_revision,
+        record.create_revision,
+        record.version,
+    )
+    if record.expiry:
+        fields += b"X-Conure-TTL: %.3f\r\n" % (max(0, record.expiry - now) / 1000)
+    return fields
+
+
+def _item(key: bytes, record: Record) -> Item:
+    return Item(
+        key,
+        record.value,
+        record.create_revision,
+        record.mod_revision,
+        record.version,
+        record.expiry,
+    )
+
+
+def _refused(outcome: Outcome) -> ConureError:
+    """Return the error that a refused transaction is answered with."""
+    key = _shown(outcome.refused_key)
+    match outcome.refusal:
+        case Refusal.NOT_A_NUMBER:
+            return Conflict(f"the value of {key} is no whole number of 64 bits")
+        case Refusal.NUMBER_TOO_LARGE:
+            return Conflict(f"the sum under {key} would not fit into 64 bits; nothing was changed")
+        case Refusal.KEY_NOT_FOUND:
+            return KeyNotFound()
+        case Refusal.SESSION_NOT_FOUND:
+            return NotFound(_NO_SESSION)
+        case Refusal.HELD_BY_ANOTHER:
+            return Conflict(f"{key} is held by another session")
+        case Refusal.NOT_THE_HOLDER:
+            return Conflict(f"{key} is not held by this session")
+        case Refusal.KEY_REUSED:
+            return KeyReused()
+        case _:
+            raise AssertionError(outcome)

@@ -1,0 +1,493 @@
+"""JSON in and out: keys and values, transactions, and what came of them.
+
+Text is UTF-8. Where a key or its value isn't, both are base64 and ``"encoding": "base64"`` stands
+beside them, on the way in as on the way out. A record, as ``GET /kv?key=K&meta=true`` answers it::
+
+    {"key": "k", "value": "v", "create_revision": 3, "mod_revision": 9, "version": 2, "ttl": 29.7}
+
+with ``ttl``, in seconds, only where it expires. A transaction, and its outcome::
+
+    {"compare": [{"key": "k", "mod_revision": 9}, {"key": "n", "version": 3, "relation": ">"}],
+     "success": [{"put": {"key": "k", "value": "w", "ttl": "30s"}}, {"get": {"key": "n"}}],
+     "failure": [{"range": {"prefix": "a/", "limit": 10}}, {"delete": {"prefix": "tmp/"}}]}
+
+    {"succeeded": true, "revision": 12, "results": [{"key": "k", ...}, {"key": "n", ...}]}
+
+A comparison names a key, one of ``value``, ``version``, ``create_revision``, ``mod_revision`` and
+``exists``, and a ``relation``: ``=`` (if none is named), ``!=``, ``<`` or ``>``.
+
+Nothing here has state: any thread may call anything. Whatever can't be understood is BadRequest,
+with the place where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from commands import (
+    Compare,
+    Delete,
+    DeleteRange,
+    Get,
+    Increment,
+    Item,
+    Operation,
+    Outcome,
+    Put,
+    Range,
+    Relation,
+    Result,
+    Target,
+    Touch,
+    Transaction,
+)
+from errors import BadRequest, PayloadTooLarge, TargetTooLong
+
+__all__ = [
+    "MAX_KEY_BYTES",
+    "MAX_NUMBER",
+    "MAX_OPERATIONS",
+    "MAX_TTL",
+    "Limits",
+    "after_prefix",
+    "check_ttl",
+    "json_object",
+    "parse_batch",
+    "parse_duration",
+    "parse_transaction",
+    "shortened",
+    "show_item",
+    "show_outcome",
+    "show_text",
+]
+
+MAX_KEY_BYTES: Final = 1024
+MAX_OPERATIONS: Final = 128
+MAX_TTL: Final = 10 * 365 * 86_400_000
+"""Milliseconds; ten years."""
+
+MAX_NUMBER: Final = (1 << 63) - 1
+
+_RELATIONS = {
+    "=": Relation.EQUAL,
+    "!=": Relation.NOT_EQUAL,
+    "<": Relation.LESS,
+    ">": Relation.GREATER,
+}
+_NUMBERS = {
+    "version": Target.VERSION,
+    "create_revision": Target.CREATE_REVISION,
+    "mod_revision": Target.MOD_REVISION,
+}
+_DURATION = re.compile(r"(?:\d{1,15}(?:\.\d{1,9})?(?:ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
+_SECONDS_ONLY = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+Object = Mapping[str, Any]
+
+
+class Limits:
+    """What a request may carry: bytes of a value, records of one answer."""
+
+    __slots__ = ("range_items", "value_bytes")
+
+    def __init__(self, *, value_bytes: int, range_items: int) -> None:
+        self.value_bytes = value_bytes
+        self.range_items = range_items
+
+    def check_key(self, key: bytes) -> bytes:
+        """Return the key. Raises BadRequest if it is empty, TargetTooLong."""
+        if not key:
+            raise BadRequest("a key is empty; a key has 1 byte at least")
+        if len(key) > MAX_KEY_BYTES:
+            raise TargetTooLong(f"the key has {len(key):,} bytes; the limit is {MAX_KEY_BYTES:,}")
+        return key
+
+    def check_value(self, value: bytes) -> bytes:
+        """Return the value. Raises PayloadTooLarge."""
+        if len(value) > self.value_bytes:
+            raise PayloadTooLarge(
+                f"the value has {len(value):,} bytes; the limit is {self.value_bytes:,} "
+                "(max_value_bytes)"
+            )
+        return value
+
+
+# -- out -----------------------------------------------------------------------------------------
+
+
+def show_text(name: str, text: bytes) -> dict[str, Any]:
+    """Return bytes as a field of an object."""
+    try:
+        return {name: text.decode()}
+    except UnicodeDecodeError:
+        return {name: b64encode(text).decode(), f"{name}_encoding": "base64"}
+
+
+def show_item(item: Item, now: int) -> dict[str, Any]:
+    """Return a record as an object; *now* in milliseconds since the Unix epoch."""
+    key, value = item.key, item.value
+    shown: dict[str, Any]
+    try:
+        shown = {"key": key.decode()}
+        if value is not None:
+            shown["value"] = value.decode()
+    except UnicodeDecodeError:
+        shown = {"key": b64encode(key).decode()}
+        if value is not None:
+            shown["value"] = b64encode(value).decode()
+        shown["encoding"] = "base64"
+    shown["create_revision"] = item.create_revision
+    shown["mod_revision"] = item.mod_revision
+    shown["version"] = item.version
+    if item.expiry:
+        shown["ttl"] = max(0, item.expiry - now) / 1000
+    return shown
+
+
+def show_outcome(transaction: Transaction, outcome: Outcome, now: int) -> dict[str, Any]:
+    """Return what came of a transaction as an object."""
+    branch = transaction.success if outcome.succeeded else transaction.failure
+    shown: dict[str, Any] = {
+        "succeeded": outcome.succeeded,
+        "revision": outcome.revision,
+        "results": [
+            _show_result(operation, result, now)
+            for operation, result in zip(branch, outcome.results, strict=True)
+        ],
+    }
+    if outcome.repeated:
+        shown["repeated"] = True
+    return shown
+
+
+def _show_result(operation: Operation, result: Result, now: int) -> dict[str, Any] | None:
+    if isinstance(operation, Delete | DeleteRange):
+        return {"deleted": result.total}
+    if isinstance(operation, Range):
+        items = [show_item(item, now) for item in result.items]
+        return {"items": items, "more": result.more}
+    return show_item(result.items[0], now) if result.items else None
+
+
+# -- in ------------------------------------------------------------------------------------------
+
+
+def json_object(text: bytes, example: str) -> dict[str, Any]:
+    """Return the JSON object that a body is. Raises BadRequest, naming *example*."""
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON ({error}); send {example}") from error
+    if not isinstance(found, dict):
+        raise BadRequest(f"the body has to be a JSON object; send {example}")
+    return found
+
+
+@lru_cache(256)
+def parse_duration(name: str, text: str) -> int:
+    """Return a duration in milliseconds: ``30s``, ``1m30s``, ``500ms``, or seconds alone.
+
+    Raises BadRequest.
+    """
+    if _SECONDS_ONLY.fullmatch(text):
+        return round(float(text) * 1000)
+    if not _DURATION.fullmatch(text):
+        raise BadRequest(
+            f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
+        )
+    return round(sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+
+
+def parse_transaction(text: bytes, limits: Limits) -> Transaction:
+    """Return the transaction that the body of ``POST /txn`` describes. Raises BadRequest."""
+    body = json_object(text, '{"success": [{"put": {"key": "k", "value": "v"}}]}')
+    _refuse_others(body, {"compare", "success", "failure"}, "the transaction")
+    compares = tuple(
+        _compare(each, f"compare[{n}]", limits) for n, each in enumerate(_list(body, "compare"))
+    )
+    success, failure = (
+        tuple(
+            _operation(each, f"{branch}[{n}]", limits) for n, each in enumerate(_list(body, branch))
+        )
+        for branch in ("success", "failure")
+    )
+    count = len(compares) + len(success) + len(failure)
+    if count > MAX_OPERATIONS:
+        raise PayloadTooLarge(
+            f"{count} comparisons and operations; a transaction has up to {MAX_OPERATIONS}"
+        )
+    if not success and not failure:
+        raise BadRequest("the transaction does nothing; name an operation under success or failure")
+    for name, branch in (("success", success), ("failure", failure)):
+        _refuse_double_writes(name, branch)
+    return Transaction(compares, success, failure)
+
+
+def parse_batch(text: bytes, limits: Limits) -> Iterator[tuple[bytes, bytes | None, int]]:
+    """Yield key, value (None to delete) and ttl in milliseconds of each line of NDJSON.
+
+    Raises BadRequest with the line's number.
+    """
+    for number, line in enumerate(text.split(b"\n"), 1):
+        if not line or line.isspace():
+            continue
+        where = f"line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"{where} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise BadRequest(f"{where} has to be an object, such as {{'key': 'k', 'value': 'v'}}")
+        if record.keys() == {"key", "value"}:  # the usual line, quickly
+            key, value = record["key"], record["value"]
+            if isinstance(key, str) and isinstance(value, str):
+                yield (
+                    limits.check_key(_encoded(key, where)),
+                    limits.check_value(_encoded(value, where)),
+                    0,
+                )
+                continue
+        _refuse_others(record, {"key", "value", "encoding", "ttl", "delete"}, where)
+        found = _key(record, where, limits)
+        if _boolean(record, "delete", where):
+            if "value" in record or "ttl" in record:
+                raise BadRequest(f"{where} deletes the key; a value or ttl makes no sense there")
+            yield found, None, 0
+        else:
+            yield found, _value(record, where, limits), _ttl(record, where)
+
+
+def after_prefix(prefix: bytes) -> bytes | None:
+    """Return the first key behind all that begin with *prefix*; None if there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def shortened(text: str) -> str:
+    """Return what somebody sent, quoted, and not too long for a line."""
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
+
+
+# -- private -------------------------------------------------------------------------------------
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadRequest(f"{shortened(name)} is given twice in the body; give it once")
+        found[name] = value
+    return found
+
+
+def _compare(body: Any, where: str, limits: Limits) -> Compare:
+    body = _checked_object(body, where)
+    named = [name for name in ("value", "exists", *_NUMBERS) if name in body]
+    if len(named) != 1:
+        raise BadRequest(
+            f"{where} has to name one of value, exists, version, create_revision and mod_revision"
+        )
+    (name,) = named
+    _refuse_others(body, {"key", "encoding", "relation", name}, where)
+    key = _key(body, where, limits)
+    relation = body.get("relation", "=")
+    if relation not in _RELATIONS:
+        raise BadRequest(f"{where}: relation is {_shown(relation)}; it has to be =, !=, < or >")
+    if name == "exists":
+        if "relation" in body:
+            raise BadRequest(f"{where}: exists is true or false and takes no relation")
+        exists = _boolean(body, "exists", where)
+        return Compare(key, Target.VERSION, Relation.GREATER if exists else Relation.EQUAL, 0)
+    if name == "value":
+        return Compare(key, Target.VALUE, _RELATIONS[relation], _value(body, where, limits))
+    return Compare(
+        key, _NUMBERS[name], _RELATIONS[relation], _number(body, name, where, 0, MAX_NUMBER)
+    )
+
+
+def _operation(body: Any, where: str, limits: Limits) -> Operation:
+    body = _checked_object(body, where)
+    if len(body) != 1 or (name := next(iter(body))) not in _OPERATIONS:
+        raise BadRequest(f"{where} has to be one of {', '.join(_OPERATIONS)}, with its object")
+    return _OPERATIONS[name](
+        _checked_object(body[name], f"{where}.{name}"), f"{where}.{name}", limits
+    )
+
+
+def _put(body: Object, where: str, limits: Limits) -> Operation:
+    _refuse_others(body, {"key", "value", "encoding", "ttl", "keepttl"}, where)
+    keep = _boolean(body, "keepttl", where)
+    if keep and "ttl" in body:
+        raise BadRequest(f"{where}: ttl and keepttl exclude each other")
+    return Put(_key(body, where, limits), _value(body, where, limits), _ttl(body, where), keep)
+
+
+def _delete(body: Object, where: str, limits: Limits) -> Operation:
+    if "key" in body:
+        _refuse_others(body, {"key", "encoding"}, where)
+        return Delete(_key(body, where, limits))
+    return DeleteRange(*_bounds(body, where, set()))
+
+
+def _get(body: Object, where: str, limits: Limits) -> Operation:
+    _refuse_others(body, {"key", "encoding"}, where)
+    return Get(_key(body, where, limits))
+
+
+def _range(body: Object, where: str, limits: Limits) -> Operation:
+    start, end = _bounds(body, where, {"limit", "reverse", "keys"})
+    most = limits.range_items
+    limit = _number(body, "limit", where, 1, most) if "limit" in body else min(100, most)
+    return Range(start, end, limit, _boolean(body, "reverse", where), _boolean(body, "keys", where))
+
+
+def _increment(body: Object, where: str, limits: Limits) -> Operation:
+    _refuse_others(body, {"key", "encoding", "by"}, where)
+    by = _number(body, "by", where, -MAX_NUMBER - 1, MAX_NUMBER) if "by" in body else 1
+    return Increment(_key(body, where, limits), by)
+
+
+def _touch(body: Object, where: str, limits: Limits) -> Operation:
+    _refuse_others(body, {"key", "encoding", "ttl"}, where)
+    return Touch(_key(body, where, limits), _ttl(body, where))
+
+
+_OPERATIONS: dict[str, Callable[[Object, str, Limits], Operation]] = {
+    "put": _put,
+    "delete": _delete,
+    "get": _get,
+    "range": _range,
+    "incr": _increment,
+    "touch": _touch,
+}
+
+
+def _bounds(body: Object, where: str, others: set[str]) -> tuple[bytes, bytes | None]:
+    if "prefix" in body:
+        _refuse_others(body, {"prefix"} | others, where)
+        prefix = _encoded(_string(body, "prefix", where), where)
+        return prefix, after_prefix(prefix)
+    if "from" not in body and "to" not in body:
+        raise BadRequest(f"{where} has to name a prefix, or from and to")
+    _refuse_others(body, {"from", "to"} | others, where)
+    start = _encoded(_string(body, "from", where), where) if "from" in body else b""
+    return start, _encoded(_string(body, "to", where), where) if "to" in body else None
+
+
+def _refuse_double_writes(name: str, branch: tuple[Operation, ...]) -> None:
+    """Raise BadRequest if two operations write the same key: there is no telling what is meant."""
+    written: set[bytes] = set()
+    ranges: list[DeleteRange] = []
+    for operation in branch:
+        if isinstance(operation, DeleteRange):
+            ranges.append(operation)
+        elif isinstance(operation, Put | Delete | Increment | Touch):
+            if operation.key in written:
+                raise BadRequest(
+                    f"{name} writes {shortened(operation.key.decode(errors='replace'))} twice"
+                )
+            written.add(operation.key)
+    for n, (start, end) in enumerate(ranges):
+        if any(key >= start and (end is None or key < end) for key in written):
+            raise BadRequest(f"{name} deletes a range with a key in it that it writes, too")
+        for other_start, other_end in ranges[:n]:
+            if (end is None or other_start < end) and (other_end is None or start < other_end):
+                raise BadRequest(f"{name} deletes two ranges that overlap")
+
+
+def _checked_object(body: Any, where: str) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise BadRequest(f"{where} has to be an object")
+    return body
+
+
+def _list(body: Object, name: str) -> list[Any]:
+    found = body.get(name, [])
+    if not isinstance(found, list):
+        raise BadRequest(f"{name} has to be a list")
+    return found
+
+
+def _refuse_others(body: Object, known: set[str], where: str) -> None:
+    for name in body:
+        if name not in known:
+            raise BadRequest(
+                f"{where} has no field {shortened(name)}; it takes {', '.join(sorted(known))}"
+            )
+
+
+def _key(body: Object, where: str, limits: Limits) -> bytes:
+    text = _string(body, "key", where)
+    return limits.check_key(_bytes(text, body.get("encoding"), where))
+
+
+def _value(body: Object, where: str, limits: Limits) -> bytes:
+    text = _string(body, "value", where)
+    return limits.check_value(_bytes(text, body.get("encoding"), where))
+
+
+def _bytes(text: str, encoding: Any, where: str) -> bytes:
+    if encoding is None:
+        return _encoded(text, where)
+    if encoding != "base64":
+        raise BadRequest(f"{where}: encoding is {_shown(encoding)}; only base64 is known")
+    try:
+        return b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadRequest(f"{where}: this is no base64: {error}") from error
+
+
+def _encoded(text: str, where: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise BadRequest(f"{where}: {error}; send what isn't text as base64") from error
+
+
+def _string(body: Object, name: str, where: str) -> str:
+    found = body.get(name)
+    if not isinstance(found, str):
+        raise BadRequest(f"{where}: {name} is missing or not a string")
+    return found
+
+
+def _boolean(body: Object, name: str, where: str) -> bool:
+    found = body.get(name, False)
+    if not isinstance(found, bool):
+        raise BadRequest(f"{where}: {name} has to be true or false")
+    return found
+
+
+def _number(body: Object, name: str, where: str, least: int, most: int) -> int:
+    found = body.get(name)
+    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
+        raise BadRequest(
+            f"{where}: {name} is {_shown(found)}; it has to be a whole number "
+            f"from {least} to {most}"
+        )
+    return found
+
+
+def _ttl(body: Object, where: str) -> int:
+    found = body.get("ttl", 0)
+    if isinstance(found, bool) or not isinstance(found, int | float | str):
+        raise BadRequest(f"{where}: ttl has to be a duration, such as 30 or 30s")
+    return check_ttl(parse_duration(f"{where}: ttl", str(found))) if found else 0
+
+
+def check_ttl(milliseconds: int) -> int:
+    """Return a time to live in milliseconds. Raises BadRequest."""
+    if not 0 < milliseconds <= MAX_TTL:
+        raise BadRequest(f"a ttl is 1 ms at least and {MAX_TTL // 86_400_000} days at most")
+    return milliseconds
+
+
+def _shown(found: Any) -> str:
+    return shortened(found) if isinstance(found, str) else shortened(json.dumps(found)).strip("'")
