@@ -743,6 +743,11 @@ class Raft:
         return self._log.last_term
 
     @property
+    def ticks(self) -> int:
+        """Ticks since the start; see :meth:`have_answered`."""
+        return self._now
+
+    @property
     def last_contact(self) -> int | None:
         """Ticks since the leader was last heard; 0 on the leader, None without a leader."""
         if not self.leader_id:
@@ -1285,6 +1290,16 @@ class Raft:
             raise self._not_leader()
         members = self.configuration if configuration is None else configuration
         return Outlook(len(members.voters), members.quorum, self._count_active(members))
+
+    def have_answered(self, configuration: Configuration, since: int) -> bool:
+        """Tell whether a quorum of these members has answered after tick *since*. Who has died
+        counts as active for an election time-out more; with this a change can wait for certainty.
+        """
+        answers = sum(
+            voter == self.id or (voter in self.progress and self.progress[voter].heard > since)
+            for voter in configuration.voters
+        )
+        return answers >= configuration.quorum
 
     def _promote_staged(self) -> None:
         """Make a voter of a staging server that has caught up, one at a time (R4)."""
