@@ -1,8 +1,9 @@
 """Forwarding: a follower asks the leader on behalf of a client that can't, or won't, go there.
 
 A request waits in one queue for one of a few threads. Each thread keeps a connection to the
-leader, sends the request there as the client wrote it (query string and body byte for byte) and
-relays the answer: status, body, and the header fields that matter.
+leader, sends the request there as the client wrote it (query string and body byte for byte, and
+the header fields that matter) and relays the answer likewise. A wait for a change is over by then:
+this node has done it, and the leader is asked what there is.
 
 =========================================== ========================= =========================
 what happened                               read                      write
@@ -28,6 +29,7 @@ to whoever made the forwarder. The lock guards the queue and is never held durin
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -59,6 +61,8 @@ LONGEST_REST = 1.0
 
 _READS = frozenset({"GET", "HEAD"})
 _RELAYED = frozenset({"allow", "etag", "retry-after"})  # and X-Conure-*
+_PASSED_ON = ("Accept", "If-Match", "If-None-Match", "Idempotency-Key", "X-Request-Id")
+_WAIT = re.compile(rb"(?:^|(?<=&))(?:index|wait)=[^&]*&?|&(?:index|wait)=[^&]*$")
 _STOPPING = "this node is stopping; ask another server"
 
 
@@ -193,7 +197,7 @@ class Forwarder:
                     raise Unavailable(f"{problem}; try again shortly") from error
                 is_last = True
                 continue
-            if 300 <= answer.status < 400:
+            if 300 <= answer.status < 400 and answer.status != 304:
                 raise Unavailable(f"{task.server} leads no more; try again shortly")
             return answer
 
@@ -203,10 +207,11 @@ class Forwarder:
         method = "GET" if request.method == "HEAD" else request.method
         target = request.path.encode()  # a route's path: nothing in it needs encoding
         if request.query:
-            target += b"?" + request.query
+            target += b"?" + _WAIT.sub(b"", request.query)
         fields = f"Host: {task.server.removeprefix('http://')}\r\n{self._mark}"
-        if accept := request.headers.get("accept"):
-            fields += f"Accept: {accept}\r\n"
+        for name in _PASSED_ON:
+            if (value := request.headers.get(name)) is not None:
+                fields += f"{name}: {value}\r\n"
         return b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
             method.encode(),
             target,

@@ -1,0 +1,893 @@
+"""What has happened to keys: a window of events, those who watch them, and long polls.
+
+The writer appends to a :class:`History` and goes on. All else is done by one thread, the *pump*
+of :class:`Watchers`: it reads the history at its own pace, puts each event into bytes once, and
+gives these to every sink that asked for the key. What is written while it works is sent with the
+next wave, and between two waves it rests, the longer the more sinks it has served: watchers cost
+writes a bounded share of the interpreter, and latency grows instead.
+
+Events are sent as server-sent events (HTML standard, section 9.2)::
+
+    event: put              put, delete or expire
+    id: 1207                the revision; 1207.1, 1207.2, ... for all but its last event, if it
+    data: {"key":"a",...    has several: key, value (null if it is gone), revision, version
+
+    event: progress         now and then: everything of the range up to this revision was sent
+    id: 1300
+    data: {"revision":1300}
+
+    event: end              the watch is over, and why; the answer ends behind it
+    data: {"reason":"..."}
+
+Where key or value isn't UTF-8, both are in base64 and ``"encoding":"base64"`` stands beside them.
+
+1. A watch is given each event of its range from its position on, once, in order, or it is ended.
+   Nothing is skipped: a sink that lags is served from the history at its own pace, and its watch
+   ends when the history has gone past it. So the last id a client has seen is the position from
+   which another watch goes on without loss or repetition (:func:`parse_event_id`).
+2. The history is complete behind its *floor*: every event of a later revision is there. A watch
+   may begin at any revision greater than the floor, and at none other.
+3. A revision is appended as a whole, so whoever reads it has all of it.
+4. Sinks and replies are called by the pump alone, with no lock held. One that raises ends its own
+   watch or poll and no other.
+
+``History.extend`` and ``History.reset`` belong to whoever applies entries, one at a time; anything
+else of the two classes that is public is for any thread, but for ``Watchers.turn``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from base64 import b64encode
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from heapq import heapify, heappop, heappush
+from itertools import count
+from json import JSONEncoder
+from operator import itemgetter
+from time import monotonic, sleep
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from commands import EventKind
+from errors import BadRequest, Compacted, Unavailable
+from metrics import Registry
+
+__all__ = [
+    "Change",
+    "History",
+    "Position",
+    "Sink",
+    "Wait",
+    "Watch",
+    "Watchers",
+    "parse_event_id",
+    "prefix_end",
+]
+
+MAX_EVENTS = 200_000  # of a history, by default
+MAX_BYTES = 64 << 20
+PROGRESS_INTERVAL = 5.0  # seconds
+
+_EVENT_BYTES = 200  # what an event takes besides the bytes of its key and value
+_BLOCK_EVENTS = 1024
+_BLOCKS = 16  # a history that is full has at least so many
+_SCAN = 64  # so few events are looked through faster than looked up
+
+_STEP = 1 << 20  # bytes of a wave, or one event
+_PART = 64 << 10  # bytes, or one event, that one who is behind is sent at a time
+_TURN = 0.005  # seconds for those who catch up, between two looks at what is new
+_REST = 0.002  # seconds between two waves at least
+_REST_EACH = 20e-6  # seconds for each delivery of a wave; it takes about half of that, all told
+_LONGEST_REST = 0.1
+_LOOK_AGAIN = 0.02  # seconds after which a sink that lags may have room
+
+_STOPPING = "this node is stopping"
+_LOST = "the history has gone past this watch; read the keys again and watch from there"
+
+log = logging.getLogger("conure.watch")
+
+Change = tuple[int, int, bytes, bytes, int]
+"""The fields of a :class:`commands.Event`; a plain tuple of them does as well."""
+
+_revision_of = itemgetter(0)
+_kind_names = {kind.value: kind.name.lower() for kind in EventKind}
+_quote = JSONEncoder(ensure_ascii=False).encode
+
+
+class Position(NamedTuple):
+    """Where a watch begins: at *revision*, behind the first *skip* events of it."""
+
+    revision: int
+    skip: int = 0
+
+
+def parse_event_id(text: str) -> Position:
+    """Return the position behind the event with this id. Raises BadRequest for what is none."""
+    revision, dot, number = text.partition(".")
+    parts = [revision, number] if dot else [revision]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
+        raise BadRequest("the ID of an event is a revision, or a revision, a dot and a number")
+    return Position(int(revision), int(number)) if dot else Position(int(revision) + 1)
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """Return the end of the range of all keys that begin with *prefix*; None: without end."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+# -- the window ------------------------------------------------------------------------------------
+
+
+class _Block:
+    """Events in log order, whole revisions only (3); *first* is the number of the first one.
+
+    One block, the last, grows; the others are *sealed*. ``matching`` is the pump's.
+    """
+
+    __slots__ = ("_keys", "_order", "events", "first", "sealed", "size")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.events: list[Change] = []
+        self.size = 0
+        self.sealed = False
+        self._keys: list[bytes] = []
+        self._order: list[int] = []
+
+    def matching(self, start: bytes, end: bytes | None, low: int, high: int) -> Sequence[int]:
+        """Return where from *low* up to *high* keys of a range are, ascending."""
+        events = self.events
+        if not self.sealed or high - low < _SCAN:
+            return [
+                i
+                for i in range(low, high)
+                if start <= events[i][2] and (end is None or events[i][2] < end)
+            ]
+        if not self._keys:
+            keys = [event[2] for event in events]
+            self._order = sorted(range(len(keys)), key=keys.__getitem__)
+            self._keys = sorted(keys)
+        first = bisect_left(self._keys, start)
+        last = len(self._keys) if end is None else bisect_left(self._keys, end)
+        return sorted(i for i in self._order[first:last] if low <= i < high)
+
+
+class _View(NamedTuple):
+    """The history at one moment. Events are numbered through; *end* is behind the last one."""
+
+    blocks: tuple[_Block, ...]
+    end: int
+    floor: int
+    revision: int
+
+    @property
+    def first(self) -> int:
+        return self.blocks[0].first
+
+    @property
+    def middle(self) -> int:
+        """A revision behind which there is about half of what the history holds."""
+        if len(self.blocks) < _BLOCKS // 2:  # far from being full
+            return self.floor
+        return self.blocks[len(self.blocks) // 2].events[0][0]
+
+    def find(self, position: Position) -> int | None:
+        """Return the number of the first event at a position behind the floor.
+
+        None if it isn't known yet which one that will be.
+        """
+        revision, skip = position
+        if revision > self.revision:
+            return self.end if position == (self.revision + 1, 0) else None
+        for block in self._blocks_from(revision, lambda block: block.events[-1][0]):
+            first = bisect_left(block.events, revision, key=_revision_of)
+            last = bisect_right(block.events, revision, first, key=_revision_of)
+            return block.first + min(first + skip, last)
+        return self.end
+
+    def since(self, at: int) -> Iterator[tuple[list[Change], int]]:
+        """Yield the place of each event from number *at* on."""
+        for block in self._blocks_from(at + 1, lambda block: block.first + len(block.events)):
+            events = block.events
+            stop = min(len(events), self.end - block.first)
+            for i in range(max(at - block.first, 0), stop):
+                yield events, i
+
+    def matching(
+        self, start: bytes, end: bytes | None, at: int, stop: int
+    ) -> Iterator[tuple[int, list[Change], int]]:
+        """Yield number and place of each event of a range of keys, from *at* up to *stop*."""
+        for block in self._blocks_from(at + 1, lambda block: block.first + len(block.events)):
+            first = block.first
+            high = min(len(block.events), stop - first)
+            for i in block.matching(start, end, max(at - first, 0), high):
+                yield first + i, block.events, i
+
+    def _blocks_from(self, wanted: int, last: Callable[[_Block], int]) -> tuple[_Block, ...]:
+        """Return the blocks without those whose *last* is less than what is *wanted*."""
+        if not self.blocks[-1].events:  # the only one that may be empty is alone
+            return ()
+        return self.blocks[bisect_left(self.blocks, wanted, key=last) :]
+
+
+class History:
+    """The latest events, as many as fit.
+
+    It is bounded by *max_events* and *max_bytes*, of which each event takes 200 and its key and
+    value; what was appended last in one call stays in any case. ``floor`` is the revision behind
+    which it is complete (2), ``revision`` the last one appended. It begins empty, at revision 0.
+    """
+
+    def __init__(self, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._block_events = min(_BLOCK_EVENTS, max(1, max_events // _BLOCKS))
+        self._block_bytes = max_bytes // _BLOCKS
+        self._lock = threading.Lock()  # held for microseconds; the last of all to be taken
+        self._blocks = deque([_Block(0)])
+        self._events = 0
+        self._bytes = 0
+        self._ring: Callable[[], None] | None = None
+        self.floor = 0
+        self.revision = 0
+
+    @property
+    def events(self) -> int:
+        """How many events there are."""
+        return self._events
+
+    @property
+    def bytes(self) -> int:
+        """How much memory they are taken to need."""
+        return self._bytes
+
+    def extend(self, events: Sequence[Change], revision: int) -> None:
+        """Append what the entries up to *revision* did, which are behind all before. The writer."""
+        assert revision >= self.revision
+        if not events:
+            self.revision = revision
+            return
+        assert self.revision < events[0][0]
+        assert events[-1][0] <= revision
+        size = len(events) * _EVENT_BYTES + sum([len(e[2]) + len(e[3]) for e in events])
+        with self._lock:
+            block = self._blocks[-1]
+            if len(block.events) >= self._block_events or block.size >= self._block_bytes:
+                block = self._begin_block(block)
+            block.events += events
+            block.size += size
+            self._events += len(events)
+            self._bytes += size
+            while self._events > self._max_events or self._bytes > self._max_bytes:
+                if len(self._blocks) == 1:
+                    break
+                self._drop()
+            self.revision = revision
+        self._wake()
+
+    def reset(self, revision: int) -> None:
+        """Forget everything: the state is that of *revision* now, from a snapshot. The writer.
+
+        All watches end, and all polls are answered.
+        """
+        with self._lock:
+            last = self._blocks[-1]
+            # One number is left out, so that not even who has seen everything goes on from there.
+            self._blocks = deque([_Block(last.first + len(last.events) + 1)])
+            self._events = self._bytes = 0
+            self.floor = self.revision = revision
+        self._wake()
+
+    def view(self) -> _View:
+        """Return what there is, to be read at leisure."""
+        with self._lock:
+            blocks = tuple(self._blocks)
+            last = blocks[-1]
+            return _View(blocks, last.first + len(last.events), self.floor, self.revision)
+
+    def end(self) -> int:
+        """Return the number of the event that will be the next."""
+        with self._lock:
+            last = self._blocks[-1]
+            return last.first + len(last.events)
+
+    def call_once(self, ring: Callable[[], None]) -> None:
+        """Let the writer call *ring* when it next changes something; it must be quick."""
+        self._ring = ring
+
+    # -- private ---------------------------------------------------------------------------------
+
+    def _begin_block(self, block: _Block) -> _Block:
+        block.sealed = True
+        block = _Block(block.first + len(block.events))
+        self._blocks.append(block)
+        return block
+
+    def _drop(self) -> None:
+        block = self._blocks.popleft()
+        self._events -= len(block.events)
+        self._bytes -= block.size
+        self.floor = block.events[-1][0]
+
+    def _wake(self) -> None:
+        ring = self._ring
+        if ring is not None:
+            self._ring = None
+            ring()
+
+
+# -- those who want to know ------------------------------------------------------------------------
+
+
+class Sink(Protocol):
+    """Where the bytes of one watch go: an ``httpserver.Stream``. The pump calls it.
+
+    A sink that has up to 64 KiB unsent may be given 1 MiB more and an event of any length.
+    """
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes were given to it and are not on their way yet. Never raises."""
+
+    def send(self, data: bytes) -> bool:
+        """Take bytes, without blocking. False: it takes no more, and the watch is over."""
+
+    def finish(self) -> None:
+        """End the answer in good order."""
+
+
+SinkT = TypeVar("SinkT", bound=Sink)
+
+
+class _Interest:
+    """In a range of keys, from a position on. The pump's, but for what doesn't change."""
+
+    __slots__ = ("at", "end", "is_live", "is_over", "position", "start")
+
+    def __init__(self, start: bytes, end: bytes | None, position: Position) -> None:
+        assert end is None or start < end
+        self.start = start
+        self.end = end
+        self.position = position
+        self.at: int | None = None  # the number of the next event to look at, once it is known
+        self.is_live = False  # whether it gets what the pump reads; else it is behind, or over
+        self.is_over = False
+
+
+class Watch(_Interest, Generic[SinkT]):
+    """A range of keys that is watched; made by :meth:`Watchers.watch`."""
+
+    __slots__ = ("_watchers", "sink")
+
+    def __init__(
+        self,
+        watchers: Watchers[SinkT],
+        start: bytes,
+        end: bytes | None,
+        position: Position,
+        sink: SinkT,
+    ) -> None:
+        super().__init__(start, end, position)
+        self._watchers = watchers
+        self.sink = sink
+
+    def cancel(self) -> None:
+        """End the watch, because its client has left; the sink may be called a moment longer."""
+        self._watchers.cancel(self)
+
+
+class Wait(_Interest):
+    """A long poll; made by :meth:`Watchers.wait_for`."""
+
+    __slots__ = ("_cancel", "deadline", "reply")
+
+    def __init__(
+        self,
+        cancel: Callable[[Wait], None],
+        start: bytes,
+        end: bytes | None,
+        position: Position,
+        deadline: float,
+        reply: Callable[[bool], None],
+    ) -> None:
+        super().__init__(start, end, position)
+        self._cancel = cancel
+        self.deadline = deadline
+        self.reply = reply
+
+    def cancel(self) -> None:
+        """Expect no reply any more; one that is under way may still come."""
+        self._cancel(self)
+
+
+class _Group(Generic[SinkT]):
+    """All who are interested in the same range, and what they are to be sent in this wave."""
+
+    __slots__ = ("frames", "waits", "watches")
+
+    def __init__(self) -> None:
+        self.watches: dict[Watch[SinkT], SinkT] = {}
+        self.waits: dict[Wait, None] = {}
+        self.frames: list[bytes] = []
+
+    def members(self) -> list[Watch[SinkT] | Wait]:
+        return [*self.watches, *self.waits]
+
+
+class _Groups(Generic[SinkT]):
+    """The groups that a key belongs to, found without looking at all of them.
+
+    A single key costs a look-up, all prefixes one for each length there is, and other ranges a
+    comparison each.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, _Group[SinkT]] = {}
+        self._prefixes: dict[int, dict[bytes, _Group[SinkT]]] = {}
+        self._ranges: dict[tuple[bytes, bytes | None], _Group[SinkT]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._keys or self._prefixes or self._ranges)
+
+    def __iter__(self) -> Iterator[_Group[SinkT]]:
+        yield from self._keys.values()
+        for table in self._prefixes.values():
+            yield from table.values()
+        yield from self._ranges.values()
+
+    def of(self, key: bytes) -> list[_Group[SinkT]]:
+        """Return the groups of a key."""
+        found = [self._keys[key]] if key in self._keys else []
+        for length, table in self._prefixes.items():
+            if group := table.get(key[:length]):
+                found.append(group)
+        for (start, end), group in self._ranges.items():
+            if start <= key and (end is None or key < end):
+                found.append(group)
+        return found
+
+    def add(self, interest: Watch[SinkT] | Wait) -> None:
+        table, name = self._place(interest)
+        group = table.setdefault(name, _Group())
+        if isinstance(interest, Watch):
+            group.watches[interest] = interest.sink
+        else:
+            group.waits[interest] = None
+
+    def remove(self, interest: Watch[SinkT] | Wait) -> None:
+        table, name = self._place(interest)
+        group = table[name]
+        if isinstance(interest, Watch):
+            del group.watches[interest]
+        else:
+            del group.waits[interest]
+        if not group.watches and not group.waits:
+            del table[name]
+            if not table and table is not self._keys and table is not self._ranges:
+                del self._prefixes[len(interest.start)]
+
+    def _place(self, interest: _Interest) -> tuple[dict[Any, _Group[SinkT]], object]:
+        """Return the table of an interest's group, and the group's name in it."""
+        start, end = interest.start, interest.end
+        if end == start + b"\0":
+            return self._keys, start
+        if end == prefix_end(start):
+            return self._prefixes.setdefault(len(start), {}), start
+        return self._ranges, (start, end)
+
+
+class Watchers(Generic[SinkT]):
+    """Everybody who watches or polls, and the pump that serves them.
+
+    *broadcast* gives the same bytes to many sinks at a lower price, as ``HTTPServer.broadcast``
+    does; it doesn't tell which of them take no more, so whoever learns that cancels the watch.
+    Every *progress_interval* seconds, and whenever half of the history has gone by, those who are
+    up to date are told how far that is.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        registry: Registry,
+        *,
+        broadcast: Callable[[Sequence[SinkT], bytes], None] | None = None,
+        progress_interval: float = PROGRESS_INTERVAL,
+    ) -> None:
+        self._history = history
+        self._broadcast = broadcast
+        self._progress_interval = progress_interval
+        self._bell = threading.Event()
+        self._orders: deque[Callable[[], object]] = deque()  # for the pump, from any thread
+        self._lock = threading.Lock()  # no order but a cancellation comes after the stop
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+        # All below is the pump's.
+        self._at = history.end()  # those in groups have got everything before
+        self._groups: _Groups[SinkT] = _Groups()
+        self._behind: deque[Watch[SinkT] | Wait] = deque()
+        self._deadlines: list[tuple[float, int, Wait]] = []  # a heap, with some that are over
+        self._numbers = count()
+        self._frames: dict[int, bytes] = {}  # by the event's number, within a turn
+        self._deliveries = 0  # in this turn
+        self._told = history.revision  # of the last progress
+        self._next_progress = monotonic() + progress_interval
+        self._watches: dict[Watch[SinkT], None] = {}  # all there are
+        self._waits: dict[Wait, None] = {}
+        self._sent = registry.counter(
+            "conure_watch_events_sent_total", "Events sent, counted for each watch they went to."
+        )
+        self._dropped = registry.counter(
+            "conure_watches_dropped_total",
+            "Watches ended by this node, because their clients were too slow or it lost its "
+            "history.",
+        )
+        registry.gauge_callback("conure_watches", "Watches now.", lambda: len(self._watches))
+        registry.gauge_callback("conure_long_polls", "Long polls now.", lambda: len(self._waits))
+        registry.gauge_callback(
+            "conure_history_floor_revision",
+            "The revision behind which all events are kept; no watch can begin at it or before.",
+            lambda: history.floor,
+        )
+        registry.gauge_callback(
+            "conure_history_events", "Events that are kept.", lambda: history.events
+        )
+        registry.gauge_callback(
+            "conure_history_bytes", "Memory taken by the events kept.", lambda: history.bytes
+        )
+
+    def start(self) -> None:
+        """Start the pump."""
+        self._thread = threading.Thread(target=self._run, name="watch-pump", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Bring those who are up to date to the end of the history, and end everything.
+
+        The others go on elsewhere from where they are. Returns when the pump has ended.
+        """
+        with self._lock:
+            self._is_stopping = True
+        self._bell.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        else:
+            self._finish()
+
+    def check(self, position: Position) -> None:
+        """Raise what speaks against a watch from a position, as long as that can be answered.
+
+        Compacted if it isn't behind the history's floor, Unavailable when stopping. Any thread.
+        """
+        if self._is_stopping:
+            raise Unavailable(_STOPPING)
+        floor = self._history.floor
+        if position.revision <= floor:
+            raise Compacted(floor + 1)
+
+    def watch(
+        self, start: bytes, end: bytes | None, position: Position, sink: SinkT
+    ) -> Watch[SinkT]:
+        """Send the events of the keys from *start* up to but not including *end* to a sink.
+
+        None as *end* is without end; ``start + b"\\0"`` is the key alone, ``prefix_end(start)`` all
+        that begin with it. All events from *position* on are sent, however old or new, and before
+        them a progress event, so that even who has seen none knows where to go on.
+
+        What :meth:`check` has not refused may be lost before the pump comes to it; the watch ends
+        then like any other. Raises Unavailable when stopping. Any thread; the sink may be called
+        before this returns.
+        """
+        watch = Watch(self, start, end, position, sink)
+        self._order(partial(self._add_watch, watch))
+        return watch
+
+    def wait_for(
+        self,
+        start: bytes,
+        end: bytes | None,
+        after_revision: int,
+        deadline: float,
+        reply: Callable[[bool], None],
+    ) -> Wait:
+        """Call *reply* once: with True at the first event of a range after a revision.
+
+        At once if that has happened, or if the history doesn't reach back so far: it may have
+        happened then. With False at the *deadline*, in ``time.monotonic()``'s seconds, and when
+        stopping. Raises Unavailable if it was stopped before. Any thread; the pump replies.
+        """
+        position = Position(after_revision + 1)
+        wait = Wait(self.cancel, start, end, position, deadline, reply)
+        self._order(partial(self._add_wait, wait))
+        return wait
+
+    def cancel(self, interest: Watch[SinkT] | Wait) -> None:
+        """End a watch or poll without telling its sink, or replying. Any thread."""
+        self._orders.append(partial(self._remove, interest))
+        self._bell.set()
+
+    def turn(self) -> float:
+        """Serve everybody once and return how many seconds to rest. The pump; a simulation."""
+        began = monotonic()
+        self._deliveries = 0
+        orders = self._orders
+        for _ in range(len(orders)):
+            orders.popleft()()
+        view = self._history.view()
+        if self._at < view.first:
+            self._lose_all(view)
+        self._send_wave(view)
+        self._catch_up(view, began + _TURN)
+        now = monotonic()
+        self._expire(now)
+        if self._at == view.end and (now >= self._next_progress or view.middle > self._told):
+            self._tell_progress(view.revision, now)
+        if not self._deliveries:
+            return 0.0
+        rest = max(_REST, self._deliveries * _REST_EACH, monotonic() - began)
+        return min(rest, _LONGEST_REST)
+
+    # -- the pump --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            self._bell.clear()
+            try:
+                rest = self.turn()
+            except Exception:
+                log.exception("delivering events failed")
+                self._end_all("internal error; the log of this node has more")
+                self._at = self._history.end()
+                rest = _LONGEST_REST
+            sleep(rest)
+            if not (rest and self._behind):
+                self._wait()
+        self._finish()
+
+    def _wait(self) -> None:
+        """Sleep until there is something to do."""
+        if self._groups:
+            self._history.call_once(self._bell.set)
+            if self._history.end() != self._at:
+                return
+        until = self._next_progress
+        if self._deadlines:
+            until = min(until, self._deadlines[0][0])
+        timeout = max(until - monotonic(), 0.0)
+        self._bell.wait(min(timeout, _LOOK_AGAIN) if self._behind else timeout)
+
+    def _finish(self) -> None:
+        self._next_progress = 0.0
+        while not self._next_progress:  # told to those who are up to date, which they are then
+            self.turn()
+        self._end_all(_STOPPING)
+
+    def _order(self, order: Callable[[], object]) -> None:
+        with self._lock:
+            if self._is_stopping:
+                raise Unavailable(_STOPPING)
+            self._orders.append(order)
+        self._bell.set()
+
+    # -- coming and going ------------------------------------------------------------------------
+
+    def _add_watch(self, watch: Watch[SinkT]) -> None:
+        self._watches[watch] = None
+        self._behind.append(watch)
+        self._send([watch], _progress_frame(watch.position))
+
+    def _add_wait(self, wait: Wait) -> None:
+        self._waits[wait] = None
+        self._behind.append(wait)
+        heappush(self._deadlines, (wait.deadline, next(self._numbers), wait))
+        if len(self._deadlines) > 2 * len(self._waits) + 64:
+            self._deadlines = [due for due in self._deadlines if not due[2].is_over]
+            heapify(self._deadlines)
+
+    def _remove(self, interest: Watch[SinkT] | Wait) -> bool:
+        """Take one out, wherever it is; False if that has happened before."""
+        if interest.is_over:
+            return False
+        interest.is_over = True  # and if it is behind, it will be left out there
+        if interest.is_live:
+            self._groups.remove(interest)
+        if isinstance(interest, Watch):
+            del self._watches[interest]
+        else:
+            del self._waits[interest]
+        return True
+
+    def _end(self, watch: Watch[SinkT], reason: str) -> None:
+        if self._remove(watch):
+            data = f'event: end\ndata: {{"reason":{_quote(reason)}}}\n\n'.encode()
+            try:
+                watch.sink.send(data)
+                watch.sink.finish()
+            except Exception:
+                log.exception("the sink of a watch failed")
+
+    def _answer(self, wait: Wait, has_changed: bool) -> None:
+        if self._remove(wait):
+            self._deliveries += 1
+            try:
+                wait.reply(has_changed)
+            except Exception:
+                log.exception("the reply to a long poll failed")
+
+    def _lose(self, interest: Watch[SinkT] | Wait) -> None:
+        if isinstance(interest, Watch):
+            self._dropped.inc()
+            self._end(interest, _LOST)
+        else:
+            self._answer(interest, True)
+
+    def _lose_all(self, view: _View) -> None:
+        """The history has gone past those who were up to date; the others see for themselves."""
+        live = [interest for group in self._groups for interest in group.members()]
+        for interest in live:
+            self._lose(interest)
+        self._at = view.first
+
+    def _end_all(self, reason: str) -> None:
+        for watch in list(self._watches):
+            self._end(watch, reason)
+        for wait in list(self._waits):
+            self._answer(wait, False)
+
+    def _expire(self, now: float) -> None:
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            self._answer(heappop(deadlines)[2], False)
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def _send_wave(self, view: _View) -> None:
+        """Give those who are up to date what is new, as much of it as goes in one step."""
+        if not self._groups:
+            self._at = view.end
+            return
+        at = began = self._at
+        size = 0
+        to_send: list[_Group[SinkT]] = []
+        for events, i in view.since(at):
+            for group in self._groups.of(events[i][2]):
+                for wait in list(group.waits):
+                    self._answer(wait, True)
+                if group.watches:
+                    if not group.frames:
+                        to_send.append(group)
+                    frame = self._frame(at, events, i)
+                    group.frames.append(frame)
+                    size += len(frame)
+            at += 1
+            if size >= _STEP:
+                break
+        self._at = at
+        self._frames.clear()
+        for group in to_send:
+            self._put_slow_behind(group, began)
+            self._sent.inc(len(group.frames) * len(group.watches))
+            self._send(list(group.watches), b"".join(group.frames))
+            group.frames.clear()
+
+    def _put_slow_behind(self, group: _Group[SinkT], at: int) -> None:
+        """Let those who haven't taken the waves before go on from here at their own pace."""
+        slow = [watch for watch, sink in group.watches.items() if sink.unsent > _PART]
+        for watch in slow:
+            self._groups.remove(watch)
+            watch.is_live = False
+            watch.at = at
+            self._behind.append(watch)
+
+    def _catch_up(self, view: _View, until: float) -> None:
+        """Let those who are behind have a part of what they miss, in turn."""
+        for _ in range(len(self._behind)):
+            interest = self._behind.popleft()
+            if not interest.is_over:
+                self._advance(interest, view)
+            if monotonic() > until:
+                break
+        self._frames.clear()
+
+    def _advance(self, interest: Watch[SinkT] | Wait, view: _View) -> None:
+        """Bring one who is behind nearer to those who are up to date, or among them."""
+        at = interest.at
+        if at is None and interest.position.revision > view.floor:
+            at = view.find(interest.position)
+            if at is None:  # not yet written, or not yet known to this node
+                self._behind.append(interest)
+                return
+        if at is None or at < view.first:
+            self._lose(interest)
+            return
+        if isinstance(interest, Watch):
+            interest.at = self._read_on(interest, view, at)
+        elif any(True for _ in view.matching(interest.start, interest.end, at, self._at)):
+            self._answer(interest, True)
+        else:
+            interest.at = max(at, self._at)
+        if interest.is_over:
+            return
+        if interest.at == self._at:
+            interest.is_live = True
+            self._groups.add(interest)
+        else:
+            self._behind.append(interest)
+
+    def _read_on(self, watch: Watch[SinkT], view: _View, at: int) -> int:
+        """Send a watch the next part of what it misses and return where it goes on."""
+        if watch.sink.unsent:
+            return at
+        frames = []
+        size = 0
+        stop = max(at, self._at)
+        for number, events, i in view.matching(watch.start, watch.end, at, self._at):
+            frame = self._frame(number, events, i)
+            frames.append(frame)
+            size += len(frame)
+            if size >= _PART:
+                stop = number + 1
+                break
+        if frames:
+            self._sent.inc(len(frames))
+            self._send([watch], b"".join(frames))
+        return stop
+
+    def _tell_progress(self, revision: int, now: float) -> None:
+        self._told = revision
+        self._next_progress = now + self._progress_interval
+        live = [watch for group in self._groups for watch in group.watches]
+        if live:
+            self._send(live, _progress_frame(Position(revision + 1)))
+
+    def _send(self, watches: Sequence[Watch[SinkT]], data: bytes) -> None:
+        """Give the same bytes to some sinks, and end the watches of those that refuse them."""
+        self._deliveries += len(watches)
+        if self._broadcast and len(watches) > 1:
+            self._broadcast([watch.sink for watch in watches], data)
+            return
+        for watch in watches:
+            try:
+                takes_more = watch.sink.send(data)
+            except Exception:
+                log.exception("the sink of a watch failed")
+                takes_more = False
+            if not takes_more and self._remove(watch):
+                self._dropped.inc()
+
+    def _frame(self, number: int, events: Sequence[Change], i: int) -> bytes:
+        """Return the bytes of an event, made once in a turn."""
+        frame = self._frames.get(number)
+        if frame is None:
+            frame = self._frames[number] = _event_frame(events, i)
+        return frame
+
+
+def _event_frame(events: Sequence[Change], i: int) -> bytes:
+    revision, kind, key, value, version = events[i]
+    event_id = str(revision)
+    if i + 1 < len(events) and events[i + 1][0] == revision:
+        event_id += f".{i + 1 - bisect_left(events, revision, key=_revision_of)}"
+    encoding = ""
+    try:
+        key_text, value_text = key.decode(), value.decode()
+    except UnicodeDecodeError:
+        key_text, value_text = b64encode(key).decode(), b64encode(value).decode()
+        encoding = ',"encoding":"base64"'
+    value_json = _quote(value_text) if kind == EventKind.PUT else "null"
+    return (
+        f"event: {_kind_names[kind]}\nid: {event_id}\n"
+        f'data: {{"key":{_quote(key_text)},"value":{value_json}{encoding},'
+        f'"revision":{revision},"version":{version}}}\n\n'
+    ).encode()
+
+
+def _progress_frame(position: Position) -> bytes:
+    """Say that everything before a position was sent; its ID leads back to the same."""
+    revision, skip = position
+    event_id = f"{revision}.{skip}" if skip else f"{revision - 1}"
+    return f'event: progress\nid: {event_id}\ndata: {{"revision":{revision - 1}}}\n\n'.encode()
