@@ -6,6 +6,12 @@
 # make bench    the comparison with etcd, redis, sqlite3 and LMDB
 # make clean    removes what the others have made
 #
+# make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
+# make image-check  the container image, built and tried; needs podman or docker
+# make k8s-images   the image under two tags, as archives in build/k8s
+# make k8s-check    both charts on the Kubernetes of kubectl's context, which has to have these
+#                   images; see tools/k8s_check.py --help
+#
 # Longer tests (simulator, chaos, mutations) are run by hand: see CONTRIBUTING.md.
 
 PYTHON ?= python3
@@ -14,7 +20,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.dev-requirements
 BENCH_READY := $(VENV)/.bench-requirements
 
-.PHONY: run cluster test check format bench clean
+ENGINE := $(or $(shell command -v podman || command -v docker),docker)
+IMAGE := docker.io/conuredb/conuredb
+
+.PHONY: run cluster test check format bench clean chart-check image-check k8s-images k8s-check
 
 run:
 	$(PYTHON) conuredb.py --bootstrap
@@ -37,6 +46,24 @@ format: $(READY)
 
 bench: $(BENCH_READY)
 	$(BIN)/python -m bench
+
+chart-check: $(READY)
+	$(BIN)/python tools/chart_check.py
+
+image-check:
+	$(PYTHON) tools/image_check.py --engine=$(ENGINE)
+
+# Two images that differ, if only in a label: enough to see one take the other's place.
+k8s-images:
+	mkdir -p build/k8s
+	set -e; for tag in check check-next; do \
+	  $(ENGINE) build --target=production --build-arg=REVISION=$$tag -t $(IMAGE):$$tag .; \
+	  rm -f build/k8s/$$tag.tar; \
+	  $(ENGINE) save -o build/k8s/$$tag.tar $(IMAGE):$$tag; \
+	done
+
+k8s-check:
+	$(PYTHON) tools/k8s_check.py --image=$(IMAGE)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

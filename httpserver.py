@@ -285,7 +285,8 @@ class Request:
         Raises ValueError for a line end in one of *headers*.
         """
         connection = self._connection
-        answer = (status, body, content_type, _render_fields(headers) if headers else b"")
+        fields = headers if type(headers) is bytes else _render_fields(headers)
+        answer = (status, body, content_type, fields)
         if get_ident() == connection.reactor.ident:
             connection.answer(self, answer)
         else:
@@ -1633,9 +1634,7 @@ class _Connection:
             self.run = 0  # one by one, until answers are short again
         if request.method == "HEAD":
             body = b""
-        if fields or said:
-            start = b"%b%b%b\r\n" % (start[:-2], fields, said)
-        self.put(start + body)
+        self.put(b"".join((start, fields, said, b"\r\n", body)))
 
     def _receive_out_of_turn(self) -> None:
         if self.state == LINGERING:
@@ -1804,7 +1803,7 @@ class _Reactor:
             self.count_refusal(503)
             body, content_type = error_body(503, "too many connections; try again shortly")
             start = _render_start(503, content_type, len(body), self._date)
-            connection.turn_away(b"%b%b%b\r\n%b" % (start[:-2], _RETRY, _CLOSE, body))
+            connection.turn_away(b"%b%b%b\r\n%b" % (start, _RETRY, _CLOSE, body))
         descriptor = connection.descriptor
         self.connections[descriptor] = connection
         try:
@@ -1875,7 +1874,7 @@ class _Reactor:
         return text
 
     def render_start(self, status: int, content_type: str, length: int) -> bytes:
-        """Render an answer's status line and header; good until the date changes."""
+        """Render how an answer begins, up to its other fields; good until the date changes."""
         start = _render_start(status, content_type, length, self._date)
         if len(self.starts) < _KNOWN_STARTS:
             self.starts[status, content_type, length] = start
@@ -2075,8 +2074,8 @@ class _Reactor:
 def _render_start(status: int, content_type: str, length: int, date: bytes) -> bytes:
     line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nDate: {date.decode()}\r\n"
     if status == 304:  # it has no body, and tells nothing of the one there would be
-        return f"{line}\r\n".encode()
-    return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n".encode()
+        return line.encode()
+    return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n".encode()
 
 
 def _render_stream_start(status: int, content_type: str, date: bytes, chunked: bool) -> bytes:

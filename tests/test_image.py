@@ -1,0 +1,73 @@
+"""What the Dockerfile says, held to the code. The image itself is tried by tools/image_check.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import config
+from tests.process import running
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = re.sub(r" *\\\n *", " ", (ROOT / "Dockerfile").read_text())
+
+
+def instruction(name: str, stage: str = "production") -> list[str]:
+    """Return the arguments of an instruction, wherever it occurs in a stage."""
+    _, found, rest = DOCKERFILE.partition(f" AS {stage}\n")
+    assert found
+    text = re.split(r"^FROM ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(rf"^{name} (.*)$", text, re.MULTILINE)
+
+
+def environment() -> dict[str, str]:
+    (line,) = instruction("ENV")
+    return dict(word.split("=", 1) for word in line.split())
+
+
+def test_the_version_of_the_label_is_the_server_s() -> None:
+    assert f"VERSION={config.VERSION}" in instruction("ARG")
+
+
+def test_the_documented_line_listens_where_the_image_says() -> None:
+    settings = config.load(["--node-id=node1", "--bootstrap"], environment())
+    assert settings.http_addr.is_wildcard
+    ports = {str(settings.http_addr.port), str(settings.raft_addr.port)}
+    assert set(instruction("EXPOSE")[0].split()) == ports
+    assert [settings.data_dir] == instruction("VOLUME")
+    assert settings.ignored_environment == ()
+
+
+def test_a_stop_is_over_before_docker_kills() -> None:
+    assert config.load([], environment()).shutdown_timeout < 10
+
+
+def test_the_build_sees_nothing_that_git_ignores() -> None:
+    hidden = {line.strip("/") for line in (ROOT / ".dockerignore").read_text().splitlines()}
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert {name.removeprefix("**/") for name in hidden} >= ignored
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_health_check_tells_a_live_server_from_none(tmp_path: Path, alive: bool) -> None:
+    (line,) = instruction("HEALTHCHECK")
+    program, *words = json.loads(line.partition("CMD ")[2])
+    assert program == "python3"
+    with running(tmp_path, "--bootstrap") as server:
+        port = server.port
+        if alive:
+            assert check_health(words, port) == 0
+    if not alive:
+        assert check_health(words, port) != 0
+
+
+def check_health(words: list[str], port: int) -> int:
+    """Run the image's health check against a port of this machine."""
+    here = [word.replace("8081", str(port)) for word in words]
+    assert here != words
+    return subprocess.run([sys.executable, *here], capture_output=True, check=False).returncode

@@ -1,0 +1,381 @@
+#!/usr/bin/env python3
+"""The charts tried on a Kubernetes, the one of kubectl's context: what ``make k8s-check`` runs.
+
+Installs each chart in a namespace of its own, and does to it what happens to a cluster in its life
+while four clients write: it grows, shrinks, loses its leader, gets another image, is drained.
+After each of these every write that was acknowledged is looked for. At the end the namespaces are
+removed with everything in them; ``--keep`` leaves them for a look.
+
+    python3 tools/k8s_check.py [--image=REPOSITORY] [--tag=TAG] [--next-tag=TAG] [--keep]
+
+The cluster has to have the image under both tags, or be able to pull it, and to have volumes for
+six claims. kubectl and helm 3 have to be on the PATH. What is asserted:
+
+1. No acknowledged write is lost, whatever happens.
+2. While members come and go in order no write fails, nor is the outcome of one unknown; it may
+   have to wait for as long as a hand-over takes (GAP_SECONDS).
+3. When the leader dies without warning, writes that were under way may be unknown, one a client.
+
+Exit status: 0 if all is well, 1 at the first promise that is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from steps import ROOT, Failed, run, step, until
+
+HA = "charts/conuredb-ha"
+SINGLE = "charts/conuredb-single"
+SERVER = "http://conure:8081"
+CLIENT = "client"
+CLIENT_SCRIPT = (ROOT / "tools" / "k8s_check_writer.py").read_text()
+CLIENTS = 4
+
+WRITE_SECONDS = 2.0
+ROLLOUT_SECONDS = 300
+GAP_SECONDS = 5.0
+"""How long a client may have to wait for one write while leadership changes."""
+
+
+class Written(NamedTuple):
+    """What became of the writes of one step: acknowledged ones by client, the others' number."""
+
+    prefix: str
+    acknowledged: list[int]
+    unknown: int
+    refused: int
+    reasons: list[str]
+    longest_gap: float
+
+    def __str__(self) -> str:
+        return (
+            f"{sum(self.acknowledged)} writes acknowledged, {self.refused} failed, "
+            f"{self.unknown} unknown, longest gap {self.longest_gap:.2f} s"
+        )
+
+
+class Namespace:
+    """A namespace of our own in the cluster of kubectl's context, with one release in it."""
+
+    def __init__(self, purpose: str, image: str, tag: str) -> None:
+        self.name = f"conure-check-{purpose}-{os.getpid()}"
+        self.image = image
+        self.tag = tag
+
+    def kubectl(self, *words: str, stdin: str = "", status: int = 0) -> str:
+        """Run kubectl here."""
+        return run(
+            "kubectl", f"--namespace={self.name}", *words, stdin=stdin.encode(), status=status
+        )
+
+    def helm(
+        self, verb: str, release: str, chart: str = "", *settings: str, status: int = 0
+    ) -> str:
+        """Run helm here; what installs or changes something waits until it is there."""
+        words = [verb, release, f"--namespace={self.name}", f"--timeout={ROLLOUT_SECONDS}s"]
+        if chart:
+            words += [
+                chart,
+                "--wait",
+                f"--set=image.repository={self.image}",
+                f"--set=image.tag={self.tag}",
+                *(f"--set={setting}" for setting in settings),
+            ]
+        return run("helm", *words, status=status)
+
+    def get(self, kind: str, *selector: str) -> list[dict[str, Any]]:
+        """Return the objects of a kind."""
+        return list(json.loads(self.kubectl("get", kind, *selector, "--output=json"))["items"])
+
+    def ask(self, path: str, pod: str = "") -> dict[str, Any]:
+        """Return what a pod, or whoever the Service chooses, answers as JSON."""
+        target = f"pods/{pod}:8081" if pod else "services/conure:http"
+        url = f"/api/v1/namespaces/{self.name}/{target}/proxy{path}"
+        return dict(json.loads(self.kubectl("get", "--raw", url)))
+
+    def members(self) -> dict[str, str]:
+        """Return the members of the cluster: suffrage by name."""
+        return {server["id"]: server["suffrage"] for server in self.ask("/raft/config")["servers"]}
+
+    def leader(self) -> str:
+        """Return the leader's pod."""
+        leader = str(self.ask("/status")["leader_id"])
+        if not leader:
+            raise Failed("no leader is known")
+        return leader
+
+    def ready(self, pod: str) -> bool:
+        """Whether a pod is ready and not about to end."""
+        facts = json.loads(self.kubectl("get", "pod", pod, "--output=json"))
+        conditions = {
+            each["type"]: each["status"] for each in facts["status"].get("conditions", [])
+        }
+        return "deletionTimestamp" not in facts["metadata"] and conditions.get("Ready") == "True"
+
+    def wait_for(self, *pods: str) -> None:
+        """Wait until these pods, and no others, are voters, and all are ready."""
+        until(f"{', '.join(pods)} to be ready", lambda: all(map(self.ready, pods)), ROLLOUT_SECONDS)
+        wanted = dict.fromkeys(pods, "voter")
+        until(f"the voters {', '.join(pods)}", lambda: self.members() == wanted, ROLLOUT_SECONDS)
+
+    def kill(self, pod: str) -> None:
+        """End a server without warning, and wait until it was started again.
+
+        Nobody inside can send process 1 a signal it doesn't ask for. But who is the same user may
+        limit its processor time, and the kernel's own SIGKILL does reach it.
+        """
+        limit = "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))"
+        before = self.restarts(pod)
+        self.kubectl("exec", pod, "--", "python3", "-c", limit)
+        until(f"{pod} to be started again", lambda: self.restarts(pod) > before, ROLLOUT_SECONDS)
+
+    def restarts(self, pod: str) -> int:
+        """Return how often a pod's server was started again."""
+        facts = json.loads(self.kubectl("get", "pod", pod, "--output=json"))
+        return int(facts["status"]["containerStatuses"][0]["restartCount"])
+
+    def evict(self, pod: str) -> bool:
+        """Ask for a pod's eviction, as a drain does; return whether that was granted."""
+        versions = self.kubectl("api-versions").split()
+        eviction = {
+            "apiVersion": "policy/v1" if "policy/v1" in versions else "policy/v1beta1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": self.name},
+        }
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod}/eviction"
+        try:
+            self.kubectl("create", "--raw", path, "--filename=-", stdin=json.dumps(eviction))
+        except Failed as failure:
+            if "disruption budget" not in str(failure):
+                raise
+            return False
+        return True
+
+    def start_client(self) -> None:
+        """Start the pod in which the clients run."""
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": CLIENT},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "automountServiceAccountToken": False,
+                "containers": [
+                    {
+                        "name": "client",
+                        "image": f"{self.image}:{self.tag}",
+                        "imagePullPolicy": "IfNotPresent",
+                        "command": ["python3", "-c", "import signal; signal.pause()"],
+                    }
+                ],
+            },
+        }
+        self.kubectl("apply", "--filename=-", stdin=json.dumps(pod))
+        self.kubectl("wait", "--for=condition=Ready", f"pod/{CLIENT}", "--timeout=60s")
+
+    def client(self, *words: str) -> list[str]:
+        """Return the command that runs the client's script."""
+        inside = ["python3", "-c", CLIENT_SCRIPT, *words]
+        return ["kubectl", f"--namespace={self.name}", "exec", "--stdin", CLIENT, "--", *inside]
+
+    @contextlib.contextmanager
+    def writing(self, prefix: str) -> Iterator[list[Written]]:
+        """Let clients write during the block; what became of it is in the list afterwards."""
+        results: list[Written] = []
+        process = subprocess.Popen(  # noqa: S603
+            self.client("write", SERVER, prefix), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            yield results
+            said, _ = process.communicate(timeout=60)
+            results.append(Written(prefix=prefix, **json.loads(said)))
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            raise Failed(f"the clients did not say what they wrote: {error}") from error
+        finally:
+            process.kill()
+            process.wait()
+
+    def found(self, written: Written) -> int:
+        """Return how many of the acknowledged writes are there. Raises Failed if one is not."""
+        counts = map(str, written.acknowledged)
+        found = int(run(*self.client("find", SERVER, written.prefix, *counts)))
+        if found != sum(written.acknowledged):
+            raise Failed(f"{sum(written.acknowledged) - found} acknowledged writes are lost")
+        return found
+
+
+def main() -> int:
+    """Check the charts; return the exit status."""
+    parser = argparse.ArgumentParser(description="Hold the charts to their promises.")
+    parser.add_argument("--image", default="docker.io/conuredb/conuredb", help="its repository")
+    parser.add_argument("--tag", default="check", help="the tag to begin with")
+    parser.add_argument("--next-tag", default="check-next", help="the tag to change to")
+    parser.add_argument("--keep", action="store_true", help="leave everything there at the end")
+    given = parser.parse_args()
+    try:
+        with step("Kubernetes") as tell:
+            tell(
+                json.loads(run("kubectl", "version", "--output=json"))["serverVersion"][
+                    "gitVersion"
+                ]
+            )
+            tell(f"helm {run('helm', 'version', '--short')}")
+        with made(Namespace("ha", given.image, given.tag), given.keep) as namespace:
+            check_cluster(namespace, given.next_tag)
+        with made(Namespace("single", given.image, given.tag), given.keep) as namespace:
+            check_single(namespace)
+    except Failed as failure:
+        print(f"k8s-check: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def made(namespace: Namespace, keep: bool) -> Iterator[Namespace]:
+    """Make a namespace for the block, and remove it afterwards unless it is to be kept."""
+    run("kubectl", "create", "namespace", namespace.name)
+    try:
+        yield namespace
+    except Failed:
+        show_state(namespace)
+        raise
+    finally:
+        if not keep:
+            run("kubectl", "delete", "namespace", namespace.name, "--wait=false")
+
+
+def check_cluster(namespace: Namespace, next_tag: str) -> None:
+    """The chart of a cluster, through its life."""
+    three = ("conure-bootstrap-0", "conure-0", "conure-1")
+    five = (*three, "conure-2", "conure-3")
+    everything: list[Written] = []
+
+    def settled(what: str, written: Written, pods: Sequence[str], unknown: int = 0) -> None:
+        """Hold a step to its promises, after it."""
+        namespace.wait_for(*pods)
+        if written.refused or written.unknown > unknown or written.longest_gap > GAP_SECONDS:
+            raise Failed(f"{what}: {written} {written.reasons}")
+        everything.append(written)
+        namespace.found(written)
+
+    with step("helm install, 3 voters") as tell:
+        namespace.helm("install", "demo", HA, "voters.replicas=3")
+        namespace.wait_for(*three)
+        namespace.start_client()
+        tell(", ".join(three))
+    with step("helm test"):
+        namespace.helm("test", "demo")
+
+    with step("3 -> 5 under load") as tell:
+        with namespace.writing("grow") as results:
+            namespace.helm("upgrade", "demo", HA, "voters.replicas=5")
+            namespace.wait_for(*five)
+        tell(str(results[0]))
+        settled("3 -> 5", results[0], five)
+    with step("5 -> 3 under load") as tell:
+        with namespace.writing("shrink") as results:
+            namespace.helm("upgrade", "demo", HA, "voters.replicas=3")
+            namespace.wait_for(*three)
+        tell(str(results[0]))
+        settled("5 -> 3", results[0], three)
+
+    with step("the leader's pod is deleted under load") as tell:
+        with namespace.writing("delete") as results:
+            leader = namespace.leader()
+            namespace.kubectl("delete", "pod", leader)
+            namespace.wait_for(*three)
+        tell(f"{leader}, {results[0]}")
+        settled("delete", results[0], three)
+    with step("the leader's process is killed under load") as tell:
+        with namespace.writing("kill") as results:
+            leader = namespace.leader()
+            namespace.kill(leader)
+            namespace.wait_for(*three)
+        tell(f"{leader}, {results[0]}")
+        settled("kill", results[0], three, unknown=CLIENTS)
+
+    with step("another image, one pod after the other, under load") as tell:
+        namespace.tag = next_tag
+        with namespace.writing("roll") as results:
+            namespace.helm("upgrade", "demo", HA, "voters.replicas=3")
+            namespace.wait_for(*three)
+        tell(str(results[0]))
+        settled("roll", results[0], three)
+        for pod in three:
+            facts = json.loads(namespace.kubectl("get", "pod", pod, "--output=json"))
+            if not facts["spec"]["containers"][0]["image"].endswith(f":{next_tag}"):
+                raise Failed(f"{pod} still runs the old image")
+
+    with step("the disruption budget grants one eviction and refuses the second") as tell:
+        if not namespace.evict(three[1]):
+            raise Failed("the first eviction was refused")
+        if namespace.evict(three[2]):
+            raise Failed("a second eviction was granted while the first pod was away")
+        namespace.wait_for(*three)
+        tell(f"{three[1]} evicted, {three[2]} refused")
+
+    with step("3 -> 5 again, on the claims that were left") as tell:
+        with namespace.writing("again") as results:
+            namespace.helm("upgrade", "demo", HA, "voters.replicas=5")
+            namespace.wait_for(*five)
+        tell(str(results[0]))
+        settled("3 -> 5 again", results[0], five)
+    with step("helm uninstall keeps the claims, and an install finds the data") as tell:
+        namespace.helm("uninstall", "demo")
+        selector = "--selector=conuredb.dev/member=true"
+        until("the pods to go", lambda: not namespace.get("pods", selector), ROLLOUT_SECONDS)
+        tell(f"{len(namespace.get('persistentvolumeclaims'))} claims")
+        namespace.helm("install", "demo", HA, "voters.replicas=5")
+        namespace.wait_for(*five)
+    with step("everything that was acknowledged is there") as tell:
+        tell(f"{sum(map(namespace.found, everything))} writes found again")
+    namespace.helm("uninstall", "demo")
+
+
+def check_single(namespace: Namespace) -> None:
+    """The chart of one server."""
+    with step("the single chart: helm install"):
+        namespace.helm("install", "one", SINGLE)
+        namespace.start_client()
+    with step("the single chart keeps its data over its pod's deletion") as tell:
+        with namespace.writing("single") as results:
+            (pod,) = [
+                each["metadata"]["name"]
+                for each in namespace.get("pods", "--selector=app.kubernetes.io/name=conuredb")
+            ]
+            time.sleep(WRITE_SECONDS)
+        namespace.kubectl("delete", "pod", pod)
+        until(f"{pod} to be ready", lambda: namespace.ready(pod), ROLLOUT_SECONDS)
+        tell(f"{namespace.found(results[0])} writes found again in {pod}")
+    with step("the single chart refuses a second replica"):
+        namespace.helm("upgrade", "one", SINGLE, "replicas=2", status=1)
+
+
+def show_state(namespace: Namespace) -> None:
+    """Print what helps to understand a failure, as far as it can be had."""
+    for words in (
+        ("get", "pods,pvc,jobs", "--output=wide"),
+        ("get", "events", "--sort-by=.lastTimestamp"),
+        (
+            "logs",
+            "--selector=app.kubernetes.io/name=conuredb",
+            "--all-containers",
+            "--tail=40",
+            "--prefix",
+        ),
+    ):
+        with contextlib.suppress(Failed):
+            print(namespace.kubectl(*words)[-8000:], file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
