@@ -43,22 +43,22 @@ return; a checkpoint's pages are written and synced outside of it.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
 import membership
+import shown
 import snapshots
 import wire
-from addresses import AddressBook
+from admission import Admission, Roads
 from backup import Backup, Facts
 from btree import BTree, Record
 from commands import Committed, Expire, Outcome, Transaction
@@ -150,22 +150,14 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Peers(Protocol):
+class Peers(Roads, Protocol):
     """The way to the other nodes: transport.py, or a simulated network. Nothing here blocks."""
-
-    def set_peers(self, peers: Mapping[str, str]) -> None:
-        """Tell where the others are: IDs and addresses."""
 
     def send(self, message: Message) -> None:
         """Send a message, if it can be."""
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         """Stream a state; ``snapshot_sent`` tells how that ended."""
-
-    def probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
-    ) -> None:
-        """Ask who is at an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +284,9 @@ class Node:
         self._shown = (self._raft.state, self._raft.leader_id)  # as last logged
 
         # The others.
-        self._book = AddressBook(self._raft.id)
+        self._admission = Admission(
+            self._raft, directory, peers, options.raft_address, options.http_address
+        )
         self._heard: float | None = None  # when a leader was heard last
         self._incoming: IncomingSnapshot | None = None
         self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
@@ -391,7 +385,8 @@ class Node:
                     self._options.raft_address,
                 )
             self._drive()
-            self._follow_addresses()
+            if self._is_working:
+                self._admission.follow_addresses()
             self._drive()
             failure = self._failure
         if failure is not None:
@@ -475,7 +470,7 @@ class Node:
             except ConureError as error:
                 self._finished.append(partial(reply, 0, len(commands), error))
                 return
-            self._hold([self._encode(command) for command in commands], reply)
+            self._hold(self._encode(commands), reply)
             self._propose()
             self._drive()
             if self._writes.held_bytes and not self._is_busy():  # any more
@@ -694,72 +689,19 @@ class Node:
     def status(self) -> dict[str, Any]:
         """Return what ``GET /status`` shows."""
         with self._lock:
-            raft = self._raft
-            leader = raft.configuration.get(raft.leader_id) if raft.leader_id else None
-            identity = self._directory.identity
-            return {
-                "node_id": raft.id,
-                "cluster_id": identity.cluster_id,
-                "is_leader": raft.state == State.LEADER,
-                "leader": leader.raft_address if leader else "",
-                "leader_id": raft.leader_id,
-                "leader_http": leader.http_address if leader else "",
-                "state": raft.state.value,
-                "member": raft.configuration.get(raft.id) is not None,
-                "role": identity.role,
-                "term": raft.term,
-                "commit_index": raft.commit_index,
-                "applied_index": self._store.applied_index,
-                "version": self._options.version,
-            }
+            return shown.status(
+                self._raft, self._store, self._directory.identity, self._options.version
+            )
 
     def members(self) -> dict[str, Any]:
         """Return what ``GET /raft/config`` shows."""
         with self._lock:
-            configuration = self._raft.configuration
-            leader = configuration.get(self._raft.leader_id)
-        return {
-            "leader": leader.raft_address if leader else "",
-            "servers": [
-                {
-                    "id": server.id,
-                    "address": server.raft_address,
-                    "suffrage": _shown_suffrage(server),
-                    "http_address": server.http_address,
-                    "role": server.role,
-                }
-                for server in configuration.servers
-            ],
-        }
+            return shown.members(self._raft)
 
     def raft_stats(self) -> dict[str, str]:
         """Return what ``GET /raft/stats`` shows: strings, with hashicorp/raft's keys."""
         with self._lock:
-            raft, configuration = self._raft, self._raft.configuration
-            snapshot = self._log.snapshot
-            members = [
-                {
-                    "ID": server.id,
-                    "Address": server.raft_address,
-                    "Suffrage": _shown_suffrage(server),
-                }
-                for server in configuration.servers
-            ]
-            facts = {
-                "state": raft.state.value.capitalize(),
-                "term": raft.term,
-                "last_log_index": self._log.last_index,
-                "last_log_term": self._log.last_term,
-                "commit_index": raft.commit_index,
-                "applied_index": self._store.applied_index,
-                "fsm_pending": raft.commit_index - self._store.applied_index,
-                "last_snapshot_index": snapshot.index,
-                "last_snapshot_term": snapshot.term,
-                "latest_configuration": json.dumps(members),
-                "last_contact": _shown_contact(self.last_contact()),
-                "num_peers": sum(voter != raft.id for voter in configuration.voters),
-            }
-        return {name: str(value) for name, value in facts.items()}
+            return shown.raft_stats(self._raft, self._log, self._store, self.last_contact())
 
     def liveness(self) -> tuple[str, bool, str]:
         """Tell whether this process can go on at all; no quorum is asked."""
@@ -806,40 +748,19 @@ class Node:
 
     def greeting(self) -> Greeting:
         """Return what this node says of itself to others."""
-        identity, options = self._directory.identity, self._options
-        return Greeting(
-            identity.node_id,
-            identity.cluster_id,
-            identity.incarnation,
-            identity.role,
-            options.raft_address,
-            options.http_address,
-        )
+        return self._admission.greeting()
 
     def admit(self, kind: str, to: str, peer: Greeting) -> None:
         """Decide on a node that has connected. Raises Refused (5)."""
         with self._lock:
             if not self._is_working:
                 raise Refused(f"node {self._raft.id} is stopping")
-            mine = self._directory.identity
-            if to != mine.node_id:
-                raise Refused(f"this is node {mine.node_id}, not {to}")
-            if peer.node_id == mine.node_id:
-                raise Refused(f"two nodes have the ID {mine.node_id}")
-            self._compare(peer, may_be_behind=self._raft.state is not State.LEADER)
-            known = self._raft.configuration.get(peer.node_id)
-            if kind == "probe" and (known is None or not mine.cluster_id or not peer.cluster_id):
-                return
-            if not peer.cluster_id:
-                raise Refused(f"{peer.node_id} belongs to no cluster")
-            self._meet(peer)
+            self._admission.admit(kind, to, peer)
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
         with self._lock:
-            if peer.node_id != expected_id:
-                raise Refused(f"the node at {peer.raft_address} is {peer.node_id}")
-            self._compare(peer, may_be_behind=self._raft.leader_id == expected_id)
+            self._admission.recognise(expected_id, peer)
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
@@ -850,10 +771,7 @@ class Node:
                     return
                 was_busy = self._is_busy()
                 try:
-                    sender = messages[0].sender
-                    if self._book.hear(sender):
-                        self._tell_peers()
-                    if self._shares_cluster_with(sender):
+                    if self._admission.hears(messages[0].sender):
                         for message in self._that_fit(messages):
                             self._step(message)
                 except Exception as error:  # noqa: BLE001 - a bug; see _drive
@@ -882,8 +800,7 @@ class Node:
         with self._lock:
             if self._is_working:
                 self._raft.report_unreachable(node_id)
-                if self._book.look_elsewhere(node_id):
-                    self._tell_peers()
+                self._admission.lose(node_id)
 
     def begin_snapshot(self, header: SnapshotHeader) -> IncomingSnapshot | None:
         """Prepare for a state that the leader wants to send; None if it isn't needed any more.
@@ -945,9 +862,8 @@ class Node:
                     if self._raft.state is State.LEADER:
                         self._tick_leading()
                     elif self._ticks % CALL_OUT_TICKS == 0:
-                        self._call_out()
-                    if self._book.forget(now):
-                        self._tell_peers()
+                        self._admission.call_out()
+                    self._admission.forget(now)
                     self._propose()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
@@ -1002,8 +918,7 @@ class Node:
         if ready.hard_state is not None:
             raft_log.set_hard_state(ready.hard_state)
         if ready.configuration is not None:
-            self._book.adopt(ready.configuration, self._clock())
-            self._tell_peers()
+            self._admission.adopt(ready.configuration, self._clock())
         for message in ready.messages:
             if message.type is MessageType.SNAPSHOT:
                 self._send_snapshot(message)
@@ -1023,11 +938,17 @@ class Node:
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
 
-    def _encode(self, command: Command) -> bytes:
-        if isinstance(command, Transaction):
-            return wire.encode_transaction(command._replace(time=self._time()))
-        key, value = command
-        return wire.encode_delete(key) if value is None else wire.encode_put(key, value)
+    def _encode(self, commands: Sequence[Command]) -> list[bytes]:
+        put, delete = wire.encode_put, wire.encode_delete
+        encoded = []
+        for command in commands:
+            if isinstance(command, Transaction):
+                stamped = command._replace(time=self._time())
+                encoded.append(wire.encode_transaction(stamped))
+            else:
+                key, value = command
+                encoded.append(delete(key) if value is None else put(key, value))
+        return encoded
 
     def _time(self) -> int:
         """Return the leader's time, in milliseconds since the Unix epoch."""
@@ -1088,21 +1009,6 @@ class Node:
         for context in ready.lost_reads:
             if isinstance(context, Read):
                 self._finished += self._reads.lost(context, self._not_leader())
-
-    def _shares_cluster_with(self, node_id: str) -> bool:
-        """Tell whether an admitted node is of this cluster.
-
-        A node of none becomes one of the cluster whose member first sends it a message: that one
-        has recognised it, where others may have taken it for whoever had its name before.
-        """
-        mine, peer = self._directory.identity, self._book.met(node_id)
-        if peer is None:
-            return mine.cluster_id != ""
-        if not mine.cluster_id:
-            self._directory.join_cluster(peer.cluster_id)
-            log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
-            return True
-        return peer.cluster_id == mine.cluster_id
 
     def _that_fit(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return the messages without those whose entries the log has no room for (3)."""
@@ -1293,77 +1199,13 @@ class Node:
             else:
                 with self._lock:
                     if self._is_working and found.cluster_id:
-                        self._meet(found)
+                        self._admission.meet(found)
         reply(refusal)
-
-    def _tell_peers(self) -> None:
-        """Tell the transport where everybody is, by what is known now."""
-        self._peers.set_peers(self._book.addresses())
-
-    def _meet(self, peer: Greeting) -> None:
-        if self._book.meet(peer):
-            self._tell_peers()
-
-    def _call_out(self) -> None:
-        """Tell the others where this node is, if nobody leads and they don't know: who isn't
-        written to and doesn't campaign, as an arbiter, would never be found otherwise."""
-        configuration, raft = self._raft.configuration, self._raft
-        known = configuration.get(raft.id)
-        if raft.leader_id or known is None or known.raft_address == self._options.raft_address:
-            return
-        for node_id, address in self._book.addresses().items():
-            self._peers.probe(address, node_id, lambda _: None)
-
-    def _compare(self, peer: Greeting, *, may_be_behind: bool) -> None:
-        """Raise Refused for a node that isn't the one it says it is, as far as is known here.
-
-        Where this node may be behind, it can't tell a wiped disk from a member that was admitted
-        again since: then who speaks to it is believed, and whom it follows is answered. A wiped
-        node is refused by who leads, and is asked for votes by nobody.
-        """
-        mine = self._directory.identity
-        if mine.cluster_id and peer.cluster_id and mine.cluster_id != peer.cluster_id:
-            raise Refused(
-                f"{peer.node_id} belongs to cluster {peer.cluster_id}, "
-                f"{mine.node_id} to cluster {mine.cluster_id}"
-            )
-        known = self._raft.configuration.get(peer.node_id)
-        is_known = known is None or known.incarnation in ("", peer.incarnation)
-        if not is_known and not may_be_behind:
-            raise Refused(
-                f"{peer.node_id} is a member with another data directory; if this one lost its "
-                f"disk, remove {peer.node_id} from the cluster before it joins again"
-            )
-
-    def _follow_addresses(self) -> None:
-        """Let a configuration entry follow for each member that is at another address now."""
-        if self._raft.state is not State.LEADER or not self._is_working:
-            return
-        configuration = self._raft.configuration
-        for greeting in (self.greeting(), *self._book.greetings()):
-            known = configuration.get(greeting.node_id)
-            if known is None:
-                continue
-            here = replace(
-                known, raft_address=greeting.raft_address, http_address=greeting.http_address
-            )
-            if here == known:
-                continue
-            try:
-                self._raft.add_learner(here)  # of a member it changes the addresses only
-            except Conflict as error:  # another member has it, which may be about to move
-                log.debug("the new address of %s has to wait: %s", here.id, error)
-                continue
-            except Unavailable as error:
-                log.debug("the new address of %s has to wait: %s", here.id, error)
-            else:
-                log.info("node %s is reached at %s now", here.id, here.raft_address)
-            return  # one at a time (R4)
 
     # -- what a leader does in time; under the lock ----------------------------------------------
 
     def _tick_leading(self) -> None:
-        self._follow_addresses()
+        self._admission.follow_addresses()
         self._expire()
         if self._options.read_mode == "lease" and not self._raft.has_handed_over:
             self._raft.read_index(_LeaseProbe(self._raft.term, self._clock()))
@@ -1604,16 +1446,6 @@ def _open_tree(fs: FileSystem, directory: DataDirectory, options: NodeOptions) -
     return BTree.open(
         fs, directory.database_path, page_size=options.page_size, cache_bytes=options.cache_bytes
     )
-
-
-def _shown_suffrage(server: Server) -> str:
-    return "voter" if server.suffrage == "voter" else "nonvoter"
-
-
-def _shown_contact(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    return f"{seconds * 1000:.0f}ms" if seconds else "0"
 
 
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:

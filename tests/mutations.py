@@ -330,8 +330,8 @@ MUTATIONS = [
     Mutation(
         "a write is acknowledged although another one took its place",
         "waiting.py",
-        "error = None if entries[index - first].term == batch.term else lost",
-        "error = None",
+        "ended = outcomes if is_its_own else lost",
+        "ended = outcomes",
         NODE_TESTS,
     ),
     Mutation(
@@ -343,7 +343,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a member that lost its disk is spoken to",
-        "node.py",
+        "admission.py",
         "if not is_known and not may_be_behind:",
         "if not is_known and False:",
         NODE_TESTS,

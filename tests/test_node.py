@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import node as node_module
+from commands import Committed
 from errors import (
     Conflict,
     ConureError,
@@ -36,6 +37,7 @@ from fileio import FileSystem, OsFileSystem
 from metrics import Registry
 from node import Node, NodeOptions
 from raft import Message, Raft
+from tests.answers import outcomes_of, value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.process import wait_until
 from transport import Greeting, Outgoing
@@ -120,15 +122,7 @@ def check(node: Node) -> None:
 
 def write(node: Node, *commands: Command) -> list[ConureError | None]:
     """Write, and return how each command ended; each has to be answered exactly once."""
-    outcomes: list[ConureError | str | None] = ["unanswered"] * len(commands)
-
-    def reply(start: int, stop: int, error: ConureError | None) -> None:
-        assert 0 <= start < stop <= len(commands)
-        for position in range(start, stop):
-            assert outcomes[position] == "unanswered"
-            outcomes[position] = error
-
-    node.write(commands, reply)
+    outcomes = outcomes_of(node.write, commands)
     answered = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     assert len(answered) == len(commands)
     return answered
@@ -174,7 +168,7 @@ class Ledger:
                 self.refused += 1
 
     def verify(self, node: Node) -> None:
-        found = {key: node.get(key) for key in self.possible}
+        found = {key: value_of(node, key) for key in self.possible}
         for key, value in found.items():
             assert value in self.possible[key], (key, value, self.possible[key])
             self.possible[key] = [value]
@@ -402,7 +396,7 @@ def test_a_write_that_finds_no_room_in_the_log_is_refused_whole() -> None:
         first, second = write(node, (b"k", b"new"), (b"large", bytes(100_000)))
         assert isinstance(first, DiskFull)
         assert isinstance(second, DiskFull)
-        assert (node.get(b"k"), node.get(b"large")) == (b"old", None)
+        assert (value_of(node, b"k"), value_of(node, b"large")) == (b"old", None)
         assert node.status()["commit_index"] == last
         assert write(node, (b"k", b"small")) == [None]  # there is room for this one
         fs.set_capacity(None)
@@ -420,7 +414,7 @@ def test_a_checkpoint_without_room_stops_writes_until_there_is_some() -> None:
         assert "writes are refused" in found_by(node, "disk")
         assert all(ok for _, ok, _ in node.readiness())  # reads go on
         assert confirm(node) == [None]
-        assert node.get(b"7") == bytes(400)
+        assert value_of(node, b"7") == bytes(400)
         fs.set_capacity(None)
         node._upkeep._prepare_again_at = 0.0  # what a second of waiting would do
         checkpoint(node)
@@ -453,7 +447,7 @@ def test_a_full_log_is_cut_so_that_writes_go_on() -> None:
                 if refused == 3:
                     break
         assert refused == 3
-        assert node.get(b"k") is not None
+        assert value_of(node, b"k") is not None
 
 
 def test_a_shortage_is_told_once_and_shown_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
@@ -478,7 +472,7 @@ def test_a_write_that_is_not_committed_in_time_is_of_unknown_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with started(CrashFileSystem(), write_timeout=0.05) as node:
-        answers: list[tuple[int, int, ConureError | None]] = []
+        answers: list[tuple[int, int, Committed | ConureError]] = []
         with monkeypatch.context() as stuck:
             stuck.setattr(Raft, "ready", lambda _: None)
             node.write([(b"a", b"1"), (b"b", b"2")], lambda *answer: answers.append(answer))
@@ -488,7 +482,7 @@ def test_a_write_that_is_not_committed_in_time_is_of_unknown_outcome(
         assert (start, stop) == (0, 2)
         assert isinstance(error, OutcomeUnknown)
         assert write(node, (b"c", b"3")) == [None]
-        assert node.get(b"a") == b"1"  # it was committed after all, and is answered only once
+        assert value_of(node, b"a") == b"1"  # it was committed after all, and is answered only once
         assert len(answers) == 1
 
 
@@ -506,13 +500,13 @@ def test_a_read_that_is_not_confirmed_in_time_may_be_repeated(
 
 
 def test_a_stop_answers_whoever_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: list[ConureError | None] = []
+    answers: list[object] = []
     fs = CrashFileSystem()
     node = open_node(fs)
     node.start()
     with monkeypatch.context() as stuck:
         stuck.setattr(Raft, "ready", lambda _: None)
-        node.write([(b"a", b"1")], lambda start, stop, error: answers.append(error))
+        node.write([(b"a", b"1")], lambda start, stop, ended: answers.append(ended))
         stuck.setattr(Raft, "read_index", lambda *_: None)
         node.confirm_read(answers.append)
         node.stop()
@@ -537,7 +531,7 @@ def test_a_failed_disk_is_told_to_everybody_and_final() -> None:
     assert isinstance(refusal, Unavailable)
     assert isinstance(confirm(node)[0], Unavailable)
     with pytest.raises(Unavailable):
-        node.get(b"k")
+        value_of(node, b"k")
     before = fs.calls
     node.stop()
     assert fs.calls == before  # nothing is written any more (S6)
@@ -565,7 +559,7 @@ def test_a_start_applies_what_no_checkpoint_holds() -> None:
     checkpoint(node)
     write(node, (b"behind", b"2"), (b"before", None))
     with started(fs.after_crash("dropped")) as again:
-        assert (again.get(b"before"), again.get(b"behind")) == (None, b"2")
+        assert (value_of(again, b"before"), value_of(again, b"behind")) == (None, b"2")
         assert again.status()["term"] == node.status()["term"] + 1
     node.stop()
 
@@ -586,7 +580,7 @@ def test_a_node_that_was_not_told_to_begin_waits() -> None:
         (refusal,) = write(node, (b"k", b"v"))
         assert isinstance(refusal, NotLeader)
         assert isinstance(confirm(node)[0], NotLeader)
-        assert node.get(b"k") is None
+        assert value_of(node, b"k") is None
         assert node.members() == {"leader": "", "servers": []}
         assert node.status()["cluster_id"] == ""
         assert not all(ok for _, ok, _ in node.readiness())
@@ -597,7 +591,7 @@ def test_a_node_that_was_not_told_to_begin_waits() -> None:
         assert cluster
     with started(fs, bootstrap=True) as node:
         assert node.status()["cluster_id"] == cluster
-        assert node.get(b"k") == b"v"
+        assert value_of(node, b"k") == b"v"
 
 
 def test_a_node_that_moved_says_so_once() -> None:
@@ -734,7 +728,7 @@ def test_checkpoints_run_beside_writes_and_reads(tmp_path: Path) -> None:
                 key = b"%b%d" % (name, number % 50)
                 if write(node, (key, b"%d" % number)) != [None] or confirm(node) != [None]:
                     wrong.append(key)
-                if node.get(key) != b"%d" % number:
+                if value_of(node, key) != b"%d" % number:
                     wrong.append(key)
 
         threads = [threading.Thread(target=work, args=(name,)) for name in (b"a", b"b", b"c")]
@@ -746,7 +740,7 @@ def test_checkpoints_run_beside_writes_and_reads(tmp_path: Path) -> None:
         wait_until(lambda: int(node.raft_stats()["last_snapshot_index"]) > 100)
     with started(fs, **changes) as node:
         for name in (b"a", b"b", b"c"):
-            assert all(node.get(b"%b%d" % (name, n)) == b"%d" % (n + 100) for n in range(50))
+            assert all(value_of(node, b"%b%d" % (name, n)) == b"%d" % (n + 100) for n in range(50))
 
 
 def test_writers_are_slowed_while_changed_pages_take_too_much(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from commands import Committed
 from errors import (
     Conflict,
     ConureError,
@@ -28,6 +29,7 @@ from errors import (
 from metrics import Registry
 from node import TICK, Node, NodeOptions
 from raft import Message, MessageType, SnapshotMeta, State
+from tests.answers import Ended, outcomes_of, value_of
 from tests.crashfs import CrashFileSystem
 from transport import Greeting, Incoming, Outgoing, Refused, SnapshotHeader
 
@@ -212,17 +214,9 @@ def cluster(*others: str, **changes: Any) -> Lab:
     return lab
 
 
-def begin(node: Node, *commands: Command) -> list[ConureError | str | None]:
+def begin(node: Node, *commands: Command) -> list[Ended]:
     """Write without waiting; the list fills with how each command ended, once each."""
-    outcomes: list[ConureError | str | None] = ["unanswered"] * len(commands)
-
-    def reply(start: int, stop: int, error: ConureError | None) -> None:
-        for position in range(start, stop):
-            assert outcomes[position] == "unanswered"
-            outcomes[position] = error
-
-    node.write(commands, reply)
-    return outcomes
+    return outcomes_of(node.write, commands)
 
 
 def put(lab: Lab, key: bytes, value: bytes) -> None:
@@ -249,7 +243,7 @@ def test_three_nodes_join_replicate_and_agree() -> None:
     put(lab, b"k", b"v")
     lab.tick(5)
     assert suffrages(lab["n3"]) == {"n1": "voter", "n2": "voter", "n3": "voter"}
-    assert [lab[n].get(b"k") for n in ("n1", "n2", "n3")] == [b"v"] * 3
+    assert [value_of(lab[n], b"k") for n in ("n1", "n2", "n3")] == [b"v"] * 3
     assert len({node._store.digest for node in lab.nodes.values()}) == 1
     assert len({node._directory.identity.cluster_id for node in lab.nodes.values()}) == 1
 
@@ -299,7 +293,7 @@ def test_an_arbiter_holds_no_data_and_keeps_two_data_nodes_writable() -> None:
     assert lab.join("a", role="arbiter") is None
     put(lab, b"k", b"v")
     with pytest.raises(NotLeader):
-        lab["a"].get(b"k")
+        value_of(lab["a"], b"k")
     assert len(lab["a"]._store.tree) == 0
     lab.stop("n2")
     put(lab, b"k", b"w")
@@ -323,7 +317,7 @@ def test_a_wiped_disk_is_refused_until_the_member_is_removed() -> None:
     assert lab.remove("n3") is None
     assert lab.join("n3") is None
     lab.tick(5)
-    assert lab["n3"].get(b"k") == b"v"
+    assert value_of(lab["n3"], b"k") == b"v"
 
 
 def test_who_is_behind_follows_a_leader_that_was_admitted_again_meanwhile() -> None:
@@ -341,7 +335,7 @@ def test_who_is_behind_follows_a_leader_that_was_admitted_again_meanwhile() -> N
     put(lab, b"k", b"v")
     lab.add("n3")
     lab.tick(40)
-    assert lab["n3"].get(b"k") == b"v"
+    assert value_of(lab["n3"], b"k") == b"v"
 
 
 def test_a_member_that_moved_is_found_and_one_entry_follows() -> None:
@@ -355,7 +349,7 @@ def test_a_member_that_moved_is_found_and_one_entry_follows() -> None:
     assert (server.raft_address, server.http_address) == ("elsewhere:7001", "http://elsewhere:8081")
     put(lab, b"k", b"v")
     lab.tick(5)
-    assert lab["n3"].get(b"k") == b"v"
+    assert value_of(lab["n3"], b"k") == b"v"
     log = lab["n1"]._log
     entries = log.entries(last + 1, log.last_index + 1, 1 << 20)
     assert sum(entry.kind == 2 for entry in entries) == 1
@@ -420,7 +414,7 @@ def test_a_member_that_comes_back_at_once_is_found_at_its_new_address() -> None:
     assert answers == [None]
     assert suffrages(lab["n1"])["n3"] == "voter"
     lab.tick(30)
-    assert lab["n3"].get(b"k") == b"v"
+    assert value_of(lab["n3"], b"k") == b"v"
     member = lab["n1"]._members.get("n3")
     assert member is not None
     assert member.raft_address == "elsewhere:7001"
@@ -528,7 +522,7 @@ def test_a_write_that_another_leader_commits_is_acknowledged_by_the_old_one() ->
     lab.cut.clear()
     lab.tick_until(lambda: pending != ["unanswered"])
     assert pending == [None]
-    assert lab["n1"].get(b"k") == b"w"
+    assert value_of(lab["n1"], b"k") == b"w"
 
 
 def test_a_write_that_was_overwritten_is_refused_and_may_be_tried_again() -> None:
@@ -542,8 +536,8 @@ def test_a_write_that_was_overwritten_is_refused_and_may_be_tried_again() -> Non
     lab.tick_until(lambda: "unanswered" not in lost)
     assert [type(error) for error in lost] == [Unavailable, Unavailable]
     lab.tick(5)
-    assert lab["n1"].get(b"k") == b"kept"
-    assert lab["n1"].get(b"l") is None
+    assert value_of(lab["n1"], b"k") == b"kept"
+    assert value_of(lab["n1"], b"l") is None
 
 
 def paused(lab: Lab) -> list[Callable[[], None]]:
@@ -575,7 +569,7 @@ def test_writes_gather_while_others_wait_and_need_no_tick() -> None:
     lab.settle()  # time stands still
     assert outcomes == [[None]] * 4
     assert sizes == [1, 3]
-    assert lab["n1"].get(b"k") == b"3"
+    assert value_of(lab["n1"], b"k") == b"3"
     outcomes = [begin(lab["n1"], (b"k", b"4"))]
     lab.settle()
     assert (outcomes, sizes) == ([[None]], [1, 3, 1])
@@ -618,14 +612,14 @@ def test_a_read_does_not_wait_for_writes_that_are_held_back() -> None:
     answers = read(lab["n1"])
     lab.settle()
     assert answers == [None]
-    assert lab["n1"].get(b"k") == b"1"
+    assert value_of(lab["n1"], b"k") == b"1"
     assert outcomes == [[None], ["unanswered"]]
 
 
 def test_a_reply_that_raises_does_not_hold_up_the_writes_after_it() -> None:
     lab = cluster("n2", "n3")
 
-    def reply(start: int, stop: int, error: ConureError | None) -> None:
+    def reply(start: int, stop: int, ended: Committed | ConureError) -> None:
         raise RuntimeError("boom")
 
     lab["n1"].write([(b"k", b"v")], reply)
@@ -709,11 +703,8 @@ def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -
         lab.disks["n1"].set_capacity(lab.disks["n1"].used_bytes())
         expected = DiskFull
     elif end == "failure":
-        with node._lock:
+        with node._turn:
             node._fail(CorruptionError("conure.db", 0, "it is torn"))
-            finished = node._take_finished()
-        for reply in finished:
-            reply()
         assert isinstance(proposed[0], OutcomeUnknown)
     else:
         lab.stop("n1")
@@ -778,7 +769,7 @@ def test_a_lease_is_void_when_a_leader_that_was_removed_hands_over() -> None:
     lab = cluster("n2", "n3", read_mode="lease")
     lab.tick(3)
     assert lab["n1"]._holds_lease()
-    lab["n1"].remove("n1", force=False, reply=lambda _: None)
+    lab["n1"].remove("n1", force=True, reply=lambda _: None)
     while "n1" in suffrages(lab["n1"]) or lab["n1"]._raft.commit_index < lab["n1"]._raft.last_index:
         sender, address, message = lab.under_way.popleft()
         receiver = lab.at(address)
@@ -798,7 +789,7 @@ def test_a_replica_that_differs_stops_and_stays_stopped() -> None:
     lab.tick_until(lambda: "n3" in lab.failed)
     assert isinstance(lab["n3"]._failure, Diverged)
     with pytest.raises(Unavailable):
-        lab["n3"].get(b"k")
+        value_of(lab["n3"], b"k")
     put(lab, b"k", b"w")
     lab.stop("n3")
     with pytest.raises(ForeignDirectory, match="let it join again"):
@@ -893,7 +884,7 @@ def test_a_node_that_was_away_for_long_gets_the_whole_state() -> None:
     lab.tick(5)
     lab.stop("n3")
     lab.add("n3")
-    assert lab["n3"].get(b"05") == b"45"
+    assert value_of(lab["n3"], b"05") == b"45"
 
 
 def test_an_arbiter_that_was_away_for_long_begins_behind_the_cut() -> None:
@@ -941,7 +932,7 @@ def test_a_state_that_no_leader_sends_is_dropped() -> None:
     assert staged(lab, "n2") == []
     put(lab, b"k", b"w")
     lab.tick(3)
-    assert lab["n2"].get(b"k") == b"w"
+    assert value_of(lab["n2"], b"k") == b"w"
 
 
 def staged(lab: Lab, node_id: str) -> list[str]:
@@ -1064,11 +1055,11 @@ def test_a_follower_without_room_for_entries_goes_on_when_there_is_some() -> Non
         put(lab, b"k%d" % number, b"v" * 1000)
     lab.tick(5)
     assert lab.failed == set()
-    assert lab["n3"].get(b"k19") is None
-    assert lab["n3"].get(b"k0") is not None
+    assert value_of(lab["n3"], b"k19") is None
+    assert value_of(lab["n3"], b"k0") is not None
     lab.disks["n3"].set_capacity(None)
     lab.tick(20)
-    assert lab["n3"].get(b"k19") == b"v" * 1000
+    assert value_of(lab["n3"], b"k19") == b"v" * 1000
 
 
 def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from commands import Committed, Outcome
 from errors import ConureError, OutcomeUnknown, Unavailable
 from raft import COMMAND, Entry
 from waiting import Held, Read, Reads, Writes
@@ -14,11 +15,13 @@ Outcomes = list[type[ConureError] | str | None]
 def waiting(writes: Writes, term: int, first: int, count: int, deadline: float = 9.0) -> Outcomes:
     outcomes: Outcomes = ["unanswered"] * count
 
-    def reply(start: int, stop: int, error: ConureError | None) -> None:
+    def reply(start: int, stop: int, ended: Committed | ConureError) -> None:
         assert 0 <= start < stop <= count
+        if isinstance(ended, Committed):
+            assert ended.first == first
         for position in range(start, stop):
             assert outcomes[position] == "unanswered"
-            outcomes[position] = None if error is None else type(error)
+            outcomes[position] = None if isinstance(ended, Committed) else type(ended)
 
     writes.add(term, first, count, reply, deadline)
     return outcomes
@@ -27,10 +30,10 @@ def waiting(writes: Writes, term: int, first: int, count: int, deadline: float =
 def held(writes: Writes, *commands: bytes, deadline: float = 9.0) -> list[ConureError]:
     errors: list[ConureError] = []
 
-    def reply(start: int, stop: int, error: ConureError | None) -> None:
+    def reply(start: int, stop: int, ended: Committed | ConureError) -> None:
         assert (start, stop) == (0, len(commands))
-        assert error is not None
-        errors.append(error)
+        assert isinstance(ended, ConureError)
+        errors.append(ended)
 
     writes.hold(Held(list(commands), reply, deadline))
     return errors
@@ -48,20 +51,36 @@ def entries(first: int, *terms: int) -> list[Entry]:
 def test_a_batch_is_answered_as_far_as_it_is_applied() -> None:
     writes = Writes()
     first, second = waiting(writes, 2, 5, 3), waiting(writes, 2, 8, 1)
-    run(writes.applied(entries(5, 2, 2)))
+    run(writes.applied(entries(5, 2, 2), {}))
     assert first == [None, None, "unanswered"]
-    run(writes.applied(entries(7, 2, 2)))
+    run(writes.applied(entries(7, 2, 2), {}))
     assert (first, second) == ([None] * 3, [None])
     assert not writes
+
+
+def test_what_came_of_transactions_goes_to_their_batch_and_none_other() -> None:
+    writes = Writes()
+    told: list[tuple[int, int, Committed | ConureError]] = []
+    writes.add(2, 5, 2, lambda *answer: told.append(answer), 9.0)
+    writes.add(2, 7, 1, lambda *answer: told.append(answer), 9.0)
+    lost = waiting(writes, 3, 8, 1)
+    outcomes = {6: Outcome(6, True), 7: Outcome(7, False), 8: Outcome(8, True)}
+    run(writes.applied(entries(5, 2, 2, 2, 4), outcomes))
+    assert [
+        (start, stop, ended.first, ended.outcomes.get(ended.first + start))
+        for start, stop, ended in told
+        if isinstance(ended, Committed)
+    ] == [(0, 1, 5, None), (1, 2, 5, outcomes[6]), (0, 1, 7, outcomes[7])]
+    assert lost == [Unavailable]  # though something was done at its index
 
 
 def test_what_another_leader_put_in_its_place_tells_what_was_lost() -> None:
     writes = Writes()
     mixed, later = waiting(writes, 2, 5, 3), waiting(writes, 2, 8, 2)
-    run(writes.applied(entries(5, 2, 2, 3)))
+    run(writes.applied(entries(5, 2, 2, 3), {}))
     assert mixed == [None, None, Unavailable]
     assert later == ["unanswered"] * 2
-    run(writes.applied(entries(8, 3, 3)))
+    run(writes.applied(entries(8, 3, 3), {}))
     assert later == [Unavailable] * 2
 
 
@@ -69,16 +88,16 @@ def test_an_old_slice_says_nothing_good_of_a_later_write_at_its_index() -> None:
     """Elected again, the node has proposed where it had proposed before, and lost again."""
     writes = Writes()
     old, later = waiting(writes, 1, 10, 11), waiting(writes, 3, 12, 1)
-    run(writes.applied(entries(10, *[1] * 11)))
+    run(writes.applied(entries(10, *[1] * 11), {}))
     assert (old, later) == ([None] * 11, [Unavailable])
 
 
 def test_a_batch_of_a_later_term_waits_for_its_own_entries() -> None:
     writes = Writes()
     lost, kept = waiting(writes, 2, 5, 1), waiting(writes, 4, 7, 1)
-    run(writes.applied(entries(5, 3, 4)))
+    run(writes.applied(entries(5, 3, 4), {}))
     assert (lost, kept) == ([Unavailable], ["unanswered"])
-    run(writes.applied(entries(7, 4)))
+    run(writes.applied(entries(7, 4), {}))
     assert kept == [None]
 
 
@@ -117,7 +136,7 @@ def test_of_what_is_held_back_it_is_known_that_it_did_not_happen() -> None:
     assert proposed == [OutcomeUnknown]
     assert [type(error) for error in late] == [Unavailable]
     assert writes.held_bytes == 2
-    run(writes.skipped(99) + writes.applied(entries(5, 3)))
+    run(writes.skipped(99) + writes.applied(entries(5, 3), {}))
     assert ended == []
     run(writes.ended(OutcomeUnknown("it may have happened")))
     assert [type(error) for error in ended] == [Unavailable]
