@@ -27,6 +27,7 @@ How the figures are made comparable:
 ``pipeline``        clients of our own: a pipelined loader and one that keeps a steady pace
 ``engines``         the B-tree, sqlite3 and LMDB behind one interface, each in its own process
 ``http_part``       one node: throughput and latency over HTTP
+``features_part``   one node: ranges, batches, conditional writes, watches
 ``btree_part``      the storage engine in process
 ``restart_part``    kill -9 under load, and the time until the node serves again
 ``checkpoint_part`` what a checkpoint costs the writes beside it

@@ -12,6 +12,7 @@ from bench import (
     checkpoint_part,
     cluster_part,
     failover_part,
+    features_part,
     http_part,
     join_part,
     restart_part,
@@ -24,6 +25,7 @@ from bench.workspace import BenchError, Workspace, note, raise_file_limit
 _PARTS = {
     "http": http_part.run,
     "btree": btree_part.run,
+    "features": features_part.run,
     "restart": restart_part.run,
     "checkpoint": checkpoint_part.run,
     "cluster": cluster_part.run,
