@@ -97,10 +97,14 @@ class Delete(NamedTuple):
 
 
 class DeleteRange(NamedTuple):
-    """Remove all keys from *start* up to but not including *end*; None: without end."""
+    """Remove all keys from *start* up to but not including *end*; None: without end.
+
+    Refused if there are more than *limit*, unless that is 0.
+    """
 
     start: bytes
     end: bytes | None
+    limit: int = 0
 
 
 class Get(NamedTuple):
@@ -237,6 +241,7 @@ class Refusal(IntEnum):
     HELD_BY_ANOTHER = 5
     NOT_THE_HOLDER = 6
     KEY_REUSED = 7  # the idempotency key, for another request
+    TOO_MANY_KEYS = 8
 
 
 class EventKind(IntEnum):

@@ -209,7 +209,10 @@ class _Turn:
         finished, node._finished = node._finished, []
         node._lock.release()
         for reply in finished:
-            reply()
+            try:
+                reply()
+            except Exception:  # one of them is no reason for the others to wait for ever
+                log.exception("an answer failed")
 
 
 class Node:
@@ -281,6 +284,7 @@ class Node:
         self._is_working = True  # until it fails or is stopped
         self._stopping = False
         self._was_removed = False
+        self._left_to: Server | None = None  # who led when this node was removed
         self._shown = (self._raft.state, self._raft.leader_id)  # as last logged
 
         # The others.
@@ -484,7 +488,7 @@ class Node:
         """Call *reply* once everything acknowledged before now is in the local state (R6)."""
         with self._turn:
             try:
-                self._refuse_if_failed()
+                self._refuse_if_not_leading()
                 read = Read(reply, self._clock() + self._options.barrier_timeout)
                 if self._holds_lease():
                     read.index = self._raft.commit_index
@@ -1064,9 +1068,10 @@ class Node:
         self._members = members
         if was_member and members.get(self._raft.id) is None:
             self._was_removed = True
+            self._left_to = members.get(self._raft.leader_id)
             log.warning("node %s was removed from the cluster", self._raft.id)
         elif members.get(self._raft.id) is not None:
-            self._was_removed = False
+            self._was_removed, self._left_to = False, None
 
     def _must_brake(self) -> bool:
         return self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
@@ -1099,7 +1104,8 @@ class Node:
             raise self._not_leader()
 
     def _not_leader(self) -> NotLeader:
-        leader = self._raft.configuration.get(self._raft.leader_id)
+        # One that was removed hears from nobody; as long as it runs it leads its clients on.
+        leader = self._raft.configuration.get(self._raft.leader_id) or self._left_to
         if leader is None or leader.id == self._raft.id:
             return NotLeader()
         return NotLeader(leader.raft_address, leader.id, leader.http_address)

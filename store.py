@@ -92,13 +92,26 @@ from raft import COMMAND, CONFIG, Entry, SnapshotMeta
 if TYPE_CHECKING:
     from btree import Checkpoint as TreeCheckpoint
 
-__all__ = ["MARK_EVERY", "Change", "Checkpoint", "Holder", "PinnedState", "Session", "Store"]
+__all__ = [
+    "MARK_EVERY",
+    "READ_BYTES",
+    "Change",
+    "Checkpoint",
+    "Holder",
+    "PinnedState",
+    "Session",
+    "Store",
+]
 
 MARK_EVERY = 1024
 """The digest is remembered at each index that is a multiple of this."""
 
 LAST_TIME: Final = (1 << 63) - 1
 """No time is later than this one, in milliseconds since the Unix epoch."""
+
+READ_BYTES: Final = 8 << 20
+"""What the reads of one transaction return, about; every node holds it in memory, and with an
+idempotency key it becomes one record. The value that goes beyond it is the last one."""
 
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
@@ -221,6 +234,7 @@ class Store:
     _saved: bytes  # the record of the clock, b"" before there is one
     _own: int  # records that are neither a user's nor that one
     _due: int | None  # when the next record expires; None: to be looked up
+    _room: int  # bytes that the present transaction may still read
 
     def __init__(self, tree: BTree, configuration: bytes) -> None:
         self.keeps_events = False
@@ -231,8 +245,8 @@ class Store:
         """Apply committed entries, which follow the applied index.
 
         Returns how the transactions among them ended, by their indexes. All of a transaction
-        happens under one hold of the lock, and neither what its ranges read nor what they delete
-        is bounded here: to delete a million keys takes some 5 seconds, and their memory.
+        happens under one hold of the lock. What it reads is bounded (READ_BYTES), what it deletes
+        isn't: a million keys take some 5 seconds, and their memory.
 
         Raises CorruptionError for a command that can't be read, and what the tree raises; the
         node ends then, since it can neither skip the entry nor go on without it.
@@ -419,11 +433,12 @@ class Store:
         for operation in branch:
             refusal = self._judge(operation)
             if refusal:
-                refused_key = getattr(operation, "key", b"")
+                refused_key = getattr(operation, "key", b"")  # a range and a session have none
                 return Outcome(revision, False, (), refusal, refused_key)
         current = 0
         if unmet is not None and (record := self.get(unmet.key)) is not None:
             current = record.mod_revision
+        self._room = READ_BYTES
         results: list[Result] = []
         for operation in branch:
             # One that an operation before it has made impossible does nothing: two of them wrote
@@ -452,6 +467,10 @@ class Store:
                 return _sum(self.get(operation.key), operation.by)[0]
             case Touch(key) if self.get(key) is None:
                 return Refusal.KEY_NOT_FOUND
+            case DeleteRange(start, end, limit) if limit:
+                keys = islice(self.tree.scan(*_bounds(start, end)), _one_more(limit))
+                if sum(1 for _ in keys) > limit:
+                    return Refusal.TOO_MANY_KEYS
             case RenewSession(session) | EndSession(session) | Acquire(_, session, _) if (
                 self.tree.get(_SESSION + session) is None
             ):
@@ -487,17 +506,25 @@ class Store:
 
     def _get(self, operation: Get, _: int) -> Result:
         record = self.get(operation.key)
-        return Result(1, items=(Item(operation.key, *record),)) if record else Result()
+        if record is None:
+            return Result()
+        item = Item(operation.key, *record)
+        if self._room <= 0:
+            return Result(1, True, (item._replace(value=None),))
+        self._room -= len(record.value)
+        return Result(1, items=(item,))
 
     def _range(self, operation: Range, _: int) -> Result:
         start, end, limit, reverse, keys_only = operation
-        found = self.tree.scan(*_bounds(start, end), reverse=reverse)
-        rows = list(islice(found, _one_more(limit)))
-        items = [
-            Item(key[1:], None if keys_only else record.value, *record[1:])
-            for key, record in rows[:limit]
-        ]
-        return Result(len(items), len(rows) > limit, tuple(items))
+        items: list[Item] = []
+        more = False
+        for key, record in self.tree.scan(*_bounds(start, end), reverse=reverse):
+            more = len(items) == limit or self._room <= 0
+            if more:
+                break
+            items.append(Item(key[1:], None if keys_only else record.value, *record[1:]))
+            self._room -= len(key) + len(record.value)  # which was read, if only to be left out
+        return Result(len(items), more, tuple(items))
 
     def _increment(self, operation: Increment, revision: int) -> Result:
         key, by = operation

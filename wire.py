@@ -49,7 +49,7 @@ decoder takes any bytes at all: it returns what an encoder was given or raises
     kind                flags               number  session  key    value
      1  put             1 keep_ttl          ttl              key    value
      2  delete                                               key
-     3  delete range    1 has an end                         start  end
+     3  delete range    1 has an end        limit            start  end
      4  get                                                  key
      5  range           1 has an end,       limit            start  end
                         2 reverse,
@@ -430,8 +430,8 @@ def _fields(  # noqa: C901 - there is a case for each kind
             return 1, 1 if keep_ttl else 0, ttl, b"", key, value
         case Delete(key):
             return 2, 0, 0, b"", key, b""
-        case DeleteRange(start, end):
-            return 3, 0 if end is None else 1, 0, b"", start, end or b""
+        case DeleteRange(start, end, limit):
+            return 3, 0 if end is None else 1, limit, b"", start, end or b""
         case Get(key):
             return 4, 0, 0, b"", key, b""
         case Range(start, end, limit, reverse, keys_only):
@@ -466,7 +466,7 @@ def _operation(  # noqa: C901 - there is a case for each kind
         case 2:
             return Delete(key)
         case 3:
-            return DeleteRange(key, given)
+            return DeleteRange(key, given, number)
         case 4:
             return Get(key)
         case 5:
