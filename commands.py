@@ -266,7 +266,8 @@ class Event(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A key and its record as an operation found or left it; *value* None if it wasn't asked for.
+    """A key and its record as an operation found or left it; *value* None if it wasn't asked for,
+    or was too much for one transaction.
 
     *expiry* in milliseconds since the Unix epoch, 0: never.
     """
@@ -283,7 +284,7 @@ class Result(NamedTuple):
     """What one operation did.
 
     *total*: how many keys it removed, found (of a range: all there are, within *limit*) or ended;
-    *more*: whether a limit cut it short; *items*: what a get or range read, what a put, an
+    *more*: whether a limit cut it short, or a get's value was left out; *items*: what a get or range read, what a put, an
     increment, a touch or an acquisition left; *number*: an increment's sum, or the fencing token of
     an acquisition.
     """

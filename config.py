@@ -293,9 +293,9 @@ def _size(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 def _page_size(text: str) -> int:
-    size = _size(512, 64 * _KIB)(text)
+    size = _size(4 * _KIB, 64 * _KIB)(text)  # or the longest keys would not fit into a page
     if size & (size - 1):
-        raise ValueError(f"{text} is no power of two; use 512, 1024, 2048, 4096 … 65536")
+        raise ValueError(f"{text} is no power of two; use 4096, 8192 … 65536")
     return size
 
 

@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""The shell: put, get and delete from a terminal or a script, over the client.
+"""The shell: all that the client can do, from a terminal or a script.
 
 ================================== ===============================================================
 ``conuresh.py``                    asks for commands, with history and completion
-``conuresh.py < file``             carries out one command a line; 1 if any of them failed
+``conuresh.py < file``             carries out one command a line; the worst status of them
 ``conuresh.py get k``              one command; the value's exact bytes go to standard output
 ``conuresh.py put k -``            takes the value from standard input
+``conuresh.py lock n -- command``  runs a command while it holds a lock
 ================================== ===============================================================
 
-Exit status: 0 done, 1 not found or refused, 2 wrong usage.
+Exit status: 0 done, 1 not found or refused, 2 wrong usage; of ``lock`` that of its command.
 
 1. An error is one line on standard error and never ends an interactive shell.
-2. What is shown on a terminal can't disturb it: control characters appear as escapes. Anything
-   that isn't a terminal gets exactly the bytes that were stored; one command adds no line end.
+2. What is shown on a terminal can't disturb it: control characters appear as escapes. A value goes
+   to anything else as exactly the bytes that were stored; one command adds no line end. Lists and
+   events are lines with escapes everywhere; as JSON they are exact.
 3. Ctrl-C gives up the line or the command, Ctrl-D leaves.
+4. A word is an option only where a command has an option of that name; behind ``--`` none is.
 
-One thread. Leaders are followed by the client; the prompt names the server it talks to.
+One thread, besides that of a lock. Leaders are followed by the client; the prompt names the server
+it talks to.
 """
 
 from __future__ import annotations
@@ -23,23 +27,76 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from client import DEFAULT_SERVER, DEFAULT_TIMEOUT, Client
+from client import DEFAULT_SERVER, DEFAULT_TIMEOUT, DEFAULT_TTL, Client, Event, Record, Watch
 from errors import ConureError
 
 __all__ = ["Shell", "main"]
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 _HISTORY_LINES = 1000
-_TIMEOUT = re.compile(r"(\d{1,6}(?:\.\d+)?)(ms|s|m)", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d+)?(?:ms|s|m|h|d))+", re.ASCII)
+_DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LOOK = 0.2  # seconds between two looks at whether a lock is still held
+
+
+class Option(NamedTuple):
+    """What an option's value looks like, and what it is read by; a flag has none."""
+
+    value: str = ""
+    read: Callable[[str, str], Any] | None = None
+
+
+def _duration(name: str, text: str) -> float:
+    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise Usage(f"{name}={text}: write it like 5s or 500ms")
+    return seconds
+
+
+def _number(name: str, text: str) -> int:
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        raise Usage(f"{name}={text}: it has to be a whole number")
+    return int(text)
+
+
+def _key_bytes(_: str, text: str) -> bytes:
+    return os.fsencode(text)
+
+
+def _text(_: str, text: str) -> str:
+    return text
+
+
+OPTIONS = {
+    "--ttl": Option("30s", _duration),
+    "--keep-ttl": Option(),
+    "--if-revision": Option("N", _number),
+    "--acquire": Option("SESSION", _text),
+    "--release": Option("SESSION", _text),
+    "--prefix": Option("P", _key_bytes),
+    "--keys": Option(),
+    "--limit": Option("N", _number),
+    "--reverse": Option(),
+    "--json": Option(),
+    "--from": Option("REVISION", _number),
+    "--wait": Option("10s", _duration),
+    "--name": Option("NAME", _text),
+    "--behavior": Option("delete", _text),
+}
 
 
 class Command(NamedTuple):
@@ -47,26 +104,105 @@ class Command(NamedTuple):
 
     usage: str
     summary: str
+    options: tuple[str, ...] = ()
     details: str = ""
 
-    @property
-    def arguments(self) -> int:
-        return len(self.usage.split()) - 1
+    def arguments(self) -> tuple[int, float]:
+        """Return how many there have to be, and how many there may be."""
+        words = [word for word in self.usage.split()[1:] if word != "--"]
+        optional = sum(word.startswith("[") for word in words)
+        return len(words) - optional, math.inf if self.usage.endswith("...>") else len(words)
+
+    def synopsis(self) -> str:
+        options = [f"[{name} {OPTIONS[name].value}".rstrip() + "]" for name in self.options]
+        before, dashes, after = self.usage.partition(" -- ")
+        return " ".join([before, *options]) + dashes + after
 
 
 COMMANDS = {
     "put": Command(
         "put <key> <value>",
         "store a value",
+        ("--ttl", "--keep-ttl", "--if-revision", "--acquire", "--release"),
+        "The key expires after --ttl, or never; with --keep-ttl when it would have anyway.\n"
+        "With --if-revision it is only stored if that is the key's revision (see info), and with\n"
+        "0 only if the key doesn't exist. --acquire and --release name a session, see session.\n"
         "Put quotes around what holds spaces: put greeting 'hello world'.\n"
         "On the command line of conuresh itself, - as the value stands for standard input.",
     ),
     "get": Command("get <key>", "show a value"),
-    "delete": Command("delete <key>", "remove a key, whether it exists or not"),
-    "status": Command(
-        "status", "show what the server says of itself", "The server is the one that was named."
+    "info": Command(
+        "info <key>",
+        "show a key's value, revisions, time to live and holder",
+        details="It is JSON; mod_revision is what --if-revision takes.",
     ),
-    "help": Command("help [command]", "show the commands, or more about one"),
+    "delete": Command(
+        "delete <key>",
+        "remove a key, whether it exists or not",
+        ("--if-revision", "--prefix"),
+        "With --prefix and no key it removes all keys that begin so, at once, and shows how many.",
+    ),
+    "incr": Command("incr <key> [<by>]", "add 1 or another number, and show the sum"),
+    "touch": Command("touch <key> <ttl>", "let a key expire in 30s, say, or with 0s never"),
+    "list": Command(
+        "list [<prefix>]",
+        "show keys and their values",
+        ("--keys", "--limit", "--reverse", "--json"),
+        "A line each, key and value with a tab between; --keys leaves the values out.\n"
+        "As --json it has everything, and is what load takes.",
+    ),
+    "count": Command("count [<prefix>]", "show how many keys there are"),
+    "watch": Command(
+        "watch <key>",
+        "show what happens to a key, until Ctrl-C",
+        ("--prefix", "--from", "--json"),
+        "With --prefix and no key it is about all keys that begin so; --prefix '' about all.\n"
+        "It begins now, or at the revision --from. A line each: what, revision, key, value.",
+    ),
+    "txn": Command(
+        "txn [<file>]",
+        "carry out a transaction",
+        details="The file, or standard input, is JSON with compare, success and failure, such as\n"
+        '  {"compare": [{"key": "k", "mod_revision": 9}],\n'
+        '   "success": [{"put": {"key": "k", "value": "v"}}, {"get": {"key": "n"}}]}\n'
+        "The exit status is 1 if the comparisons didn't hold.",
+    ),
+    "load": Command(
+        "load <file>",
+        "store many records",
+        details="Each line is JSON, such as\n"
+        '  {"key": "k", "value": "v", "ttl": "30s"}  or  {"key": "k", "delete": true}\n'
+        "What list --json shows can be loaded. - stands for standard input.",
+    ),
+    "lock": Command(
+        "lock <name> -- <command...>",
+        "run a command while holding a lock",
+        ("--ttl", "--wait"),
+        "It waits for the lock, up to --wait. The command finds the fencing token in the\n"
+        "environment as CONURE_FENCING_TOKEN, and its exit status is that of this one. If this\n"
+        f"machine vanishes the lock is free after --ttl ({DEFAULT_TTL:g}s); if the lock is lost "
+        "the command is ended.",
+    ),
+    "session": Command(
+        "session <action> [<id>]",
+        "open, show, renew or end a session",
+        ("--ttl", "--name", "--behavior"),
+        "session open shows the ID of a new one, which ends unless it is renewed within --ttl\n"
+        f"({DEFAULT_TTL:g}s). What it holds at its end is let go, or with --behavior delete "
+        "removed.",
+    ),
+    "backup": Command(
+        "backup <file>",
+        "write a backup of everything",
+        details="python3 conuredb.py restore makes a cluster of it. The file is there when it is\n"
+        "whole. - stands for standard output.",
+    ),
+    "status": Command(
+        "status",
+        "show what the server says of itself",
+        details="The server is the one that was named.",
+    ),
+    "help": Command("help [<command>]", "show the commands, or more about one"),
     "exit": Command("exit", "leave; so do quit and Ctrl-D"),
     "quit": Command("quit", "leave"),
 }
@@ -75,7 +211,7 @@ _HELP = f"""\
 usage: conuresh.py [--server=URL] [--timeout=DURATION] [command ...]
 
 Without a command it asks for commands. With one it carries that out and ends with status
-0 (done), 1 (not found or refused) or 2 (wrong usage).
+0 (done), 1 (not found or refused) or 2 (wrong usage). "help get" tells more about get.
 
   --server=URL        a server of the cluster, {DEFAULT_SERVER} if none is named;
                       may be given several times, or as a comma-separated list,
@@ -107,10 +243,21 @@ class Shell:
         self._client = client
         self._one_shot = one_shot
         self._prefix = "conuresh: " if one_shot else ""
-        self._actions: dict[str, Callable[..., None]] = {
+        self._actions: dict[str, Callable[..., int | None]] = {
             "put": self._put,
             "get": self._get,
+            "info": self._info,
             "delete": self._delete,
+            "incr": self._increment,
+            "touch": self._touch,
+            "list": self._list,
+            "count": self._count,
+            "watch": self._watch,
+            "txn": self._transact,
+            "load": self._load,
+            "lock": self._lock,
+            "session": self._session,
+            "backup": self._backup,
             "status": self._status,
             "help": self._help,
         }
@@ -121,14 +268,13 @@ class Shell:
         Raises Leave for ``exit`` and OSError if the output can't be written.
         """
         try:
-            self._dispatch(words)
+            return self._dispatch(words) or _OK
         except Usage as error:
             _complain(f"{self._prefix}{error}")
             return _USAGE
         except (Failed, ConureError) as error:
             _complain(f"{self._prefix}{error}")
             return _FAILED
-        return _OK
 
     def interact(self) -> int:
         """Ask for commands at the terminal until the user leaves."""
@@ -174,22 +320,26 @@ class Shell:
 
     # -- the commands ------------------------------------------------------------------------------
 
-    def _dispatch(self, words: Sequence[str]) -> None:
-        name, *arguments = words
+    def _dispatch(self, words: Sequence[str]) -> int | None:
+        name, *rest = words
         command = COMMANDS.get(name)
         if command is None:
             raise Usage(f"{name}: no such command; try help")
-        if len(arguments) != command.arguments and name != "help":
-            quotes = "; put quotes around what holds spaces" if command.arguments else ""
-            raise Usage(f"usage: {command.usage}{quotes}")
+        arguments, options = _parse(command, rest)
+        least, most = command.arguments()
+        if "prefix" in options:  # in place of the key
+            least = most = 0
+        if not least <= len(arguments) <= most:
+            quotes = "; put quotes around what holds spaces" if most else ""
+            raise Usage(f"usage: {command.synopsis()}{quotes}")
         if name in ("exit", "quit"):
             raise Leave
-        self._actions[name](*arguments)
+        return self._actions[name](*arguments, **options)
 
-    def _put(self, key: str, value: str) -> None:
+    def _put(self, key: str, value: str, **options: Any) -> None:
         from_input = self._one_shot and value == "-"
         content = sys.stdin.buffer.read() if from_input else os.fsencode(value)
-        self._client.put(os.fsencode(key), content)
+        self._client.put(os.fsencode(key), content, **options)
         _write("OK\n")
 
     def _get(self, key: str) -> None:
@@ -201,23 +351,212 @@ class Shell:
         else:
             _write(value if self._one_shot else value + b"\n")
 
-    def _delete(self, key: str) -> None:
-        self._client.delete(os.fsencode(key))
+    def _info(self, key: str) -> None:
+        record = self._client.record(os.fsencode(key))
+        if record is None:
+            raise Failed("key not found")
+        _write(json.dumps(_shown_record(record), indent=2) + "\n")
+
+    def _delete(
+        self, key: str = "", *, prefix: bytes | None = None, if_revision: int | None = None
+    ) -> None:
+        if prefix is None:
+            self._client.delete(os.fsencode(key), if_revision=if_revision)
+            _write("OK\n")
+        elif if_revision is None:
+            _write(f"{self._client.delete_prefix(prefix)}\n")
+        else:
+            raise Usage("--if-revision is about one key; name it in place of --prefix")
+
+    def _increment(self, key: str, by: str = "1") -> None:
+        _write(f"{self._client.increment(os.fsencode(key), _number('by', by))}\n")
+
+    def _touch(self, key: str, ttl: str) -> None:
+        seconds = 0.0 if ttl == "0s" else _duration("ttl", ttl)
+        if not self._client.touch(os.fsencode(key), seconds):
+            raise Failed("key not found")
         _write("OK\n")
+
+    def _list(
+        self,
+        prefix: str = "",
+        *,
+        keys: bool = False,
+        limit: int | None = None,
+        reverse: bool = False,
+        json: bool = False,
+    ) -> None:
+        items = self._client.items(
+            os.fsencode(prefix), limit=limit, reverse=reverse, keys_only=keys
+        )
+        with items:
+            for record in items:
+                if json:
+                    _write_json(_shown_record(record, with_value=not keys))
+                else:
+                    _write_fields(record.key, *([] if keys else [record.value]))
+
+    def _count(self, prefix: str = "") -> None:
+        _write(f"{self._client.count(os.fsencode(prefix))}\n")
+
+    def _watch(self, key: str | None = None, *, json: bool = False, **options: Any) -> None:
+        start, prefix = options.get("from", 0), options.get("prefix")
+        name = None if key is None else os.fsencode(key)
+        try:
+            with self._client.watch(name, prefix=prefix, start_revision=start) as watch:
+                _show_events(watch, as_json=json)
+        except KeyboardInterrupt:  # that is how it ends
+            _end_line()
+
+    def _transact(self, file: str = "-") -> int:
+        text = self._read(file)
+        try:
+            transaction = json.loads(text)
+        except ValueError as error:
+            raise Failed(f"{file} is not JSON: {error}") from error
+        if not isinstance(transaction, dict):
+            raise Failed(f"{file} has to be a JSON object; see help txn")
+        result = self._client.transact(transaction)
+        _write(json.dumps(result, indent=2) + "\n")
+        return _OK if result["succeeded"] else _FAILED
+
+    def _load(self, file: str) -> None:
+        if file == "-" and self._one_shot:
+            _write(f"{self._client.load(_records(sys.stdin.buffer))}\n")
+            return
+        try:
+            with open(file, "rb") as lines:
+                _write(f"{self._client.load(_records(lines))}\n")
+        except OSError as error:
+            raise Failed(f"{file}: {error.strerror}") from error
+
+    def _lock(
+        self,
+        name: str,
+        *command: str,
+        ttl: float = DEFAULT_TTL,
+        wait: float | None = None,
+    ) -> int:
+        # A shell that is told to end lets go of the lock, and takes the command with it.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            lock = self._client.lock(os.fsencode(name), ttl, wait)
+            with lock as token:
+                return _run_command(command, token, lambda: lock.lost)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _session(
+        self,
+        action: str,
+        session: str = "",
+        *,
+        ttl: float = DEFAULT_TTL,
+        name: str = "",
+        behavior: str = "release",
+    ) -> None:
+        if action not in ("open", "show", "renew", "end") or bool(session) == (action == "open"):
+            raise Usage("usage: session open, or session show|renew|end <id>; see help session")
+        if action == "open":
+            _write(self._client.open_session(ttl, name=name, behavior=behavior) + "\n")
+        elif action == "show":
+            _write(json.dumps(self._client.session_info(session), indent=2) + "\n")
+        else:
+            (self._client.renew_session if action == "renew" else self._client.end_session)(session)
+            _write("OK\n")
+
+    def _backup(self, file: str) -> None:
+        tell = _tell_progress if sys.stderr is not None and sys.stderr.isatty() else None
+        if file == "-" and self._one_shot:
+            self._client.backup(sys.stdout.buffer, tell)
+            sys.stdout.flush()
+            return
+        try:
+            revision = self._client.backup(file, tell)
+        except OSError as error:
+            raise Failed(f"{file}: {error.strerror}") from error
+        finally:
+            if tell:
+                _complain("")
+        _write(f"OK, as of revision {revision}\n")
 
     def _status(self) -> None:
         _write(json.dumps(self._client.status(), indent=2) + "\n")
 
-    def _help(self, *names: str) -> None:
-        if not names:
+    def _help(self, name: str = "") -> None:
+        if not name:
             _write(_command_list())
             return
-        if len(names) > 1 or names[0] not in COMMANDS:
-            raise Usage(f"{' '.join(names)}: no such command; try help")
-        command = COMMANDS[names[0]]
-        _write(f"{command.usage}\n  {command.summary}\n")
+        if name not in COMMANDS:
+            raise Usage(f"{name}: no such command; try help")
+        command = COMMANDS[name]
+        _write(f"{command.synopsis()}\n  {command.summary}\n")
         if command.details:
             _write(f"{command.details}\n")
+
+    def _read(self, file: str) -> bytes:
+        if file == "-":
+            if not self._one_shot:
+                raise Usage("name a file; standard input is where the commands come from")
+            return sys.stdin.buffer.read()
+        try:
+            with open(file, "rb") as content:
+                return content.read()
+        except OSError as error:
+            raise Failed(f"{file}: {error.strerror}") from error
+
+
+def _parse(command: Command, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the arguments of a command, and its options by the names that Python has for them."""
+    arguments: list[str] = []
+    options: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            arguments += rest
+            break
+        name, equals, value = word.partition("=")
+        if name not in command.options:
+            arguments.append(word)
+            continue
+        read = OPTIONS[name].read
+        if read is None and equals:
+            raise Usage(f"{name} takes no value")
+        if read is not None and not equals:
+            if not rest:
+                raise Usage(f"{name} needs a value; usage: {command.synopsis()}")
+            value = rest.pop(0)
+        options[name[2:].replace("-", "_")] = True if read is None else read(name, value)
+    return arguments, options
+
+
+def _run_command(command: Sequence[str], token: int, is_lost: Callable[[], bool]) -> int:
+    """Run a command under a lock and return its exit status, as a POSIX shell has it."""
+    try:
+        process = subprocess.Popen(  # noqa: S603  # that is what was asked for
+            command, env={**os.environ, "CONURE_FENCING_TOKEN": str(token)}
+        )
+    except OSError as error:
+        raise Failed(f"{command[0]}: {error.strerror}") from error
+    was_lost = False
+    try:
+        while True:
+            try:
+                status = process.wait(_LOOK)
+                break
+            except subprocess.TimeoutExpired:
+                if is_lost() and not was_lost:
+                    was_lost = True
+                    _complain(f"the lock is lost; ending {command[0]}")
+                    process.terminate()
+            except KeyboardInterrupt:  # the command at the same terminal has got it as well
+                _end_line()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    return status if status >= 0 else 128 - status
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -283,21 +622,14 @@ def _options(
         if name == "server":
             servers += value.split(",")
         else:
-            timeout = _duration(value)
+            timeout = _duration("--timeout", value)
     if not servers:
         servers = environ.get("CONURE_SERVER", DEFAULT_SERVER).split(",")
     return servers, timeout, rest
 
 
-def _duration(text: str) -> float:
-    match = _TIMEOUT.fullmatch(text)
-    if match is None or (seconds := float(match[1]) * _SECONDS[match[2]]) <= 0:
-        raise Usage(f"--timeout={text}: write it like 5s or 500ms")
-    return seconds
-
-
 def _command_list() -> str:
-    return "".join(f"  {command.usage:<20} {command.summary}\n" for command in COMMANDS.values())
+    return "".join(f"  {command.usage:<28} {command.summary}\n" for command in COMMANDS.values())
 
 
 # -- the terminal ----------------------------------------------------------------------------------
@@ -330,9 +662,13 @@ def _line_editing() -> Iterator[None]:
 def _completion(line: str, text: str, state: int) -> str | None:
     """Return the *state*-th word that could end *line*, whose last word begins with *text*."""
     before = line.split()[: None if line.endswith((" ", "\t")) or not line else -1]
-    if before and before != ["help"]:
+    if not before or before == ["help"]:
+        candidates: Iterable[str] = COMMANDS
+    elif before[0] in COMMANDS and text.startswith("-") and "--" not in before:
+        candidates = COMMANDS[before[0]].options
+    else:
         return None
-    words = [f"{name} " for name in COMMANDS if name.startswith(text)]
+    words = [f"{name} " for name in candidates if name.startswith(text)]
     return words[state] if state < len(words) else None
 
 
@@ -341,6 +677,84 @@ def _history_file() -> str:
     if folder:
         return os.path.join(folder, "conuresh_history")
     return os.path.expanduser("~/.conuresh_history")
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None, float | None]]:
+    """Yield what the lines of a file say, for ``Client.load``."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            decode = b64decode if record.get("encoding") == "base64" else str.encode
+            key = decode(record["key"])
+            value = None if record.get("delete") else decode(record["value"])
+            ttl = record.get("ttl")
+            seconds = _duration("ttl", ttl) if isinstance(ttl, str) else ttl
+        except (ValueError, TypeError, KeyError, AttributeError, Usage) as error:
+            raise Failed(
+                f"line {number} is no record ({error}); see help load. Those before it may have "
+                "been stored"
+            ) from error
+        yield key, value, seconds
+
+
+def _shown_record(record: Record, *, with_value: bool = True) -> dict[str, Any]:
+    """Return a record as the server shows it."""
+    texts = {"key": record.key} | ({"value": record.value} if with_value else {})
+    shown = _shown_texts(texts)
+    facts = record._asdict()
+    for name in ("create_revision", "mod_revision", "version", "ttl", "session", "fencing_token"):
+        if facts[name] is not None:
+            shown[name] = facts[name]
+    return shown
+
+
+def _shown_texts(texts: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        return {name: text.decode() for name, text in texts.items()}
+    except UnicodeDecodeError:
+        coded: dict[str, Any] = {name: b64encode(text).decode() for name, text in texts.items()}
+        return {**coded, "encoding": "base64"}
+
+
+def _show_events(watch: Watch, *, as_json: bool) -> None:
+    for event in watch:
+        if as_json:
+            _write_json(_shown_event(event))
+        else:
+            fields = [event.kind.encode(), str(event.revision).encode(), event.key]
+            _write_fields(*fields, *([] if event.value is None else [event.value]))
+
+
+def _shown_event(event: Event) -> dict[str, Any]:
+    texts = {"key": event.key} | ({} if event.value is None else {"value": event.value})
+    return {
+        "event": event.kind,
+        "revision": event.revision,
+        **_shown_texts(texts),
+        "version": event.version,
+    }
+
+
+def _write_json(found: object) -> None:
+    _write(json.dumps(found) + "\n")
+
+
+def _write_fields(*fields: bytes) -> None:
+    """Write a line of fields that anything may be in."""
+    shown = (_printable(each.decode("utf-8", "backslashreplace"), keep="") for each in fields)
+    _write("\t".join(shown) + "\n")
+
+
+def _end_line() -> None:
+    """Go to a new line, behind the ^C that a terminal shows."""
+    if sys.stdout.isatty():
+        _write("\n")
+
+
+def _tell_progress(size: int) -> None:
+    print(f"\r{size:,} bytes", end="", file=sys.stderr, flush=True)
 
 
 def _write(data: str | bytes) -> None:

@@ -29,7 +29,6 @@ to whoever made the forwarder. The lock guards the queue and is never held durin
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import socket
 import threading
@@ -38,6 +37,7 @@ from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from time import monotonic
 from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from errors import ConureError, OutcomeUnknown, Unavailable
 from httpserver import Request
@@ -62,7 +62,7 @@ LONGEST_REST = 1.0
 _READS = frozenset({"GET", "HEAD"})
 _RELAYED = frozenset({"allow", "etag", "retry-after"})  # and X-Conure-*
 _PASSED_ON = ("Accept", "If-Match", "If-None-Match", "Idempotency-Key", "X-Request-Id")
-_WAIT = re.compile(rb"(?:^|(?<=&))(?:index|wait)=[^&]*&?|&(?:index|wait)=[^&]*$")
+_WAITING = frozenset({b"index", b"wait"})
 _STOPPING = "this node is stopping; ask another server"
 
 
@@ -207,7 +207,7 @@ class Forwarder:
         method = "GET" if request.method == "HEAD" else request.method
         target = request.path.encode()  # a route's path: nothing in it needs encoding
         if request.query:
-            target += b"?" + _WAIT.sub(b"", request.query)
+            target += b"?" + _without_wait(request.query)
         fields = f"Host: {task.server.removeprefix('http://')}\r\n{self._mark}"
         for name in _PASSED_ON:
             if (value := request.headers.get(name)) is not None:
@@ -369,6 +369,13 @@ class _Socket(socket.socket):
     def recv_into(self, *args: Any, **named: Any) -> int:
         self.limit()
         return super().recv_into(*args, **named)
+
+
+def _without_wait(query: bytes) -> bytes:
+    """Return a query without its wait for a change, however the names of that are written."""
+    pairs = query.split(b"&")
+    kept = [p for p in pairs if unquote_to_bytes(p.partition(b"=")[0]) not in _WAITING]
+    return query if len(kept) == len(pairs) else b"&".join(kept)
 
 
 def _one_line(value: str) -> str:

@@ -15,6 +15,7 @@ POST     /leader        hands leadership over to ``ID``, or to whoever is most u
 GET      /livez         200 while the process can serve at all; never asks a quorum
 GET      /readyz        200 while this node can serve requests; ``?verbose`` lists the checks
 GET      /metrics       Prometheus text
+GET      /openapi.json  what there is, as an OpenAPI document: openapi.py
 GET      /              what there is
 ======== ============== ========================================================================
 
@@ -34,10 +35,12 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import kvjson
+import openapi
 from errors import BadRequest, ConureError, MethodNotAllowed, NotFound, NotLeader
 from httpserver import Request
-from kvapi import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply, Scan, flag
+from kvapi import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply
 from kvjson import json_object, shortened
+from kvrequests import Scan, flag
 from metrics import CONTENT_TYPE as METRICS_TYPE
 from metrics import Registry
 from streams import Streams
@@ -125,7 +128,7 @@ class API:
         self._registry = registry
         self._version = version
         self._keys = KeyValues(self, limits, window=idempotency_window)
-        self.streams = Streams(self, max_workers=max_scans)
+        self.streams = Streams(self, limits, max_workers=max_scans)
         self._requests = registry.counter_family(
             "conure_http_requests_total",
             "HTTP requests answered, by route, method and status code.",
@@ -148,6 +151,7 @@ class API:
             "/livez": _readable(self._livez),
             "/readyz": _readable(self._readyz),
             "/metrics": _readable(self._metrics),
+            "/openapi.json": _readable(self._openapi),
             "/": _readable(self._index),
         }
 
@@ -202,9 +206,17 @@ class API:
             self._requests.labels(route, method, str(status)).inc(times)
             self._durations.labels(route, method).observe_same(perf_counter() - started, times)
 
-    def wait_for(self, key: bytes, after: int, seconds: float, action: Callable[[], None]) -> None:
-        """Do something when a key has changed after a revision, or the time is over."""
-        self.streams.wait_for(key, after, seconds, action)
+    @property
+    def passes_on(self) -> bool:
+        """Whether what only the leader can do is asked of it by this node, not by the client."""
+        return self.forward is not None
+
+    def wait_for(
+        self, request: Request, key: bytes, after: int, seconds: float, action: Callable[[], None]
+    ) -> None:
+        """Do something when a key has changed after a revision, or the time is over, or the client
+        has left. Raises ConureError."""
+        self.streams.wait_for(request, key, after, seconds, action)
 
     def work(self, request: Request, action: Callable[[], None]) -> None:
         """Have something done that takes long, in a thread of its own."""
@@ -275,6 +287,9 @@ class API:
 
     def _metrics(self, request: Request) -> None:
         self._respond(request, 200, self._registry.render(), METRICS_TYPE)
+
+    def _openapi(self, request: Request) -> None:
+        self._respond(request, 200, openapi.document(self._version), JSON)
 
     def _index(self, request: Request) -> None:
         lines = [f"ConureDB {self._version}"]

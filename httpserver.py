@@ -38,11 +38,11 @@ HTTP/1.0. What is sent to it waits in the stream and moves into the connection's
 that is empty. A round feeds so many streams, and the next ones in the next round: a piece for
 thousands of streams holds up nobody's request for longer than that.
 
-Threads: ``Application`` is called in the reactor thread only. ``Request.respond``, ``fail`` and
-``stream`` and all of ``Stream`` may be called from any thread. Accepting runs in the thread of
-``serve_forever``. Counters may be read from any thread. The reactor's ``lock`` guards what several
-threads change: what was given to streams, and how many there are. It is held for a few
-instructions, or for one loop over the streams of a broadcast; nobody else's code runs under it.
+Threads: ``Application`` is called in the reactor thread only. ``Request.respond``, ``fail``,
+``stream`` and ``on_leave`` and all of ``Stream`` may be called from any thread. Accepting runs in
+the thread of ``serve_forever``. Counters may be read from any thread. The reactor's ``lock`` guards
+what several threads change: what was given to streams, and how many there are. It is held for a
+few instructions, or for one loop over the streams of a broadcast; nobody else's code runs under it.
 """
 
 from __future__ import annotations
@@ -217,7 +217,17 @@ class Request:
     :meth:`parameters`. ``started`` is ``time.perf_counter()`` of the round that took it up.
     """
 
-    __slots__ = ("_answer", "_connection", "_head", "body", "method", "path", "query", "started")
+    __slots__ = (
+        "_answer",
+        "_at_leave",
+        "_connection",
+        "_head",
+        "body",
+        "method",
+        "path",
+        "query",
+        "started",
+    )
 
     def __init__(
         self,
@@ -331,7 +341,20 @@ class Request:
         assert self._answer is None
         reactor.begin_stream()
         reactor.in_flight -= 1
+        self._at_leave: list[Callable[[], None]] = []  # there is one only while it is held
         self._answer = _HELD
+
+    def on_leave(self, action: Callable[[], None]) -> None:
+        """Have *action* called once when nothing more will come from the client of a held request;
+        now, if that is so already.
+
+        It has gone, mostly; one that only shut its sending side can still read an answer. So give
+        one soon, or the request keeps its place among the streams. Any thread; *action* is called
+        as that of :meth:`Stream.on_close` is, and the answer may be on its way by then.
+        """
+        self._at_leave.append(action)
+        if self._connection.ended:
+            _call_each(self._at_leave)
 
     def fail(
         self,
@@ -1388,8 +1411,10 @@ class _Connection:
         """Let go of the socket; what is unanswered or unsent is dropped."""
         if self.state != CLOSED:
             self.state = CLOSED
+            self.ended = True
             self._drop_body()
             streams = [r._answer for r in self.waiting if isinstance(r._answer, Stream)]
+            held = self._held()
             if self.resets and not (streams or self.out):  # nothing is missing
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
             self.stream = None
@@ -1401,6 +1426,8 @@ class _Connection:
             self.socket.close()
             for stream in streams:
                 stream._end()
+            for request in held:
+                _call_each(request._at_leave)
 
     def tell_of_drain(self) -> None:
         for request in list(self.waiting):
@@ -1616,6 +1643,11 @@ class _Connection:
         if self.stream is not None and self.stream._chunked:
             self._let_end_show()  # some clients take a zero without a line end for the last chunk
             self.put(b"0")
+        for request in self._held():
+            _call_each(request._at_leave)
+
+    def _held(self) -> list[Request]:
+        return [request for request in self.waiting if request._answer is _HELD]
 
     def _emit(self, request: Request, answer: _Answer) -> None:
         reactor = self.reactor
@@ -1649,7 +1681,7 @@ class _Connection:
             if not data:  # the end; it is read again when what waits has been taken up
                 self._note_end()
                 self.watch(self.interest & ~_IN)
-        elif self.stream is not None and self.state == FINISHED:
+        elif self.state == FINISHED and (self.stream is not None or self._held()):
             data = self.receive_bytes(_READ_SIZE)
             self.discarded += len(data)
             if not data:
@@ -2030,7 +2062,7 @@ class _Reactor:
             log.exception("flushing a round failed")
             for connection in list(self.connections.values()):
                 for request in list(connection.waiting):
-                    if request.started == self.now and request._answer is None:
+                    if request.started == self.now and request._answer in (None, _HELD):
                         request.fail(500, "internal error; a write may or may not have happened")
             return False
 
@@ -2098,7 +2130,7 @@ def _call_each(actions: list[Callable[[], None]]) -> None:
         try:
             action()
         except Exception:
-            log.exception("telling whoever feeds a stream failed")
+            log.exception("telling that a stream or its client has gone failed")
 
 
 def _show_key(request: Request) -> str:

@@ -33,6 +33,7 @@ thread only, but for what is given to the backend as a callback: any thread may 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -45,7 +46,6 @@ import kvjson
 from commands import (
     Acquire,
     Committed,
-    Compare,
     Delete,
     DeleteRange,
     EndSession,
@@ -56,10 +56,8 @@ from commands import (
     Outcome,
     Put,
     Refusal,
-    Relation,
     Release,
     RenewSession,
-    Target,
     Touch,
     Transaction,
 )
@@ -70,12 +68,35 @@ from errors import (
     KeyNotFound,
     KeyReused,
     NotFound,
+    PayloadTooLarge,
     PreconditionFailed,
     TargetTooLong,
     Unavailable,
 )
-from httpserver import Headers, Request
-from kvjson import MAX_KEY_BYTES, shortened
+from httpserver import Request
+from kvjson import MAX_KEY_BYTES
+from kvrequests import (
+    PLAIN,
+    STALENESS,
+    Conditions,
+    Query,
+    Scan,
+    bounds,
+    compares,
+    conditions_of,
+    duration,
+    flag,
+    key_of,
+    names_revision,
+    number,
+    refuse_conditions,
+    refuse_others,
+    scan_of,
+    session_id,
+    shown,
+    staleness,
+    ttl_of,
+)
 
 __all__ = [
     "Command",
@@ -87,9 +108,7 @@ __all__ = [
     "Route",
     "State",
     "WriteReply",
-    "flag",
-    "number",
-    "refuse_others",
+    "items_of",
 ]
 
 TEXT = "text/plain; charset=utf-8"
@@ -100,16 +119,17 @@ OK = b"OK\n"
 INLINE_ITEMS = 256
 """Records that are read and shown in the reactor's thread; more are a worker's."""
 
-DEFAULT_ITEMS = 100
-"""Records of an answer whose request names no limit."""
-
 MAX_WAIT = 600.0
 """Seconds that a request may wait for a change."""
 
 MAX_RANGE_BYTES = 8 << 20
 """Bytes of records in one JSON answer, about; the rest is to be asked for."""
 
-_YES, _NO = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
+MAX_BATCH_LINES = 10_000
+"""Lines of a batch: all of them are read, logged and applied in one go, about 0.1 s."""
+
+MAX_IDEMPOTENCY_KEY = 128
+"""Characters of an Idempotency-Key."""
 
 Command = tuple[bytes, bytes | None] | Transaction
 """A key and its new value, None to delete it; or a transaction, whose time the backend sets."""
@@ -225,11 +245,15 @@ class Desk(Protocol):
     def count_many(self, route: str, method: str, status: int, started: float, times: int) -> None:
         """Count requests that were answered together."""
 
-    def wait_for(self, key: bytes, after: int, seconds: float, action: Callable[[], None]) -> None:
-        """Do something when a key has changed after a revision, or the time is over.
+    @property
+    def passes_on(self) -> bool:
+        """Whether what only the leader can do is asked of it by this node, not by the client."""
 
-        Raises ConureError.
-        """
+    def wait_for(
+        self, request: Request, key: bytes, after: int, seconds: float, action: Callable[[], None]
+    ) -> None:
+        """Do something when a key has changed after a revision, or the time is over, or the client
+        has left. Raises ConureError."""
 
     def work(self, request: Request, action: Callable[[], None]) -> None:
         """Have something done that takes long, in a thread of its own."""
@@ -238,30 +262,17 @@ class Desk(Protocol):
         """Answer with all the records of a range, a line of JSON each."""
 
 
+log = logging.getLogger("conure.http")
+
+_NO_SESSION = "there is no such session; it has ended, or never began"
+_PUT = frozenset({b"key", b"value", b"ttl", b"keepttl", b"cas", b"acquire", b"release"})
+_EXCLUSIVE = frozenset({b"ttl", b"keepttl", b"acquire", b"release"})
+_BOUNDS = frozenset({b"prefix", b"from", b"to"})
+_RANGE = _BOUNDS | {b"limit", b"after", b"reverse", b"keys"}
+_ONE_KEY = STALENESS | {b"key"}
+
 _Look = tuple[Request, Callable[[bytes], None]]
 """A request, and what answers it, given fields for its answer."""
-
-
-class _Conditions:
-    """What the header fields of a request ask for, beyond the plain."""
-
-    __slots__ = ("idempotency_key", "if_match", "if_none_match", "lines", "objects")
-
-    def __init__(self, headers: Headers) -> None:
-        accept = headers.get("accept", "")
-        assert accept is not None
-        self.if_match = headers.get("if-match")
-        self.if_none_match = headers.get("if-none-match")
-        self.idempotency_key = headers.get("idempotency-key")
-        self.objects = "application/json" in accept
-        self.lines = "application/x-ndjson" in accept
-
-    def is_plain(self) -> bool:
-        return (
-            self.if_match is self.if_none_match is self.idempotency_key is None
-            and not self.objects
-            and not self.lines
-        )
 
 
 class KeyValues:
@@ -326,83 +337,81 @@ class KeyValues:
 
     def _put(self, request: Request) -> None:
         query = request.parameters()
-        key = _key(query)
+        key = key_of(query)
         value = query.get(b"value")
         plain = 1 if value is None else 2
         value = self._limits.check_value(request.body if value is None else value)
         headers = request.headers
-        conditions = headers.note or _note(headers)
-        if len(query) == plain and conditions is _PLAIN:
+        conditions = headers.note or conditions_of(headers)
+        if conditions is PLAIN and len(query) == plain:
             self._commands.append((key, value))
             self._writers.append(request)
             return
-        refuse_others(query, {b"key", b"value", b"ttl", b"keepttl", b"cas", b"acquire", b"release"})
-        session = query.get(b"acquire") or query.get(b"release")
-        operation: Operation = Put(
-            key, value, _ttl(query) if b"ttl" in query else 0, flag(query, b"keepttl")
-        )
-        if session is not None:
-            if len(query.keys() & {b"acquire", b"release", b"ttl", b"keepttl"}) > 1:
-                raise BadRequest("acquire and release go without each other, ttl and keepttl")
-            has_value = b"value" in query or request.body
-            if b"acquire" in query:
-                operation = Acquire(key, session, value)
-            else:
-                operation = Release(key, session, value if has_value else None)
-        elif b"ttl" in query and b"keepttl" in query:
-            raise BadRequest("ttl and keepttl exclude each other")
-        compares = _compares(key, query, conditions)
-        self._commit(request, conditions, Transaction(compares, (operation,)), self._answer_put)
+        refuse_others(query, _PUT)
+        if len(query.keys() & _EXCLUSIVE) > 1:
+            raise BadRequest("ttl, keepttl, acquire and release exclude each other")
+        given = value if b"value" in query or request.body else None
+        operation: Operation
+        if b"acquire" in query:
+            operation = Acquire(key, session_id(query, b"acquire"), given)
+        elif b"release" in query:
+            operation = Release(key, session_id(query, b"release"), given)
+        elif b"ttl" in query:
+            operation = Put(key, value, ttl_of(query, "ttl=30s"))
+        else:
+            operation = Put(key, value, keep_ttl=flag(query, b"keepttl"))
+        transaction = Transaction(compares(key, query, conditions), (operation,))
+        self._commit(request, conditions, transaction, self._answer_put)
 
     def _delete(self, request: Request) -> None:
         query = request.parameters()
         headers = request.headers
-        conditions = headers.note or _note(headers)
-        if b"key" not in query and query.keys() & {b"prefix", b"from", b"to"}:
-            refuse_others(query, {b"prefix", b"from", b"to"})
-            transaction = Transaction((), (DeleteRange(*_bounds(query)),))
-            self._commit(request, conditions, transaction, self._answer_delete_range)
+        conditions = headers.note or conditions_of(headers)
+        if b"key" not in query and query.keys() & _BOUNDS:
+            refuse_others(query, _BOUNDS)
+            self._commit_one(
+                request,
+                DeleteRange(*bounds(query), self._limits.range_items),
+                self._answer_delete_range,
+            )
             return
-        key = _key(query)
-        if len(query) == 1 and conditions is _PLAIN:
+        key = key_of(query)
+        if len(query) == 1 and conditions is PLAIN:
             self._commands.append((key, None))
             self._writers.append(request)
             return
         refuse_others(query, {b"key", b"cas"})
-        compares = _compares(key, query, conditions)
-        self._commit(request, conditions, Transaction(compares, (Delete(key),)), self._answer_done)
+        transaction = Transaction(compares(key, query, conditions), (Delete(key),))
+        self._commit(request, conditions, transaction, self._answer_done)
 
     def _increment(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, {b"key", b"by"})
         by = number(query, b"by", -kvjson.MAX_NUMBER - 1) if b"by" in query else 1
-        self._commit_one(request, Increment(_key(query), by), self._answer_increment)
+        self._commit_one(request, Increment(key_of(query), by), self._answer_increment)
 
     def _touch(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, {b"key", b"ttl"})
-        if b"ttl" not in query:
-            raise BadRequest("the ttl is missing; name it in the query: ttl=30s")
-        self._commit_one(request, Touch(_key(query), _ttl(query)), self._answer_put)
+        ttl = ttl_of(query, "ttl=30s, or ttl=0 to let the key live for ever", least=0)
+        self._commit_one(request, Touch(key_of(query), ttl), self._answer_put)
 
     def _batch(self, request: Request) -> None:
         refuse_others(request.parameters(), set())
+        count = request.body.rstrip().count(b"\n") + 1
+        if count > MAX_BATCH_LINES:
+            raise PayloadTooLarge(
+                f"{count:,} lines; a batch has up to {MAX_BATCH_LINES:,}, since others wait for it"
+            )
         lines = list(kvjson.parse_batch(request.body, self._limits))
         if not lines:
             raise BadRequest('the batch is empty; send lines such as {"key": "k", "value": "v"}')
-        conditions = request.headers.note or _note(request.headers)
+        conditions = request.headers.note or conditions_of(request.headers)
+        refuse_conditions(conditions)
         if conditions.idempotency_key is not None:
-            operations = [
-                Delete(key) if value is None else Put(key, value, ttl) for key, value, ttl in lines
-            ]
-            if len({key for key, _, _ in lines}) < len(lines):
-                raise BadRequest("a batch with an Idempotency-Key may name each key once only")
-            self._commit(
-                request,
-                conditions,
-                Transaction((), tuple(operations)),
-                _BatchAnswer(self._desk, 1, len(lines)),
-            )
+            transaction = Transaction((), _as_operations(lines))
+            answer = _BatchAnswer(self._desk, 1, len(lines))
+            self._commit(request, conditions, transaction, answer)
             return
         answer = _BatchAnswer(self._desk, len(lines), len(lines))
         for key, value, ttl in lines:
@@ -416,53 +425,56 @@ class KeyValues:
     def _transact(self, request: Request) -> None:
         refuse_others(request.parameters(), set())
         transaction = kvjson.parse_transaction(request.body, self._limits)
-        conditions = request.headers.note or _note(request.headers)
-        self._commit(
-            request, conditions, transaction, partial(self._answer_transaction, transaction)
-        )
+        conditions = request.headers.note or conditions_of(request.headers)
+        refuse_conditions(conditions)
+        answer = partial(self._answer_transaction, transaction)
+        self._commit(request, conditions, transaction, answer)
 
     def _open_session(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, {b"ttl", b"name", b"behavior"})
-        if b"ttl" not in query:
-            raise BadRequest("the ttl is missing; name it in the query: ttl=15s")
+        ttl = ttl_of(query, "ttl=15s")
         behavior = query.get(b"behavior", b"release")
         if behavior not in (b"release", b"delete"):
             raise BadRequest(
-                f"behavior is {_shown(behavior)}; it has to be release or delete: what becomes "
+                f"behavior is {shown(behavior)}; it has to be release or delete: what becomes "
                 "of the keys that the session holds at its end"
             )
-        session = token_hex(16).encode()
         name = query.get(b"name", b"")
         if len(name) > MAX_KEY_BYTES:
             raise TargetTooLong(f"the name has {len(name):,} bytes; the limit is {MAX_KEY_BYTES:,}")
-        ttl = _ttl(query)
+        key = request.headers.get("idempotency-key")
+        if key is None:
+            session = token_hex(16).encode()
+        else:  # a repetition has to be told the same one
+            session = sha256(f"session {key} ".encode() + request.query).hexdigest()[:32].encode()
         operation = OpenSession(session, ttl, behavior == b"delete", name)
         self._commit_one(request, operation, partial(self._answer_session, session, ttl))
 
     def _renew_session(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, {b"id"})
-        self._commit_one(request, RenewSession(_session(query)), self._answer_done)
+        self._commit_one(request, RenewSession(session_id(query, b"id")), self._answer_done)
 
     def _end_session(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, {b"id"})
-        self._commit_one(request, EndSession(_session(query)), self._answer_done)
+        self._commit_one(request, EndSession(session_id(query, b"id")), self._answer_done)
 
     def _commit_one(self, request: Request, operation: Operation, answer: Answer) -> None:
-        headers = request.headers
-        transaction = Transaction((), (operation,))
-        self._commit(request, headers.note or _note(headers), transaction, answer)
+        """Take an operation that has no conditions into the round."""
+        conditions = request.headers.note or conditions_of(request.headers)
+        refuse_conditions(conditions)
+        self._commit(request, conditions, Transaction((), (operation,)), answer)
 
     def _commit(
-        self, request: Request, conditions: _Conditions, transaction: Transaction, answer: Answer
+        self, request: Request, conditions: Conditions, transaction: Transaction, answer: Answer
     ) -> None:
         """Take a transaction into the round."""
         key = conditions.idempotency_key
         if key is not None:
-            if not 0 < len(key) <= 128:
-                raise BadRequest("an Idempotency-Key has 1 to 128 characters")
+            if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
+                raise BadRequest(f"an Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters")
             request_line = f"{request.method} {request.path}?".encode() + request.query
             told = request.headers.get("if-match"), request.headers.get("if-none-match")
             fingerprint = sha256(b"\n".join((request_line, repr(told).encode(), request.body)))
@@ -523,12 +535,16 @@ class KeyValues:
                 plain.append(request)
                 continue
             outcome = ended.outcomes.get(revision)
-            if outcome is None:
-                answer(request, revision, None)
-            elif outcome.refusal:
-                self._desk.fail(request, _refused(outcome), _index_field(outcome.revision))
-            else:
-                answer(request, outcome.revision, outcome)
+            try:
+                if outcome is None:
+                    answer(request, revision, None)
+                elif outcome.refusal:
+                    self._desk.fail(request, _refused(outcome), _index_field(outcome.revision))
+                else:
+                    answer(request, outcome.revision, outcome)
+            except Exception:  # a bug; those behind it are to be answered all the same
+                log.exception("%s was not answered", request)
+                request.fail(500, "an internal error after the write, see the server's log")
         return plain
 
     def _respond(
@@ -588,11 +604,8 @@ class KeyValues:
         self._respond_json(request, shown, revision)
 
     def _answer_session(
-        self, session: bytes, ttl: int, request: Request, revision: int, outcome: Outcome | None
+        self, session: bytes, ttl: int, request: Request, revision: int, _: Outcome | None
     ) -> None:
-        assert outcome is not None
-        if outcome.repeated:  # the ID that was made up for the repetition is none
-            session = outcome.results[0].items[0].key
         self._respond_json(request, {"id": session.decode(), "ttl": ttl / 1000}, revision)
 
     def _item_fields(self, item: Item) -> bytes:
@@ -603,67 +616,75 @@ class KeyValues:
     def _get(self, request: Request) -> None:
         query = request.parameters()
         headers = request.headers
-        conditions = headers.note or _note(headers)
-        if conditions is _PLAIN and (b"key" in query or not query):
-            key = _key(query)
+        conditions = headers.note or conditions_of(headers)
+        if conditions is PLAIN and (b"key" in query or not query):
+            key = key_of(query)
             if len(query) == 1:
                 self._keys.append(key)
                 self._readers.append(request)
                 return
-            if not query.keys() - _STALENESS:
-                is_stale, limit = _staleness(query)
+            if len(query) == 2 and query.get(b"stale") == b"true":
+                self._stale.append((request, key, None))
+                return
+            if not query.keys() - _ONE_KEY:
+                is_stale, limit = staleness(query)
                 if is_stale:
                     self._stale.append((request, key, limit))
                 else:
                     self._keys.append(key)
                     self._readers.append(request)
                 return
-        if query.keys() & {b"prefix", b"from", b"to"}:
+        if b"key" not in query and query.keys() & _RANGE:
             self._get_range(request, query, conditions)
             return
-        refuse_others(query, _STALENESS | {b"meta", b"index", b"wait"})
-        key = _key(query)
+        refuse_others(query, _ONE_KEY | {b"meta", b"index", b"wait"})
+        key = key_of(query)
         as_json = flag(query, b"meta") or conditions.objects
         look = partial(self._look, request, key, conditions.if_none_match, as_json)
         if b"index" not in query:
             if b"wait" in query:
                 raise BadRequest("wait bounds a wait for a change; add the index to wait from")
             self._read(request, query, look)
-            return
+        else:
+            self._wait(request, query, key, look)
+
+    def _wait(
+        self, request: Request, query: Query, key: bytes, look: Callable[[bytes], None]
+    ) -> None:
+        """Have a look when the key has changed after a revision, or when the wait is over."""
         after = number(query, b"index", 0)
-        seconds = _duration(query, b"wait") / 1000 if b"wait" in query else 30.0
+        seconds = duration(query, b"wait") / 1000 if b"wait" in query else 30.0
         if not seconds <= MAX_WAIT:
             raise BadRequest(f"wait may be up to {MAX_WAIT:.0f}s")
 
         request.hold()
 
         def wait(_: bytes) -> None:
-            self._desk.wait_for(key, after, seconds, look_again)
+            self._desk.wait_for(request, key, after, seconds, look_again)
 
         def look_again() -> None:
-            is_stale, _ = _staleness(query)
+            is_stale, _ = staleness(query)
             if is_stale:
                 self._look_stale(request, query, look)
             else:
                 looks: list[_Look] = [(request, look)]
                 self._desk.backend.confirm_read(partial(self._confirmed, [], [], looks))
 
-        self._read(request, query, wait)
+        if self._desk.passes_on:
+            wait(b"")  # here, so that the leader has only to be asked what there is
+        else:
+            self._read(request, query, wait)
 
-    def _read(
-        self, request: Request, query: Mapping[bytes, bytes], look: Callable[[bytes], None]
-    ) -> None:
+    def _read(self, request: Request, query: Query, look: Callable[[bytes], None]) -> None:
         """Have a look at the records when that is due: now if a stale read was asked for."""
-        is_stale, _ = _staleness(query)
+        is_stale, _ = staleness(query)
         if is_stale:
             self._look_stale(request, query, look)
         else:
             self._looks.append((request, look))
 
-    def _look_stale(
-        self, request: Request, query: Mapping[bytes, bytes], look: Callable[[bytes], None]
-    ) -> None:
-        _, limit = _staleness(query)
+    def _look_stale(self, request: Request, query: Query, look: Callable[[bytes], None]) -> None:
+        _, limit = staleness(query)
         contact = self._desk.backend.last_contact()
         try:
             if limit is not None and (contact is None or contact > limit):
@@ -712,6 +733,7 @@ class KeyValues:
         found = 0
         index, records = self._desk.backend.get_all(keys)
         fields += _index_field(index)
+        now = 0
         for request, record in zip(requests, records, strict=True):
             if record is None:
                 self._desk.fail(request, KeyNotFound(), fields)
@@ -719,7 +741,8 @@ class KeyValues:
                 self._desk.fail(request, record, fields)
             else:
                 found += 1
-                now = self._desk.backend.time() if record.expiry else 0
+                if record.expiry and not now:
+                    now = self._desk.backend.time()
                 more = fields + _record_fields(record, now)
                 request.respond(200, record.value, OCTETS, more)
         self._desk.count_many("/kv", "GET", 200, requests[0].started, found)
@@ -736,7 +759,7 @@ class KeyValues:
             return
         now = backend.time()
         fields += _record_fields(record, now)
-        if none_match is not None and _names(none_match, record.mod_revision):
+        if none_match is not None and names_revision(none_match, record.mod_revision):
             self._respond(request, b"", OCTETS, fields, 304)
         elif not as_json:
             self._respond(request, record.value, OCTETS, fields)
@@ -746,37 +769,13 @@ class KeyValues:
                 shown["session"], shown["fencing_token"] = holder[0].decode("latin-1"), holder[1]
             self._respond(request, json.dumps(shown).encode() + b"\n", JSON, fields)
 
-    def _get_range(
-        self, request: Request, query: Mapping[bytes, bytes], conditions: _Conditions
-    ) -> None:
-        refuse_others(
-            query,
-            _STALENESS | {b"prefix", b"from", b"to", b"limit", b"after", b"reverse", b"keys"},
-        )
-        most = self._limits.range_items
-        if b"limit" in query:
-            limit: int | None = number(query, b"limit", 1)
-            if not conditions.lines and limit is not None and limit > most:
-                raise BadRequest(
-                    f"limit may be up to {most:,} (max_range_items); ask for the rest with after, "
-                    "or for all of it with Accept: application/x-ndjson"
-                )
-        else:
-            limit = None if conditions.lines else min(DEFAULT_ITEMS, most)
-        start, end = _bounds(query)
-        reverse = flag(query, b"reverse")
-        if b"after" in query:
-            after = query[b"after"]
-            if reverse:
-                end = after if end is None else min(end, after)
-            else:
-                start = max(start, after + b"\0")
-        scan = Scan(start, end, limit, reverse=reverse, keys_only=flag(query, b"keys"))
+    def _get_range(self, request: Request, query: Query, conditions: Conditions) -> None:
+        scan = scan_of(query, most=self._limits.range_items, as_lines=conditions.lines)
 
         def action(fields: bytes) -> None:
             if conditions.lines:
                 self._desk.stream_range(request, scan, fields)
-            elif limit is not None and limit <= INLINE_ITEMS:
+            elif scan.limit is not None and scan.limit <= INLINE_ITEMS:
                 self._answer_range(request, scan, fields)
             else:
                 self._desk.work(request, partial(self._answer_range, request, scan, fields))
@@ -788,7 +787,7 @@ class KeyValues:
         more, size, last = False, 0, b""
         now = self._desk.backend.time()
         with closing(self._desk.backend.pin()) as state:
-            for item in scan.items(state):
+            for item in items_of(state, scan):
                 if len(items) == scan.limit or size > MAX_RANGE_BYTES:
                     more = True
                     break
@@ -802,8 +801,8 @@ class KeyValues:
 
     def _count(self, request: Request) -> None:
         query = request.parameters()
-        refuse_others(query, _STALENESS | {b"prefix", b"from", b"to"})
-        start, end = _bounds(query) if query.keys() - _STALENESS else (b"", None)
+        refuse_others(query, STALENESS | _BOUNDS)
+        start, end = bounds(query)
 
         def action(fields: bytes) -> None:
             self._desk.work(request, partial(self._answer_count, request, start, end, fields))
@@ -821,8 +820,8 @@ class KeyValues:
 
     def _show_session(self, request: Request) -> None:
         query = request.parameters()
-        refuse_others(query, _STALENESS | {b"id"})
-        session = _session(query)
+        refuse_others(query, STALENESS | {b"id"})
+        session = session_id(query, b"id")
 
         def action(fields: bytes) -> None:
             index, found = self._desk.backend.session(session)
@@ -842,35 +841,6 @@ class KeyValues:
             self._respond(request, body, JSON, fields)
 
         self._read(request, query, action)
-
-
-class Scan:
-    """Which records are asked for, in which order; *limit* None: all there are."""
-
-    __slots__ = ("end", "keys_only", "limit", "reverse", "start")
-
-    def __init__(
-        self, start: bytes, end: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
-    ) -> None:
-        self.start = start
-        self.end = end
-        self.limit = limit
-        self.reverse = reverse
-        self.keys_only = keys_only
-
-    def items(self, state: State) -> Iterator[Item]:
-        """Yield the records, without regard to the limit. Raises ConureError."""
-        if self.end is not None and self.start >= self.end:
-            return
-        for key, record in state.items(self.start, self.end, reverse=self.reverse):
-            yield Item(
-                key,
-                None if self.keys_only else record.value,
-                record.create_revision,
-                record.mod_revision,
-                record.version,
-                record.expiry,
-            )
 
 
 class _BatchAnswer:
@@ -893,141 +863,6 @@ class _BatchAnswer:
         if self._missing > 0:
             self._missing = 0
             self._desk.fail(request, error)
-
-
-# -- what is in a request ------------------------------------------------------------------------
-
-_PLAIN = _Conditions(Headers({}))
-_NO_SESSION = "there is no such session; it has ended, or never began"
-_STALENESS = frozenset({b"key", b"stale", b"max_stale"})
-
-
-def _note(headers: Headers) -> _Conditions:
-    """Read the header fields, once for all requests that send the same ones."""
-    conditions = _Conditions(headers)
-    if conditions.is_plain():
-        conditions = _PLAIN
-    headers.note = conditions
-    return conditions
-
-
-def _key(query: Mapping[bytes, bytes]) -> bytes:
-    key = query.get(b"key")
-    if not key:
-        raise BadRequest("the key is missing; name it in the query: /kv?key=K")
-    if len(key) > MAX_KEY_BYTES:
-        raise TargetTooLong(f"the key has {len(key):,} bytes; the limit is {MAX_KEY_BYTES:,}")
-    return key
-
-
-def _session(query: Mapping[bytes, bytes]) -> bytes:
-    session = query.get(b"id")
-    if not session:
-        raise BadRequest("the session is missing; name it in the query: /session?id=…")
-    return session
-
-
-def _bounds(query: Mapping[bytes, bytes]) -> tuple[bytes, bytes | None]:
-    prefix = query.get(b"prefix")
-    if prefix is not None:
-        if b"from" in query or b"to" in query:
-            raise BadRequest("prefix goes without from and to")
-        return prefix, kvjson.after_prefix(prefix)
-    return query.get(b"from", b""), query.get(b"to")
-
-
-def _compares(
-    key: bytes, query: Mapping[bytes, bytes], conditions: _Conditions
-) -> tuple[Compare, ...]:
-    """Return what has to hold for a write to happen."""
-    compares = []
-    if b"cas" in query:
-        revision = number(query, b"cas", 0)
-        compares.append(Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision))
-    if conditions.if_match == "*":
-        compares.append(Compare(key, Target.VERSION, Relation.GREATER, 0))
-    elif conditions.if_match is not None:
-        revision = _revision("If-Match", conditions.if_match)
-        compares.append(Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision))
-    if conditions.if_none_match == "*":
-        compares.append(Compare(key, Target.VERSION, Relation.EQUAL, 0))
-    elif conditions.if_none_match is not None:
-        revision = _revision("If-None-Match", conditions.if_none_match)
-        compares.append(Compare(key, Target.MOD_REVISION, Relation.NOT_EQUAL, revision))
-    return tuple(compares)
-
-
-def _revision(name: str, tag: str) -> int:
-    digits = tag.strip().removeprefix("W/").strip('"')
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
-        raise BadRequest(
-            f'{name} is {shortened(tag)}; it has to be * or one entity tag, such as "17"'
-        )
-    return int(digits)
-
-
-def _names(none_match: str, revision: int) -> bool:
-    """Tell whether a list of entity tags has the one of a revision (RFC 9110 section 13.1.2)."""
-    tags = {tag.strip().removeprefix("W/").strip('"') for tag in none_match.split(",")}
-    return "*" in tags or str(revision) in tags
-
-
-def flag(query: Mapping[bytes, bytes], name: bytes) -> bool:
-    """Return a parameter that is true or false. Raises BadRequest."""
-    value = query.get(name, b"false")
-    if value in _YES:
-        return True
-    if value in _NO:
-        return False
-    raise BadRequest(f"{name.decode()} is {_shown(value)}; it has to be true or false")
-
-
-def number(query: Mapping[bytes, bytes], name: bytes, least: int) -> int:
-    """Return a parameter that is a whole number. Raises BadRequest."""
-    text = query[name]
-    digits = text.removeprefix(b"-")
-    found = int(text) if digits.isdigit() and len(digits) <= 19 else None
-    if found is None or not least <= found <= kvjson.MAX_NUMBER:
-        raise BadRequest(f"{name.decode()} is {_shown(text)}; it has to be a whole number")
-    return found
-
-
-def _duration(query: Mapping[bytes, bytes], name: bytes) -> int:
-    return kvjson.parse_duration(name.decode(), query[name].decode(errors="replace"))
-
-
-def _ttl(query: Mapping[bytes, bytes]) -> int:
-    return kvjson.check_ttl(_duration(query, b"ttl"))
-
-
-def _staleness(query: Mapping[bytes, bytes]) -> tuple[bool, float | None]:
-    """Return whether a stale read will do, and how many seconds old it may be."""
-    limit = _duration(query, b"max_stale") / 1000 if b"max_stale" in query else None
-    is_stale = flag(query, b"stale")
-    if limit is not None and not is_stale:
-        raise BadRequest("max_stale bounds a stale read; add stale=true, or leave it out")
-    return is_stale, limit
-
-
-def refuse_others(query: Mapping[bytes, bytes], known: frozenset[bytes] | set[bytes]) -> None:
-    """Raise BadRequest for a parameter that means nothing here."""
-    for name in query:
-        if name not in known:
-            takes = b", ".join(sorted(known)).decode()
-            raise BadRequest(f"there is no parameter {_shown(name)} here; there are: {takes}")
-
-
-def _too_stale(contact: float | None, limit: float) -> Unavailable:
-    if contact is None:
-        found = "this node has heard no leader since it was started"
-    else:
-        over = contact - limit
-        found = f"this node last heard a leader {contact:.3f} s ago, {over:.3f} s over max_stale"
-    return Unavailable(f"{found}; ask another server, or allow for more")
-
-
-def _shown(text: bytes) -> str:
-    return shortened(text.decode(errors="replace"))
 
 
 # -- what is in an answer ------------------------------------------------------------------------
@@ -1061,6 +896,33 @@ def _record_fields(record: Record | Item, now: int) -> bytes:
     return fields
 
 
+def _too_stale(contact: float | None, limit: float) -> Unavailable:
+    if contact is None:
+        found = "this node has heard no leader since it was started"
+    else:
+        over = contact - limit
+        found = f"this node last heard a leader {contact:.3f} s ago, {over:.3f} s over max_stale"
+    return Unavailable(f"{found}; ask another server, or allow for more")
+
+
+def items_of(state: State, scan: Scan) -> Iterator[Item]:
+    """Yield the records that are asked for, without regard to the limit. Raises ConureError."""
+    if scan.end is not None and scan.start >= scan.end:
+        return
+    for key, record in state.items(scan.start, scan.end, reverse=scan.reverse):
+        item = _item(key, record)
+        yield item._replace(value=None) if scan.keys_only else item
+
+
+def _as_operations(lines: Sequence[tuple[bytes, bytes | None, int]]) -> tuple[Operation, ...]:
+    """Return what the lines of a batch ask for as operations of one transaction."""
+    if len({key for key, _, _ in lines}) < len(lines):
+        raise BadRequest("a batch with an Idempotency-Key may name each key once only")
+    return tuple(
+        Delete(key) if value is None else Put(key, value, ttl) for key, value, ttl in lines
+    )
+
+
 def _item(key: bytes, record: Record) -> Item:
     return Item(
         key,
@@ -1074,7 +936,7 @@ def _item(key: bytes, record: Record) -> Item:
 
 def _refused(outcome: Outcome) -> ConureError:
     """Return the error that a refused transaction is answered with."""
-    key = _shown(outcome.refused_key)
+    key = shown(outcome.refused_key)
     match outcome.refusal:
         case Refusal.NOT_A_NUMBER:
             return Conflict(f"the value of {key} is no whole number of 64 bits")
@@ -1090,5 +952,10 @@ def _refused(outcome: Outcome) -> ConureError:
             return Conflict(f"{key} is not held by this session")
         case Refusal.KEY_REUSED:
             return KeyReused()
+        case Refusal.TOO_MANY_KEYS:
+            return PayloadTooLarge(
+                "the range has more keys than one request may delete (max_range_items), and "
+                "nothing was deleted; delete it in parts"
+            )
         case _:
             raise AssertionError(outcome)

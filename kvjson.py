@@ -14,7 +14,9 @@ with ``ttl``, in seconds, only where it expires. A transaction, and its outcome:
     {"succeeded": true, "revision": 12, "results": [{"key": "k", ...}, {"key": "n", ...}]}
 
 A comparison names a key, one of ``value``, ``version``, ``create_revision``, ``mod_revision`` and
-``exists``, and a ``relation``: ``=`` (if none is named), ``!=``, ``<`` or ``>``.
+``exists``, and a ``relation``: ``=`` (if none is named), ``!=``, ``<`` or ``>``. An operation is a
+put, delete, get, range, incr or touch; a delete is of a key or, like a range, of a ``prefix`` or
+of the keys ``from`` … ``to``.
 
 Nothing here has state: any thread may call anything. Whatever can't be understood is BadRequest,
 with the place where it stands.
@@ -46,7 +48,7 @@ from commands import (
     Touch,
     Transaction,
 )
-from errors import BadRequest, PayloadTooLarge, TargetTooLong
+from errors import BadRequest, PayloadTooLarge
 
 __all__ = [
     "MAX_KEY_BYTES",
@@ -68,6 +70,8 @@ __all__ = [
 
 MAX_KEY_BYTES: Final = 1024
 MAX_OPERATIONS: Final = 128
+"""Comparisons and operations of one transaction."""
+
 MAX_TTL: Final = 10 * 365 * 86_400_000
 """Milliseconds; ten years."""
 
@@ -84,9 +88,11 @@ _NUMBERS = {
     "create_revision": Target.CREATE_REVISION,
     "mod_revision": Target.MOD_REVISION,
 }
-_DURATION = re.compile(r"(?:\d{1,15}(?:\.\d{1,9})?(?:ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
-_SECONDS_ONLY = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
+_DURATION = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_LONGEST_DURATION = 64  # characters
+_SECONDS_ONLY = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
+_PLAIN_LINE = {"key", "value"}
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 Object = Mapping[str, Any]
@@ -101,19 +107,11 @@ class Limits:
         self.value_bytes = value_bytes
         self.range_items = range_items
 
-    def check_key(self, key: bytes) -> bytes:
-        """Return the key. Raises BadRequest if it is empty, TargetTooLong."""
-        if not key:
-            raise BadRequest("a key is empty; a key has 1 byte at least")
-        if len(key) > MAX_KEY_BYTES:
-            raise TargetTooLong(f"the key has {len(key):,} bytes; the limit is {MAX_KEY_BYTES:,}")
-        return key
-
-    def check_value(self, value: bytes) -> bytes:
+    def check_value(self, value: bytes, where: str = "") -> bytes:
         """Return the value. Raises PayloadTooLarge."""
         if len(value) > self.value_bytes:
             raise PayloadTooLarge(
-                f"the value has {len(value):,} bytes; the limit is {self.value_bytes:,} "
+                f"{where}the value has {len(value):,} bytes; the limit is {self.value_bytes:,} "
                 "(max_value_bytes)"
             )
         return value
@@ -173,7 +171,12 @@ def _show_result(operation: Operation, result: Result, now: int) -> dict[str, An
     if isinstance(operation, Range):
         items = [show_item(item, now) for item in result.items]
         return {"items": items, "more": result.more}
-    return show_item(result.items[0], now) if result.items else None
+    if not result.items:
+        return None
+    shown = show_item(result.items[0], now)
+    if isinstance(operation, Increment):
+        shown["value"] = str(result.number)
+    return shown | {"more": True} if result.more else shown  # of a get whose value was too much
 
 
 # -- in ------------------------------------------------------------------------------------------
@@ -190,23 +193,30 @@ def json_object(text: bytes, example: str) -> dict[str, Any]:
     return found
 
 
-@lru_cache(256)
 def parse_duration(name: str, text: str) -> int:
     """Return a duration in milliseconds: ``30s``, ``1m30s``, ``500ms``, or seconds alone.
 
     Raises BadRequest.
     """
-    if _SECONDS_ONLY.fullmatch(text):
-        return round(float(text) * 1000)
-    if not _DURATION.fullmatch(text):
+    if len(text) > _LONGEST_DURATION:
+        raise BadRequest(f"{name} is {shortened(text)}, which is too long for a duration")
+    return _parse_duration(name, text)
+
+
+def check_ttl(milliseconds: int, *, least: int = 1, where: str = "") -> int:
+    """Return a time to live in milliseconds. Raises BadRequest."""
+    if not least <= milliseconds <= MAX_TTL:
         raise BadRequest(
-            f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
+            f"{where}a ttl is {least} ms at least and {MAX_TTL // 86_400_000} days at most"
         )
-    return round(sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+    return milliseconds
 
 
 def parse_transaction(text: bytes, limits: Limits) -> Transaction:
-    """Return the transaction that the body of ``POST /txn`` describes. Raises BadRequest."""
+    """Return the transaction that the body of ``POST /txn`` describes.
+
+    Raises BadRequest, and PayloadTooLarge past a limit.
+    """
     body = json_object(text, '{"success": [{"put": {"key": "k", "value": "v"}}]}')
     _refuse_others(body, {"compare", "success", "failure"}, "the transaction")
     compares = tuple(
@@ -227,13 +237,19 @@ def parse_transaction(text: bytes, limits: Limits) -> Transaction:
         raise BadRequest("the transaction does nothing; name an operation under success or failure")
     for name, branch in (("success", success), ("failure", failure)):
         _refuse_double_writes(name, branch)
+        read = sum(each.limit for each in branch if isinstance(each, Range))
+        if read > limits.range_items:
+            raise PayloadTooLarge(
+                f"the ranges of {name} may read {read:,} records; all limits of a transaction "
+                f"together may be up to {limits.range_items:,} (max_range_items)"
+            )
     return Transaction(compares, success, failure)
 
 
 def parse_batch(text: bytes, limits: Limits) -> Iterator[tuple[bytes, bytes | None, int]]:
     """Yield key, value (None to delete) and ttl in milliseconds of each line of NDJSON.
 
-    Raises BadRequest with the line's number.
+    Raises BadRequest or PayloadTooLarge, with the line's number.
     """
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line or line.isspace():
@@ -244,18 +260,18 @@ def parse_batch(text: bytes, limits: Limits) -> Iterator[tuple[bytes, bytes | No
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"{where} is not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise BadRequest(f"{where} has to be an object, such as {{'key': 'k', 'value': 'v'}}")
-        if record.keys() == {"key", "value"}:  # the usual line, quickly
+            raise BadRequest(f'{where} has to be an object, such as {{"key": "k", "value": "v"}}')
+        if record.keys() == _PLAIN_LINE:  # quickly: there are many of them
             key, value = record["key"], record["value"]
             if isinstance(key, str) and isinstance(value, str):
                 yield (
-                    limits.check_key(_encoded(key, where)),
-                    limits.check_value(_encoded(value, where)),
+                    _checked_key(_encoded(key, where), where),
+                    limits.check_value(_encoded(value, where), f"{where}: "),
                     0,
                 )
                 continue
         _refuse_others(record, {"key", "value", "encoding", "ttl", "delete"}, where)
-        found = _key(record, where, limits)
+        found = _key(record, where)
         if _boolean(record, "delete", where):
             if "value" in record or "ttl" in record:
                 raise BadRequest(f"{where} deletes the key; a value or ttl makes no sense there")
@@ -278,6 +294,17 @@ def shortened(text: str) -> str:
 # -- private -------------------------------------------------------------------------------------
 
 
+@lru_cache(256)
+def _parse_duration(name: str, text: str) -> int:
+    if _SECONDS_ONLY.fullmatch(text):
+        return round(float(text) * 1000)
+    if not _DURATION.fullmatch(text):
+        raise BadRequest(
+            f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
+        )
+    return round(sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -296,9 +323,9 @@ def _compare(body: Any, where: str, limits: Limits) -> Compare:
         )
     (name,) = named
     _refuse_others(body, {"key", "encoding", "relation", name}, where)
-    key = _key(body, where, limits)
+    key = _key(body, where)
     relation = body.get("relation", "=")
-    if relation not in _RELATIONS:
+    if not isinstance(relation, str) or relation not in _RELATIONS:
         raise BadRequest(f"{where}: relation is {_shown(relation)}; it has to be =, !=, < or >")
     if name == "exists":
         if "relation" in body:
@@ -326,19 +353,19 @@ def _put(body: Object, where: str, limits: Limits) -> Operation:
     keep = _boolean(body, "keepttl", where)
     if keep and "ttl" in body:
         raise BadRequest(f"{where}: ttl and keepttl exclude each other")
-    return Put(_key(body, where, limits), _value(body, where, limits), _ttl(body, where), keep)
+    return Put(_key(body, where), _value(body, where, limits), _ttl(body, where), keep)
 
 
 def _delete(body: Object, where: str, limits: Limits) -> Operation:
     if "key" in body:
         _refuse_others(body, {"key", "encoding"}, where)
-        return Delete(_key(body, where, limits))
-    return DeleteRange(*_bounds(body, where, set()))
+        return Delete(_key(body, where))
+    return DeleteRange(*_bounds(body, where, set()), limits.range_items)
 
 
-def _get(body: Object, where: str, limits: Limits) -> Operation:
+def _get(body: Object, where: str, _: Limits) -> Operation:
     _refuse_others(body, {"key", "encoding"}, where)
-    return Get(_key(body, where, limits))
+    return Get(_key(body, where))
 
 
 def _range(body: Object, where: str, limits: Limits) -> Operation:
@@ -348,15 +375,17 @@ def _range(body: Object, where: str, limits: Limits) -> Operation:
     return Range(start, end, limit, _boolean(body, "reverse", where), _boolean(body, "keys", where))
 
 
-def _increment(body: Object, where: str, limits: Limits) -> Operation:
+def _increment(body: Object, where: str, _: Limits) -> Operation:
     _refuse_others(body, {"key", "encoding", "by"}, where)
     by = _number(body, "by", where, -MAX_NUMBER - 1, MAX_NUMBER) if "by" in body else 1
-    return Increment(_key(body, where, limits), by)
+    return Increment(_key(body, where), by)
 
 
-def _touch(body: Object, where: str, limits: Limits) -> Operation:
+def _touch(body: Object, where: str, _: Limits) -> Operation:
     _refuse_others(body, {"key", "encoding", "ttl"}, where)
-    return Touch(_key(body, where, limits), _ttl(body, where))
+    if "ttl" not in body:
+        raise BadRequest(f"{where}: the ttl is missing; 0 stands for ever")
+    return Touch(_key(body, where), _ttl(body, where, least=0))
 
 
 _OPERATIONS: dict[str, Callable[[Object, str, Limits], Operation]] = {
@@ -371,14 +400,22 @@ _OPERATIONS: dict[str, Callable[[Object, str, Limits], Operation]] = {
 
 def _bounds(body: Object, where: str, others: set[str]) -> tuple[bytes, bytes | None]:
     if "prefix" in body:
-        _refuse_others(body, {"prefix"} | others, where)
-        prefix = _encoded(_string(body, "prefix", where), where)
+        _refuse_others(body, {"prefix", "encoding"} | others, where)
+        prefix = _bound(body, "prefix", where)
         return prefix, after_prefix(prefix)
     if "from" not in body and "to" not in body:
         raise BadRequest(f"{where} has to name a prefix, or from and to")
-    _refuse_others(body, {"from", "to"} | others, where)
-    start = _encoded(_string(body, "from", where), where) if "from" in body else b""
-    return start, _encoded(_string(body, "to", where), where) if "to" in body else None
+    _refuse_others(body, {"from", "to", "encoding"} | others, where)
+    return (
+        _bound(body, "from", where) if "from" in body else b"",
+        _bound(body, "to", where) if "to" in body else None,
+    )
+
+
+def _bound(body: Object, name: str, where: str) -> bytes:
+    """Return what bounds a range of keys; it may be empty, and is no longer than a key."""
+    bound = _bytes(body, name, where)
+    return _checked_length(bound, f"{where}: {name}")
 
 
 def _refuse_double_writes(name: str, branch: tuple[Operation, ...]) -> None:
@@ -394,10 +431,10 @@ def _refuse_double_writes(name: str, branch: tuple[Operation, ...]) -> None:
                     f"{name} writes {shortened(operation.key.decode(errors='replace'))} twice"
                 )
             written.add(operation.key)
-    for n, (start, end) in enumerate(ranges):
+    for n, (start, end, _) in enumerate(ranges):
         if any(key >= start and (end is None or key < end) for key in written):
             raise BadRequest(f"{name} deletes a range with a key in it that it writes, too")
-        for other_start, other_end in ranges[:n]:
+        for other_start, other_end, _ in ranges[:n]:
             if (end is None or other_start < end) and (other_end is None or start < other_end):
                 raise BadRequest(f"{name} deletes two ranges that overlap")
 
@@ -423,25 +460,37 @@ def _refuse_others(body: Object, known: set[str], where: str) -> None:
             )
 
 
-def _key(body: Object, where: str, limits: Limits) -> bytes:
-    text = _string(body, "key", where)
-    return limits.check_key(_bytes(text, body.get("encoding"), where))
+def _key(body: Object, where: str) -> bytes:
+    return _checked_key(_bytes(body, "key", where), where)
+
+
+def _checked_key(key: bytes, where: str) -> bytes:
+    if not key:
+        raise BadRequest(f"{where}: the key is empty; a key has 1 byte at least")
+    return _checked_length(key, f"{where}: the key")
+
+
+def _checked_length(key: bytes, what: str) -> bytes:
+    if len(key) > MAX_KEY_BYTES:
+        raise PayloadTooLarge(f"{what} has {len(key):,} bytes; the limit is {MAX_KEY_BYTES:,}")
+    return key
 
 
 def _value(body: Object, where: str, limits: Limits) -> bytes:
-    text = _string(body, "value", where)
-    return limits.check_value(_bytes(text, body.get("encoding"), where))
+    return limits.check_value(_bytes(body, "value", where), f"{where}: ")
 
 
-def _bytes(text: str, encoding: Any, where: str) -> bytes:
-    if encoding is None:
+def _bytes(body: Object, name: str, where: str) -> bytes:
+    """Return the bytes that a field stands for, by the encoding that is beside it."""
+    text = _string(body, name, where)
+    if "encoding" not in body:
         return _encoded(text, where)
-    if encoding != "base64":
-        raise BadRequest(f"{where}: encoding is {_shown(encoding)}; only base64 is known")
+    if body["encoding"] != "base64":
+        raise BadRequest(f"{where}: encoding is {_shown(body['encoding'])}; only base64 is known")
     try:
         return b64decode(text, validate=True)
     except ValueError as error:
-        raise BadRequest(f"{where}: this is no base64: {error}") from error
+        raise BadRequest(f"{where}: {name} is no base64: {error}") from error
 
 
 def _encoded(text: str, where: str) -> bytes:
@@ -475,19 +524,18 @@ def _number(body: Object, name: str, where: str, least: int, most: int) -> int:
     return found
 
 
-def _ttl(body: Object, where: str) -> int:
-    found = body.get("ttl", 0)
+def _ttl(body: Object, where: str, *, least: int = 1) -> int:
+    if "ttl" not in body:
+        return 0
+    found = body["ttl"]
     if isinstance(found, bool) or not isinstance(found, int | float | str):
         raise BadRequest(f"{where}: ttl has to be a duration, such as 30 or 30s")
-    return check_ttl(parse_duration(f"{where}: ttl", str(found))) if found else 0
-
-
-def check_ttl(milliseconds: int) -> int:
-    """Return a time to live in milliseconds. Raises BadRequest."""
-    if not 0 < milliseconds <= MAX_TTL:
-        raise BadRequest(f"a ttl is 1 ms at least and {MAX_TTL // 86_400_000} days at most")
-    return milliseconds
+    return check_ttl(parse_duration(f"{where}: ttl", str(found)), least=least, where=f"{where}: ")
 
 
 def _shown(found: Any) -> str:
-    return shortened(found) if isinstance(found, str) else shortened(json.dumps(found)).strip("'")
+    if isinstance(found, str):
+        return shortened(found)
+    if isinstance(found, dict | list):
+        return "an object" if isinstance(found, dict) else "a list"
+    return shortened(json.dumps(found)).replace("'", "")

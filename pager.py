@@ -86,7 +86,7 @@ from struct import Struct
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
-from errors import CorruptionError, ForeignDirectory
+from errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory
 from fileio import File, FileSystem
 
 __all__ = [
@@ -114,6 +114,7 @@ _VERSION = 2
 _META = Struct("<8sB3xIQQIIIB3xQQQQ")
 assert _META.size == 80
 _CRC = Struct("<I")
+_RECORD_BYTES = _META.size + _CRC.size  # of a meta page, which has two of them
 _NUMBER = Struct("<I")
 _RESIDUE = 0x2144DF1C  # what crc32 gives for any bytes followed by their own CRC
 _WRITE_PAGES = 256  # largest group of neighbouring pages in one call
@@ -377,14 +378,17 @@ class Pager:
         new = list(chain.from_iterable(own))
         try:
             levels = self._write_map(space, shape, stale, own, state.epoch)
-            self.sync()  # S2: the data before the meta page that names it
             meta = state._replace(
                 page_size=self.page_size,
                 txid=self.meta.txid + 1,
                 pages=max([space.pages, *(number + 1 for number in new)]),
                 map_root=levels[-1][0],
             )
-            self._file.pwrite(_meta_page(meta), (meta.txid & 1) * self.page_size)
+            if self._file.size() < meta.pages * self.page_size:
+                # Its last pages were held for a reader who has gone since, so nobody wrote them.
+                self._file.pwrite(bytes(self.page_size), (meta.pages - 1) * self.page_size)
+            self.sync()  # S2: the data before the meta page that names it
+            self._write_meta(meta)
             self.sync()
         except BaseException:
             with self.lock:
@@ -416,6 +420,17 @@ class Pager:
             self._file.pwrite(group[0], offset)
         elif group:
             self._file.pwritev(group, offset)
+
+    def _write_meta(self, meta: Meta) -> None:
+        page, offset = _meta_page(meta), (meta.txid & 1) * self.page_size
+        try:
+            self._file.pwrite(page, offset)
+        except DiskFull as error:
+            # If one of its records has arrived, a crash from now on brings this checkpoint back:
+            # none of its pages may be used again, so there is no going on without it (S1).
+            if self._file.pread(_RECORD_BYTES, offset) == page[:_RECORD_BYTES]:
+                raise DiskFailed(f"only a part of a meta page was written: {error}") from error
+            raise
 
     def _lowest_free(self) -> int:
         """Return the lowest free page, or -1."""
@@ -538,8 +553,8 @@ class Pager:
         """Find out which pages are free, and which only the *older* checkpoint needs (S1)."""
         meta, size = self.meta, self._segment_pages
         found: dict[int, bytes] = {}  # the pages of both maps
-        self._map = self._read_map(meta.map_root, found)
-        before = self._read_map(older.map_root, found)
+        self._map = self._read_map(meta, found)
+        before = self._read_map(older, found)  # which may cover more, if the file has shrunk
         waiting: list[int] = []
         for index in range(-(-meta.pages // size)):
             inside = range(index * size, min((index + 1) * size, meta.pages))
@@ -561,10 +576,10 @@ class Pager:
         self._hold(waiting, older.epoch, meta.epoch)
         self._hold(set(found).difference(self.map_pages), older.epoch, meta.epoch)
 
-    def _read_map(self, root: int, found: dict[int, bytes]) -> list[list[int]]:
-        """Return the pages of a map, level by level; *found* takes what is in them."""
-        levels = [[root]]
-        most = -(-self.pages // self._segment_pages)
+    def _read_map(self, meta: Meta, found: dict[int, bytes]) -> list[list[int]]:
+        """Return the pages of a checkpoint's map, level by level; *found* takes what is in them."""
+        levels = [[meta.map_root]]
+        most = -(-meta.pages // self._segment_pages)
         while True:
             children: list[int] = []
             below = len(levels)
@@ -589,7 +604,7 @@ class Pager:
             levels.insert(0, children)
         numbers = [*chain.from_iterable(levels)]
         if len(numbers) != len(set(numbers)):
-            raise self.corrupt(root, "the free map names a page twice")
+            raise self.corrupt(meta.map_root, "the free map names a page twice")
         return levels
 
     def _unused(self, leaves: list[int], index: int, found: dict[int, bytes]) -> int:
@@ -645,8 +660,8 @@ def _meta_page(meta: Meta) -> bytes:
 
 def _parse_meta(data: bytes, offset: int, slot: int) -> tuple[int, Meta] | None:
     """Return format version and record, or None if there is no valid record at *offset*."""
-    record = data[offset : offset + _META.size + 4]
-    if len(record) != _META.size + 4 or crc32(record, slot) != _RESIDUE:
+    record = data[offset : offset + _RECORD_BYTES]
+    if len(record) != _RECORD_BYTES or crc32(record, slot) != _RESIDUE:
         return None
     magic, version, *fields = _META.unpack_from(record)
     return (version, Meta(*fields)) if magic == _MAGIC else None

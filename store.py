@@ -468,7 +468,7 @@ class Store:
             case Touch(key) if self.get(key) is None:
                 return Refusal.KEY_NOT_FOUND
             case DeleteRange(start, end, limit) if limit:
-                keys = islice(self.tree.scan(*_bounds(start, end)), _one_more(limit))
+                keys = islice(self.tree.keys(*_bounds(start, end)), _one_more(limit))
                 if sum(1 for _ in keys) > limit:
                     return Refusal.TOO_MANY_KEYS
             case RenewSession(session) | EndSession(session) | Acquire(_, session, _) if (

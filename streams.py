@@ -30,9 +30,10 @@ from time import monotonic
 
 import kvjson
 from commands import Item
-from errors import BadRequest, ConureError, TooManyRequests
+from errors import BadRequest, ConureError, NotLeader, TooManyRequests, Unavailable
 from httpserver import Request, Stream
-from kvapi import Desk, Route, Scan, number, refuse_others
+from kvapi import Desk, Route, items_of
+from kvrequests import Scan, number, refuse_others
 from watch import Position, Watchers, parse_event_id
 
 __all__ = ["Streams"]
@@ -45,7 +46,7 @@ LINES = "application/x-ndjson"
 OCTETS = "application/octet-stream"
 
 _LOW_WATER = 256 << 10  # unsent bytes below which a worker goes on
-_HIGH_WATER = 8 << 20  # unsent bytes beyond which a watch or a long answer is cut
+_HIGH_WATER = 8 << 20  # unsent bytes beyond which a watch or a long answer is cut, or more
 _GROUP = 64 << 10  # bytes of lines that are sent together, about
 
 log = logging.getLogger("conure.http")
@@ -57,15 +58,21 @@ class Streams:
     watchers: Watchers[Stream]
     """Set by whoever composes the server, before the first request."""
 
-    def __init__(self, desk: Desk, *, max_workers: int) -> None:
+    def __init__(self, desk: Desk, limits: kvjson.Limits, *, max_workers: int) -> None:
         self._desk = desk
+        # The longest event has to fit beside what the pump sends at a time: a value may take six
+        # bytes a byte in JSON.
+        self._max_unsent = max(_HIGH_WATER, (2 << 20) + 6 * limits.value_bytes)
         self._max_workers = max_workers
         self._workers = 0
         self._lock = threading.Lock()  # guards the number of workers
 
     def routes(self) -> dict[str, dict[str, Route]]:
         """Return what answers each method of each path."""
-        return {"/watch": {"GET": self._watch}, "/backup": {"GET": self._backup}}
+        return {
+            "/watch": {"GET": self._watch, "HEAD": self._watch},
+            "/backup": {"GET": self._backup, "HEAD": self._backup},
+        }
 
     def work(self, request: Request, action: Callable[[], None]) -> None:
         """Have a request answered by a worker; refuse it when too many are at work."""
@@ -94,12 +101,17 @@ class Streams:
         """Answer with the records of a range, a line of JSON each."""
         self.work(request, partial(self._send_range, request, scan, fields))
 
-    def wait_for(self, key: bytes, after: int, seconds: float, action: Callable[[], None]) -> None:
-        """Do something when a key has changed after a revision, or the time is over.
+    def wait_for(
+        self, request: Request, key: bytes, after: int, seconds: float, action: Callable[[], None]
+    ) -> None:
+        """Do something when a key has changed after a revision, or the time is over, or the client
+        of a held request has left.
 
         The pump does it, so it must not take long. Raises Unavailable when stopping.
         """
-        self.watchers.wait_for(key, key + b"\0", after, monotonic() + seconds, lambda _: action())
+        deadline = monotonic() + seconds
+        wait = self.watchers.wait_for(key, key + b"\0", after, deadline, lambda _: action())
+        request.on_leave(wait.give_up)
 
     # -- private ---------------------------------------------------------------------------------
 
@@ -119,7 +131,7 @@ class Streams:
         backend = self._desk.backend
         with closing(backend.pin()) as state:
             fields += b"X-Conure-Index: %d\r\n" % state.index
-            items = scan.items(state)
+            items = items_of(state, scan)
             self._send(request, LINES, fields, _lines(items, scan.limit, backend.time()))
 
     def _backup(self, request: Request) -> None:
@@ -140,7 +152,7 @@ class Streams:
         self, request: Request, content_type: str, fields: bytes, pieces: Iterable[bytes]
     ) -> None:
         """Stream pieces as fast as the client takes them."""
-        stream = request.stream(200, content_type, fields, max_unsent=_HIGH_WATER)
+        stream = request.stream(200, content_type, fields, max_unsent=self._max_unsent)
         self._desk.count(request, 200)
         try:
             for piece in pieces:
@@ -162,9 +174,13 @@ class Streams:
         query = request.parameters()
         refuse_others(query, {b"key", b"prefix", b"from"})
         start, end = _range(query)
+        _, (found,) = self._desk.backend.get_all([start or b"\0"])
+        if isinstance(found, NotLeader):
+            raise Unavailable("an arbiter keeps no records; watch at another server")
         position = self._position(request, query)
         self.watchers.check(position)
-        stream = request.stream(200, EVENTS, b"Cache-Control: no-cache\r\n", max_unsent=_HIGH_WATER)
+        fields = b"Cache-Control: no-cache\r\n"
+        stream = request.stream(200, EVENTS, fields, max_unsent=self._max_unsent)
         try:
             watch = self.watchers.watch(start, end, position, stream)
         except ConureError:

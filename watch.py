@@ -383,11 +383,11 @@ class Watch(_Interest, Generic[SinkT]):
 class Wait(_Interest):
     """A long poll; made by :meth:`Watchers.wait_for`."""
 
-    __slots__ = ("_cancel", "deadline", "reply")
+    __slots__ = ("_give_up", "deadline", "reply")
 
     def __init__(
         self,
-        cancel: Callable[[Wait], None],
+        give_up: Callable[[Wait], None],
         start: bytes,
         end: bytes | None,
         position: Position,
@@ -395,13 +395,13 @@ class Wait(_Interest):
         reply: Callable[[bool], None],
     ) -> None:
         super().__init__(start, end, position)
-        self._cancel = cancel
+        self._give_up = give_up
         self.deadline = deadline
         self.reply = reply
 
-    def cancel(self) -> None:
-        """Expect no reply any more; one that is under way may still come."""
-        self._cancel(self)
+    def give_up(self) -> None:
+        """Wait no longer: the reply comes now, with False unless it was on its way. Any thread."""
+        self._give_up(self)
 
 
 class _Group(Generic[SinkT]):
@@ -522,8 +522,7 @@ class Watchers(Generic[SinkT]):
         )
         self._dropped = registry.counter(
             "conure_watches_dropped_total",
-            "Watches ended by this node, because their clients were too slow or it lost its "
-            "history.",
+            "Watches ended because the history had gone past them, or was lost.",
         )
         registry.gauge_callback("conure_watches", "Watches now.", lambda: len(self._watches))
         registry.gauge_callback("conure_long_polls", "Long polls now.", lambda: len(self._waits))
@@ -601,13 +600,13 @@ class Watchers(Generic[SinkT]):
         stopping. Raises Unavailable if it was stopped before. Any thread; the pump replies.
         """
         position = Position(after_revision + 1)
-        wait = Wait(self.cancel, start, end, position, deadline, reply)
+        wait = Wait(self._give_up, start, end, position, deadline, reply)
         self._order(partial(self._add_wait, wait))
         return wait
 
-    def cancel(self, interest: Watch[SinkT] | Wait) -> None:
-        """End a watch or poll without telling its sink, or replying. Any thread."""
-        self._orders.append(partial(self._remove, interest))
+    def cancel(self, watch: Watch[SinkT]) -> None:
+        """End a watch without telling its sink. Any thread."""
+        self._orders.append(partial(self._remove, watch))
         self._bell.set()
 
     def turn(self) -> float:
@@ -626,10 +625,10 @@ class Watchers(Generic[SinkT]):
         self._expire(now)
         if self._at == view.end and (now >= self._next_progress or view.middle > self._told):
             self._tell_progress(view.revision, now)
-        if not self._deliveries:
+        spent = monotonic() - began
+        if not self._deliveries and spent < _REST:
             return 0.0
-        rest = max(_REST, self._deliveries * _REST_EACH, monotonic() - began)
-        return min(rest, _LONGEST_REST)
+        return min(max(_REST, self._deliveries * _REST_EACH, spent), _LONGEST_REST)
 
     # -- the pump --------------------------------------------------------------------------------
 
@@ -671,6 +670,10 @@ class Watchers(Generic[SinkT]):
             if self._is_stopping:
                 raise Unavailable(_STOPPING)
             self._orders.append(order)
+        self._bell.set()
+
+    def _give_up(self, wait: Wait) -> None:
+        self._orders.append(partial(self._answer, wait, False))
         self._bell.set()
 
     # -- coming and going ------------------------------------------------------------------------
@@ -856,8 +859,8 @@ class Watchers(Generic[SinkT]):
             except Exception:
                 log.exception("the sink of a watch failed")
                 takes_more = False
-            if not takes_more and self._remove(watch):
-                self._dropped.inc()
+            if not takes_more:  # its client has left, mostly
+                self._remove(watch)
 
     def _frame(self, number: int, events: Sequence[Change], i: int) -> bytes:
         """Return the bytes of an event, made once in a turn."""

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
 
+import kvjson
+import wire
+from btree import BTree, Record
+from commands import Committed, Transaction
 from errors import ConureError, CorruptionError
-from httpapi import API, Backend, Check, Command, Reply, WriteReply
-from httpserver import HTTPServer
+from httpapi import API, Backend, Check
+from httpserver import HTTPServer, Stream
+from kvapi import Command, Reply, State, WriteReply
 from metrics import Registry
+from raft import Entry, EntryKind
+from store import Session, Store
+from tests.crashfs import CrashFileSystem
 from tests.process import Answer
+from watch import History, Watchers
 
 __all__ = ["FakeBackend", "Service"]
 
 
 class FakeBackend:
-    """Keeps values in a dict and notes every call; ``error`` is what it answers instead."""
+    """A store without consensus around it, which notes every call.
+
+    ``error`` is what it answers instead, ``damaged`` a key that can't be read, ``now`` the time.
+    """
 
     def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
+        self.store = Store(BTree.open(CrashFileSystem(), "/db"), b"")
+        self.history = History()
+        self.now = 1_000_000
         self.batches: list[list[Command]] = []
         self.confirmations = 0
         self.reads: list[list[bytes]] = []
@@ -32,25 +47,60 @@ class FakeBackend:
         self.error: ConureError | None = None
         self.damaged = b""
         self.checks: list[Check] = [("process", True, "ok"), ("leader", True, "n1")]
+        self.open_states = 0
+
+    @property
+    def values(self) -> dict[bytes, bytes]:
+        """What is stored."""
+        with closing(self.store.snapshot()) as state:
+            return {key: record.value for key, record in state.items()}
+
+    @values.setter
+    def values(self, values: dict[bytes, bytes]) -> None:
+        self.apply(list(values.items()))
+
+    def apply(self, commands: Sequence[Command]) -> Committed:
+        """Do as a node does whose writes are committed at once."""
+        first = self.store.applied_index + 1
+        entries = [
+            Entry(1, index, EntryKind.COMMAND, self._encode(command))
+            for index, command in enumerate(commands, first)
+        ]
+        self.store.keeps_events = True
+        outcomes = self.store.apply(entries)
+        self.history.extend(self.store.take_events(), self.store.applied_index)
+        return Committed(first, outcomes)
 
     def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
         self.batches.append(list(commands))
-        if self.error is None:
-            for key, value in commands:
-                if value is None:
-                    self.values.pop(key, None)
-                else:
-                    self.values[key] = value
-        reply(0, len(commands), self.error)
+        reply(0, len(commands), self.error or self.apply(commands))
 
     def confirm_read(self, reply: Reply) -> None:
         self.confirmations += 1
         reply(self.error)
 
-    def get_all(self, keys: Sequence[bytes]) -> list[bytes | ConureError | None]:
+    def get_all(self, keys: Sequence[bytes]) -> tuple[int, list[Record | ConureError | None]]:
         self.reads.append(list(keys))
-        damage = CorruptionError("conure.db", 4096, "a page fails its checksum")
-        return [damage if key == self.damaged else self.values.get(key) for key in keys]
+        return self.store.applied_index, [self._get(key) for key in keys]
+
+    def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
+        return self.store.applied_index, self._get(key), self.store.holder(key)
+
+    def session(self, session: bytes) -> tuple[int, Session | None]:
+        return self.store.applied_index, self.store.session(session)
+
+    def pin(self) -> State:
+        if self.error is not None:
+            raise self.error
+        return _Counted(self)
+
+    def time(self) -> int:
+        return self.now
+
+    def backup(self) -> tuple[int, Any]:
+        if self.error is not None:
+            raise self.error
+        return self.store.applied_index, _FakeBackup()
 
     def last_contact(self) -> float | None:
         return self.contact
@@ -87,6 +137,17 @@ class FakeBackend:
         self.previews.append(("remove", node_id))
         return self._preview()
 
+    def _get(self, key: bytes) -> Record | ConureError | None:
+        if key == self.damaged:
+            return CorruptionError("conure.db", 4096, "a page fails its checksum")
+        return self.store.get(key)
+
+    def _encode(self, command: Command) -> bytes:
+        if isinstance(command, Transaction):
+            return wire.encode_transaction(command._replace(time=self.now))
+        key, value = command
+        return wire.encode_delete(key) if value is None else wire.encode_put(key, value)
+
     def _preview(self) -> dict[str, Any]:
         if self.error is not None:
             raise self.error
@@ -109,17 +170,60 @@ class FakeBackend:
         return self.checks
 
 
+class _Counted:
+    """A pinned state that is missed while it is open."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self._backend = backend
+        self._state = backend.store.snapshot()
+        self.index, self.items, self.count = (
+            self._state.index, self._state.items, self._state.count
+        )  # fmt: skip
+        backend.open_states += 1
+
+    def close(self) -> None:
+        self._state.close()
+        self._backend.open_states -= 1
+
+
+class _FakeBackup:
+    def chunks(self) -> Iterator[bytes]:
+        yield from (b"one, ", b"two")
+
+    def close(self) -> None:
+        pass
+
+
 class Service:
     """A server with the routes over a backend."""
 
-    def __init__(self, backend: Backend, max_value_bytes: int = 1000) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        value_bytes: int = 1000,
+        range_items: int = 1000,
+        max_scans: int = 4,
+        history: History | None = None,
+    ) -> None:
         self.registry = Registry()
-        api = API(self.registry, max_value_bytes=max_value_bytes, version="9.9")
+        limits = kvjson.Limits(value_bytes=value_bytes, range_items=range_items)
+        api = API(self.registry, limits, max_scans=max_scans, version="9.9")
         api.backend = backend
         self.api = api
         self.server = HTTPServer(("127.0.0.1", 0), api)
+        self.watchers: Watchers[Stream] = Watchers(
+            history or History(), self.registry, broadcast=self.server.broadcast
+        )
+        api.streams.watchers = self.watchers
+        self.watchers.start()
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.port}"
+
+    def close(self) -> None:
+        """Stop; no request may be left."""
+        self.watchers.stop()
+        assert self.server.drain(5)
 
     def request(
         self, method: str, target: str, body: bytes | None = None, **headers: str

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 __all__ = [
+    "Act",
     "MakeStub",
     "StubServer",
     "close",
@@ -25,6 +26,8 @@ __all__ = [
     "raw",
     "refuse",
     "reset_later",
+    "sse",
+    "stream",
     "truncate",
 ]
 
@@ -35,7 +38,8 @@ class StubServer:
     """Keeps keys in memory. What ``acts`` holds is played first, one act a request.
 
     ``leader`` redirects what only a leader does; ``requests`` are the method, target and body of
-    everything that arrived, ``headers`` their header fields; ``connections`` counts connections.
+    everything that arrived, ``headers`` their header fields; ``connections`` counts connections,
+    ``revision`` writes.
     """
 
     def __init__(self) -> None:
@@ -45,6 +49,7 @@ class StubServer:
         self.headers: list[Message] = []
         self.leader: str | None = None
         self.connections = 0
+        self.revision = 0
         self.open: set[socket.socket] = set()
         self.released = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -147,6 +152,7 @@ def serve(handler: _Handler) -> None:
         handler.answer(404, b"there is nothing at this path\n")
         return
     key = query["key"][0].encode("latin-1")
+    stub.revision += handler.command != "GET"
     if handler.command == "PUT":
         stub.values[key] = handler.body
     elif handler.command == "DELETE":
@@ -157,7 +163,7 @@ def serve(handler: _Handler) -> None:
     else:
         handler.answer(404, b"key not found\n")
         return
-    handler.answer(200, b"OK\n")
+    handler.answer(200, b"OK\n", X_Conure_Index=str(stub.revision))
 
 
 def refuse(status: int, line: str, **headers: str) -> Act:
@@ -222,3 +228,26 @@ def truncate(handler: _Handler) -> None:
     """Promise more than is sent."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
     handler.close_connection = True
+
+
+def stream(*pieces: bytes, end: str = "whole", **headers: str) -> Act:
+    """Answer with pieces, a chunk each; then *end* it, ``close`` the connection or ``stay``."""
+
+    def act(handler: _Handler) -> None:
+        handler.send_response_only(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        for piece in pieces:
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if end == "whole":
+            handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = end == "close"
+
+    return act
+
+
+def sse(kind: str, event_id: str, **data: object) -> bytes:
+    """Return a server-sent event."""
+    return f"event: {kind}\nid: {event_id}\ndata: {json.dumps(data)}\n\n".encode()

@@ -30,6 +30,7 @@ from fileio import FileSystem
 from raft import Configuration, Entry, EntryKind, SnapshotMeta
 from raftlog import RaftLog
 from store import PinnedState, Store
+from tests.answers import value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.test_node import open_node, started, write
 from wire import encode_frame, encode_records, encode_transaction
@@ -282,7 +283,7 @@ def test_a_node_goes_on_where_the_backup_ends(count: int) -> None:
         assert status["term"] == META.term + 1
         assert status["applied_index"] > META.index
         for key, record in content.items():
-            assert node.get(key[1:]) == record.value
+            assert value_of(node, key[1:]) == record.value
         assert write(node, (b"new", b"value")) == [None]
         found = node._store.get(b"new")
         assert found is not None
@@ -291,7 +292,7 @@ def test_a_node_goes_on_where_the_backup_ends(count: int) -> None:
         assert [server["id"] for server in members] == ["n1"]
         assert members[0]["address"] == "127.0.0.1:7001"
     with started(fs, data_dir=HOME) as node:
-        assert node.get(b"new") == b"value"
+        assert value_of(node, b"new") == b"value"
         assert len(node._store.tree) == len(content) + 1
 
 

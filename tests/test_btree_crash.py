@@ -180,6 +180,35 @@ def test_a_full_disk_at_the_nth_write(seed: int) -> None:
         n += 1
 
 
+@pytest.mark.parametrize("page_size", [256, 1024])
+def test_a_disk_that_is_full_amid_the_nth_write(page_size: int) -> None:
+    """Half of a meta page may hold the new checkpoint as a whole: then there is no way back."""
+    ended: set[type[StorageError]] = set()
+    for n in range(1, 9):
+        fs = CrashFileSystem(seed=n)
+        tree = BTree.open(fs, "db", page_size=page_size)
+        states = []
+        for round_ in range(3):
+            for i in range(20):
+                tree.put(b"%02d" % i, b"v" * (100 * round_ + i), round_ + 1)
+            states.append(dict(tree.items()))
+            if round_ == 1:
+                fs.fail_call(n, "half")
+            try:
+                tree.checkpoint(round_ + 1, 1)
+            except DiskFull:
+                ended.add(DiskFull)
+                verify(fs.after_crash("random"), states[:1])
+            except DiskFailed:
+                ended.add(DiskFailed)
+                break
+            else:
+                fs.fail_call(None)
+        for mode in MODES:
+            verify(fs.after_crash(mode), states[-2:])
+    assert ended == ({DiskFull} if page_size == 256 else {DiskFull, DiskFailed})
+
+
 def test_capacity_runs_out_and_comes_back() -> None:
     fs = CrashFileSystem()
     tree = BTree.open(fs, "db", page_size=512)

@@ -8,27 +8,35 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client import Client
+from client import Client, Event, LockLost
 from errors import (
     BadRequest,
+    Compacted,
     ConfigError,
     Conflict,
     ConureError,
     DiskFull,
+    KeyReused,
     MemberNotFound,
     NotImplementedHere,
     OutcomeUnknown,
     PayloadTooLarge,
+    PreconditionFailed,
     RequestError,
     TargetTooLong,
+    TooManyRequests,
     Unavailable,
 )
 from tests.stubserver import (
+    Act,
     MakeStub,
     StubServer,
     close,
@@ -36,8 +44,11 @@ from tests.stubserver import (
     drip,
     garbage,
     hang,
+    raw,
     refuse,
     reset_later,
+    sse,
+    stream,
     truncate,
 )
 
@@ -246,7 +257,9 @@ def test_a_server_that_comes_up_in_time_gets_the_write() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nOK\n")
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nX-Conure-Index: 1\r\nContent-Length: 3\r\n\r\nOK\n"
+            )
 
     timer = threading.Timer(0.2, come_up)
     timer.start()
@@ -373,6 +386,327 @@ def test_a_refusal_is_read_even_if_the_body_could_not_be_sent() -> None:
         thread.join()
 
 
+# -- writes with a key -----------------------------------------------------------------------------
+
+KEYED = [
+    lambda db: db.put("k", "v", ttl=30), lambda db: db.put("k", "v", keep_ttl=True),
+    lambda db: db.put("k", "v", if_revision=3), lambda db: db.delete("k", if_revision=3),
+    lambda db: db.put("k", "v", acquire="s"), lambda db: db.put("k", "v", release="s"),
+]  # fmt: skip
+LOST = [close, garbage, truncate, refuse(504, "unknown"), refuse(500, "a bug"), refuse(502, "?")]
+
+
+def keys_of(stub: StubServer) -> list[str | None]:
+    return [headers["Idempotency-Key"] for headers in stub.headers]
+
+
+@pytest.mark.parametrize("act", LOST)
+@pytest.mark.parametrize("write", KEYED)
+def test_a_write_with_a_key_is_repeated_with_the_same_key(
+    make_stub: MakeStub, act: Callable[[object], None], write: Callable[[Client], None]
+) -> None:
+    one, two = make_stub(), make_stub()
+    one.acts = [act]
+    with Client([one.url, two.url]) as db:
+        write(db)
+        (first,), (second,) = keys_of(one), keys_of(two)
+        assert first
+        assert first == second
+        assert one.requests == two.requests
+        write(db)
+        assert keys_of(two)[1] not in (None, first), "another write has another key"
+
+
+def test_plain_writes_have_a_key_if_exactly_once_is_asked_for(db: Client, stub: StubServer) -> None:
+    db.put("k", "v")
+    db.delete("k")
+    assert keys_of(stub) == [None, None]
+    with Client(stub.url, exactly_once=True) as careful:
+        for write in (lambda: careful.put("k", "v"), lambda: careful.delete("k")):
+            stub.headers.clear()
+            stub.acts = [close]
+            write()
+            first, second = keys_of(stub)
+            assert first is not None
+            assert first == second
+
+
+def test_a_write_with_a_key_is_unknown_at_the_end_of_the_time_limit(stub: StubServer) -> None:
+    stub.acts = [close] + [refuse(503, "no leader")] * 1000
+    with Client(stub.url, timeout=0.2) as db:
+        with pytest.raises(OutcomeUnknown, match=r"no leader.*gave up.*may or may not"):
+            db.put("k", "v", ttl=1)
+        with pytest.raises(Unavailable, match="no leader"):
+            db.put("k", "v", ttl=1)
+
+
+def test_a_repetition_that_is_refused_tells_of_both_attempts_or_of_itself(
+    db: Client, stub: StubServer
+) -> None:
+    stub.acts = [close, refuse(412, "the revision is 7", ETag='"7"')]
+    with pytest.raises(PreconditionFailed):  # the outcome, whichever attempt it was
+        db.put("k", "v", if_revision=3)
+    stub.acts = [close, refuse(507, "the disk is full")]
+    with pytest.raises(OutcomeUnknown, match="the disk is full"):  # now, but before?
+        db.put("k", "v", if_revision=3)
+    stub.acts = [refuse(507, "the disk is full")]
+    with pytest.raises(DiskFull):
+        db.put("k", "v", if_revision=3)
+
+
+def test_what_does_no_harm_is_repeated_without_a_key(db: Client, stub: StubServer) -> None:
+    begun = b'{"id": "s1", "ttl": 15.0}'
+    stub.acts = [close, lambda handler: handler.answer(200, begun)]
+    assert db.open_session(15, name="me", behavior="delete") == "s1"
+    stub.acts = [close, lambda handler: handler.answer(200, b"OK\n")]
+    db.renew_session("s1")
+    assert [(method, target) for method, target, _ in stub.requests] == [
+        ("POST", "/session?ttl=15000ms&behavior=delete&name=me"),
+    ] * 2 + [("PUT", "/session?id=s1")] * 2
+    assert keys_of(stub) == [None] * 4
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def line(key: str) -> bytes:
+    facts = {"key": key, "value": "v", "create_revision": 1, "mod_revision": 2, "version": 2}
+    return json.dumps(facts).encode() + b"\n"
+
+
+def test_items_come_whole_or_not_at_all(db: Client, stub: StubServer) -> None:
+    both = line("a") + line("b")
+    stub.acts = [stream(both[:30], both[30:150], both[150:], X_Conure_Index="9")]
+    items = db.items("p/")
+    assert items.revision == 9
+    assert [item.key for item in items] == [b"a", b"b"]
+    assert stub.requests[-1][1] == "/kv?prefix=p%2F"
+    assert stub.headers[-1]["Accept"] == "application/x-ndjson"
+    assert list(items) == []
+    db.get("k")
+    assert stub.connections == 1, "it is used again when all was read"
+    stub.acts = [stream(both[:-10], end="close", X_Conure_Index="9")]
+    items = db.items("p/")
+    assert next(items).key == b"a"
+    with pytest.raises(Unavailable, match="broke off"):
+        next(items)
+    assert list(items) == []
+
+
+def test_a_list_that_was_not_begun_is_repeated(db: Client, stub: StubServer) -> None:
+    stub.acts = [close, refuse(429, "too many", Retry_After="0"), stream(X_Conure_Index="9")]
+    assert list(db.items()) == []
+
+
+def test_a_list_ends_when_nothing_comes(
+    db: Client, stub: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client._SILENCE", 0.1)
+    stub.acts = [stream(line("a"), end="stay", X_Conure_Index="9")]
+    items = db.items()
+    assert next(items).key == b"a"
+    with pytest.raises(Unavailable, match="no answer in time"):
+        next(items)
+
+
+PROGRESS = sse("progress", "6", revision=6)
+PUT_7 = sse("put", "7.1", key="a", value="1", revision=7, version=1)
+PUT_7B = sse("put", "7", key="b", value="2", revision=7, version=1)
+GONE_8 = sse("delete", "8", key="a", value=None, revision=8, version=0)
+END = sse("end", "", reason="this node is stopping")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        [stream(PROGRESS, PUT_7, end="close")],
+        [stream(PROGRESS, PUT_7, PUT_7B[:20], end="close")],
+        [stream(PROGRESS, PUT_7, end="whole")],
+        [stream(PROGRESS, PUT_7, END)],
+        [stream(PROGRESS, PUT_7, end="stay")],
+        [stream(PROGRESS, PUT_7, end="close"), close, refuse(503, "x"), refuse(429, "x")],
+    ],
+)
+def test_a_watch_goes_on_behind_its_last_event(
+    make_stub: MakeStub, lost: list[Callable[[object], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client._SILENCE", 0.3)
+    one, two = make_stub(), make_stub()
+    one.acts = [lost[0]]
+    two.acts = [*lost[1:], stream(sse("progress", "7.1", revision=6), PUT_7B, GONE_8, end="stay")]
+    one.acts += [refuse(503, "stopping", Retry_After="0")] * 100
+    with Client([one.url, two.url], timeout=5) as db, db.watch(prefix="") as watch:
+        assert next(watch) == Event(7, "put", b"a", b"1", 1)
+        assert next(watch) == Event(7, "put", b"b", b"2", 1)
+        assert next(watch) == Event(8, "delete", b"a", None, 0)
+    assert "Last-Event-ID" not in one.headers[0]
+    assert two.headers[-1]["Last-Event-ID"] == "7.1"
+
+
+def test_a_watch_that_saw_no_event_goes_on_where_it_began(make_stub: MakeStub) -> None:
+    stub = make_stub()
+    stub.acts = [stream(PROGRESS, end="close"), stream(PROGRESS, PUT_7, end="stay")]
+    with Client(stub.url) as db, db.watch("a", start_revision=7) as watch:
+        assert next(watch).revision == 7
+    assert [target for _, target, _ in stub.requests] == ["/watch?key=a&from=7"] * 2
+    assert stub.headers[1]["Last-Event-ID"] == "6"
+
+
+def test_history_is_lost_when_no_server_has_it(make_stub: MakeStub) -> None:
+    one, two = make_stub(), make_stub()
+    gone = "events are kept from revision {} on; read the keys again and watch from there"
+    with Client([one.url, two.url]) as db:
+        one.acts = [refuse(410, gone.format(90))]
+        two.acts = [stream(PROGRESS, PUT_7, end="close")]
+        with db.watch("a", start_revision=7) as watch:
+            assert next(watch).revision == 7
+            one.acts, two.acts = [refuse(410, gone.format(90))], [refuse(410, gone.format(80))]
+            with pytest.raises(Compacted) as lost:
+                next(watch)
+            assert lost.value.oldest == 80
+            assert list(watch) == [], "it is over"
+
+
+def test_a_watch_that_nobody_serves_is_refused_at_once(stub: StubServer) -> None:
+    stub.acts = [refuse(503, "stopping")] * 100
+    with Client(stub.url, timeout=0.1) as db, pytest.raises(Unavailable, match="stopping"):
+        db.watch("a")
+    with Client(stub.url) as db, pytest.raises(BadRequest):
+        db.watch("a", prefix="b")
+
+
+@pytest.mark.parametrize("whom", ["watch", "client"])
+@pytest.mark.parametrize("act", [stream(PROGRESS, end="stay"), stream(PROGRESS, end="close")])
+def test_closing_ends_a_watch_that_waits(
+    stub: StubServer, whom: str, act: Callable[[object], None]
+) -> None:
+    stub.acts = [act] + [refuse(503, "stopping")] * 1000
+    db = Client(stub.url, timeout=0.2)
+    watch = db.watch("a")
+    events: list[Event] = []
+    thread = threading.Thread(target=lambda: events.extend(watch))
+    thread.start()
+    time.sleep(0.05)
+    (watch if whom == "watch" else db).close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert events == []
+    db.close()
+
+
+def backup_of(content: bytes) -> bytes:
+    start = b"CONUREBK" + content + bytes(4) + (1).to_bytes(8, "big")
+    return start + sha256(start).digest()
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000])
+def test_a_backup_is_written_when_it_is_whole(
+    db: Client, stub: StubServer, tmp_path: Path, size: int
+) -> None:
+    whole = backup_of(b"x" * size)
+    pieces = [whole[start : start + 7000] for start in range(0, len(whole), 7000)]
+    stub.acts = [stream(*pieces, X_Conure_Index="12")] * 2
+    told: list[int] = []
+    assert db.backup(tmp_path / "b", told.append) == 12
+    assert (tmp_path / "b").read_bytes() == whole
+    assert told[-1] == len(whole)
+    output = BytesIO()
+    assert db.backup(output) == 12
+    assert output.getvalue() == whole
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "why"),
+    [
+        (stream(backup_of(b"x")[:-1], X_Conure_Index="1"), ConureError, "not what"),
+        (stream(backup_of(b"x") + b"y", X_Conure_Index="1"), ConureError, "not what"),
+        (stream(backup_of(b"x").replace(b"x", b"y"), X_Conure_Index="1"), ConureError, "not what"),
+        (stream(X_Conure_Index="1"), ConureError, "not what"),
+        (stream(backup_of(b"x"), end="close", X_Conure_Index="1"), Unavailable, "broke off after"),
+    ],
+)
+def test_a_backup_that_is_not_whole_leaves_the_file_as_it_was(
+    db: Client,
+    stub: StubServer,
+    tmp_path: Path,
+    act: Callable[[object], None],
+    kind: type[ConureError],
+    why: str,
+) -> None:
+    (tmp_path / "b").write_bytes(b"before")
+    stub.acts = [act]
+    with pytest.raises(kind, match=why):
+        db.backup(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"before"
+
+
+# -- sessions and locks ----------------------------------------------------------------------------
+
+
+def begin_session(stub: StubServer, *acts: Act) -> None:
+    stub.acts = [lambda handler: handler.answer(200, b'{"id": "s1"}'), *acts]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_session_is_lost_when_it_can_not_be_renewed(stub: StubServer) -> None:
+    begin_session(stub, *[refuse(503, "no leader")] * 1000)
+    with Client(stub.url, timeout=0.1) as db:
+        session = db.session(0.5)
+        started = time.monotonic()
+        assert not session.lost
+        wait_until(lambda: session.lost)
+        assert 0.3 < time.monotonic() - started < 2
+        stub.acts = [refuse(404, "there is no such session; it has ended, or never began")]
+        with pytest.raises(RequestError, match="no such session"):
+            session.close()
+
+
+def test_a_session_outlives_a_server_that_hangs_for_a_moment(stub: StubServer) -> None:
+    ok = lambda handler: handler.answer(200, b"OK\n")  # noqa: E731
+    begin_session(stub, refuse(503, "no leader"), close, *[ok] * 100)
+    with Client(stub.url, timeout=1) as db, db.session(0.6) as session:
+        wait_until(lambda: len(stub.requests) > 6)
+        assert not session.lost
+    assert stub.requests[-1][:2] == ("DELETE", "/session?id=s1")
+
+
+def test_a_lock_that_was_lost_says_so(stub: StubServer) -> None:
+    gone = refuse(404, "there is no such session; it has ended, or never began")
+    held = lambda handler: handler.answer(200, b"OK\n", X_Conure_Fencing_Token="5")  # noqa: E731
+    with Client(stub.url) as db:
+        begin_session(stub, held, *[gone] * 9)
+        lock = db.lock("jobs/1", ttl=0.3)
+        assert lock.acquire() == 5
+        assert not lock.lost
+        wait_until(lambda: lock.lost)
+        with pytest.raises(LockLost, match="'jobs/1' was lost"):
+            lock.release()
+        begin_session(stub, held, *[gone] * 9)
+        with pytest.raises(ZeroDivisionError), lock:  # the block's own error says more
+            raise ZeroDivisionError
+        begin_session(stub, held, gone)
+        with pytest.raises(LockLost), lock as token:
+            assert token == 5
+
+
+def test_a_lock_that_can_not_be_let_go_says_so(stub: StubServer) -> None:
+    held = lambda handler: handler.answer(200, b"OK\n", X_Conure_Fencing_Token="5")  # noqa: E731
+    begin_session(stub, held, *[refuse(503, "no leader")] * 1000)
+    with (
+        Client(stub.url, timeout=0.1) as db,
+        pytest.raises(Unavailable, match="no leader"),
+        db.lock("jobs/1", ttl=5),
+    ):
+        pass
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -392,6 +726,34 @@ def test_errors_are_what_the_server_said(
         with pytest.raises(kind, match=r"^what is wrong; what to do$"):
             call()
         assert len(stub.requests) == 1
+
+
+def test_errors_with_more_in_them(db: Client, stub: StubServer) -> None:
+    stub.acts = [refuse(412, "the condition does not hold", ETag='"17"')]
+    with pytest.raises(PreconditionFailed) as unmet:
+        db.put("k", "v", if_revision=3)
+    assert unmet.value.current == 17
+    stub.acts = [refuse(412, "the condition does not hold")]
+    with pytest.raises(PreconditionFailed, match="does not exist") as unmet:
+        db.delete("k", if_revision=3)
+    assert unmet.value.current == 0
+    stub.acts = [refuse(422, "this Idempotency-Key was used")]
+    with pytest.raises(KeyReused):
+        db.put("k", "v", ttl=1)
+
+
+def test_a_server_with_too_much_to_do_is_given_the_time_it_asks_for(stub: StubServer) -> None:
+    stub.acts = [refuse(429, "too many requests", Retry_After="1")]
+    started = time.monotonic()
+    with Client(stub.url, timeout=5) as db:
+        db.put("k", "v")
+    assert 1 <= time.monotonic() - started < 4
+    stub.acts = [refuse(429, "too many requests", Retry_After="1")] * 9
+    with (
+        Client(stub.url, timeout=0.1) as db,
+        pytest.raises(TooManyRequests, match=r"too many requests \(gave up"),
+    ):
+        db.put("k", "v")
 
 
 def test_an_unknown_member(db: Client, stub: StubServer) -> None:
@@ -416,6 +778,17 @@ def test_another_kind_of_server_is_not_taken_for_an_empty_database(
         db.get("k")
     with pytest.raises(ConureError, match="not what a ConureDB server answers"):
         db.status()
+    calls: list[Callable[[], object]] = [
+        lambda: db.put("k", "v"), lambda: db.record("k"), lambda: db.increment("k"), db.count,
+        lambda: db.delete_prefix("k"), lambda: db.txn(success=[]), lambda: db.open_session(5),
+        lambda: list(db.items()), lambda: db.backup(BytesIO()), lambda: db.watch("k"),
+    ]  # fmt: skip
+    for call in calls:
+        for body in (b"<html>\n\n</html>", b'{"page": "<html>"}'):
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) + 2)
+            stub.acts = [raw(head + body + b"\n\n")]
+            with pytest.raises(ConureError, match=r"not what a ConureDB|not what the server"):
+                call()
 
 
 def test_an_error_without_words(db: Client, stub: StubServer) -> None:

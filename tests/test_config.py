@@ -302,9 +302,9 @@ BAD_VALUES = [
     ("max_value_bytes", "1.5MiB", "like 4096"),
     ("max_value_bytes", "1 potato", "like 4096"),
     ("max_value_bytes", "-1", "like 4096"),
-    ("page_size", "4000", "power of two"),
-    ("page_size", "256", "512 to 64KiB"),
-    ("page_size", "128KiB", "512 to 64KiB"),
+    ("page_size", "5000", "power of two"),
+    ("page_size", "2048", "4KiB to 64KiB"),
+    ("page_size", "128KiB", "4KiB to 64KiB"),
     ("checkpoint_entries", "0", "1 to"),
     ("checkpoint_entries", "1k", "whole number"),
     ("max_connections", "1_000", "whole number"),
@@ -409,13 +409,13 @@ def test_yaml_numbers_booleans_and_text(tmp_path: Path) -> None:
         checkpoint_entries: "6"
         bootstrap: yes
         node_id: "5"
-        page_size: 0x400
+        page_size: 0x2000
         http_addr: "[::1]:9"
         barrier_timeout: 1m30s
         metrics_addr: ''
     """)], {})  # fmt: skip
     assert (c.max_connections, c.checkpoint_entries, c.bootstrap) == (5, 6, True)
-    assert (c.node_id, c.page_size, c.http_addr) == ("5", 1024, ("::1", 9))
+    assert (c.node_id, c.page_size, c.http_addr) == ("5", 8192, ("::1", 9))
     assert (c.barrier_timeout, c.metrics_addr) == (90, None)
 
 

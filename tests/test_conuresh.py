@@ -124,7 +124,7 @@ def test_help_describes_every_command() -> None:
         assert command.usage.encode() in out
         assert command.summary.encode() in out
     assert b"CONURE_SERVER" in out
-    assert run(None, "help", "put")[1].startswith(b"put <key> <value>\n")
+    assert run(None, "help", "put")[1].startswith(b"put <key> <value> [--ttl 30s] ")
 
 
 def test_it_can_be_put_on_the_path() -> None:
@@ -262,8 +262,8 @@ def test_a_session(terminal: Terminal, stub: StubServer, tmp_path: Path) -> None
     assert terminal.command("put k 'hello world'") == "OK\n"
     assert terminal.command("get k") == "hello world\n"
     assert terminal.command("get missing") == "key not found\n"
-    assert terminal.command("put k a b") == (
-        "usage: put <key> <value>; put quotes around what holds spaces\n"
+    assert terminal.command("get k a b") == (
+        "usage: get <key>; put quotes around what holds spaces\n"
     )
     assert terminal.command("get 'k").startswith("no closing quotation")
     assert terminal.command("nonsense").startswith("nonsense: no such command")
@@ -388,4 +388,9 @@ def test_completion() -> None:
     assert completions("help p") == ["put "]
     assert completions("help ") == completions("")
     assert completions("get d") == []
+    assert completions("put k v --") == [f"{name} " for name in COMMANDS["put"].options]
+    assert completions("put k v --ttl 5s --ke") == ["--keep-ttl "]
+    assert completions("delete --p") == ["--prefix "]
+    assert completions("lock k -- delete --p") == []
+    assert completions("nonsense --") == []
     assert completions("get ") == []

@@ -23,7 +23,7 @@ from tests.process import ServerProcess, running, wait_until
 
 ROUNDS = [
     pytest.param([], id="defaults"),
-    pytest.param(["--checkpoint-entries=20", "--page-size=512"], id="checkpoints"),
+    pytest.param(["--checkpoint-entries=20"], id="checkpoints"),
     pytest.param(["--log-segment-bytes=64KiB"], id="segments"),
     pytest.param(
         ["--checkpoint-entries=50", "--log-segment-bytes=64KiB", "--cache-bytes=1MiB"], id="both"
@@ -225,7 +225,7 @@ def test_a_hundred_thousand_records_outlive_a_kill(tmp_path: Path) -> None:
 
 
 def test_the_log_is_cut_and_its_space_used_again(tmp_path: Path) -> None:
-    flags = ["--checkpoint-entries=200", "--log-segment-bytes=64KiB", "--page-size=512"]
+    flags = ["--checkpoint-entries=200", "--log-segment-bytes=64KiB"]
     with running(tmp_path, *flags) as server:
         values: dict[bytes, list[bytes | None]] = {}
         writer = Writer(server.port, b"w", 0, values)

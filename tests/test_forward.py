@@ -144,6 +144,24 @@ def test_the_query_is_passed_on_as_it_was_sent(
 
 
 @pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("key=k&index=0&wait=1ms", "key=k"),
+        ("index=0&wait=1ms&key=k", "key=k"),
+        ("wait=1ms&key=index=0&index=0", "key=index=0"),
+        ("%69ndex=0&key=k&w%61it=1ms&stale=false", "key=k&stale=false"),
+    ],
+)
+def test_a_wait_for_a_change_is_not_passed_on_however_it_is_written(
+    before: Follower, stub: StubServer, query: str, left: str
+) -> None:
+    """The leader would wait once more, and the thread that asks it as well."""
+    stub.acts = [refuse(200, "OK")]
+    assert before.request("GET", "/kv?" + query).status == 200
+    assert stub.requests == [("GET", "/kv?" + left, b"")]
+
+
+@pytest.mark.parametrize(
     ("error", "status", "field"),
     [
         (DiskFull("no space; free some"), 507, None),

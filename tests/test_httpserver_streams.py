@@ -954,6 +954,58 @@ def test_held_request_may_become_a_stream() -> None:
     stepped.close()
 
 
+@pytest.mark.parametrize("way", ["end", "reset"])
+@pytest.mark.parametrize("closes", [b"", b"Connection: close\r\n"])
+def test_who_holds_a_request_is_told_that_its_client_has_left(way: str, closes: bytes) -> None:
+    """Or it would keep its place, and the connection, until something happens (H5)."""
+    application = Holding()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(b"GET /keep HTTP/1.1\r\nHost: x\r\n%b\r\n" % closes)
+        (request,) = application.wait_for(1)
+        told: list[int] = []
+
+        def answer() -> None:
+            told.append(len(told))
+            request.respond(200, b"early")
+
+        request.on_leave(answer)
+        assert server.streams_open == 1
+        if way == "end":
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client).endswith(b"\r\n\r\nearly")
+        else:
+            reset(client)
+        wait_until(lambda: server.streams_open == server.connections_open == 0)
+        assert told == [0]
+        late: list[int] = []
+        request.on_leave(lambda: late.append(1))
+        assert late == [1]
+        assert server.requests_in_flight == 0
+
+
+def test_held_request_behind_which_others_wait_is_told_as_well() -> None:
+    application = Holding()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(b"/keep") + PUT)
+        (request,) = application.wait_for(1)
+        request.on_leave(lambda: request.respond(200, b"early"))
+        client.shutdown(socket.SHUT_WR)
+        assert statuses(read_all(client)) == [200, 200]
+        assert server.streams_open == server.requests_in_flight == 0
+
+
+def test_failure_of_a_round_is_an_answer_to_held_requests() -> None:
+    class Failing(Holding):
+        def flush(self) -> bool:
+            raise RuntimeError("boom")
+
+    stepped = Stepped(Failing())
+    stepped.send(get(b"/keep"))
+    assert statuses(stepped.received) == [500]
+    assert stepped.reactor.in_flight == stepped.reactor.streams == 0
+    stepped.close()
+
+
 def test_failure_of_who_holds_a_request_is_an_answer() -> None:
     class Failing(Holding):
         def handle(self, request: Request) -> None:

@@ -401,3 +401,44 @@ def test_the_file_is_cut_when_its_tail_is_free() -> None:
     assert pager.pages < 10
     assert pager.file_bytes() < 30 * PAGE
     assert open_pager(fs).pages == pager.meta.pages
+
+
+def test_a_file_that_has_shrunk_opens_after_each_checkpoint() -> None:
+    """The map of the older checkpoint may cover more pages than the file has."""
+    fs = CrashFileSystem()
+    pager = open_pager(fs)
+    numbers = grow(pager, 3 * 1888)
+    commit(pager, 1)
+    with pager.lock:
+        for number in numbers:
+            pager.free(number, 1, 2)
+    sizes = []
+    for epoch in range(2, 7):
+        commit(pager, epoch)
+        reopened = open_pager(fs)
+        assert sorted([0, 1, 2, *reopened.map_pages, *reopened.free_numbers()]) == list(
+            range(reopened.pages)
+        )
+        sizes.append(reopened.pages)
+    assert sizes[0] > 2 * 1888 > 1888 > sizes[-1]
+
+
+def test_a_reader_that_goes_during_a_checkpoint_leaves_a_file_that_opens() -> None:
+    """What waited for it at the end of the file is written by nobody then."""
+    fs = CrashFileSystem()
+    pager = open_pager(fs)
+    with pager.lock:
+        pager.pin(1)
+        numbers = [pager.allocate() for _ in range(50)]
+        assert pager.free(numbers[0], 2, 2)  # room for the map
+        for number in numbers[40:]:
+            assert not pager.free(number, 1, 2)
+    live_page(pager, numbers[39], 1)
+    with pager.lock:
+        space = pager.freeze()
+        pager.unpin(1)
+        assert pager.settle(1, 100) == numbers[40:]
+    pager.commit(space, pager.meta._replace(epoch=2))
+    reopened = open_pager(fs.after_crash("dropped"))
+    assert reopened.pages == numbers[-1] + 1
+    assert set(numbers[40:]) <= set(reopened.free_numbers())
