@@ -284,9 +284,9 @@ class Result(NamedTuple):
     """What one operation did.
 
     *total*: how many keys it removed, found (of a range: all there are, within *limit*) or ended;
-    *more*: whether a limit cut it short, or a get's value was left out; *items*: what a get or range read, what a put, an
-    increment, a touch or an acquisition left; *number*: an increment's sum, or the fencing token of
-    an acquisition.
+    *more*: whether a limit cut it short, or a get's value was left out; *items*: what a get or
+    range read, what a put, an increment, a touch or an acquisition left; *number*: an increment's
+    sum, or the fencing token of an acquisition.
     """
 
     total: int = 0

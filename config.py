@@ -458,7 +458,7 @@ SETTINGS: tuple[Setting, ...] = (
     _S("watch_history_bytes", "SIZE", "64MiB", "memory for the events that watches can resume from",
        _size(64 * _KIB, _TIB)),
     _S("idempotency_window", "DURATION", "10m",
-       "how long the outcome of a request with an Idempotency-Key is remembered",
+       "how long an outcome is remembered by its Idempotency-Key",
        _duration("1s", "24h")),
     _S("slow_request", "DURATION", "1s", "requests that take longer are logged",
        _duration("1ms", "1h")),
