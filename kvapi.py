@@ -212,6 +212,9 @@ class KeyValueBackend(Protocol):
     def pin(self) -> State:
         """Return this node's own state. Raises ConureError."""
 
+    def check_watchable(self) -> None:
+        """Raise Unavailable where nothing, or nothing any more, would come to a watch."""
+
     def time(self) -> int:
         """Return what expiries are counted by, in milliseconds since the Unix epoch."""
 
@@ -637,8 +640,8 @@ class KeyValues:
         if b"key" not in query and query.keys() & _RANGE:
             self._get_range(request, query, conditions)
             return
-        refuse_others(query, _ONE_KEY | {b"meta", b"index", b"wait"})
         key = key_of(query)
+        refuse_others(query, _ONE_KEY | {b"meta", b"index", b"wait"})
         as_json = flag(query, b"meta") or conditions.objects
         look = partial(self._look, request, key, conditions.if_none_match, as_json)
         if b"index" not in query:

@@ -570,6 +570,15 @@ class Node:
             state.close()
             raise
 
+    def check_watchable(self) -> None:
+        """Raise Unavailable where nothing, or nothing any more, would come to a watch."""
+        with self._lock:
+            self._refuse_if_failed()
+            if self._is_arbiter:
+                raise Unavailable("an arbiter keeps no records; watch at another server")
+            if self._raft.configuration.get(self._raft.id) is None:
+                raise Unavailable("this node is of no cluster; watch at another server")
+
     def time(self) -> int:
         """Return what expiries are counted by, in milliseconds since the Unix epoch.
 
@@ -1069,6 +1078,7 @@ class Node:
         if was_member and members.get(self._raft.id) is None:
             self._was_removed = True
             self._left_to = members.get(self._raft.leader_id)
+            self._history.reset(self._store.applied_index)  # whoever watches here goes elsewhere
             log.warning("node %s was removed from the cluster", self._raft.id)
         elif members.get(self._raft.id) is not None:
             self._was_removed, self._left_to = False, None

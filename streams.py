@@ -30,7 +30,7 @@ from time import monotonic
 
 import kvjson
 from commands import Item
-from errors import BadRequest, ConureError, NotLeader, TooManyRequests, Unavailable
+from errors import BadRequest, ConureError, TooManyRequests
 from httpserver import Request, Stream
 from kvapi import Desk, Route, items_of
 from kvrequests import Scan, number, refuse_others
@@ -174,9 +174,7 @@ class Streams:
         query = request.parameters()
         refuse_others(query, {b"key", b"prefix", b"from"})
         start, end = _range(query)
-        _, (found,) = self._desk.backend.get_all([start or b"\0"])
-        if isinstance(found, NotLeader):
-            raise Unavailable("an arbiter keeps no records; watch at another server")
+        self._desk.backend.check_watchable()
         position = self._position(request, query)
         self.watchers.check(position)
         fields = b"Cache-Control: no-cache\r\n"

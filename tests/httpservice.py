@@ -89,6 +89,10 @@ class FakeBackend:
     def session(self, session: bytes) -> tuple[int, Session | None]:
         return self.store.applied_index, self.store.session(session)
 
+    def check_watchable(self) -> None:
+        if self.error is not None:
+            raise self.error
+
     def pin(self) -> State:
         if self.error is not None:
             raise self.error

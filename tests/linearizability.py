@@ -1,13 +1,14 @@
-"""Is a history of puts, deletes and gets what one correct register could have shown?
+"""Is a history what one correct server could have shown? Of two kinds of history:
 
-Keys don't influence each other, so every key is a register of its own (linearizability is local:
-Herlihy and Wing, "Linearizability: A Correctness Condition for Concurrent Objects", 1990). The
-search is Wing and Gong's in the order that Lowe gave it ("Testing for Linearizability", 2017): the
-history is read from its begin to its end while a set of *configurations* is kept, each one way in
-which the past may have happened: the register's value, and which of the calls that are still open
-have taken effect. When a call returns, each configuration in which it has not taken effect yet lets
-it do so, behind any of the other open calls; one that can't is dropped. Equal configurations fall
-together, which is what memoisation is in this order. The history is wrong when none is left.
+**Puts, deletes and gets** (:func:`check_history`), of which nothing else is known. Keys don't
+influence each other, so every key is a register of its own (linearizability is local: Herlihy and
+Wing, "Linearizability: A Correctness Condition for Concurrent Objects", 1990). The search is Wing
+and Gong's in the order that Lowe gave it ("Testing for Linearizability", 2017): the history is
+read from its begin to its end while a set of *configurations* is kept, each one way in which the
+past may have happened: the register's value, and which of the calls that are still open have taken
+effect. When a call returns, each configuration in which it has not taken effect yet lets it do so,
+behind any of the other open calls; one that can't is dropped. Equal configurations fall together,
+which is what memoisation is in this order. The history is wrong when none is left.
 
 A write whose outcome is not known (``returned`` is None) may take effect at any time after its
 invocation, or never. Two facts keep such writes from doubling the work again and again:
@@ -20,16 +21,44 @@ invocation, or never. Two facts keep such writes from doubling the work again an
 
 A get without an answer says nothing and is left out.
 
+**Calls with revisions** (:func:`check_calls`), of any kind and over any number of keys: writes tell
+their revision and what came of them, reads the revision of the state they saw. Then no order has to
+be searched for: the log is the one. Such a history is linearizable, and strictly serializable, if
+
+3. carrying out the log in a model (model.py) gives each write the outcome it was told, and each
+   read what it saw, at their revisions;
+4. the order of the revisions is one that time allows: who begins when another call has returned has
+   a later revision; a read may have the same one. A repetition counts from the first attempt on. A
+   stale read may come too late, but nobody who comes after it can write what it should have seen;
+5. the log has nothing that was refused.
+
+Calls of unknown outcome need no search either: what the log has of them has happened.
+
 One thread; nothing here has state.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-__all__ = ["DELETE", "GET", "PUT", "Operation", "Violation", "check_history", "explain"]
+from commands import Outcome, Transaction
+from tests.model import Command, Model
+
+__all__ = [
+    "DELETE",
+    "GET",
+    "PUT",
+    "Call",
+    "Operation",
+    "Seen",
+    "Violation",
+    "check_calls",
+    "check_history",
+    "explain",
+]
 
 PUT, DELETE, GET = "put", "delete", "get"
 
@@ -180,3 +209,117 @@ def _describe(history: Sequence[Operation], wrong: Operation, before: set[_Confi
         *(f"  {operation}" for operation in sorted(history, key=lambda one: one.invoked)),
     ]
     return "\n".join(lines)
+
+
+# -- with revisions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a read found: the *found* at *key* in one of the model's tables, None if nothing.
+
+    In the table ``range``, *key* is a pair of bounds and *found* a list of keys and records.
+    """
+
+    table: str
+    key: Any
+    found: object
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.key!r}: {self.found!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that has returned; moments are as in :class:`Operation`.
+
+    A write: *command*, the *revision* of the entry that answers it, and for a transaction its
+    *outcome*. A read: no command, what was *seen*, and the revision of that state.
+    """
+
+    client: int
+    invoked: int
+    returned: int
+    revision: int
+    command: Command | None = None
+    outcome: Outcome | None = None
+    seen: tuple[Seen, ...] = ()
+    is_stale: bool = False
+
+    @property
+    def effective(self) -> int:
+        """The revision at which it happened: for a repetition, that of the first attempt."""
+        return self.outcome.revision if self.outcome else self.revision
+
+    def __str__(self) -> str:
+        what = (
+            f"{self.command} -> {self.outcome}" if self.command else ", ".join(map(str, self.seen))
+        )
+        return f"client {self.client}: {what} at {self.revision} [{self.invoked}, {self.returned}]"
+
+
+def check_calls(
+    calls: Sequence[Call], log: Mapping[int, Command], refused: Collection[Command] = ()
+) -> Model:
+    """Raise Violation unless the log explains all calls; return the model as the log leaves it.
+
+    *log* has all commands that were committed, by revision, and *refused* those that can't have
+    been; these have to differ from all others.
+    """
+    _check_order(calls)
+    model = Model()
+    waiting = sorted(calls, key=lambda call: call.revision, reverse=True)
+    for revision in [*sorted(log), max([*log, *(call.revision for call in calls)], default=0) + 1]:
+        while waiting and waiting[-1].revision < revision:
+            _check_read(waiting.pop(), model)
+        if revision not in log:
+            break
+        command = log[revision]
+        if _timeless(command) in refused:
+            raise Violation(f"it was refused, and yet it is entry {revision}: {command}")
+        model.revision = revision - 1
+        outcome = model.run(command)
+        at_once = []
+        while waiting and waiting[-1].revision == revision:
+            at_once.append(waiting.pop())
+        for call in at_once:
+            if call.command is None:
+                _check_read(call, model)
+            elif (_timeless(command), outcome) != (_timeless(call.command), call.outcome):
+                raise Violation(f"{call}\nbut entry {revision} is {command} -> {outcome}")
+    return model
+
+
+def _check_order(calls: Iterable[Call]) -> None:
+    """See that the revisions keep the order of time."""
+    moments = [(call.invoked, False, call) for call in calls]
+    moments += [(call.returned, True, call) for call in calls]
+    latest, latest_call = 0, None
+    before: dict[int, tuple[int, Call | None]] = {}
+    for _, has_returned, call in sorted(moments, key=lambda moment: moment[:2]):
+        if not has_returned:
+            before[id(call)] = latest, latest_call
+            continue
+        bound, by = before[id(call)]
+        is_late = call.effective > bound or (call.command is None and call.effective == bound)
+        if not (is_late or call.is_stale):
+            raise Violation(f"{call}\nis not behind what had returned before it began:\n{by}")
+        if call.effective > latest:
+            latest, latest_call = call.effective, call
+
+
+def _check_read(call: Call, model: Model) -> None:
+    if call.command is not None:
+        raise Violation(f"{call}\nbut the log has no entry {call.revision}")
+    for seen in call.seen:
+        if seen.table == "range":
+            there: object = [(key, model.records[key]) for key in model.keys(*seen.key)]
+        else:
+            there = getattr(model, seen.table).get(seen.key)
+        if there != seen.found:
+            raise Violation(f"{call}\nsaw {seen}, but the state was {there!r}")
+
+
+def _timeless(command: Command) -> Command:
+    """Return a command as its client sent it: the node sets the time."""
+    return command._replace(time=0) if isinstance(command, Transaction) else command

@@ -43,6 +43,8 @@ CORE_TESTS = (
 
 NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
 
+SIMULATION = ("tests/test_sim.py",)
+
 
 class Mutation(NamedTuple):
     """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
@@ -354,6 +356,104 @@ MUTATIONS = [
         "elif digest != message.context:",
         "elif digest < 0:",
         NODE_TESTS,
+    ),
+    # Transactions, expiry, locks and watches, as a whole cluster shows them
+    Mutation(
+        "a follower forgets the outcomes of idempotent requests",
+        "node.py",
+        "            self._history.extend(store.take_events(), last.index)\n",
+        "            self._history.extend(store.take_events(), last.index)\n"
+        "            if self._raft.state is not State.LEADER:\n"
+        '                for key, _ in list(store.tree.items(b"i", b"j")):\n'
+        "                    store.tree.delete(key)\n",
+        SIMULATION,
+    ),
+    Mutation(
+        "a repetition happens again",
+        "store.py",
+        "known = self.tree.get(_ANSWER + key) if key else None",
+        "known = None",
+        SIMULATION,
+    ),
+    Mutation(
+        "the state's clock goes back",
+        "store.py",
+        "self.clock = max(self.clock, min(transaction.time, LAST_TIME))",
+        "self.clock = transaction.time",
+        (*SIMULATION, "tests/test_transactions.py"),
+    ),
+    Mutation(
+        "a leader's time follows its wall clock",
+        "expiry.py",
+        "return max(state_clock, self._base + elapsed)",
+        "return max(state_clock, int(self._wall() * 1000))",
+        SIMULATION,
+    ),
+    Mutation(
+        "a read finds out that a key has expired",
+        "store.py",
+        '        """Return the record of a user key as of the applied index, or None."""\n'
+        "        return self.tree.get(_USER + key)",
+        "        found = self.tree.get(_USER + key)\n"
+        "        return None if found and 0 < found.expiry <= self.clock else found",
+        SIMULATION,
+    ),
+    Mutation(
+        "a transaction that is refused is told to watchers",
+        "store.py",
+        "            if refusal:\n",
+        "            if refusal:\n"
+        '                self._events.append((revision, EventKind.PUT, b"o", b"", 1))\n',
+        SIMULATION,
+    ),
+    Mutation(
+        "a fencing token is given twice",
+        "store.py",
+        "token = holder.token if holder else revision",
+        "token = holder.token if holder else revision // 32",
+        SIMULATION,
+    ),
+    Mutation(
+        "a comparison is inverted",
+        "store.py",
+        "(operator.eq, operator.ne, operator.lt, operator.gt)",
+        "(operator.eq, operator.ne, operator.gt, operator.lt)",
+        SIMULATION,
+    ),
+    Mutation(
+        "a session keeps its locks when its time is over",
+        "store.py",
+        "            self._drop(_LOCK + key)\n            self._drop(held + key)",
+        "            self._drop(held + key)",
+        SIMULATION,
+    ),
+    Mutation(
+        "watchers go on behind a snapshot that was installed",
+        "node.py",
+        "        self._history.reset(meta.index)\n",
+        "",
+        SIMULATION,
+    ),
+    Mutation(
+        "a watch that goes on sees the last event again",
+        "watch.py",
+        "if dot else Position(int(revision) + 1)",
+        "if dot else Position(int(revision))",
+        SIMULATION,
+    ),
+    Mutation(
+        "a poll isn't told of what has happened before",
+        "watch.py",
+        "elif any(True for _ in view.matching(interest.start, interest.end, at, self._at)):",
+        "elif at < 0:",
+        SIMULATION,
+    ),
+    Mutation(
+        "a slow watcher misses what it had no room for",
+        "watch.py",
+        "            watch.at = at\n",
+        "            watch.at = self._at\n",
+        SIMULATION,
     ),
 ]
 

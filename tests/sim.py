@@ -7,9 +7,11 @@ What a seed decides is the world around them::
       Machine       a server: its disk (crashfs.py), its address, and the process that runs on it
         Node        the real one, without its threads: the machine calls tick() and housekeep()
       Network       messages and snapshots between machines; loses, doubles, delays, is cut
-      clients       write and read a few keys anywhere, and keep the history
+      clients       write and read a few keys anywhere, and keep the history; some of them do
+                    all else that there is (sim_clients.py)
+      watchers      see what happens, at any node (sim_watchers.py)
       operator      joins, removes, moves and wipes nodes, hands leadership over
-      nemesis       cuts, crashes, pauses, fills and slows down
+      nemesis       cuts, crashes, pauses, fills, slows down, and sets wall clocks
 
 Whatever takes time in a real process takes none here and keeps the machine *busy*: what it sends
 and answers leaves later. Where a node rests amid a checkpoint the others go on, and so do its own
@@ -27,13 +29,18 @@ leader completeness  a new leader's log holds all that was committed before
 monotonicity         term, commit and applied index never fall while a process lives; the term
                      not even over a restart
 R7                   equal applied index means equal digest and, now and then, equal records
+clocks               a leader's time follows its monotonic clock, whatever its wall clock does;
+                     the state's never falls
 health               no node fails, refuses to start or receives nonsense unless its disk was
                      told to fail
 ==================== ===========================================================================
 
 When the time is up, the faults end. Within a bounded time the cluster has to come back: one leader,
 every client served on every key, all data nodes at one index with one digest, trees and logs whole
-(liveness); and the history of each key has to be linearizable. By hand::
+(liveness); nothing is left that should have expired. The history of each key has to be
+linearizable as a register's, the committed log has to explain every answer (linearizability.py)
+and be what the nodes have made of it (model.py), and each watcher has to have seen all of it once.
+By hand::
 
     python -m tests.sim --seeds 1000 [--start N] [--jobs 2] [--steps N] [--verbose]
 """
@@ -62,6 +69,9 @@ import btree
 import node as node_module
 import snapshots
 import upkeep
+import watch
+import wire
+from commands import EventKind
 from errors import (
     Conflict,
     ConureError,
@@ -77,8 +87,12 @@ from metrics import Registry
 from node import Node, NodeOptions
 from raft import COMMAND, Entry, Message, MessageType, Raft, Ready, State
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
-from tests.linearizability import DELETE, GET, PUT, Operation, check_history
+from tests.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
+from tests.model import Command, agree
+from tests.sim_clients import Clients, Done, Lost, Reply, write
+from tests.sim_watchers import Poller, Stream, Watcher
 from transport import Greeting, Outgoing, Refused
+from watch import History, Position, Watchers
 from wire import decode_message, encode_message
 
 __all__ = [
@@ -103,6 +117,9 @@ CALM_BEFORE = 30.0
 
 CRASH_MODES: tuple[CrashMode, ...] = ("dropped", "dropped", "kept", "torn", "random")
 CALL_TIMEOUT = 1.2
+EPOCH = 1_700_000_000.0
+"""What an honest wall clock tells at the beginning."""
+
 _BINDING = frozenset(MessageType) - {
     MessageType.PRE_VOTE,
     MessageType.PRE_VOTE_RESPONSE,
@@ -116,10 +133,6 @@ BROKEN_DISK = (DiskFailed, DiskFull, SimulatedCrash)
 
 class Broken(AssertionError):
     """Something that must never happen has happened; str() says what."""
-
-
-class Lost(ConureError):
-    """No answer came: the request may have been carried out, or may still be."""
 
 
 class _Cut(Exception):
@@ -160,6 +173,12 @@ class Luck:
     election_timeout: float = 0.4
     encoded: bool = False  # whether messages travel as bytes
     clients: int = 3
+    others: int = 0  # clients that do all the rest
+    watchers: int = 0
+    pollers: int = 0
+    history: int = 200_000  # events that a node keeps
+    skew: float = 0.0  # seconds by which wall clocks differ at first
+    jump: float = 0.0  # of a wall clock
     keys: int = 3
     think: float = 0.05
     checkpoint_entries: int = 40
@@ -201,7 +220,13 @@ class Luck:
             lease=rng.random() < 0.25,
             election_timeout=rng.choice([0.2, 0.4]),
             encoded=rng.random() < 0.2,
-            clients=rng.randint(2, 5),
+            clients=rng.randint(1, 4),
+            others=rng.choice([0, 1, 2, 3]),
+            watchers=rng.choice([0, 0, 1, 3]),
+            pollers=rng.choice([0, 0, 2]),
+            history=rng.choice([40, 200_000, 200_000]),
+            skew=maybe(0.5, 0.1, 30.0),
+            jump=maybe(0.4, 0.3, 2.0),
             keys=rng.randint(1, len(KEYS)),
             think=rng.choice([0.02, 0.05, 0.1]),
             checkpoint_entries=rng.choice([5, 20, 60]),
@@ -302,6 +327,12 @@ class Machine:
         self.draining = False
         self.waiting: list[Callable[[], None]] = []  # what came in during a pause
         self.term = self.commit = self.applied = 0  # the highest seen, in this generation
+        self.history = History()
+        self.watchers: Watchers[Stream]
+        self.streams: dict[Stream, None] = {}
+        self.turns = 0  # of the watchers' pump
+        self.wall_offset = 0.0
+        self.read_clock = (0, 0.0, 0)  # term, moment and time of the last look
         self.led = 0  # the last term it was seen leading
         self.failure: BaseException | None = None
 
@@ -320,6 +351,9 @@ class Machine:
     def clock(self) -> float:
         return self.world.now * self.rate + 1000.0
 
+    def wall(self) -> float:
+        return EPOCH + self.world.now * self.rate + self.wall_offset
+
     def work(self, seconds: float) -> None:
         """Take time: what the process does from here on happens later."""
         self.busy_until = max(self.busy_until, self.world.now) + seconds
@@ -334,6 +368,7 @@ class Machine:
         generation = self.generation
         self.inbox, self.draining, self.waiting = [], False, []
         self.commit = self.applied = self.led = 0
+        self.read_clock = (0, 0.0, 0)
         self.failure = None
         self.paused = self.keeping = False
         self.transport = Peers(self)
@@ -369,15 +404,22 @@ class Machine:
 
     def _open(self, options: NodeOptions, rng: random.Random, generation: int) -> None:
         transport: Any = self.transport
+        registry = Registry()
+        self.history = History(self.world.luck.history)
         try:
             self.node = Node.open(
                 options,
                 self.disk,
                 transport,
-                Registry(),
+                registry,
                 partial(self._on_failure, generation),
+                self.history,
                 clock=self.clock,
+                wall=self.wall,
                 rng=rng,
+            )
+            self.watchers = Watchers(
+                self.history, registry, broadcast=_broadcast, progress_interval=0.5
             )
             self.world.watch(self)
             self.node.recover()
@@ -403,6 +445,7 @@ class Machine:
         """End the process in an orderly way: it writes a checkpoint."""
         generation = self.generation
         try:
+            self.run(self.watchers.stop)
             self.run(self.node.stop)
         except ConureError as error:
             if not self._is_excused(error):
@@ -431,6 +474,8 @@ class Machine:
         self.up = False
         self.generation += 1
         self.busy_until = self.world.now
+        for stream in list(self.streams):
+            stream.break_off()
         self.world.after(self.world.rng.choice([0.05, 0.3, 1.0]), self._boot_again)
 
     def _boot_again(self) -> None:
@@ -530,6 +575,9 @@ class Machine:
         self.world.after(node_module.TICK / self.rate, partial(self._tick, generation))
         if not self.paused and self.busy_until <= self.world.now:
             self.run(self.node.tick)
+            if generation == self.generation and self.world.rng.random() < 0.7:
+                self.run(self.watchers.turn)
+                self.turns += 1
 
     def _discover(self, generation: int) -> Process:
         """Ask others to add this node, as discovery.py does.
@@ -605,14 +653,18 @@ class Peers:
             )
 
 
+_Way = tuple[Peers, str, str]
+"""Whose connection it is, to which node, at which address."""
+
+
 class Network:
     """Messages on their way, and who can reach whom."""
 
     def __init__(self, world: Simulation) -> None:
         self._world = world
         self.cut: set[tuple[str, str]] = set()
-        self._connections: dict[tuple[Peers, str], Peers] = {}
-        self._not_before: dict[tuple[Peers, str], float] = {}  # back-off after a failed dial
+        self._connections: dict[_Way, Peers] = {}
+        self._not_before: dict[_Way, float] = {}  # back-off after a failed dial
         self._last: dict[tuple[str, str], float] = {}  # when the last message arrives, in order
 
     def heal(self) -> None:
@@ -622,15 +674,15 @@ class Network:
     def disconnect(self) -> None:
         """Break one connection: what is on its way on it is lost."""
         if self._connections:
-            source, address = self._world.rng.choice(list(self._connections))
-            self._world.trace(f"the connection {source.machine.name}→{address} breaks")
-            self._break(source, address)
+            way = self._world.rng.choice(list(self._connections))
+            self._world.trace(f"the connection {way[0].machine.name}→{way[2]} breaks")
+            self._break(way)
 
     def forget(self, machine: Machine) -> None:
         """Break all connections of a machine, as the end of a process does."""
-        for source, address in list(self._connections):
-            if machine in (source.machine, self._connections[source, address].machine):
-                self._break(source, address)
+        for way in list(self._connections):
+            if machine in (way[0].machine, self._connections[way].machine):
+                self._break(way)
 
     def latency(self, machine: Machine) -> float:
         """Return how long from now something takes that a machine sends now."""
@@ -664,13 +716,13 @@ class Network:
         world = self._world
         if source.life != source.machine.lives:
             return  # nothing is on its way for as long as it takes to replace a disk
-        way = (source, address)
+        way = (source, message.to, address)
         target = self._connections.get(way)
         if target is None or not target.is_alive:
             if not source.is_alive or self._not_before.get(way, 0.0) > world.now:
                 return
             if target is not None:
-                self._break(source, address)
+                self._break(way)
             try:
                 target = self.connect("messages", source, address, message.to)
             except (_Cut, ConureError):
@@ -714,9 +766,9 @@ class Network:
             raise _Cut
         return target
 
-    def _break(self, source: Peers, address: str) -> None:
-        target = self._connections.pop((source, address))
-        to = next((name for name, there in source.addresses.items() if there == address), "")
+    def _break(self, way: _Way) -> None:
+        source, to, _ = way
+        target = self._connections.pop(way)
         target.machine.inbox = [item for item in target.machine.inbox if item[0] is not source]
         self._tell_unreachable(source, to)
 
@@ -832,6 +884,11 @@ class Network:
 # -- requests from outside -----------------------------------------------------------------------
 
 
+def _broadcast(streams: Sequence[Stream], data: bytes) -> None:
+    for stream in streams:
+        stream.send(data)
+
+
 class Pending:
     """A request on its way: its answers, one for each of *size* commands."""
 
@@ -846,11 +903,11 @@ class Pending:
         self._waiting = process
         self._world.after(CALL_TIMEOUT, self._go_on)
 
-    def answer(self, start: int, stop: int, answer: object) -> None:
-        """Take the answer to some of the commands: None, an error, or a tuple of what was read."""
+    def answer(self, start: int, stop: int, answers: Sequence[object]) -> None:
+        """Take the answers to some of the commands: errors, or what was done or read."""
         if self._waiting is None:
             return
-        self.answers[start:stop] = [answer] * (stop - start)
+        self.answers[start:stop] = answers
         self._missing -= stop - start
         if self._missing == 0:
             self._go_on()
@@ -861,20 +918,19 @@ class Pending:
             self._world.go_on(process, self.answers)
 
 
-Reply = Callable[[int, int, object], None]
-
-
 def _read(keys: Sequence[bytes], stale: bool) -> Callable[[Node, Reply], None]:
-    """Return the request for the values of keys, as httpapi.py puts it."""
+    """Return the request for the records of keys, as httpapi.py puts it; each comes with the
+    revision of the state that has it."""
 
     def call(node: Node, reply: Reply) -> None:
         def confirmed(error: ConureError | None) -> None:
             if error is not None:
-                reply(0, len(keys), error)
+                reply(0, len(keys), [error] * len(keys))
                 return
-            for position, found in enumerate(node.get_all(keys)):
-                answer = found if isinstance(found, ConureError) else (found,)
-                reply(position, position + 1, answer)
+            index, records = node.get_all(keys)
+            for position, found in enumerate(records):
+                answer = found if isinstance(found, ConureError) else (index, found)
+                reply(position, position + 1, [answer])
 
         if stale:
             confirmed(None)
@@ -886,7 +942,7 @@ def _read(keys: Sequence[bytes], stale: bool) -> Callable[[Node, Reply], None]:
 
 def _administer(request: Callable[[Node, Callable[[object], None]], None]) -> Any:
     """Return a request with one answer."""
-    return lambda node, reply: request(node, lambda answer: reply(0, 1, answer))
+    return lambda node, reply: request(node, lambda answer: reply(0, 1, [answer]))
 
 
 class Simulation:
@@ -905,6 +961,10 @@ class Simulation:
         self.running: list[tuple[Machine, int]] = []
         self.machines: dict[str, Machine] = {}
         self.network = Network(self)
+        self.others = Clients(self)
+        self.watchers: list[Watcher] = []
+        self.pollers: list[Poller] = []
+        self.keys = KEYS[: luck.keys]
         self.counts: Counter[str] = Counter()
         self.trace_hash = 0
         self.history: dict[int, Operation] = {}  # by one of its moments
@@ -923,6 +983,7 @@ class Simulation:
         self._entries: dict[tuple[int, int], tuple[int, int, bytes | None]] = {}
         self._committed: dict[int, tuple[int, int]] = {}  # index: term of the entry, seen in term
         self._last_committed = 0
+        self._founded = 0  # entries up to here are from before; there are no commands among them
         self._digests: dict[int, int] = {}
         self._contents: dict[int, int] = {}
 
@@ -930,6 +991,7 @@ class Simulation:
         """Add a machine with an empty disk; it is down."""
         machine = Machine(self, name, role, bootstrap=bootstrap)
         machine.rate = 1.0 + self.luck.drift * self.rng.uniform(-1, 1)
+        machine.wall_offset = self.luck.skew * self.rng.uniform(-1, 1)
         self.counts["arbiters"] += role == "arbiter"
         self.machines[name] = machine
         self._owners[name] = name
@@ -1036,6 +1098,14 @@ class Simulation:
                 self.fail(f"{machine.name} was sent nonsense: {message}", error)
                 raise
 
+        node, time = machine.node, machine.node._time
+
+        def watched_time() -> int:
+            found = time()
+            self._check_time(machine, found)
+            return found
+
+        node._time = watched_time  # type: ignore[method-assign]
         raft.ready = watched_ready  # type: ignore[method-assign]
         raft.step = watched_step  # type: ignore[method-assign]
 
@@ -1101,6 +1171,22 @@ class Simulation:
             self.expect(message.term < term or vote == choice, f"{name} votes from memory (R1)")
         elif kind is MessageType.APPEND_RESPONSE:
             self.expect(message.index <= log._synced, f"{name} acknowledges too much (R2)")
+
+    def _check_time(self, machine: Machine, time: int) -> None:
+        """Compare what a leader takes for the time with what it did before in its term."""
+        term, clock, state = machine.raft.term, machine.clock(), machine.node._store.clock
+        before_term, before_clock, before = machine.read_clock
+        machine.read_clock = term, clock, time
+        self.expect(time >= state, f"{machine.name} goes back to {time} from {state}")
+        if before_term == term:
+            most = max(state, before + int((clock - before_clock) * 1000) + 1)
+            self.expect(
+                before <= time <= most, f"{machine.name} goes from {before} to {time}, not {most}"
+            )
+        luck = self.luck
+        if not (luck.skew or luck.jump or luck.drift):
+            now = int((EPOCH + self.now) * 1000)
+            self.expect(time <= now, f"{machine.name} takes {time} for the time at {now}")
 
     def inspect(self, machine: Machine) -> None:
         """Look at a node that has come to rest."""
@@ -1180,12 +1266,12 @@ class Simulation:
         pending = Pending(self, size)
         delay = self.luck.delay
 
-        def reply(start: int, stop: int, answer: object) -> None:
+        def reply(start: int, stop: int, answers: Sequence[object]) -> None:
             if generation != machine.generation or machine.disk.is_dead:
                 return
             if self.mending or self.rng.random() >= self.luck.loss:
                 when = max(self.now, machine.busy_until) + delay
-                self.at(when, partial(pending.answer, start, stop, answer))
+                self.at(when, partial(pending.answer, start, stop, answers))
 
         def arrive() -> None:
             if machine.up and generation == machine.generation:
@@ -1196,19 +1282,19 @@ class Simulation:
             self.after(delay, lambda: machine.when_free(arrive))
         else:
             refusal = Unavailable("the connection was refused")
-            self.after(delay, partial(pending.answer, 0, size, refusal))
+            self.after(delay, partial(pending.answer, 0, size, [refusal] * size))
         return pending
 
     def client(self, number: int) -> Process:
         """Write and read, with a little time to think, until the faults end."""
         rng, luck = self.rng, self.luck
-        keys = KEYS[: luck.keys]
+        keys = self.keys
         while not self.mending:
             yield rng.expovariate(1 / luck.think)
             some = rng.sample(keys, min(len(keys), rng.choice([1, 1, 1, 2, 3])))
             chance = rng.random()
             if chance < 0.45:
-                yield from self.write(number, [(key, self._new_value()) for key in some])
+                yield from self.write(number, [(key, self.new_value()) for key in some])
             elif chance < 0.55:
                 yield from self.write(number, [(key, None) for key in some])
             else:
@@ -1218,19 +1304,19 @@ class Simulation:
         self, client: int, commands: Sequence[tuple[bytes, bytes | None]]
     ) -> Generator[Pending, Any, bool]:
         """Put and delete once; tell whether all of it is known to have happened."""
-        machine = self._machine_for(client)
+        machine = self.machine_for(client)
         begun = []
         for key, value in commands:
             kind = DELETE if value is None else PUT
-            begun.append(self._next_moment())
+            begun.append(self.next_moment())
             self.history[begun[-1]] = Operation(client, kind, key, value, begun[-1], None)
-        answers = yield self.request(
-            machine, lambda node, reply: node.write(commands, reply), len(commands)
-        )
-        for moment, (_, value), answer in zip(begun, commands, answers, strict=True):
-            if answer is None:
-                done = replace(self.history[moment], returned=self._next_moment())
+        answers = yield self.request(machine, write(commands), len(commands))
+        for moment, command, answer in zip(begun, commands, answers, strict=True):
+            value = command[1]
+            if isinstance(answer, Done):
+                done = replace(self.history[moment], returned=self.next_moment())
                 self.history[moment] = done
+                self.others.note(Call(client, moment, 0, answer.revision, command))
                 self.counts["writes"] += 1
             elif isinstance(answer, (Lost, OutcomeUnknown)):
                 self.counts["unknown writes"] += 1
@@ -1239,49 +1325,52 @@ class Simulation:
                 self.counts["writes that a full disk refused"] += isinstance(answer, DiskFull)
                 if value is not None:
                     self._refused.add(value)
-        self._learn(client, answers[0])
-        return all(answer is None for answer in answers)
+        self.learn(client, answers[0])
+        return all(isinstance(answer, Done) for answer in answers)
 
     def read(
         self, client: int, keys: Sequence[bytes], *, stale: bool = False
     ) -> Generator[Pending, Any, bool]:
         """Get once; tell whether all was found out."""
-        machine = self._machine_for(client)
-        moment = self._next_moment()
+        machine = self.machine_for(client)
+        moment = self.next_moment()
         answers = yield self.request(machine, _read(keys, stale), len(keys))
         for key, answer in zip(keys, answers, strict=True):
             if not isinstance(answer, tuple):
                 continue
-            value = answer[0]
+            index, record = answer
+            value = record.value if record else None
+            seen = (Seen("records", key, record),)
+            self.others.note(Call(client, moment, 0, index, seen=seen, is_stale=stale))
             self.expect(value not in self._refused, f"{value!r} is there, but was refused")
             if stale:
                 self.counts["stale reads"] += 1
             else:
                 self.counts["reads by lease" if self.luck.lease else "reads"] += 1
-                end = self._next_moment()
+                end = self.next_moment()
                 self.history[end] = Operation(client, GET, key, value, moment, end)
-        self._learn(client, answers[0])
+        self.learn(client, answers[0])
         return all(isinstance(answer, tuple) for answer in answers)
 
-    def _machine_for(self, client: int) -> Machine:
+    def machine_for(self, client: int) -> Machine:
         name = self._favourites.get(client)
         if name is None or self.rng.random() < 0.05:
             name = self.rng.choice(list(self.machines))
         return self.machines[name]
 
-    def _learn(self, client: int, answer: object) -> None:
+    def learn(self, client: int, answer: object) -> None:
         """Follow a hint to the leader; ask anybody after any other failure."""
         if isinstance(answer, NotLeader) and answer.leader_id in self.machines:
             self._favourites[client] = answer.leader_id
         elif isinstance(answer, ConureError):
             self._favourites.pop(client, None)
 
-    def _new_value(self) -> bytes:
+    def new_value(self) -> bytes:
         self._values += 1
         size = self.rng.choice([0, 0, 10, 10, 100, 700])
         return b"%d:" % self._values + b"." * size
 
-    def _next_moment(self) -> int:
+    def next_moment(self) -> int:
         self._moment += 1
         return self._moment
 
@@ -1529,6 +1618,7 @@ class Simulation:
             (luck.fail, self._fail_disk),
             (luck.slow, self._slow_down),
             (luck.disconnect, lambda _: self.network.disconnect()),
+            (luck.jump, self._set_clock),
         ]
         rates = [rate for rate, _ in faults]
         total = sum(rates)
@@ -1612,6 +1702,12 @@ class Simulation:
         machine.sync_seconds = self.rng.choice([0.005, 0.05])
         self.after(self.rng.uniform(0.5, 2.0), lambda: setattr(machine, "sync_seconds", 0.0002))
 
+    def _set_clock(self, machine: Machine) -> None:
+        """Let a wall clock jump."""
+        machine.wall_offset += self.rng.choice([-3600.0, -3.0, 0.5, 3.0, 3600.0])
+        self.counts["wall clocks set"] += 1
+        self.trace(f"the clock of {machine.name} is {machine.wall_offset:.3f} s ahead")
+
     # -- the two phases --------------------------------------------------------------------------
 
     def begin(self, roles: Sequence[str]) -> None:
@@ -1629,6 +1725,7 @@ class Simulation:
             machine = self.add(name, role)
             machine.disk = disk.after("kept", self.rng, machine)
             machine.boot()
+            self._founded = max(self._founded, machine.raft.last_index)
 
     def settle(self) -> None:
         """Let time pass until all members agree."""
@@ -1639,6 +1736,17 @@ class Simulation:
         """Let the faults happen for a while."""
         for number in range(self.luck.clients):
             self.start(self.client(number))
+        for number in range(self.luck.others):
+            self.start(self.others.client(100 + number))
+        ranges = [(b"", None), (b"n", b"p"), (b"t", b"t\0")]
+        for number in range(self.luck.watchers):
+            begin = Position(self._founded + 1)
+            watcher = Watcher(self, f"w{number + 1}", *ranges[number], begin)
+            self.watchers.append(watcher)
+            watcher.connect()
+        self.pollers = [Poller(self, key) for key in (b"a", b"n")[: self.luck.pollers]]
+        for poller in self.pollers:
+            self.start(poller.poll())
         if self.luck.members:
             self.start(self.operator())
         self.start(self.nemesis())
@@ -1667,11 +1775,36 @@ class Simulation:
                 self.finish(self.join(machine), f"{machine.name} doesn't become a voter")
         for client in range(self.luck.clients):
             self.finish(self._farewell(client), f"client {client} isn't served")
+        if self.luck.others:
+            self.finish(self.others.count_to_the_end(0), "nobody counts")
+        if not self.run_until(lambda: not self._is_overdue()):
+            raise Broken(f"something doesn't expire: {self._states()}")
+        self.settle()
+        end = Position(self._last_committed + 1)
+        if not self.run_until(lambda: self._have_seen(end)):
+            raise Broken(f"{[(each.name, each.position) for each in self.watchers]} wait for {end}")
         self.settle()
         self._check_end()
         if self.broken is not None:
             raise self.broken
-        check_history(self.history.values())
+
+    def _have_seen(self, end: Position) -> bool:
+        """Tell whether all watchers have got so far; those who watch at no member go elsewhere."""
+        leader = self.leader()
+        if leader is not None:
+            for watcher in self.watchers:
+                machine = watcher.machine
+                if machine and leader.raft.configuration.get(machine.name) is None:
+                    watcher.hang_up()
+        return all(watcher.position >= end for watcher in self.watchers)
+
+    def _is_overdue(self) -> bool:
+        """Tell whether something is still there a while after its time."""
+        leader = self.leader()
+        if leader is None:
+            return True
+        due = leader.node._store.next_due()
+        return due is not None and due < leader.node.time() - 500
 
     def _check_end(self) -> None:
         """See that everybody is what it was to be, and that trees and logs are whole."""
@@ -1686,6 +1819,33 @@ class Simulation:
                 if machine.role == "data":
                     machine.node._store.tree.check()
                     self.check_contents(machine)
+        if self.broken is not None:
+            raise self.broken
+        check_history(self.history.values())
+        log = self._commands()
+        model = self.others.check(log, leader.node)
+        agree(leader.node._store, model)
+        for watcher in self.watchers:
+            watcher.check(model.events)
+        for poller in self.pollers:
+            poller.check(model.events)
+        self.counts["keys expired"] += sum(e.kind is EventKind.EXPIRE for e in model.events)
+
+    def _commands(self) -> dict[int, Command]:
+        """Return all commands that were committed, by index."""
+        found: dict[int, Command] = {}
+        for index, (term, _) in self._committed.items():
+            if index <= self._founded:
+                continue
+            _, kind, data = self._entries[index, term]
+            if kind == COMMAND:
+                assert data is not None, "nobody but arbiters has had it"
+                op, key, value = wire.decode_command(data)
+                if op == wire.OP_TRANSACTION:
+                    found[index] = wire.decode_transaction(data)
+                else:
+                    found[index] = (key, value if op == wire.OP_PUT else None)
+        return found
 
     def finish(self, process: Generator[Any, Any, object], otherwise: str) -> None:
         """Let a process come to its end. Raises Broken if it takes too long or ends badly."""
@@ -1701,7 +1861,7 @@ class Simulation:
     def _farewell(self, client: int) -> Process:
         """Write and read every key, as often as it takes."""
         for key in KEYS[: self.luck.keys]:
-            while not (yield from self.write(client, [(key, self._new_value())])):
+            while not (yield from self.write(client, [(key, self.new_value())])):
                 yield 0.05
             while not (yield from self.read(client, [key])):
                 yield 0.05
@@ -1793,10 +1953,19 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
     def sleep(seconds: float) -> None:
         world.rest(seconds)
 
+    def monotonic() -> float:
+        return world.now
+
     def perf_counter() -> float:
         nonlocal looks
         looks += 1
         return looks * 0.0005
+
+    def exception(what: str) -> None:
+        """The node goes on when a reply fails; here that is a failure, but for a power cut."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, SimulatedCrash):
+            world.fail(what, error)
 
     logger = logging.getLogger("conure")
     level = logger.level
@@ -1805,9 +1974,13 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
         with (
             mock.patch.object(node_module, "sleep", sleep),
             mock.patch.object(node_module, "JOIN_AFTER", 1.0),
+            mock.patch.object(node_module.log, "exception", exception),
             mock.patch.object(upkeep, "sleep", sleep),
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
+            mock.patch.object(watch, "monotonic", monotonic),
+            mock.patch.object(watch, "_PART", 300),  # so that some are behind
+            mock.patch.object(watch, "_STEP", 1000),
         ):
             yield use
     finally:
