@@ -681,7 +681,8 @@ def _schemas() -> Schema:
             results={
                 "type": "array",
                 "description": "one for each operation of the branch that was taken: the record "
-                "that a get found (null: none) or a put, incr or touch left, without the value; "
+                "that a get found (null: none) or a put, incr or touch left, of these only an "
+                "incr's with its value; "
                 "of a range items and more, of a delete the number of keys",
                 "items": {
                     "anyOf": [

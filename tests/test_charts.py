@@ -175,6 +175,23 @@ def test_the_servers_take_what_the_charts_tell_them() -> None:
     assert config.raft_advertised(7001) == "conure-0.conure-hs.shop.svc:7001"
 
 
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_any_setting_reaches_the_server_as_a_variable_or_as_a_flag(chart: str) -> None:
+    values = {
+        "extraEnv": [
+            {"name": "CONURE_MAX_WATCHES", "value": "7"},
+            {"name": "CONURE_WATCH_HISTORY_BYTES", "value": "8MiB"},
+            {"name": "CONURE_IDEMPOTENCY_WINDOW", "value": "1m"},
+        ],
+        "extraArgs": ["--max-scans=3", "--max-range-items=9"],
+    }
+    server = container(render(chart, values), "conure")
+    config = load(server["args"], environment(server, "conure-0"))
+    assert (config.max_watches, config.watch_history_bytes) == (7, 8 << 20)
+    assert (config.idempotency_window, config.max_scans, config.max_range_items) == (60.0, 3, 9)
+    assert not config.ignored_environment
+
+
 def test_a_bare_founder_gets_no_flags() -> None:
     server = container(render(HA), "conure-bootstrap")
     assert scaling._parser().parse_args([*server["command"][2:], *server["args"]]).flags == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,32 @@ def test_the_health_check_tells_a_live_server_from_none(tmp_path: Path, alive: b
             assert check_health(words, port) == 0
     if not alive:
         assert check_health(words, port) != 0
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["test"], "- -m pytest -n 2"),
+        (["test", "-k", "a b"], "- -m pytest -n 2 -k a b"),
+        (["--node-id=node1", "--bootstrap"], "set conuredb.py --node-id=node1 --bootstrap"),
+        ([], "set conuredb.py"),
+    ],
+)
+def test_the_image_for_developers_tells_tests_from_flags(
+    tmp_path: Path, words: list[str], runs: str
+) -> None:
+    """Building it takes too long to be done each time (see tools/image_check.py --dev)."""
+    stand_in = tmp_path / "python3"
+    stand_in.write_text('#!/bin/sh\necho "${CONURE_DATA_DIR:--} $*"\n')
+    stand_in.chmod(0o755)
+    (line,) = instruction("ENTRYPOINT", "dev")
+    said = subprocess.run(
+        [*json.loads(line), *words],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "CONURE_DATA_DIR": "set"},
+        capture_output=True,
+        check=True,
+    )
+    assert said.stdout.decode() == f"{runs}\n"
 
 
 def check_health(words: list[str], port: int) -> int:
