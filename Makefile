@@ -8,6 +8,7 @@
 #
 # make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
 # make image-check  the container image, built and tried; needs podman or docker
+# make image-check-dev  the same, and the image that holds the tests
 # make k8s-images   the image under two tags, as archives in build/k8s
 # make k8s-check    both charts on the Kubernetes of kubectl's context, which has to have these
 #                   images; see tools/k8s_check.py --help
@@ -23,7 +24,8 @@ BENCH_READY := $(VENV)/.bench-requirements
 ENGINE := $(or $(shell command -v podman || command -v docker),docker)
 IMAGE := docker.io/conuredb/conuredb
 
-.PHONY: run cluster test check format bench clean chart-check image-check k8s-images k8s-check
+.PHONY: run cluster test check format bench clean
+.PHONY: chart-check image-check image-check-dev k8s-images k8s-check
 
 run:
 	$(PYTHON) conuredb.py --bootstrap
@@ -52,6 +54,9 @@ chart-check: $(READY)
 
 image-check:
 	$(PYTHON) tools/image_check.py --engine=$(ENGINE)
+
+image-check-dev:
+	$(PYTHON) tools/image_check.py --engine=$(ENGINE) --dev
 
 # Two images that differ, if only in a label: enough to see one take the other's place.
 k8s-images:

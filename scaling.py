@@ -326,7 +326,7 @@ def leave(server: str, *, settle: float, timeout: float, linger: float = LINGER)
     """
     deadline = time.monotonic() + timeout
     status = _status(server, OWN_TIMEOUT)
-    if status is None or not status["member"]:
+    if status is None:
         return
     known_index = status["commit_index"]
     time.sleep(linger)
@@ -373,6 +373,7 @@ class _Turn:
         if not any(resolves(urlsplit(voter["http_address"]).hostname or "") for voter in others):
             return ""  # all of them are gone, names and all: the release is being uninstalled
         missing = [v["id"] for v in others if not _is_up(v["http_address"], known_index)]
+        now = time.monotonic()  # who is missing is waited for
         self._missing_since = {name: self._missing_since.get(name, now) for name in missing}
         # With two voters nothing can be written without either; then both have to be there.
         needed = min(len(voters) // 2 + 1, len(others))

@@ -2,9 +2,9 @@
 """The charts tried on a Kubernetes, the one of kubectl's context: what ``make k8s-check`` runs.
 
 Installs each chart in a namespace of its own, and does to it what happens to a cluster in its life
-while four clients write: it grows, shrinks, loses its leader, gets another image, is drained.
-After each of these every write that was acknowledged is looked for. At the end the namespaces are
-removed with everything in them; ``--keep`` leaves them for a look.
+while four clients write: it grows, shrinks, loses its leader, gets another image, is drained, is
+restored from a backup. After each of these every write that was acknowledged is looked for. At the
+end the namespaces are removed with everything in them; ``--keep`` leaves them for a look.
 
     python3 tools/k8s_check.py [--image=REPOSITORY] [--tag=TAG] [--next-tag=TAG] [--keep]
 
@@ -25,10 +25,13 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from steps import ROOT, Failed, run, step, until
@@ -39,6 +42,7 @@ SERVER = "http://conure:8081"
 CLIENT = "client"
 CLIENT_SCRIPT = (ROOT / "tools" / "k8s_check_writer.py").read_text()
 CLIENTS = 4
+GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 
 WRITE_SECONDS = 2.0
 ROLLOUT_SECONDS = 300
@@ -127,6 +131,11 @@ class Namespace:
         wanted = dict.fromkeys(pods, "voter")
         until(f"the voters {', '.join(pods)}", lambda: self.members() == wanted, ROLLOUT_SECONDS)
 
+    def wait_until_gone(self) -> None:
+        """Wait until there is no member's pod any more."""
+        selector = "--selector=conuredb.dev/member=true"
+        until("the pods to go", lambda: not self.get("pods", selector), ROLLOUT_SECONDS)
+
     def kill(self, pod: str) -> None:
         """End a server without warning, and wait until it was started again.
 
@@ -204,6 +213,30 @@ class Namespace:
             process.kill()
             process.wait()
 
+    def back_up(self, file: Path) -> None:
+        """Write a backup to a file. (Users have curl; this needs no port.)"""
+        url = f"/api/v1/namespaces/{self.name}/services/conure:http/proxy/backup"
+        with file.open("wb") as output:
+            words = ("kubectl", "get", "--raw", url)
+            done = subprocess.run(words, stdout=output, check=False)  # noqa: S603
+        if done.returncode:
+            raise Failed(f"{' '.join(words)} ended with status {done.returncode}")
+
+    def restore(self, file: Path, member: str) -> str:
+        """Do what the guide says, for the claim of *member*; return what the command said."""
+        guide = GUIDE.replace("conure-bootstrap-0", member)
+        found = re.search(r"(?s)```yaml\n# restore.yaml\n(.*?)```", guide)
+        assert found is not None
+        manifest = re.sub(r"image: \S+", f"image: {self.image}:{self.tag}", found[1])
+        self.kubectl("apply", "--filename=-", stdin=manifest)
+        self.kubectl("wait", "--for=condition=Ready", "pod/restore", "--timeout=120s")
+        found = re.search(r"kubectl exec -i restore -- sh -c '([^']*)' <", guide)
+        assert found is not None
+        words = ["kubectl", f"--namespace={self.name}", "exec", "--stdin", "restore", "--"]
+        said = run(*words, "sh", "-c", found[1], stdin=file.read_bytes())
+        self.kubectl("delete", "pod", "restore")
+        return said
+
     def found(self, written: Written) -> int:
         """Return how many of the acknowledged writes are there. Raises Failed if one is not."""
         counts = map(str, written.acknowledged)
@@ -229,10 +262,12 @@ def main() -> int:
                 ]
             )
             tell(f"helm {run('helm', 'version', '--short')}")
-        with made(Namespace("ha", given.image, given.tag), given.keep) as namespace:
-            check_cluster(namespace, given.next_tag)
-        with made(Namespace("single", given.image, given.tag), given.keep) as namespace:
-            check_single(namespace)
+        with tempfile.TemporaryDirectory() as folder:
+            backup = Path(folder, "backup")
+            with made(Namespace("ha", given.image, given.tag), given.keep) as namespace:
+                everything = check_cluster(namespace, given.next_tag, backup)
+            with made(Namespace("single", given.image, given.tag), given.keep) as namespace:
+                check_single(namespace, backup, everything)
     except Failed as failure:
         print(f"k8s-check: {failure}", file=sys.stderr)
         return 1
@@ -253,8 +288,8 @@ def made(namespace: Namespace, keep: bool) -> Iterator[Namespace]:
             run("kubectl", "delete", "namespace", namespace.name, "--wait=false")
 
 
-def check_cluster(namespace: Namespace, next_tag: str) -> None:
-    """The chart of a cluster, through its life."""
+def check_cluster(namespace: Namespace, next_tag: str, backup: Path) -> list[Written]:
+    """The chart of a cluster, through its life; return what it holds, as *backup* does then."""
     three = ("conure-bootstrap-0", "conure-0", "conure-1")
     five = (*three, "conure-2", "conure-3")
     everything: list[Written] = []
@@ -331,27 +366,34 @@ def check_cluster(namespace: Namespace, next_tag: str) -> None:
         settled("3 -> 5 again", results[0], five)
     with step("helm uninstall keeps the claims, and an install finds the data") as tell:
         namespace.helm("uninstall", "demo")
-        selector = "--selector=conuredb.dev/member=true"
-        until("the pods to go", lambda: not namespace.get("pods", selector), ROLLOUT_SECONDS)
+        namespace.wait_until_gone()
         tell(f"{len(namespace.get('persistentvolumeclaims'))} claims")
         namespace.helm("install", "demo", HA, "voters.replicas=5")
         namespace.wait_for(*five)
     with step("everything that was acknowledged is there") as tell:
         tell(f"{sum(map(namespace.found, everything))} writes found again")
-    namespace.helm("uninstall", "demo")
+    with step("a backup of the running cluster") as tell:
+        namespace.back_up(backup)
+        tell(f"{backup.stat().st_size / 1e6:.1f} MB")
+    with step("the single chart refuses the claim of a cluster's member"):
+        namespace.helm("uninstall", "demo")
+        said = namespace.helm("install", "one", SINGLE, status=1)
+        if "data-conure-0" not in said or "conuredb-ha as release demo" not in said:
+            raise Failed(f"it was refused, but not by its name: {said}")
+    return everything
 
 
-def check_single(namespace: Namespace) -> None:
-    """The chart of one server."""
-    with step("the single chart: helm install"):
+def check_single(namespace: Namespace, backup: Path, everything: Sequence[Written]) -> None:
+    """The chart of one server, which begins with what the cluster had."""
+    pod = "conure-0"
+    with step("the cluster's backup is restored into an empty claim") as tell:
+        tell(namespace.restore(backup, pod).splitlines()[0])
+    with step("the single chart: helm install on that claim") as tell:
         namespace.helm("install", "one", SINGLE)
         namespace.start_client()
+        tell(f"{sum(map(namespace.found, everything))} writes found again")
     with step("the single chart keeps its data over its pod's deletion") as tell:
         with namespace.writing("single") as results:
-            (pod,) = [
-                each["metadata"]["name"]
-                for each in namespace.get("pods", "--selector=app.kubernetes.io/name=conuredb")
-            ]
             time.sleep(WRITE_SECONDS)
         namespace.kubectl("delete", "pod", pod)
         until(f"{pod} to be ready", lambda: namespace.ready(pod), ROLLOUT_SECONDS)

@@ -46,7 +46,8 @@ def step(what: str) -> Iterator[Callable[[str], None]]:
 def run(*command: str, stdin: bytes | None = None, status: int = 0) -> str:
     """Run a command in the project's folder and return what it printed, without the last newline.
 
-    Raises Failed, with what it said, if it does not end with *status*.
+    If it is to fail, that is what it printed as its error. Raises Failed, with all it said, if it
+    does not end with *status*.
     """
     try:
         done = subprocess.run(  # noqa: S603
@@ -65,7 +66,8 @@ def run(*command: str, stdin: bytes | None = None, status: int = 0) -> str:
     if done.returncode != status:
         said = (done.stderr + done.stdout).decode(errors="replace").strip()
         raise Failed(f"{' '.join(command)} ended with status {done.returncode}:\n{said[-4000:]}")
-    return done.stdout.decode(errors="replace").removesuffix("\n")
+    printed = done.stderr if status else done.stdout
+    return printed.decode(errors="replace").removesuffix("\n")
 
 
 def until(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
