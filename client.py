@@ -124,6 +124,7 @@ DEFAULT_TTL = 15.0
 Text: TypeAlias = str | bytes
 """Bytes, or text that is sent as UTF-8."""
 
+_CONNECT_TIME = 1.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds
 _SILENCE = 15.0  # seconds without a byte of a stream; a watch hears something every 5 s
 _LONG_POLL = 20.0  # seconds that a lock waits at a time
@@ -754,7 +755,8 @@ class Client(_Closing):
         alone = len(self._servers) == 1 and server == self._servers[0]
         left = _left(deadline)
         share = left if alone else request.wait + max(left - request.wait, 0.0) / 2
-        connection.limit(share)
+        # Behind one address there may be several servers: the next attempt meets another one.
+        connection.limit(min(share, _CONNECT_TIME))
         try:
             connection.open()
             connection.limit(share if request.is_read or request.repeatable else _left(deadline))
@@ -765,7 +767,11 @@ class Client(_Closing):
         except BaseException:  # such as KeyboardInterrupt: the answer is still to come
             connection.close()
             raise
-        if answer.opened is None:
+        if answer.opened is not None:
+            pass  # whoever reads it closes it
+        elif answer.status == 503:
+            connection.close()
+        else:
             self._put_back(server, connection)
         return answer
 

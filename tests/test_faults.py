@@ -258,7 +258,7 @@ def test_a_really_full_disk(small_disk: tuple[Path, list[str]]) -> None:
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a checkpoint, a cut log of several segments and entries behind it."""
     data = tmp_path_factory.mktemp("healthy") / "data"
-    with running(data, *SMALL_LOG, "--checkpoint-entries=100", "--page-size=1024") as server:
+    with running(data, *SMALL_LOG, "--checkpoint-entries=100") as server:
         fill(server, 0, 150, 1500)
 
         def is_cut() -> bool:
@@ -307,9 +307,9 @@ def last_record(path: Path) -> tuple[int, int]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "first meta page": (lambda d: change(d / "conure.db", 0, flip, 1024), "conure.db"),
-    "second meta page": (lambda d: change(d / "conure.db", 1024, blank, 1024), "conure.db"),
-    "both meta pages": (lambda d: change(d / "conure.db", 0, blank, 2048), "conure.db"),
+    "first meta page": (lambda d: change(d / "conure.db", 0, flip, 64), "conure.db"),
+    "second meta page": (lambda d: change(d / "conure.db", 4096, blank, 4096), "conure.db"),
+    "both meta pages": (lambda d: change(d / "conure.db", 0, blank, 8192), "conure.db"),
     "truncated tree": (lambda d: os.truncate(d / "conure.db", 8192), "conure.db"),
     "empty tree": (lambda d: os.truncate(d / "conure.db", 0), "conure.db"),
     "missing tree": (lambda d: (d / "conure.db").unlink(), "conure.db"),
@@ -395,7 +395,7 @@ def test_a_damaged_page_is_an_error_and_never_a_value(data: Path) -> None:
     with running(data) as server:
         assert server.terminate() == 0
     position = (data / "conure.db").read_bytes().find(value_of(70, 400))
-    assert position > 2048
+    assert position > 8192
     change(data / "conure.db", position, flip)
     with running(data) as server:
         answer = server.get("k70")
