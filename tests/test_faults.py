@@ -307,7 +307,7 @@ def last_record(path: Path) -> tuple[int, int]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "first meta page": (lambda d: change(d / "conure.db", 0, flip, 64), "conure.db"),
+    "first meta page": (lambda d: change(d / "conure.db", 0, flip, 4096), "conure.db"),
     "second meta page": (lambda d: change(d / "conure.db", 4096, blank, 4096), "conure.db"),
     "both meta pages": (lambda d: change(d / "conure.db", 0, blank, 8192), "conure.db"),
     "truncated tree": (lambda d: os.truncate(d / "conure.db", 8192), "conure.db"),
