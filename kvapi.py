@@ -267,6 +267,7 @@ class Desk(Protocol):
 
 log = logging.getLogger("conure.http")
 
+_OF_RECORD = b'%bETag: "%d"\r\nX-Conure-Create-Revision: %d\r\nX-Conure-Version: %d\r\n'
 _NO_SESSION = "there is no such session; it has ended, or never began"
 _PUT = frozenset({b"key", b"value", b"ttl", b"keepttl", b"cas", b"acquire", b"release"})
 _EXCLUSIVE = frozenset({b"ttl", b"keepttl", b"acquire", b"release"})
@@ -744,9 +745,11 @@ class KeyValues:
                 self._desk.fail(request, record, fields)
             else:
                 found += 1
-                if record.expiry and not now:
-                    now = self._desk.backend.time()
-                more = fields + _record_fields(record, now)
+                revisions = record.mod_revision, record.create_revision, record.version
+                more = _OF_RECORD % (fields, *revisions)
+                if record.expiry:
+                    now = now or self._desk.backend.time()
+                    more += _ttl_field(record.expiry, now)
                 request.respond(200, record.value, OCTETS, more)
         self._desk.count_many("/kv", "GET", 200, requests[0].started, found)
 
@@ -889,14 +892,13 @@ def _contact_field(contact: float | None) -> bytes:
 
 
 def _record_fields(record: Record | Item, now: int) -> bytes:
-    fields = b'ETag: "%d"\r\nX-Conure-Create-Revision: %d\r\nX-Conure-Version: %d\r\n' % (
-        record.mod_revision,
-        record.create_revision,
-        record.version,
-    )
-    if record.expiry:
-        fields += b"X-Conure-TTL: %.3f\r\n" % (max(0, record.expiry - now) / 1000)
-    return fields
+    revisions = record.mod_revision, record.create_revision, record.version
+    fields = _OF_RECORD % (b"", *revisions)
+    return fields + _ttl_field(record.expiry, now) if record.expiry else fields
+
+
+def _ttl_field(expiry: int, now: int) -> bytes:
+    return b"X-Conure-TTL: %.3f\r\n" % (max(0, expiry - now) / 1000)
 
 
 def _too_stale(contact: float | None, limit: float) -> Unavailable:

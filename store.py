@@ -127,8 +127,12 @@ _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
-Change: TypeAlias = tuple[int, EventKind, bytes, bytes, int]
-"""The fields of a commands.Event, in a plain tuple: there is one for every put."""
+Change: TypeAlias = tuple[int, int, bytes, bytes, int]
+"""The fields of a commands.Event, in a plain tuple: there is one for every put.
+
+The kind is a plain number, too. The collector of garbage lets go of tuples of such things; of an
+enumeration's it would look at every one again and again, and that takes 0.1 s with a full window.
+"""
 
 
 class Session(NamedTuple):
@@ -374,7 +378,7 @@ class Store:
         """Apply entries and return the index of the last one."""
         put, delete, outdated = self.tree.put, self.tree.delete, self.tree.outdated
         decode, put_op, delete_op = wire.decode_command, wire.OP_PUT, wire.OP_DELETE
-        was_put, was_deleted = EventKind.PUT, EventKind.DELETE
+        was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self.keeps_events else None
         digest = self.digest
         for entry in entries:
@@ -620,7 +624,7 @@ class Store:
         record = self.get(key)
         assert record is not None
         if self.keeps_events:
-            self._events.append((revision, EventKind.PUT, key, value, record.version))
+            self._events.append((revision, EventKind.PUT.value, key, value, record.version))
         return (Item(key, None, *record[1:]),)
 
     def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
@@ -628,7 +632,7 @@ class Store:
         if not self.tree.delete(_USER + key):
             return False
         if self.keeps_events:
-            self._events.append((revision, kind, key, b"", 0))
+            self._events.append((revision, kind.value, key, b"", 0))
         self._tidy()
         return True
 
