@@ -34,13 +34,13 @@ cluster:
 	$(PYTHON) tools/cluster.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4
 
 format: $(READY)
 	$(BIN)/ruff format .

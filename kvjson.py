@@ -90,6 +90,7 @@ _NUMBERS = {
 }
 _DURATION = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_decode = json.JSONDecoder().decode
 _LONGEST_DURATION = 64  # characters
 _SECONDS_ONLY = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _PLAIN_LINE = {"key", "value"}
@@ -256,7 +257,7 @@ def parse_batch(text: bytes, limits: Limits) -> Iterator[tuple[bytes, bytes | No
             continue
         where = f"line {number}"
         try:
-            record = json.loads(line)
+            record = _decode(line.decode())
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"{where} is not JSON: {error}") from error
         if not isinstance(record, dict):
