@@ -97,7 +97,9 @@ class Machine:
         return record.expiry
 
     def events(self) -> list[Event]:
-        return [Event(*event) for event in self.store.take_events()]
+        return [
+            Event(event[0], EventKind(event[1]), *event[2:]) for event in self.store.take_events()
+        ]
 
 
 @pytest.fixture
