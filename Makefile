@@ -8,7 +8,8 @@
 #
 # make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
 # make image-check  the container image, built and tried; needs podman or docker
-# make image-check-dev  the same, and the image that holds the tests
+# make image-check-cluster  the same, and three containers that agree; image-check-dev: the same, and
+#                   the image that holds the tests
 # make k8s-images   the image under two tags, as archives in build/k8s
 # make k8s-check    both charts on the Kubernetes of kubectl's context, which has to have these
 #                   images; see tools/k8s_check.py --help
@@ -25,7 +26,7 @@ ENGINE := $(or $(shell command -v podman || command -v docker),docker)
 IMAGE := docker.io/conuredb/conuredb
 
 .PHONY: run cluster test check format bench clean
-.PHONY: chart-check image-check image-check-dev k8s-images k8s-check
+.PHONY: chart-check image-check image-check-cluster image-check-dev k8s-images k8s-check
 
 run:
 	$(PYTHON) conuredb.py --bootstrap
@@ -54,6 +55,10 @@ chart-check: $(READY)
 
 image-check:
 	$(PYTHON) tools/image_check.py --engine=$(ENGINE)
+
+# The names of containers that are gone may take a resolver half a minute to fail.
+image-check-cluster:
+	$(PYTHON) tools/image_check.py --engine=$(ENGINE) --cluster
 
 image-check-dev:
 	$(PYTHON) tools/image_check.py --engine=$(ENGINE) --dev
