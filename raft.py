@@ -549,6 +549,7 @@ class Raft:
         self._trail: deque[int] = deque(maxlen=options.election_ticks)  # last index, each tick
         self._transferee = ""
         self._transfer_deadline = 0
+        self._patient_until = 0  # check-quorum gives those who are left time to answer
         self._uncommitted: deque[tuple[int, int]] = deque()  # last index and bytes of proposals
         self._uncommitted_bytes = 0
         self._read_round = 0
@@ -880,6 +881,7 @@ class Raft:
         self.state = State.LEADER
         self.leader_id = self.id
         self._elapsed = 0
+        self._patient_until = 0
         self.has_handed_over = False
         self._term_start = self._log.last_index + 1
         self._read_round = 0
@@ -905,7 +907,8 @@ class Raft:
 
     def _tick_leader(self) -> None:
         self._trail.append(self._log.last_index)
-        if self._count_active(self.configuration) < self.configuration.quorum:
+        is_patient = self._now <= self._patient_until
+        if not is_patient and self._count_active(self.configuration) < self.configuration.quorum:
             self._become_follower(self.term)  # R5: a new leader may exist, out of reach
             return
         if self._transferee and self._now >= self._transfer_deadline:
@@ -1235,9 +1238,13 @@ class Raft:
         """Remove a member, this one too; see :meth:`add_learner` for what is returned and raised.
 
         A leader that removes itself leads until that is committed, without counting itself, and
-        hands over. Raises what :meth:`check_removal` raises.
+        hands over. Raises what :meth:`check_removal` raises. Those on whom it then depends, and
+        who didn't answer before a removal by *force*, have an election time-out to do so.
         """
-        return self._change(self.check_removal(node_id, force=force))
+        index = self._change(self.check_removal(node_id, force=force))
+        if force:
+            self._patient_until = self._now + self.options.election_ticks
+        return index
 
     def check_addition(self, server: Server) -> Configuration:
         """Return the members as :meth:`add_learner` would leave them; nothing changes.

@@ -29,7 +29,7 @@ from tests.linearizability import DELETE, GET, PUT, Operation, check_history
 from tests.netns import Lab
 from tests.process import Answer, ServerProcess
 
-__all__ = ["Cluster", "Member", "Workload", "fetch", "free_port", "wait_until"]
+__all__ = ["Cluster", "Member", "Workload", "fetch", "free_port", "free_ports", "wait_until"]
 
 MAX_REDIRECTS = 5
 POLL = 0.02  # seconds between two looks at what is waited for: the servers need the processors
@@ -83,7 +83,7 @@ class Member:
         self.wrapper = wrapper
         self.environ = environ
         self._has_its_own_ports = ports is not None
-        self.http_port, self.raft_port = ports or (free_port(host), free_port(host))
+        self.http_port, self.raft_port = ports or free_ports(host)
         self.process: ServerProcess | None = None
         self.is_paused = False
         self._past: list[str] = []  # the log of the processes before this one
@@ -155,7 +155,7 @@ class Member:
         if self._has_its_own_ports:
             self.http_port, self.raft_port = self.http_port + 1, self.raft_port + 1
         else:
-            self.http_port, self.raft_port = free_port(self.host), free_port(self.host)
+            self.http_port, self.raft_port = free_ports(self.host)
 
     def wipe(self) -> None:
         """Lose the disk."""
@@ -378,11 +378,15 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def free_port(host: str) -> int:
     """A port of *host* that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
+    return free_ports(host)[0]
+
+
+def free_ports(host: str) -> tuple[int, int]:
+    """Two ports of *host* that nobody listens on."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind((host, 0))
+        other.bind((host, 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])
 
 
 class Workload:

@@ -149,8 +149,8 @@ MUTATIONS = [
     Mutation(
         "a leader without a quorum never steps down",
         "raft.py",
-        "if self._count_active(self.configuration) < self.configuration.quorum:",
-        "if self._count_active(self.configuration) < 1:",
+        "self._count_active(self.configuration) < self.configuration.quorum:",
+        "self._count_active(self.configuration) < 1:",
     ),
     Mutation(
         "an arbiter may lead",

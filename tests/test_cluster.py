@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import Cluster, Member, free_port, wait_until
+from tests.cluster import Cluster, Member, free_port, free_ports, wait_until
 from tests.process import ROOT, Answer, ServerProcess
 
 CURL = shutil.which("curl")
@@ -60,8 +60,9 @@ def refusal(answer: Answer) -> str:
 @pytest.mark.skipif(CURL is None, reason="curl is not installed")
 def test_three_terminals_as_the_readme_starts_them(tmp_path: Path) -> None:
     """Flags, joins from any terminal, and what each node then answers, all by curl."""
-    raft = [f"127.0.0.1:{free_port('127.0.0.1')}" for _ in range(3)]
-    http = [free_port("127.0.0.1") for _ in range(3)]
+    ports = [free_ports("127.0.0.1") for _ in range(3)]
+    raft = [f"127.0.0.1:{port}" for _, port in ports]
+    http = [port for port, _ in ports]
     urls = [f"http://localhost:{port}" for port in http]
     servers: list[ServerProcess] = []
 
@@ -311,6 +312,7 @@ def test_a_dry_run_tells_and_changes_nothing(cluster: Cluster) -> None:
 
 
 def test_a_removal_that_would_cost_the_quorum_needs_force(cluster: Cluster) -> None:
+    cluster.flags = ("--election-timeout=1s",)
     leader = cluster.start(3).leader()
     alive, dead = cluster.followers()
     dead.pause()

@@ -870,6 +870,22 @@ def test_force_skips_the_refusal_for_want_of_voters_and_nothing_else() -> None:
     assert cluster.leader.raft.configuration.voters == ("a", "c")
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_forced_removal_leaves_the_rest_an_election_time_out_to_answer(comes_back: bool) -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    cluster["c"].crash()
+    cluster.tick_all(ELECTION + 1)
+    leader.change(lambda: leader.raft.remove("b", force=True))
+    leader.tick(ELECTION - 1)
+    assert leader.raft.state is State.LEADER
+    if comes_back:
+        cluster["c"].start()
+    leader.tick()
+    cluster.settle()
+    leader.tick()
+    assert (leader.raft.state is State.LEADER) is comes_back
+
+
 def test_the_outlook_counts_who_answers() -> None:
     cluster, leader = leader_of("a", "b", "c", "d", "e")
     raft = leader.raft
