@@ -34,6 +34,10 @@ run:
 cluster:
 	$(PYTHON) tools/cluster.py
 
+# The tests start servers by the hundred: whatever the environment says, compile them once.
+test check: export PYTHONDONTWRITEBYTECODE :=
+test check: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
+
 test: $(READY)
 	$(BIN)/python -m pytest -n 4
 
