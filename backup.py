@@ -45,19 +45,18 @@ A :class:`Backup` belongs to the one thread that sends it and needs no lock; wri
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import socket
 import struct
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from operator import ge, itemgetter
 from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 import snapshots
-from datadir import FORMAT, Identity
+from datadir import Identity, write_identity
 from errors import ForeignDirectory, ProtocolViolation, StorageError
 from fileio import FileSystem
 from raft import Configuration, HardState, Message, MessageType, Server, SnapshotMeta
@@ -100,7 +99,6 @@ _HEADER = struct.Struct(">8sB3xQQQQQHH")
 _CHECKSUM = struct.Struct(">I")
 _END = struct.Struct(">IQ")
 _TRAILER_BYTES = _END.size + hashlib.sha256().digest_size
-_RECORD_BYTES = 20  # what a record takes here beyond what it takes in the tree, about
 _KEPT = frozenset({"LOCK", "lost+found"})  # an empty directory may have these
 _IDENTITY, _DATABASE, _RAFT, _STAGED = "identity.json", "conure.db", "raft", "incoming-"
 
@@ -127,15 +125,11 @@ class UnusableBackup(StorageError):
 
 
 class Facts(NamedTuple):
-    """What a backup says of its origin: *taken* in milliseconds since the Unix epoch.
-
-    *tree_bytes* is what the tree's pages take that are in use, for the estimate of the size.
-    """
+    """What a backup says of its origin: *taken* in milliseconds since the Unix epoch."""
 
     cluster_id: str
     node_id: str
     taken: int
-    tree_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +161,6 @@ class Backup:
             cluster_id=facts.cluster_id,
             node_id=facts.node_id,
         )
-        self.estimated_bytes = facts.tree_bytes + _RECORD_BYTES * self.header.records
-        """About how long the file will be."""
         message = Message(MessageType.SNAPSHOT, facts.node_id, "", state.meta.term)
         self._records = OutgoingSnapshot(message, state)
 
@@ -375,7 +367,8 @@ def restore(
             _remove_leftovers(fs, directory)
             identity = Identity(node_id, uuid.uuid4().hex, uuid.uuid4().hex)
             member = Server(node_id, raft_address, http_address, incarnation=identity.incarnation)
-            _write_unfinished(fs, directory, identity)
+            write_identity(fs, os.path.join(directory, UNFINISHED), identity)
+            fs.sync_directory(directory)
             _build(fs, directory, backup, Configuration((member,)), page_size, progress)
             fs.rename(os.path.join(directory, UNFINISHED), os.path.join(directory, _IDENTITY))
             fs.sync_directory(directory)
@@ -410,18 +403,6 @@ def _remove_leftovers(fs: FileSystem, directory: str) -> None:
             fs.remove(path)
     if fs.exists(raft):
         fs.sync_directory(raft)
-    fs.sync_directory(directory)
-
-
-def _write_unfinished(fs: FileSystem, directory: str, identity: Identity) -> None:
-    facts = {"format": FORMAT, **asdict(identity), "diverged": ""}
-    file = fs.open(os.path.join(directory, UNFINISHED), create=True)
-    try:
-        file.truncate(0)
-        file.pwrite(json.dumps(facts, indent=2).encode() + b"\n", 0)
-        file.sync()
-    finally:
-        file.close()
     fs.sync_directory(directory)
 
 

@@ -310,7 +310,9 @@ class _Closing:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        # The block's own error says more than what became of its end.
+        with contextlib.suppress(*([ConureError] if error is not None else [])):
+            self.close()
 
 
 class Client(_Closing):
@@ -999,16 +1001,6 @@ class Session(_Closing):
         self._thread.join()
         self._until = 0.0
         self._client.end_session(self.id)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # The block's own error says more than that the session will end by itself.
-        with contextlib.suppress(*([ConureError] if error is not None else [])):
-            self.close()
 
     def _renew(self) -> None:
         pause = self.ttl / 3

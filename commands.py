@@ -15,6 +15,7 @@ Nothing here has state: any thread may use anything.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
@@ -45,6 +46,8 @@ __all__ = [
     "Target",
     "Touch",
     "Transaction",
+    "as_text",
+    "prefix_end",
 ]
 
 
@@ -322,3 +325,20 @@ class Committed(NamedTuple):
 
     first: int
     outcomes: Mapping[int, Outcome]
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """Return the end of the range of all keys that begin with *prefix*; None: without end."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def as_text(key: bytes, value: bytes | None) -> tuple[str, str | None, bool]:
+    """Return a key and its value as they stand in JSON, and whether as base64.
+
+    Both are UTF-8, or both base64. None as a value stays None.
+    """
+    try:
+        return key.decode(), None if value is None else value.decode(), False
+    except UnicodeDecodeError:
+        return b64encode(key).decode(), None if value is None else b64encode(value).decode(), True

@@ -148,14 +148,7 @@ class DataDirectory:
 
     def _write_identity(self, identity: Identity, diverged: str = "") -> None:
         path = os.path.join(self.path, _IDENTITY)
-        facts = {"format": FORMAT, **asdict(identity), "diverged": diverged}
-        file = self.fs.open(path + ".new", create=True)
-        try:
-            file.truncate(0)
-            file.pwrite(json.dumps(facts, indent=2).encode() + b"\n", 0)
-            file.sync()
-        finally:
-            file.close()
+        write_identity(self.fs, path + ".new", identity, diverged)
         self.fs.rename(path + ".new", path)
         self.fs.sync_directory(self.path)
         self.identity = identity
@@ -180,6 +173,21 @@ def _refuse_if_unfit(path: str, identity: Identity, diverged: str, node_id: str,
             f"remove node {identity.node_id!r} from the cluster, "
             "empty the directory and let it join again"
         )
+
+
+def write_identity(fs: FileSystem, path: str, identity: Identity, diverged: str = "") -> None:
+    """Write a file of that name for :func:`read_identity`; its directory is left to be synced.
+
+    Raises DiskFull or DiskFailed.
+    """
+    facts = {"format": FORMAT, **asdict(identity), "diverged": diverged}
+    file = fs.open(path, create=True)
+    try:
+        file.truncate(0)
+        file.pwrite(json.dumps(facts, indent=2).encode() + b"\n", 0)
+        file.sync()
+    finally:
+        file.close()
 
 
 def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:

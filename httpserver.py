@@ -427,7 +427,6 @@ class Stream:
     """
 
     __slots__ = (
-        "_at_drain",
         "_at_end",
         "_chunked",
         "_connection",
@@ -466,7 +465,6 @@ class Stream:
         self._sent = 0  # of these, bytes that the socket took; the reactor's
         self._wanted: int | None = None  # somebody waits for fewer unsent bytes than this
         self._at_end: list[Callable[[], None]] = []
-        self._at_drain: list[Callable[[], None]] = []
 
     @property
     def unsent(self) -> int:
@@ -520,16 +518,6 @@ class Stream:
         self._at_end.append(action)
         if self.over:
             _call_each(self._at_end)
-
-    def on_drain(self, action: Callable[[], None]) -> None:
-        """Have *action* called once when the server begins to drain; now, if it has begun.
-
-        A stream that doesn't finish thereupon goes on until the time for that is over, and is cut.
-        *action* is called as that of :meth:`on_close` is.
-        """
-        self._at_drain.append(action)
-        if self._connection.reactor.draining:
-            _call_each(self._at_drain)
 
     # -- for the server --------------------------------------------------------------------------
 
@@ -592,11 +580,7 @@ class Stream:
         self._parts.clear()
         if self._wanted is not None:
             reactor.tell_waiting = True
-        self._at_drain.clear()
         _call_each(self._at_end)
-
-    def _tell_of_drain(self) -> None:
-        _call_each(self._at_drain)
 
     def _queue(self) -> None:
         reactor = self._connection.reactor
@@ -1429,11 +1413,6 @@ class _Connection:
             for request in held:
                 _call_each(request._at_leave)
 
-    def tell_of_drain(self) -> None:
-        for request in list(self.waiting):
-            if isinstance(request._answer, Stream):
-                request._answer._tell_of_drain()
-
     # -- private
 
     def _hand_over_all(self, data: bytes) -> int:
@@ -1765,7 +1744,6 @@ class _Reactor:
         self._next_tick = 0.0
         self._date = b""
         self._cut = False  # drain() ran out of time
-        self._told = False  # streams that draining has begun
         self._slow_lines = 0  # logged since the last tick, or not for there being too many
         self._done = threading.Event()
         self._start_lock = threading.Lock()
@@ -1936,9 +1914,6 @@ class _Reactor:
                 self._send()
         for action in soon:
             action()
-        if draining and not self._told:
-            self._told = True
-            self._each(list(self.connections.values()), _Connection.tell_of_drain)
         if self.ready:
             self._feed_streams()
         self._send()

@@ -108,6 +108,7 @@ __all__ = [
     "Route",
     "State",
     "WriteReply",
+    "index_field",
     "items_of",
 ]
 
@@ -543,7 +544,7 @@ class KeyValues:
                 if outcome is None:
                     answer(request, revision, None)
                 elif outcome.refusal:
-                    self._desk.fail(request, _refused(outcome), _index_field(outcome.revision))
+                    self._desk.fail(request, _refused(outcome), index_field(outcome.revision))
                 else:
                     answer(request, outcome.revision, outcome)
             except Exception:  # a bug; those behind it are to be answered all the same
@@ -561,16 +562,16 @@ class KeyValues:
         self, request: Request, found: object, revision: int, more: bytes = b""
     ) -> None:
         body = json.dumps(found).encode() + b"\n"
-        self._respond(request, body, JSON, _index_field(revision) + more)
+        self._respond(request, body, JSON, index_field(revision) + more)
 
     def _answer_done(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         if outcome is not None and not outcome.succeeded:
             self._answer_unmet(request, outcome)
         else:
-            self._respond(request, OK, TEXT, _index_field(revision))
+            self._respond(request, OK, TEXT, index_field(revision))
 
     def _answer_unmet(self, request: Request, outcome: Outcome) -> None:
-        fields = _index_field(outcome.revision)
+        fields = index_field(outcome.revision)
         if outcome.current:
             fields += b'ETag: "%d"\r\n' % outcome.current
         self._desk.fail(request, PreconditionFailed(outcome.current), fields)
@@ -581,7 +582,7 @@ class KeyValues:
             self._answer_unmet(request, outcome)
             return
         (result,) = outcome.results
-        fields = _index_field(revision)
+        fields = index_field(revision)
         if result.items:
             fields += self._item_fields(result.items[0])
         if result.number:
@@ -591,7 +592,7 @@ class KeyValues:
     def _answer_increment(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         assert outcome is not None
         (result,) = outcome.results
-        fields = _index_field(revision) + self._item_fields(result.items[0])
+        fields = index_field(revision) + self._item_fields(result.items[0])
         self._respond(request, b"%d\n" % result.number, TEXT, fields)
 
     def _answer_delete_range(
@@ -661,15 +662,15 @@ class KeyValues:
         if not seconds <= MAX_WAIT:
             raise BadRequest(f"wait may be up to {MAX_WAIT:.0f}s")
 
+        is_stale, limit = staleness(query)
         request.hold()
 
         def wait(_: bytes) -> None:
             self._desk.wait_for(request, key, after, seconds, look_again)
 
         def look_again() -> None:
-            is_stale, _ = staleness(query)
             if is_stale:
-                self._look_stale(request, query, look)
+                self._look_stale(request, limit, look)
             else:
                 looks: list[_Look] = [(request, look)]
                 self._desk.backend.confirm_read(partial(self._confirmed, [], [], looks))
@@ -681,14 +682,15 @@ class KeyValues:
 
     def _read(self, request: Request, query: Query, look: Callable[[bytes], None]) -> None:
         """Have a look at the records when that is due: now if a stale read was asked for."""
-        is_stale, _ = staleness(query)
+        is_stale, limit = staleness(query)
         if is_stale:
-            self._look_stale(request, query, look)
+            self._look_stale(request, limit, look)
         else:
             self._looks.append((request, look))
 
-    def _look_stale(self, request: Request, query: Query, look: Callable[[bytes], None]) -> None:
-        _, limit = staleness(query)
+    def _look_stale(
+        self, request: Request, limit: float | None, look: Callable[[bytes], None]
+    ) -> None:
         contact = self._desk.backend.last_contact()
         try:
             if limit is not None and (contact is None or contact > limit):
@@ -736,7 +738,7 @@ class KeyValues:
     def _answer_reads(self, requests: list[Request], keys: list[bytes], fields: bytes) -> None:
         found = 0
         index, records = self._desk.backend.get_all(keys)
-        fields += _index_field(index)
+        fields += index_field(index)
         now = 0
         for request, record in zip(requests, records, strict=True):
             if record is None:
@@ -759,7 +761,7 @@ class KeyValues:
         """Answer a read of one key that asks for more than the value."""
         backend = self._desk.backend
         index, record, holder = backend.look(key)
-        fields += _index_field(index)
+        fields += index_field(index)
         if record is None or isinstance(record, ConureError):
             self._desk.fail(request, record or KeyNotFound(), fields)
             return
@@ -831,7 +833,7 @@ class KeyValues:
 
         def action(fields: bytes) -> None:
             index, found = self._desk.backend.session(session)
-            fields += _index_field(index)
+            fields += index_field(index)
             if found is None or isinstance(found, ConureError):
                 self._desk.fail(request, found or NotFound(_NO_SESSION), fields)
                 return
@@ -861,7 +863,7 @@ class _BatchAnswer:
         self._missing -= 1
         if not self._missing:
             body = json.dumps({"written": self._lines, "revision": revision}).encode() + b"\n"
-            request.respond(200, body, JSON, _index_field(revision))
+            request.respond(200, body, JSON, index_field(revision))
             self._desk.count(request, 200)
 
     def fail(self, request: Request, error: ConureError) -> None:
@@ -878,11 +880,12 @@ def _respond_plain(request: Request, revision: int) -> None:
     if request.method == "PUT":
         fields = b'X-Conure-Index: %d\r\nETag: "%d"\r\n' % (revision, revision)
     else:
-        fields = b"X-Conure-Index: %d\r\n" % revision
+        fields = index_field(revision)
     request.respond(200, OK, TEXT, fields)
 
 
-def _index_field(revision: int) -> bytes:
+def index_field(revision: int) -> bytes:
+    """Return the header field that says as of which revision an answer is true."""
     return b"X-Conure-Index: %d\r\n" % revision
 
 

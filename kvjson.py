@@ -47,6 +47,8 @@ from commands import (
     Target,
     Touch,
     Transaction,
+    as_text,
+    prefix_end,
 )
 from errors import BadRequest, PayloadTooLarge
 
@@ -56,7 +58,6 @@ __all__ = [
     "MAX_OPERATIONS",
     "MAX_TTL",
     "Limits",
-    "after_prefix",
     "check_ttl",
     "json_object",
     "parse_batch",
@@ -131,16 +132,11 @@ def show_text(name: str, text: bytes) -> dict[str, Any]:
 
 def show_item(item: Item, now: int) -> dict[str, Any]:
     """Return a record as an object; *now* in milliseconds since the Unix epoch."""
-    key, value = item.key, item.value
-    shown: dict[str, Any]
-    try:
-        shown = {"key": key.decode()}
-        if value is not None:
-            shown["value"] = value.decode()
-    except UnicodeDecodeError:
-        shown = {"key": b64encode(key).decode()}
-        if value is not None:
-            shown["value"] = b64encode(value).decode()
+    key, value, is_base64 = as_text(item.key, item.value)
+    shown: dict[str, Any] = {"key": key}
+    if value is not None:
+        shown["value"] = value
+    if is_base64:
         shown["encoding"] = "base64"
     shown["create_revision"] = item.create_revision
     shown["mod_revision"] = item.mod_revision
@@ -281,12 +277,6 @@ def parse_batch(text: bytes, limits: Limits) -> Iterator[tuple[bytes, bytes | No
             yield found, _value(record, where, limits), _ttl(record, where)
 
 
-def after_prefix(prefix: bytes) -> bytes | None:
-    """Return the first key behind all that begin with *prefix*; None if there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
-
-
 def shortened(text: str) -> str:
     """Return what somebody sent, quoted, and not too long for a line."""
     return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
@@ -403,7 +393,7 @@ def _bounds(body: Object, where: str, others: set[str]) -> tuple[bytes, bytes | 
     if "prefix" in body:
         _refuse_others(body, {"prefix", "encoding"} | others, where)
         prefix = _bound(body, "prefix", where)
-        return prefix, after_prefix(prefix)
+        return prefix, prefix_end(prefix)
     if "from" not in body and "to" not in body:
         raise BadRequest(f"{where} has to name a prefix, or from and to")
     _refuse_others(body, {"from", "to", "encoding"} | others, where)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import kvjson
-from commands import Compare, Relation, Target
+from commands import Compare, Relation, Target, prefix_end
 from errors import BadRequest, TargetTooLong
 from httpserver import Headers
 from kvjson import MAX_KEY_BYTES, shortened
@@ -178,7 +178,7 @@ def bounds(query: Query) -> tuple[bytes, bytes | None]:
     if prefix is not None:
         if b"from" in query or b"to" in query:
             raise BadRequest("prefix goes without from and to")
-        return _checked(prefix, "prefix"), kvjson.after_prefix(prefix)
+        return _checked(prefix, "prefix"), prefix_end(prefix)
     end = query.get(b"to")
     return (
         _checked(query.get(b"from", b""), "from"),

@@ -559,13 +559,8 @@ class Node:
         """
         state = self.pin()
         try:
-            identity, stats = self._directory.identity, self._store.tree.stats()
-            facts = Facts(
-                identity.cluster_id,
-                identity.node_id,
-                int(self._wall() * 1000),
-                (stats.pages - stats.free_pages) * stats.page_size,
-            )
+            identity = self._directory.identity
+            facts = Facts(identity.cluster_id, identity.node_id, int(self._wall() * 1000))
             return state.meta.index, Backup(state, facts)
         except BaseException:
             state.close()

@@ -27,7 +27,6 @@ Everything here belongs to the main thread.
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import json
 import os
@@ -44,6 +43,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import snapshots
 from backup import UNFINISHED, Progress, restore
 from btree import BTree, Record
+from commands import as_text, prefix_end
 from config import SETTINGS, load
 from datadir import DataDirectory, read_identity
 from errors import ConfigError, CorruptionError, ForeignDirectory, StorageError
@@ -332,7 +332,7 @@ def _dump(stopped: _Stopped, prefix: bytes, progress: Progress) -> int:
         )
     written = 0
     state = store.snapshot()
-    for lines in _batches(starmap(_line, state.items(prefix, _behind(prefix)))):
+    for lines in _batches(starmap(_line, state.items(prefix, prefix_end(prefix)))):
         sys.stdout.buffer.write(b"".join(lines))
         written += len(lines)
         if not prefix and not sys.stdout.isatty():
@@ -352,29 +352,16 @@ def _batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 
 def _line(key: bytes, record: Record) -> bytes:
-    try:
-        texts = {"key": key.decode(), "value": record.value.decode()}
-    except UnicodeDecodeError:
-        texts = {
-            "key": base64.b64encode(key).decode(),
-            "value": base64.b64encode(record.value).decode(),
-            "encoding": "base64",
-        }
-    facts: dict[str, str | int] = {
-        **texts,
-        "create_revision": record.create_revision,
-        "mod_revision": record.mod_revision,
-        "version": record.version,
-    }
+    key_text, value_text, is_base64 = as_text(key, record.value)
+    facts: dict[str, str | int | None] = {"key": key_text, "value": value_text}
+    if is_base64:
+        facts["encoding"] = "base64"
+    facts["create_revision"] = record.create_revision
+    facts["mod_revision"] = record.mod_revision
+    facts["version"] = record.version
     if record.expiry:
         facts["expiry"] = record.expiry
     return json.dumps(facts, ensure_ascii=False).encode() + b"\n"
-
-
-def _behind(prefix: bytes) -> bytes | None:
-    """Return the least key behind all keys that begin with *prefix*, None if there is none."""
-    kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes((kept[-1] + 1,)) if kept else None
 
 
 def _describe_log(raft_log: RaftLog) -> str:

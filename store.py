@@ -85,6 +85,7 @@ from commands import (
     Target,
     Touch,
     Transaction,
+    prefix_end,
 )
 from errors import CorruptionError
 from raft import COMMAND, CONFIG, Entry, SnapshotMeta
@@ -306,7 +307,7 @@ class Store:
         None if none ever does. Takes no time, or that of three reads if something was changed.
         """
         if self._due is None:
-            firsts = [next(self.tree.scan(each, _behind(each)), None) for each in _INDEXES]
+            firsts = [next(self.tree.scan(each, prefix_end(each)), None) for each in _INDEXES]
             self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
         return None if self._due == _NEVER else self._due
 
@@ -314,11 +315,6 @@ class Store:
         """Return the session with an ID, or None."""
         record = self.tree.get(_SESSION + session_id)
         return None if record is None else _session(session_id, record)
-
-    def sessions(self) -> Iterator[Session]:
-        """Iterate over all sessions as of now, in the order of their IDs, in any one thread."""
-        items = self.tree.items(_SESSION, _behind(_SESSION))
-        return (_session(key[1:], record) for key, record in items)
 
     def holder(self, key: bytes) -> Holder | None:
         """Return who holds a user's key, whether or not that has a record; None if nobody."""
@@ -606,7 +602,7 @@ class Store:
         session = self.session(session_id)
         assert session is not None
         held = _held(session_id)
-        keys = [key[len(held) :] for key, _ in self.tree.scan(held, _behind(held))]
+        keys = [key[len(held) :] for key, _ in self.tree.scan(held, prefix_end(held))]
         for key in keys:
             self._drop(_LOCK + key)
             self._drop(held + key)
@@ -699,12 +695,6 @@ _STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
 def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
     """Return where users' keys from *start* to *end* stand in the tree."""
     return _USER + start, _BEHIND_USERS if end is None else _USER + end
-
-
-def _behind(prefix: bytes) -> bytes:
-    """Return the first key behind all that begin with a prefix (of the tree: none is all ff)."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,))
 
 
 def _held(session_id: bytes) -> bytes:

@@ -29,10 +29,10 @@ from functools import partial
 from time import monotonic
 
 import kvjson
-from commands import Item
+from commands import Item, prefix_end
 from errors import BadRequest, ConureError, TooManyRequests
 from httpserver import Request, Stream
-from kvapi import Desk, Route, items_of
+from kvapi import Desk, Route, index_field, items_of
 from kvrequests import Scan, number, refuse_others
 from watch import Position, Watchers, parse_event_id
 
@@ -130,7 +130,7 @@ class Streams:
     def _send_range(self, request: Request, scan: Scan, fields: bytes) -> None:
         backend = self._desk.backend
         with closing(backend.pin()) as state:
-            fields += b"X-Conure-Index: %d\r\n" % state.index
+            fields += index_field(state.index)
             items = items_of(state, scan)
             self._send(request, LINES, fields, _lines(items, scan.limit, backend.time()))
 
@@ -141,12 +141,9 @@ class Streams:
     def _send_backup(self, request: Request) -> None:
         index, backup = self._desk.backend.backup()
         name = f"conuredb-{index}.backup"
-        fields = b'X-Conure-Index: %d\r\nContent-Disposition: attachment; filename="%b"\r\n' % (
-            index,
-            name.encode(),
-        )
+        fields = b'Content-Disposition: attachment; filename="%b"\r\n' % name.encode()
         with closing(backup):
-            self._send(request, OCTETS, fields, backup.chunks())
+            self._send(request, OCTETS, index_field(index) + fields, backup.chunks())
 
     def _send(
         self, request: Request, content_type: str, fields: bytes, pieces: Iterable[bytes]
@@ -202,7 +199,7 @@ def _range(query: Mapping[bytes, bytes]) -> tuple[bytes, bytes | None]:
     key = query.get(b"key")
     if key is None:
         prefix = query.get(b"prefix", b"")
-        return prefix, kvjson.after_prefix(prefix)
+        return prefix, prefix_end(prefix)
     if b"prefix" in query or not key:
         raise BadRequest("a watch is of one key, or of all keys with a prefix")
     return key, key + b"\0"

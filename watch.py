@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from base64 import b64encode
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +50,7 @@ from operator import itemgetter
 from time import monotonic, sleep
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from commands import EventKind
+from commands import EventKind, as_text, prefix_end
 from errors import BadRequest, Compacted, Unavailable
 from metrics import Registry
 
@@ -64,7 +63,6 @@ __all__ = [
     "Watch",
     "Watchers",
     "parse_event_id",
-    "prefix_end",
 ]
 
 MAX_EVENTS = 200_000  # of a history, by default
@@ -111,12 +109,6 @@ def parse_event_id(text: str) -> Position:
     if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
         raise BadRequest("the ID of an event is a revision, or a revision, a dot and a number")
     return Position(int(revision), int(number)) if dot else Position(int(revision) + 1)
-
-
-def prefix_end(prefix: bytes) -> bytes | None:
-    """Return the end of the range of all keys that begin with *prefix*; None: without end."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
 # -- the window ------------------------------------------------------------------------------------
@@ -875,13 +867,9 @@ def _event_frame(events: Sequence[Change], i: int) -> bytes:
     event_id = str(revision)
     if i + 1 < len(events) and events[i + 1][0] == revision:
         event_id += f".{i + 1 - bisect_left(events, revision, key=_revision_of)}"
-    encoding = ""
-    try:
-        key_text, value_text = key.decode(), value.decode()
-    except UnicodeDecodeError:
-        key_text, value_text = b64encode(key).decode(), b64encode(value).decode()
-        encoding = ',"encoding":"base64"'
-    value_json = _quote(value_text) if kind == EventKind.PUT else "null"
+    key_text, value_text, is_base64 = as_text(key, value if kind == EventKind.PUT else None)
+    encoding = ',"encoding":"base64"' if is_base64 else ""
+    value_json = "null" if value_text is None else _quote(value_text)
     return (
         f"event: {_kind_names[kind]}\nid: {event_id}\n"
         f'data: {{"key":{_quote(key_text)},"value":{value_json}{encoding},'

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.httpservice import FakeBackend, Service
 from tests.stubserver import MakeStub, StubServer
 
 
@@ -38,3 +39,16 @@ def _make_stub() -> Iterator[MakeStub]:
     yield make
     for stub in stubs:
         stub.stop()
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def service(backend: FakeBackend) -> Iterator[Service]:
+    service = Service(backend)
+    yield service
+    service.close()
+    assert backend.open_states == 0

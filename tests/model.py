@@ -265,7 +265,8 @@ def agree(store: Store, model: Model) -> None:
     """Assert that the store holds what the model does, and nothing else."""
     assert {key for key, _ in store.tree.items()} == model.tree_keys()
     assert {key[1:]: record for key, record in store.tree.items(b"k", b"l")} == model.records
-    assert [*store.sessions()] == sorted(model.sessions.values())
+    found = [store.session(key[1:]) for key, _ in store.tree.items(b"s", b"t")]
+    assert found == sorted(model.sessions.values())
     held = [key[1:] for key, _ in store.tree.items(b"l", b"m")]
     assert {key: store.holder(key) for key in held} == model.locks
     assert (store.clock, store.records) == (model.clock, len(model.records))

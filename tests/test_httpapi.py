@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -29,18 +29,6 @@ from metrics import Registry
 from tests.httpservice import FakeBackend, Service
 
 LEADER = NotLeader("10.0.0.9:7001", "n9", "http://10.0.0.9:8081")
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def service(backend: FakeBackend) -> Iterator[Service]:
-    service = Service(backend)
-    yield service
-    service.close()
 
 
 def put(key: bytes, value: bytes) -> bytes:

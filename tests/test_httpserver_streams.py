@@ -1022,25 +1022,6 @@ def test_failure_of_who_holds_a_request_is_an_answer() -> None:
 # -- the end -------------------------------------------------------------------------------------
 
 
-def test_streams_are_told_to_end() -> None:
-    application = Streamer()
-    with serving(application) as server, connect(server) as client:
-        client.sendall(STREAM)
-        (stream,) = application.wait_for_streams(1)
-
-        def say_farewell() -> None:
-            stream.send(b"farewell")
-            stream.finish()
-
-        stream.on_drain(say_farewell)
-        receive_until(client, b"\r\n\r\n")
-        assert server.drain(10)
-        assert dechunk(read_all(client)) == (b"farewell", b"")
-        told = threading.Event()
-        stream.on_drain(told.set)
-        assert told.is_set()
-
-
 def test_stream_that_does_not_end_is_cut_in_time() -> None:
     application = Streamer()
     with serving(application) as server, connect(server) as client, connect(server) as old:
@@ -1081,7 +1062,7 @@ def test_stream_that_begins_while_draining() -> None:
     stepped.reactor.draining = True
     stepped.run()
     stream = application.kept[0].stream(200, "text/plain")
-    stream.on_drain(stream.finish)
+    stream.finish()
     stepped.run()
     head = head_of(stepped.received)
     assert head.endswith(b"X-Request-Id: r1\r\nConnection: close\r\n")

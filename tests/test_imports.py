@@ -73,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "offline": {
         "backup",
         "btree",
+        "commands",
         "config",
         "datadir",
         "errors",

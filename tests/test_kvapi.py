@@ -6,7 +6,7 @@ What a client sees of each feature is tests/test_contract_features.py's.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -29,19 +29,6 @@ from tests.httpservice import FakeBackend, Service
 from tests.process import Answer
 
 SESSION = "0123456789abcdef" * 2
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def service(backend: FakeBackend) -> Iterator[Service]:
-    service = Service(backend)
-    yield service
-    service.close()
-    assert backend.open_states == 0
 
 
 def raw(method: str, target: str, *fields: str) -> bytes:

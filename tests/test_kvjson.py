@@ -26,6 +26,7 @@ from commands import (
     Target,
     Touch,
     Transaction,
+    prefix_end,
 )
 from errors import BadRequest, PayloadTooLarge, RequestError
 from kvjson import MAX_NUMBER, MAX_OPERATIONS, Limits
@@ -247,7 +248,7 @@ def test_what_is_no_duration(text: str) -> None:
 
 @given(st.binary(max_size=20), st.binary(min_size=1, max_size=8))
 def test_what_begins_with_a_prefix_is_before_what_is_behind_it(key: bytes, prefix: bytes) -> None:
-    end = kvjson.after_prefix(prefix)
+    end = prefix_end(prefix)
     is_within = prefix <= key and (end is None or key < end)
     assert is_within == key.startswith(prefix)
 

@@ -80,7 +80,7 @@ def backup_of(data: Path, file: Path) -> Backup:
     raft_log = RaftLog.open(fs, str(data / "raft"))
     tree = BTree.open(fs, str(data / DATABASE), create=False)
     store = Store(tree, _configuration_at(raft_log, tree.applied_index))
-    backup = Backup(store.snapshot(), Facts("0ld", "node0", 1_795_378_244_799, 0))
+    backup = Backup(store.snapshot(), Facts("0ld", "node0", 1_795_378_244_799))
     file.write_bytes(b"".join(backup.chunks()))
     backup.close()
     tree.close()
@@ -332,7 +332,7 @@ def test_dump_shows_users_records_and_their_expiry(
         Transaction((), operations, time=1_800_000_000_000)
     ))  # fmt: skip
     store.apply([entry])
-    backup = Backup(store.snapshot(), Facts("0ld", "node0", 0, 0))
+    backup = Backup(store.snapshot(), Facts("0ld", "node0", 0))
     file.write_bytes(b"".join(backup.chunks()))
     assert conuredb.main(["restore", str(file), f"--data-dir={new}", "--quiet"]) == 0
     assert conuredb.main(["dump", str(new)]) == 0

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import watch
-from commands import Event, EventKind
+from commands import Event, EventKind, prefix_end
 from errors import BadRequest, Compacted, Unavailable
 from metrics import Registry
-from watch import Change, History, Position, Watch, Watchers, parse_event_id, prefix_end
+from watch import Change, History, Position, Watch, Watchers, parse_event_id
 
 ALL = (b"", None)
 
