@@ -439,7 +439,7 @@ SETTINGS: tuple[Setting, ...] = (
     _S("cache_bytes", "SIZE", "64MiB", "memory for pages of the tree", _size(_MIB, _TIB)),
     _S("checkpoint_log_bytes", "SIZE", "32MiB", "checkpoint after this much log",
        _size(4 * _KIB, _TIB)),
-    _S("checkpoint_entries", "COUNT", "100000", "checkpoint after this many log entries",
+    _S("checkpoint_entries", "COUNT", "50000", "checkpoint after this many log entries",
        _count(1, 10**9)),
     _S("checkpoint_interval", "DURATION", "60s", "checkpoint after this time, if anything changed",
        _duration("10ms", "24h")),

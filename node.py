@@ -181,7 +181,7 @@ class NodeOptions:
     cache_bytes: int = 64 << 20
     log_segment_bytes: int = 4 << 20
     checkpoint_log_bytes: int = 32 << 20
-    checkpoint_entries: int = 100_000
+    checkpoint_entries: int = 50_000
     checkpoint_interval: float = 60.0
     max_unwritten_bytes: int = 256 << 20
 

@@ -120,6 +120,11 @@ class Upkeep:
             or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
         )
 
+    def _is_late(self) -> bool:
+        """Tell whether a restart would have more to apply than it should: no time to rest."""
+        store = self._store
+        return store.applied_index - store.tree.applied_index >= 2 * self._options.entries
+
     def is_due(self) -> bool:
         """Tell whether to checkpoint now."""
         elapsed = self._clock() - self._checkpointed_at
@@ -173,7 +178,7 @@ class Upkeep:
         started = perf_counter()
         try:
             while not running.step(slice_seconds or 1.0):
-                if slice_seconds and not self._stopping.is_set():
+                if slice_seconds and not self._stopping.is_set() and not self._is_late():
                     sleep(slice_seconds)
                     self.prepare()
             running.finish()
