@@ -121,7 +121,8 @@ MAX_HELD_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
 
 CALL_OUT_TICKS = 20
-"""Ticks between two attempts of a node that has moved to tell the others."""
+"""Ticks between two attempts of a node that has moved to tell the others, and of a follower to
+reach who it has no connection to: an election must not have to wait for a name to be looked up."""
 
 AUDIT_TICKS = 20
 """Ticks between two comparisons of the replicas' digests."""
@@ -156,6 +157,9 @@ class Peers(Roads, Protocol):
 
     def send(self, message: Message) -> None:
         """Send a message, if it can be."""
+
+    def connect(self) -> None:
+        """Open the connections that are missing."""
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         """Stream a state; ``snapshot_sent`` tells how that ended."""
@@ -872,6 +876,7 @@ class Node:
                         self._tick_leading()
                     elif self._ticks % CALL_OUT_TICKS == 0:
                         self._admission.call_out()
+                        self._peers.connect()
                     self._admission.forget(now)
                     self._propose()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive

@@ -31,8 +31,9 @@ Duties, cited by number in code and tests:
    than that node or whose receiver is not this one.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
-4. A connection that broke is dialled again by itself as soon as there is something to send: after
-   a pause that grows, or at once if the other node has dialled this one. The newest connection of
+4. A connection that broke is dialled again by itself as soon as there is something to send, or
+   :meth:`Transport.connect` asks for it: after a pause that grows, or at once if the other node
+   has dialled this one. The newest connection of
    a node takes the place of its older one, which has ended by then: what a node sends is handed
    over in order.
 5. :meth:`Transport.close` ends every thread and connection, whatever they wait for.
@@ -344,6 +345,11 @@ class Transport:
         peer = self._peers.get(message.to)
         if peer is not None:
             peer.send(encode_message(message))
+
+    def connect(self) -> None:
+        """Open the connections that are missing: each is tried once. Never blocks."""
+        for peer in self._peers.values():
+            peer.connect()
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         """Send a state in a thread of its own, and close it.
@@ -759,6 +765,7 @@ class _Peer:
         self._sock: socket.socket | None = None
         self._why_broken = ""
         self._dial_at = 0.0
+        self._is_wanted = False  # dial even if nothing waits
         self._loss = _NOTHING_LOST
         self._is_closed = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -813,6 +820,13 @@ class _Peer:
                 self._why_broken = f"it is at {address} now"
                 self._wake()
 
+    def connect(self) -> None:
+        """Dial, if there is no connection, as soon as the pause is over. Any thread."""
+        with self._lock:
+            if self._sock is None and not self._is_closed and not self._is_wanted:
+                self._is_wanted = True
+                self._wake()
+
     def hurry(self) -> None:
         """Dial without a further pause: the node is there. Any thread."""
         with self._lock:
@@ -855,10 +869,12 @@ class _Peer:
             if self._why_broken:  # it has moved: what was tried before says nothing
                 self._why_broken = ""
                 self._dial_at = 0.0
-            address, has_work = self.address, bool(self._queue)
+            address, has_reason = self.address, self._is_wanted or bool(self._queue)
             delay = self._dial_at - monotonic()
-        if not has_work or delay > 0:
-            self._sleep(delay if has_work else None)
+            if delay <= 0:
+                self._is_wanted = False
+        if not has_reason or delay > 0:
+            self._sleep(delay if has_reason else None)
             return
         try:
             sock, _ = self._transport._dial("messages", address, self._id)
@@ -876,6 +892,7 @@ class _Peer:
     def _give_up(self, error: ConureError) -> None:
         """Drop what has waited for a connection; the next one is tried a little later."""
         with self._lock:
+            is_lossy = bool(self._queue)
             self._dropped.inc(len(self._queue))
             self._queue.clear()
             self._queued_bytes = 0
@@ -886,7 +903,8 @@ class _Peer:
         if str(error) != self._trouble:
             self._trouble = str(error)
             log.warning("no connection to %s: %s", self._id, error)
-        self._transport.host.unreachable(self._id)
+        if is_lossy:
+            self._transport.host.unreachable(self._id)
 
     def _postpone(self) -> None:
         with self._lock:

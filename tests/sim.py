@@ -640,6 +640,8 @@ class Peers:
         if self.is_alive:
             self.machine.world.network.send(self, message)
 
+    def connect(self) -> None: ...
+
     def send_snapshot(self, outgoing: Outgoing) -> None:
         if self.is_alive:
             self.machine.world.start(self.machine.world.network.transfer(self, outgoing))

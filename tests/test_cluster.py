@@ -311,6 +311,17 @@ def test_a_dry_run_tells_and_changes_nothing(cluster: Cluster) -> None:
     assert leader.stats()["last_log_index"] == index
 
 
+def test_followers_are_connected_before_they_need_each_other(cluster: Cluster) -> None:
+    """An election need not wait until a name has been looked up."""
+    followers = cluster.start(3).followers()
+
+    def are_connected() -> bool:
+        pages = [member.request("GET", "/metrics").body for member in followers]
+        return all(b"conure_peers_connected 2\n" in page for page in pages)
+
+    wait_until(are_connected)
+
+
 def test_a_removal_that_would_cost_the_quorum_needs_force(cluster: Cluster) -> None:
     cluster.flags = ("--election-timeout=1s",)
     leader = cluster.start(3).leader()

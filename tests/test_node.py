@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import node as node_module
+import upkeep
 from commands import Committed
 from errors import (
     Conflict,
@@ -53,6 +54,8 @@ class Nobody:
 
     def send(self, message: Message) -> None:
         raise AssertionError(f"a lone node wrote to {message.to}")
+
+    def connect(self) -> None: ...
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         raise AssertionError("a lone node sent a snapshot")
@@ -741,6 +744,29 @@ def test_checkpoints_run_beside_writes_and_reads(tmp_path: Path) -> None:
     with started(fs, **changes) as node:
         for name in (b"a", b"b", b"c"):
             assert all(value_of(node, b"%b%d" % (name, n)) == b"%d" % (n + 100) for n in range(50))
+
+
+@pytest.mark.parametrize("writes_go_on", [False, True])
+def test_a_checkpoint_rests_until_a_restart_would_have_too_much_to_apply(
+    monkeypatch: pytest.MonkeyPatch, writes_go_on: bool
+) -> None:
+    node = open_node(CrashFileSystem(), checkpoint_entries=1000)
+    node.recover()
+    behind: list[int] = []  # at each rest, what a restart would apply
+
+    def pause(_: float) -> None:
+        behind.append(node._store.applied_index - node._store.tree.applied_index)
+        if writes_go_on:
+            write(node, *[(b"%d" % n, b"again") for n in range(250)])
+
+    write(node, *[(b"%d" % n, bytes(300)) for n in range(1000)])
+    monkeypatch.setattr(upkeep, "sleep", pause)
+    node._upkeep.checkpoint(1e-9)
+    if writes_go_on:
+        assert behind == [1002, 1252, 1502, 1752]
+    else:
+        assert len(behind) > 10
+    node.stop()
 
 
 def test_writers_are_slowed_while_changed_pages_take_too_much(

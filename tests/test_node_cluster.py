@@ -66,6 +66,8 @@ class Wire:
         if address is not None:
             self.lab.under_way.append((self.node_id, address, message))
 
+    def connect(self) -> None: ...
+
     def send_snapshot(self, outgoing: Outgoing) -> None:
         self.lab.snapshots.append((self.node_id, outgoing))
 

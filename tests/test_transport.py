@@ -352,6 +352,27 @@ def test_nothing_is_dialled_before_there_is_something_to_send(net: Net) -> None:
         listener.accept()
 
 
+def test_missing_connections_are_opened_when_asked_for(net: Net) -> None:
+    a, b = net.pair()
+    port = net.listener().getsockname()[1]  # somebody who never answers
+    a.transport.set_peers({"b": b.address, "c": f"127.0.0.1:{port}"})
+    a.transport.connect()
+    eventually(lambda: a.metric("conure_peers_connected") == 1)
+    assert (a.recognised[0][0], b.messages, b.metric("conure_peers_connected")) == ("b", [], 0)
+    b.transport.close()
+    eventually(lambda: a.metric("conure_peers_connected") == 0)
+    again = net.node("b", b.transport.port)
+    lost = list(a.lost)
+    eventually(
+        lambda: (
+            a.transport.connect()  # type: ignore[func-returns-value]
+            or a.metric("conure_peers_connected") == 1
+        )
+    )
+    assert again.messages == []
+    assert a.lost == lost  # nothing was to be sent
+
+
 def test_what_arrives_together_is_handed_over_together(net: Net) -> None:
     a, b = net.pair()
     gate = threading.Event()
