@@ -33,6 +33,9 @@ class Roads(Protocol):
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """Tell where the others are: IDs and addresses."""
 
+    def connect(self) -> None:
+        """Open the connections that are missing."""
+
     def probe(
         self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
     ) -> None:
@@ -131,11 +134,18 @@ class Admission:
             self._tell_peers()
 
     def call_out(self) -> None:
-        """Tell the others where this node is, if nobody leads and they don't know: who isn't
-        written to and doesn't campaign, as an arbiter, would never be found otherwise."""
+        """Reach for the other members from time to time, as one that doesn't lead.
+
+        They are connected to, so that an election need not wait until a name has been looked up.
+        They are told where this node is, if nobody leads and they don't know: who isn't written to
+        and doesn't campaign, as an arbiter, would never be found otherwise.
+        """
         raft = self._raft
         known = raft.configuration.get(raft.id)
-        if raft.leader_id or known is None or known.raft_address == self._raft_address:
+        if known is None:
+            return
+        self._roads.connect()
+        if raft.leader_id or known.raft_address == self._raft_address:
             return
         for node_id, address in self._book.addresses().items():
             self._roads.probe(address, node_id, lambda _: None)

@@ -81,6 +81,11 @@ class Writes:
         """The size of the commands that are held back."""
         return self._held_bytes
 
+    @property
+    def held_count(self) -> int:
+        """How many commands are held back."""
+        return sum([len(held.commands) for held in self._held])
+
     def hold(self, held: Held) -> None:
         """Keep commands until they are proposed; deadlines never fall from one to the next."""
         self._held.append(held)

@@ -1682,7 +1682,7 @@ class Simulation:
     def _fill(self, machine: Machine) -> None:
         """Let the disk be almost full, for a while."""
         disk = machine.disk
-        disk.set_capacity(disk.used_bytes() + 512 * self.rng.randrange(40))
+        disk.set_capacity(disk.used_bytes() + 512 * self.rng.choice([0, 1, 10, 40]))
         machine.excuses = BROKEN_DISK
         self.counts["full disks"] += 1
         self.trace(f"the disk of {machine.name} fills")
@@ -1691,7 +1691,7 @@ class Simulation:
             machine.disk.set_capacity(None)
             machine.excuses = BROKEN_DISK if machine.disk.failure_is_due else ()
 
-        self.after(self.rng.uniform(0.2, 2.0), empty)
+        self.after(self.rng.uniform(0.5, 5.0), empty)
 
     def _fail_disk(self, machine: Machine) -> None:
         """Let one of the next file calls fail for good."""

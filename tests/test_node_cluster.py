@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import node as node_module
 from btree import Record
 from commands import (
     Acquire,
@@ -66,7 +67,8 @@ class Wire:
         if address is not None:
             self.lab.under_way.append((self.node_id, address, message))
 
-    def connect(self) -> None: ...
+    def connect(self) -> None:
+        self.lab.connecting.add(self.node_id)
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         self.lab.snapshots.append((self.node_id, outgoing))
@@ -100,6 +102,7 @@ class Lab:
         self.sent: list[Message] = []
         self.cut: set[str] = set()  # nodes that nobody reaches, and that reach nobody
         self.refused: list[str] = []
+        self.connecting: set[str] = set()  # nodes that opened what connections they lacked
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -426,8 +429,10 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     assert lab["n3"].status()["member"] is False
     assert not lab["n3"].wants_to_join()
     term = lab["n1"].status()["term"]
+    lab.connecting.clear()
     lab.tick(100)
     assert lab["n1"].status()["term"] == term
+    assert lab.connecting == {"n2"}  # n1 leads: it writes to the others anyway
 
 
 def test_a_member_that_comes_back_at_once_is_found_at_its_new_address() -> None:
@@ -612,17 +617,36 @@ def test_a_write_that_comes_while_answers_are_sent_goes_with_those_held_back() -
     outcomes.append(begin(lab["n1"], (b"k", b"3")))
     lab.tick()  # does not come before its turn
     assert sizes == [1]
+    (gather,) = later
+    later.clear()
+    gather()
+    outcomes.append(begin(lab["n1"], (b"k", b"4")))
+    assert sizes == [1]
     (propose,) = later
     later.clear()
     propose()
     lab.settle()
-    assert outcomes == [[None]] * 3
-    assert sizes == [1, 2]
-    for propose in later:  # with nothing to do
-        propose()
-    assert sizes == [1, 2]
-    outcomes.append(begin(lab["n1"], (b"k", b"4")))
-    assert sizes == [1, 2, 1]  # nobody else is waited for
+    assert outcomes == [[None]] * 4
+    assert sizes == [1, 3]
+    (gather,) = later
+    later.clear()
+    gather()  # nothing is held
+    assert later == []
+    outcomes.append(begin(lab["n1"], (b"k", b"5")))
+    assert sizes == [1, 3, 1]  # nobody else is waited for
+
+
+@pytest.mark.parametrize(("held", "waits"), [(0, False), (1, True), (63, True), (64, False)])
+def test_few_held_writes_wait_a_moment_for_those_of_who_was_answered(
+    monkeypatch: pytest.MonkeyPatch, held: int, waits: bool
+) -> None:
+    rests: list[float] = []
+    lab = cluster("n2", "n3")
+    outcomes = [begin(lab["n1"], (b"k", b"%d" % number)) for number in range(1 + held)]
+    monkeypatch.setattr(node_module, "sleep", rests.append)
+    lab.settle()
+    assert rests == [node_module.GATHER] * waits
+    assert outcomes == [[None]] * (1 + held)
 
 
 def test_a_lone_node_holds_nothing_back() -> None:
