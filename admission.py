@@ -12,7 +12,7 @@ Belongs to the holder of the node's lock.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -33,8 +33,8 @@ class Roads(Protocol):
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """Tell where the others are: IDs and addresses."""
 
-    def connect(self) -> None:
-        """Open the connections that are missing."""
+    def connect(self, node_ids: Iterable[str]) -> None:
+        """Open the connections to these that are missing."""
 
     def probe(
         self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
@@ -144,7 +144,7 @@ class Admission:
         known = raft.configuration.get(raft.id)
         if known is None:
             return
-        self._roads.connect()
+        self._roads.connect([server.id for server in raft.configuration.servers])
         if raft.leader_id or known.raft_address == self._raft_address:
             return
         for node_id, address in self._book.addresses().items():

@@ -700,7 +700,7 @@ class HTTPServer(ThreadingHTTPServer):
         """Let the reactor call *action* at the end of its next round, which follows at once: when
         what is answered by now has been sent, and what clients have asked meanwhile is taken.
 
-        *action* neither waits nor raises. The reactor's own thread only.
+        *action* doesn't raise, nor wait for more than a moment. The reactor's own thread only.
         """
         assert get_ident() == self._reactor.ident
         self._reactor.soon.append(action)

@@ -33,9 +33,8 @@ Duties, cited by number in code and tests:
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
 4. A connection that broke is dialled again by itself as soon as there is something to send, or
    :meth:`Transport.connect` asks for it: after a pause that grows, or at once if the other node
-   has dialled this one. The newest connection of
-   a node takes the place of its older one, which has ended by then: what a node sends is handed
-   over in order.
+   has dialled this one. The newest connection of a node takes the place of its older one, which
+   has ended by then: what a node sends is handed over in order.
 5. :meth:`Transport.close` ends every thread and connection, whatever they wait for.
 
 Threads: one accepts; each incoming connection has one; each peer has one, which dials, sends what
@@ -57,7 +56,7 @@ import socket
 import threading
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from socketserver import BaseRequestHandler, ThreadingTCPServer
@@ -346,10 +345,15 @@ class Transport:
         if peer is not None:
             peer.send(encode_message(message))
 
-    def connect(self) -> None:
-        """Open the connections that are missing: each is tried once. Never blocks."""
-        for peer in self._peers.values():
-            peer.connect()
+    def connect(self, node_ids: Iterable[str]) -> None:
+        """Open the connections to these peers that are missing: each is tried once. Never blocks.
+
+        Who is no peer is passed over.
+        """
+        peers = self._peers
+        for node_id in node_ids:
+            if node_id in peers:
+                peers[node_id].connect()
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         """Send a state in a thread of its own, and close it.

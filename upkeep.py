@@ -178,8 +178,9 @@ class Upkeep:
         started = perf_counter()
         try:
             while not running.step(slice_seconds or 1.0):
-                if slice_seconds and not self._stopping.is_set() and not self._is_late():
-                    sleep(slice_seconds)
+                if slice_seconds and not self._stopping.is_set():
+                    if not self._is_late():
+                        sleep(slice_seconds)
                     self.prepare()
             running.finish()
             with self._lock:

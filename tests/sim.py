@@ -640,7 +640,7 @@ class Peers:
         if self.is_alive:
             self.machine.world.network.send(self, message)
 
-    def connect(self) -> None: ...
+    def connect(self, node_ids: Iterable[str]) -> None: ...
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         if self.is_alive:

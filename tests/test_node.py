@@ -11,7 +11,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Nobody:
     def send(self, message: Message) -> None:
         raise AssertionError(f"a lone node wrote to {message.to}")
 
-    def connect(self) -> None: ...
+    def connect(self, node_ids: Iterable[str]) -> None: ...
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         raise AssertionError("a lone node sent a snapshot")
@@ -766,6 +766,21 @@ def test_a_checkpoint_rests_until_a_restart_would_have_too_much_to_apply(
         assert behind == [1002, 1252, 1502, 1752]
     else:
         assert len(behind) > 10
+    node.stop()
+
+
+def test_a_checkpoint_that_may_not_rest_still_keeps_the_log_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = open_node(CrashFileSystem(), checkpoint_entries=100)
+    node.recover()
+    write(node, *[(b"%d" % n, bytes(300)) for n in range(1000)])
+    prepared: list[None] = []
+    monkeypatch.setattr(node._log, "prepare", lambda: prepared.append(None))
+    monkeypatch.setattr(upkeep, "sleep", lambda _: pytest.fail("it rested"))
+    node._upkeep.checkpoint(1e-9)
+    assert prepared  # or the next writes would have to make their segments themselves
+    monkeypatch.undo()
     node.stop()
 
 

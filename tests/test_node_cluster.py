@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -67,8 +67,8 @@ class Wire:
         if address is not None:
             self.lab.under_way.append((self.node_id, address, message))
 
-    def connect(self) -> None:
-        self.lab.connecting.add(self.node_id)
+    def connect(self, node_ids: Iterable[str]) -> None:
+        self.lab.connecting[self.node_id] = set(node_ids)
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         self.lab.snapshots.append((self.node_id, outgoing))
@@ -102,7 +102,7 @@ class Lab:
         self.sent: list[Message] = []
         self.cut: set[str] = set()  # nodes that nobody reaches, and that reach nobody
         self.refused: list[str] = []
-        self.connecting: set[str] = set()  # nodes that opened what connections they lacked
+        self.connecting: dict[str, set[str]] = {}  # by node, to whom it wanted connections
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -432,7 +432,22 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     lab.connecting.clear()
     lab.tick(100)
     assert lab["n1"].status()["term"] == term
-    assert lab.connecting == {"n2"}  # n1 leads: it writes to the others anyway
+    assert lab.connecting == {"n2": {"n1", "n2"}}  # n1 leads: it writes to the others anyway
+
+
+def test_nobody_dials_a_removed_member_that_came_back_for_a_while() -> None:
+    lab = cluster("n2", "n3")
+    lab.cut.add("n3")
+    lab.tick(20)
+    assert lab.remove("n3") is None
+    lab.tick(100)
+    lab.cut.clear()
+    lab.tick(60)  # it doesn't know, and asks for votes
+    assert "n3" in lab["n2"]._admission._book.addresses()  # a new leader, for all n2 knows
+    lab.cut.add("n3")
+    lab.connecting.clear()
+    lab.tick(100)
+    assert lab.connecting["n2"] == {"n1", "n2"}
 
 
 def test_a_member_that_comes_back_at_once_is_found_at_its_new_address() -> None:

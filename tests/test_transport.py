@@ -356,7 +356,7 @@ def test_missing_connections_are_opened_when_asked_for(net: Net) -> None:
     a, b = net.pair()
     port = net.listener().getsockname()[1]  # somebody who never answers
     a.transport.set_peers({"b": b.address, "c": f"127.0.0.1:{port}"})
-    a.transport.connect()
+    a.transport.connect(["a", "b", "c"])
     eventually(lambda: a.metric("conure_peers_connected") == 1)
     assert (a.recognised[0][0], b.messages, b.metric("conure_peers_connected")) == ("b", [], 0)
     b.transport.close()
@@ -365,7 +365,7 @@ def test_missing_connections_are_opened_when_asked_for(net: Net) -> None:
     lost = list(a.lost)
     eventually(
         lambda: (
-            a.transport.connect()  # type: ignore[func-returns-value]
+            a.transport.connect(["b"])  # type: ignore[func-returns-value]
             or a.metric("conure_peers_connected") == 1
         )
     )
