@@ -115,15 +115,18 @@ class Upkeep:
         """Tell whether a restart would have much to apply, or memory much to give back (S7)."""
         options, store = self._options, self._store
         return (
-            store.applied_index - store.tree.applied_index >= options.entries
+            self._behind() >= options.entries
             or self._log.size_bytes - self._base_bytes >= options.log_bytes
             or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
         )
 
     def _is_late(self) -> bool:
         """Tell whether a restart would have more to apply than it should: no time to rest."""
-        store = self._store
-        return store.applied_index - store.tree.applied_index >= 2 * self._options.entries
+        return self._behind() >= 2 * self._options.entries
+
+    def _behind(self) -> int:
+        """Return how many entries a restart would have to apply."""
+        return self._store.applied_index - self._store.tree.applied_index
 
     def is_due(self) -> bool:
         """Tell whether to checkpoint now."""

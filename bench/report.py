@@ -164,8 +164,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _commit() -> str:
     commit = _git("rev-parse", "--short", "HEAD")
-    here = "bench/RESULTS.md"  # which the parts of a run write one after the other
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!/{here}")
+    results = ":!/bench/RESULTS.md"  # which the parts of a run write one after the other
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", results)
     return commit + (" with changes" if changed else "")
 
 

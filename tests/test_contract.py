@@ -27,6 +27,7 @@ from client import Client
 from config import SETTINGS, VERSION
 from errors import PayloadTooLarge
 from fileio import OsFileSystem
+from tests.cluster import free_port
 from tests.process import ROOT, Answer, ServerProcess, running, wait_until
 
 MAX_VALUE = 1 << 20
@@ -566,14 +567,8 @@ def test_promtool_finds_nothing_to_say_about_the_metrics(server: ServerProcess) 
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_metrics_addr_serves_metrics_and_nothing_else(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_port("127.0.0.1")
     with running(tmp_path, f"--metrics-addr=127.0.0.1:{port}") as process:
         main_port, process.port = process.port, port
         assert b"conure_raft_term" in process.request("GET", "/metrics").body
@@ -726,7 +721,7 @@ def test_join_with_known_facts_is_no_change(server: ServerProcess) -> None:
 
 def test_one_node_refuses_changes_and_says_why(server: ServerProcess) -> None:
     before = server.request("GET", "/raft/config").body
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody = f"127.0.0.1:{free_port('127.0.0.1')}"
     other = json.dumps({"ID": "node2", "RaftAddr": nobody}).encode()
     answer = server.request("POST", "/join", other)
     assert (answer.status, nobody.encode() in answer.body) == (409, True)
@@ -897,7 +892,7 @@ def test_bootstrap_needs_no_value(tmp_path: Path, bootstrap: str) -> None:
 
 def test_a_bare_start_makes_everything_below_data(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-S", str(ROOT / "conuredb.py"), f"--http-addr=:{free_port()}"],
+        [sys.executable, "-S", str(ROOT / "conuredb.py"), f"--http-addr=:{free_port('127.0.0.1')}"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -1065,7 +1060,7 @@ def test_log_formats_and_levels(tmp_path: Path) -> None:
         settings = [record["message"] for record in records if record["level"] == "debug"]
         assert any("log_format = json (flag --log-format)" in text for text in settings)
 
-    port = free_port()
+    port = free_port("127.0.0.1")
     quiet = ServerProcess(tmp_path / "quiet", "--log-level=error", f"--http-addr=127.0.0.1:{port}")
     try:
         quiet.port = port
