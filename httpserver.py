@@ -57,7 +57,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -115,8 +115,8 @@ _MAX_CHUNK_LINE = 4096
 _MAX_EXTENSIONS = 16 << 10  # bytes of chunk extensions in one body
 _KNOWN_HEADS = 1024
 _KNOWN_HEAD_BYTES = 2048
-_KNOWN_PATHS = 256
-_KNOWN_PATH_BYTES = 256
+_KNOWN_TARGETS = 4096
+_KNOWN_TARGET_BYTES = 256
 _KNOWN_STARTS = 1024
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
@@ -213,8 +213,8 @@ class Headers:
 class Request:
     """A complete request, and the way to answer it.
 
-    ``path`` is percent-decoded text. ``query`` is the raw bytes behind the ``?``; see
-    :meth:`parameters`. ``started`` is ``time.perf_counter()`` of the round that took it up.
+    ``path`` is percent-decoded text. ``started`` is ``time.perf_counter()`` of the round that
+    took it up.
     """
 
     __slots__ = (
@@ -222,10 +222,10 @@ class Request:
         "_at_leave",
         "_connection",
         "_head",
+        "_target",
         "body",
         "method",
         "path",
-        "query",
         "started",
     )
 
@@ -234,17 +234,16 @@ class Request:
         connection: _Connection,
         head: _Head,
         method: str,
-        path: str,
-        query: bytes,
+        target: _Target,
         body: bytes,
         started: float,
     ) -> None:
         self._connection = connection
         self._head = head
+        self._target = target
         self._answer: _Answer | Stream | str | None = None
         self.method = method
-        self.path = path
-        self.query = query
+        self.path = target.path
         self.body = body
         self.started = started
 
@@ -277,9 +276,17 @@ class Request:
         host = host.removeprefix("::ffff:")
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def parameters(self) -> dict[bytes, bytes]:
+    @property
+    def query(self) -> bytes:
+        """What is behind the ``?``, as it was sent; see :meth:`parameters`."""
+        return self._target.query
+
+    def parameters(self) -> Mapping[bytes, bytes]:
         """Return the parameters of the query; see :func:`decode_form`. Raises BadRequest."""
-        return decode_form(self.query)
+        target = self._target
+        if target.parameters is None:
+            target.parameters = decode_form(target.query)
+        return target.parameters
 
     def respond(
         self,
@@ -802,6 +809,17 @@ class _Refusal(Exception):
         self.request_id = ""
 
 
+class _Target:
+    """What a request's target says. Shared by all requests with the same one."""
+
+    __slots__ = ("parameters", "path", "query")
+
+    def __init__(self, path: str, query: bytes) -> None:
+        self.path = path
+        self.query = query
+        self.parameters: Mapping[bytes, bytes] | None = None  # until somebody asks for them
+
+
 class _Head:
     """What a request's version and header block say. Shared by all requests with the same one."""
 
@@ -970,6 +988,21 @@ def _target_too_long(limits: Limits) -> _Refusal:
     return _Refusal(414, f"the request target is over the limit of {limits.max_target_bytes} bytes")
 
 
+def _decode_path(method: str, path: bytes) -> str:
+    """Return the path of a target as text. Raises _Refusal."""
+    if path == b"*" and method == "OPTIONS":
+        return "*"
+    if path[:1] != b"/":
+        match = _is_absolute(path)
+        if not match:
+            raise _Refusal(400, "malformed request target; it begins with /")
+        path = match[1] or b"/"
+    try:
+        return _unquote(path).decode("utf-8", "replace")
+    except BadRequest as error:
+        raise _Refusal(400, str(error)) from error
+
+
 def _elements(value: str | None) -> set[str]:
     """Return the elements of a comma-separated list, in lower case."""
     return {element.strip(" \t") for element in (value or "").lower().split(",")}
@@ -999,6 +1032,7 @@ def _show(name: bytes, most: int = 100) -> str:
 
 
 _NO_HEAD = _Head("1.0", Headers({}))
+_NO_TARGET = _Target("", b"")
 
 
 # -- private: bodies -----------------------------------------------------------------------------
@@ -1232,7 +1266,7 @@ class _Connection:
         head = self.body.request._head if self.body is not None else _NO_HEAD
         request_id = refusal.request_id or head.request_id
         head = _NO_HEAD.with_id(request_id) if request_id else _NO_HEAD
-        request = Request(self, head, refusal.method, "", b"", b"", reactor.now)
+        request = Request(self, head, refusal.method, _NO_TARGET, b"", reactor.now)
         self.waiting.append(request)
         reactor.in_flight += 1
         fields = _RETRY if refusal.status == 503 else b""
@@ -1442,14 +1476,14 @@ class _Connection:
                 head = reactor.heads[tail]
             except (ValueError, KeyError):
                 name, safe, target, head = reactor.parse(data, position, end)
-            if not reactor.is_target(target):
+            known = reactor.targets.get(target)
+            if known is None and not reactor.is_target(target):
                 reactor.parse(data, position, end)  # raises, with the words for what is wrong
             if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
                 self.state = HELD
                 break
-            path, _, query = target.partition(b"?")
-            text = reactor.paths.get(path) or reactor.resolve(name, path, head)
-            request = Request(self, head, name, text, query, b"", reactor.now)
+            known = known or reactor.resolve(name, target, head)
+            request = Request(self, head, name, known, b"", reactor.now)
             self.safe = safe
             if head.plain:
                 position = end
@@ -1713,8 +1747,9 @@ class _Reactor:
         self.dirty: list[_Connection] = []  # to be sent to at the end of the round
         self.resumed: list[_Connection] = []  # to be taken up again in the next round
         self.late: dict[int, int] = {}  # events that a round had no time for
-        self.heads: dict[bytes, _Head] = {}  # clients repeat themselves: their heads, parsed
-        self.paths: dict[bytes, str] = {}
+        # Clients repeat themselves: what they sent, parsed.
+        self.heads: dict[bytes, _Head] = {}
+        self.targets: dict[bytes, _Target] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
         self.soon: list[Callable[[], None]] = []  # see HTTPServer.call_soon
@@ -1856,32 +1891,19 @@ class _Reactor:
             raise
         return name, safe, target, head
 
-    def resolve(self, method: str, path: bytes, head: _Head) -> str:
-        """Return the path of a target as text. Raises _Refusal."""
+    def resolve(self, method: str, target: bytes, head: _Head) -> _Target:
+        """Return what a target says that isn't known yet. Raises _Refusal."""
+        path, _, query = target.partition(b"?")
         try:
-            return self._resolve(method, path)
+            found = _Target(_decode_path(method, path), query)
         except _Refusal as refusal:
             refusal.request_id = head.request_id
             raise
-
-    def _resolve(self, method: str, path: bytes) -> str:
-        if path == b"*" and method == "OPTIONS":
-            return "*"
-        plain = path
-        if path[:1] != b"/":
-            match = _is_absolute(path)
-            if not match:
-                raise _Refusal(400, "malformed request target; it begins with /")
-            plain = match[1] or b"/"
-        try:
-            text = _unquote(plain).decode("utf-8", "replace")
-        except BadRequest as error:
-            raise _Refusal(400, str(error)) from error
-        if len(path) <= _KNOWN_PATH_BYTES:
-            if len(self.paths) >= _KNOWN_PATHS:
-                self.paths.clear()
-            self.paths[path] = text
-        return text
+        if len(target) <= _KNOWN_TARGET_BYTES and path != b"*":  # no path for most methods
+            if len(self.targets) >= _KNOWN_TARGETS:
+                self.targets.clear()
+            self.targets[target] = found
+        return found
 
     def render_start(self, status: int, content_type: str, length: int) -> bytes:
         """Render how an answer begins, up to its other fields; good until the date changes."""

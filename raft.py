@@ -413,7 +413,8 @@ class Ready:
        (:attr:`must_persist`). 4 and 5 may lag behind other calls, and several Readys may share
        one sync, as long as the calls come in the order of the Readys.
     6. ``committed``: apply the COMMAND entries in this order, then call :meth:`Raft.applied`
-       with the last index. An arbiter only makes the call.
+       with the last index. An arbiter only makes the call. There are none beside entries of 4:
+       those are acknowledged first, by a message of the next Ready.
     7. ``reads``: answer each as soon as its index is applied. ``lost_reads``, the contexts of
        others: leadership was lost first; they may be tried again.
     8. Ask for the next Ready, until there is none.
@@ -723,7 +724,7 @@ class Raft:
             ready.snapshot, self._install = self._install, None
         if log.written < log.last_index:
             ready.entries = log.unwritten()
-        if committed > self._handed_out:
+        elif committed > self._handed_out:
             ready.committed = log.slice(
                 self._handed_out + 1, committed + 1, self.options.max_append_bytes
             )

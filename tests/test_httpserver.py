@@ -558,6 +558,35 @@ def test_what_a_request_knows() -> None:
     assert request.parameters() == {b"k": b"\0\xff "}
 
 
+def test_requests_share_a_parsed_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered never changes an answer, and takes bounded room."""
+    monkeypatch.setattr(httpserver, "_KNOWN_TARGETS", 3)
+    seen: list[Request] = []
+
+    def handle(request: Request) -> None:
+        seen.append(request)
+        request.respond(200, b"%d" % len(request.parameters()))
+
+    stepped = Stepped(Custom(handle))
+    stepped.send(3 * get(target=b"/%6b?a=1&b=%32"))
+    assert [(r.path, r.query) for r in seen] == 3 * [("/k", b"a=1&b=%32")]
+    first, *others = [request.parameters() for request in seen]
+    assert first == {b"a": b"1", b"b": b"2"}
+    assert all(each is first for each in others)
+    for number in range(10):
+        stepped.send(get(target=b"/k?n=%d" % number))
+        assert seen[-1].parameters() == {b"n": b"%d" % number}
+        assert 0 < len(stepped.reactor.targets) <= 3
+    stepped.send(get(target=b"/k?long=" + 1000 * b"x"))
+    assert all(len(target) < 1000 for target in stepped.reactor.targets)
+    for _ in range(2):  # the target of OPTIONS alone
+        stepped.send(b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert seen[-1].path == "*"
+    stepped.send(get(target=b"*"))
+    assert statuses(stepped.end()) == 16 * [200] + [400]
+    stepped.close()
+
+
 def test_answer_cannot_be_split_by_a_header(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Custom(lambda r: r.respond(200, headers=[("X", "a\r\nSet-Cookie: b")]))) as server:
         assert statuses(exchange(server, GET)) == [500]

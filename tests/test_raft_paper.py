@@ -270,6 +270,27 @@ def test_5_3_entries_are_committed_on_a_majority() -> None:
     assert cluster["c"].raft.applied_index == index
 
 
+def test_5_3_entries_are_acknowledged_before_earlier_ones_are_applied() -> None:
+    """The leader waits for the first, and nobody for the second."""
+    cluster = Cluster("a", "b")
+    leader, follower = cluster.elect("a"), cluster["b"].raft
+    leader.propose(b"x")
+    cluster.settle()
+    leader.propose(b"y")
+    (append,) = cluster.drop(lambda message: message.type is MessageType.APPEND)
+    assert append.commit == follower.commit_index + 1  # x is told to be committed, y is new
+    follower.step(append)
+    to_write = follower.ready()
+    assert to_write is not None
+    assert ([entry.data for entry in to_write.entries], to_write.committed) == ([b"y"], ())
+    cluster["b"].storage.append(to_write.entries)
+    follower.persisted(to_write)
+    then = follower.ready()
+    assert then is not None
+    assert [message.type for message in then.messages] == [MessageType.APPEND_RESPONSE]
+    assert [entry.data for entry in then.committed] == [b"x"]
+
+
 def test_5_3_a_commit_covers_everything_before_it() -> None:
     """Also what an earlier leader left behind."""
     cluster = cluster_with_logs(a=[2, 3], b=[2], c=[])
