@@ -128,7 +128,7 @@ class Process:
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server.port, history)
             api.backend = transport.host = node
-            node.call_soon = server.call_soon
+            node.call_later = server.call_later
             transport.watcher = server
             watchers = api.streams.watchers = Watchers(
                 history, self._registry, broadcast=server.broadcast

@@ -63,6 +63,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
+from os import sched_yield
 from socketserver import TCPServer
 from threading import get_ident
 from time import perf_counter, sleep
@@ -102,6 +103,8 @@ _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their
 _LINGER_TIME = 2.0  # seconds
 _LINGER_BYTES = 16 << 20
 _TICK = 1.0  # seconds between two looks at the deadlines
+_WATCHFUL = 300e-6  # seconds that the reactor stays awake for the answers of a few requests
+_FEW = 100  # requests; more of them are better taken in one go, and answered so
 _DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _SPARE_CONNECTIONS = 64  # over the limit, kept only for as long as it takes to tell them so
@@ -703,14 +706,15 @@ class HTTPServer(ThreadingHTTPServer):
         with contextlib.suppress(OSError, ValueError):  # the reactor has ended
             self._reactor.epoll.unregister(sock.fileno())
 
-    def call_soon(self, action: Callable[[], None]) -> None:
-        """Let the reactor call *action* at the end of its next round, which follows at once: when
+    def call_later(self, action: Callable[[], None], seconds: float) -> None:
+        """Let the reactor call *action* at the end of a round, the next one at the earliest: when
         what is answered by now has been sent, and what clients have asked meanwhile is taken.
 
-        *action* doesn't raise, nor wait for more than a moment. The reactor's own thread only.
+        *seconds* may be 0 and are less than a millisecond: the reactor doesn't sleep until then.
+        *action* doesn't raise, nor wait for anything. The reactor's own thread only.
         """
         assert get_ident() == self._reactor.ident
-        self._reactor.soon.append(action)
+        self._reactor.later.append((perf_counter() + seconds, action))
 
     def broadcast(self, streams: Collection[Stream], data: bytes) -> None:
         """Send *data* to each of *streams*: framed once, kept once, and with one wake-up.
@@ -1752,7 +1756,7 @@ class _Reactor:
         self.targets: dict[bytes, _Target] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
-        self.soon: list[Callable[[], None]] = []  # see HTTPServer.call_soon
+        self.later: list[tuple[float, Callable[[], None]]] = []  # when due; see call_later
         self.requests = self.bytes_in = self.bytes_out = 0
         self.in_flight = 0  # requests handed over and unanswered, but for those held
         self.most_in_flight = limits.max_requests_in_flight
@@ -1918,9 +1922,8 @@ class _Reactor:
         Raises only what is no single connection's and no application's fault.
         """
         draining = self.draining
-        soon, self.soon = self.soon, []
-        at_once = self.resumed or soon or self.ready or self.dirty
-        events = self.epoll.poll(0 if at_once else _DRAIN_TICK if draining else _TICK)
+        later, self.later = self.later, []
+        events = self._wait(later)
         if self.late:
             events = [*{**self.late, **dict(events)}.items()]  # in the order of their coming
             self.late = {}
@@ -1934,8 +1937,8 @@ class _Reactor:
         if self.requests != requests:
             while self._flush():
                 self._send()
-        for action in soon:
-            action()
+        if later:
+            self._act(later)
         if self.ready:
             self._feed_streams()
         self._send()
@@ -1987,6 +1990,36 @@ class _Reactor:
             self._done.set()
         if failure is not None:
             self._on_fatal(failure)
+
+    def _wait(self, later: Collection[tuple[float, Any]]) -> list[tuple[int, int]]:
+        """Wait for input, awake for a while where some is about to come.
+
+        To fall asleep and be woken takes a good part of the time that a quorum's answer takes.
+        Whoever else wants the processor gets it meanwhile.
+        """
+        poll = self.epoll.poll
+        if self.resumed or self.ready or self.dirty:
+            return poll(0)
+        if later:
+            until = min([due for due, _ in later])
+        elif 0 < self.in_flight <= _FEW:
+            until = perf_counter() + _WATCHFUL
+        else:
+            return poll(self._patience())
+        while not (events := poll(0)) and perf_counter() < until:
+            sched_yield()
+        return events if events or later else poll(self._patience())
+
+    def _patience(self) -> float:
+        return _DRAIN_TICK if self.draining else _TICK
+
+    def _act(self, later: Iterable[tuple[float, Callable[[], None]]]) -> None:
+        now = perf_counter()
+        for due, action in later:
+            if due <= now:
+                action()
+            else:
+                self.later.append((due, action))
 
     def _resume(self) -> None:
         last = self.requests + _ROUND

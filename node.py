@@ -9,7 +9,7 @@ commit it, and the thread that reads them applies it and answers.
 ======================= ======================================================================
 thread                  does
 ======================= ======================================================================
-reactor (httpserver.py) the backend's methods; ``receive`` and ``propose_held``
+reactor (httpserver.py) the backend's methods; ``receive`` and ``take_held``
 peers (transport.py)    the rest of the transport's host: handshakes, snapshots, lost connections
 workers, watch pump     ``confirm_read``, ``get_all``, ``pin``, ``backup``, ``time``: long answers
 timer                   ``tick``: the core's time, ends what has waited too long
@@ -40,7 +40,7 @@ return; a checkpoint's pages are written and synced outside of it.
    forgotten its vote).
 6. While proposed writes wait for their quorum, others are held back, to be proposed together with
    what comes of the clients that are answered then. Of a held write it is certain that it did not
-   happen.
+   happen. Reads wait for the confirmation of those before them in the same way.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ TICK = 0.05
 BRAKE = 0.02
 """Seconds every round of writes waits while changed pages take too much memory."""
 
-GATHER = 30e-6
-"""Seconds that held writes wait for those of clients who have just been answered. The system makes
-about 0.1 ms of it, in which these can send; one batch of all is faster than two of halves."""
+GATHER = 100e-6
+"""Seconds that held requests wait for those of clients who have just been answered: one batch of
+all is faster than two of halves, and one question whether this is still the leader than two."""
 
 WORTH_A_BATCH = 64
 """Held commands that wait for no others: a sync is shared by enough of them."""
@@ -232,9 +232,11 @@ class Node:
     time since the Unix epoch, both in seconds.
     """
 
-    call_soon: Callable[[Callable[[], None]], None] = staticmethod(lambda action: action())
-    """How to have something done a moment later, in the thread that brings the messages: when
-    answers have been sent, so that their receivers' next writes can be taken along."""
+    call_later: Callable[[Callable[[], None], float], None] = staticmethod(
+        lambda action, seconds: action()  # noqa: ARG005
+    )
+    """How to have something done after some seconds, in the thread that brings the messages, and
+    not before answers have been sent: their receivers' next requests can be taken along then."""
 
     def __init__(
         self,
@@ -285,7 +287,7 @@ class Node:
         self._writes = Writes()
         self._last_proposed = 0, 0  # term and index of the last command
         self._warn_again_at = 0.0  # of a lack of room
-        self._is_pausing = False  # answers are being sent; see call_soon
+        self._is_pausing = False  # answers are being sent; see call_later
         self._reads = Reads()
         self._changes = Changes(self._raft)
         self._finished: Answers = []
@@ -501,6 +503,9 @@ class Node:
                 read = Read(reply, self._clock() + self._options.barrier_timeout)
                 if self._holds_lease():
                     read.index = self._raft.commit_index
+                elif self._is_pausing or self._raft.is_confirming or self._reads.held_count:
+                    self._reads.hold(read)
+                    return
                 else:
                     read.index = self._raft.read_index(read)
             except ConureError as error:
@@ -786,7 +791,7 @@ class Node:
             with self._turn:
                 if not self._is_working:
                     return
-                was_busy = self._is_busy()
+                was_busy, was_confirming = self._is_busy(), self._raft.is_confirming
                 try:
                     if self._admission.hears(messages[0].sender):
                         for message in self._that_fit(messages):
@@ -796,20 +801,22 @@ class Node:
                 else:
                     self._drive()
                 must_brake = self._must_brake()
-                has_answered = was_busy and not self._is_busy()
+                has_answered = (was_busy and not self._is_busy()) or (
+                    was_confirming and not self._raft.is_confirming
+                )
                 self._is_pausing |= has_answered
         finally:
-            if has_answered:  # whose writes are answered now may have more
-                self.call_soon(self._gather)
+            if has_answered:  # who gets these answers may have more to ask
+                self.call_later(self._gather, 0.0)
         if must_brake:
             sleep(BRAKE)  # the leader waits for this node's acknowledgements, or goes on without
 
-    def propose_held(self) -> None:
-        """Propose the writes that came while others waited for their quorum, or refuse them."""
+    def take_held(self) -> None:
+        """Take up the requests that came while others waited for their quorum, or refuse them."""
         with self._turn:
             self._is_pausing = False
             if self._is_working:
-                self._propose()
+                self._take_held()
                 self._drive()
 
     def unreachable(self, node_id: str) -> None:
@@ -881,7 +888,7 @@ class Node:
                     elif self._ticks % CALL_OUT_TICKS == 0:
                         self._admission.call_out()
                     self._admission.forget(now)
-                    self._propose()
+                    self._take_held()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
                 else:
@@ -1016,14 +1023,30 @@ class Node:
             first += len(commands_of_one)
 
     def _gather(self) -> None:
-        """Answers have been sent: if writes are held, take along those that follow (6)."""
+        """Answers have been sent: if requests are held, take along those that follow (6)."""
         with self._lock:
             held = self._writes.held_count
-            self._is_pausing = held > 0
-        if held:
-            if held < WORTH_A_BATCH:
-                sleep(GATHER)
-            self.call_soon(self.propose_held)
+            self._is_pausing = held > 0 or self._reads.held_count > 0
+            is_pausing = self._is_pausing
+        if is_pausing:
+            self.call_later(self.take_held, GATHER if held < WORTH_A_BATCH else 0.0)
+
+    def _take_held(self) -> None:
+        self._propose()
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Ask once for all held reads whether this is still the leader, or refuse them.
+
+        Not while others are being confirmed: the fewer such rounds, the more time for requests.
+        """
+        if self._is_pausing or self._raft.is_confirming:
+            return
+        for read in self._reads.release():
+            try:
+                read.index = self._raft.read_index(read)
+            except NotLeader as error:
+                self._finished += self._reads.lost(read, error)
 
     def _take_reads(self, ready: Ready) -> None:
         for read_state in ready.reads:

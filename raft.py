@@ -653,6 +653,11 @@ class Raft:
         self._waiting_reads.append(context)
         return None
 
+    @property
+    def is_confirming(self) -> bool:
+        """Whether a round for reads is on its way: one that is asked for now has to wait for it."""
+        return bool(self._round_reads)
+
     def persisted(self, ready: Ready) -> None:
         """Take note that the hard state, snapshot and entries of *ready* are durable."""
         log = self._log

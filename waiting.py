@@ -184,10 +184,26 @@ class Reads:
 
     def __init__(self) -> None:
         self._reads: deque[Read] = deque()
+        self._held: list[Read] = []  # of these, the last ones: nobody has been asked for them yet
+
+    @property
+    def held_count(self) -> int:
+        """How many reads wait to be released."""
+        return len(self._held)
 
     def add(self, read: Read) -> None:
         """Let a read wait; deadlines never fall from one to the next."""
         self._reads.append(read)
+
+    def hold(self, read: Read) -> None:
+        """Let a read wait that is to be confirmed together with others."""
+        self.add(read)
+        self._held.append(read)
+
+    def release(self) -> list[Read]:
+        """Return what was held, to be confirmed now; some may have expired."""
+        held, self._held = self._held, []
+        return held
 
     def applied(self, index: int) -> Answers:
         """Answer those that are confirmed and may be served from the state as of *index*."""
@@ -215,4 +231,5 @@ class Reads:
     def ended(self, error: ConureError) -> Answers:
         """Answer all."""
         reads, self._reads = self._reads, deque()
+        self._held.clear()
         return [partial(read.reply, error) for read in reads]

@@ -271,6 +271,13 @@ MUTATIONS = [
         "if self._round_reads and confirmed >= configuration.quorum:",
         "if self._round_reads and confirmed >= configuration.quorum - 1:",
     ),
+    Mutation(
+        "a read that was held back is confirmed by the round before it",
+        "node.py",
+        "read.index = self._raft.read_index(read)\n            except NotLeader as error:",
+        "read.index = self._raft.commit_index\n            except NotLeader as error:",
+        (*NODE_TESTS, *SIMULATION),
+    ),
     # Members (R4)
     Mutation(
         "a change of members counts for its leader only when the next one comes",

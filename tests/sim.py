@@ -421,12 +421,19 @@ class Machine:
             self.watchers = Watchers(
                 self.history, registry, broadcast=_broadcast, progress_interval=0.5
             )
+            self.node.call_later = partial(self._call_later, generation)
             self.world.watch(self)
             self.node.recover()
         except (ConureError, SimulatedCrash) as error:
             if not isinstance(error, SimulatedCrash) and not self._is_excused(error):
                 self.world.fail(f"{self.name} doesn't start", error)
             self.failure = error
+
+    def _call_later(self, generation: int, action: Callable[[], None], seconds: float) -> None:
+        """In no fixed order with what else comes, as where clients and peers are many."""
+        seconds += self.world.rng.choice([0.0, 0.0, 0.001, 0.02])
+        act = partial(self.run, action)
+        self.world.after(seconds, partial(self._catch_up, generation, act))
 
     def _on_failure(self, generation: int) -> None:
         if generation == self.generation:

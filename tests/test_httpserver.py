@@ -1215,15 +1215,15 @@ def test_watched_sockets_are_served_while_draining() -> None:
         drain = threading.Thread(target=lambda: ended.append(server.drain(10)))
         drain.start()
         wait_until(lambda: server._reactor.draining)
-        in_reactor(server, lambda: server.call_soon(lambda: request.respond(200)))
+        in_reactor(server, lambda: server.call_later(lambda: request.respond(200), 0.0))
         assert statuses(read_all(client)) == [200]
         client.close()  # or the other side lingers
         drain.join(10)
         assert ended == [True]
 
 
-@pytest.mark.parametrize("soon", [False, True])
-def test_an_action_that_raises_ends_the_reactor_and_is_told(soon: bool) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_an_action_that_raises_ends_the_reactor_and_is_told(later: bool) -> None:
     told: list[BaseException] = []
     died = threading.Event()
 
@@ -1233,8 +1233,8 @@ def test_an_action_that_raises_ends_the_reactor_and_is_told(soon: bool) -> None:
 
     def act() -> None:
         ours.recv(1)
-        if soon:
-            server.call_soon(boom)
+        if later:
+            server.call_later(boom, 0.0005)
         else:
             boom()
 
@@ -1250,7 +1250,7 @@ def test_an_action_that_raises_ends_the_reactor_and_is_told(soon: bool) -> None:
     assert isinstance(told[0], RuntimeError)
 
 
-def test_what_is_to_come_soon_follows_the_answers_and_the_next_requests(
+def test_what_is_to_be_done_later_follows_the_answers_and_the_next_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(httpserver, "_TICK", 10.0)
@@ -1264,7 +1264,7 @@ def test_what_is_to_come_soon_follows_the_answers_and_the_next_requests(
     def act() -> None:
         ours.recv(1)
         application.kept[0].respond(200)
-        reactor.soon.append(lambda: events.append(f"soon {len(stepped.received)}"))
+        reactor.later.append((0.0, lambda: events.append(f"later {len(stepped.received)}")))
 
     try:
         reactor.epoll.register(ours.fileno(), select.EPOLLIN)
@@ -1274,25 +1274,49 @@ def test_what_is_to_come_soon_follows_the_answers_and_the_next_requests(
         reactor.round()
         stepped._read()
         assert statuses(stepped.received) == [200]
-        assert "soon" not in str(events)
+        assert "later" not in str(events)
         answered = len(stepped.received)
         stepped.client.send(PUT)
         reactor.round()  # doesn't wait
-        assert events == ["GET /keep", "flush", "PUT /kv", "flush", f"soon {answered}"]
-        reactor.soon.append(lambda: events.append("at once"))
-        before = time.monotonic()
+        assert events == ["GET /keep", "flush", "PUT /kv", "flush", f"later {answered}"]
+        begun = time.perf_counter()
+        reactor.later.append((begun + 0.02, lambda: events.append("in time")))
+        reactor.later.append((begun, lambda: events.append("at once")))
         reactor.round()
         assert events[-1] == "at once"
-        assert time.monotonic() - before < 5
+        reactor.round()
+        assert events[-1] == "in time"
+        assert 0.02 <= time.perf_counter() - begun < 5
+        assert reactor.later == []
     finally:
         ours.close()
         theirs.close()
         stepped.close()
 
 
-def test_soon_is_for_the_reactors_thread() -> None:
+@pytest.mark.parametrize(("few", "is_awake"), [(0, False), (1, True)])
+def test_the_reactor_stays_awake_for_the_answers_of_a_few_requests(
+    monkeypatch: pytest.MonkeyPatch, few: int, is_awake: bool
+) -> None:
+    """And falls asleep if they don't come: 10 ms here, of which it is awake for 5 at most."""
+    monkeypatch.setattr(httpserver, "_TICK", 0.01)
+    monkeypatch.setattr(httpserver, "_WATCHFUL", 0.005)
+    monkeypatch.setattr(httpserver, "_FEW", few)
+    yields: list[None] = []
+    monkeypatch.setattr(httpserver, "sched_yield", lambda: yields.append(None))
+    stepped = Stepped(Recorder())
+    stepped.send(get(target=b"/keep"))
+    yields.clear()
+    begun = time.perf_counter()
+    stepped.reactor.round()
+    assert bool(yields) is is_awake
+    assert time.perf_counter() - begun > 0.005
+    stepped.close()
+
+
+def test_to_do_something_later_is_for_the_reactors_thread() -> None:
     with serving() as server, pytest.raises(AssertionError):
-        server.call_soon(lambda: None)
+        server.call_later(lambda: None, 0.0)
 
 
 def test_many_requests_hold_up_neither_peers_nor_each_other(

@@ -588,10 +588,26 @@ def test_a_write_that_was_overwritten_is_refused_and_may_be_tried_again() -> Non
     assert value_of(lab["n1"], b"l") is None
 
 
-def paused(lab: Lab) -> list[Callable[[], None]]:
-    """Let n1 be asked by hand for what it wants to do a moment later."""
-    later: list[Callable[[], None]] = []
-    lab["n1"].call_soon = later.append
+class Later(list[tuple[Callable[[], None], float]]):
+    """What n1 wants to do later, and after how many seconds; done by hand."""
+
+    def act(self) -> float:
+        """Do the one thing there is; return for how long it was to wait."""
+        ((action, seconds),) = self
+        self.clear()
+        action()
+        return seconds
+
+    def act_on(self) -> None:
+        """Do everything, and what comes of it."""
+        while self:
+            action, _ = self.pop(0)
+            action()
+
+
+def paused(lab: Lab) -> Later:
+    later = Later()
+    lab["n1"].call_later = lambda action, seconds: later.append((action, seconds))
     return later
 
 
@@ -632,35 +648,30 @@ def test_a_write_that_comes_while_answers_are_sent_goes_with_those_held_back() -
     outcomes.append(begin(lab["n1"], (b"k", b"3")))
     lab.tick()  # does not come before its turn
     assert sizes == [1]
-    (gather,) = later
-    later.clear()
-    gather()
+    later.act()
     outcomes.append(begin(lab["n1"], (b"k", b"4")))
     assert sizes == [1]
-    (propose,) = later
-    later.clear()
-    propose()
+    later.act()
     lab.settle()
     assert outcomes == [[None]] * 4
     assert sizes == [1, 3]
-    (gather,) = later
-    later.clear()
-    gather()  # nothing is held
+    later.act()  # nothing is held
     assert later == []
     outcomes.append(begin(lab["n1"], (b"k", b"5")))
     assert sizes == [1, 3, 1]  # nobody else is waited for
 
 
-@pytest.mark.parametrize(("held", "waits"), [(0, False), (1, True), (63, True), (64, False)])
+@pytest.mark.parametrize(("held", "waits"), [(1, True), (63, True), (64, False)])
 def test_few_held_writes_wait_a_moment_for_those_of_who_was_answered(
-    monkeypatch: pytest.MonkeyPatch, held: int, waits: bool
+    held: int, waits: bool
 ) -> None:
-    rests: list[float] = []
     lab = cluster("n2", "n3")
+    later = paused(lab)
     outcomes = [begin(lab["n1"], (b"k", b"%d" % number)) for number in range(1 + held)]
-    monkeypatch.setattr(node_module, "sleep", rests.append)
     lab.settle()
-    assert rests == [node_module.GATHER] * waits
+    assert later.act() == 0.0
+    assert later.act() == node_module.GATHER * waits
+    lab.settle()
     assert outcomes == [[None]] * (1 + held)
 
 
@@ -671,16 +682,97 @@ def test_a_lone_node_holds_nothing_back() -> None:
     assert later == []
 
 
-def test_a_read_does_not_wait_for_writes_that_are_held_back() -> None:
+def rounds(lab: Lab) -> int:
+    """How many rounds n1 has begun to confirm reads."""
+    return lab["n1"]._raft._read_round
+
+
+def test_reads_gather_while_others_are_confirmed_and_need_no_tick() -> None:
     lab = cluster("n2", "n3")
-    paused(lab)
+    before = rounds(lab)
+    answers = [read(lab["n1"]) for _ in range(4)]
+    assert rounds(lab) == before + 1
+    lab.settle()  # time stands still
+    assert answers == [[None]] * 4
+    assert rounds(lab) == before + 2
+
+
+def test_a_read_that_comes_while_answers_are_sent_goes_with_those_held_back() -> None:
+    lab = cluster("n2", "n3")
+    later, before = paused(lab), rounds(lab)
+    answers = [read(lab["n1"]), read(lab["n1"])]
+    lab.settle()
+    assert answers == [[None], []]
+    answers.append(read(lab["n1"]))
+    lab.tick()  # does not come before its turn
+    assert rounds(lab) == before + 1
+    assert later.act() == 0.0
+    answers.append(read(lab["n1"]))
+    assert later.act() == node_module.GATHER
+    lab.settle()
+    assert answers == [[None]] * 4
+    assert rounds(lab) == before + 2
+    later.act()  # nothing is held
+    assert later == []
+    answers.append(read(lab["n1"]))
+    assert rounds(lab) == before + 3  # nobody else is waited for
+
+
+def test_a_read_does_not_wait_for_writes_that_wait_for_their_quorum() -> None:
+    lab = cluster("n2", "n3")
     outcomes = [begin(lab["n1"], (b"k", b"1")), begin(lab["n1"], (b"k", b"2"))]
-    lab.settle()
     answers = read(lab["n1"])
-    lab.settle()
+    while lab.under_way:
+        sender, address, message = lab.under_way.popleft()
+        receiver = lab.at(address)
+        if message.type is not MessageType.APPEND and receiver is not None:
+            lab.deliver(sender, receiver, message)
     assert answers == [None]
-    assert value_of(lab["n1"], b"k") == b"1"
-    assert outcomes == [[None], ["unanswered"]]
+    assert outcomes == [["unanswered"], ["unanswered"]]
+
+
+def test_a_held_read_is_not_answered_by_the_round_before_it() -> None:
+    lab = cluster("n2", "n3")
+    later, old = paused(lab), lab["n1"]
+    first, second = read(old), read(old)
+    lab.settle()
+    assert (first, second) == ([None], [])
+    lab.cut.add("n1")
+    put(lab, b"k", b"v")  # by another leader
+    later.act_on()
+    assert [type(error) for error in second] == [NotLeader]
+
+
+@pytest.mark.parametrize("end", ["step down", "time", "failure", "stop", "lead again"])
+def test_reads_that_are_held_back_are_answered_once_however_it_ends(end: str) -> None:
+    lab = cluster("n2", "n3", barrier_timeout=0.2, election_timeout=30.0)
+    later, node = paused(lab), lab["n1"]
+    read(node)
+    held = [read(node), read(node)]
+    expected: object = Unavailable
+    if end == "step down":
+        node.receive([Message(MessageType.APPEND, "n2", "n1", node._raft.term + 1)])
+        expected = NotLeader
+    elif end == "time":
+        lab.cut |= {"n2", "n3"}
+        lab.tick(5)
+    elif end == "failure":
+        with node._turn:
+            node._fail(CorruptionError("conure.db", 0, "it is torn"))
+    elif end == "stop":
+        lab.stop("n1")
+    else:
+        lab.settle()  # the first one is answered
+        with node._lock:
+            node._raft._become_follower(node._raft.term)
+            node._raft._become_candidate(force=True)
+            node._drive()
+        lab.settle()
+        expected = type(None)
+    later.act_on()
+    lab.settle()
+    later.act_on()
+    assert [[type(error) for error in each] for each in held] == [[expected], [expected]]
 
 
 def test_a_reply_that_raises_does_not_hold_up_the_writes_after_it(
@@ -749,8 +841,7 @@ def test_writes_that_are_held_back_are_proposed_by_who_leads_again() -> None:
         node._drive()
     lab.settle()
     assert node._raft.state is State.LEADER
-    for propose in later:
-        propose()
+    later.act_on()
     lab.settle()
     assert outcomes == [[None], [None]]
 
@@ -777,9 +868,8 @@ def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -
     else:
         lab.stop("n1")
         assert isinstance(proposed[0], OutcomeUnknown)
-    node.propose_held()
-    for propose in later:
-        propose()
+    node.take_held()
+    later.act_on()
     lab.settle()
     assert [[type(error) for error in each] for each in held] == [[expected] * 2, [expected]]
 

@@ -166,3 +166,30 @@ def test_reads_wait_for_their_confirmation_and_for_their_index() -> None:
     read("third", None, deadline=1.0)
     run(reads.expired(1.0))
     assert isinstance(answers[2][1], Unavailable)
+
+
+def test_reads_that_are_held_are_released_once_and_end_like_the_others() -> None:
+    reads = Reads()
+    answers: list[tuple[str, ConureError | None]] = []
+
+    def hold(name: str, deadline: float) -> Read:
+        made = Read(lambda error: answers.append((name, error)), deadline)
+        reads.hold(made)
+        return made
+
+    assert reads.held_count == 0
+    first, second = hold("first", 1.0), hold("second", 2.0)
+    assert reads.held_count == 2
+    run(reads.expired(1.0))
+    assert [name for name, _ in answers] == ["first"]
+    assert reads.release() == [first, second]  # who has expired is asked for in vain
+    assert reads.held_count == 0
+    assert reads.release() == []
+    first.index = second.index = 5
+    run(reads.applied(5))
+    assert answers[1:] == [("second", None)]
+    hold("third", 3.0)
+    run(reads.ended(Unavailable("over")))
+    assert answers[2][0] == "third"
+    assert isinstance(answers[2][1], Unavailable)
+    assert reads.held_count == 0
