@@ -103,8 +103,9 @@ _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their
 _LINGER_TIME = 2.0  # seconds
 _LINGER_BYTES = 16 << 20
 _TICK = 1.0  # seconds between two looks at the deadlines
-_WATCHFUL = 300e-6  # seconds that the reactor stays awake for the answers of a few requests
-_FEW = 100  # requests; more of them are better taken in one go, and answered so
+_AWAKE_FOR_ANSWERS = 300e-6  # seconds that the reactor stays awake while requests are unanswered
+_AWAKE_FOR_CLIENTS = 100e-6  # seconds, after a round that has answered all
+_FEW = 100  # requests of a round; more are better taken in one go, and their answers too
 _DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _SPARE_CONNECTIONS = 64  # over the limit, kept only for as long as it takes to tell them so
@@ -1758,6 +1759,8 @@ class _Reactor:
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
         self.later: list[tuple[float, Callable[[], None]]] = []  # when due; see call_later
         self.requests = self.bytes_in = self.bytes_out = 0
+        self.taken = 0  # requests, in the last round
+        self.is_prompt = False  # the last wait was a short one
         self.in_flight = 0  # requests handed over and unanswered, but for those held
         self.most_in_flight = limits.max_requests_in_flight
         self.slow_request = limits.slow_request or inf  # seconds
@@ -1937,6 +1940,7 @@ class _Reactor:
         if self.requests != requests:
             while self._flush():
                 self._send()
+        self.taken = self.requests - requests
         if later:
             self._act(later)
         if self.ready:
@@ -1992,26 +1996,28 @@ class _Reactor:
             self._on_fatal(failure)
 
     def _wait(self, later: Collection[tuple[float, Any]]) -> list[tuple[int, int]]:
-        """Wait for input, awake for a while where some is about to come.
+        """Wait for input, awake for a while if it has come at once the last time.
 
-        To fall asleep and be woken takes a good part of the time that a quorum's answer takes.
-        Whoever else wants the processor gets it meanwhile.
+        To fall asleep and be woken takes longer than a client on this machine takes to ask again,
+        and a good part of what a quorum takes. Whoever wants the processor gets it meanwhile.
         """
         poll = self.epoll.poll
         if self.resumed or self.ready or self.dirty:
             return poll(0)
+        begun = perf_counter()
+        awake = _AWAKE_FOR_ANSWERS if self.in_flight else _AWAKE_FOR_CLIENTS
         if later:
             until = min([due for due, _ in later])
-        elif 0 < self.in_flight <= _FEW:
-            until = perf_counter() + _WATCHFUL
+        elif self.is_prompt and max(self.taken, self.in_flight) <= _FEW:
+            until = begun + awake
         else:
-            return poll(self._patience())
+            until = begun
         while not (events := poll(0)) and perf_counter() < until:
             sched_yield()
-        return events if events or later else poll(self._patience())
-
-    def _patience(self) -> float:
-        return _DRAIN_TICK if self.draining else _TICK
+        if not (events or later):
+            events = poll(_DRAIN_TICK if self.draining else _TICK)
+        self.is_prompt = perf_counter() - begun < awake
+        return events
 
     def _act(self, later: Iterable[tuple[float, Callable[[], None]]]) -> None:
         now = perf_counter()

@@ -1294,23 +1294,40 @@ def test_what_is_to_be_done_later_follows_the_answers_and_the_next_requests(
         stepped.close()
 
 
-@pytest.mark.parametrize(("few", "is_awake"), [(0, False), (1, True)])
-def test_the_reactor_stays_awake_for_the_answers_of_a_few_requests(
-    monkeypatch: pytest.MonkeyPatch, few: int, is_awake: bool
+@pytest.mark.parametrize(
+    ("state", "looks"), [("unanswered", 20), ("answered", 10), ("many", 0), ("silent before", 0)]
+)
+def test_the_reactor_stays_awake_for_what_is_about_to_come(
+    monkeypatch: pytest.MonkeyPatch, state: str, looks: int
 ) -> None:
-    """And falls asleep if they don't come: 10 ms here, of which it is awake for 5 at most."""
-    monkeypatch.setattr(httpserver, "_TICK", 0.01)
-    monkeypatch.setattr(httpserver, "_WATCHFUL", 0.005)
-    monkeypatch.setattr(httpserver, "_FEW", few)
-    yields: list[None] = []
-    monkeypatch.setattr(httpserver, "sched_yield", lambda: yields.append(None))
+    """And falls asleep if it doesn't; the next time it does so at once."""
+    now = 1000.0
+    yields = 0
+
+    def sched_yield() -> None:
+        nonlocal now, yields
+        now += 1
+        yields += 1
+
+    monkeypatch.setattr(httpserver, "perf_counter", lambda: now)
+    monkeypatch.setattr(httpserver, "sched_yield", sched_yield)
+    monkeypatch.setattr(httpserver, "_TICK", 0.001)
+    monkeypatch.setattr(httpserver, "_AWAKE_FOR_ANSWERS", 20.0)
+    monkeypatch.setattr(httpserver, "_AWAKE_FOR_CLIENTS", 10.0)
+    monkeypatch.setattr(httpserver, "_FEW", 0 if state == "many" else 1)
     stepped = Stepped(Recorder())
-    stepped.send(get(target=b"/keep"))
-    yields.clear()
-    begun = time.perf_counter()
-    stepped.reactor.round()
-    assert bool(yields) is is_awake
-    assert time.perf_counter() - begun > 0.005
+    reactor = stepped.reactor
+    stepped.client.send(get(target=b"/keep" if state == "unanswered" else b"/kv"))
+    reactor.round()
+    assert reactor.is_prompt
+    if state == "silent before":
+        reactor.is_prompt = False
+    yields = 0
+    reactor.round()
+    assert yields == looks
+    if looks:
+        reactor.round()
+        assert yields == looks
     stepped.close()
 
 
