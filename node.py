@@ -40,7 +40,8 @@ return; a checkpoint's pages are written and synced outside of it.
    forgotten its vote).
 6. While proposed writes wait for their quorum, others are held back, to be proposed together with
    what comes of the clients that are answered then. Of a held write it is certain that it did not
-   happen. Reads wait for the confirmation of those before them in the same way.
+   happen. Reads wait for the confirmation of those before them in the same way, and both for the
+   moment in which the clients that either of them has just answered may ask for more.
 """
 
 from __future__ import annotations
@@ -503,7 +504,7 @@ class Node:
                 read = Read(reply, self._clock() + self._options.barrier_timeout)
                 if self._holds_lease():
                     read.index = self._raft.commit_index
-                elif self._is_pausing or self._raft.is_confirming or self._reads.held_count:
+                elif self._must_hold_reads():
                     self._reads.hold(read)
                     return
                 else:
@@ -1034,6 +1035,16 @@ class Node:
     def _take_held(self) -> None:
         self._propose()
         self._confirm()
+
+    def _must_hold_reads(self) -> bool:
+        """Tell whether a read is to be confirmed together with others.
+
+        Not where there are leases: if an answer takes longer than a TICK, their rounds follow each
+        other without a gap in which the held reads would be asked for.
+        """
+        return self._options.read_mode != "lease" and (
+            self._is_pausing or self._raft.is_confirming or self._reads.held_count > 0
+        )
 
     def _confirm(self) -> None:
         """Ask once for all held reads whether this is still the leader, or refuse them.

@@ -1028,6 +1028,33 @@ def test_a_lease_answers_without_a_message_and_runs_out() -> None:
     assert read(lab["n1"]) == []
 
 
+def test_a_read_without_a_lease_is_confirmed_however_long_the_rounds_of_leases_take() -> None:
+    lab = cluster("n2", "n3", read_mode="lease")
+    node = lab["n1"]
+
+    def far_away(ticks: int) -> None:
+        """A message takes a tick, so that a round ends when the next one is asked for already."""
+        for _ in range(ticks):
+            arriving = lab.under_way.copy()
+            lab.under_way.clear()
+            lab.now += TICK
+            for each in lab.nodes.values():
+                each.tick()
+            for sender, address, message in arriving:
+                receiver = lab.at(address)
+                assert receiver is not None
+                lab.deliver(sender, receiver, message)
+
+    far_away(10)
+    assert node._holds_lease()
+    lab.now += 1.0  # it stood still
+    assert not node._holds_lease()
+    answers = [read(node), read(node)]
+    far_away(6)
+    assert node._holds_lease()
+    assert answers == [[None], [None]]
+
+
 def test_a_lease_is_void_for_the_rest_of_a_term_with_a_hand_over() -> None:
     lab = cluster("n2", "n3", read_mode="lease")
     lab.tick(3)
