@@ -38,7 +38,7 @@ class Plan:
 
 FULL = Plan(
     name="full",
-    rounds=3,
+    rounds=5,
     load_seconds=2,
     connections=(1, 16, 64, 256),
     many_connections=1000,
