@@ -1027,8 +1027,7 @@ class Node:
         """Answers have been sent: if requests are held, take along those that follow (6)."""
         with self._lock:
             held = self._writes.held_count
-            self._is_pausing = held > 0 or self._reads.held_count > 0
-            is_pausing = self._is_pausing
+            is_pausing = self._is_pausing = held > 0 or self._reads.held_count > 0
         if is_pausing:
             self.call_later(self.take_held, GATHER if held < WORTH_A_BATCH else 0.0)
 

@@ -1,6 +1,6 @@
 """Benchmarks: ConureDB beside etcd, redis, sqlite3 and LMDB, measured in one run.
 
-    python -m bench                 every part (about an hour)
+    python -m bench                 every part (about an hour and a half)
     python -m bench http btree      some parts
     python -m bench --short         every part with less of everything, about twenty minutes
     python -m bench --quick         every part in a few minutes, for a rough look only
