@@ -197,8 +197,9 @@ class KeyValueBackend(Protocol):
     def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
         """Commit the commands in order; *reply* covers each of them exactly once."""
 
-    def confirm_read(self, reply: Reply) -> None:
-        """Call *reply* once the local state holds every write acknowledged before now."""
+    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+        """Call *reply*, which answers so many *requests*, once the local state holds every write
+        acknowledged before now."""
 
     def get_all(self, keys: Sequence[bytes]) -> tuple[int, Sequence[Record | ConureError | None]]:
         """Return the revision of this node's own state, and each key's record in it, None, or why
@@ -329,7 +330,8 @@ class KeyValues:
             readers, self._readers = self._readers, []
             keys, self._keys = self._keys, []
             looks, self._looks = self._looks, []
-            self._desk.backend.confirm_read(partial(self._confirmed, readers, keys, looks))
+            reply = partial(self._confirmed, readers, keys, looks)
+            self._desk.backend.confirm_read(reply, len(readers) + len(looks))
             has_read = True
         if self._writers and not has_read:
             writers, self._writers = self._writers, []

@@ -41,7 +41,7 @@ return; a checkpoint's pages are written and synced outside of it.
 6. While proposed writes wait for their quorum, others are held back, to be proposed together with
    what comes of the clients that are answered then. Of a held write it is certain that it did not
    happen. Reads wait for the confirmation of those before them in the same way, and both for the
-   moment in which the clients that either of them has just answered may ask for more.
+   clients that either of them has just answered: until all have asked again, or for a moment.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ BRAKE = 0.02
 """Seconds every round of writes waits while changed pages take too much memory."""
 
 GATHER = 100e-6
-"""Seconds that held requests wait for those of clients who have just been answered: one batch of
-all is faster than two of halves, and one question whether this is still the leader than two."""
+"""Seconds that held requests wait at most for those of clients who have just been answered: one
+batch of all is faster than two of halves, and one question whether this still leads than two."""
 
 WORTH_A_BATCH = 64
 """Held commands that wait for no others: a sync is shared by enough of them."""
@@ -289,6 +289,7 @@ class Node:
         self._last_proposed = 0, 0  # term and index of the last command
         self._warn_again_at = 0.0  # of a lack of room
         self._is_pausing = False  # answers are being sent; see call_later
+        self._crowd = 0  # requests that waited before those answers
         self._reads = Reads()
         self._changes = Changes(self._raft)
         self._finished: Answers = []
@@ -487,7 +488,8 @@ class Node:
                 self._finished.append(partial(reply, 0, len(commands), error))
                 return
             self._hold(self._encode(commands), reply)
-            self._propose()
+            self._end_pause_if_all_are_back()
+            self._take_held()
             self._drive()
             if self._writes.held_bytes and not self._is_busy():  # any more
                 self._propose()
@@ -496,16 +498,22 @@ class Node:
         if must_brake:
             sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
 
-    def confirm_read(self, reply: Reply) -> None:
-        """Call *reply* once everything acknowledged before now is in the local state (R6)."""
+    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+        """Call *reply* once everything acknowledged before now is in the local state (R6).
+
+        It answers so many *requests*.
+        """
         with self._turn:
             try:
                 self._refuse_if_not_leading()
-                read = Read(reply, self._clock() + self._options.barrier_timeout)
+                read = Read(reply, self._clock() + self._options.barrier_timeout, requests)
                 if self._holds_lease():
                     read.index = self._raft.commit_index
                 elif self._must_hold_reads():
                     self._reads.hold(read)
+                    self._end_pause_if_all_are_back()
+                    self._take_held()
+                    self._drive()
                     return
                 else:
                     read.index = self._raft.read_index(read)
@@ -793,6 +801,7 @@ class Node:
                 if not self._is_working:
                     return
                 was_busy, was_confirming = self._is_busy(), self._raft.is_confirming
+                waiting = self._writes.count + self._reads.count
                 try:
                     if self._admission.hears(messages[0].sender):
                         for message in self._that_fit(messages):
@@ -805,7 +814,8 @@ class Node:
                 has_answered = (was_busy and not self._is_busy()) or (
                     was_confirming and not self._raft.is_confirming
                 )
-                self._is_pausing |= has_answered
+                if has_answered:
+                    self._is_pausing, self._crowd = True, waiting
         finally:
             if has_answered:  # who gets these answers may have more to ask
                 self.call_later(self._gather, 0.0)
@@ -1027,9 +1037,15 @@ class Node:
         """Answers have been sent: if requests are held, take along those that follow (6)."""
         with self._lock:
             held = self._writes.held_count
-            is_pausing = self._is_pausing = held > 0 or self._reads.held_count > 0
+            self._is_pausing &= held > 0 or self._reads.held_count > 0
+            is_pausing = self._is_pausing
         if is_pausing:
             self.call_later(self.take_held, GATHER if held < WORTH_A_BATCH else 0.0)
+
+    def _end_pause_if_all_are_back(self) -> None:
+        """Wait for no more requests than there were before the last answers."""
+        if self._is_pausing and self._writes.count + self._reads.count >= self._crowd:
+            self._is_pausing = False
 
     def _take_held(self) -> None:
         self._propose()

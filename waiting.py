@@ -77,6 +77,12 @@ class Writes:
         return bool(self._batches)
 
     @property
+    def count(self) -> int:
+        """How many commands have no answer yet, proposed or held back."""
+        proposed = sum([batch.count - batch.answered for batch in self._batches])
+        return proposed + self.held_count
+
+    @property
     def held_bytes(self) -> int:
         """The size of the commands that are held back."""
         return self._held_bytes
@@ -172,10 +178,12 @@ class Writes:
 
 @dataclass(slots=True, eq=False)
 class Read:
-    """A read that waits for its confirmation, or for its *index* to be applied."""
+    """What waits for its confirmation, or for its *index* to be applied: the reads of so many
+    *requests* that came together."""
 
     reply: Reply
     deadline: float
+    requests: int = 1
     index: int | None = None
 
 
@@ -185,6 +193,11 @@ class Reads:
     def __init__(self) -> None:
         self._reads: deque[Read] = deque()
         self._held: list[Read] = []  # of these, the last ones: nobody has been asked for them yet
+
+    @property
+    def count(self) -> int:
+        """How many requests wait for their reads."""
+        return sum([read.requests for read in self._reads])
 
     @property
     def held_count(self) -> int:

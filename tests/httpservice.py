@@ -75,7 +75,7 @@ class FakeBackend:
         self.batches.append(list(commands))
         reply(0, len(commands), self.error or self.apply(commands))
 
-    def confirm_read(self, reply: Reply) -> None:
+    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
         self.confirmations += 1
         reply(self.error)
 

@@ -256,9 +256,9 @@ def do(lab: Lab, *operations: Operation, **facts: Any) -> Outcome:
     return ended.outcomes[ended.first]
 
 
-def read(node: Node) -> list[ConureError | None]:
+def read(node: Node, requests: int = 1) -> list[ConureError | None]:
     answers: list[ConureError | None] = []
-    node.confirm_read(answers.append)
+    node.confirm_read(answers.append, requests)
     return answers
 
 
@@ -642,23 +642,40 @@ def test_writes_gather_while_others_wait_and_need_no_tick() -> None:
 def test_a_write_that_comes_while_answers_are_sent_goes_with_those_held_back() -> None:
     lab = cluster("n2", "n3")
     later, sizes = paused(lab), batches(lab["n1"])
-    outcomes = [begin(lab["n1"], (b"k", b"1")), begin(lab["n1"], (b"k", b"2"))]
+    begin(lab["n1"], (b"k", b"0"), (b"l", b"0"), (b"m", b"0"))
+    outcomes = [begin(lab["n1"], (b"k", b"1"))]
     lab.settle()
-    assert outcomes == [[None], ["unanswered"]]
-    outcomes.append(begin(lab["n1"], (b"k", b"3")))
+    outcomes.append(begin(lab["n1"], (b"k", b"2")))
     lab.tick()  # does not come before its turn
-    assert sizes == [1]
+    assert sizes == [3]
     later.act()
-    outcomes.append(begin(lab["n1"], (b"k", b"4")))
-    assert sizes == [1]
+    outcomes.append(begin(lab["n1"], (b"k", b"3")))
+    assert sizes == [3]
     later.act()
     lab.settle()
-    assert outcomes == [[None]] * 4
-    assert sizes == [1, 3]
+    assert outcomes == [[None]] * 3
+    assert sizes == [3, 3]
     later.act()  # nothing is held
     assert later == []
-    outcomes.append(begin(lab["n1"], (b"k", b"5")))
-    assert sizes == [1, 3, 1]  # nobody else is waited for
+    outcomes.append(begin(lab["n1"], (b"k", b"4")))
+    assert sizes == [3, 3, 1]  # nobody else is waited for
+
+
+def test_nobody_is_waited_for_once_all_who_were_answered_have_asked_again() -> None:
+    lab = cluster("n2", "n3")
+    later, sizes, before = paused(lab), batches(lab["n1"]), rounds(lab)
+    outcomes = [begin(lab["n1"], (b"k", b"1"), (b"l", b"1")), begin(lab["n1"], (b"k", b"2"))]
+    lab.settle()
+    assert outcomes == [[None, None], ["unanswered"]]
+    outcomes.append(begin(lab["n1"], (b"k", b"3")))
+    assert sizes == [2]
+    answers = read(lab["n1"])  # the third of three
+    assert sizes == [2, 2]
+    assert rounds(lab) == before + 1
+    later.act_on()
+    lab.settle()
+    assert (outcomes, answers) == ([[None, None], [None], [None]], [None])
+    assert sizes == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -709,7 +726,7 @@ def test_reads_gather_while_others_are_confirmed_and_need_no_tick() -> None:
 def test_a_read_that_comes_while_answers_are_sent_goes_with_those_held_back() -> None:
     lab = cluster("n2", "n3")
     later, before = paused(lab), rounds(lab)
-    answers = [read(lab["n1"]), read(lab["n1"])]
+    answers = [read(lab["n1"], 3), read(lab["n1"])]
     lab.settle()
     assert answers == [[None], []]
     answers.append(read(lab["n1"]))
@@ -717,6 +734,7 @@ def test_a_read_that_comes_while_answers_are_sent_goes_with_those_held_back() ->
     assert rounds(lab) == before + 1
     assert later.act() == 0.0
     answers.append(read(lab["n1"]))
+    assert rounds(lab) == before + 1
     assert later.act() == node_module.GATHER
     lab.settle()
     assert answers == [[None]] * 4

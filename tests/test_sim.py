@@ -129,7 +129,9 @@ def test_a_log_that_is_not_synced_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_reads_that_nobody_confirms_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def confirm_read(node: Node, reply: Callable[[ConureError | None], None]) -> None:
+    def confirm_read(
+        node: Node, reply: Callable[[ConureError | None], None], requests: int = 1
+    ) -> None:
         reply(None)
 
     monkeypatch.setattr(Node, "confirm_read", confirm_read)

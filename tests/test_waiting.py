@@ -128,6 +128,18 @@ def test_what_is_held_back_is_released_once_and_in_order() -> None:
     run(writes.expired(99.0) + writes.ended(Unavailable("over")))
 
 
+def test_commands_count_until_they_are_answered() -> None:
+    writes = Writes()
+    assert writes.count == 0
+    waiting(writes, 1, 5, 3)
+    held(writes, b"a", b"b")
+    assert writes.count == 5
+    run(writes.applied(entries(5, 1, 1), {}))
+    assert writes.count == 3
+    run(writes.ended(Unavailable("over")))
+    assert writes.count == 0
+
+
 def test_of_what_is_held_back_it_is_known_that_it_did_not_happen() -> None:
     writes = Writes()
     proposed = waiting(writes, 2, 5, 1, deadline=1.0)
@@ -149,7 +161,7 @@ def test_reads_wait_for_their_confirmation_and_for_their_index() -> None:
     answers: list[tuple[str, ConureError | None]] = []
 
     def read(name: str, index: int | None, deadline: float = 9.0) -> Read:
-        made = Read(lambda error: answers.append((name, error)), deadline, index)
+        made = Read(lambda error: answers.append((name, error)), deadline, index=index)
         reads.add(made)
         return made
 
@@ -172,16 +184,17 @@ def test_reads_that_are_held_are_released_once_and_end_like_the_others() -> None
     reads = Reads()
     answers: list[tuple[str, ConureError | None]] = []
 
-    def hold(name: str, deadline: float) -> Read:
-        made = Read(lambda error: answers.append((name, error)), deadline)
+    def hold(name: str, deadline: float, requests: int = 1) -> Read:
+        made = Read(lambda error: answers.append((name, error)), deadline, requests)
         reads.hold(made)
         return made
 
-    assert reads.held_count == 0
-    first, second = hold("first", 1.0), hold("second", 2.0)
-    assert reads.held_count == 2
+    assert (reads.held_count, reads.count) == (0, 0)
+    first, second = hold("first", 1.0, 3), hold("second", 2.0)
+    assert (reads.held_count, reads.count) == (2, 4)
     run(reads.expired(1.0))
     assert [name for name, _ in answers] == ["first"]
+    assert reads.count == 1
     assert reads.release() == [first, second]  # who has expired is asked for in vain
     assert reads.held_count == 0
     assert reads.release() == []
