@@ -57,7 +57,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -78,6 +78,7 @@ __all__ = [
     "Headers",
     "Limits",
     "Request",
+    "RequestTarget",
     "Stream",
     "decode_form",
     "error_body",
@@ -214,6 +215,18 @@ class Headers:
         return name.lower() in self._fields
 
 
+class RequestTarget:
+    """What a request's target says. Requests with the same one share it, and so its ``note``,
+    which is the application's as that of the header fields is."""
+
+    __slots__ = ("note", "path", "query")
+
+    def __init__(self, path: str, query: bytes) -> None:
+        self.path = path
+        self.query = query
+        self.note: Any = None
+
+
 class Request:
     """A complete request, and the way to answer it.
 
@@ -226,11 +239,11 @@ class Request:
         "_at_leave",
         "_connection",
         "_head",
-        "_target",
         "body",
         "method",
         "path",
         "started",
+        "target",
     )
 
     def __init__(
@@ -238,13 +251,13 @@ class Request:
         connection: _Connection,
         head: _Head,
         method: str,
-        target: _Target,
+        target: RequestTarget,
         body: bytes,
         started: float,
     ) -> None:
         self._connection = connection
         self._head = head
-        self._target = target
+        self.target = target
         self._answer: _Answer | Stream | str | None = None
         self.method = method
         self.path = target.path
@@ -283,14 +296,11 @@ class Request:
     @property
     def query(self) -> bytes:
         """What is behind the ``?``, as it was sent; see :meth:`parameters`."""
-        return self._target.query
+        return self.target.query
 
-    def parameters(self) -> Mapping[bytes, bytes]:
+    def parameters(self) -> dict[bytes, bytes]:
         """Return the parameters of the query; see :func:`decode_form`. Raises BadRequest."""
-        target = self._target
-        if target.parameters is None:
-            target.parameters = decode_form(target.query)
-        return target.parameters
+        return decode_form(self.target.query)
 
     def respond(
         self,
@@ -814,17 +824,6 @@ class _Refusal(Exception):
         self.request_id = ""
 
 
-class _Target:
-    """What a request's target says. Shared by all requests with the same one."""
-
-    __slots__ = ("parameters", "path", "query")
-
-    def __init__(self, path: str, query: bytes) -> None:
-        self.path = path
-        self.query = query
-        self.parameters: Mapping[bytes, bytes] | None = None  # until somebody asks for them
-
-
 class _Head:
     """What a request's version and header block say. Shared by all requests with the same one."""
 
@@ -1037,7 +1036,7 @@ def _show(name: bytes, most: int = 100) -> str:
 
 
 _NO_HEAD = _Head("1.0", Headers({}))
-_NO_TARGET = _Target("", b"")
+_NO_TARGET = RequestTarget("", b"")
 
 
 # -- private: bodies -----------------------------------------------------------------------------
@@ -1754,7 +1753,7 @@ class _Reactor:
         self.late: dict[int, int] = {}  # events that a round had no time for
         # Clients repeat themselves: what they sent, parsed.
         self.heads: dict[bytes, _Head] = {}
-        self.targets: dict[bytes, _Target] = {}
+        self.targets: dict[bytes, RequestTarget] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
         self.later: list[tuple[float, Callable[[], None]]] = []  # when due; see call_later
@@ -1898,11 +1897,11 @@ class _Reactor:
             raise
         return name, safe, target, head
 
-    def resolve(self, method: str, target: bytes, head: _Head) -> _Target:
+    def resolve(self, method: str, target: bytes, head: _Head) -> RequestTarget:
         """Return what a target says that isn't known yet. Raises _Refusal."""
         path, _, query = target.partition(b"?")
         try:
-            found = _Target(_decode_path(method, path), query)
+            found = RequestTarget(_decode_path(method, path), query)
         except _Refusal as refusal:
             refusal.request_id = head.request_id
             raise

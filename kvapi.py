@@ -87,6 +87,7 @@ from kvrequests import (
     duration,
     flag,
     key_of,
+    named_by,
     names_revision,
     number,
     refuse_conditions,
@@ -276,6 +277,7 @@ _EXCLUSIVE = frozenset({b"ttl", b"keepttl", b"acquire", b"release"})
 _BOUNDS = frozenset({b"prefix", b"from", b"to"})
 _RANGE = _BOUNDS | {b"limit", b"after", b"reverse", b"keys"}
 _ONE_KEY = STALENESS | {b"key"}
+_KEY_AND_VALUE = frozenset({b"key", b"value"})
 
 _Look = tuple[Request, Callable[[bytes], None]]
 """A request, and what answers it, given fields for its answer."""
@@ -299,7 +301,8 @@ class KeyValues:
         self._keys: list[bytes] = []
         self._readers: list[Request] = []
         self._looks: list[_Look] = []
-        self._stale: list[tuple[Request, bytes, float | None]] = []
+        self._stale_keys: list[bytes] = []
+        self._stale_readers: list[Request] = []
 
     def routes(self) -> dict[str, dict[str, Route]]:
         """Return what answers each method of each path."""
@@ -322,9 +325,12 @@ class KeyValues:
     def flush(self) -> bool:
         """End a round: answer its reads together, then commit its writes as one batch."""
         has_read = False
-        if self._stale:
-            stale, self._stale = self._stale, []
-            self._read_stale(stale)
+        if self._stale_readers:
+            readers, self._stale_readers = self._stale_readers, []
+            keys, self._stale_keys = self._stale_keys, []
+            # Asked before the records are read: they are at least as new as this contact.
+            contact = self._desk.backend.last_contact()
+            self._answer_reads(readers, keys, _contact_field(contact))
             has_read = True
         if self._readers or self._looks:
             readers, self._readers = self._readers, []
@@ -343,14 +349,16 @@ class KeyValues:
     # -- writes ----------------------------------------------------------------------------------
 
     def _put(self, request: Request) -> None:
-        query = request.parameters()
-        key = key_of(query)
-        value = query.get(b"value")
-        plain = 1 if value is None else 2
-        value = self._limits.check_value(request.body if value is None else value)
         headers = request.headers
         conditions = headers.note or conditions_of(headers)
-        if conditions is PLAIN and len(query) == plain:
+        key, is_stale, query = request.target.note or named_by(request)
+        if key and conditions is PLAIN and not is_stale:
+            self._commands.append((key, self._limits.check_value(request.body)))
+            self._writers.append(request)
+            return
+        key = key_of(query)
+        value = self._limits.check_value(query.get(b"value", request.body))
+        if conditions is PLAIN and query.keys() == _KEY_AND_VALUE:
             self._commands.append((key, value))
             self._writers.append(request)
             return
@@ -371,9 +379,13 @@ class KeyValues:
         self._commit(request, conditions, transaction, self._answer_put)
 
     def _delete(self, request: Request) -> None:
-        query = request.parameters()
         headers = request.headers
         conditions = headers.note or conditions_of(headers)
+        key, is_stale, query = request.target.note or named_by(request)
+        if key and conditions is PLAIN and not is_stale:
+            self._commands.append((key, None))
+            self._writers.append(request)
+            return
         if b"key" not in query and query.keys() & _BOUNDS:
             refuse_others(query, _BOUNDS)
             self._commit_one(
@@ -383,10 +395,6 @@ class KeyValues:
             )
             return
         key = key_of(query)
-        if len(query) == 1 and conditions is PLAIN:
-            self._commands.append((key, None))
-            self._writers.append(request)
-            return
         refuse_others(query, {b"key", b"cas"})
         transaction = Transaction(compares(key, query, conditions), (Delete(key),))
         self._commit(request, conditions, transaction, self._answer_done)
@@ -621,26 +629,17 @@ class KeyValues:
     # -- reads -----------------------------------------------------------------------------------
 
     def _get(self, request: Request) -> None:
-        query = request.parameters()
         headers = request.headers
         conditions = headers.note or conditions_of(headers)
-        if conditions is PLAIN and (b"key" in query or not query):
-            key = key_of(query)
-            if len(query) == 1:
+        key, is_stale, query = request.target.note or named_by(request)
+        if key and conditions is PLAIN:
+            if is_stale:
+                self._stale_keys.append(key)
+                self._stale_readers.append(request)
+            else:
                 self._keys.append(key)
                 self._readers.append(request)
-                return
-            if len(query) == 2 and query.get(b"stale") == b"true":
-                self._stale.append((request, key, None))
-                return
-            if not query.keys() - _ONE_KEY:
-                is_stale, limit = staleness(query)
-                if is_stale:
-                    self._stale.append((request, key, limit))
-                else:
-                    self._keys.append(key)
-                    self._readers.append(request)
-                return
+            return
         if b"key" not in query and query.keys() & _RANGE:
             self._get_range(request, query, conditions)
             return
@@ -721,21 +720,6 @@ class KeyValues:
             self._desk.fail(request, error)
         for request, _ in looks:
             self._desk.fail(request, error)
-
-    def _read_stale(self, stale: list[tuple[Request, bytes, float | None]]) -> None:
-        # Asked before the records are read: what is read is at least as new as this contact.
-        contact = self._desk.backend.last_contact()
-        fields = _contact_field(contact)
-        requests: list[Request] = []
-        keys: list[bytes] = []
-        for request, key, limit in stale:
-            if limit is None or (contact is not None and contact <= limit):
-                requests.append(request)
-                keys.append(key)
-            else:
-                self._desk.fail(request, _too_stale(contact, limit), fields)
-        if requests:
-            self._answer_reads(requests, keys, fields)
 
     def _answer_reads(self, requests: list[Request], keys: list[bytes], fields: bytes) -> None:
         found = 0

@@ -5,26 +5,28 @@ error that the request is answered with; nothing has been changed by then. A par
 nothing where it stands is refused, and so is a condition that a route would not look at: a client
 that asked for more than it gets has to hear of it.
 
-Nothing here has state but what :func:`conditions_of` notes in header blocks. The reactor thread
-only, but for what returns a plain value: any thread may call that.
+Nothing here has state but what :func:`conditions_of` notes in header blocks and :func:`named_by`
+in targets: many requests share them. The reactor thread only, but for what returns a plain value:
+any thread may call that.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import kvjson
 from commands import Compare, Relation, Target, prefix_end
 from errors import BadRequest, TargetTooLong
-from httpserver import Headers
+from httpserver import Headers, Request
 from kvjson import MAX_KEY_BYTES, shortened
 
 __all__ = [
     "PLAIN",
     "STALENESS",
     "Conditions",
+    "Named",
     "Query",
     "Scan",
     "bounds",
@@ -33,6 +35,7 @@ __all__ = [
     "duration",
     "flag",
     "key_of",
+    "named_by",
     "names_revision",
     "number",
     "refuse_conditions",
@@ -85,6 +88,14 @@ class Conditions:
 
 PLAIN: Final = Conditions(Headers({}))
 """The conditions of each request that has none."""
+
+
+class Named(NamedTuple):
+    """A query; and its *key*, if it says nothing else but perhaps ``stale=true``, else b""."""
+
+    key: bytes
+    is_stale: bool
+    query: Query
 
 
 class Scan:
@@ -157,6 +168,19 @@ def key_of(query: Query) -> bytes:
     if not key:
         raise BadRequest("the key is missing; name it in the query: key=K")
     return _checked(key, "key")
+
+
+def named_by(request: Request) -> Named:
+    """Read the query, once for all requests with the same target.
+
+    Raises BadRequest, TargetTooLong.
+    """
+    query = request.parameters()
+    is_stale = query.get(b"stale") == b"true"
+    is_plain = b"key" in query and len(query) == 1 + is_stale
+    named = Named(key_of(query) if is_plain else b"", is_stale, query)
+    request.target.note = named
+    return named
 
 
 def session_id(query: Query, name: bytes) -> bytes:

@@ -13,7 +13,10 @@ How the figures are made comparable:
 2. A ratio is the ratio of the medians; the range behind it spans the ratios of the single rounds.
 3. Everybody's writes are durable: a write is acknowledged after its fdatasync.
 4. A load that meets an error, or leaves something else behind than it wrote, ends the run.
-5. Data lies on a real disk below ``build/bench``; processes are ended by id however the run ends.
+5. ConureDB runs on the system's Python if that can run it (``--python=…`` names another one). That
+   is built as the one in the container image is, with profile-guided and link-time optimisation.
+   A build without (what ``./configure && make`` gives) costs up to 15 % of all throughputs.
+6. Data lies on a real disk below ``build/bench``; processes are ended by id however the run ends.
 
 =================== ==========================================================================
 ``plan``            how much is measured: the full, the short and the quick plan

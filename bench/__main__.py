@@ -20,6 +20,7 @@ from bench import (
 )
 from bench.plan import FULL, QUICK, SHORT
 from bench.report import facts, write_results
+from bench.servers import Conure, find_interpreter
 from bench.workspace import BenchError, Workspace, note, raise_file_limit
 
 _PARTS = {
@@ -46,11 +47,13 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="two rounds, up to 100 k records")
     parser.add_argument("--quick", action="store_true", help="one short round, a rough look only")
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
+    parser.add_argument("--python", help="what ConureDB runs on; default: the system's, if it can")
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in _PARTS]:
         parser.error(f"no part is called {unknown[0]}; there are {', '.join(_PARTS)}")
     if options.quick and options.write:
         parser.error("results are not written from a quick run; leave out --quick")
+    Conure.interpreter = options.python or find_interpreter()
     plan = QUICK if options.quick else SHORT if options.short else FULL
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from bench.plan import Plan
+from bench.servers import Conure
 from bench.workspace import Workspace
 
 __all__ = ["Ratio", "Section", "facts", "kilo", "probe_sync", "quantile", "write_results"]
@@ -105,13 +106,14 @@ def facts(plan: Plan, workspace: Workspace) -> str:
     machine = f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB"
     system = f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.2f}"
     sync = median(probe_sync(workspace, 300)) * 1e3
+    python = platform.python_version()
     lines = [
         (
             f"{now:%Y-%m-%d %H:%M} UTC, commit {_commit()}, {plan.name} plan, "
             f"{plan.rounds} rounds ({plan.rounds_of(1_000_000)} with 1 M records)"
         ),
         f"{machine}, {system}",
-        f"{platform.python_implementation()} {platform.python_version()}",
+        f"ConureDB's servers on {Conure.runtime()}, all else on CPython {python}",
         f"{workspace.filesystem}; fdatasync of 4 KiB into preallocated blocks: {sync:.2f} ms",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import quote
 
 from bench.workspace import BenchError, Process, Workspace, free_ports, stop, wait_until
@@ -39,12 +39,14 @@ __all__ = [
     "ask",
     "conure_missing",
     "etcd_missing",
+    "find_interpreter",
     "redis_missing",
 ]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CONUREDB = os.path.join(os.path.dirname(_HERE), "conuredb.py")
 _START_SECONDS = 60.0
+_SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ class Conure(Server):
 
     ready = Request("GET", "/readyz")
     alive = Request("GET", "/livez")
+    interpreter: ClassVar[str] = sys.executable
 
     def __init__(
         self, workspace: Workspace, name: str = "node1", *, bootstrap: bool = True
@@ -191,7 +194,14 @@ class Conure(Server):
 
     @staticmethod
     def version() -> str:
-        return "ConureDB " + _first_line(sys.executable, _CONUREDB, "--version").split()[1]
+        return "ConureDB " + _first_line(Conure.interpreter, _CONUREDB, "--version").split()[1]
+
+    @staticmethod
+    def runtime() -> str:
+        """Return what it runs on, such as ``the system's CPython 3.11.2``."""
+        program = "import platform as p; print(p.python_implementation(), p.python_version())"
+        name = _first_line(Conure.interpreter, "-c", program)
+        return f"the system's {name}" if Conure.interpreter == _SYSTEM_PYTHON else name
 
     def standing(self) -> Standing:
         facts = self.facts("/status")
@@ -226,7 +236,7 @@ class Conure(Server):
 
     def _argv(self) -> list[str]:
         return [
-            sys.executable,
+            self.interpreter,
             _CONUREDB,
             f"--node-id={self.name}",
             f"--bootstrap={str(self._bootstrap).lower()}",
@@ -335,6 +345,19 @@ def ask(port: int, request: Request, timeout: float = 10.0) -> tuple[int, bytes]
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def find_interpreter() -> str:
+    """Return the system's interpreter if that can run ConureDB, else the one that runs this.
+
+    Distributions build theirs with the optimisations (profile-guided, at link time) that the
+    one in ConureDB's container image has; one that was compiled with the defaults has neither.
+    """
+    try:
+        _first_line(_SYSTEM_PYTHON, _CONUREDB, "--version")
+    except (OSError, subprocess.CalledProcessError):
+        return sys.executable
+    return _SYSTEM_PYTHON
 
 
 def conure_missing() -> str:

@@ -84,6 +84,7 @@ class FakeBackend:
         return self.store.applied_index, [self._get(key) for key in keys]
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
+        self.reads.append([key])
         return self.store.applied_index, self._get(key), self.store.holder(key)
 
     def session(self, session: bytes) -> tuple[int, Session | None]:
