@@ -815,7 +815,8 @@ class Node:
                     was_confirming and not self._raft.is_confirming
                 )
                 if has_answered:
-                    self._is_pausing, self._crowd = True, waiting
+                    self._crowd = max(waiting, self._crowd) if self._is_pausing else waiting
+                    self._is_pausing = True
         finally:
             if has_answered:  # who gets these answers may have more to ask
                 self.call_later(self._gather, 0.0)
@@ -934,6 +935,9 @@ class Node:
                 now = self._clock()
                 for reply, error in self._changes.pursue(self._members, now):
                     self._finished.append(partial(reply, error))
+                while (ready := raft.ready()) is not None:
+                    self._carry_out(ready)
+                self._take_held()  # with fewer voters, those before them may be done by now
                 while (ready := raft.ready()) is not None:
                     self._carry_out(ready)
             self._finished += self._reads.applied(self._store.applied_index)

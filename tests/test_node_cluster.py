@@ -745,6 +745,35 @@ def test_a_read_that_comes_while_answers_are_sent_goes_with_those_held_back() ->
     assert rounds(lab) == before + 3  # nobody else is waited for
 
 
+@pytest.mark.parametrize("ask", ["write", "read"])
+def test_what_is_held_goes_on_when_a_smaller_quorum_has_ended_what_it_waits_for(ask: str) -> None:
+    lab = cluster("n2")
+    later, node = paused(lab), lab["n1"]
+    ended = [begin(node, (b"k", b"v")) if ask == "write" else read(node) for _ in range(2)]
+    node.remove("n2", force=True, reply=lambda _: None)
+    lab.settle()  # time stands still
+    later.act_on()
+    assert ended == [[None], [None]]
+
+
+def test_answers_in_a_pause_do_not_end_it_for_those_who_were_answered_before() -> None:
+    lab = cluster("n2", "n3")
+    later, sizes = paused(lab), batches(lab["n1"])
+    read(lab["n1"], 3)
+    begin(lab["n1"], (b"k", b"1"), (b"l", b"1"), (b"m", b"1"))
+    heartbeats = [each for each in lab.under_way if each[2].type is MessageType.HEARTBEAT]
+    lab.under_way = deque([each for each in lab.under_way if each not in heartbeats])
+    lab.settle()  # the writes are answered
+    begin(lab["n1"], (b"k", b"2"))
+    lab.under_way.extend(heartbeats)
+    lab.settle()  # the reads are
+    read(lab["n1"], 3)
+    assert sizes == [3]  # two more are to come
+    begin(lab["n1"], (b"k", b"3"), (b"l", b"3"))
+    assert sizes == [3, 3]
+    later.act_on()
+
+
 def settle_without_appends(lab: Lab) -> None:
     while lab.under_way:
         sender, address, message = lab.under_way.popleft()
