@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import client
 from client import Client, Event, LockLost
 from errors import (
     BadRequest,
@@ -187,13 +188,20 @@ def test_two_servers_that_point_at_each_other_until_one_leads(make_stub: MakeStu
     assert len(a.requests) + len(b.requests) < 40, "it waits between its rounds"
 
 
-def test_no_leader_ends_with_what_the_server_said(db: Client, stub: StubServer) -> None:
+@pytest.fixture
+def slow_to_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of half a second, a client spends the second half waiting: it ends amid no exchange."""
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.25)
+
+
+@pytest.mark.usefixtures("slow_to_repeat")
+def test_no_leader_ends_with_what_the_server_said(stub: StubServer) -> None:
     stub.acts = [refuse(503, "no leader is known; try again shortly", Retry_After="1")] * 1000
-    with Client(stub.url, timeout=0.3) as db:
+    with Client(stub.url, timeout=0.5) as db:
         started = time.monotonic()
-        with pytest.raises(Unavailable, match=r"no leader is known.*gave up after 0\.3 s"):
+        with pytest.raises(Unavailable, match=r"no leader is known.*gave up after 0\.5 s"):
             db.put("k", "v")
-        assert 0.25 < time.monotonic() - started < 2
+        assert 0.45 < time.monotonic() - started < 2
     assert 2 <= len(stub.requests) < 12
 
 
@@ -209,9 +217,10 @@ def test_503_changed_nothing_and_is_repeated_for_writes_too(db: Client, stub: St
     ["https://127.0.0.1:1/kv", "ftp://127.0.0.1/", "file:///etc/passwd", "/kv?key=k", "", "http://",
      "http://user@127.0.0.1:1/", "http://[::1/", "http://127.0.0.1:99999/", "http://a..b:1/"],
 )  # fmt: skip
+@pytest.mark.usefixtures("slow_to_repeat")
 def test_a_redirect_that_is_no_http_server_is_not_followed(stub: StubServer, location: str) -> None:
     stub.acts = [refuse(307, "", Location=location)] * 1000
-    with Client(stub.url, timeout=0.1) as db:
+    with Client(stub.url, timeout=0.5) as db:
         with pytest.raises(Unavailable, match="redirects to"):
             db.put("k", "v")
         assert db.leader == stub.url
@@ -431,9 +440,10 @@ def test_plain_writes_have_a_key_if_exactly_once_is_asked_for(db: Client, stub: 
             assert first == second
 
 
+@pytest.mark.usefixtures("slow_to_repeat")
 def test_a_write_with_a_key_is_unknown_at_the_end_of_the_time_limit(stub: StubServer) -> None:
     stub.acts = [close] + [refuse(503, "no leader")] * 1000
-    with Client(stub.url, timeout=0.2) as db:
+    with Client(stub.url, timeout=0.5) as db:
         with pytest.raises(OutcomeUnknown, match=r"no leader.*gave up.*may or may not"):
             db.put("k", "v", ttl=1)
         with pytest.raises(Unavailable, match="no leader"):
@@ -567,9 +577,10 @@ def test_history_is_lost_when_no_server_has_it(make_stub: MakeStub) -> None:
             assert list(watch) == [], "it is over"
 
 
+@pytest.mark.usefixtures("slow_to_repeat")
 def test_a_watch_that_nobody_serves_is_refused_at_once(stub: StubServer) -> None:
     stub.acts = [refuse(503, "stopping")] * 100
-    with Client(stub.url, timeout=0.1) as db, pytest.raises(Unavailable, match="stopping"):
+    with Client(stub.url, timeout=0.5) as db, pytest.raises(Unavailable, match="stopping"):
         db.watch("a")
     with Client(stub.url) as db, pytest.raises(BadRequest):
         db.watch("a", prefix="b")
@@ -696,11 +707,12 @@ def test_a_lock_that_was_lost_says_so(stub: StubServer) -> None:
             assert token == 5
 
 
+@pytest.mark.usefixtures("slow_to_repeat")
 def test_a_lock_that_can_not_be_let_go_says_so(stub: StubServer) -> None:
     held = lambda handler: handler.answer(200, b"OK\n", X_Conure_Fencing_Token="5")  # noqa: E731
     begin_session(stub, held, *[refuse(503, "no leader")] * 1000)
     with (
-        Client(stub.url, timeout=0.1) as db,
+        Client(stub.url, timeout=0.5) as db,
         pytest.raises(Unavailable, match="no leader"),
         db.lock("jobs/1", ttl=5),
     ):
@@ -750,7 +762,7 @@ def test_a_server_with_too_much_to_do_is_given_the_time_it_asks_for(stub: StubSe
     assert 1 <= time.monotonic() - started < 4
     stub.acts = [refuse(429, "too many requests", Retry_After="1")] * 9
     with (
-        Client(stub.url, timeout=0.1) as db,
+        Client(stub.url, timeout=0.5) as db,
         pytest.raises(TooManyRequests, match=r"too many requests \(gave up"),
     ):
         db.put("k", "v")
