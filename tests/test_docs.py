@@ -41,7 +41,15 @@ MADE_LATER = {
     "/openapi.json", "RESTORE-UNFINISHED.json",
 }  # fmt: skip
 OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
-TOOLS_FLAGS = {"--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix"}
+TOOLS_FLAGS = {
+    "--parallel-max",
+    "--data-binary",
+    "--quick",
+    "--jobs",
+    "--json",
+    "--prefix",
+    "--python",
+}
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
