@@ -276,7 +276,7 @@ _PUT = frozenset({b"key", b"value", b"ttl", b"keepttl", b"cas", b"acquire", b"re
 _EXCLUSIVE = frozenset({b"ttl", b"keepttl", b"acquire", b"release"})
 _BOUNDS = frozenset({b"prefix", b"from", b"to"})
 _RANGE = _BOUNDS | {b"limit", b"after", b"reverse", b"keys"}
-_ONE_KEY = STALENESS | {b"key"}
+_LOOK = STALENESS | {b"key", b"meta", b"index", b"wait"}
 _KEY_AND_VALUE = frozenset({b"key", b"value"})
 
 _Look = tuple[Request, Callable[[bytes], None]]
@@ -644,7 +644,7 @@ class KeyValues:
             self._get_range(request, query, conditions)
             return
         key = key_of(query)
-        refuse_others(query, _ONE_KEY | {b"meta", b"index", b"wait"})
+        refuse_others(query, _LOOK)
         as_json = flag(query, b"meta") or conditions.objects
         look = partial(self._look, request, key, conditions.if_none_match, as_json)
         if b"index" not in query:

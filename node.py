@@ -801,7 +801,7 @@ class Node:
                 if not self._is_working:
                     return
                 was_busy, was_confirming = self._is_busy(), self._raft.is_confirming
-                waiting = self._writes.count + self._reads.count
+                waiting = self._count_waiting() if was_busy or was_confirming else 0
                 try:
                     if self._admission.hears(messages[0].sender):
                         for message in self._that_fit(messages):
@@ -929,17 +929,14 @@ class Node:
         """Carry out every Ready of the core, and go on with changes that somebody waits for."""
         raft = self._raft
         try:
-            while (ready := raft.ready()) is not None:
-                self._carry_out(ready)
+            self._carry_out_all()
             if self._changes:
                 now = self._clock()
                 for reply, error in self._changes.pursue(self._members, now):
                     self._finished.append(partial(reply, error))
-                while (ready := raft.ready()) is not None:
-                    self._carry_out(ready)
+                self._carry_out_all()
                 self._take_held()  # with fewer voters, those before them may be done by now
-                while (ready := raft.ready()) is not None:
-                    self._carry_out(ready)
+                self._carry_out_all()
             self._finished += self._reads.applied(self._store.applied_index)
             shown = (raft.state, raft.leader_id)
             if shown != self._shown:
@@ -950,6 +947,10 @@ class Node:
                 self._log_state()
         except Exception as error:  # noqa: BLE001 - whatever stops a step half-way ends the node
             self._fail(error)
+
+    def _carry_out_all(self) -> None:
+        while (ready := self._raft.ready()) is not None:
+            self._carry_out(ready)
 
     def _carry_out(self, ready: Ready) -> None:
         """Do what raft.Ready numbers, in its order."""
@@ -1048,8 +1049,11 @@ class Node:
 
     def _end_pause_if_all_are_back(self) -> None:
         """Wait for no more requests than there were before the last answers."""
-        if self._is_pausing and self._writes.count + self._reads.count >= self._crowd:
+        if self._is_pausing and self._count_waiting() >= self._crowd:
             self._is_pausing = False
+
+    def _count_waiting(self) -> int:
+        return self._writes.count + self._reads.count
 
     def _take_held(self) -> None:
         self._propose()

@@ -42,14 +42,8 @@ MADE_LATER = {
 }  # fmt: skip
 OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
 TOOLS_FLAGS = {
-    "--parallel-max",
-    "--data-binary",
-    "--quick",
-    "--jobs",
-    "--json",
-    "--prefix",
-    "--python",
-}
+    "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
+}  # fmt: skip
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
