@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 
@@ -53,6 +54,8 @@ def main() -> int:
         parser.error(f"no part is called {unknown[0]}; there are {', '.join(_PARTS)}")
     if options.quick and options.write:
         parser.error("results are not written from a quick run; leave out --quick")
+    if options.python and not shutil.which(options.python):
+        parser.error(f"--python: there is no program {options.python}")
     Conure.interpreter = options.python or find_interpreter()
     plan = QUICK if options.quick else SHORT if options.short else FULL
 
