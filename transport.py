@@ -6,7 +6,7 @@ have two connections, and a half that broke says nothing about the other. What t
 
     dialer     {"protocol": 1, "kind": "messages" | "snapshot" | "probe", "to": node id,
                 "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
-                "raft_address": …, "http_address": …}
+                "raft_address": …, "http_address": …, "speaks": …, "election_timeout": …}
     acceptor   {"protocol": 1, "node_id": …, and so on as above}, or
                {"protocol": 1, "refused": why}
 
@@ -152,7 +152,11 @@ _NOTHING_LOST, _LOST, _TOLD = range(3)  # since the queue was empty, and whether
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """What a node says of itself at the beginning of each connection. Printable text."""
+    """What a node says of itself at the beginning of each connection. Printable text.
+
+    *speaks* is the newest version of formats that it reads, *election_timeout* its own in
+    milliseconds, 0 if it doesn't say. Nodes of earlier releases say neither.
+    """
 
     node_id: str
     cluster_id: str
@@ -160,9 +164,12 @@ class Greeting:
     role: str
     raft_address: str
     http_address: str
+    speaks: int = 1
+    election_timeout: int = 0
 
 
-_GREETING = tuple(field.name for field in fields(Greeting))
+_TEXTS = tuple(field.name for field in fields(Greeting) if field.type == "str")
+_NUMBERS = {field.name: field.default for field in fields(Greeting) if field.type == "int"}
 
 
 class Refused(ConureError):
@@ -1167,6 +1174,13 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return text
 
 
+def _small_number(fields: Mapping[str, Any], name: str) -> int:
+    number = fields.get(name, _NUMBERS[name])
+    if type(number) is not int or not 0 <= number < 1 << 31:
+        raise WireError(f"a handshake without a proper {name}")
+    return number
+
+
 def _number(fields: Mapping[str, Any], name: str) -> int:
     number = fields.get(name)
     if type(number) is not int or not 0 <= number < 1 << 64:
@@ -1189,7 +1203,9 @@ def _check_greeting(fields: Mapping[str, Any]) -> Greeting:
             f"the nodes speak different versions of the protocol; {PROTOCOL} was expected here: "
             "run the same version of ConureDB on both"
         )
-    return Greeting(*[_text(fields, name) for name in _GREETING])
+    said: dict[str, Any] = {name: _text(fields, name) for name in _TEXTS}
+    said |= {name: _small_number(fields, name) for name in _NUMBERS}
+    return Greeting(**said)
 
 
 def _check_hello(fields: Mapping[str, Any]) -> tuple[str, str, Greeting]:
