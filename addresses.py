@@ -2,8 +2,8 @@
 
 A member that comes back at a new address says so in its handshake. It is answered there at once,
 for without that it could never tell a leader; the configuration entry that makes it known to all
-follows when there is a leader. Removed members are written to for a moment longer: they have to
-hear of it.
+follows when there is a leader. Removed members are written to and heard for a moment longer: they
+have to hear of it, and may have to be sent something else before.
 
 An :class:`AddressBook` belongs to the holder of the node's lock.
 """
@@ -11,6 +11,7 @@ An :class:`AddressBook` belongs to the holder of the node's lock.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from raft import Configuration, Server
 from transport import Greeting
@@ -18,7 +19,7 @@ from transport import Greeting
 __all__ = ["AddressBook"]
 
 LINGER = 1.0
-"""Seconds for which a member that was removed is still written to."""
+"""Seconds for which a member that was removed is still written to, and heard."""
 
 MAX_STRANGERS = 64
 """Nodes that are no members here whose addresses are kept: a leader that this node, being behind,
@@ -34,7 +35,7 @@ class AddressBook:
         self._met: dict[str, Greeting] = {}  # newer than that; who was met last is last
         self._former: dict[str, Greeting] = {}  # what members said before that
         self._failures: dict[str, int] = {}  # how often a node was not where it was looked for
-        self._leaving: dict[str, tuple[str, float]] = {}  # removed members: address, until when
+        self._leaving: dict[str, tuple[Server, float]] = {}  # removed members, until when
 
     def adopt(self, configuration: Configuration, now: float) -> None:
         """Take the latest configuration.
@@ -47,8 +48,14 @@ class AddressBook:
         for node_id, old in before.items():
             new, met = self._members.get(node_id), self._met.get(node_id)
             if new is None and node_id != self._own_id:
-                self._leaving[node_id] = (addresses[node_id], now + LINGER)
-            if met is not None and (new is None or (new != old and _place(met) == _place(old))):
+                there = replace(old, raft_address=addresses[node_id])
+                self._leaving[node_id] = (there, now + LINGER)
+            if met is None:
+                continue
+            if new is not None and met.incarnation == old.incarnation != new.incarnation:
+                del self._met[node_id]  # another node has its name now
+                self._failures.pop(node_id, None)
+            elif new is None or (new != old and _place(met) == _place(old)):
                 self._former[node_id] = self._met.pop(node_id)
                 self._failures.pop(node_id, None)
         for node_id, server in self._members.items():
@@ -98,12 +105,17 @@ class AddressBook:
 
     def addresses(self) -> dict[str, str]:
         """Return the ID and the Raft address of everybody to write to."""
-        found = {node_id: address for node_id, (address, _) in self._leaving.items()}
+        found = {node_id: server.raft_address for node_id, (server, _) in self._leaving.items()}
         for node_id in self._members.keys() | self._met.keys():
             places = self._places(node_id)
             found[node_id] = places[self._failures.get(node_id, 0) % len(places)]
         found.pop(self._own_id, None)
         return found
+
+    def member(self, node_id: str) -> Server | None:
+        """Return a member, by the latest configuration; one that was removed a moment ago too."""
+        leaving, _ = self._leaving.get(node_id, (None, 0.0))
+        return self._members.get(node_id, leaving)
 
     def met(self, node_id: str) -> Greeting | None:
         """Return what a node has said of itself, if that is the latest word on it."""

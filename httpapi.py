@@ -51,6 +51,7 @@ _READS = ("GET", "HEAD")
 _ALLOW_READS = b"Allow: %b\r\n" % ", ".join(_READS).encode()
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_INCARNATION = re.compile(r"[0-9a-f]{32}")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 
 Check = tuple[str, bool, str]
@@ -75,10 +76,12 @@ class Backend(KeyValueBackend, Protocol):
         voter: bool,
         role: str,
         reply: Reply,
+        incarnation: str,
     ) -> None:
         """Make a node a member; the same facts again are no change.
 
-        An empty address or role is whatever the node says of itself.
+        An empty address or role is whatever the node says of itself. *incarnation* is that of its
+        data directory, which a node names that asks for itself, or "".
         """
 
     def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
@@ -252,7 +255,13 @@ class API:
         else:
             reply = partial(self._changed, request)
             self.backend.join(
-                node_id, raft_address, http_address, voter=voter, role=role, reply=reply
+                node_id,
+                raft_address,
+                http_address,
+                voter=voter,
+                role=role,
+                reply=reply,
+                incarnation=_incarnation(_text_field(facts, "Incarnation", "")),
             )
 
     def _remove(self, request: Request) -> None:
@@ -385,6 +394,15 @@ def _host_and_port(name: str, address: str) -> str:
             f"{name} is {shortened(address)}; it has to be host:port, such as 10.0.0.2:7001"
         )
     return address
+
+
+def _incarnation(text: str) -> str:
+    if text and not _INCARNATION.fullmatch(text):
+        raise BadRequest(
+            f"Incarnation is {shortened(text)}; it has to be 32 hexadecimal digits, as in the "
+            "identity.json of the node's data directory"
+        )
+    return text
 
 
 def _base_url(name: str, url: str) -> str:

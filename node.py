@@ -37,7 +37,8 @@ return; a checkpoint's pages are written and synced outside of it.
    else, which proves that it is lost. Loss of leadership alone proves nothing.
 5. A node that doesn't belong here gets no further than the handshake: another cluster's, or one
    whose data directory isn't the one the member of that name was admitted with (a wiped disk has
-   forgotten its vote).
+   forgotten its vote). Connections are judged again when this node's role, the members or whom it
+   follows have changed (admission.py).
 6. While proposed writes wait for their quorum, others are held back, to be proposed together with
    what comes of the clients that are answered then. Of a held write it is certain that it did not
    happen. Reads wait for the confirmation of those before them in the same way, and both for the
@@ -623,6 +624,7 @@ class Node:
         voter: bool,
         role: str,
         reply: Reply,
+        incarnation: str = "",
     ) -> None:
         """Make a node a member, after asking it who it is; *reply* is told once it is one.
 
@@ -630,6 +632,9 @@ class Node:
         and the leader makes it a voter as soon as it has. Without a leader nothing can change,
         but a member that asks from a new address is found there from now on: there may be no
         leader because nobody knew where the others had gone.
+
+        *incarnation* is the node's own, if it is known: a node that was a member before believes
+        who asks by that, though all whom it knew have left.
         """
         refusal: ConureError | None = None
         with self._lock:
@@ -641,7 +646,7 @@ class Node:
         if refusal is not None:
             if is_lost and node_id != self._raft.id:
                 found = partial(self._on_found, node_id, reply, refusal)
-                self._peers.probe(raft_address, node_id, found)
+                self._peers.probe(raft_address, node_id, found, self.known_as(node_id))
             else:
                 reply(refusal)
             return
@@ -657,7 +662,7 @@ class Node:
         if node_id == self._raft.id:
             asked(self.greeting())
         else:
-            self._peers.probe(raft_address, node_id, asked)
+            self._peers.probe(raft_address, node_id, asked, incarnation or self.known_as(node_id))
 
     def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
         """End a node's membership; *reply* is told once that is committed.
@@ -763,6 +768,7 @@ class Node:
             "RaftAddr": greeting.raft_address,
             "HTTPAddr": greeting.http_address,
             "Role": greeting.role,
+            "Incarnation": greeting.incarnation,
         }
 
     def wants_to_join(self) -> bool:
@@ -781,12 +787,20 @@ class Node:
         """Return what this node says of itself to others."""
         return self._admission.greeting()
 
-    def admit(self, kind: str, to: str, peer: Greeting) -> None:
-        """Decide on a node that has connected. Raises Refused (5)."""
+    def known_as(self, node_id: str) -> str:
+        """Return the incarnation with which a node was admitted, "" if that isn't known."""
+        with self._lock:
+            return self._admission.known_as(node_id)
+
+    def admit(self, kind: str, to: str, peer: Greeting, known_as: str = "") -> None:
+        """Decide on a node that has connected, taking this one for the incarnation *known_as*.
+
+        Raises Refused (5).
+        """
         with self._lock:
             if not self._is_working:
-                raise Refused(f"node {self._raft.id} is stopping")
-            self._admission.admit(kind, to, peer)
+                raise Refused("this node is stopping")
+            self._admission.admit(kind, to, peer, known_as)
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
@@ -803,7 +817,7 @@ class Node:
                 was_busy, was_confirming = self._is_busy(), self._raft.is_confirming
                 waiting = self._count_waiting() if was_busy or was_confirming else 0
                 try:
-                    if self._admission.hears(messages[0].sender):
+                    if self._admission.hears(messages):
                         for message in self._that_fit(messages):
                             self._step(message)
                 except Exception as error:  # noqa: BLE001 - a bug; see _drive
@@ -943,6 +957,7 @@ class Node:
                 if self._shown[0] is State.LEADER:
                     self._heard = self._clock()  # up to now it was this node that led
                 self._shown = shown
+                self._admission.judge()
                 self._audit = Audit()  # answers to a leader that was are void
                 self._log_state()
         except Exception as error:  # noqa: BLE001 - whatever stops a step half-way ends the node
@@ -1246,7 +1261,8 @@ class Node:
             reply(Conflict(f"{node_id} was not added: {found}"))
             return
         try:
-            self.recognise(node_id, found)
+            with self._lock:
+                self._admission.check_newcomer(node_id, found)
             server = membership.newcomer(
                 found,
                 self._raft.configuration.get(node_id),
@@ -1280,13 +1296,12 @@ class Node:
         """Take note where a member is, though nothing else can be done for it now."""
         if isinstance(found, Greeting):
             try:
-                self.recognise(node_id, found)
-            except Refused as error:
-                refusal = Conflict(str(error))
-            else:
                 with self._lock:
+                    self._admission.check_newcomer(node_id, found)
                     if self._is_working and found.cluster_id:
                         self._admission.meet(found)
+            except Refused as error:
+                refusal = Conflict(str(error))
         reply(refusal)
 
     # -- what a leader does in time; under the lock ----------------------------------------------
@@ -1366,7 +1381,7 @@ class Node:
         if message.term != raft.term or self._is_arbiter:
             return
         if message.type is MessageType.AUDIT_RESPONSE:
-            if raft.state is State.LEADER:
+            if raft.state is State.LEADER and raft.has_admitted(message):
                 self._audit.answer(message.sender, message.index, message.context)
             return
         digest = self._store.digest_at(message.index)

@@ -21,7 +21,7 @@ R4 One membership change at a time, none before an entry of this term is committ
    new server is a learner until it has caught up, and its leader makes it a voter then, if it
    was added as "staging". It is known by its incarnation: a member that has lost its disk, and
    with it what it voted and acknowledged, is another server under the same name, and is removed
-   before it comes back.
+   before it comes back. Only answers of the incarnation that was admitted count.
 R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or removed disturbs
    nobody, and a leader that hears no quorum for an election time-out steps down.
 R6 No linearizable read before the term's first entry is committed; the round that confirms a
@@ -291,6 +291,9 @@ class Message:
     TIMEOUT_NOW        the leader hands over: campaign at once.
     AUDIT, response    not for the core: see node.py.
     ================== =====================================================================
+
+    ``incarnation`` is the data directory of the sender, as its core stamps it. It doesn't travel:
+    whoever receives bytes stamps what the handshake of their connection said. "" is not known.
     """
 
     type: MessageType
@@ -306,6 +309,7 @@ class Message:
     force: bool = False
     entries: Sequence[Entry] = ()
     snapshot: SnapshotMeta | None = None
+    incarnation: str = field(default="", compare=False)
 
 
 class Storage(Protocol):
@@ -509,6 +513,7 @@ class Raft:
         self.term, self.vote = hard_state
         self.state = State.FOLLOWER
         self.leader_id = ""  # "" while none is known
+        self.leader_incarnation = ""  # under which that one leads; "" where it isn't known
         self.commit_index = applied
         self.applied_index = applied
         self.configuration = configuration  # the latest in the log, committed or not (R4)
@@ -584,11 +589,17 @@ class Raft:
     def step(self, message: Message) -> None:
         """Take a message from another node. One that is late, lost or doubled does no harm.
 
+        Nor does an answer of a former life: it counts only if the sender's incarnation is the one
+        that this node's configuration admitted (R4), whoever hands it over. From whom requests and
+        a leader's messages are taken at all is the driver's to decide, at the handshake.
+
         Raises ProtocolViolation for what no correct node sends; nothing has changed then.
         """
         kind = message.type
         if message.to != self.id or message.sender == self.id or kind not in self._handlers:
             return  # an address that has changed hands; a matter between drivers
+        if kind in _ANSWERS and not self.has_admitted(message):
+            return
         if message.term < self.term:
             self._answer_late(message)
             return
@@ -606,8 +617,17 @@ class Raft:
             else:
                 self._become_follower(message.term)
         if kind in _FROM_LEADER:
-            self._follow(message.sender)
+            self._follow(message.sender, message.incarnation)
         self._handlers[kind](message)
+
+    def has_admitted(self, message: Message) -> bool:
+        """Tell whether the sender of an answer is the member of that name, with the data directory
+        it was admitted with (R4). A message that says nothing of its sender's is believed."""
+        if not message.incarnation:
+            return True
+        progress = self.progress.get(message.sender)  # it may be on its way out
+        server = progress.server if progress else self.configuration.get(message.sender)
+        return server is not None and server.incarnation in ("", message.incarnation)
 
     def campaign(self) -> None:
         """Start an election now, if this node may lead. A lone voter does so when it starts."""
@@ -796,12 +816,12 @@ class Raft:
         ticks = self.options.election_ticks
         self._timeout = ticks + self._rng.randrange(ticks)
 
-    def _become_follower(self, term: int, leader_id: str = "") -> None:
+    def _become_follower(self, term: int, leader_id: str = "", incarnation: str = "") -> None:
         assert term >= self.term
         if term > self.term:
             self.term, self.vote = term, ""
         self.state = State.FOLLOWER
-        self.leader_id = leader_id
+        self.leader_id, self.leader_incarnation = leader_id, incarnation
         self._reset_timer()
         self._verified = self._acknowledged = 0
         self.progress = {}
@@ -991,6 +1011,7 @@ class Raft:
             previous,
             previous_term,
             self.commit_index,
+            incarnation=self.options.incarnation,
         )
         message.entries = entries
         self._messages.append(message)
@@ -1097,12 +1118,12 @@ class Raft:
 
     # -- log replication, the follower's side (paper 5.3) ----------------------------------------
 
-    def _follow(self, leader_id: str) -> None:
+    def _follow(self, leader_id: str, incarnation: str) -> None:
         """Accept the sender of a leader's message as the leader of this term."""
         if self.state is State.FOLLOWER and self.leader_id == leader_id:
             self._elapsed = 0
         else:
-            self._become_follower(self.term, leader_id)
+            self._become_follower(self.term, leader_id, incarnation)
 
     def _refuse_impossible(self, message: Message) -> None:
         """Raise ProtocolViolation for what no leader of the message's term sends."""
@@ -1110,6 +1131,11 @@ class Raft:
             raise ProtocolViolation(
                 f"{message.sender} says that it leads term {self.term}, and so does "
                 f"{self.leader_id}: a node has lost what it voted"
+            )
+        lives = {self.leader_incarnation, message.incarnation} - {""}
+        if message.term == self.term and self.leader_id and len(lives) > 1:
+            raise ProtocolViolation(
+                f"{message.sender} says that it leads term {self.term} with another data directory"
             )
         entries, meta = message.entries, message.snapshot
         try:
@@ -1183,6 +1209,7 @@ class Raft:
                 self.leader_id,
                 self.term,
                 self._acknowledged,
+                incarnation=self.options.incarnation,
             )
         )
 
@@ -1488,7 +1515,8 @@ class Raft:
 
     def _send(self, kind: MessageType, to: str, *, term: int | None = None, **fields: Any) -> None:
         term = self.term if term is None else term
-        self._messages.append(Message(kind, self.id, to, term, **fields))
+        stamp = self.options.incarnation
+        self._messages.append(Message(kind, self.id, to, term, incarnation=stamp, **fields))
 
     def _check_leading(self) -> None:
         if self.state is not State.LEADER:

@@ -6,7 +6,8 @@ have two connections, and a half that broke says nothing about the other. What t
 
     dialer     {"protocol": 1, "kind": "messages" | "snapshot" | "probe", "to": node id,
                 "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
-                "raft_address": …, "http_address": …, "speaks": …, "election_timeout": …}
+                "raft_address": …, "http_address": …, "speaks": …, "election_timeout": …,
+                "known_as": the incarnation that the dialer takes the acceptor to have}
     acceptor   {"protocol": 1, "node_id": …, and so on as above}, or
                {"protocol": 1, "refused": why}
 
@@ -28,7 +29,9 @@ Duties, cited by number in code and tests:
    allocated, memory grows only as bytes arrive, a handshake is bounded in size and time,
    connections and what is logged of them in number.
 2. No message is handed over from a node that was not admitted, nor one whose sender is another
-   than that node or whose receiver is not this one.
+   than that node or whose receiver is not this one. Each is stamped with the incarnation of that
+   node's greeting. A connection ends when the host believes its other end no more
+   (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no name.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
 4. A connection that broke is dialled again by itself as soon as there is something to send, or
@@ -173,10 +176,15 @@ _NUMBERS = {field.name: field.default for field in fields(Greeting) if field.typ
 
 
 class Refused(ConureError):
-    """One of two nodes refused to talk to the other; ``str()`` is the reason."""
+    """One of two nodes refused to talk to the other; ``str()`` is the reason, with all names, for
+    this node's own log. *told* is what the other one hears of it, the same if it is empty."""
 
     status: ClassVar[int] = 409
     title: ClassVar[str] = "refused by a node"
+
+    def __init__(self, why: str, told: str = "") -> None:
+        super().__init__(why)
+        self.told = told or why
 
 
 class SnapshotHeader(NamedTuple):
@@ -229,10 +237,14 @@ class Host(Protocol):
     def greeting(self) -> Greeting:
         """Return what this node says of itself; its id never changes."""
 
-    def admit(self, kind: str, to: str, peer: Greeting) -> None:
+    def known_as(self, node_id: str) -> str:
+        """Return the incarnation that a node is taken to have, "" if that isn't known."""
+
+    def admit(self, kind: str, to: str, peer: Greeting, known_as: str) -> None:
         """Decide on a node that has dialled this one, looking for *to*. Raises Refused.
 
-        *kind* is ``messages``, ``snapshot`` or ``probe``.
+        *kind* is ``messages``, ``snapshot`` or ``probe``, *known_as* the incarnation that the node
+        takes this one to have, "" if it doesn't say.
         """
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
@@ -249,6 +261,15 @@ class Host(Protocol):
 
     def snapshot_sent(self, node_id: str, index: int | None) -> None:
         """Take note how :meth:`Transport.send_snapshot` ended, once for each; None: it failed."""
+
+
+@dataclass(slots=True)
+class _End:
+    """Who is at the other end of a connection, by the handshake."""
+
+    greeting: Greeting
+    known_as: str = ""  # of one that has dialled: what it takes this node for
+    why_dropped: str = ""
 
 
 class Watcher(Protocol):
@@ -285,8 +306,9 @@ class Transport:
         self._threads: set[threading.Thread] = set()
         self._incoming: dict[socket.socket, bool] = {}  # in their order; whether it is admitted
         self._places: dict[tuple[str, str], _Place] = {}  # kind and node
-        self._dialled: set[socket.socket] = set()
-        self._streams: set[_Stream] = set()  # that a watcher reads
+        self._callers: dict[socket.socket, _End] = {}  # of incoming connections
+        self._dialled: dict[socket.socket, _End | None] = {}  # None amid the handshake
+        self._streams: dict[socket.socket, _Stream] = {}
         self._transfers: set[str] = set()
         self._probes = 0
         self._told: set[tuple[str, str]] = set()  # IP address and what was logged of it
@@ -374,10 +396,41 @@ class Transport:
             self._transfers.add(node_id)
         self._spawn(f"snapshot-{node_id}", self._transfer, outgoing, is_free)
 
-    def probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+    def judge(
+        self,
+        believes: Callable[[Greeting, str], bool],
+        expects: Callable[[Greeting], bool],
     ) -> None:
-        """Ask at an address for the node with that id; *reply* is told who answers there.
+        """Close the connections whose other end isn't believed any more. Never blocks.
+
+        *believes* is asked about nodes that have dialled, by their greeting and what they take this
+        node for, *expects* about those that were dialled; by this thread, without any lock. Each
+        connection is known here before the host decides on it, so none slips through in between.
+        """
+        with self._lock:
+            callers = [*self._callers.items()]
+            dialled = [(sock, end) for sock, end in self._dialled.items() if end is not None]
+        dropped = [
+            *(item for item in callers if not believes(item[1].greeting, item[1].known_as)),
+            *(item for item in dialled if not expects(item[1].greeting)),
+        ]
+        for sock, end in dropped:
+            end.why_dropped = "it isn't who belongs to the cluster under that name, or not any more"
+            with self._lock:
+                stream = self._streams.get(sock)
+            if stream is not None:
+                stream.has_ended.set()  # what has arrived is not handed over either
+            _shut(sock)
+
+    def probe(
+        self,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+        known_as: str = "",
+    ) -> None:
+        """Ask at an address for the node with that id, which is taken to have the incarnation
+        *known_as* ("" if that isn't known); *reply* is told who answers there.
 
         Whoever answers is not judged here. The error is Refused if that node refuses, Unavailable
         if none answers. *reply* is called by a thread of the probe's own, or at once, by this one,
@@ -387,7 +440,7 @@ class Transport:
             is_free = self._probes < MAX_PROBES
             self._probes += is_free
         if is_free:
-            self._spawn("probe", self._probe, address, node_id, reply)
+            self._spawn("probe", self._probe, address, node_id, reply, known_as)
         else:
             reply(Unavailable(f"{MAX_PROBES} other nodes are being asked; try again shortly"))
 
@@ -403,7 +456,7 @@ class Transport:
             self._closed.set()
             peers = self._peers.values()
             sockets = [*self._incoming, *self._dialled]
-            streams = [*self._streams]
+            streams = [*self._streams.values()]
         if self._started:
             self._listener.shutdown()
         self._listener.server_close()
@@ -438,7 +491,9 @@ class Transport:
             thread.start()
             self._threads.add(thread)
 
-    def _dial(self, kind: str, address: str, node_id: str) -> tuple[socket.socket, Greeting]:
+    def _dial(
+        self, kind: str, address: str, node_id: str, known_as: str
+    ) -> tuple[socket.socket, Greeting]:
         """Connect and shake hands; the socket has to be given to :meth:`_hang_up` at last.
 
         Raises Refused, and Unavailable if no node answers.
@@ -448,18 +503,20 @@ class Transport:
         except (OSError, ValueError) as error:
             raise Unavailable(f"{address} can't be reached: {_reason(error)}") from error
         with self._lock:
-            self._dialled.add(sock)
+            self._dialled[sock] = None
         try:
             if self._closed.is_set():
                 raise ConnectionAbortedError("this node is being stopped")
             _configure(sock)
             silence = PROGRESS_TIME if kind == "snapshot" else SILENCE
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence))
-            hello = {"protocol": PROTOCOL, "kind": kind, "to": node_id}
+            hello = {"protocol": PROTOCOL, "kind": kind, "to": node_id, "known_as": known_as}
             _write_json(sock, hello | asdict(self.host.greeting()))
             answer = _read_json(sock, _MAX_HANDSHAKE, monotonic() + HANDSHAKE_TIME)
             greeting = _check_answer(answer)
             if kind != "probe":
+                with self._lock:
+                    self._dialled[sock] = _End(greeting)
                 self.host.recognise(node_id, greeting)
         except BaseException as error:
             self._hang_up(sock)
@@ -468,10 +525,12 @@ class Transport:
             raise
         return sock, greeting
 
-    def _hang_up(self, sock: socket.socket) -> None:
+    def _hang_up(self, sock: socket.socket) -> str:
+        """Close a connection that was dialled; return why it was dropped, "" if it was not."""
         with self._lock:
-            self._dialled.discard(sock)
+            end = self._dialled.pop(sock, None)
         sock.close()
+        return "" if end is None else end.why_dropped
 
     # -- private: the accepting thread -----------------------------------------------------------
 
@@ -492,6 +551,7 @@ class Transport:
     def _forget(self, sock: socket.socket) -> None:
         with self._lock:
             self._incoming.pop(sock, None)
+            self._callers.pop(sock, None)
 
     # -- private: incoming connections, each in its own thread -----------------------------------
 
@@ -500,9 +560,13 @@ class Transport:
         try:
             _configure(sock)
             hello = _read_json(sock, _MAX_HANDSHAKE, monotonic() + HANDSHAKE_TIME)
-            kind, to, peer = _check_hello(hello)
+            kind, to, peer, known_as = _check_hello(hello)
             whose = f"{peer.node_id} ({whose})"
-            self.host.admit(kind, to, peer)
+            end = _End(peer, known_as)
+            if kind != "probe":
+                with self._lock:
+                    self._callers[sock] = end
+            self.host.admit(kind, to, peer, known_as)
             if kind == "probe":
                 self._answer(sock)
                 return
@@ -512,9 +576,11 @@ class Transport:
                 if way_back is not None:
                     way_back.hurry()
                 if kind == "messages":
-                    self._read_messages(sock, peer.node_id)
+                    self._read_messages(sock, peer)
                 else:
-                    self._receive_snapshot(sock, peer.node_id)
+                    self._receive_snapshot(sock, peer)
+            if end.why_dropped and self._is_news(address[0], end.why_dropped):
+                log.warning("closed the connection of %s: %s", whose, end.why_dropped)
         except OSError as error:
             log.debug("a connection of %s has ended: %s", whose, _reason(error))
         except WireError as error:
@@ -525,7 +591,7 @@ class Transport:
             if self._is_news(address[0], str(error)):
                 log.warning("refused a connection of %s: %s", whose, error)
             with suppress(OSError):  # it has gone, and need not know
-                _write_json(sock, {"protocol": PROTOCOL, "refused": str(error)[:_MAX_TEXT]})
+                _write_json(sock, {"protocol": PROTOCOL, "refused": _told(error)})
 
     def _answer(self, sock: socket.socket) -> None:
         _write_json(sock, {"protocol": PROTOCOL, **asdict(self.host.greeting())})
@@ -567,25 +633,24 @@ class Transport:
                 if not place.users:
                     del self._places[kind, node_id]
 
-    def _read_messages(self, sock: socket.socket, node_id: str) -> None:
-        stream = _Stream(self, sock, node_id)
-        if self.watcher is None:
-            sock.settimeout(None)
-            while not stream.has_ended.is_set():
-                stream.take()
-        else:
-            sock.setblocking(False)
-            with self._lock:
-                if self._closed.is_set():
-                    return
-                self._streams.add(stream)
-            try:
+    def _read_messages(self, sock: socket.socket, peer: Greeting) -> None:
+        stream = _Stream(self, sock, peer)
+        sock.settimeout(None if self.watcher is None else 0.0)
+        with self._lock:
+            if self._closed.is_set() or self._callers[sock].why_dropped:
+                return
+            self._streams[sock] = stream
+        try:
+            if self.watcher is None:
+                while not stream.has_ended.is_set():
+                    stream.take()
+            else:
                 self.watcher.watch(sock, stream.take)
                 stream.has_ended.wait()
                 self.watcher.unwatch(sock)
-            finally:
-                with self._lock:
-                    self._streams.discard(stream)
+        finally:
+            with self._lock:
+                del self._streams[sock]
         if stream.error is not None:
             raise stream.error
 
@@ -593,10 +658,11 @@ class Transport:
         # There are only so many peers, but any number of names.
         return self.received_bytes.labels(node_id if node_id in self._peers else "other")
 
-    def _receive_snapshot(self, sock: socket.socket, node_id: str) -> None:
+    def _receive_snapshot(self, sock: socket.socket, peer: Greeting) -> None:
         sock.settimeout(PROGRESS_TIME)
         header = _decode_header(_read_json(sock, _MAX_HEADER))
-        message = header.message
+        message, node_id = header.message, peer.node_id
+        message.incarnation = peer.incarnation
         if message.sender != node_id or message.to != self.host.greeting().node_id:
             raise WireError(f"a snapshot from {message.sender!r} to {message.to!r}")  # (2)
         try:
@@ -616,7 +682,7 @@ class Transport:
             incoming.finish()
         except ConureError as error:
             log.warning("a snapshot of %s was given up: %s", node_id, error)
-            _write_json(sock, {"refused": str(error)[:_MAX_TEXT]})
+            _write_json(sock, {"refused": _told(error)})
             _linger(sock)
         else:
             _write_json(sock, {"done": True})
@@ -624,11 +690,15 @@ class Transport:
     # -- private: threads of their own -----------------------------------------------------------
 
     def _probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+        self,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+        known_as: str,
     ) -> None:
         found: Greeting | ConureError
         try:
-            sock, found = self._dial("probe", address, node_id)
+            sock, found = self._dial("probe", address, node_id, known_as)
             self._hang_up(sock)
         except ConureError as error:
             found = error
@@ -671,14 +741,14 @@ class _Stream:
     that one waits for the end.
     """
 
-    def __init__(self, transport: Transport, sock: socket.socket, node_id: str) -> None:
+    def __init__(self, transport: Transport, sock: socket.socket, peer: Greeting) -> None:
         self.has_ended = threading.Event()
         self.error: Exception | None = None
         self._host = transport.host
         self._sock = sock
-        self._node_id = node_id
+        self._peer = peer
         self._own_id = transport.host.greeting().node_id
-        self._received = transport._received_from(node_id)
+        self._received = transport._received_from(peer.node_id)
         self._buffer = bytearray()
         self._space = memoryview(bytearray(_READ_BYTES))
         self._needed = FRAME_HEADER_BYTES
@@ -696,7 +766,8 @@ class _Stream:
             if len(self._buffer) >= self._needed:
                 messages, self._needed = _take_messages(self._buffer)
                 for message in messages:
-                    if message.sender != self._node_id or message.to != self._own_id:
+                    message.incarnation = self._peer.incarnation
+                    if message.sender != self._peer.node_id or message.to != self._own_id:
                         whose = f"from {message.sender!r} to {message.to!r}"
                         raise WireError(f"a message {whose}")  # (2)
                 if messages:
@@ -888,7 +959,8 @@ class _Peer:
             self._sleep(delay if has_reason else None)
             return
         try:
-            sock, _ = self._transport._dial("messages", address, self._id)
+            known_as = self._transport.host.known_as(self._id)
+            sock, _ = self._transport._dial("messages", address, self._id, known_as)
         except ConureError as error:
             self._give_up(error)
             return
@@ -977,7 +1049,7 @@ class _Peer:
             self._unsent = memoryview(b"")
             self._why_broken = ""
         self._poll.unregister(sock)
-        self._transport._hang_up(sock)
+        why = self._transport._hang_up(sock) or why
         if self._is_closed:
             return
         log.info("lost the connection to %s: %s", self._id, why)
@@ -1015,7 +1087,8 @@ class _Transfer:
                 log.info("the snapshot for %s broke off and goes on: %s", self._to, why)
 
     def _attempt(self) -> None:
-        sock, _ = self._transport._dial("snapshot", self._address(), self._to)
+        known_as = self._transport.host.known_as(self._to)
+        sock, _ = self._transport._dial("snapshot", self._address(), self._to, known_as)
         try:
             sock.settimeout(PROGRESS_TIME)
             _write_json(sock, _encode_header(self._outgoing.header))
@@ -1208,12 +1281,19 @@ def _check_greeting(fields: Mapping[str, Any]) -> Greeting:
     return Greeting(**said)
 
 
-def _check_hello(fields: Mapping[str, Any]) -> tuple[str, str, Greeting]:
+def _check_hello(fields: Mapping[str, Any]) -> tuple[str, str, Greeting, str]:
     greeting = _check_greeting(fields)
     kind = _text(fields, "kind")
     if kind not in _KINDS:
         raise WireError(f"a connection of an unknown kind {kind!r}")
-    return kind, _text(fields, "to"), greeting
+    # Nodes of earlier releases don't say it.
+    known_as = _text(fields, "known_as") if "known_as" in fields else ""
+    return kind, _text(fields, "to"), greeting, known_as
+
+
+def _told(error: ConureError) -> str:
+    """Return what the other side hears of an error."""
+    return (error.told if isinstance(error, Refused) else str(error))[:_MAX_TEXT]
 
 
 def _raise_if_refused(fields: Mapping[str, Any]) -> None:

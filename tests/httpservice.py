@@ -119,10 +119,11 @@ class FakeBackend:
         voter: bool,
         role: str,
         reply: Reply,
+        incarnation: str,
     ) -> None:
         self.joins.append(
             {"id": node_id, "raft": raft_address, "http": http_address, "voter": voter,
-             "role": role}
+             "role": role, "incarnation": incarnation}
         )  # fmt: skip
         reply(self.error)
 

@@ -353,8 +353,8 @@ MUTATIONS = [
     Mutation(
         "a member that lost its disk is spoken to",
         "admission.py",
-        "if not is_known and not may_be_behind:",
-        "if not is_known and False:",
+        "return known is not None and _is_same(known, peer)",
+        "return known is not None",
         NODE_TESTS,
     ),
     Mutation(

@@ -361,11 +361,13 @@ def test_join_hands_over_the_facts(service: Service, backend: FakeBackend) -> No
     facts: dict[str, object] = {"ID": "n2", "RaftAddr": "[::1]:7001"}
     assert service.request("POST", "/join", json.dumps(facts).encode()).body == b"OK\n"
     facts |= {"HTTPAddr": "http://h-2:8081", "NonVoter": True, "Role": "arbiter", "Extra": None}
+    facts |= {"Incarnation": "0123456789abcdef" * 2}
     assert service.request("POST", "/join", json.dumps(facts).encode()).body == b"OK\n"
     assert backend.joins == [
-        {"id": "n2", "raft": "[::1]:7001", "http": "", "voter": True, "role": ""},
+        {"id": "n2", "raft": "[::1]:7001", "http": "", "voter": True, "role": "",
+         "incarnation": ""},
         {"id": "n2", "raft": "[::1]:7001", "http": "http://h-2:8081", "voter": False,
-         "role": "arbiter"},
+         "role": "arbiter", "incarnation": "0123456789abcdef" * 2},
     ]  # fmt: skip
 
 

@@ -60,8 +60,16 @@ class Nobody:
     def send_snapshot(self, outgoing: Outgoing) -> None:
         raise AssertionError("a lone node sent a snapshot")
 
+    def judge(
+        self, believes: Callable[[Greeting, str], bool], expects: Callable[[Greeting], bool]
+    ) -> None: ...
+
     def probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+        self,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+        known_as: str,  # noqa: ARG002
     ) -> None:
         reply(Unavailable(f"nobody answers at {address} as {node_id}"))
 

@@ -70,20 +70,29 @@ class Wire:
     def connect(self, node_ids: Iterable[str]) -> None:
         self.lab.connecting[self.node_id] = set(node_ids)
 
+    def judge(
+        self, believes: Callable[[Greeting, str], bool], expects: Callable[[Greeting], bool]
+    ) -> None:
+        """Nothing to do: here each message is a connection of its own."""
+
     def send_snapshot(self, outgoing: Outgoing) -> None:
         self.lab.snapshots.append((self.node_id, outgoing))
 
     def probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+        self,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+        known_as: str,
     ) -> None:
         target = self.lab.at(address)
         if target is None or target is self.lab[self.node_id]:
             reply(Unavailable(f"nobody answers at {address}"))
             return
         try:
-            target.admit("probe", node_id, self.lab[self.node_id].greeting())
+            target.admit("probe", node_id, self.lab[self.node_id].greeting(), known_as)
         except Refused as refusal:
-            reply(refusal)
+            reply(Refused(refusal.told))
         else:
             reply(target.greeting())
 
@@ -162,7 +171,8 @@ class Lab:
 
     def deliver(self, sender: str, receiver: Node, message: Message) -> None:
         try:
-            receiver.admit("messages", message.to, self[sender].greeting())
+            caller, known_as = self[sender].greeting(), self[sender].known_as(message.to)
+            receiver.admit("messages", message.to, caller, known_as)
             self[sender].recognise(message.to, receiver.greeting())
         except Refused as refusal:
             self.refused.append(str(refusal))
@@ -294,7 +304,7 @@ def test_a_node_of_another_cluster_is_not_added() -> None:
     answers: list[ConureError | None] = []
     lab["n1"].join("n2", "n2:7001", "", voter=True, role="", reply=answers.append)
     assert isinstance(answers[0], Conflict)
-    assert "belongs to cluster" in str(answers[0])
+    assert str(answers[0]) == "n2 was not added: it belongs to another cluster"
     assert suffrages(lab["n1"]) == {"n1": "voter"}
 
 
@@ -304,7 +314,7 @@ def test_a_node_of_another_cluster_is_not_added() -> None:
         ({"raft_address": "n2:9999"}, "nobody answers"),
         ({"http_address": "http://elsewhere:1"}, "clients reach it at http://n2:8081"),
         ({"role": "arbiter"}, "runs with the role data"),
-        ({"node_id": "n3"}, "this is node n2"),
+        ({"node_id": "n3"}, "another node is at this address"),
     ],
 )
 def test_a_join_with_wrong_facts_changes_nothing(facts: dict[str, str], why: str) -> None:

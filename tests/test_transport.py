@@ -127,6 +127,7 @@ class Node:
         self.rounds: list[list[Message]] = []
         self.lost: list[str] = []
         self.admitted: list[tuple[str, str, Greeting]] = []
+        self.taken_for: list[str] = []
         self.recognised: list[tuple[str, Greeting]] = []
         self.sent: list[tuple[str, int | None]] = []
         self.staged: list[Staged] = []
@@ -166,12 +167,16 @@ class Node:
     def greeting(self) -> Greeting:
         return Greeting(self.id, self.cluster, f"i-{self.id}", "data", "raft:1", "http://h:2")
 
-    def admit(self, kind: str, to: str, peer: Greeting) -> None:
+    def known_as(self, node_id: str) -> str:
+        return f"i-{node_id}"
+
+    def admit(self, kind: str, to: str, peer: Greeting, known_as: str) -> None:
         if peer.cluster_id != self.cluster:
             raise Refused(f"{peer.node_id} is of another cluster")
         if to != self.id:
             raise Refused(f"this is {self.id} and not {to}")
         self.admitted.append((kind, to, peer))
+        self.taken_for.append(known_as)
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         self.recognised.append((expected_id, peer))
@@ -635,7 +640,7 @@ def test_a_node_of_another_cluster_is_refused_until_it_is_right(
 def test_the_wrong_node_at_an_address_gets_nothing(net: Net) -> None:
     a, c = net.node("a"), net.node("c")
     a.transport.set_peers({"b": c.address})
-    c.admit = lambda kind, to, peer: None  # type: ignore[method-assign]
+    c.admit = lambda kind, to, peer, known_as: None  # type: ignore[method-assign]
     eventually(lambda: a.send("b") or len(a.lost) > 2)  # type: ignore[func-returns-value]
     assert c.messages == []
     assert a.recognised[0] == ("b", c.greeting())
@@ -1477,7 +1482,7 @@ def test_nothing_behind_an_error_is_handed_over_however_often_the_watcher_calls(
     eventually(lambda: actions)
     actions[0]()  # without input
     sock.sendall(message_to(node, 666, sender="y"))
-    stream = next(iter(node.transport._streams))
+    stream = next(iter(node.transport._streams.values()))
     while not stream.has_ended.is_set():
         actions[0]()
     sock.sendall(message_to(node, 1))
