@@ -6,11 +6,14 @@ What a seed decides is the world around them::
     Simulation      the events in the order of their time; one random generator for all of them
       Machine       a server: its disk (crashfs.py), its address, and the process that runs on it
         Node        the real one, without its threads: the machine calls tick() and housekeep()
-      Network       messages and snapshots between machines; loses, doubles, delays, is cut
+      Network       messages and snapshots between machines; loses, doubles, delays, is cut.
+                    A connection has one handshake and lasts while both ends live and believe
+                    each other
       clients       write and read a few keys anywhere, and keep the history; some of them do
                     all else that there is (sim_clients.py)
       watchers      see what happens, at any node (sim_watchers.py)
-      operator      joins, removes, moves and wipes nodes, hands leadership over
+      operator      joins, removes, moves and wipes nodes, hands leadership over; leaders that
+                    lose their disk may be back before they are missed
       nemesis       cuts, crashes, pauses, fills, slows down, and sets wall clocks
 
 Whatever takes time in a real process takes none here and keeps the machine *busy*: what it sends
@@ -31,6 +34,8 @@ monotonicity         term, commit and applied index never fall while a process l
 R7                   equal applied index means equal digest and, now and then, equal records
 clocks               a leader's time follows its monotonic clock, whatever its wall clock does;
                      the state's never falls
+belonging            who holds a log has been admitted with that data directory; a connection that
+                     was just made is not closed for what its ends believe
 health               no node fails, refuses to start or receives nonsense unless its disk was
                      told to fail
 ==================== ===========================================================================
@@ -85,7 +90,17 @@ from errors import (
 )
 from metrics import Registry
 from node import Node, NodeOptions
-from raft import COMMAND, Entry, Message, MessageType, Raft, Ready, State
+from raft import (
+    COMMAND,
+    CONFIG,
+    Configuration,
+    Entry,
+    Message,
+    MessageType,
+    Raft,
+    Ready,
+    State,
+)
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
 from tests.model import Command, agree
@@ -168,6 +183,8 @@ class Luck:
     slow: float = 0.0
     disconnect: float = 0.0
     members: float = 0.0
+    wipes_leaders: bool = False
+    late: float = 0.0  # of a message: the chance that it is read, and taken in long after
     seeds: bool = False  # whether nodes that are no members ask to become some
     lease: bool = False
     election_timeout: float = 0.4
@@ -235,6 +252,9 @@ class Luck:
             max_inflight=rng.choice([1, 2, 64]),
             max_append_bytes=rng.choice([60, 400, 1 << 20]),
         )
+        if rng.random() < 0.25:
+            late = rng.choice([0.0, 0.01, 0.1])
+            luck = replace(luck, wipes_leaders=True, late=late, members=max(luck.members, 0.5))
         if luck.lease:  # what can break it is a leader cut off, while many go on reading there
             luck = replace(luck, cut=max(luck.cut, 1.0), clients=6, keys=1, think=0.01)
         return luck
@@ -600,7 +620,7 @@ class Machine:
             if self.paused or not self.node.wants_to_join():
                 continue
             if world.luck.seeds or world.is_listed(self.name):
-                yield from world.join(self, voter=self.is_voter, patience=1.0)
+                yield from world.join(self, voter=self.is_voter, patience=1.0, is_itself=True)
 
     def _housekeep(self, generation: int) -> None:
         if generation != self.generation:
@@ -649,21 +669,42 @@ class Peers:
 
     def connect(self, node_ids: Iterable[str]) -> None: ...
 
+    def judge(
+        self, believes: Callable[[Greeting, str], bool], expects: Callable[[Greeting], bool]
+    ) -> None:
+        self.machine.world.network.judge(self, believes, expects)
+
     def send_snapshot(self, outgoing: Outgoing) -> None:
         if self.is_alive:
             self.machine.world.start(self.machine.world.network.transfer(self, outgoing))
 
     def probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+        self,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+        known_as: str,
     ) -> None:
         if self.is_alive:
             self.machine.world.start(
-                self.machine.world.network.probe(self, address, node_id, reply)
+                self.machine.world.network.probe(self, address, node_id, reply, known_as)
             )
 
 
 _Way = tuple[Peers, str, str]
 """Whose connection it is, to which node, at which address."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """What was said at the handshake, and whether either end has closed it for that since."""
+
+    source: Peers
+    target: Peers
+    caller: Greeting
+    known_as: str
+    answerer: Greeting
+    is_dropped: bool = False
 
 
 class Network:
@@ -672,7 +713,8 @@ class Network:
     def __init__(self, world: Simulation) -> None:
         self._world = world
         self.cut: set[tuple[str, str]] = set()
-        self._connections: dict[_Way, Peers] = {}
+        self._connections: dict[_Way, Connection] = {}
+        self._transfers: dict[Connection, None] = {}  # those of snapshots
         self._not_before: dict[_Way, float] = {}  # back-off after a failed dial
         self._last: dict[tuple[str, str], float] = {}  # when the last message arrives, in order
 
@@ -687,10 +729,25 @@ class Network:
             self._world.trace(f"the connection {way[0].machine.name}→{way[2]} breaks")
             self._break(way)
 
-    def forget(self, machine: Machine) -> None:
-        """Break all connections of a machine, as the end of a process does."""
-        for way in list(self._connections):
-            if machine in (way[0].machine, self._connections[way].machine):
+    def judge(
+        self,
+        judge: Peers,
+        believes: Callable[[Greeting, str], bool],
+        expects: Callable[[Greeting], bool],
+    ) -> None:
+        """Close what one process wouldn't have any more."""
+
+        def is_refused(one: Connection) -> bool:
+            return (one.target is judge and not believes(one.caller, one.known_as)) or (
+                one.source is judge and not expects(one.answerer)
+            )
+
+        for transfer in self._transfers:
+            transfer.is_dropped |= is_refused(transfer)
+        for way, connection in list(self._connections.items()):
+            if is_refused(connection):
+                self._world.counts["connections judged and closed"] += 1
+                self._world.trace(f"{way[0].machine.name}→{way[1]} is closed: judged again")
                 self._break(way)
 
     def latency(self, machine: Machine) -> float:
@@ -714,6 +771,10 @@ class Network:
         if not world.mending:
             chance = world.rng.random()
             copies = 0 if chance < luck.loss else 2 if chance > 1 - luck.doubling else 1
+        connection = self._connections.get((source, message.to, address))
+        if connection is not None and luck.late and world.rng.random() < luck.late:
+            take = partial(self._take_late, connection, message)
+            world.after(world.rng.uniform(0.2, 4.0), take)
         for _ in range(copies):
             when = world.now + self.latency(source.machine)
             if luck.in_order:
@@ -723,22 +784,21 @@ class Network:
 
     def _arrive(self, source: Peers, message: Message, address: str) -> None:
         world = self._world
-        if source.life != source.machine.lives:
-            return  # nothing is on its way for as long as it takes to replace a disk
         way = (source, message.to, address)
-        target = self._connections.get(way)
-        if target is None or not target.is_alive:
+        connection = self._connections.get(way)
+        if connection is None or not connection.target.is_alive:
             if not source.is_alive or self._not_before.get(way, 0.0) > world.now:
                 return
-            if target is not None:
+            if connection is not None:
                 self._break(way)
             try:
-                target = self.connect("messages", source, address, message.to)
+                connection = self.connect("messages", source, address, message.to)
             except (_Cut, ConureError):
                 self._not_before[way] = world.now + 0.05 + 0.1 * world.rng.random()
                 self._tell_unreachable(source, message.to)
                 return
-            self._connections[way] = target
+            self._connections[way] = connection
+        target = connection.target
         if (source.machine.name, target.machine.name) in self.cut:
             return
         world.trace(
@@ -746,10 +806,25 @@ class Network:
             f"{message.log_term} {message.commit} {message.hint} {len(message.entries)}"
             f"{' reject' if message.reject else ''}"
         )
+        message.incarnation = connection.caller.incarnation
         target.machine.take(source, message)
 
-    def connect(self, kind: str, source: Peers, address: str, to: str) -> Peers:
-        """Shake hands, and return who answers at the address. Raises _Cut, or Refused."""
+    def _take_late(self, connection: Connection, message: Message) -> None:
+        """A message had been read when its connection was closed, and is taken in only now: as a
+        thread may that waits for the node. Its sender may have lost its disk meanwhile."""
+        if connection.target.is_alive:
+            world, source = self._world, connection.source
+            world.counts["late messages"] += 1
+            if source.life != source.machine.lives:
+                world.counts["late messages of former lives"] += 1
+            world.trace(f"{message.sender}→{message.to} {message.type.name} late")
+            message.incarnation = connection.caller.incarnation
+            connection.target.machine.take(source, message)
+
+    def connect(
+        self, kind: str, source: Peers, address: str, to: str, known_as: str | None = None
+    ) -> Connection:
+        """Shake hands with who answers at the address. Raises _Cut, or Refused."""
         world = self._world
         machine = next((one for one in world.machines.values() if one.address == address), None)
         if machine is None or not machine.up or machine.paused or not source.is_alive:
@@ -757,14 +832,16 @@ class Network:
         names = (source.machine.name, machine.name)
         if names in self.cut or names[::-1] in self.cut:
             raise _Cut
-        target = machine.transport
-        caller: Greeting = source.machine.node.greeting()
+        target, node = machine.transport, source.machine.node
+        if known_as is None:
+            known_as = node.known_as(to)
+        made = Connection(source, target, node.greeting(), known_as, machine.node.greeting())
         try:
-            machine.run(machine.node.admit, kind, to, caller)
+            machine.run(machine.node.admit, kind, to, made.caller, known_as)
             if not target.is_alive:
                 raise _Cut
             if kind != "probe":
-                source.machine.run(source.machine.node.recognise, to, machine.node.greeting())
+                source.machine.run(node.recognise, to, made.answerer)
         except Refused as error:
             world.counts["refused connections"] += 1
             world.trace(f"{names[0]}→{names[1]} {kind} refused")
@@ -773,11 +850,15 @@ class Network:
             raise
         if not (source.is_alive and target.is_alive):
             raise _Cut
-        return target
+        if kind != "probe":
+            lasts = machine.node._admission.believes(made.caller, known_as)
+            lasts &= node._admission.expects(made.answerer)
+            world.expect(lasts, f"{names[0]}→{names[1]} {kind} would be closed at the next look")
+        return made
 
     def _break(self, way: _Way) -> None:
         source, to, _ = way
-        target = self._connections.pop(way)
+        target = self._connections.pop(way).target
         target.machine.inbox = [item for item in target.machine.inbox if item[0] is not source]
         self._tell_unreachable(source, to)
 
@@ -794,11 +875,12 @@ class Network:
         address: str,
         node_id: str,
         reply: Callable[[Greeting | ConureError], None],
+        known_as: str,
     ) -> Process:
         yield self.latency(source.machine)
         answer: Greeting | ConureError
         try:
-            answer = self.connect("probe", source, address, node_id).machine.node.greeting()
+            answer = self.connect("probe", source, address, node_id, known_as).answerer
         except _Cut:
             yield 0.2
             answer = Unavailable(f"{address} can't be reached")
@@ -850,8 +932,17 @@ class Network:
 
     def _stream(self, source: Peers, outgoing: Outgoing, address: str) -> Process:
         """Send a snapshot over one connection. Raises _Cut, and what the receiver raises."""
-        target = self.connect("snapshot", source, address, outgoing.header.message.to)
+        connection = self.connect("snapshot", source, address, outgoing.header.message.to)
+        self._transfers[connection] = None
+        try:
+            yield from self._pour(connection, outgoing)
+        finally:
+            del self._transfers[connection]
+
+    def _pour(self, connection: Connection, outgoing: Outgoing) -> Process:
+        source, target = connection.source, connection.target
         machine = target.machine
+        outgoing.header.message.incarnation = connection.caller.incarnation
         incoming = machine.run(machine.node.begin_snapshot, outgoing.header)
         if incoming is None:
             if not target.is_alive:
@@ -863,12 +954,12 @@ class Network:
             self._world.counts["resumed snapshots"] += bool(last)
             chunks = outgoing.chunks(last)
             while (chunk := source.machine.run(next, chunks, None)) is not None:
-                yield from self._hold(source, target)
+                yield from self._hold(connection)
                 machine.run(incoming.add, chunk)
                 got_further = True
-            yield from self._hold(source, target)
+            yield from self._hold(connection)
             machine.run(incoming.finish)
-            yield from self._hold(source, target)
+            yield from self._hold(connection)
         except _Cut as cut:
             cut.got_further = got_further
             if target.is_alive:
@@ -876,15 +967,15 @@ class Network:
                 machine.run(incoming.interrupted)
             raise
 
-    def _hold(self, source: Peers, target: Peers) -> Process:
+    def _hold(self, connection: Connection) -> Process:
         """Let a piece of a snapshot travel. Raises _Cut when it doesn't arrive."""
-        world = self._world
+        world, source, target = self._world, connection.source, connection.target
         yield self.latency(source.machine)
         while target.is_alive and (target.machine.keeping or target.machine.paused):
             yield 0.01  # it waits for a checkpoint to end, or for the process to go on
         names = (source.machine.name, target.machine.name)
         is_cut = names in self.cut or names[::-1] in self.cut
-        if is_cut or not (source.is_alive and target.is_alive):
+        if is_cut or connection.is_dropped or not (source.is_alive and target.is_alive):
             raise _Cut
         if not world.mending and world.rng.random() < world.luck.loss + world.luck.disconnect / 5:
             raise _Cut
@@ -995,6 +1086,7 @@ class Simulation:
         self._founded = 0  # entries up to here are from before; there are no commands among them
         self._digests: dict[int, int] = {}
         self._contents: dict[int, int] = {}
+        self._admitted: set[str] = set()  # incarnations
 
     def add(self, name: str, role: str = "data", *, bootstrap: bool = False) -> Machine:
         """Add a machine with an empty disk; it is down."""
@@ -1091,6 +1183,8 @@ class Simulation:
         raft.options = replace(
             raft.options, max_inflight=luck.max_inflight, max_append_bytes=luck.max_append_bytes
         )
+        for _, configuration in raft._configurations:
+            self._admitted.update(server.incarnation for server in configuration.servers)
         ready, step = raft.ready, raft.step
         is_arbiter = machine.role == "arbiter"
 
@@ -1143,6 +1237,9 @@ class Simulation:
         known = self._entries
         for entry in entries:
             key = (entry.index, entry.term)
+            if entry.kind == CONFIG and key not in known:
+                servers = Configuration.decode(entry.data).servers
+                self._admitted.update(server.incarnation for server in servers)
             data = None if is_arbiter and entry.kind == COMMAND else entry.data
             fact = (before, entry.kind, data)
             seen = known.setdefault(key, fact)
@@ -1209,6 +1306,10 @@ class Simulation:
             f"{name}: applied {machine.applied}, {store.applied_index}, commit {raft.commit_index}",
         )
         machine.term, machine.commit = raft.term, raft.commit_index
+        self.expect(
+            raft.last_index == 0 or machine.incarnation in self._admitted,
+            f"{name} was sent a log, and has never been admitted with the disk it has now",
+        )
         if store.applied_index > machine.applied and machine.role == "data":
             machine.applied = store.applied_index
             if self.compares_digests:
@@ -1404,12 +1505,23 @@ class Simulation:
                 yield 0.1
 
     def join(
-        self, machine: Machine, *, voter: bool = True, patience: float = 5.0
+        self,
+        machine: Machine,
+        *,
+        voter: bool = True,
+        patience: float = 5.0,
+        is_itself: bool = False,
     ) -> Generator[float | Pending, Any, ConureError | None]:
-        """Make a machine a member."""
+        """Make a machine a member; one that asks by itself names its data directory."""
         answer = yield from self.ask_leader(
             lambda node, reply: node.join(
-                machine.name, machine.address, "", voter=voter, role="", reply=reply
+                machine.name,
+                machine.address,
+                "",
+                voter=voter,
+                role="",
+                reply=reply,
+                incarnation=machine.incarnation if is_itself else "",
             ),
             patience,
         )
@@ -1443,6 +1555,7 @@ class Simulation:
                 self._wipe,
                 self._move,
             ]
+            tasks += [self._wipe_leader] * 4 * self.luck.wipes_leaders
             task = rng.choice(tasks)
             if not self.mending:
                 yield from task()
@@ -1539,6 +1652,22 @@ class Simulation:
         if not machine.up:
             machine.boot()
         yield from self.replace(machine, 4.0)
+
+    def _wipe_leader(self) -> Process:
+        """Let the leader lose its disk and be back before the others miss it. It is replaced later,
+        when they may have elected somebody."""
+        machine = self.leader()
+        if machine is None or not self._can_be_spared(machine):
+            return
+        machine.crash()
+        machine.wipe()
+        self.counts["wiped leaders"] += 1
+        yield self.luck.election_timeout * self.rng.random() / 2
+        if not machine.up:
+            machine.boot()
+        yield self.luck.election_timeout * self.rng.uniform(0, 6)
+        if not self.mending:
+            yield from self.replace(machine, 4.0)
 
     def replace(
         self, machine: Machine, patience: float = 5.0

@@ -69,7 +69,7 @@ class Nobody:
         address: str,
         node_id: str,
         reply: Callable[[Greeting | ConureError], None],
-        known_as: str,  # noqa: ARG002
+        known_as: str,
     ) -> None:
         reply(Unavailable(f"nobody answers at {address} as {node_id}"))
 
