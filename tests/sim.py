@@ -184,7 +184,7 @@ class Luck:
     disconnect: float = 0.0
     members: float = 0.0
     wipes_leaders: bool = False
-    late: float = 0.0  # of a message: the chance that it is read, and taken in long after
+    late: bool = False  # whether what a former life of a disk has sent may be taken in late
     seeds: bool = False  # whether nodes that are no members ask to become some
     lease: bool = False
     election_timeout: float = 0.4
@@ -253,7 +253,7 @@ class Luck:
             max_append_bytes=rng.choice([60, 400, 1 << 20]),
         )
         if rng.random() < 0.25:
-            late = rng.choice([0.0, 0.01, 0.1])
+            late = rng.random() < 0.7
             luck = replace(luck, wipes_leaders=True, late=late, members=max(luck.members, 0.5))
         if luck.lease:  # what can break it is a leader cut off, while many go on reading there
             luck = replace(luck, cut=max(luck.cut, 1.0), clients=6, keys=1, think=0.01)
@@ -514,6 +514,7 @@ class Machine:
         assert not self.up
         self.world.trace(f"{self.name} loses its disk")
         self.world.counts["wiped disks"] += 1
+        self.world.network.lost_disk(self.name)
         self.disk = Disk(self)
         self.term = 0
         self.lives += 1
@@ -715,6 +716,8 @@ class Network:
         self.cut: set[tuple[str, str]] = set()
         self._connections: dict[_Way, Connection] = {}
         self._transfers: dict[Connection, None] = {}  # those of snapshots
+        self._recent: dict[str, deque[tuple[Connection, Message]]] = {}  # messages, by machine
+        self._former: dict[str, list[tuple[Connection, Message]]] = {}  # of disks that were lost
         self._not_before: dict[_Way, float] = {}  # back-off after a failed dial
         self._last: dict[tuple[str, str], float] = {}  # when the last message arrives, in order
 
@@ -772,9 +775,9 @@ class Network:
             chance = world.rng.random()
             copies = 0 if chance < luck.loss else 2 if chance > 1 - luck.doubling else 1
         connection = self._connections.get((source, message.to, address))
-        if connection is not None and luck.late and world.rng.random() < luck.late:
-            take = partial(self._take_late, connection, message)
-            world.after(world.rng.uniform(0.2, 4.0), take)
+        if connection is not None and luck.late:
+            recent = self._recent.setdefault(source.machine.name, deque(maxlen=20))
+            recent.append((connection, message))
         for _ in range(copies):
             when = world.now + self.latency(source.machine)
             if luck.in_order:
@@ -809,17 +812,31 @@ class Network:
         message.incarnation = connection.caller.incarnation
         target.machine.take(source, message)
 
+    def lost_disk(self, name: str) -> None:
+        """A machine has lost its disk. What it sent last may be taken in late: within seconds, or
+        when it is admitted again."""
+        world = self._world
+        for connection, message in self._recent.pop(name, ()):
+            if world.rng.random() < 0.5:
+                take = partial(self._take_late, connection, message)
+                world.after(world.rng.uniform(0.0, 2.0), take)
+            else:
+                self._former.setdefault(name, []).append((connection, message))
+
+    def admitted_again(self, name: str) -> None:
+        """A machine with a new disk is a member by the log of a leader."""
+        for connection, message in self._former.pop(name, ()):
+            take = partial(self._take_late, connection, message)
+            self._world.after(self._world.rng.uniform(0.0, 0.05), take)
+
     def _take_late(self, connection: Connection, message: Message) -> None:
-        """A message had been read when its connection was closed, and is taken in only now: as a
-        thread may that waits for the node. Its sender may have lost its disk meanwhile."""
+        """Take a message in that had been read when its connection was closed: as a thread may
+        that waits for the node."""
         if connection.target.is_alive:
-            world, source = self._world, connection.source
-            world.counts["late messages"] += 1
-            if source.life != source.machine.lives:
-                world.counts["late messages of former lives"] += 1
-            world.trace(f"{message.sender}→{message.to} {message.type.name} late")
+            self._world.counts["messages of former lives"] += 1
+            self._world.trace(f"{message.sender}→{message.to} {message.type.name} late")
             message.incarnation = connection.caller.incarnation
-            connection.target.machine.take(source, message)
+            connection.target.machine.take(connection.source, message)
 
     def connect(
         self, kind: str, source: Peers, address: str, to: str, known_as: str | None = None
@@ -1238,8 +1255,10 @@ class Simulation:
         for entry in entries:
             key = (entry.index, entry.term)
             if entry.kind == CONFIG and key not in known:
-                servers = Configuration.decode(entry.data).servers
-                self._admitted.update(server.incarnation for server in servers)
+                for server in Configuration.decode(entry.data).servers:
+                    if server.incarnation not in self._admitted:
+                        self._admitted.add(server.incarnation)
+                        self.network.admitted_again(server.id)
             data = None if is_arbiter and entry.kind == COMMAND else entry.data
             fact = (before, entry.kind, data)
             seen = known.setdefault(key, fact)
