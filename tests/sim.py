@@ -34,8 +34,8 @@ monotonicity         term, commit and applied index never fall while a process l
 R7                   equal applied index means equal digest and, now and then, equal records
 clocks               a leader's time follows its monotonic clock, whatever its wall clock does;
                      the state's never falls
-belonging            who holds a log has been admitted with that data directory; a connection that
-                     was just made is not closed for what its ends believe
+belonging            who is connected to members, or holds a log, has been admitted with that data
+                     directory; a connection is open exactly as long as both ends would make it
 health               no node fails, refuses to start or receives nonsense unless its disk was
                      told to fail
 ==================== ===========================================================================
@@ -353,6 +353,7 @@ class Machine:
         self.turns = 0  # of the watchers' pump
         self.wall_offset = 0.0
         self.read_clock = (0, 0.0, 0)  # term, moment and time of the last look
+        self.judged_by: tuple[object, ...] = ()  # what its connections depend on, as last seen
         self.led = 0  # the last term it was seen leading
         self.failure: BaseException | None = None
 
@@ -707,6 +708,17 @@ class Connection:
     answerer: Greeting
     is_dropped: bool = False
 
+    def is_refused(
+        self,
+        judge: Peers,
+        believes: Callable[[Greeting, str], bool],
+        expects: Callable[[Greeting], bool],
+    ) -> bool:
+        """Tell whether one process would not have it any more."""
+        return (self.target is judge and not believes(self.caller, self.known_as)) or (
+            self.source is judge and not expects(self.answerer)
+        )
+
 
 class Network:
     """Messages on their way, and who can reach whom."""
@@ -739,19 +751,22 @@ class Network:
         expects: Callable[[Greeting], bool],
     ) -> None:
         """Close what one process wouldn't have any more."""
-
-        def is_refused(one: Connection) -> bool:
-            return (one.target is judge and not believes(one.caller, one.known_as)) or (
-                one.source is judge and not expects(one.answerer)
-            )
-
         for transfer in self._transfers:
-            transfer.is_dropped |= is_refused(transfer)
+            transfer.is_dropped |= transfer.is_refused(judge, believes, expects)
         for way, connection in list(self._connections.items()):
-            if is_refused(connection):
+            if connection.is_refused(judge, believes, expects):
                 self._world.counts["connections judged and closed"] += 1
                 self._world.trace(f"{way[0].machine.name}→{way[1]} is closed: judged again")
                 self._break(way)
+
+    def check(self, judge: Peers) -> None:
+        """See that a process has closed what it wouldn't open now."""
+        admission = judge.machine.node._admission
+        for way, connection in self._connections.items():
+            self._world.expect(
+                not connection.is_refused(judge, admission.believes, admission.expects),
+                f"{judge.machine.name} keeps {way[0].machine.name}→{way[1]}, which it would refuse",
+            )
 
     def latency(self, machine: Machine) -> float:
         """Return how long from now something takes that a machine sends now."""
@@ -868,9 +883,16 @@ class Network:
         if not (source.is_alive and target.is_alive):
             raise _Cut
         if kind != "probe":
-            lasts = machine.node._admission.believes(made.caller, known_as)
-            lasts &= node._admission.expects(made.answerer)
-            world.expect(lasts, f"{names[0]}→{names[1]} {kind} would be closed at the next look")
+            for judge in (source, target):
+                what = f"{names[0]}→{names[1]} {kind} would be closed by {judge.machine.name}"
+                admission = judge.machine.node._admission
+                is_refused = made.is_refused(judge, admission.believes, admission.expects)
+                world.expect(not is_refused, what)
+            for end in (made.caller, made.answerer):
+                world.expect(
+                    end.incarnation in world.admitted,
+                    f"{names[0]}→{names[1]} {kind} though {end.node_id} was never admitted",
+                )
         return made
 
     def _break(self, way: _Way) -> None:
@@ -1103,7 +1125,7 @@ class Simulation:
         self._founded = 0  # entries up to here are from before; there are no commands among them
         self._digests: dict[int, int] = {}
         self._contents: dict[int, int] = {}
-        self._admitted: set[str] = set()  # incarnations
+        self.admitted: set[str] = set()  # incarnations
 
     def add(self, name: str, role: str = "data", *, bootstrap: bool = False) -> Machine:
         """Add a machine with an empty disk; it is down."""
@@ -1201,7 +1223,7 @@ class Simulation:
             raft.options, max_inflight=luck.max_inflight, max_append_bytes=luck.max_append_bytes
         )
         for _, configuration in raft._configurations:
-            self._admitted.update(server.incarnation for server in configuration.servers)
+            self.admitted.update(server.incarnation for server in configuration.servers)
         ready, step = raft.ready, raft.step
         is_arbiter = machine.role == "arbiter"
 
@@ -1256,8 +1278,8 @@ class Simulation:
             key = (entry.index, entry.term)
             if entry.kind == CONFIG and key not in known:
                 for server in Configuration.decode(entry.data).servers:
-                    if server.incarnation not in self._admitted:
-                        self._admitted.add(server.incarnation)
+                    if server.incarnation not in self.admitted:
+                        self.admitted.add(server.incarnation)
                         self.network.admitted_again(server.id)
             data = None if is_arbiter and entry.kind == COMMAND else entry.data
             fact = (before, entry.kind, data)
@@ -1326,7 +1348,7 @@ class Simulation:
         )
         machine.term, machine.commit = raft.term, raft.commit_index
         self.expect(
-            raft.last_index == 0 or machine.incarnation in self._admitted,
+            raft.last_index == 0 or machine.incarnation in self.admitted,
             f"{name} was sent a log, and has never been admitted with the disk it has now",
         )
         if store.applied_index > machine.applied and machine.role == "data":
@@ -1336,6 +1358,10 @@ class Simulation:
                 self.expect(digest == store.digest, f"{name} differs at {machine.applied} (R7)")
             if machine.applied % 16 == 0:
                 self.check_contents(machine)
+        judged_by = (raft.state, raft.leader_id, raft.configuration)
+        if judged_by != machine.judged_by:
+            machine.judged_by = judged_by
+            self.network.check(machine.transport)
         if raft.state is State.LEADER:
             if machine.led != raft.term:
                 machine.led = raft.term

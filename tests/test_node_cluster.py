@@ -73,7 +73,7 @@ class Wire:
     def judge(
         self, believes: Callable[[Greeting, str], bool], expects: Callable[[Greeting], bool]
     ) -> None:
-        """Nothing to do: here each message is a connection of its own."""
+        self.lab.judge(self.node_id, believes, expects)
 
     def send_snapshot(self, outgoing: Outgoing) -> None:
         self.lab.snapshots.append((self.node_id, outgoing))
@@ -178,6 +178,14 @@ class Lab:
             self.refused.append(str(refusal))
         else:
             receiver.receive([message])
+
+    def judge(
+        self,
+        node_id: str,
+        believes: Callable[[Greeting, str], bool],
+        expects: Callable[[Greeting], bool],
+    ) -> None:
+        """Nothing to do: here each message is a connection of its own."""
 
     def stream(self, sender: str, outgoing: Outgoing) -> None:
         header = outgoing.header
