@@ -26,6 +26,34 @@ R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or remo
    nobody, and a leader that hears no quorum for an election time-out steps down.
 R6 No linearizable read before the term's first entry is committed; the round that confirms a
    read begins after the read has come in.
+R9 A lease: a read round that a quorum has confirmed means that nobody else leads for
+   ``election_ticks`` counted from before the round began, as long as this node leads on in its
+   term and has not begun to hand over. (R7 and R8 are the driver's: docs/architecture.md.)
+
+Why R9 holds, by induction over the terms. Another leader needs the votes of a quorum of its own
+latest configuration; each of the voters that have confirmed the round refuses it:
+
+- Who answers the round has heard it in this term, after it began, and has been in no later one.
+  From then on it is loyal (R5): for ``election_ticks`` it neither campaigns nor joins the term of
+  a candidate, unless a leader of that term's predecessor has handed over: of this term, which
+  voids the lease, or of a later one, which the induction excludes. What it said in a pre-vote
+  before binds nobody. Learners and arbiters keep the promise like anybody; but only voters of the
+  configuration by which the round is confirmed are counted, and the leader itself only while it
+  is one: it refuses by leading on.
+- A restart forgets the promise, so a node helps nobody for its first ``quiet_ticks`` (R5). A voter
+  that has lost its disk has no configuration and votes for nobody, and comes back as another
+  server (R4). An installed snapshot changes what a node holds, not whom it follows.
+- Members change by one voter at a time, so a quorum of a configuration meets each quorum of its
+  neighbours. Behind the configuration of the round, call it C, come only changes of this leader,
+  and each was committed before the next was appended (R4): acknowledged, after the round began, by
+  a quorum of its own, by APPENDs, which bind like a heartbeat. A candidate holds all that was
+  committed (paper 5.4.3), and the first entry of this term among it (R6); so its configuration is
+  C, a neighbour of C, or one that meets the quorum that acknowledged the change before it. No
+  change of members voids a lease, nor does the promotion of a learner amid the round.
+
+A tick is the unit, and the first one after a promise may be a short one: of a time-out a driver
+counts ``election_ticks - 1``, less what clocks may differ by. Voters with a shorter time-out
+promise less: the lease is as long as the shortest of them.
 
 An **arbiter** is a voter without data: it is sent entries without their commands, so its log
 holds positions only. It counts in elections and commits and never leads. The price: an entry
@@ -513,7 +541,7 @@ class Raft:
         self.applied_index = applied
         self.configuration = configuration  # the latest in the log, committed or not (R4)
         self.progress: dict[str, Progress] = {}  # of the other servers, while leading
-        self.has_handed_over = False  # a leader: see transfer_leadership()
+        self.has_handed_over = False  # a leader, in this term: see transfer_leadership()
 
         self._log = _Log(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
@@ -555,8 +583,14 @@ class Raft:
         self._uncommitted_bytes = 0
         self._read_round = 0
         self._round_index = 0
+        self._is_in_round = False
         self._round_reads: list[object] = []  # confirmed by the round that is on its way
         self._waiting_reads: list[object] = []  # share the next one
+        # The driver's clock before a round that renews the lease (R9): of the next one, of the
+        # one that is on its way, and of the last that was confirmed in this term.
+        self._next_renewal: float | None = None
+        self._round_renewal: float | None = None
+        self._lease_since: float | None = None
 
         # Collected for the next Ready.
         self._saved = hard_state
@@ -655,8 +689,26 @@ class Raft:
 
     @property
     def is_confirming(self) -> bool:
-        """Whether a round for reads is on its way: one that is asked for now has to wait for it."""
-        return bool(self._round_reads)
+        """Whether a read round is on its way: a read that is asked for now has to wait for it."""
+        return self._is_in_round
+
+    def renew_lease(self, now: float) -> None:
+        """Let the next read round renew this leader's lease (R9); a leader alone needs none.
+
+        *now* is what the driver's monotonic clock shows. Nothing happens where no lease would
+        be granted: nobody leads here, or leadership was handed over in this term.
+        """
+        if self.state is State.LEADER and not self.has_handed_over and not self._is_alone():
+            self._next_renewal = now
+
+    @property
+    def lease_since(self) -> float | None:
+        """Since when, by the driver's clock, nobody else leads for an election time-out (R9).
+
+        None where nothing says so: this node does not lead, no round has been confirmed in this
+        term, or leadership was handed over in it. The time-out is the shortest of the voters'.
+        """
+        return None if self.has_handed_over else self._lease_since
 
     def persisted(self, ready: Ready) -> None:
         """Take note that the hard state, snapshot and entries of *ready* are durable."""
@@ -702,7 +754,7 @@ class Raft:
         """Return what the driver has to do now, or None. Each thing is handed out once."""
         log = self._log
         if self.state is State.LEADER:
-            if self._waiting_reads:
+            if self._waiting_reads or self._next_renewal is not None:
                 self._begin_read_round()
             self._replicate()
         committed = min(self.commit_index, log.persisted)
@@ -810,6 +862,8 @@ class Raft:
         self._uncommitted_bytes = 0
         self._lost_reads += self._round_reads + self._waiting_reads
         self._round_reads, self._waiting_reads = [], []
+        self._is_in_round = False
+        self._next_renewal = self._round_renewal = self._lease_since = None
 
     def _become_pre_candidate(self) -> None:
         """Ask whether an election could be won, before disturbing anyone with a new term."""
@@ -1070,7 +1124,7 @@ class Raft:
 
     def _on_heartbeat_response(self, message: Message) -> None:
         progress = self.progress.get(message.sender)
-        if progress is None:
+        if progress is None or message.context > self._read_round:
             return
         progress.heard = self._now
         if progress.match < self._log.last_index and progress.sent < self._now:
@@ -1346,7 +1400,7 @@ class Raft:
 
         ``has_handed_over`` is true from then on as long as this node leads in this term: who was
         asked to take over may still be elected whenever it gets the message, whatever others
-        have promised to this leader. A lease is void then.
+        have promised to this leader. There is no lease any more (R9).
         """
         if self.state is not State.LEADER:
             raise self._not_leader()
@@ -1465,24 +1519,29 @@ class Raft:
 
     def _begin_read_round(self) -> None:
         """Take the commit index, then ask whether this is still the leader (R6)."""
-        if self._round_reads or self.commit_index < self._term_start:
+        if self._is_in_round or self.commit_index < self._term_start:
             return
+        self._is_in_round = True
         self._read_round += 1
         self._round_index = self.commit_index
         self._round_reads, self._waiting_reads = self._waiting_reads, []
+        self._round_renewal, self._next_renewal = self._next_renewal, None
         self._send_heartbeats()
         self._confirm_reads()
 
     def _confirm_reads(self) -> None:
-        """Answer the reads of this round if a quorum has answered it."""
+        """Answer the reads of this round, and renew the lease, if a quorum has answered (R9)."""
         configuration = self.configuration
         confirmed = sum(
             voter == self.id or self.progress[voter].confirmed >= self._read_round
             for voter in configuration.voters
         )
-        if self._round_reads and confirmed >= configuration.quorum:
+        if self._is_in_round and confirmed >= configuration.quorum:
+            self._is_in_round = False
             self._reads += [ReadState(self._round_index, context) for context in self._round_reads]
             self._round_reads = []
+            if self._round_renewal is not None:
+                self._lease_since = self._round_renewal
 
     # -- helpers ---------------------------------------------------------------------------------
 
