@@ -6,9 +6,11 @@ story: who is admitted, how a write ends whose leader lost, leases, audits, what
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,9 +41,11 @@ from errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from leases import LEASE_SHARE, MAX_TOLD
 from metrics import Registry
 from node import TICK, Command, Node, NodeOptions
 from raft import Message, MessageType, SnapshotMeta, State
+from snapshots import IncomingSnapshot
 from store import Session
 from tests.answers import Ended, outcomes_of, value_of
 from tests.crashfs import CrashFileSystem
@@ -1153,6 +1157,146 @@ def test_a_lease_is_void_when_a_leader_that_was_removed_hands_over() -> None:
     assert not lab["n1"]._holds_lease()
 
 
+def test_a_lease_lasts_its_share_of_the_time_out_to_the_moment() -> None:
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    node = lab["n1"]
+    seconds = LEASE_SHARE * (8 - 1) * TICK  # of eight ticks, the first of which may be a short one
+    assert node._lease.seconds == pytest.approx(seconds)
+    since = node._raft.lease_since
+    assert since == lab.now
+    lab.cut |= {"n2", "n3"}
+    lab.now = math.nextafter(since + node._lease.seconds, 0.0)
+    assert read(node) == [None]
+    lab.now = since + node._lease.seconds
+    assert read(node) == []
+
+
+def test_nobody_leads_while_a_lease_holds_though_clocks_run_apart_as_far_as_they_may() -> None:
+    """Those who have promised tick at once, then faster than the leader's clock, and don't wait."""
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    others = [lab["n2"], lab["n3"]]
+    begun, held = lab.now, 0
+    lab.cut.add("n1")
+    lab["n2"]._raft._timeout = lab["n2"]._raft.options.election_ticks
+    for number in range(20):
+        lab.now = begun + LEASE_SHARE * number * TICK
+        for node in others:
+            node.tick()
+        lab.settle()
+        if any(node._raft.state is State.LEADER for node in others):
+            break
+        held += lab["n1"]._holds_lease()
+    assert any(node._raft.state is State.LEADER for node in others)
+    assert held == 7
+    assert not lab["n1"]._holds_lease()
+
+
+def test_a_lease_ends_with_its_term_even_if_the_next_ones_are_short() -> None:
+    lab = cluster("n2", "n3", read_mode="lease", election_timeout=2.0)
+    put(lab, b"k", b"old")
+    lab.tick(5)
+    node, other = lab["n1"], lab["n2"]
+    assert node._holds_lease()
+    node.hand_over("n2", lambda _: None)
+    lab.settle()
+    lab.tick()
+    assert other._holds_lease()
+    assert begin(other, (b"k", b"new")) == ["unanswered"]
+    lab.settle()
+    other.hand_over("n1", lambda _: None)
+    while node._raft.state is not State.LEADER:
+        sender, address, message = lab.under_way.popleft()
+        receiver = lab.at(address)
+        assert receiver is not None
+        lab.deliver(sender, receiver, message)
+    assert value_of(node, b"k") == b"old"  # it does not know yet that "new" is committed
+    assert read(node) == []
+
+
+def unequal(**timeouts: float) -> Lab:
+    """A cluster of n1, which leads, and others, with these election time-outs and leases."""
+    lab = Lab()
+    for node_id, seconds in timeouts.items():
+        facts: dict[str, Any] = {"read_mode": "lease", "election_timeout": seconds}
+        lab.add(node_id, bootstrap=node_id == "n1", **facts)
+        if node_id != "n1":
+            assert lab.join(node_id) is None
+    lab.tick(3)
+    return lab
+
+
+def test_a_lease_is_no_longer_than_the_shortest_promise() -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    node = lab["n1"]
+    assert node._lease.seconds == pytest.approx(LEASE_SHARE * (4 - 1) * TICK)
+    lab.cut.add("n3")
+    lab.tick(30)  # n3 hears nobody: it would vote at once
+    assert node._holds_lease()
+    lab.cut = {"n1"}
+    lab.tick_until(lambda: lab["n2"]._raft.leader_id in ("n2", "n3"))
+    assert node._raft.state is State.LEADER
+    assert not node._holds_lease()
+
+
+def test_a_promise_of_a_member_that_is_removed_counts_until_that_is_committed() -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    node = lab["n1"]
+    node.remove("n2", force=True, reply=lambda _: None)
+    assert "n2" not in suffrages(node)
+    assert node._lease.seconds == pytest.approx(LEASE_SHARE * (4 - 1) * TICK)
+    lab.settle()
+    lab.tick()
+    assert node._lease.seconds == pytest.approx(LEASE_SHARE * (20 - 1) * TICK)
+
+
+def test_unequal_election_timeouts_are_told_once_and_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    lab.tick(50)
+    told = [record.getMessage() for record in caplog.records if "election time-out" in record.msg]
+    assert sorted(text[:60] for text in told) == [
+        "node n1 has an election time-out of 1000 ms, node n2 one of ",
+        "node n2 has an election time-out of 200 ms, node n1 one of 1",
+    ]
+    assert all("--election-timeout" in text for text in told)
+    checks = {check: (passes, why) for check, passes, why in lab["n1"].readiness()}
+    assert checks["election-timeout"] == (True, "n2 has 200 ms, this node 1000 ms")
+    checks = {check: (passes, why) for check, passes, why in lab["n2"].readiness()}
+    assert checks["election-timeout"] == (True, "n1 has 1000 ms, this node 200 ms")
+    lab.stop("n2")
+    lab.add("n2", read_mode="lease", election_timeout=1.0)
+    lab.tick(30)
+    checks = {check: (passes, why) for check, passes, why in lab["n1"].readiness()}
+    assert checks["election-timeout"] == (True, "ok")
+    assert lab["n1"]._lease.seconds == pytest.approx(LEASE_SHARE * (20 - 1) * TICK)
+
+
+def test_a_node_that_does_not_tell_its_election_timeout_is_taken_to_have_the_same() -> None:
+    lab = cluster("n2", "n3")
+    lease = lab["n1"]._lease
+    for said, seconds in ((200, 0.1125), (0, 0.2625), (9000, 0.2625)):
+        lease.hear(replace(lab["n2"].greeting(), election_timeout=said))
+        assert lease.seconds == pytest.approx(seconds)
+
+
+def test_what_strangers_say_of_their_election_timeouts_is_bounded_and_counts_for_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = cluster("n2")
+    lease, greeting = lab["n1"]._lease, lab["n2"].greeting()
+    for number in range(1000):
+        lease.hear(replace(greeting, node_id=f"s{number}", election_timeout=100))
+    lease.hear(replace(greeting, election_timeout=200))
+    assert lease.seconds == pytest.approx(0.1125)
+    assert len(lease._told) == MAX_TOLD + 1
+    assert caplog.text.count("election time-out") == 1
+    lab["n1"].admit("probe", "n1", replace(greeting, election_timeout=300))
+    assert lease.seconds == pytest.approx(0.1125)  # who only looks says nothing that counts
+
+
 # -- replicas that differ ------------------------------------------------------------------------
 
 
@@ -1307,6 +1451,34 @@ def test_a_state_that_no_leader_sends_is_dropped() -> None:
     put(lab, b"k", b"w")
     lab.tick(3)
     assert value_of(lab["n2"], b"k") == b"w"
+
+
+def test_a_state_that_was_given_up_amid_its_end_is_not_installed() -> None:
+    """Another transfer takes its place while it is made durable; both are as of one index."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    node, term = lab["n2"], lab["n1"]._raft.term
+    meta = SnapshotMeta(10_000, term, lab["n1"]._store.configuration)
+    message = Message(MessageType.SNAPSHOT, "n1", "n2", term, snapshot=meta)
+    first = node.begin_snapshot(SnapshotHeader(message, 0, 0, "1"))
+    assert first is not None
+    finished = first._finished
+
+    def late(incoming: IncomingSnapshot) -> None:
+        # Its lock is held no more: the next transfer begins, and discards this one.
+        assert node.begin_snapshot(SnapshotHeader(message, 0, 0, "2")) is not incoming
+        finished(incoming)
+
+    first._finished = late
+    first.finish()
+    assert lab.failed == set()
+    assert node._raft.commit_index < meta.index
+    assert value_of(node, b"k") == b"v"
+    assert len(staged(lab, "n2")) == 1
+    put(lab, b"k", b"w")
+    lab.tick(3)
+    assert value_of(node, b"k") == b"w"
 
 
 def staged(lab: Lab, node_id: str) -> list[str]:
