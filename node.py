@@ -747,7 +747,7 @@ class Node:
             ("leader", leader is not None, leader.id if leader else "none is known"),
             ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
             ("disk", True, f"full, writes are refused: {full}" if full else "ok"),
-            ("election-timeout", True, unequal or "ok"),
+            ("timeouts", True, unequal or "ok"),
             ("stopping", not self._stopping, "yes" if self._stopping else "no"),
         ]
 
