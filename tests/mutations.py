@@ -44,6 +44,8 @@ CORE_TESTS = (
 
 NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
 
+CLUSTER_TESTS = ("tests/test_node_cluster.py",)
+
 LEASE_TESTS = ("tests/test_raft_leases.py",)
 
 SIMULATION = ("tests/test_sim.py",)
@@ -484,6 +486,97 @@ MUTATIONS = [
         "if self._is_working and incoming is self._incoming:",
         "if self._is_working:",
         NODE_TESTS,
+    ),
+    Mutation(
+        "the end of a transfer that was given up ends the one after it",
+        "node.py",
+        "            if incoming is self._incoming:\n                self._incoming = None",
+        "            self._incoming = None",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a leader that was displaces the state that the present one sends",
+        "node.py",
+        "                or header.message.term < self._raft.term\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a state that is not needed is received",
+        "node.py",
+        "            if meta.index <= self._raft.commit_index:\n                return None\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "an installed state does not tell who the members are",
+        "node.py",
+        "        self._history.reset(meta.index)\n        self._adopt_members()\n",
+        "        self._history.reset(meta.index)\n",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a write waits for what is hidden in a snapshot",
+        "node.py",
+        "        self._finished += self._writes.skipped(meta.index)\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "the log is cut behind a state that is on its way",
+        "node.py",
+        "self._raft.slowest_match(), *self._transfers.values(), self._log.last_index",
+        "self._raft.slowest_match(), self._log.last_index",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "anybody decides that a replica differs",
+        "node.py",
+        "if message.sender != raft.leader_id or digest is None:",
+        "if digest is None:",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a replica differs by the word of an earlier term",
+        "node.py",
+        "if message.term != raft.term or self._is_arbiter:",
+        "if self._is_arbiter:",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "who was removed and added again stays out",
+        "node.py",
+        "self._was_removed, self._left_to = False, None",
+        "self._left_to = None",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a removal relies on who may have died",
+        "node.py",
+        "if not force and not self._raft.have_answered(rest, asked):",
+        "if not force and not self._raft.have_answered(rest, asked - 100):",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "an answer counts that may be older than the question",
+        "raft.py",
+        "self.progress[voter].heard > since)",
+        "self.progress[voter].heard >= since)",
+        ("tests/test_raft_checklist.py",),
+    ),
+    Mutation(
+        "a stale read is as fresh as any message",
+        "node.py",
+        "if raft.leader_id == message.sender:\n            self._heard",
+        "if raft.leader_id:\n            self._heard",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a leader that lost its office counts from when it began",
+        "node.py",
+        "self._heard = self._clock()  # up to now it was this node that led",
+        "pass",
+        CLUSTER_TESTS,
     ),
     Mutation(
         "what expires next is remembered of the state before a snapshot",

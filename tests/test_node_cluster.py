@@ -439,6 +439,31 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     assert lab.connecting == {"n2": {"n1", "n2"}}  # n1 leads: it writes to the others anyway
 
 
+def test_a_node_that_was_removed_and_added_again_asks_for_its_place_like_any_member() -> None:
+    lab = cluster("n2", "n3")
+    assert lab.remove("n3") is None
+    assert not lab["n3"].wants_to_join()  # until it is started again
+    assert lab.join("n3") is None
+    lab.tick(3)
+    assert not lab["n3"].wants_to_join()
+    lab.cut.add("n3")
+    lab.tick(110)  # nobody was heard for longer than five seconds
+    assert lab["n3"].wants_to_join()
+
+
+def test_a_removal_waits_until_those_who_stay_have_answered_it() -> None:
+    """n3 has died a moment ago and still counts as one that answers."""
+    lab = cluster("n2", "n3")
+    lab.tick(3)
+    lab.stop("n3")
+    answers: list[ConureError | None] = []
+    lab["n1"].remove("n2", force=False, reply=answers.append)
+    lab.tick_until(lambda: bool(answers))
+    assert isinstance(answers[0], Conflict)
+    assert set(suffrages(lab["n1"])) == {"n1", "n2", "n3"}
+    put(lab, b"k", b"v")
+
+
 def test_nobody_dials_a_removed_member_that_came_back_for_a_while() -> None:
     lab = cluster("n2", "n3")
     lab.cut.add("n3")
@@ -1347,6 +1372,19 @@ def test_a_leader_that_can_not_note_that_it_differs_ends_all_the_same() -> None:
     assert pending == []
 
 
+def test_only_who_leads_now_decides_that_a_replica_differs() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    node, term = lab["n2"], lab["n1"]._raft.term
+    for sender, said in (("n3", term), ("n1", term - 1), ("n1", term)):
+        assert node._failure is None
+        verdict = Message(MessageType.AUDIT, sender, "n2", said, index=node._store.applied_index)
+        verdict.reject, verdict.context = True, node._store.digest ^ 1
+        node.receive([verdict])
+    assert isinstance(node._failure, Diverged)
+
+
 def test_busy_replicas_are_compared_at_marks() -> None:
     lab = cluster("n2", "n3")
     for first in range(0, 1100, 100):
@@ -1465,20 +1503,127 @@ def test_a_state_that_was_given_up_amid_its_end_is_not_installed() -> None:
     assert first is not None
     finished = first._finished
 
+    next_header = SnapshotHeader(message, 0, 0, "2")
+    begun: list[IncomingSnapshot | None] = []
+
     def late(incoming: IncomingSnapshot) -> None:
         # Its lock is held no more: the next transfer begins, and discards this one.
-        assert node.begin_snapshot(SnapshotHeader(message, 0, 0, "2")) is not incoming
+        begun.append(node.begin_snapshot(next_header))
         finished(incoming)
 
     first._finished = late
     first.finish()
     assert lab.failed == set()
+    assert begun[0] is not first
+    assert node.begin_snapshot(next_header) is begun[0]  # and goes on
     assert node._raft.commit_index < meta.index
     assert value_of(node, b"k") == b"v"
     assert len(staged(lab, "n2")) == 1
     put(lab, b"k", b"w")
     lab.tick(3)
     assert value_of(node, b"k") == b"w"
+
+
+def test_a_leader_that_was_does_not_displace_the_state_that_the_present_one_sends() -> None:
+    lab = cluster("n2", "n3")
+    node, term = lab["n2"], lab["n1"]._raft.term
+    meta = SnapshotMeta(10_000, term - 1, lab["n1"]._store.configuration)
+    first = node.begin_snapshot(header(lab, 10_000, "1"))
+    old = Message(MessageType.SNAPSHOT, "n3", "n2", term - 1, snapshot=meta)
+    with pytest.raises(Refused):
+        node.begin_snapshot(SnapshotHeader(old, 0, 1, "2"))
+    assert first is not None
+    assert node.begin_snapshot(first.header) is first
+
+
+def test_a_state_that_is_not_needed_is_not_received() -> None:
+    lab = cluster("n2")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    known = lab["n2"]._raft.commit_index
+    assert lab["n2"].begin_snapshot(header(lab, known, "1")) is None
+    assert staged(lab, "n2") == []
+    assert lab["n2"].begin_snapshot(header(lab, known + 1, "2")) is not None
+
+
+def test_an_installed_state_tells_who_the_members_are() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    lab.stop("n3")
+    lab.add("n4", checkpoint_log_bytes=500)
+    assert lab.join("n4") is None
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        checkpoint(lab["n1"])
+    lab.add("n3", checkpoint_log_bytes=500)
+    assert lab["n3"]._members.get("n4") is None
+    lab.tick(20)
+    assert lab["n3"]._log.snapshot.index == lab["n3"]._store.applied_index
+    assert lab["n3"]._members == lab["n1"]._members
+    assert lab["n3"]._members.get("n4") is not None
+
+
+def test_a_write_whose_end_is_hidden_in_a_snapshot_is_of_unknown_outcome() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500, write_timeout=1000.0)
+    old = lab["n1"]
+    lab.cut.add("n1")
+    outcome = begin(old, (b"k", b"old"))
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        checkpoint(lab.leader())
+    assert outcome == ["unanswered"]
+    assert lab.leader()._log.snapshot.index > old._raft.last_index
+    lab.cut.clear()
+    lab.tick(20)
+    assert lab.failed == set()
+    assert isinstance(outcome[0], OutcomeUnknown)
+    assert old._store.digest == lab.leader()._store.digest
+    put(lab, b"k", b"new")
+    assert value_of(lab.leader(), b"k") == b"new"
+
+
+def test_the_log_is_kept_behind_a_state_that_is_on_its_way() -> None:
+    """Or whoever gets it would need another one at once, and so on for as long as others write."""
+    lab = cluster("n2", "n3")
+    lab.stop("n3")
+    for number in range(200):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+    for number in range(3):
+        put(lab, b"k", b"%d" % number)
+        lab.tick()
+        checkpoint(lab["n1"])
+    lab.add("n3")
+
+    def go_on() -> None:
+        """Let time pass, while the state is on its way."""
+        lab.now += TICK
+        for node in lab.nodes.values():
+            node.tick()
+        while lab.under_way:
+            sender, address, message = lab.under_way.popleft()
+            receiver = lab.at(address)
+            if receiver is not None:
+                lab.deliver(sender, receiver, message)
+
+    for _ in range(20):
+        go_on()
+    ((_, outgoing),) = lab.snapshots
+    assert outgoing.header.message.snapshot is not None
+    index = outgoing.header.message.snapshot.index
+    lab.stop("n3")  # it answers no more, so that nothing else keeps the log
+    for number in range(20):
+        begin(lab["n1"], (b"k", b"%d" % number * 10))
+        go_on()
+        checkpoint(lab["n1"])
+    assert lab["n1"]._store.tree.applied_index > index
+    assert lab["n1"]._log.snapshot.index <= index
+    lab.snapshots.clear()
+    outgoing.close()
+    lab["n1"].snapshot_sent("n3", None)
+    for number in range(2):
+        begin(lab["n1"], (b"k", b"%d" % number))
+        go_on()
+        checkpoint(lab["n1"])
+    assert lab["n1"]._log.snapshot.index > index
 
 
 def staged(lab: Lab, node_id: str) -> list[str]:
@@ -1618,3 +1763,27 @@ def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:
     assert 2.5 <= contact < 2.7
     lab.add("n3")
     assert lab["n3"].last_contact() is None
+
+
+def test_only_a_leader_counts_as_contact() -> None:
+    lab = cluster("n2", "n3")
+    lab.tick(3)
+    lab.now += 2.5
+    last = lab["n2"]._raft.last_index
+    term = lab["n1"]._raft.term
+    request = Message(MessageType.PRE_VOTE, "n3", "n2", term + 1, index=last, log_term=term)
+    lab["n2"].receive([request])
+    contact = lab["n2"].last_contact()
+    assert contact is not None
+    assert contact >= 2.5
+
+
+def test_a_leader_that_lost_its_office_counts_from_then() -> None:
+    lab = cluster("n2", "n3")
+    lab.tick(3)
+    node = lab["n1"]
+    lab.cut.add("n1")
+    lab.tick_until(lambda: node._raft.state is not State.LEADER)
+    assert node.last_contact() == 0.0
+    lab.now += 2.5
+    assert node.last_contact() == 2.5

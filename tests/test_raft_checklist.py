@@ -932,6 +932,18 @@ def test_the_outlook_counts_who_answers() -> None:
         cluster["b"].raft.outlook()
 
 
+def test_an_answer_of_the_tick_in_which_it_was_asked_for_may_be_an_older_one() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.tick()
+    cluster.settle()
+    asked = leader.raft.ticks
+    assert not leader.raft.have_answered(leader.raft.configuration, asked)
+    leader.tick()
+    assert not leader.raft.have_answered(leader.raft.configuration, asked)
+    cluster.settle()
+    assert leader.raft.have_answered(leader.raft.configuration, asked)
+
+
 def test_a_dry_run_changes_nothing() -> None:
     cluster, leader = leader_of("a", "b", "c")
     before = visible(leader.raft)
