@@ -544,6 +544,13 @@ MUTATIONS = [
         CLUSTER_TESTS,
     ),
     Mutation(
+        "half of the replicas are right before all have answered",
+        "divergence.py",
+        "if 2 * counted[right] <= replicas and",
+        "if 2 * counted[right] < replicas and",
+        ("tests/test_divergence.py",),
+    ),
+    Mutation(
         "who was removed and added again stays out",
         "node.py",
         "self._was_removed, self._left_to = False, None",
