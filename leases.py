@@ -10,6 +10,8 @@ of clocks and settings:
 3. The promise is the shortest election time-out of all members, as they tell theirs in their
    handshakes: before a node answers a round it has greeted this one. Removed members count until
    that is committed. A node of a release that doesn't tell it is taken to have this node's own.
+   What can't be seen from here is a voter that is started again at once with a shorter time-out:
+   it has forgotten that it promised more (docs/cluster.md says how to shorten it).
 
 A member whose time-out differs is logged, and shown by the node's checks: whoever has the shortest
 stands for election first, and leases are no longer than that one allows.
@@ -55,7 +57,7 @@ class Lease:
         self._tick = tick
         self._clock = clock
         self._told: dict[str, int] = {}  # milliseconds, by node; who was heard last is last
-        self._logged: dict[str, int] = {}
+        self._logged: set[str] = set()
 
     def hear(self, peer: Greeting) -> None:
         """Take what a node that was admitted, or recognised, says of its time-out."""
@@ -64,8 +66,8 @@ class Lease:
         if said:
             self._told[node_id] = said
         is_member = self._raft.configuration.get(node_id) is not None
-        if is_member and said not in (0, self._own, self._logged.get(node_id)):
-            self._logged[node_id] = said
+        if is_member and said not in (0, self._own) and node_id not in self._logged:
+            self._logged.add(node_id)
             log.warning(
                 "node %s has an election time-out of %d ms, node %s one of %d ms: give all nodes "
                 "the same --election-timeout (leases last as long as the shortest allows)",

@@ -31,29 +31,30 @@ R9 A lease: a read round that a quorum has confirmed means that nobody else lead
    term and has not begun to hand over. (R7 and R8 are the driver's: docs/architecture.md.)
 
 Why R9 holds, by induction over the terms. Another leader needs the votes of a quorum of its own
-latest configuration; each of the voters that have confirmed the round refuses it:
+latest configuration. At least one of those voters has made a promise that forbids it:
 
-- Who answers the round has heard it in this term, after it began, and has been in no later one.
-  From then on it is loyal (R5): for ``election_ticks`` it neither campaigns nor joins the term of
-  a candidate, unless a leader of that term's predecessor has handed over: of this term, which
-  voids the lease, or of a later one, which the induction excludes. What it said in a pre-vote
-  before binds nobody. Learners and arbiters keep the promise like anybody; but only voters of the
-  configuration by which the round is confirmed are counted, and the leader itself only while it
-  is one: it refuses by leading on.
+- Who answers the round has heard it in this term, after it began, and has joined no later term.
+  From then on it is loyal (R5): for ``election_ticks`` it neither campaigns nor follows a candidate
+  into a later term, unless the leader of the term before that has handed over. If that was this
+  leader, the lease is void; if it was another one, that one led within the time, which the
+  induction excludes. What a node said to a pre-vote earlier binds nobody.
+- Learners and arbiters keep the promise like any voter, so it counts as soon as they are voters.
+  Only voters of the configuration that confirms the round are counted, and the leader itself only
+  while it is one: it keeps the promise by leading on.
 - A restart forgets the promise, so a node helps nobody for its first ``quiet_ticks`` (R5). A voter
   that has lost its disk has no configuration and votes for nobody, and comes back as another
   server (R4). An installed snapshot changes what a node holds, not whom it follows.
-- Members change by one voter at a time, so a quorum of a configuration meets each quorum of its
-  neighbours. Behind the configuration of the round, call it C, come only changes of this leader,
-  and each was committed before the next was appended (R4): acknowledged, after the round began, by
-  a quorum of its own, by APPENDs, which bind like a heartbeat. A candidate holds all that was
-  committed (paper 5.4.3), and the first entry of this term among it (R6); so its configuration is
-  C, a neighbour of C, or one that meets the quorum that acknowledged the change before it. No
-  change of members voids a lease, nor does the promotion of a learner amid the round.
+- Members change by one voter at a time, so each quorum of a configuration meets each quorum of its
+  neighbours. Let C be the configuration that confirms the round. All later changes are made by
+  this leader, and each is committed before the next is appended (R4): a quorum of its own has
+  acknowledged it after the round began, and an APPEND binds like a heartbeat. A candidate that wins
+  holds all that was committed (paper 5.4.3), the first entry of this term included (R6). So its
+  configuration is C, or a neighbour of C or of one whose quorum has acknowledged it. No change of
+  members voids a lease.
 
-A tick is the unit, and the first one after a promise may be a short one: of a time-out a driver
-counts ``election_ticks - 1``, less what clocks may differ by. Voters with a shorter time-out
-promise less: the lease is as long as the shortest of them.
+The unit is the tick, and the first one after a promise may be a short one: a driver counts
+``election_ticks - 1``, less what clocks may differ by. Who has a shorter time-out promises less:
+a lease is as long as the shortest of all members allows.
 
 An **arbiter** is a voter without data: it is sent entries without their commands, so its log
 holds positions only. It counts in elections and commits and never leads. The price: an entry
