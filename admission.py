@@ -73,7 +73,8 @@ class Roads(Protocol):
 class Admission:
     """Decides for the node whose core is *raft* and whose data are in *directory*.
 
-    *raft_address* and *http_address* are where it says that it is reached.
+    *raft_address* and *http_address* are where it says that it is reached, *election_timeout* what
+    it says of that, in milliseconds.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class Admission:
         roads: Roads,
         raft_address: str,
         http_address: str,
+        election_timeout: int,
     ) -> None:
         self._raft = raft
         self._directory = directory
         self._roads = roads
         self._raft_address = raft_address
         self._http_address = http_address
+        self._election_timeout = election_timeout
         self._book = AddressBook(raft.id)
 
     def greeting(self) -> Greeting:
@@ -101,6 +104,7 @@ class Admission:
             identity.role,
             self._raft_address,
             self._http_address,
+            election_timeout=self._election_timeout,
         )
 
     def admit(self, kind: str, to: str, peer: Greeting, known_as: str = "") -> None:

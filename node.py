@@ -82,6 +82,7 @@ from errors import (
 )
 from expiry import LeaderClock
 from fileio import FileSystem
+from leases import Lease, ticks_in
 from membership import Change, Changes
 from metrics import BATCH_SIZES, Registry
 from raft import (
@@ -139,10 +140,6 @@ AUDIT_TICKS = 20
 MAX_EXPIRED = 1000
 """Keys and sessions that one entry ends; the rest of what is due has to wait for the next tick."""
 
-LEASE_SHARE = 0.75
-"""The part of an election time-out for which a leader trusts a confirmed round: a lease is sound
-while no clock runs faster than another by more than the rest."""
-
 JOIN_AFTER = 5.0
 """Seconds without a leader after which a member asks its seeds whether it still is one."""
 
@@ -194,14 +191,6 @@ class NodeOptions:
     checkpoint_entries: int = 50_000
     checkpoint_interval: float = 60.0
     max_unwritten_bytes: int = 256 << 20
-
-
-@dataclass(slots=True)
-class _LeaseProbe:
-    """A read round of the node's own; a quorum that confirms it grants a lease from *begun*."""
-
-    term: int
-    begun: float
 
 
 class _Turn:
@@ -272,13 +261,13 @@ class Node:
         history.reset(self._store.applied_index)
         self._encoded_members = self._store.configuration
         self._members = Configuration.decode(self._encoded_members)  # the committed ones
-        self._election_ticks = max(2, round(options.election_timeout / TICK))
+        election_ticks = ticks_in(options.election_timeout, TICK)
         self._raft = Raft(
             RaftOptions(
                 directory.identity.node_id,
                 incarnation=directory.identity.incarnation,
-                election_ticks=self._election_ticks,
-                quiet_ticks=self._election_ticks,  # the leader may read by leases, if this does not
+                election_ticks=election_ticks,
+                quiet_ticks=election_ticks,  # the leader may read by leases, if this does not
             ),
             raft_log,
             raft_log.hard_state,
@@ -303,12 +292,17 @@ class Node:
 
         # The others.
         self._admission = Admission(
-            self._raft, directory, peers, options.raft_address, options.http_address
+            self._raft,
+            directory,
+            peers,
+            options.raft_address,
+            options.http_address,
+            round(options.election_timeout * 1000),
         )
+        self._lease = Lease(self._raft, options.election_timeout, TICK, clock)
         self._heard: float | None = None  # when a leader was heard last
         self._incoming: IncomingSnapshot | None = None
         self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
-        self._lease = _LeaseProbe(0, 0.0)  # the last one that was confirmed
         self._ticks = 0
         self._audit = Audit()
 
@@ -751,12 +745,14 @@ class Node:
             leader = raft.configuration.get(raft.leader_id)
             behind = raft.commit_index - self._store.applied_index
             is_member = raft.configuration.get(raft.id) is not None
+            unequal = self._lease.differences
         return [
             self.liveness(),
             ("member", is_member, "ok" if is_member else "of no cluster"),
             ("leader", leader is not None, leader.id if leader else "none is known"),
             ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
             ("disk", True, f"full, writes are refused: {full}" if full else "ok"),
+            ("timeouts", True, unequal or "ok"),
             ("stopping", not self._stopping, "yes" if self._stopping else "no"),
         ]
 
@@ -801,11 +797,14 @@ class Node:
             if not self._is_working:
                 raise Refused("this node is stopping")
             self._admission.admit(kind, to, peer, known_as)
+            if kind != "probe":
+                self._lease.hear(peer)
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
         with self._lock:
             self._admission.recognise(expected_id, peer)
+            self._lease.hear(peer)
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
@@ -1099,15 +1098,11 @@ class Node:
 
     def _take_reads(self, ready: Ready) -> None:
         for read_state in ready.reads:
-            context = read_state.context
-            if isinstance(context, _LeaseProbe):
-                self._lease = context
-            else:
-                assert isinstance(context, Read)
-                context.index = read_state.index
+            assert isinstance(read_state.context, Read)
+            read_state.context.index = read_state.index
         for context in ready.lost_reads:
-            if isinstance(context, Read):
-                self._finished += self._reads.lost(context, self._not_leader())
+            assert isinstance(context, Read)
+            self._finished += self._reads.lost(context, self._not_leader())
 
     def _that_fit(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return the messages without those whose entries the log has no room for (3)."""
@@ -1309,8 +1304,8 @@ class Node:
     def _tick_leading(self) -> None:
         self._admission.follow_addresses()
         self._expire()
-        if self._options.read_mode == "lease" and not self._raft.has_handed_over:
-            self._raft.read_index(_LeaseProbe(self._raft.term, self._clock()))
+        if self._options.read_mode == "lease":
+            self._lease.renew()
         if self._ticks % AUDIT_TICKS == 0 and len(self._members.servers) > 1:
             self._begin_audit()
 
@@ -1327,19 +1322,7 @@ class Node:
         self._is_expiring = False  # what it did not end is still due
 
     def _holds_lease(self) -> bool:
-        """Tell whether nobody else can lead yet, as a quorum has confirmed a while ago.
-
-        Who heard this leader then, or after its own start, votes for nobody for an election
-        time-out; but for a hand-over it does, whenever that arrives: none while one was begun.
-        """
-        raft, lease = self._raft, self._lease
-        return (
-            self._options.read_mode == "lease"
-            and raft.state is State.LEADER
-            and lease.term == raft.term
-            and not raft.has_handed_over
-            and self._clock() < lease.begun + LEASE_SHARE * (self._election_ticks - 1) * TICK
-        )
+        return self._options.read_mode == "lease" and self._lease.holds()
 
     def _begin_audit(self) -> None:
         """Act on the last comparison of digests and begin the next one (R7; divergence.py)."""

@@ -26,6 +26,35 @@ R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or remo
    nobody, and a leader that hears no quorum for an election time-out steps down.
 R6 No linearizable read before the term's first entry is committed; the round that confirms a
    read begins after the read has come in.
+R9 A lease: a read round that a quorum has confirmed means that nobody else leads for
+   ``election_ticks`` counted from before the round began, as long as this node leads on in its
+   term and has not begun to hand over. (R7 and R8 are the driver's: docs/architecture.md.)
+
+Why R9 holds, by induction over the terms. Another leader needs the votes of a quorum of its own
+latest configuration. At least one of those voters has made a promise that forbids it:
+
+- Who answers the round has heard it in this term, after it began, and has joined no later term.
+  From then on it is loyal (R5): for ``election_ticks`` it neither campaigns nor follows a candidate
+  into a later term, unless the leader of the term before that has handed over. If that was this
+  leader, the lease is void; if it was another one, that one led within the time, which the
+  induction excludes. What a node said to a pre-vote earlier binds nobody.
+- Learners and arbiters keep the promise like any voter, so it counts as soon as they are voters.
+  Only voters of the configuration that confirms the round are counted, and the leader itself only
+  while it is one: it keeps the promise by leading on.
+- A restart forgets the promise, so a node helps nobody for its first ``quiet_ticks`` (R5). A voter
+  that has lost its disk has no configuration and votes for nobody, and comes back as another
+  server (R4). An installed snapshot changes what a node holds, not whom it follows.
+- Members change by one voter at a time, so each quorum of a configuration meets each quorum of its
+  neighbours. Let C be the configuration that confirms the round. All later changes are made by
+  this leader, and each is committed before the next is appended (R4): a quorum of its own has
+  acknowledged it after the round began, and an APPEND binds like a heartbeat. A candidate that wins
+  holds all that was committed (paper 5.4.3), the first entry of this term included (R6). So its
+  configuration is C, or a neighbour of C or of one whose quorum has acknowledged it. No change of
+  members voids a lease.
+
+The unit is the tick, and the first one after a promise may be a short one: a driver counts
+``election_ticks - 1``, less what clocks may differ by. Who has a shorter time-out promises less:
+a lease is as long as the shortest of all members allows.
 
 An **arbiter** is a voter without data: it is sent entries without their commands, so its log
 holds positions only. It counts in elections and commits and never leads. The price: an entry
@@ -518,7 +547,7 @@ class Raft:
         self.applied_index = applied
         self.configuration = configuration  # the latest in the log, committed or not (R4)
         self.progress: dict[str, Progress] = {}  # of the other servers, while leading
-        self.has_handed_over = False  # a leader: see transfer_leadership()
+        self.has_handed_over = False  # a leader, in this term: see transfer_leadership()
 
         self._log = _Log(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
@@ -560,8 +589,14 @@ class Raft:
         self._uncommitted_bytes = 0
         self._read_round = 0
         self._round_index = 0
+        self._is_in_round = False
         self._round_reads: list[object] = []  # confirmed by the round that is on its way
         self._waiting_reads: list[object] = []  # share the next one
+        # The driver's clock before a round that renews the lease (R9): of the next one, of the
+        # one that is on its way, and of the last that was confirmed in this term.
+        self._next_renewal: float | None = None
+        self._round_renewal: float | None = None
+        self._lease_since: float | None = None
 
         # Collected for the next Ready.
         self._saved = hard_state
@@ -675,8 +710,26 @@ class Raft:
 
     @property
     def is_confirming(self) -> bool:
-        """Whether a round for reads is on its way: one that is asked for now has to wait for it."""
-        return bool(self._round_reads)
+        """Whether a read round is on its way: a read that is asked for now has to wait for it."""
+        return self._is_in_round
+
+    def renew_lease(self, now: float) -> None:
+        """Let the next read round renew this leader's lease (R9); a leader alone needs none.
+
+        *now* is what the driver's monotonic clock shows. Nothing happens where no lease would
+        be granted: nobody leads here, or leadership was handed over in this term.
+        """
+        if self.state is State.LEADER and not self.has_handed_over and not self._is_alone():
+            self._next_renewal = now
+
+    @property
+    def lease_since(self) -> float | None:
+        """Since when, by the driver's clock, nobody else leads for an election time-out (R9).
+
+        None where nothing says so: this node does not lead, no round has been confirmed in this
+        term, or leadership was handed over in it. The time-out is the shortest of the voters'.
+        """
+        return None if self.has_handed_over else self._lease_since
 
     def persisted(self, ready: Ready) -> None:
         """Take note that the hard state, snapshot and entries of *ready* are durable."""
@@ -722,7 +775,7 @@ class Raft:
         """Return what the driver has to do now, or None. Each thing is handed out once."""
         log = self._log
         if self.state is State.LEADER:
-            if self._waiting_reads:
+            if self._waiting_reads or self._next_renewal is not None:
                 self._begin_read_round()
             self._replicate()
         committed = min(self.commit_index, log.persisted)
@@ -830,6 +883,8 @@ class Raft:
         self._uncommitted_bytes = 0
         self._lost_reads += self._round_reads + self._waiting_reads
         self._round_reads, self._waiting_reads = [], []
+        self._is_in_round = False
+        self._next_renewal = self._round_renewal = self._lease_since = None
 
     def _become_pre_candidate(self) -> None:
         """Ask whether an election could be won, before disturbing anyone with a new term."""
@@ -1091,7 +1146,7 @@ class Raft:
 
     def _on_heartbeat_response(self, message: Message) -> None:
         progress = self.progress.get(message.sender)
-        if progress is None:
+        if progress is None or message.context > self._read_round:
             return
         progress.heard = self._now
         if progress.match < self._log.last_index and progress.sent < self._now:
@@ -1373,7 +1428,7 @@ class Raft:
 
         ``has_handed_over`` is true from then on as long as this node leads in this term: who was
         asked to take over may still be elected whenever it gets the message, whatever others
-        have promised to this leader. A lease is void then.
+        have promised to this leader. There is no lease any more (R9).
         """
         if self.state is not State.LEADER:
             raise self._not_leader()
@@ -1492,24 +1547,29 @@ class Raft:
 
     def _begin_read_round(self) -> None:
         """Take the commit index, then ask whether this is still the leader (R6)."""
-        if self._round_reads or self.commit_index < self._term_start:
+        if self._is_in_round or self.commit_index < self._term_start:
             return
+        self._is_in_round = True
         self._read_round += 1
         self._round_index = self.commit_index
         self._round_reads, self._waiting_reads = self._waiting_reads, []
+        self._round_renewal, self._next_renewal = self._next_renewal, None
         self._send_heartbeats()
         self._confirm_reads()
 
     def _confirm_reads(self) -> None:
-        """Answer the reads of this round if a quorum has answered it."""
+        """Answer the reads of this round, and renew the lease, if a quorum has answered (R9)."""
         configuration = self.configuration
         confirmed = sum(
             voter == self.id or self.progress[voter].confirmed >= self._read_round
             for voter in configuration.voters
         )
-        if self._round_reads and confirmed >= configuration.quorum:
+        if self._is_in_round and confirmed >= configuration.quorum:
+            self._is_in_round = False
             self._reads += [ReadState(self._round_index, context) for context in self._round_reads]
             self._round_reads = []
+            if self._round_renewal is not None:
+                self._lease_since = self._round_renewal
 
     # -- helpers ---------------------------------------------------------------------------------
 

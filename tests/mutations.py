@@ -39,9 +39,14 @@ CORE_TESTS = (
     "tests/test_raft_script.py",
     "tests/test_raft_random.py",
     "tests/test_raft_configuration.py",
+    "tests/test_raft_leases.py",
 )
 
 NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
+
+CLUSTER_TESTS = ("tests/test_node_cluster.py",)
+
+LEASE_TESTS = ("tests/test_raft_leases.py",)
 
 SIMULATION = ("tests/test_sim.py",)
 
@@ -113,6 +118,12 @@ MUTATIONS = [
         "raft.py",
         'known.incarnation not in ("", server.incarnation)',
         'known.incarnation == "none"',
+    ),
+    Mutation(
+        "any late sync counts a candidate's own vote",
+        "raft.py",
+        "elif self.state is State.CANDIDATE and ready.hard_state == (self.term, self.id):",
+        "elif self.state is State.CANDIDATE:",
     ),
     # Elections (R5)
     Mutation(
@@ -250,8 +261,8 @@ MUTATIONS = [
     Mutation(
         "a read is answered before the term's first commit",
         "raft.py",
-        "if self._round_reads or self.commit_index < self._term_start:",
-        "if self._round_reads:",
+        "if self._is_in_round or self.commit_index < self._term_start:",
+        "if self._is_in_round:",
     ),
     Mutation(
         "a lone voter answers a read before its first commit",
@@ -268,8 +279,8 @@ MUTATIONS = [
     Mutation(
         "a read is confirmed by fewer than a quorum",
         "raft.py",
-        "if self._round_reads and confirmed >= configuration.quorum:",
-        "if self._round_reads and confirmed >= configuration.quorum - 1:",
+        "if self._is_in_round and confirmed >= configuration.quorum:",
+        "if self._is_in_round and confirmed >= configuration.quorum - 1:",
     ),
     Mutation(
         "a read that was held back is confirmed by the round before it",
@@ -315,11 +326,136 @@ MUTATIONS = [
         "if active < quorum and not force:",
         "if active < 1 and not force:",
     ),
+    # Leases (R9)
     Mutation(
         "a lease outlives a hand-over",
         "raft.py",
         "        self.has_handed_over = True\n",
         "",
+    ),
+    Mutation(
+        "a hand-over voids no lease that is held",
+        "raft.py",
+        "return None if self.has_handed_over else self._lease_since",
+        "return self._lease_since",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a lease outlives its term",
+        "raft.py",
+        "self._next_renewal = self._round_renewal = self._lease_since = None",
+        "self._next_renewal = self._round_renewal = None",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "who follows a leader is loyal for half a time-out",
+        "raft.py",
+        'or (self.leader_id != "" and self._elapsed < self.options.election_ticks)',
+        'or (self.leader_id != "" and self._elapsed < self.options.election_ticks // 2)',
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "who follows a leader is loyal for a tick too few",
+        "raft.py",
+        'or (self.leader_id != "" and self._elapsed < self.options.election_ticks)',
+        'or (self.leader_id != "" and self._elapsed < self.options.election_ticks - 1)',
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "who was restarted is loyal for a tick too few",
+        "raft.py",
+        "return self._now < self.options.quiet_ticks",
+        "return self._now < self.options.quiet_ticks - 1",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a follower campaigns a tick too early",
+        "raft.py",
+        "self._timeout = ticks + self._rng.randrange(ticks)",
+        "self._timeout = ticks - 1 + self._rng.randrange(ticks)",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a leader that is removed confirms with its own voice",
+        "raft.py",
+        "            for voter in configuration.voters\n        )\n        if self._is_in_round",
+        "            for voter in {*configuration.voters, self.id}\n"
+        "        )\n"
+        "        if self._is_in_round",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a learner confirms",
+        "raft.py",
+        "            for voter in configuration.voters\n        )\n        if self._is_in_round",
+        "            for voter in [server.id for server in configuration.servers]\n"
+        "        )\n"
+        "        if self._is_in_round",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a lease counts from the next round",
+        "raft.py",
+        "self._round_renewal, self._next_renewal = self._next_renewal, None",
+        "self._round_renewal = self._next_renewal",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a round that has not begun is confirmed",
+        "raft.py",
+        "if progress is None or message.context > self._read_round:",
+        "if progress is None:",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "an entry of a leader does not bind a follower like a heartbeat",
+        "raft.py",
+        "        if kind in _FROM_LEADER:\n            self._follow(message.sender)",
+        "        if kind is MessageType.HEARTBEAT or not self.leader_id:\n"
+        "            self._follow(message.sender)",
+        LEASE_TESTS,
+    ),
+    Mutation(
+        "a lease lasts for a tick too many",
+        "leases.py",
+        "return LEASE_SHARE * (ticks - 1) * self._tick",
+        "return LEASE_SHARE * ticks * self._tick",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a lease lasts to the end of the time-out",
+        "leases.py",
+        "return LEASE_SHARE * (ticks - 1) * self._tick",
+        "return (ticks - 1) * self._tick",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a lease holds at the moment at which it ends",
+        "leases.py",
+        "self._clock() < since + self.seconds",
+        "self._clock() <= since + self.seconds",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a lease is longer than a voter with a shorter time-out promises",
+        "leases.py",
+        "min([self._own, *told])",
+        "self._own",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "who is about to be removed counts for no lease",
+        "leases.py",
+        "for each in self._raft.progress if each in self._told",
+        "for each in self._told if self._raft.configuration.get(each)",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "who only looks is taken at its word",
+        "node.py",
+        '            if kind != "probe":\n                self._lease.hear(peer)',
+        "            self._lease.hear(peer)",
+        NODE_TESTS,
     ),
     # The driver
     Mutation(
@@ -328,6 +464,133 @@ MUTATIONS = [
         "            raft_log.set_hard_state(ready.hard_state)\n",
         "            pass\n",
         NODE_TESTS,
+    ),
+    Mutation(
+        "messages leave before term and vote are durable",
+        "node.py",
+        "        if ready.hard_state is not None:\n"
+        "            raft_log.set_hard_state(ready.hard_state)\n"
+        "        if ready.configuration is not None:",
+        "        for message in ready.messages:\n"
+        "            if message.type is not MessageType.SNAPSHOT:\n"
+        "                self._peers.send(message)\n"
+        "        ready.messages = [m for m in ready.messages if m.type is MessageType.SNAPSHOT]\n"
+        "        if ready.hard_state is not None:\n"
+        "            raft_log.set_hard_state(ready.hard_state)\n"
+        "        if ready.configuration is not None:",
+        ("tests/test_node.py",),
+    ),
+    Mutation(
+        "a transfer that was given up is installed",
+        "node.py",
+        "if self._is_working and incoming is self._incoming:",
+        "if self._is_working:",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "the end of a transfer that was given up ends the one after it",
+        "node.py",
+        "            if incoming is self._incoming:\n                self._incoming = None",
+        "            self._incoming = None",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a leader that was displaces the state that the present one sends",
+        "node.py",
+        "                or header.message.term < self._raft.term\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a state that is not needed is received",
+        "node.py",
+        "            if meta.index <= self._raft.commit_index:\n                return None\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "an installed state does not tell who the members are",
+        "node.py",
+        "        self._history.reset(meta.index)\n        self._adopt_members()\n",
+        "        self._history.reset(meta.index)\n",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a write waits for what is hidden in a snapshot",
+        "node.py",
+        "        self._finished += self._writes.skipped(meta.index)\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "the log is cut behind a state that is on its way",
+        "node.py",
+        "self._raft.slowest_match(), *self._transfers.values(), self._log.last_index",
+        "self._raft.slowest_match(), self._log.last_index",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "anybody decides that a replica differs",
+        "node.py",
+        "if message.sender != raft.leader_id or digest is None:",
+        "if digest is None:",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a replica differs by the word of an earlier term",
+        "node.py",
+        "if message.term != raft.term or self._is_arbiter:",
+        "if self._is_arbiter:",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "half of the replicas are right before all have answered",
+        "divergence.py",
+        "if 2 * counted[right] <= replicas and",
+        "if 2 * counted[right] < replicas and",
+        ("tests/test_divergence.py",),
+    ),
+    Mutation(
+        "who was removed and added again stays out",
+        "node.py",
+        "self._was_removed, self._left_to = False, None",
+        "self._left_to = None",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a removal relies on who may have died",
+        "node.py",
+        "if not force and not self._raft.have_answered(rest, asked):",
+        "if not force and not self._raft.have_answered(rest, asked - 100):",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "an answer counts that may be older than the question",
+        "raft.py",
+        "self.progress[voter].heard > since)",
+        "self.progress[voter].heard >= since)",
+        ("tests/test_raft_checklist.py",),
+    ),
+    Mutation(
+        "a stale read is as fresh as any message",
+        "node.py",
+        "if raft.leader_id == message.sender:\n            self._heard",
+        "if raft.leader_id:\n            self._heard",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a leader that lost its office counts from when it began",
+        "node.py",
+        "self._heard = self._clock()  # up to now it was this node that led",
+        "pass",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "what expires next is remembered of the state before a snapshot",
+        "store.py",
+        "        self._due = None\n\n    def _apply(",
+        '        self._due = getattr(self, "_due", None)\n\n    def _apply(',
+        ("tests/test_store.py",),
     ),
     Mutation(
         "the log is never synced",
@@ -341,13 +604,6 @@ MUTATIONS = [
         "waiting.py",
         "ended = outcomes if is_its_own else lost",
         "ended = outcomes",
-        NODE_TESTS,
-    ),
-    Mutation(
-        "a lease lasts longer than an election time-out",
-        "node.py",
-        "LEASE_SHARE * (self._election_ticks - 1)",
-        "2 * LEASE_SHARE * (self._election_ticks - 1)",
         NODE_TESTS,
     ),
     Mutation(

@@ -32,6 +32,7 @@ leader completeness  a new leader's log holds all that was committed before
 monotonicity         term, commit and applied index never fall while a process lives; the term
                      not even over a restart
 R7                   equal applied index means equal digest and, now and then, equal records
+leases (R9)          nobody leads in a later term while a node, by its own clock, holds one
 clocks               a leader's time follows its monotonic clock, whatever its wall clock does;
                      the state's never falls
 belonging            who is connected to members, or holds a log, has been admitted with that data
@@ -188,6 +189,9 @@ class Luck:
     seeds: bool = False  # whether nodes that are no members ask to become some
     lease: bool = False
     election_timeout: float = 0.4
+    uneven: bool = False  # whether election time-outs differ
+    pause_and_crash: float = 0.0  # some machines are paused, and another one loses power then
+    ahead: int = 0  # how many revisions a watcher waits for before its first event
     encoded: bool = False  # whether messages travel as bytes
     clients: int = 3
     others: int = 0  # clients that do all the rest
@@ -234,7 +238,7 @@ class Luck:
             disconnect=maybe(0.4, 0.2, 1.0),
             members=maybe(0.6, 0.5, 1.0, 3.0),
             seeds=rng.random() < 0.5,
-            lease=rng.random() < 0.25,
+            lease=rng.random() < 0.4,
             election_timeout=rng.choice([0.2, 0.4]),
             encoded=rng.random() < 0.2,
             clients=rng.randint(1, 4),
@@ -255,8 +259,16 @@ class Luck:
         if rng.random() < 0.25:
             late = rng.random() < 0.7
             luck = replace(luck, wipes_leaders=True, late=late, members=max(luck.members, 0.5))
-        if luck.lease:  # what can break it is a leader cut off, while many go on reading there
-            luck = replace(luck, cut=max(luck.cut, 1.0), clients=6, keys=1, think=0.01)
+        rng = random.Random(f"more luck/{seed}")
+        luck = replace(
+            luck,
+            uneven=rng.random() < 0.2,
+            pause_and_crash=maybe(0.3, 0.1, 0.5),
+            ahead=rng.choice([0, 0, 30]),
+        )
+        if luck.lease:  # what can break it is a leader cut off or paused, where many go on reading
+            cut, pause = max(luck.cut, 1.0), max(luck.pause, 0.5)
+            luck = replace(luck, cut=cut, pause=pause, clients=6, keys=1, think=0.01)
         return luck
 
     def __str__(self) -> str:
@@ -347,6 +359,7 @@ class Machine:
         self.draining = False
         self.waiting: list[Callable[[], None]] = []  # what came in during a pause
         self.term = self.commit = self.applied = 0  # the highest seen, in this generation
+        self.election_timeout = world.luck.election_timeout
         self.history = History()
         self.watchers: Watchers[Stream]
         self.streams: dict[Stream, None] = {}
@@ -403,7 +416,7 @@ class Machine:
             bootstrap=self.bootstrap,
             version="sim",
             role=self.role,
-            election_timeout=luck.election_timeout,
+            election_timeout=self.election_timeout,
             read_mode="lease" if luck.lease else "index",
             barrier_timeout=0.6,
             write_timeout=0.9,
@@ -1114,6 +1127,7 @@ class Simulation:
         self._values = 0
         self._refused: set[bytes] = set()
         self._favourites: dict[int, str] = {}
+        self._late_readers = 0
         self._owners: dict[str, str] = {}  # of hosts, now or at last: machines
 
         # What was seen, of all nodes and for ever.
@@ -1132,6 +1146,8 @@ class Simulation:
         machine = Machine(self, name, role, bootstrap=bootstrap)
         machine.rate = 1.0 + self.luck.drift * self.rng.uniform(-1, 1)
         machine.wall_offset = self.luck.skew * self.rng.uniform(-1, 1)
+        if self.luck.uneven:
+            machine.election_timeout = self.rng.choice([0.2, 0.4, 0.8])
         self.counts["arbiters"] += role == "arbiter"
         self.machines[name] = machine
         self._owners[name] = name
@@ -1367,6 +1383,7 @@ class Simulation:
                 machine.led = raft.term
                 self._check_new_leader(machine)
             self._check_progress(raft)
+            self._check_leases()
 
     def check_contents(self, machine: Machine) -> None:
         """Compare a node's records with those that others had at the same index (R7)."""
@@ -1390,6 +1407,19 @@ class Simulation:
                 self.expect(
                     raft._log.term(index) == term,
                     f"{name} leads term {raft.term} without the committed entry {index}",
+                )
+
+    def _check_leases(self) -> None:
+        """See that no lease is held by whoever is not the latest of those who lead (R9)."""
+        leading = [m for m in self.machines.values() if m.up and m.raft.state is State.LEADER]
+        latest = max(m.raft.term for m in leading)
+        for other in leading:
+            if other.raft.term < latest:
+                self.counts["leaders of two terms at once"] += 1
+                self.expect(
+                    not other.node._holds_lease(),
+                    f"{other.name} holds a lease of term {other.raft.term}, though somebody leads "
+                    f"term {latest} (R9)",
                 )
 
     def _check_progress(self, raft: Raft) -> None:
@@ -1657,6 +1687,8 @@ class Simulation:
         others = [self.machines[other] for other in members if other != name]
         if self.rng.random() < 0.4:
             yield from self._bring_down(self.rng.sample(others, len(others) // 2))
+        if self.rng.random() < 0.3:
+            self._cut_and_crash_soon()
         answer = yield from self.remove(name)
         if isinstance(answer, Conflict) and not self.mending:  # too few of the others answer
             answer = yield from self.remove(name, force=True)
@@ -1665,6 +1697,18 @@ class Simulation:
             yield 0.3
             if not self.mending:
                 self.machines[name].crash()
+
+    def _cut_and_crash_soon(self) -> None:
+        """Let the network be cut and somebody lose power while a member is being removed."""
+
+        def strike(fault: Callable[[Machine], None]) -> None:
+            machine = self.rng.choice(list(self.machines.values()))
+            if machine.up and not self.mending:
+                fault(machine)
+
+        self.counts["removals amid cuts and crashes"] += 1
+        for fault in (self._cut, Machine.crash):
+            self.after(self.rng.uniform(0.0, 0.1), partial(strike, fault))
 
     def _bring_down(self, machines: Sequence[Machine]) -> Process:
         """Crash machines that stay down for so long that their leader notices."""
@@ -1797,6 +1841,7 @@ class Simulation:
             (luck.blackout, self._black_out),
             (luck.stop, self._stop),
             (luck.pause, self._pause),
+            (luck.pause_and_crash, self._pause_and_crash),
             (luck.fill, self._fill),
             (luck.fail, self._fail_disk),
             (luck.slow, self._slow_down),
@@ -1856,9 +1901,36 @@ class Simulation:
     def _pause(self, machine: Machine) -> None:
         if not machine.paused:
             machine.pause()
-            wake = partial(machine.resume, machine.generation)
             election = self.luck.election_timeout * self.rng.uniform(1, 2)  # a lease ends before
-            self.after(self.rng.choice([0.1, 0.5, 1.5, election]), wake)
+            seconds = self.rng.choice([0.1, 0.5, 1.5, election])
+            self.after(seconds, partial(self._wake, machine, machine.generation))
+
+    def _wake(self, machine: Machine, generation: int) -> None:
+        """End a pause; somebody reads there at once, who may have read elsewhere before."""
+        machine.resume(generation)
+        if generation == machine.generation and not self.mending:
+            self._late_readers += 1
+            reader = 1000 + self._late_readers
+            self._favourites[reader] = machine.name
+            self.counts["reads after a pause"] += 1
+            self.start(self._read_once(reader))
+
+    def _read_once(self, client: int) -> Process:
+        yield from self.read(client, [self.rng.choice(self.keys)])
+
+    def _pause_and_crash(self, machine: Machine) -> None:
+        """Pause some of the others, and let this one lose power amid that."""
+        others = [m for m in self.machines.values() if m is not machine and m.up]
+        for other in self.rng.sample(others, self.rng.randint(0, len(others))):
+            self._pause(other)
+        generation = machine.generation
+
+        def crash() -> None:
+            if generation == machine.generation and not self.mending:
+                machine.crash()
+
+        self.counts["power losses amid pauses"] += 1
+        self.after(self.rng.uniform(0.0, 0.5), crash)
 
     def _fill(self, machine: Machine) -> None:
         """Let the disk be almost full, for a while."""
@@ -1923,7 +1995,8 @@ class Simulation:
             self.start(self.others.client(100 + number))
         ranges = [(b"", None), (b"n", b"p"), (b"t", b"t\0")]
         for number in range(self.luck.watchers):
-            begin = Position(self._founded + 1)
+            ahead = self.luck.ahead if number else 0
+            begin = Position(self._founded + 1 + ahead)
             watcher = Watcher(self, f"w{number + 1}", *ranges[number], begin)
             self.watchers.append(watcher)
             watcher.connect()

@@ -322,6 +322,22 @@ def test_followers_are_connected_before_they_need_each_other(cluster: Cluster) -
     wait_until(are_connected)
 
 
+def test_nodes_tell_each_other_that_their_election_timeouts_differ(cluster: Cluster) -> None:
+    cluster.flags = ("--read-mode=lease",)
+    for milliseconds in (400, 400, 900):
+        cluster.add(f"--election-timeout={milliseconds}ms")
+    one, _, other = cluster.start(3).members
+
+    def shows(member: Member, what: bytes) -> bool:
+        return what in member.request("GET", "/readyz?verbose").body
+
+    wait_until(lambda: shows(one, f"{other.name} has 900 ms, this node 400 ms".encode()))
+    wait_until(lambda: shows(other, f"{one.name} has 400 ms".encode()))
+    assert one.request("GET", "/readyz").status == 200
+    assert one.put("k", b"v").status == 200
+    assert one.get("k").body == b"v"
+
+
 def test_a_removal_that_would_cost_the_quorum_needs_force(cluster: Cluster) -> None:
     cluster.flags = ("--election-timeout=1s",)
     leader = cluster.start(3).leader()

@@ -43,6 +43,13 @@ def test_a_majority_need_not_wait_for_the_rest() -> None:
     assert found.deviants() == ["n3"]
 
 
+def test_half_is_no_majority_while_somebody_has_not_answered() -> None:
+    found = audit("n2", "n3", "n4", digest=BAD)
+    found.answer("n2", 10, BAD)
+    found.answer("n3", 10, GOOD)
+    assert found.deviants() == []  # n4 may make it a draw
+
+
 def test_the_leader_is_right_in_a_draw_of_all() -> None:
     found = audit("n2")
     found.answer("n2", 10, BAD)

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "divergence": set(),
     "waiting": {"commands", "raft", "errors"},
     "expiry": set(),
+    "leases": {"raft", "transport"},
     "watch": {"commands", "metrics", "errors"},
     "backup": {
         "datadir",
@@ -57,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "expiry",
         "fileio",
+        "leases",
         "membership",
         "metrics",
         "raft",

@@ -37,7 +37,8 @@ from errors import (
 from fileio import FileSystem, OsFileSystem
 from metrics import Registry
 from node import Node, NodeOptions
-from raft import Message, Raft
+from raft import HardState, Message, MessageType, Raft
+from raftlog import RaftLog
 from tests.answers import outcomes_of, value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.process import wait_until
@@ -244,6 +245,28 @@ def run_until_it_ends(fs: CrashFileSystem, ledger: Ledger) -> bool:
             node.stop()
 
 
+class Witness(Nobody):
+    """Reaches one other node, and sees what this node's disk would keep whenever it is written to.
+
+    *kept* has the term and vote of the disk beside each message.
+    """
+
+    def __init__(self, fs: CrashFileSystem, other: Greeting) -> None:
+        self.fs = fs
+        self.other = other
+        self.kept: list[tuple[Message, HardState]] = []
+
+    def send(self, message: Message) -> None:
+        raft_log = RaftLog.open(self.fs.after_crash("dropped"), "/data/raft", segment_bytes=4096)
+        self.kept.append((message, raft_log.hard_state))
+        raft_log.close()
+
+    def probe(
+        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+    ) -> None:
+        reply(self.other)
+
+
 # -- crashes and failures at every point -----------------------------------------------------------
 
 
@@ -396,6 +419,40 @@ def lives_of_one_disk(seed: int) -> None:
 
 
 # -- a full disk, step by step ---------------------------------------------------------------------
+
+
+def test_term_and_vote_are_on_the_disk_before_a_message_that_tells_them() -> None:
+    """If the power fails when the vote has left, it is remembered (R1)."""
+    fs = CrashFileSystem()
+    node = open_node(fs)
+    node.recover()
+    cluster_id = node.greeting().cluster_id
+    other = Greeting("n2", cluster_id, "another disk", "data", "n2:7001", "http://n2:8081")
+    node._peers = peers = Witness(fs, other)
+    node.join("n2", "n2:7001", "", voter=True, role="", reply=lambda _: None)
+    term = node.status()["term"]
+
+    def hear(kind: MessageType, **facts: Any) -> None:
+        node.receive([Message(kind, "n2", "n1", **{"term": term, **facts})])
+
+    for _ in range(10):  # it is made a voter
+        hear(MessageType.HEARTBEAT_RESPONSE)
+        hear(MessageType.APPEND_RESPONSE, index=node._raft.last_index)
+        node.tick()
+    assert node.members()["servers"][1]["suffrage"] == "voter"
+    last = {"index": node._raft.last_index, "log_term": term}
+    hear(MessageType.VOTE, term=term + 1, force=True, **last)
+    answers = [
+        (message.reject, disk)
+        for message, disk in peers.kept
+        if message.type is MessageType.VOTE_RESPONSE
+    ]
+    assert answers == [(False, HardState(term + 1, "n2"))]
+    hear(MessageType.HEARTBEAT, term=term + 1)
+    hear(MessageType.TIMEOUT_NOW, term=term + 1)
+    asked = [disk for message, disk in peers.kept if message.type is MessageType.VOTE]
+    assert asked == [HardState(term + 2, "n1")]
+    node.stop()
 
 
 def test_a_write_that_finds_no_room_in_the_log_is_refused_whole() -> None:

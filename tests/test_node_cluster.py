@@ -6,9 +6,11 @@ story: who is admitted, how a write ends whose leader lost, leases, audits, what
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,9 +41,11 @@ from errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from leases import LEASE_SHARE, MAX_TOLD
 from metrics import Registry
 from node import TICK, Command, Node, NodeOptions
 from raft import Message, MessageType, SnapshotMeta, State
+from snapshots import IncomingSnapshot
 from store import Session
 from tests.answers import Ended, outcomes_of, value_of
 from tests.crashfs import CrashFileSystem
@@ -451,6 +455,31 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     lab.tick(100)
     assert lab["n1"].status()["term"] == term
     assert lab.connecting == {"n2": {"n1", "n2"}}  # n1 leads: it writes to the others anyway
+
+
+def test_a_node_that_was_removed_and_added_again_asks_for_its_place_like_any_member() -> None:
+    lab = cluster("n2", "n3")
+    assert lab.remove("n3") is None
+    assert not lab["n3"].wants_to_join()  # until it is started again
+    assert lab.join("n3") is None
+    lab.tick(3)
+    assert not lab["n3"].wants_to_join()
+    lab.cut.add("n3")
+    lab.tick(110)  # nobody was heard for longer than five seconds
+    assert lab["n3"].wants_to_join()
+
+
+def test_a_removal_waits_until_those_who_stay_have_answered_it() -> None:
+    """n3 has died a moment ago and still counts as one that answers."""
+    lab = cluster("n2", "n3")
+    lab.tick(3)
+    lab.stop("n3")
+    answers: list[ConureError | None] = []
+    lab["n1"].remove("n2", force=False, reply=answers.append)
+    lab.tick_until(lambda: bool(answers))
+    assert isinstance(answers[0], Conflict)
+    assert set(suffrages(lab["n1"])) == {"n1", "n2", "n3"}
+    put(lab, b"k", b"v")
 
 
 def test_nobody_dials_a_removed_member_that_came_back_for_a_while() -> None:
@@ -1171,6 +1200,146 @@ def test_a_lease_is_void_when_a_leader_that_was_removed_hands_over() -> None:
     assert not lab["n1"]._holds_lease()
 
 
+def test_a_lease_lasts_its_share_of_the_time_out_to_the_moment() -> None:
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    node = lab["n1"]
+    seconds = LEASE_SHARE * (8 - 1) * TICK  # of eight ticks, the first of which may be a short one
+    assert node._lease.seconds == pytest.approx(seconds)
+    since = node._raft.lease_since
+    assert since == lab.now
+    lab.cut |= {"n2", "n3"}
+    lab.now = math.nextafter(since + node._lease.seconds, 0.0)
+    assert read(node) == [None]
+    lab.now = since + node._lease.seconds
+    assert read(node) == []
+
+
+def test_nobody_leads_while_a_lease_holds_though_clocks_run_apart_as_far_as_they_may() -> None:
+    """Those who have promised tick at once, then faster than the leader's clock, and don't wait."""
+    lab = cluster("n2", "n3", read_mode="lease")
+    lab.tick(3)
+    others = [lab["n2"], lab["n3"]]
+    begun, held = lab.now, 0
+    lab.cut.add("n1")
+    lab["n2"]._raft._timeout = lab["n2"]._raft.options.election_ticks
+    for number in range(20):
+        lab.now = begun + LEASE_SHARE * number * TICK
+        for node in others:
+            node.tick()
+        lab.settle()
+        if any(node._raft.state is State.LEADER for node in others):
+            break
+        held += lab["n1"]._holds_lease()
+    assert any(node._raft.state is State.LEADER for node in others)
+    assert held == 7
+    assert not lab["n1"]._holds_lease()
+
+
+def test_a_lease_ends_with_its_term_even_if_the_next_ones_are_short() -> None:
+    lab = cluster("n2", "n3", read_mode="lease", election_timeout=2.0)
+    put(lab, b"k", b"old")
+    lab.tick(5)
+    node, other = lab["n1"], lab["n2"]
+    assert node._holds_lease()
+    node.hand_over("n2", lambda _: None)
+    lab.settle()
+    lab.tick()
+    assert other._holds_lease()
+    assert begin(other, (b"k", b"new")) == ["unanswered"]
+    lab.settle()
+    other.hand_over("n1", lambda _: None)
+    while node._raft.state is not State.LEADER:
+        sender, address, message = lab.under_way.popleft()
+        receiver = lab.at(address)
+        assert receiver is not None
+        lab.deliver(sender, receiver, message)
+    assert value_of(node, b"k") == b"old"  # it does not know yet that "new" is committed
+    assert read(node) == []
+
+
+def unequal(**timeouts: float) -> Lab:
+    """A cluster of n1, which leads, and others, with these election time-outs and leases."""
+    lab = Lab()
+    for node_id, seconds in timeouts.items():
+        facts: dict[str, Any] = {"read_mode": "lease", "election_timeout": seconds}
+        lab.add(node_id, bootstrap=node_id == "n1", **facts)
+        if node_id != "n1":
+            assert lab.join(node_id) is None
+    lab.tick(3)
+    return lab
+
+
+def test_a_lease_is_no_longer_than_the_shortest_promise() -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    node = lab["n1"]
+    assert node._lease.seconds == pytest.approx(LEASE_SHARE * (4 - 1) * TICK)
+    lab.cut.add("n3")
+    lab.tick(30)  # n3 hears nobody: it would vote at once
+    assert node._holds_lease()
+    lab.cut = {"n1"}
+    lab.tick_until(lambda: lab["n2"]._raft.leader_id in ("n2", "n3"))
+    assert node._raft.state is State.LEADER
+    assert not node._holds_lease()
+
+
+def test_a_promise_of_a_member_that_is_removed_counts_until_that_is_committed() -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    node = lab["n1"]
+    node.remove("n2", force=True, reply=lambda _: None)
+    assert "n2" not in suffrages(node)
+    assert node._lease.seconds == pytest.approx(LEASE_SHARE * (4 - 1) * TICK)
+    lab.settle()
+    lab.tick()
+    assert node._lease.seconds == pytest.approx(LEASE_SHARE * (20 - 1) * TICK)
+
+
+def test_unequal_election_timeouts_are_told_once_and_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    lab.tick(50)
+    told = [record.getMessage() for record in caplog.records if "election time-out" in record.msg]
+    assert sorted(text[:60] for text in told) == [
+        "node n1 has an election time-out of 1000 ms, node n2 one of ",
+        "node n2 has an election time-out of 200 ms, node n1 one of 1",
+    ]
+    assert all("--election-timeout" in text for text in told)
+    checks = {check: (passes, why) for check, passes, why in lab["n1"].readiness()}
+    assert checks["timeouts"] == (True, "n2 has 200 ms, this node 1000 ms")
+    checks = {check: (passes, why) for check, passes, why in lab["n2"].readiness()}
+    assert checks["timeouts"] == (True, "n1 has 1000 ms, this node 200 ms")
+    lab.stop("n2")
+    lab.add("n2", read_mode="lease", election_timeout=1.0)
+    lab.tick(30)
+    checks = {check: (passes, why) for check, passes, why in lab["n1"].readiness()}
+    assert checks["timeouts"] == (True, "ok")
+    assert lab["n1"]._lease.seconds == pytest.approx(LEASE_SHARE * (20 - 1) * TICK)
+
+
+def test_a_node_that_does_not_tell_its_election_timeout_is_taken_to_have_the_same() -> None:
+    lab = cluster("n2", "n3")
+    lease = lab["n1"]._lease
+    for said, seconds in ((200, 0.1125), (0, 0.2625), (9000, 0.2625)):
+        lease.hear(replace(lab["n2"].greeting(), election_timeout=said))
+        assert lease.seconds == pytest.approx(seconds)
+
+
+def test_what_strangers_say_of_their_election_timeouts_is_bounded_and_counts_for_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = cluster("n2")
+    lease, greeting = lab["n1"]._lease, lab["n2"].greeting()
+    for number in range(1000):
+        lease.hear(replace(greeting, node_id=f"s{number}", election_timeout=100))
+    lease.hear(replace(greeting, election_timeout=200))
+    assert lease.seconds == pytest.approx(0.1125)
+    assert len(lease._told) == MAX_TOLD + 1
+    assert caplog.text.count("election time-out") == 1
+    lab["n1"].admit("probe", "n1", replace(greeting, election_timeout=300))
+    assert lease.seconds == pytest.approx(0.1125)  # who only looks says nothing that counts
+
+
 # -- replicas that differ ------------------------------------------------------------------------
 
 
@@ -1219,6 +1388,19 @@ def test_a_leader_that_can_not_note_that_it_differs_ends_all_the_same() -> None:
     lab.tick_until(lambda: "n1" in lab.failed)
     assert isinstance(lab["n1"]._failure, Diverged)
     assert pending == []
+
+
+def test_only_who_leads_now_decides_that_a_replica_differs() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    node, term = lab["n2"], lab["n1"]._raft.term
+    for sender, said in (("n3", term), ("n1", term - 1), ("n1", term)):
+        assert node._failure is None
+        verdict = Message(MessageType.AUDIT, sender, "n2", said, index=node._store.applied_index)
+        verdict.reject, verdict.context = True, node._store.digest ^ 1
+        node.receive([verdict])
+    assert isinstance(node._failure, Diverged)
 
 
 def test_busy_replicas_are_compared_at_marks() -> None:
@@ -1325,6 +1507,141 @@ def test_a_state_that_no_leader_sends_is_dropped() -> None:
     put(lab, b"k", b"w")
     lab.tick(3)
     assert value_of(lab["n2"], b"k") == b"w"
+
+
+def test_a_state_that_was_given_up_amid_its_end_is_not_installed() -> None:
+    """Another transfer takes its place while it is made durable; both are as of one index."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    node, term = lab["n2"], lab["n1"]._raft.term
+    meta = SnapshotMeta(10_000, term, lab["n1"]._store.configuration)
+    message = Message(MessageType.SNAPSHOT, "n1", "n2", term, snapshot=meta)
+    first = node.begin_snapshot(SnapshotHeader(message, 0, 0, "1"))
+    assert first is not None
+    finished = first._finished
+
+    next_header = SnapshotHeader(message, 0, 0, "2")
+    begun: list[IncomingSnapshot | None] = []
+
+    def late(incoming: IncomingSnapshot) -> None:
+        # Its lock is held no more: the next transfer begins, and discards this one.
+        begun.append(node.begin_snapshot(next_header))
+        finished(incoming)
+
+    first._finished = late
+    first.finish()
+    assert lab.failed == set()
+    assert begun[0] is not first
+    assert node.begin_snapshot(next_header) is begun[0]  # and goes on
+    assert node._raft.commit_index < meta.index
+    assert value_of(node, b"k") == b"v"
+    assert len(staged(lab, "n2")) == 1
+    put(lab, b"k", b"w")
+    lab.tick(3)
+    assert value_of(node, b"k") == b"w"
+
+
+def test_a_leader_that_was_does_not_displace_the_state_that_the_present_one_sends() -> None:
+    lab = cluster("n2", "n3")
+    node, term = lab["n2"], lab["n1"]._raft.term
+    meta = SnapshotMeta(10_000, term - 1, lab["n1"]._store.configuration)
+    first = node.begin_snapshot(header(lab, 10_000, "1"))
+    old = Message(MessageType.SNAPSHOT, "n3", "n2", term - 1, snapshot=meta)
+    with pytest.raises(Refused):
+        node.begin_snapshot(SnapshotHeader(old, 0, 1, "2"))
+    assert first is not None
+    assert node.begin_snapshot(first.header) is first
+
+
+def test_a_state_that_is_not_needed_is_not_received() -> None:
+    lab = cluster("n2")
+    put(lab, b"k", b"v")
+    lab.tick(3)
+    known = lab["n2"]._raft.commit_index
+    assert lab["n2"].begin_snapshot(header(lab, known, "1")) is None
+    assert staged(lab, "n2") == []
+    assert lab["n2"].begin_snapshot(header(lab, known + 1, "2")) is not None
+
+
+def test_an_installed_state_tells_who_the_members_are() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    lab.stop("n3")
+    lab.add("n4", checkpoint_log_bytes=500)
+    assert lab.join("n4") is None
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        checkpoint(lab["n1"])
+    lab.add("n3", checkpoint_log_bytes=500)
+    assert lab["n3"]._members.get("n4") is None
+    lab.tick(20)
+    assert lab["n3"]._log.snapshot.index == lab["n3"]._store.applied_index
+    assert lab["n3"]._members == lab["n1"]._members
+    assert lab["n3"]._members.get("n4") is not None
+
+
+def test_a_write_whose_end_is_hidden_in_a_snapshot_is_of_unknown_outcome() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500, write_timeout=1000.0)
+    old = lab["n1"]
+    lab.cut.add("n1")
+    outcome = begin(old, (b"k", b"old"))
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        checkpoint(lab.leader())
+    assert outcome == ["unanswered"]
+    assert lab.leader()._log.snapshot.index > old._raft.last_index
+    lab.cut.clear()
+    lab.tick(20)
+    assert lab.failed == set()
+    assert isinstance(outcome[0], OutcomeUnknown)
+    assert old._store.digest == lab.leader()._store.digest
+    put(lab, b"k", b"new")
+    assert value_of(lab.leader(), b"k") == b"new"
+
+
+def test_the_log_is_kept_behind_a_state_that_is_on_its_way() -> None:
+    """Or whoever gets it would need another one at once, and so on for as long as others write."""
+    lab = cluster("n2", "n3")
+    lab.stop("n3")
+    for number in range(200):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+    for number in range(3):
+        put(lab, b"k", b"%d" % number)
+        lab.tick()
+        checkpoint(lab["n1"])
+    lab.add("n3")
+
+    def go_on() -> None:
+        """Let time pass, while the state is on its way."""
+        lab.now += TICK
+        for node in lab.nodes.values():
+            node.tick()
+        while lab.under_way:
+            sender, address, message = lab.under_way.popleft()
+            receiver = lab.at(address)
+            if receiver is not None:
+                lab.deliver(sender, receiver, message)
+
+    for _ in range(20):
+        go_on()
+    ((_, outgoing),) = lab.snapshots
+    assert outgoing.header.message.snapshot is not None
+    index = outgoing.header.message.snapshot.index
+    lab.stop("n3")  # it answers no more, so that nothing else keeps the log
+    for number in range(20):
+        begin(lab["n1"], (b"k", b"%d" % number * 10))
+        go_on()
+        checkpoint(lab["n1"])
+    assert lab["n1"]._store.tree.applied_index > index
+    assert lab["n1"]._log.snapshot.index <= index
+    lab.snapshots.clear()
+    outgoing.close()
+    lab["n1"].snapshot_sent("n3", None)
+    for number in range(2):
+        begin(lab["n1"], (b"k", b"%d" % number))
+        go_on()
+        checkpoint(lab["n1"])
+    assert lab["n1"]._log.snapshot.index > index
 
 
 def staged(lab: Lab, node_id: str) -> list[str]:
@@ -1464,3 +1781,27 @@ def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:
     assert 2.5 <= contact < 2.7
     lab.add("n3")
     assert lab["n3"].last_contact() is None
+
+
+def test_only_a_leader_counts_as_contact() -> None:
+    lab = cluster("n2", "n3")
+    lab.tick(3)
+    lab.now += 2.5
+    last = lab["n2"]._raft.last_index
+    term = lab["n1"]._raft.term
+    request = Message(MessageType.PRE_VOTE, "n3", "n2", term + 1, index=last, log_term=term)
+    lab["n2"].receive([request])
+    contact = lab["n2"].last_contact()
+    assert contact is not None
+    assert contact >= 2.5
+
+
+def test_a_leader_that_lost_its_office_counts_from_then() -> None:
+    lab = cluster("n2", "n3")
+    lab.tick(3)
+    node = lab["n1"]
+    lab.cut.add("n1")
+    lab.tick_until(lambda: node._raft.state is not State.LEADER)
+    assert node.last_contact() == 0.0
+    lab.now += 2.5
+    assert node.last_contact() == 2.5

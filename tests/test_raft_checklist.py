@@ -188,6 +188,35 @@ def test_a_candidate_counts_its_own_vote_only_when_it_is_durable() -> None:
     assert state_of(raft) is State.LEADER
 
 
+def test_a_late_sync_of_something_else_makes_no_vote_durable() -> None:
+    """The log of a follower may be synced after its vote was asked for, and before it is."""
+    raft, _ = founded("a", "b")
+    raft.step(Message(MessageType.APPEND, "b", "a", 1, 1, 1, entries=commands((1, 2))))
+    entries = take(raft)
+    raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 1))
+    assert state_of(raft) is State.CANDIDATE
+    raft.persisted(entries)
+    raft.step(Message(MessageType.VOTE_RESPONSE, "b", "a", 2))
+    assert state_of(raft) is State.CANDIDATE
+    vote = take(raft)
+    assert vote.hard_state == HardState(2, "a")
+    raft.persisted(vote)
+    assert state_of(raft) is State.LEADER
+
+
+def test_a_late_sync_of_an_earlier_vote_does_not_count_for_a_later_one() -> None:
+    raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 1))
+    first = take(raft)
+    raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 5))
+    assert (raft.term, raft.vote, state_of(raft)) == (6, "a", State.CANDIDATE)
+    raft.persisted(first)
+    raft.step(Message(MessageType.VOTE_RESPONSE, "b", "a", 6))
+    assert state_of(raft) is State.CANDIDATE
+    raft.persisted(take(raft))
+    assert state_of(raft) is State.LEADER
+
+
 def test_a_new_leader_is_told_nothing_of_what_was_verified_for_the_last() -> None:
     raft, _ = founded("a", "b", "c")
     entries = [Entry(2, index, COMMAND, b"") for index in (2, 3)]
@@ -901,6 +930,18 @@ def test_the_outlook_counts_who_answers() -> None:
     assert Outlook(voters=3, quorum=2, active=1).tolerates == 0
     with pytest.raises(NotLeader):
         cluster["b"].raft.outlook()
+
+
+def test_an_answer_of_the_tick_in_which_it_was_asked_for_may_be_an_older_one() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.tick()
+    cluster.settle()
+    asked = leader.raft.ticks
+    assert not leader.raft.have_answered(leader.raft.configuration, asked)
+    leader.tick()
+    assert not leader.raft.have_answered(leader.raft.configuration, asked)
+    cluster.settle()
+    assert leader.raft.have_answered(leader.raft.configuration, asked)
 
 
 def test_a_dry_run_changes_nothing() -> None:

@@ -20,6 +20,7 @@ import pytest
 
 import snapshots
 from errors import ConureError, DiskFailed, Diverged, ForeignDirectory
+from leases import Lease
 from node import Node
 from raft import State
 from raftlog import RaftLog
@@ -86,13 +87,17 @@ def test_the_seeds_hold_what_a_cluster_may_meet() -> None:
         "full disks",
         "histories lost",
         "keys expired",
+        "leaders of two terms at once",
         "learners promoted",
         "locks",
         "locks and sessions refused",
         "polls told of a change",
         "polls told of none",
+        "power losses amid pauses",
         "re-used addresses",
+        "reads after a pause",
         "reads by lease",
+        "removals amid cuts and crashes",
         "repetitions",
         "resumed snapshots",
         "snapshots installed",
@@ -136,6 +141,13 @@ def test_reads_that_nobody_confirms_are_noticed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Node, "confirm_read", confirm_read)
     assert found(Violation)
+
+
+def test_a_lease_that_outlives_what_it_relies_on_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Lease, "seconds", 3.0)
+    assert found((Broken, Violation))
 
 
 # -- chosen stories ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import wire
 from btree import BTree, Record
+from commands import Put, Transaction
 from errors import CorruptionError, DiskFull
 from raft import Entry, EntryKind, SnapshotMeta
 from store import MARK_EVERY, Checkpoint, Store
@@ -256,6 +257,19 @@ def test_a_store_goes_on_with_an_installed_state() -> None:
     other.check()
     with pytest.raises(AssertionError):
         store.replace(other, SnapshotMeta(9002, 8))
+
+
+def test_what_expires_next_is_looked_up_anew_in_an_installed_state() -> None:
+    """Its leader may have led before, when nothing was due, and then have been sent a state."""
+    fs = CrashFileSystem()
+    store, other = open_store(fs), Store(BTree.open(fs, "/other.db", page_size=512), b"")
+    assert store.next_due() is None
+    put = wire.encode_transaction(Transaction((), (Put(b"k", b"v", 1000, False),), time=5))
+    other.apply([Entry(1, 1, EntryKind.COMMAND, put)])
+    checkpoint(other)
+    store.replace(other.tree, SnapshotMeta(1, 1, b""))
+    assert store.next_due() == 1005
+    store.tree.check()
 
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"\0", b"a\0", b"long" * 30])
