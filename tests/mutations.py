@@ -325,14 +325,14 @@ MUTATIONS = [
     Mutation(
         "term and vote are never written",
         "node.py",
-        "            raft_log.set_hard_state(ready.hard_state)\n",
+        "            self._log.set_hard_state(ready.hard_state)\n",
         "            pass\n",
         NODE_TESTS,
     ),
     Mutation(
         "the log is never synced",
         "node.py",
-        "            raft_log.sync()\n",
+        "                raft_log.sync()\n",
         "",
         NODE_TESTS,
     ),
