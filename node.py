@@ -1086,9 +1086,9 @@ class Node:
         """Make one batch of log entries of all held writes, or refuse them.
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
-        and synced, and the disks sync for many.
+        and synced, and the disks sync for many. But nothing waits behind what waits for room.
         """
-        if self._is_pausing or self._is_busy():
+        if self._is_pausing or (self._is_busy() and not self._unwritten):
             return
         held = self._writes.release()
         if not held:
@@ -1568,14 +1568,15 @@ class Node:
         incoming.discard()
 
     def _install(self, meta: SnapshotMeta) -> None:
-        """Replace the state by the staged one, and the log by an empty one behind it."""
+        """Replace the state by the staged one, and the log by an empty one behind it.
+
+        A data node's caller holds ``Upkeep.exclusive``. After DiskFull it may be called again.
+        """
         if self._is_arbiter:
             self._log.reset(meta)
             self._store.applied_index, self._store.applied_term = meta.index, meta.term
             self._store.configuration = meta.configuration
         else:
-            assert self._incoming is not None, "a snapshot without its data"
-            assert self._incoming.meta == meta
             directory = self._directory
             snapshots.install(directory.fs, directory.path, self._log, meta)
             self._store.replace(_open_tree(directory.fs, directory, self._options), meta)
