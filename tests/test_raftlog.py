@@ -325,7 +325,8 @@ def full_log(written: int = 4) -> tuple[CrashFileSystem, RaftLog]:
     """A log with some entries, on a disk that takes nothing new, and no room but the reserve's."""
     fs = CrashFileSystem()
     log = open_log(fs)
-    log.append(entries(1, written, size=(2048 - 64) // written - ENTRY_OVERHEAD))
+    for entry in entries(1, written, size=(2048 - 64) // written - ENTRY_OVERHEAD):
+        log.append([entry])
     log.sync()
     fs.set_capacity(fs.used_bytes())
     with pytest.raises(DiskFull):
