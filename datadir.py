@@ -31,7 +31,7 @@ import socket
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
 
-from errors import CorruptionError, ForeignDirectory
+from errors import CorruptionError, DiskFull, ForeignDirectory
 from fileio import FileSystem, Lock
 
 __all__ = ["DataDirectory", "Identity", "read_identity"]
@@ -148,7 +148,12 @@ class DataDirectory:
 
     def _write_identity(self, identity: Identity, diverged: str = "") -> None:
         path = os.path.join(self.path, _IDENTITY)
-        write_identity(self.fs, path + ".new", identity, diverged)
+        try:
+            write_identity(self.fs, path + ".new", identity, diverged)
+        except DiskFull:
+            if self.fs.exists(path + ".new"):
+                self.fs.remove(path + ".new")
+            raise
         self.fs.rename(path + ".new", path)
         self.fs.sync_directory(self.path)
         self.identity = identity

@@ -32,7 +32,11 @@ return; a checkpoint's pages are written and synced outside of it.
 3. A full disk is no failure as long as nothing half-written matters: room in the log is reserved
    before the core hears of a write, and a checkpoint that does not fit is taken again later.
    Until then writes are refused and reads go on. A follower takes no entries that it has no room
-   for; it is sent them again.
+   for; it is sent them again. What the node itself has to log (no-ops, members) goes into the
+   log's reserve. When that is gone too, and wherever the disk is full although room was made, the
+   duties that can't be done wait in their order (``_unwritten``), and meanwhile nothing is taken
+   that would add to them. If term and vote can't be written, nothing leaves this node and nothing
+   is taken until they are (``_stalled``). All of it is tried again until there is room.
 4. A write that was proposed is answered by what was committed at its index: itself, or something
    else, which proves that it is lost. Loss of leadership alone proves nothing.
 5. A node that doesn't belong here gets no further than the handshake: another cluster's, or one
@@ -51,6 +55,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +108,7 @@ from raftlog import ENTRY_OVERHEAD, RaftLog
 from snapshots import IncomingSnapshot, OutgoingSnapshot
 from store import PinnedState, Session, Store
 from transport import Greeting, Outgoing, Refused, SnapshotHeader
-from upkeep import Upkeep, UpkeepOptions
+from upkeep import DISK_FULL_RETRY, Upkeep, UpkeepOptions
 from waiting import Answers, Held, Read, Reads, Reply, WriteReply, Writes
 from watch import History
 
@@ -278,6 +283,9 @@ class Node:
         self._writes = Writes()
         self._last_proposed = 0, 0  # term and index of the last command
         self._warn_again_at = 0.0  # of a lack of room
+        self._unwritten: deque[Ready] = deque()  # what waits for room (3)
+        self._write_again_at = 0.0
+        self._stalled: Ready | None = None  # whose term and vote wait for room (3)
         self._is_pausing = False  # answers are being sent; see call_later
         self._crowd = 0  # requests that waited before those answers
         self._reads = Reads()
@@ -401,6 +409,8 @@ class Node:
                 self._admission.follow_addresses()
             self._drive()
             failure = self._failure
+            if self._upkeep.is_waiting and configuration.voters == (self._raft.id,):
+                failure = self._upkeep.shortage  # it could serve nothing: nobody else can commit
         if failure is not None:
             raise failure
 
@@ -501,9 +511,14 @@ class Node:
         with self._turn:
             try:
                 self._refuse_if_not_leading()
+                if self._unwritten and not self._raft.may_read:
+                    raise Unavailable(
+                        "the log of this leader waits for room, and nobody has its first entry: "
+                        f"{self._upkeep.shortage}; read with stale=true, or try again later"
+                    )
                 read = Read(reply, self._clock() + self._options.barrier_timeout, requests)
                 if self._holds_lease():
-                    read.index = self._raft.commit_index
+                    read.index = self._raft.state_index
                 elif self._must_hold_reads():
                     self._reads.hold(read)
                     self._end_pause_if_all_are_back()
@@ -743,7 +758,8 @@ class Node:
         with self._lock:
             raft, full = self._raft, self._upkeep.shortage
             leader = raft.configuration.get(raft.leader_id)
-            behind = raft.commit_index - self._store.applied_index
+            behind = max(0, raft.state_index - self._store.applied_index)
+            waits = ", and the log waits for room" if self._upkeep.is_waiting else ""
             is_member = raft.configuration.get(raft.id) is not None
             unequal = self._lease.differences
         return [
@@ -751,7 +767,7 @@ class Node:
             ("member", is_member, "ok" if is_member else "of no cluster"),
             ("leader", leader is not None, leader.id if leader else "none is known"),
             ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
-            ("disk", True, f"full, writes are refused: {full}" if full else "ok"),
+            ("disk", True, f"full, writes are refused{waits}: {full}" if full else "ok"),
             ("timeouts", True, unequal or "ok"),
             ("stopping", not self._stopping, "yes" if self._stopping else "no"),
         ]
@@ -811,12 +827,12 @@ class Node:
         has_answered = False
         try:
             with self._turn:
-                if not self._is_working:
+                if not self._is_working or self._stalled is not None:
                     return
                 was_busy, was_confirming = self._is_busy(), self._raft.is_confirming
                 waiting = self._count_waiting() if was_busy or was_confirming else 0
                 try:
-                    if self._admission.hears(messages):
+                    if self._hears(messages):
                         for message in self._that_fit(messages):
                             self._step(message)
                 except Exception as error:  # noqa: BLE001 - a bug; see _drive
@@ -905,7 +921,10 @@ class Node:
             now = self._clock()
             if self._is_working:
                 try:
-                    if not self._stopping or self._raft.state is State.LEADER:
+                    self._raft.has_room = self._upkeep.shortage is None
+                    if self._stalled is None and (
+                        not self._stopping or self._raft.state is State.LEADER
+                    ):
                         self._raft.tick()  # who is about to stop stands for nothing any more
                     self._ticks += 1
                     if self._raft.state is State.LEADER:
@@ -926,6 +945,7 @@ class Node:
         try:
             self._drop_outdated_snapshot()
             upkeep.prepare()
+            self._write_waiting()
             if self._is_arbiter:
                 with self._lock:
                     if self._is_working:
@@ -963,14 +983,17 @@ class Node:
             self._fail(error)
 
     def _carry_out_all(self) -> None:
-        while (ready := self._raft.ready()) is not None:
+        stalled, self._stalled = self._stalled, None
+        if stalled is not None:
+            self._carry_out(stalled)
+        while self._stalled is None and (ready := self._raft.ready()) is not None:
             self._carry_out(ready)
 
     def _carry_out(self, ready: Ready) -> None:
-        """Do what raft.Ready numbers, in its order."""
-        raft, raft_log = self._raft, self._log
-        if ready.hard_state is not None:
-            raft_log.set_hard_state(ready.hard_state)
+        """Do what raft.Ready numbers, in its order; what there is no room for is put off (3)."""
+        raft = self._raft
+        if ready.hard_state is not None and not self._save(ready):
+            return
         if ready.configuration is not None:
             self._admission.adopt(ready.configuration, self._clock())
         for message in ready.messages:
@@ -978,19 +1001,73 @@ class Node:
                 self._send_snapshot(message)
             else:
                 self._peers.send(message)
-        if ready.snapshot is not None:
-            self._install(ready.snapshot)
-        if ready.entries:
-            raft_log.append(ready.entries)
-            started = perf_counter()
-            raft_log.sync()
-            self._sync_seconds.observe(perf_counter() - started)
         if ready.must_persist:
-            raft.persisted(ready)
+            if ready.snapshot is not None:
+                self._unwritten.clear()
+            if self._unwritten or not self._write(ready):
+                self._put_off(ready)
+            else:
+                raft.persisted(ready)
         if ready.committed:
             self._apply(ready.committed)
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
+
+    def _save(self, ready: Ready) -> bool:
+        """Make term and vote durable; False, and nothing else happens before they are (R1)."""
+        assert ready.hard_state is not None
+        try:
+            self._log.set_hard_state(ready.hard_state)
+        except DiskFull as error:
+            self._stalled = ready
+            self._upkeep.wait_for_room(error)
+            return False
+        self._note_room()
+        return True
+
+    def _write(self, ready: Ready) -> bool:
+        """Make a snapshot and entries durable; False if there is no room for all of it. Then it
+        may be asked again."""
+        raft_log = self._log
+        try:
+            if ready.snapshot is not None and ready.snapshot != raft_log.snapshot:
+                self._install(ready.snapshot)
+            if ready.entries:
+                raft_log.append(ready.entries)
+                started = perf_counter()
+                raft_log.sync()
+                self._sync_seconds.observe(perf_counter() - started)
+        except DiskFull as error:
+            self._upkeep.wait_for_room(error)
+            return False
+        return True
+
+    def _put_off(self, ready: Ready) -> None:
+        """Let what has to be durable wait for room, behind what waits already."""
+        self._unwritten.append(ready)
+        if ready.hard_state is not None:  # this is
+            self._raft.persisted(Ready(hard_state=ready.hard_state))
+
+    def _write_waiting(self) -> None:
+        """Write what waits for room, if there is some now. Takes the locks.
+
+        Not too often: every attempt to make room fills what there is with zeros.
+        """
+        if not self._unwritten or self._clock() < self._write_again_at:
+            return
+        self._write_again_at = self._clock() + DISK_FULL_RETRY
+        with self._upkeep.exclusive, self._turn:
+            while self._is_working and self._unwritten:
+                if not self._write(self._unwritten[0]):
+                    break
+                self._raft.persisted(self._unwritten.popleft())
+            self._note_room()
+            if self._is_working:
+                self._drive()
+
+    def _note_room(self) -> None:
+        if not self._unwritten and self._stalled is None:
+            self._upkeep.found_room()
 
     def _encode(self, commands: Sequence[Command]) -> list[bytes]:
         put, delete = wire.encode_put, wire.encode_delete
@@ -1023,9 +1100,9 @@ class Node:
         """Make one batch of log entries of all held writes, or refuse them.
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
-        and synced, and the disks sync for many.
+        and synced, and the disks sync for many. But nothing waits behind what waits for room.
         """
-        if self._is_pausing or self._is_busy():
+        if self._is_pausing or (self._is_busy() and not self._unwritten):
             return
         held = self._writes.release()
         if not held:
@@ -1108,6 +1185,8 @@ class Node:
         """Return the messages without those whose entries the log has no room for (3)."""
         entries = [entry for message in messages for entry in message.entries]
         if entries:
+            if self._unwritten:
+                return [message for message in messages if not message.entries]
             size = sum([len(entry.data) for entry in entries])
             try:
                 self._log.reserve(size + ENTRY_OVERHEAD * len(entries))
@@ -1116,8 +1195,38 @@ class Node:
                 if self._clock() >= self._warn_again_at:
                     self._warn_again_at = self._clock() + 60.0
                     log.warning("entries of the leader find no room: %s", error)
-                return [message for message in messages if not message.entries]
+                return self._that_fit_the_reserve(messages)
         return messages
+
+    def _that_fit_the_reserve(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages up to the first whose entries don't fit, and those without any.
+
+        What the log has already needs no room, nor does what the core refuses: entries behind a
+        gap. It says so to the leader, which couldn't find out otherwise where the logs agree.
+        """
+        fitting: list[Message] = []
+        last, size, commands, is_full = self._log.last_index, 0, False, False
+        for message in messages:
+            if message.entries and message.index <= last:
+                missing = self._log.missing(message.entries)
+                size += sum([len(entry.data) + ENTRY_OVERHEAD for entry in missing])
+                commands |= any(entry.kind == EntryKind.COMMAND for entry in missing)
+                is_full |= size > 0 and not self._log.may_use_reserve(size, commands=commands)
+                last = max(last, message.index + len(message.entries))
+            if not (message.entries and is_full):
+                fitting.append(message)
+        return fitting
+
+    def _hears(self, messages: Sequence[Message]) -> bool:
+        """Tell whether to take a node's messages. To become one of its cluster takes some room."""
+        try:
+            return self._admission.hears(messages)
+        except DiskFull as error:
+            if self._clock() >= self._warn_again_at:
+                self._warn_again_at = self._clock() + 60.0
+                sender = messages[0].sender
+                log.error("no room to become a member of the cluster of %s: %s", sender, error)
+            return False
 
     def _step(self, message: Message, *, has_state: bool = False) -> None:
         """Give a message to the core, unless it is one between drivers."""
@@ -1234,6 +1343,9 @@ class Node:
         with self._turn:
             try:
                 self._refuse_if_not_leading()
+                if change.needs_leadership and self._upkeep.is_waiting:
+                    assert self._upkeep.shortage is not None
+                    raise self._upkeep.shortage
             except ConureError as error:
                 self._finished.append(partial(change.reply, error))
             else:
@@ -1302,7 +1414,8 @@ class Node:
     # -- what a leader does in time; under the lock ----------------------------------------------
 
     def _tick_leading(self) -> None:
-        self._admission.follow_addresses()
+        if not self._unwritten:
+            self._admission.follow_addresses()
         self._expire()
         if self._options.read_mode == "lease":
             self._lease.renew()
@@ -1310,13 +1423,26 @@ class Node:
             self._begin_audit()
 
     def _expire(self) -> None:
-        """Let an entry end what is due. It is held like any write, and proposed by the tick."""
+        """Let an entry end what is due. It is held like any write, and proposed by the tick; on a
+        full disk the log's reserve has room for some."""
         due = None if self._is_expiring else self._store.next_due()
         if due is None or due > (now := self._time()):
             return
-        self._is_expiring = True
-        command = Transaction((), (Expire(MAX_EXPIRED),), time=now)
-        self._hold([wire.encode_transaction(command)], self._on_expired)
+        command = wire.encode_transaction(Transaction((), (Expire(MAX_EXPIRED),), time=now))
+        if self._upkeep.shortage is None:
+            self._is_expiring = True
+            self._hold([command], self._on_expired)
+        elif self._upkeep.obstacle is None and self._log.may_use_reserve(
+            len(command) + ENTRY_OVERHEAD, commands=True
+        ):
+            try:
+                first = self._raft.propose([command])
+            except ConureError as error:  # leadership is being handed over
+                log.debug("nothing expires now: %s", error)
+                return
+            self._is_expiring = True
+            deadline = self._clock() + self._options.write_timeout
+            self._writes.add(self._raft.term, first, 1, self._on_expired, deadline)
 
     def _on_expired(self, start: int, stop: int, ended: Committed | ConureError) -> None:  # noqa: ARG002
         self._is_expiring = False  # what it did not end is still due
@@ -1382,8 +1508,15 @@ class Node:
     def _diverge(self, index: int) -> None:
         """End this node, for good: its state isn't what the log says."""
         error = Diverged(self._raft.id, index)
+        why = f"its state differed at index {index}"
         try:
-            self._directory.mark_diverged(f"its state differed at index {index}")
+            try:
+                self._directory.mark_diverged(why)
+            except DiskFull:
+                self._log.give_up_reserve()  # this log is written to no more
+                self._directory.mark_diverged(why)
+        except DiskFull as full:
+            log.critical("this node starts again, though it must not serve: %s", full)
         finally:
             self._fail(error)
 
@@ -1434,14 +1567,15 @@ class Node:
         incoming.discard()
 
     def _install(self, meta: SnapshotMeta) -> None:
-        """Replace the state by the staged one, and the log by an empty one behind it."""
+        """Replace the state by the staged one, and the log by an empty one behind it.
+
+        A data node's caller holds ``Upkeep.exclusive``. After DiskFull it may be called again.
+        """
         if self._is_arbiter:
             self._log.reset(meta)
             self._store.applied_index, self._store.applied_term = meta.index, meta.term
             self._store.configuration = meta.configuration
         else:
-            assert self._incoming is not None, "a snapshot without its data"
-            assert self._incoming.meta == meta
             directory = self._directory
             snapshots.install(directory.fs, directory.path, self._log, meta)
             self._store.replace(_open_tree(directory.fs, directory, self._options), meta)

@@ -65,6 +65,10 @@ arbiter is sent only what its leader holds durably, and a leader beside an arbit
 itself: it hands over first. A role never changes, not even by leaving: an arbiter's directory
 holds no data that another role could begin with.
 
+A **node without room** for its log (``has_room``, which the driver tells) stands for election only
+when two more election time-outs have brought no other leader: what it leads can be read but not
+written. A leader that can't make its own entries durable hands over to a voter that has.
+
 Time is counted in ticks. One caller at a time: the driver's lock guards every method.
 """
 
@@ -113,6 +117,7 @@ __all__ = [
 ]
 
 _ENTRY_OVERHEAD: Final = 32  # bytes an entry costs beside its data, when a message is filled
+_MAX_WAITING: Final = 64  # entries that wait for room, in a log that is to win an election
 
 # -- types ---------------------------------------------------------------------------------------
 
@@ -444,7 +449,9 @@ class Ready:
        the log holds at or after the first one's index. Make it all durable.
     5. Call :meth:`Raft.persisted` with this Ready (R2), if it has something of 1 or 4
        (:attr:`must_persist`). 4 and 5 may lag behind other calls, and several Readys may share
-       one sync, as long as the calls come in the order of the Readys.
+       one sync, as long as the calls come in the order of the Readys. A hard state may be
+       reported at once, in a Ready of its own, where 4 has to wait. What a later Ready's
+       ``snapshot`` makes void need not be done any more.
     6. ``committed``: apply the COMMAND entries in this order, then call :meth:`Raft.applied`
        with the last index. An arbiter only makes the call. There are none beside entries of 4:
        those are acknowledged first, by a message of the next Ready.
@@ -548,6 +555,7 @@ class Raft:
         self.configuration = configuration  # the latest in the log, committed or not (R4)
         self.progress: dict[str, Progress] = {}  # of the other servers, while leading
         self.has_handed_over = False  # a leader, in this term: see transfer_leadership()
+        self.has_room = True  # whether the disk takes more of the log; the driver says so
 
         self._log = _Log(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
@@ -616,7 +624,7 @@ class Raft:
         self._elapsed += 1
         if self.state is State.LEADER:
             self._tick_leader()
-        elif self._elapsed >= self._timeout:
+        elif self._elapsed >= self._timeout + self._reluctance():
             self.leader_id = ""
             self._reset_timer()
             self.campaign()
@@ -707,6 +715,22 @@ class Raft:
             return self.commit_index
         self._waiting_reads.append(context)
         return None
+
+    @property
+    def state_index(self) -> int:
+        """The index that a read has to see to see all that is committed: the commit index, but
+        for entries behind it that say nothing of the state and aren't durable here, so that they
+        can't be applied. A leader without room for its own no-op reads by what was there."""
+        log, index = self._log, self.commit_index
+        while index > log.persisted and index >= log.offset and log.kind(index) != COMMAND:
+            index -= 1
+        return index
+
+    @property
+    def may_read(self) -> bool:
+        """Whether a leader has committed an entry of its term, without which there is no
+        linearizable read and no change of members (R4, R6)."""
+        return self.commit_index >= self._term_start
 
     @property
     def is_confirming(self) -> bool:
@@ -842,10 +866,14 @@ class Raft:
         A member whose removal isn't known to be committed still may: its log may be the only one
         that lets anybody win (thesis 4.2.2). It needs the votes of a configuration without it.
         An earlier life of its own that it meets in the log gives it no right (R4): a founder that
-        lost its disk would find itself the only voter there.
+        lost its disk would find itself the only voter there. Nor does one whose no-ops of so many
+        terms wait for room.
         """
+        log = self._log
+        if not self.has_room and log.last_index - log.persisted >= _MAX_WAITING:
+            return False
         mine = ("", self.options.incarnation)
-        return self._log.installing is None and any(
+        return log.installing is None and any(
             server.incarnation in mine
             for _, configuration in self._configurations
             for server in configuration.servers
@@ -868,6 +896,11 @@ class Raft:
         self._elapsed = 0
         ticks = self.options.election_ticks
         self._timeout = ticks + self._rng.randrange(ticks)
+
+    def _reluctance(self) -> int:
+        """Return for how many more ticks others may stand first: what has no room can be read, but
+        not written. Somebody has to lead if no other can."""
+        return 0 if self.has_room else 2 * self.options.election_ticks
 
     def _become_follower(self, term: int, leader_id: str = "", incarnation: str = "") -> None:
         assert term >= self.term
@@ -1001,6 +1034,14 @@ class Raft:
             self._elapsed = 0
             self._send_heartbeats()
         self._promote_staged()
+        if not self.has_room and self._now % self.options.election_ticks == 0:
+            self._defer()
+
+    def _defer(self) -> None:
+        """Hand over to a voter that has made durable what waits for room here, if there is one."""
+        successor = self._successor() if not self._transferee else ""
+        if successor and self.progress[successor].match > self._log.persisted:
+            self.transfer_leadership(successor)
 
     def _count_active(self, configuration: Configuration) -> int:
         """Return how many voters of it have answered within an election time-out."""
@@ -1551,7 +1592,7 @@ class Raft:
             return
         self._is_in_round = True
         self._read_round += 1
-        self._round_index = self.commit_index
+        self._round_index = self.state_index
         self._round_reads, self._waiting_reads = self._waiting_reads, []
         self._round_renewal, self._next_renewal = self._next_renewal, None
         self._send_heartbeats()
@@ -1657,6 +1698,10 @@ class _Log:
         if index == 0:
             return 0
         return self.storage.term(index)
+
+    def kind(self, index: int) -> int:
+        """Return the kind of an entry that isn't durable yet."""
+        return self.recent[index - self.offset].kind
 
     def last_up_to_term(self, low: int, high: int, term: int) -> int:
         """Return the last index from *low* to *high* of at most this term, or *low*."""

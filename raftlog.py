@@ -6,6 +6,7 @@ One directory holds it all. Every number is big-endian and unsigned::
     snapshot                the last entry that was cut away, and the configuration as of it
     <first index>.log       a segment, named by 20 digits; the one made last is written to
     <n>.spare               a segment to come, full of zeros
+    <n>.reserve             the same, small, for what has to be written on a full disk (below)
     <n>.old                 a segment that is no longer needed, to be made a spare or removed
     <n>.tmp                 half made; removed by the next open
 
@@ -39,7 +40,8 @@ One directory holds it all. Every number is big-endian and unsigned::
       24    8   first index
       32    8   term of the entry before it
       40    8   size of the file
-      48   12   00
+      48    1   01 if it was begun in the reserve, else 00
+      49   11   00
       60    4   CRC-32 of bytes 0 to 60
       64    …   records of wire.py, one behind the other, then 00 to the end
 
@@ -62,12 +64,30 @@ everything behind it. In any other case the bytes arrived and changed later: Cor
 can't be told apart is a change in the very last group of entries, if the changed record also has
 a whole sector of 00, and sectors at the end of the log that turn into 00 as a whole.
 
-``prepare`` may be called by any thread at any time before ``close``; one lock guards the list of
+**The reserve**: four files of 16 KiB beside the spares, for a disk that is full. ``reserve``
+refuses clients' writes when neither the segment that is written to nor a spare has room for them.
+What nobody can refuse any more goes on in the reserve:
+
+- no-ops and configurations take all of it, commands (expiries, and what a leader has sent) no more
+  than half. A record takes 44 bytes and 5 for each entry beside its data. So the half that commands
+  leave alone has room for 666 no-ops, and one file for a configuration of a hundred usual members,
+  or of the 19 largest that there can be;
+- a segment that begins in it takes nothing else: as soon as there is room, the next record begins
+  one in a spare, and ``prepare`` makes the reserve anew;
+- a ``snapshot`` that finds no room is written into a file of it.
+
+When that is gone too, ``append``, ``cut`` and ``reset`` raise DiskFull and may be called again. On
+a file system that copies on write any write may find the disk full, into whatever file it goes:
+the same. A release that knows of no reserve leaves its files alone, and reads a segment that was
+begun in it like any other.
+
+``prepare`` may be called by any thread at any time before ``close``; one lock guards the lists of
 spares that it hands over. Everything else belongs to the owner of the log (the node's lock).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -80,7 +100,7 @@ from zlib import crc32
 
 from errors import CorruptionError, DiskFull
 from fileio import File, FileSystem
-from raft import Entry, HardState, SnapshotMeta
+from raft import COMMAND, Entry, HardState, SnapshotMeta
 from wire import (
     MAX_NODE_ID_BYTES,
     RECORD_HEADER_BYTES,
@@ -98,13 +118,19 @@ __all__ = ["ENTRY_OVERHEAD", "Compacted", "RaftLog", "check"]
 ENTRY_OVERHEAD: Final = RECORD_HEADER_BYTES + 5
 """How many bytes an entry takes beside its data, at most: what ``reserve`` has to count in."""
 
+RESERVE_BYTES = 16 << 10
+"""The size of a file of the reserve."""
+
+RESERVE_FILES: Final = 4
+"""How many of them there are; commands leave half of them alone."""
+
 _SECTOR = 512
 _VERSION = 1
 _SLOT_MAGIC, _SNAPSHOT_MAGIC, _SEGMENT_MAGIC = b"CONURVOT", b"CONURSNP", b"CONURLOG"
 _SLOT = struct.Struct(">8sBB2xQQ")
 _SLOT_DISTANCE = 4096
 _SNAPSHOT = struct.Struct(">8sB3xQQQI")
-_SEGMENT = struct.Struct(">8sB3xIQQQQ12x")
+_SEGMENT = struct.Struct(">8sB3xIQQQQB11x")
 _CHECKSUM = struct.Struct(">I")
 _FIRST_RECORD = _SEGMENT.size + _CHECKSUM.size
 
@@ -112,6 +138,10 @@ _SPARES = 2
 _BATCH_BYTES = 1 << 20  # a record of several entries; what reading one of them costs at worst
 _MARK_BYTES = 16 << 10  # between two marks of a segment's index
 _CACHED_ENTRY_BYTES = 120  # what an Entry takes in memory beside its data
+
+
+_Spare = tuple[int, str]
+"""The size of a file of zeros, and its path."""
 
 
 class Compacted(LookupError):
@@ -129,6 +159,7 @@ class _Segment:
         "end",
         "file",
         "first",
+        "is_reserve",
         "marks",
         "offsets",
         "path",
@@ -147,6 +178,7 @@ class _Segment:
         first: int,
         previous_term: int,
         size: int,
+        is_reserve: int,
     ) -> None:
         self.file = file
         self.path = path
@@ -155,14 +187,18 @@ class _Segment:
         self.first = first
         self.previous_term = previous_term
         self.size = size
+        self.is_reserve = bool(is_reserve)
         self.end = _FIRST_RECORD
         self.marks: list[int] = []
         self.offsets: list[int] = []
 
     def header(self) -> bytes:
         facts = (self.salt, self.sequence, self.first, self.previous_term, self.size)
-        header = _SEGMENT.pack(_SEGMENT_MAGIC, _VERSION, *facts)
+        header = _SEGMENT.pack(_SEGMENT_MAGIC, _VERSION, *facts, self.is_reserve)
         return header + _CHECKSUM.pack(crc32(header))
+
+    def has_room(self, size: int) -> bool:
+        return self.end + size <= self.size
 
     def added(self, index: int, size: int) -> None:
         """Take note of a record of *size* bytes at the end, its first entry *index*."""
@@ -298,8 +334,9 @@ class RaftLog:
         self._synced = found.last_index
         self._cache = _Cache(cache_bytes)
         self._preparing = threading.Lock()  # held by whoever makes a spare; taken before _lock
-        self._lock = threading.Lock()  # guards the three below
-        self._spares: list[tuple[int, str]] = []  # size, path
+        self._lock = threading.Lock()  # guards the four below
+        self._spares: list[_Spare] = []
+        self._reserve: list[_Spare] = []
         self._old: list[str] = []
         self._number = 0
         self._find_spares()
@@ -307,6 +344,8 @@ class RaftLog:
         for segment in found.dead:
             self._retire(segment)
         self._count_bytes()
+        with contextlib.suppress(DiskFull):  # prepare() says so, and goes on trying
+            self._fill_reserve()
 
     @classmethod
     def open(
@@ -377,12 +416,23 @@ class RaftLog:
             low += len(more)
         return _up_to(found, max_bytes)
 
+    def missing(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Return those of consecutive entries that the log would have to make room for: from the
+        first one on that it doesn't have yet, or has another one in place of."""
+        for position, entry in enumerate(entries):
+            if entry.index > self.last_index or (
+                entry.index > self.snapshot.index and entry.term != self._terms.at(entry.index)
+            ):
+                return entries[position:]
+        return ()
+
     # -- writing ---------------------------------------------------------------------------------
 
     def set_hard_state(self, state: HardState) -> None:
         """Put term and vote on disk; when this returns they are (R1). One sync.
 
-        Raises DiskFailed.
+        Raises DiskFull, which only a file system that copies on write does, with nothing changed,
+        or DiskFailed.
         """
         if state == self.hard_state:
             return
@@ -396,8 +446,9 @@ class RaftLog:
         """Write consecutive entries; they are on disk after :meth:`sync` (R2).
 
         Entries that the log has already are left as they are. From the first one that conflicts
-        on, the old ones are cut off. Raises DiskFull, with the log as it was before or longer by
-        the first of the entries, or DiskFailed.
+        on, the old ones are cut off. What finds room nowhere else goes to the reserve. Raises
+        DiskFull, with the log as it was before, without the conflicting entries or longer by the
+        first of the new ones, after which the same entries may be given again; or DiskFailed.
         """
         entries = self._without_known(entries)
         for batch, size in split_batches(entries, self._batch_bytes):
@@ -411,14 +462,37 @@ class RaftLog:
             self._synced = last_index
 
     def reserve(self, nbytes: int) -> None:
-        """Make sure that *nbytes* can be appended without needing new space on disk.
+        """Make sure that *nbytes* can be appended without new space on disk, nor the reserve.
 
         Each entry counts with ENTRY_OVERHEAD beside its data. The promise covers the entries
         appended next, until the next call. Raises DiskFull, with nothing changed, or DiskFailed.
         """
-        if self._segments and self._segments[-1].end + nbytes <= self._segments[-1].size:
-            return
+        if self._segments:
+            last = self._segments[-1]
+            if last.end + nbytes <= last.size and not last.is_reserve:
+                return
         self._find_spare(nbytes + _FIRST_RECORD)
+
+    def may_use_reserve(self, nbytes: int, *, commands: bool) -> bool:
+        """Tell whether the reserve has room for entries of *nbytes*, counted as for
+        :meth:`reserve`; whether there are *commands* among them decides how much of it is theirs.
+        """
+        with self._lock:
+            left = len(self._reserve)
+            fits = any(size >= nbytes + _FIRST_RECORD for size, _ in self._reserve)
+        spared = RESERVE_FILES // 2 if commands else 0
+        if left < spared:
+            return False
+        last = self._segments[-1] if self._segments else None
+        if last is not None and last.is_reserve and last.has_room(nbytes):
+            return True
+        return fits and left > spared
+
+    def give_up_reserve(self) -> None:
+        """Let something else have the room of the reserve. Raises DiskFailed."""
+        with self._preparing:
+            while (path := self._take_reserve(0)) is not None:
+                self._fs.remove(path)
 
     def cut(self, meta: SnapshotMeta) -> None:
         """Forget the entries up to *meta.index*, and remember its configuration.
@@ -436,7 +510,7 @@ class RaftLog:
         while keep + 1 < len(self._segments) and self._segments[keep + 1].first <= meta.index + 1:
             keep += 1
         sequence = self._segments[keep].sequence
-        _write_snapshot(self._fs, self._directory, meta, sequence)
+        self._write_snapshot(meta, sequence)
         self.snapshot = meta
         self._terms.cut_before(meta.index)
         self._drop_segments(self._segments[:keep])
@@ -447,7 +521,7 @@ class RaftLog:
 
         Raises DiskFull, with nothing changed, or DiskFailed.
         """
-        _write_snapshot(self._fs, self._directory, meta, self._sequence + 1)
+        self._write_snapshot(meta, self._sequence + 1)
         self.snapshot = meta
         self.last_index = self._synced = meta.index
         self._terms = _Terms(meta.index, meta.term)
@@ -458,7 +532,8 @@ class RaftLog:
     # -- housekeeping ----------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the spares that appending will need, and clear away old segments. Any thread.
+        """Make the reserve and the spares that appending will need, and clear away old segments.
+        Any thread.
 
         Raises DiskFull, leaving nothing half made, or DiskFailed.
         """
@@ -511,8 +586,9 @@ class RaftLog:
             first <= self.last_index
             or not self._segments
             or self._segments[-1].end + size > self._segments[-1].size
+            or self._segments[-1].is_reserve
         ):
-            self._begin_segment(first, size)
+            self._find_segment(batch, size)
         segment = self._segments[-1]
         record = encode_record(batch, segment.salt, first - 1 - self._synced)
         assert len(record) == size
@@ -527,12 +603,29 @@ class RaftLog:
         self.size_bytes += size
         self._cache.add(batch, size)
 
-    def _begin_segment(self, first: int, size: int) -> None:
-        """Make the segment that entry *first* begins, and cut off the entries from there on."""
+    def _find_segment(self, batch: Sequence[Entry], size: int) -> None:
+        """Let the last segment be one that takes a record: a new one, or one of the reserve."""
+        first = batch[0].index
+        needed = size + _FIRST_RECORD
+        try:
+            self._begin_segment(first, self._find_spare(needed), self._spares)
+        except DiskFull:
+            if not self.may_use_reserve(size, commands=any(e.kind == COMMAND for e in batch)):
+                raise
+            last = self._segments[-1] if self._segments else None
+            if last and last.is_reserve and last.has_room(size) and first > self.last_index:
+                return
+            spare = self._smallest(self._reserve, needed)
+            if spare is None:  # entries that conflict can't go on in the one that is written to
+                raise
+            self._begin_segment(first, spare, self._reserve)
+
+    def _begin_segment(self, first: int, spare: _Spare, spares: list[_Spare]) -> None:
+        """Make one of the *spares* the segment that entry *first* begins, and cut off the entries
+        from there on."""
         self.sync()
         previous_term = self.term(first - 1)
         assert previous_term is not None
-        spare = self._find_spare(size + _FIRST_RECORD)
         file_size, spare_path = spare
         segment = _Segment(
             self._fs.open(spare_path),
@@ -542,6 +635,7 @@ class RaftLog:
             first=first,
             previous_term=previous_term,
             size=file_size,
+            is_reserve=spares is self._reserve,
         )
         try:
             segment.file.pwrite(segment.header(), 0)
@@ -552,7 +646,7 @@ class RaftLog:
         self._fs.rename(spare_path, segment.path)
         self._fs.sync_directory(self._directory)
         with self._lock:
-            self._spares.remove(spare)
+            spares.remove(spare)
         self._sequence += 1
         superseded = [s for s in self._segments if s.first >= first]
         self._drop_segments(superseded, replaced_by=segment.path)
@@ -587,45 +681,66 @@ class RaftLog:
         for name in self._fs.list(self._directory):
             stem, _, kind = name.rpartition(".")
             path = os.path.join(self._directory, name)
-            if kind not in ("spare", "old", "tmp"):
+            if kind not in ("spare", "reserve", "old", "tmp"):
                 continue
             if stem.isdigit():
                 self._number = max(self._number, int(stem))
-            if kind == "spare":
+            if kind in ("spare", "reserve"):
                 file = self._fs.open(path, read_only=True)
-                self._spares.append((file.size(), path))
+                self._spares_of(kind).append((file.size(), path))
                 file.close()
             elif kind == "old":
                 self._old.append(path)
             else:
                 self._fs.remove(path)
 
-    def _find_spare(self, size: int) -> tuple[int, str]:
+    def _spares_of(self, kind: str) -> list[_Spare]:
+        return self._reserve if kind == "reserve" else self._spares
+
+    def _find_spare(self, size: int) -> _Spare:
         """Return the smallest spare that has *size* bytes, making one if need be."""
-        spare = self._fitting_spare(size)
+        spare = self._smallest(self._spares, size)
         if spare is None:
             with self._preparing:  # and while we waited for it, one may have been made
-                spare = self._fitting_spare(size)
+                spare = self._smallest(self._spares, size)
                 if spare is None:
                     spare = self._make_spare(max(size, self._segment_bytes), None)
         return spare
 
-    def _fitting_spare(self, size: int) -> tuple[int, str] | None:
+    def _smallest(self, spares: list[_Spare], size: int) -> _Spare | None:
         with self._lock:
-            return min((spare for spare in self._spares if spare[0] >= size), default=None)
+            return min((spare for spare in spares if spare[0] >= size), default=None)
+
+    def _take_reserve(self, size: int) -> str | None:
+        """Take a file of *size* bytes away from the reserve, if there is one; return its path."""
+        spare = self._smallest(self._reserve, size)
+        if spare is None:
+            return None
+        with self._lock:
+            self._reserve.remove(spare)
+        return spare[1]
+
+    def _fill_reserve(self) -> None:
+        while len(self._reserve) < RESERVE_FILES:
+            self._prepare_one()
 
     def _prepare_one(self) -> bool:
-        """Make a spare that is missing, or remove a file that isn't needed; False: all done."""
+        """Make a file that is missing, or remove one that isn't needed; False: all done."""
         with self._lock:
+            lacking = RESERVE_FILES - len(self._reserve)
             missing = len(self._spares) < _SPARES
             old = self._old.pop() if self._old else None
-        if missing:
+        if lacking > 0:
+            self._make_spare(RESERVE_BYTES, old, kind="reserve")
+            if lacking == 1:
+                self._fs.sync_directory(self._directory)  # it is there to outlast a crash
+        elif missing:
             self._make_spare(self._segment_bytes, old)
         elif old is not None:
             self._fs.remove(old)
-        return missing or old is not None
+        return lacking > 0 or missing or old is not None
 
-    def _make_spare(self, size: int, old: str | None) -> tuple[int, str]:
+    def _make_spare(self, size: int, old: str | None, *, kind: str = "spare") -> _Spare:
         """Make a file of zeros, from an old segment if one is given (its blocks are there)."""
         temporary = self._new_path("tmp")
         if old is not None:
@@ -643,11 +758,24 @@ class RaftLog:
             if self._fs.exists(temporary):
                 self._fs.remove(temporary)
             raise
-        spare = (size, self._new_path("spare"))
+        spare = (size, self._new_path(kind))
         self._fs.rename(temporary, spare[1])
         with self._lock:
-            self._spares.append(spare)
+            self._spares_of(kind).append(spare)
         return spare
+
+    def _write_snapshot(self, meta: SnapshotMeta, sequence: int) -> None:
+        """Write ``snapshot``, on a full disk into a file of the reserve."""
+        data = _encode_snapshot(meta, sequence)
+        try:
+            _replace(self._fs, self._directory, "snapshot", data)
+        except DiskFull:
+            path = self._take_reserve(len(data))
+            if path is None:
+                raise
+            self._fs.rename(path, os.path.join(self._directory, "snapshot.tmp"))
+            self._fs.sync_directory(self._directory)  # before its zeros go, its old name has to
+            _replace(self._fs, self._directory, "snapshot", data)
 
     def _retire(self, segment: _Segment) -> None:
         segment.file.close()
@@ -893,7 +1021,7 @@ def _create(fs: FileSystem, directory: str) -> None:
     state = HardState()
     gap = bytes(_SLOT_DISTANCE - _SECTOR)
     _replace(fs, directory, "state", _encode_slot(0, state) + gap + _encode_slot(1, state))
-    _write_snapshot(fs, directory, SnapshotMeta(), 1)
+    _replace(fs, directory, "snapshot", _encode_snapshot(SnapshotMeta(), 1))
 
 
 def _encode_slot(serial: int, state: HardState) -> bytes:
@@ -904,11 +1032,11 @@ def _encode_slot(serial: int, state: HardState) -> bytes:
     return slot + _CHECKSUM.pack(crc32(slot))
 
 
-def _write_snapshot(fs: FileSystem, directory: str, meta: SnapshotMeta, sequence: int) -> None:
+def _encode_snapshot(meta: SnapshotMeta, sequence: int) -> bytes:
     size = len(meta.configuration)
     data = _SNAPSHOT.pack(_SNAPSHOT_MAGIC, _VERSION, meta.index, meta.term, sequence, size)
     data += meta.configuration
-    _replace(fs, directory, "snapshot", data + _CHECKSUM.pack(crc32(data)))
+    return data + _CHECKSUM.pack(crc32(data))
 
 
 def _replace(fs: FileSystem, directory: str, name: str, data: bytes) -> None:
@@ -916,8 +1044,8 @@ def _replace(fs: FileSystem, directory: str, name: str, data: bytes) -> None:
     temporary = os.path.join(directory, f"{name}.tmp")
     file = fs.open(temporary, create=True)
     try:
-        file.truncate(0)
-        file.pwrite(data, 0)
+        file.pwrite(data, 0)  # first, so that room that the file has isn't lost
+        file.truncate(len(data))
         file.sync()
     finally:
         file.close()

@@ -5,7 +5,8 @@ so that a restart has little to replay; the next segments of the log are made ah
 that a write finds its room.
 
 1. A full disk is no failure as long as nothing half-written matters: a checkpoint that does not
-   fit is dropped and taken again later. Until then ``obstacle`` says why writes are refused.
+   fit is dropped and taken again later, and what has to be in the log and isn't waits for room.
+   Until then ``obstacle`` says why writes are refused.
 2. The log is cut behind a durable checkpoint only (S2), and keeps what others still need of it: a
    follower that finds its entries gone needs the whole state.
 
@@ -86,6 +87,7 @@ class Upkeep:
         self._may_work = may_work
         self._stopping = stopping
         self._full: DiskFull | None = None  # why the last checkpoint did not fit
+        self._waiting: DiskFull | None = None  # why the log does not have what it should have
         self._cramped: DiskFull | None = None  # why the next log segment can't be made
         self._prepare_again_at = 0.0
         self._checkpointed_at = clock()
@@ -104,12 +106,29 @@ class Upkeep:
     @property
     def obstacle(self) -> DiskFull | None:
         """Why every write has to be refused, if it has to. Any thread."""
-        return self._full
+        return self._waiting or self._full
 
     @property
     def shortage(self) -> DiskFull | None:
         """What there is no room for. Any thread."""
-        return self._full or self._cramped
+        return self._waiting or self._full or self._cramped
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether something that has to be in the log waits for room. Any thread."""
+        return self._waiting is not None
+
+    def wait_for_room(self, error: DiskFull) -> None:
+        """Take note that something has to be in the log and finds no room there."""
+        if self._waiting is None:
+            log.error("the log has no room left, so this node waits for some: %s", error)
+        self._waiting = error
+
+    def found_room(self) -> None:
+        """Take note that nothing waits any more."""
+        if self._waiting is not None:
+            log.info("there is room in the log again")
+            self._waiting = None
 
     def is_urgent(self) -> bool:
         """Tell whether a restart would have much to apply, or memory much to give back (S7)."""
@@ -136,7 +155,7 @@ class Upkeep:
         return elapsed >= self._options.interval or self.is_urgent()
 
     def prepare(self) -> None:
-        """Make the segments that the log will need. Raises DiskFailed."""
+        """Make the segments that the log will need, and its reserve. Raises DiskFailed."""
         if self._cramped is not None and self._clock() < self._prepare_again_at:
             return  # every attempt fills what room there is with zeros
         try:
@@ -159,9 +178,24 @@ class Upkeep:
             self._checkpoint(slice_seconds)
 
     def cut_positions(self) -> None:
-        """Cut an arbiter's log, under the lock: it needs it for votes, and they need its end."""
-        if self._log.size_bytes - self._base_bytes >= self._options.log_bytes:
+        """Cut an arbiter's log, under the lock: it needs it for votes, and they need its end.
+
+        On a full disk it is cut sooner, for the sake of the room.
+        """
+        elapsed = self._clock() - self._checkpointed_at
+        if self._log.size_bytes - self._base_bytes < self._options.log_bytes and (
+            self.shortage is None or elapsed < DISK_FULL_RETRY
+        ):
+            return
+        self._checkpointed_at = self._clock()
+        try:
             self._log.cut(self._store.meta)
+        except DiskFull as error:
+            if self._full is None:
+                log.error("no room to cut the log, it gets longer: %s", error)
+            self._full = error
+        else:
+            self._full = None
             self._base_bytes = self._log.size_bytes
 
     def installed(self, meta: SnapshotMeta) -> None:

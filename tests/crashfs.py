@@ -8,7 +8,8 @@ protocol, the same errors, the same poisoning. In addition it knows what is real
    folder; syncing the file itself does not help. ``make_directory`` is durable when it returns.
 3. The disk writes whole sectors of 512 bytes, aligned to the file; a sector is never half written.
    A write that arrives in a sector brings along what was written to that sector before it.
-4. A write into sectors that were written before needs no new space; a hole does.
+4. A write into sectors that were written before needs no new space; a hole does. On a disk that
+   ``copies_on_write`` it does as well, until the old sectors are given back.
 
 Power is lost with :meth:`CrashFileSystem.after_crash`, which returns the disk as the next boot
 finds it and leaves this one alone, so that one run can be examined in every mode:
@@ -26,6 +27,7 @@ Any thread may call anything; one lock guards it all.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import random
 import threading
@@ -34,7 +36,14 @@ from typing import Literal, NoReturn
 
 from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 
-__all__ = ["SECTOR", "CrashFile", "CrashFileSystem", "CrashMode", "SimulatedCrash"]
+__all__ = [
+    "SECTOR",
+    "CrashFile",
+    "CrashFileSystem",
+    "CrashMode",
+    "FailureKind",
+    "SimulatedCrash",
+]
 
 SECTOR = 512
 
@@ -212,6 +221,7 @@ class CrashFileSystem:
         self.syncs = 0
         self.calls = 0
         self.crash_at_sync: int | None = None
+        self.copies_on_write = False
         self.guard = threading.RLock()
         self._fail_at: int | None = None
         self._fail_kind: FailureKind = "io"
@@ -236,6 +246,7 @@ class CrashFileSystem:
             disk = CrashFileSystem(self.seed)
             disk._directories = set(self._directories)
             disk._capacity = self._capacity
+            disk.copies_on_write = self.copies_on_write
             for path in sorted(names):
                 disk._names[path] = names[path].after_crash(mode, rng)
             disk._durable_names = dict(disk._names)
@@ -270,6 +281,11 @@ class CrashFileSystem:
     def set_capacity(self, size: int | None) -> None:
         """Limit the disk to *size* bytes, in whole sectors; None lifts the limit."""
         self._capacity = size
+
+    @property
+    def capacity(self) -> int | None:
+        """The limit in bytes, None without one."""
+        return self._capacity
 
     def used_bytes(self) -> int:
         """Return how many bytes the files' sectors take."""
@@ -367,8 +383,9 @@ class CrashFileSystem:
                     "stop that process or name another data_dir"
                 )
             file = self.open(path, create=True)
-            file.truncate(0)
-            file.pwrite(holder.encode() + b"\n", 0)
+            with contextlib.suppress(DiskFull):  # who holds it is a courtesy
+                file.truncate(0)
+                file.pwrite(holder.encode() + b"\n", 0)
             self._held[path] = holder
             return CrashLock(self._held, path)
 
@@ -417,7 +434,7 @@ class CrashFileSystem:
             return size
         free = (self._capacity - self.used_bytes()) // SECTOR
         for sector in _sectors(offset, size):
-            if sector not in inode.sectors:
+            if sector not in inode.sectors or self.copies_on_write:
                 free -= 1
                 if free < 0:
                     return max(0, sector * SECTOR - offset)

@@ -10,7 +10,7 @@ log matching         equal index and term mean an equal entry, behind an equal o
 leader completeness  a new leader's log holds all that was committed before
 state machine safety no two nodes apply different entries at one index
 quorum               whatever a leader commits is durable on a majority of its voters (R2, R3)
-reads                a read's index covers all that was committed when it began (R6)
+reads                a read's index covers all commands committed when it began (R6)
 monotonicity         terms, commit and match indexes never fall; no second vote in a term (R1)
 ==================== ==========================================================================
 """
@@ -458,7 +458,14 @@ class Cluster:
     # -- what must be true -----------------------------------------------------------------------
 
     def begin_read(self, context: object) -> None:
-        self._reads[context] = self._last_committed
+        """It has to see the last command that was committed before."""
+        index = self._last_committed
+        while index > 0:
+            entry = self._entries.get((index, self._committed.get(index, 0)))
+            if entry is None or entry[1] == COMMAND:
+                break
+            index -= 1
+        self._reads[context] = index
 
     def check_read(self, context: object, index: int) -> None:
         assert index >= self._reads[context], f"read {context} at {index} is stale (R6)"

@@ -38,7 +38,8 @@ clocks               a leader's time follows its monotonic clock, whatever its w
 belonging            who is connected to members, or holds a log, has been admitted with that data
                      directory; a connection is open exactly as long as both ends would make it
 health               no node fails, refuses to start or receives nonsense unless its disk was
-                     told to fail
+                     told to fail; a full disk ends nobody, and keeps nobody from starting who
+                     has what it needs for that
 ==================== ===========================================================================
 
 When the time is up, the faults end. Within a bounded time the cluster has to come back: one leader,
@@ -73,6 +74,7 @@ from zlib import crc32
 
 import btree
 import node as node_module
+import raftlog
 import snapshots
 import upkeep
 import watch
@@ -102,7 +104,7 @@ from raft import (
     Ready,
     State,
 )
-from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
+from tests.crashfs import SECTOR, CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
 from tests.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
 from tests.model import Command, agree
 from tests.sim_clients import Clients, Done, Lost, Reply, write
@@ -144,7 +146,8 @@ _BINDING = frozenset(MessageType) - {
 }
 """What promises something that has to be on the sender's disk."""
 
-BROKEN_DISK = (DiskFailed, DiskFull, SimulatedCrash)
+BROKEN_DISK = (DiskFailed, SimulatedCrash)
+"""What a node may fail of whose disk was told to fail. That it is full is no reason."""
 
 
 class Broken(AssertionError):
@@ -181,6 +184,7 @@ class Luck:
     pause: float = 0.0
     fill: float = 0.0
     fail: float = 0.0  # a file call fails for good
+    flood: float = 0.0  # many disks fill at once, for long
     slow: float = 0.0
     disconnect: float = 0.0
     members: float = 0.0
@@ -255,6 +259,7 @@ class Luck:
             chunk_bytes=rng.choice([1, 300, 256 << 10]),
             max_inflight=rng.choice([1, 2, 64]),
             max_append_bytes=rng.choice([60, 400, 1 << 20]),
+            flood=maybe(0.25, 0.1, 0.4),
         )
         if rng.random() < 0.25:
             late = rng.random() < 0.7
@@ -352,6 +357,8 @@ class Machine:
         self.is_voter = True  # what it is to be, once it is a member
         self.is_wiped = False  # lost its disk, and was not removed and joined again since
         self.excuses: tuple[type[BaseException], ...] = ()  # what it may fail of just now
+        self.may_end = False  # of a start that a full disk has refused
+        self.uses_reserve = self.waits = False  # of its log, for room
         self.keeping = False  # amid housekeep()
         self.busy_until = 0.0
         self.sync_seconds = 0.0002
@@ -404,7 +411,7 @@ class Machine:
         self.commit = self.applied = self.led = 0
         self.read_clock = (0, 0.0, 0)
         self.failure = None
-        self.paused = self.keeping = False
+        self.paused = self.keeping = self.may_end = False
         self.transport = Peers(self)
         world.trace(f"{self.name} boots at {self.address}")
         options = NodeOptions(
@@ -440,6 +447,7 @@ class Machine:
         transport: Any = self.transport
         registry = Registry()
         self.history = History(self.world.luck.history)
+        asked_for_room = self.disk.failure_is_due or self.disk.copies_on_write
         try:
             self.node = Node.open(
                 options,
@@ -459,9 +467,19 @@ class Machine:
             self.world.watch(self)
             self.node.recover()
         except (ConureError, SimulatedCrash) as error:
-            if not isinstance(error, SimulatedCrash) and not self._is_excused(error):
+            if isinstance(error, DiskFull) and (asked_for_room or self._lacks_something()):
+                self.world.counts["starts that a full disk refused"] += 1
+                self.may_end = True
+            elif not isinstance(error, SimulatedCrash) and not self._is_excused(error):
                 self.world.fail(f"{self.name} doesn't start", error)
             self.failure = error
+
+    def _lacks_something(self) -> bool:
+        """Tell whether the disk has less on it than a start on a full disk needs."""
+        files = ("identity.json", "conure.db", "raft/snapshot")
+        if not all(self.disk.exists(f"/data/{name}") for name in files):
+            return True
+        return not any(name.endswith(".reserve") for name in self.disk.list("/data/raft"))
 
     def _call_later(self, generation: int, action: Callable[[], None], seconds: float) -> None:
         """In no fixed order with what else comes, as where clients and peers are many."""
@@ -559,7 +577,7 @@ class Machine:
         if self.disk.is_dead:
             self._end()
         elif self.failure is not None:
-            if not self._is_excused(self.failure):
+            if not self.may_end and not self._is_excused(self.failure):
                 world.fail(f"{self.name} has failed", self.failure)
             self._end()
         elif self.up:
@@ -1274,9 +1292,7 @@ class Simulation:
             self.trace(f"{name} installs {ready.snapshot.index}/{ready.snapshot.term}")
         if ready.entries:
             index = ready.entries[0].index - 1
-            before = machine.node._log.term(index)
-            if ready.snapshot is not None and ready.snapshot.index == index:
-                before = ready.snapshot.term
+            before = machine.raft._log.term(index)  # the node's may wait for room
             if before is None:
                 self.fail(f"{name} leaves a gap before {index + 1}")
                 return
@@ -1356,17 +1372,22 @@ class Simulation:
         node = machine.node
         raft, store = node._raft, node._store
         name = machine.name
-        self.expect(raft.term >= machine.term, f"{name} fell back to term {raft.term}")
+        term = node._log.hard_state.term  # what isn't on the disk yet may be lost
+        self.expect(raft.term >= term >= machine.term, f"{name} fell back to term {term}")
         self.expect(raft.commit_index >= machine.commit, f"{name} takes a commit back")
         self.expect(
             machine.applied <= store.applied_index <= raft.commit_index <= raft.last_index,
             f"{name}: applied {machine.applied}, {store.applied_index}, commit {raft.commit_index}",
         )
-        machine.term, machine.commit = raft.term, raft.commit_index
+        machine.term, machine.commit = term, raft.commit_index
         self.expect(
             raft.last_index == 0 or machine.incarnation in self.admitted,
             f"{name} was sent a log, and has never been admitted with the disk it has now",
         )
+        uses_reserve = any(segment.is_reserve for segment in node._log._segments[-1:])
+        self.counts["logs that go on in the reserve"] += uses_reserve > machine.uses_reserve
+        self.counts["logs that wait for room"] += node._upkeep.is_waiting > machine.waits
+        machine.uses_reserve, machine.waits = uses_reserve, node._upkeep.is_waiting
         if store.applied_index > machine.applied and machine.role == "data":
             machine.applied = store.applied_index
             if self.compares_digests:
@@ -1843,6 +1864,7 @@ class Simulation:
             (luck.pause, self._pause),
             (luck.pause_and_crash, self._pause_and_crash),
             (luck.fill, self._fill),
+            (luck.flood, self._flood),
             (luck.fail, self._fail_disk),
             (luck.slow, self._slow_down),
             (luck.disconnect, lambda _: self.network.disconnect()),
@@ -1934,22 +1956,45 @@ class Simulation:
 
     def _fill(self, machine: Machine) -> None:
         """Let the disk be almost full, for a while."""
-        disk = machine.disk
-        disk.set_capacity(disk.used_bytes() + 512 * self.rng.choice([0, 1, 10, 40]))
-        machine.excuses = BROKEN_DISK
+        self._fill_for(machine, self.rng.uniform(0.5, 5.0))
+
+    def _flood(self, _: Machine) -> None:
+        """Let many disks be almost full for so long that much else happens meanwhile."""
+        seconds = self.rng.uniform(5.0, 30.0)
+        machines = list(self.machines.values())
+        for machine in self.rng.sample(machines, self.rng.randint(1, len(machines))):
+            self._fill_for(machine, seconds)
+
+    def _fill_for(self, machine: Machine, seconds: float) -> None:
+        """Somebody else takes all room but a little, perhaps whatever is given back as well."""
+        machine.disk.set_capacity(
+            machine.disk.used_bytes() + SECTOR * self.rng.choice([0, 0, 1, 10, 40])
+        )
+        machine.disk.copies_on_write = self.rng.random() < 0.2
+        is_greedy = self.rng.random() < 0.5
+        end = self.now + seconds
         self.counts["full disks"] += 1
-        self.trace(f"the disk of {machine.name} fills")
+        self.trace(f"the disk of {machine.name} fills for {seconds:.1f} s")
 
-        def empty() -> None:
-            machine.disk.set_capacity(None)
-            machine.excuses = BROKEN_DISK if machine.disk.failure_is_due else ()
+        def go_on() -> None:
+            disk = machine.disk
+            if self.mending or self.now >= end:
+                disk.set_capacity(None)
+                disk.copies_on_write = False
+                return
+            if is_greedy and (capacity := disk.capacity) is not None:
+                disk.set_capacity(min(capacity, disk.used_bytes()))
+            self.after(min(0.1, end - self.now), go_on)
 
-        self.after(self.rng.uniform(0.5, 5.0), empty)
+        go_on()
 
     def _fail_disk(self, machine: Machine) -> None:
-        """Let one of the next file calls fail for good."""
-        machine.disk.fail_call(self.rng.randint(1, 30), self.rng.choice(["io", "full", "half"]))
-        machine.excuses = BROKEN_DISK
+        """Let one of the next file calls fail for good, or find no room."""
+        kinds: list[FailureKind] = ["io", "full", "half"]
+        kind = self.rng.choice(kinds)
+        machine.disk.fail_call(self.rng.randint(1, 30), kind)
+        if kind != "full":  # half a meta page is no lack of room any more (S1)
+            machine.excuses = BROKEN_DISK
         self.counts["disk faults"] += 1
         self.trace(f"the disk of {machine.name} fails")
 
@@ -2016,6 +2061,7 @@ class Simulation:
         self.network.heal()
         for machine in self.machines.values():
             machine.disk.set_capacity(None)
+            machine.disk.copies_on_write = False
             machine.disk.fail_call(None)
             machine.disk.crash_in = None
             machine.excuses = ()
@@ -2232,6 +2278,7 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
             mock.patch.object(node_module, "JOIN_AFTER", 1.0),
             mock.patch.object(node_module.log, "exception", exception),
             mock.patch.object(upkeep, "sleep", sleep),
+            mock.patch.object(raftlog, "RESERVE_BYTES", 1024),  # so that it comes to an end
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
             mock.patch.object(watch, "monotonic", monotonic),

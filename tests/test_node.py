@@ -135,6 +135,9 @@ def check(node: Node) -> None:
 def write(node: Node, *commands: Command) -> list[ConureError | None]:
     """Write, and return how each command ended; each has to be answered exactly once."""
     outcomes = outcomes_of(node.write, commands)
+    if "unanswered" in outcomes and node._unwritten:
+        node._write_again_at = 0.0  # what a second of waiting would do
+        wait_until(lambda: "unanswered" not in outcomes)
     answered = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     assert len(answered) == len(commands)
     return answered
@@ -262,7 +265,11 @@ class Witness(Nobody):
         raft_log.close()
 
     def probe(
-        self, address: str, node_id: str, reply: Callable[[Greeting | ConureError], None]
+        self,
+        address: str,
+        node_id: str,
+        reply: Callable[[Greeting | ConureError], None],
+        known_as: str,
     ) -> None:
         reply(self.other)
 

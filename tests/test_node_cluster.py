@@ -45,6 +45,7 @@ from leases import LEASE_SHARE, MAX_TOLD
 from metrics import Registry
 from node import TICK, Command, Node, NodeOptions
 from raft import Message, MessageType, SnapshotMeta, State
+from raftlog import RESERVE_FILES
 from snapshots import IncomingSnapshot
 from store import Session
 from tests.answers import Ended, outcomes_of, value_of
@@ -1760,15 +1761,16 @@ def test_a_follower_without_room_sends_writers_to_the_leader() -> None:
 def test_a_follower_without_room_for_entries_goes_on_when_there_is_some() -> None:
     lab = cluster("n2", "n3")
     lab.disks["n3"].set_capacity(lab.disks["n3"].used_bytes())
-    for number in range(20):
+    for number in range(60):
         put(lab, b"k%d" % number, b"v" * 1000)
     lab.tick(5)
     assert lab.failed == set()
-    assert value_of(lab["n3"], b"k19") is None
+    assert value_of(lab["n3"], b"k59") is None
     assert value_of(lab["n3"], b"k0") is not None
+    assert len(lab["n3"]._log._reserve) == RESERVE_FILES // 2  # the rest isn't for commands
     lab.disks["n3"].set_capacity(None)
     lab.tick(20)
-    assert value_of(lab["n3"], b"k19") == b"v" * 1000
+    assert value_of(lab["n3"], b"k59") == b"v" * 1000
 
 
 def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:

@@ -55,7 +55,8 @@ def _crashed(tmp_path: Path) -> Path:
             assert write(node, (b"key%02d" % i, b"value %d" % i)) == [None]
             if i == 19:
                 node._upkeep.checkpoint(0.0)
-        shutil.copytree(tmp_path / "alive", path)
+        ignored = shutil.ignore_patterns("*.tmp", "*.old")  # made and removed beside all this
+        shutil.copytree(tmp_path / "alive", path, ignore=ignored)
     return path
 
 

@@ -593,6 +593,109 @@ def test_a_leader_that_removes_itself_hands_over() -> None:
     assert leader.raft.has_handed_over
 
 
+# -- room in the log -----------------------------------------------------------------------------
+
+
+def ticks_until_it_stands(raft: Raft) -> int:
+    """Return how long after a leader's last word a follower asks for votes."""
+    raft.step(Message(MessageType.HEARTBEAT, "b", "a", max(raft.term, 2)))
+    count = 0
+    while state_of(raft) is State.FOLLOWER:
+        raft.tick()
+        count += 1
+    return count
+
+
+def test_who_has_no_room_lets_others_stand_first_but_stands() -> None:
+    raft, _ = founded("a", "b", "c")
+    for _ in range(20):
+        raft.has_room = True
+        assert ELECTION <= ticks_until_it_stands(raft) < 2 * ELECTION
+        raft.has_room = False
+        assert 3 * ELECTION <= ticks_until_it_stands(raft) < 4 * ELECTION
+
+
+def test_who_has_no_room_for_the_no_ops_of_many_terms_does_not_stand() -> None:
+    raft, _ = founded("a", "b", "c")
+    entries = [Entry(2, index, COMMAND, b"") for index in range(2, 66)]
+    raft.step(Message(MessageType.APPEND, "b", "a", 2, 1, 1, entries=entries))
+    ready = take(raft)
+    raft.has_room = False
+    raft.campaign()
+    assert state_of(raft) is State.FOLLOWER
+    raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 2))
+    assert state_of(raft) is State.FOLLOWER
+    raft.persisted(ready)
+    raft.campaign()
+    assert state_of(raft) is State.PRE_CANDIDATE
+
+
+def test_a_leader_without_room_hands_over_to_who_holds_what_it_does_not() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.raft.has_room = False
+    cluster.tick_all(3 * ELECTION)
+    assert cluster.leader is leader  # it has no less than the others
+    leader.manual_sync = True
+    cluster.isolate("b")
+    leader.propose(b"x")
+    cluster.tick_all(ELECTION + 1)
+    assert cluster.leader is cluster["c"]
+
+
+def test_a_leader_with_room_is_only_slow() -> None:
+    cluster, leader = leader_of("a", "b", "c")
+    leader.manual_sync = True
+    leader.propose(b"x")
+    cluster.tick_all(3 * ELECTION)
+    assert cluster.leader is leader
+
+
+def test_a_leader_reads_by_the_state_before_its_own_no_op() -> None:
+    """Others hold its NOOP durably and it doesn't: nothing of the state is in there."""
+    cluster, leader = leader_of("a", "b", "c")
+    leader.propose(b"x")
+    cluster.settle()
+    before = leader.machine.index
+    other = cluster["b"]
+    other.manual_sync = True
+    leader.raft.transfer_leadership("b")
+    leader.drive()
+    cluster.settle()  # the others elect it
+    assert other.raft.state is State.LEADER
+    assert other.raft.commit_index > other.machine.index == before
+    assert (other.raft.state_index, other.raft.may_read) == (before, True)
+    other.read("r1")
+    cluster.settle()
+    assert other.answered[-1] == ("r1", before)
+    other.propose(b"y")
+    cluster.settle()
+    assert other.raft.state_index == other.raft.commit_index > before
+    other.read("r2")  # a command that it could not apply yet is no part of what it shows
+    cluster.settle()
+    assert other.answered[-1][0] == "r1"
+    other.sync()
+    cluster.settle()
+    assert other.answered[-1] == ("r2", other.machine.index)
+
+
+def test_a_vote_of_ones_own_need_not_wait_for_entries_that_wait_for_room() -> None:
+    raft, _ = founded("a", "b", "c")
+    entry = Entry(2, 2, COMMAND, b"x")
+    raft.step(Message(MessageType.APPEND, "b", "a", 2, 1, 1, entries=[entry]))
+    raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 2))
+    ready = take(raft)
+    assert ready.entries
+    raft.step(Message(MessageType.VOTE_RESPONSE, "b", "a", 3))
+    assert state_of(raft) is State.CANDIDATE
+    raft.persisted(Ready(hard_state=ready.hard_state))
+    assert state_of(raft) is State.LEADER
+    take(raft)
+    assert raft.commit_index == 0
+    raft.persisted(ready)
+    raft.step(Message(MessageType.APPEND_RESPONSE, "b", "a", 3, index=3))
+    assert raft.commit_index == 0  # of two, itself and b, it has not yet made durable what counts
+
+
 # -- membership ----------------------------------------------------------------------------------
 
 

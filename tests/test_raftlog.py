@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import threading
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import raftlog
 from errors import CorruptionError, DiskFailed, DiskFull
 from fileio import FileSystem, OsFileSystem
-from raft import COMMAND, Entry, HardState, SnapshotMeta, Storage
-from raftlog import Compacted, RaftLog
+from raft import COMMAND, CONFIG, NOOP, Entry, HardState, SnapshotMeta, Storage
+from raftlog import ENTRY_OVERHEAD, RESERVE_BYTES, RESERVE_FILES, Compacted, RaftLog
 from tests.crashfs import SECTOR, CrashFileSystem
 from wire import encode_record
 
@@ -310,6 +312,159 @@ def test_a_failed_sync_is_final() -> None:
         log.sync()
     with pytest.raises(DiskFailed):
         log.append(entries(4, 5))
+
+
+# -- the reserve ---------------------------------------------------------------------------------
+
+
+def no_ops(first: int, last: int, term: int = 1) -> list[Entry]:
+    return [Entry(term, index, NOOP, b"") for index in range(first, last + 1)]
+
+
+def full_log(written: int = 4) -> tuple[CrashFileSystem, RaftLog]:
+    """A log with some entries, on a disk that takes nothing new, and no room but the reserve's."""
+    fs = CrashFileSystem()
+    log = open_log(fs)
+    for entry in entries(1, written, size=(2048 - 64) // written - ENTRY_OVERHEAD):
+        log.append([entry])
+    log.sync()
+    fs.set_capacity(fs.used_bytes())
+    with pytest.raises(DiskFull):
+        log.reserve(ENTRY_OVERHEAD)
+    return fs, log
+
+
+def reserve_of(fs: CrashFileSystem) -> list[str]:
+    return [name for name in fs.list(DIRECTORY) if name.endswith(".reserve")]
+
+
+def test_a_reserve_of_zeros_is_there_from_the_start_and_outlasts_a_crash() -> None:
+    fs = CrashFileSystem()
+    open_log(fs)
+    after = fs.after_crash("dropped")
+    assert len(reserve_of(after)) == RESERVE_FILES
+    for name in reserve_of(after):
+        assert after.contents(f"{DIRECTORY}/{name}") == bytes(RESERVE_BYTES)
+    open_log(after)
+    assert len(reserve_of(after)) == RESERVE_FILES
+
+
+def test_the_reserve_takes_as_many_no_ops_as_the_head_of_the_file_says() -> None:
+    fs, log = full_log()
+    for index in range(5, 10_000):
+        try:
+            log.append(no_ops(index, index))
+        except DiskFull:
+            break
+    log.sync()
+    assert (index - 5) * RESERVE_FILES // 2 // RESERVE_FILES == 666
+    log.check()
+    found = read_all(reopened(log, fs))
+    assert found[4:] == no_ops(5, index - 1)
+
+
+def test_commands_leave_half_of_the_reserve_to_no_ops_and_configurations() -> None:
+    fs, log = full_log()
+    index = 5
+    while True:
+        fits = log.may_use_reserve(1000 + ENTRY_OVERHEAD, commands=True)
+        try:
+            log.append(entries(index, index, size=1000))
+        except DiskFull:
+            break
+        assert fits
+        index += 1
+    assert not fits
+    assert index - 5 == 2 * ((RESERVE_BYTES - 64) // (1000 + ENTRY_OVERHEAD))
+    assert len(reserve_of(fs)) == RESERVE_FILES // 2
+    assert log.may_use_reserve(15_000, commands=False)
+    log.append([Entry(2, index, CONFIG, bytes(15_000))])
+    log.append(no_ops(index + 1, index + 1, term=3))
+    assert not log.may_use_reserve(0, commands=True)  # nor what is left of that one
+    with pytest.raises(DiskFull):
+        log.append(entries(index + 2, index + 2, term=3, size=0))
+    assert log.last_index == index + 1
+    log.sync()
+    log.check()
+
+
+def test_what_was_begun_in_the_reserve_is_for_clients_at_no_time() -> None:
+    fs, log = full_log()
+    log.append(no_ops(5, 5))
+    log.sync()
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            log.reserve(ENTRY_OVERHEAD)
+        log = reopened(log, fs)
+    fs.set_capacity(None)
+    log.prepare()
+    assert len(reserve_of(fs)) == RESERVE_FILES
+    log.reserve(100)
+    log.append(no_ops(6, 6) + entries(7, 7))
+    assert log.segments == 3
+    assert not log._segments[-1].is_reserve
+    log.sync()
+    log.check()
+    assert read_all(reopened(log, fs))[4:] == no_ops(5, 6) + entries(7, 7)
+
+
+def test_what_little_room_there_is_becomes_a_reserve_first() -> None:
+    fs, log = full_log()
+    log.append(no_ops(5, 5))
+    log.sync()
+    log.cut(SnapshotMeta(5, 1, b"members"))
+    log.append(no_ops(6, 6, term=2))
+    log.sync()
+    before = len(reserve_of(fs))
+    assert before < RESERVE_FILES
+    fs.set_capacity(fs.used_bytes() + RESERVE_BYTES)
+    with pytest.raises(DiskFull):
+        log.prepare()
+    assert len(reserve_of(fs)) > before
+
+
+def test_entries_that_conflict_go_on_in_another_file_of_the_reserve() -> None:
+    fs, log = full_log()
+    for term in range(2, 2 + RESERVE_FILES):
+        log.append(no_ops(5, 6, term))
+        log.sync()
+        log.check()
+        fs.set_capacity(fs.used_bytes())  # somebody else takes what that gave back
+        assert read_all(open_log(fs.after_crash("dropped")))[4:] == no_ops(5, 6, term)
+    log.append(no_ops(7, 7, term))
+    with pytest.raises(DiskFull):
+        log.append(no_ops(7, 7, term + 1))
+    assert log.last_term == term
+    fs.set_capacity(None)
+    log.append(no_ops(7, 7, term + 1))
+    assert log.last_term == term + 1
+
+
+@pytest.mark.parametrize("how", ["cut", "reset"])
+def test_the_beginning_of_the_log_finds_room_in_the_reserve(how: str) -> None:
+    fs, log = full_log(8)
+    for turn in range(1, 1 + RESERVE_FILES):
+        meta = SnapshotMeta(turn if how == "cut" else 100 + turn, 1, b"members %d" % turn * 100)
+        (log.cut if how == "cut" else log.reset)(meta)
+        assert open_log(fs.after_crash("dropped")).snapshot == meta
+        fs.set_capacity(fs.used_bytes())  # somebody else takes what that gave back
+    log.give_up_reserve()
+    fs.set_capacity(fs.used_bytes())
+    before = log.snapshot
+    with pytest.raises(DiskFull):
+        (log.cut if how == "cut" else log.reset)(SnapshotMeta(5, 1, b"members"))
+    assert log.snapshot == before
+
+
+def test_a_segment_of_the_reserve_is_an_ordinary_one_to_who_knows_of_none() -> None:
+    """Its mark is where there was nothing but zeros, which nobody looked at."""
+    fs, log = full_log()
+    log.append(no_ops(5, 5))
+    header = fs.contents(log._segments[-1].path)[:64]
+    assert header[48:60] == b"\x01" + bytes(11)
+    assert crc32(header[:60]) == int.from_bytes(header[60:])
+    magic, version, _, _, first, _, size = struct.unpack(">8sB3xIQQQQ12x", header[:60])
+    assert (magic, version, first, size) == (b"CONURLOG", 1, 5, RESERVE_BYTES)
 
 
 # -- bytes that changed --------------------------------------------------------------------------
