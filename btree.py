@@ -207,6 +207,18 @@ class BTree:
         """Return the record of *key*. Under the caller's lock; a checkpoint may be running."""
         return self._get(self._root, self._level, key)
 
+    def length(self, key: bytes) -> int:
+        """Return how many bytes the value of *key* has, 0 if there is none, without reading it.
+
+        Under the caller's lock, as :meth:`get`.
+        """
+        leaf = self._leaf(self._root, self._level, key)
+        _, cell = self._find(leaf, key)
+        if cell is None:
+            return 0
+        record, spilled = self._opened(leaf.number, cell)
+        return REF.unpack(record.value)[1] if spilled else len(record.value)
+
     def __len__(self) -> int:
         return self._records
 

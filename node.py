@@ -54,6 +54,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from sys import maxsize
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
@@ -526,9 +527,16 @@ class Node:
             else:
                 self._finished.append(partial(reply, None))
 
-    def get_all(self, keys: Sequence[bytes]) -> tuple[int, list[Record | ConureError | None]]:
+    def get_all(
+        self, keys: Sequence[bytes], most: int | None = None, longest: int | None = None
+    ) -> tuple[int, list[Record | ConureError | None]]:
         """Return the revision of this node's state, and of each key in it the record, None if
-        there is none, or what went wrong."""
+        there is none, or what went wrong.
+
+        After *most* bytes of values the other keys are left out. A value of more than *longest*
+        bytes isn't read, and Unavailable is in its place.
+        """
+        left = maxsize if most is None else most
         found: list[Record | ConureError | None] = []
         with self._lock:
             index = self._store.applied_index
@@ -536,14 +544,26 @@ class Node:
                 self._refuse_if_no_records()
             except ConureError as error:
                 return index, [error] * len(keys)
-            get = self._store.get
+            get = self._store.get if longest is None else partial(self._get_short, longest)
             for key in keys:
                 try:
-                    found.append(get(key))
+                    record = get(key)
+                    found.append(record)
+                    if record is not None:
+                        left -= len(record.value)
+                        if left <= 0:
+                            break
                 except StorageError as error:
                     log.error("a read met a damaged tree: %s", error)
                     found.append(error)
+                except Unavailable as error:
+                    found.append(error)
         return index, found
+
+    def _get_short(self, longest: int, key: bytes) -> Record | None:
+        if self._store.length(key) > longest:
+            raise Unavailable("too much waits to be read by clients; try again shortly")
+        return self._store.get(key)
 
     def pin(self) -> PinnedState:
         """Return this node's state as of now, for any thread; whoever gets it closes it.

@@ -296,6 +296,10 @@ class Store:
         """Return the record of a user key as of the applied index, or None."""
         return self.tree.get(_USER + key)
 
+    def length(self, key: bytes) -> int:
+        """Return how many bytes the value of a user key has; 0 if there is none."""
+        return self.tree.length(_USER + key)
+
     @property
     def records(self) -> int:
         """How many keys users have."""

@@ -12,9 +12,9 @@ import kvjson
 import wire
 from btree import BTree, Record
 from commands import Committed, Transaction
-from errors import ConureError, CorruptionError
-from httpapi import API, Backend, Check
-from httpserver import HTTPServer, Stream
+from errors import ConureError, CorruptionError, Unavailable
+from httpapi import API, SHORT_BODIES, Backend, Check
+from httpserver import HTTPServer, Limits, Stream
 from kvapi import Command, Reply, State, WriteReply
 from metrics import Registry
 from raft import Entry, EntryKind
@@ -79,9 +79,22 @@ class FakeBackend:
         self.confirmations += 1
         reply(self.error)
 
-    def get_all(self, keys: Sequence[bytes]) -> tuple[int, list[Record | ConureError | None]]:
-        self.reads.append(list(keys))
-        return self.store.applied_index, [self._get(key) for key in keys]
+    def get_all(
+        self, keys: Sequence[bytes], most: int | None = None, longest: int | None = None
+    ) -> tuple[int, list[Record | ConureError | None]]:
+        found: list[Record | ConureError | None] = []
+        size = 0
+        for key in keys:
+            if longest is not None and self.store.length(key) > longest:
+                found.append(Unavailable("no room"))
+                continue
+            record = self._get(key)
+            found.append(record)
+            size += len(record.value) if isinstance(record, Record) else 0
+            if most is not None and size >= most:
+                break
+        self.reads.append(list(keys[: len(found)]))
+        return self.store.applied_index, found
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
         self.reads.append([key])
@@ -216,7 +229,7 @@ class Service:
         api = API(self.registry, limits, max_scans=max_scans, version="9.9")
         api.backend = backend
         self.api = api
-        self.server = HTTPServer(("127.0.0.1", 0), api)
+        self.server = HTTPServer(("127.0.0.1", 0), api, Limits(max_body_bytes_at=SHORT_BODIES))
         self.watchers: Watchers[Stream] = Watchers(
             history or History(), self.registry, broadcast=self.server.broadcast
         )

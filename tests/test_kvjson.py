@@ -29,13 +29,14 @@ from commands import (
     prefix_end,
 )
 from errors import BadRequest, PayloadTooLarge, RequestError
+from jsonsteps import all_of
 from kvjson import MAX_NUMBER, MAX_OPERATIONS, Limits
 
 LIMITS = Limits(value_bytes=100, range_items=1000)
 
 
 def parsed(body: object) -> Transaction:
-    return kvjson.parse_transaction(json.dumps(body).encode(), LIMITS)
+    return all_of(kvjson.parse_transaction(json.dumps(body).encode(), LIMITS))
 
 
 def parsed_operation(operation: object) -> object:
@@ -190,7 +191,7 @@ def test_sizes_are_bounded() -> None:
 )  # fmt: skip
 def test_bodies_that_are_no_transaction(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        kvjson.parse_transaction(body, LIMITS)
+        all_of(kvjson.parse_transaction(body, LIMITS))
 
 
 def test_a_batch_line_by_line() -> None:
@@ -202,7 +203,7 @@ def test_a_batch_line_by_line() -> None:
         b'{"key": "c", "delete": true}',
         b'{"key": "d", "value": "", "delete": false}',
     ]
-    assert list(kvjson.parse_batch(b"\n".join(lines), LIMITS)) == [
+    assert all_of(kvjson.parse_batch(b"\n".join(lines), LIMITS, 100)) == [
         (b"a", b"1", 0),
         (b"b", b"2", 60_000),
         (b"\xff", b"\xff", 0),
@@ -225,7 +226,7 @@ def test_a_batch_line_by_line() -> None:
 def test_a_batch_names_the_line_that_is_wrong(line: str) -> None:
     good = '{"key": "k", "value": "v"}'
     with pytest.raises(RequestError) as caught:
-        list(kvjson.parse_batch(f"{good}\n\n{line}\n{good}".encode(), LIMITS))
+        all_of(kvjson.parse_batch(f"{good}\n\n{line}\n{good}".encode(), LIMITS, 100))
     assert str(caught.value).startswith("line 3")
 
 
@@ -257,7 +258,9 @@ def test_what_begins_with_a_prefix_is_before_what_is_behind_it(key: bytes, prefi
 def test_a_record_that_is_shown_can_be_read_back(key: bytes, value: bytes) -> None:
     shown = json.loads(json.dumps(kvjson.show_item(Item(b"k" + key, value, 3, 9, 2), 0)))
     line = {name: shown[name] for name in ("key", "value", "encoding") if name in shown}
-    assert list(kvjson.parse_batch(json.dumps(line).encode(), LIMITS)) == [(b"k" + key, value, 0)]
+    assert all_of(kvjson.parse_batch(json.dumps(line).encode(), LIMITS, 100)) == [
+        (b"k" + key, value, 0)
+    ]
     assert (shown["create_revision"], shown["mod_revision"], shown["version"]) == (3, 9, 2)
     assert "ttl" not in shown
 
@@ -291,7 +294,7 @@ def test_outcomes() -> None:
         Result(1, more=True, items=(found,)),
         Result(1, True, items=(left,)),
     )
-    shown = kvjson.show_outcome(transaction, Outcome(7, True, results, repeated=True), 0)
+    shown = all_of(kvjson.show_outcome(transaction, Outcome(7, True, results, repeated=True), 0))
     record = {"create_revision": 7, "mod_revision": 7, "version": 1}
     binary = {
         "key": base64.b64encode(b"d").decode(), "value": "/w==", "encoding": "base64",
