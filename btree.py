@@ -207,17 +207,18 @@ class BTree:
         """Return the record of *key*. Under the caller's lock; a checkpoint may be running."""
         return self._get(self._root, self._level, key)
 
-    def length(self, key: bytes) -> int:
-        """Return how many bytes the value of *key* has, 0 if there is none, without reading it.
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record of *key* without its value, and how many bytes that has.
 
-        Under the caller's lock, as :meth:`get`.
+        Nothing of a long value is read. Under the caller's lock, as :meth:`get`.
         """
         leaf = self._leaf(self._root, self._level, key)
         _, cell = self._find(leaf, key)
         if cell is None:
-            return 0
+            return None
         record, spilled = self._opened(leaf.number, cell)
-        return REF.unpack(record.value)[1] if spilled else len(record.value)
+        length = REF.unpack(record.value)[1] if spilled else len(record.value)
+        return record._replace(value=b""), length
 
     def __len__(self) -> int:
         return self._records

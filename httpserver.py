@@ -106,6 +106,7 @@ _TURNS_TIME = 0.004  # seconds of a round for all that takes turns
 _TURN = 0.001  # seconds of these for one, if others wait
 _AT_TURNS = 4  # so many take turns, the others wait: what is half done takes memory
 _SENT_BYTES = 4 << 20  # that a round sends, about
+_SENDING_TIME = 0.006  # seconds of a round in which answers are sent
 _SENT_TOGETHER = 256 << 10  # bytes of unsent answers that are copied into one piece
 _MOST_PIECES = 64  # of a send that copies nothing
 _CHUNKS = 1024  # of a body that are decoded in a round
@@ -338,6 +339,16 @@ class Request:
             connection.answer(self, answer)
         else:
             connection.reactor.hand_over(self, answer)
+
+    @property
+    def connection(self) -> int:
+        """A number that the requests of one connection share, as long as it is open."""
+        return self._connection.descriptor
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the request has its answer, if not all of that."""
+        return self._answer is not None and self._answer is not _HELD
 
     @property
     def room(self) -> int:
@@ -1581,6 +1592,9 @@ class _Connection:
             if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
                 self.state = HELD
                 break
+            if not reactor.requests & 3 and position and perf_counter() > reactor.until:
+                self._wait_a_round()
+                break
             known = known or reactor.resolve(name, target, head)
             request = Request(self, head, name, known, b"", reactor.now)
             self.safe = safe
@@ -1644,11 +1658,14 @@ class _Connection:
         finally:
             reactor.arriving += len(body.content) - before
         if body.paused:
-            self.state = HELD
-            reactor.resumed.append(self)
+            self._wait_a_round()
         if reactor.arriving > reactor.limits.max_arriving_bytes:
             raise _Refusal(503, "too much is being sent at once; try again shortly")
         return position
+
+    def _wait_a_round(self) -> None:
+        self.state = HELD
+        self.reactor.resumed.append(self)
 
     def _drop_body(self) -> None:
         if self.body is not None:
@@ -1668,7 +1685,7 @@ class _Connection:
             safe is not self.safe
             or head.expects  # its 100 (Continue) would overtake the answers before it (H1)
             or len(self.waiting) >= self.reactor.limits.max_pipelined
-            or (safe and len(self.waiting) >= self.run)
+            or (safe and (len(self.waiting) >= self.run or self.reactor.is_crowded()))
             or self.working
             or self.stream is not None
             or isinstance(self.waiting[-1]._answer, Stream)
@@ -1899,6 +1916,7 @@ class _Reactor:
         self.later: list[tuple[float, Callable[[], None]]] = []  # when due; see call_later
         self.turns: deque[_Turns] = deque()  # the first _AT_TURNS of them are under way
         self.turned: list[Request] = []  # whose turn it was in this round
+        self.until = inf  # when this round has taken in requests for long enough
         self.bulk = 0  # bytes of bodies that this round has taken in
         self.requests = self.bytes_in = self.bytes_out = 0
         self.taken = 0  # requests, in the last round
@@ -1964,6 +1982,10 @@ class _Reactor:
         self.in_flight += 1
         with self.lock:
             self.streams -= 1
+
+    def is_crowded(self) -> bool:
+        """Return whether so much waits for clients that reads are taken one by one."""
+        return self.leaving > self.limits.max_leaving_bytes // 2
 
     def is_full(self) -> bool:
         """Return whether what streams keep for their clients is too much. With the lock."""
@@ -2187,28 +2209,28 @@ class _Reactor:
 
     def _resume(self) -> None:
         last = self.requests + _ROUND
-        until = perf_counter() + _ROUND_TIME
+        self.until = perf_counter() + _ROUND_TIME
         resumed, self.resumed = self.resumed, []
         for number, connection in enumerate(resumed):
-            if self._is_over(last, until):
+            if self._is_over(last):
                 self.resumed += resumed[number:]
                 return
             self._each((connection,), _Connection.resume)
 
-    def _is_over(self, last: int, until: float) -> bool:
+    def _is_over(self, last: int) -> bool:
         """Tell whether the round has taken in enough: peers must not wait long for the next one."""
-        return self.requests >= last or self.bulk >= _ROUND_BYTES or perf_counter() >= until
+        return self.requests >= last or self.bulk >= _ROUND_BYTES or perf_counter() > self.until
 
     def _receive(self, events: list[tuple[int, int]]) -> None:
         connections = self.connections
         last = self.requests + _ROUND
-        until = perf_counter() + _ROUND_TIME
+        self.until = perf_counter() + _ROUND_TIME
         for descriptor, event in events:
             connection = connections.get(descriptor)
             if connection is None:
                 self.watched.get(descriptor, self._take_answers)()
                 continue
-            if self._is_over(last, until):
+            if self._is_over(last):
                 self.late[descriptor] = event
                 continue
             try:
@@ -2297,8 +2319,9 @@ class _Reactor:
         if self.dirty:
             dirty, self.dirty = self.dirty, []
             last = self.bytes_out + _SENT_BYTES
+            until = perf_counter() + _SENDING_TIME
             for number, connection in enumerate(dirty):
-                if self.bytes_out >= last:
+                if self.bytes_out >= last or perf_counter() > until:
                     self.dirty = dirty[number:] + self.dirty
                     break
                 self._each((connection,), _Connection.send)

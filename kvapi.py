@@ -37,11 +37,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from math import ceil
 from secrets import token_hex
+from sys import maxsize
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -73,6 +74,7 @@ from errors import (
     KeyReused,
     NotFound,
     NotLeader,
+    NotRead,
     PayloadTooLarge,
     PreconditionFailed,
     TargetTooLong,
@@ -136,16 +138,18 @@ MAX_RANGE_BYTES = 8 << 20
 MAX_BATCH_LINES = 10_000
 """Lines of a batch."""
 
-PART_LINES, PART_BYTES = 1000, 1 << 20
+PART_LINES, PART_BYTES = 500, 1 << 20
 """Lines of a batch, and bytes of their values, about, that are logged and applied in one go."""
 
 READ_BYTES = 1 << 20
-"""Bytes of values that are read in one go, about: the node's lock is let go after them."""
+"""Bytes of values that are read in one go, about. The longer ones among the others are read later,
+a slice of so many bytes at a time, with the node's lock let go in between."""
 
 LONG_VALUE = 16 << 10
-"""Bytes; longer values are not read while too many unsent bytes wait for their clients."""
+"""Bytes; values that are no longer than this are always read at once."""
 
-_READERS = 256  # answered in one go, if the values may be long
+_READERS = 256  # who are answered in one go if some of their values are long
+_LATE_READERS = 64  # whose values are looked for together, once a first part is read
 _AT_ONCE = 0.002  # seconds for the first steps of something; the reactor goes on with the rest
 _DIGESTED = 256 << 10  # bytes of a body in one step
 
@@ -222,13 +226,13 @@ class KeyValueBackend(Protocol):
         acknowledged before now."""
 
     def get_all(
-        self, keys: Sequence[bytes], most: int | None = None, longest: int | None = None
-    ) -> tuple[int, Sequence[Record | ConureError | None]]:
+        self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
+    ) -> tuple[int, Sequence[Found]]:
         """Return the revision of this node's own state, and each key's record in it, None, or why
         it can't be read. Raises nothing.
 
-        After *most* bytes of values the other keys are left out. A value of more than *longest*
-        bytes isn't read, and Unavailable is in its place.
+        Once values of *most* bytes are read, none of more than *longest* bytes is any more, and
+        NotRead is in its place.
         """
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
@@ -303,6 +307,9 @@ _BOUNDS = frozenset({b"prefix", b"from", b"to"})
 _RANGE = _BOUNDS | {b"limit", b"after", b"reverse", b"keys"}
 _LOOK = STALENESS | {b"key", b"meta", b"index", b"wait"}
 _KEY_AND_VALUE = frozenset({b"key", b"value"})
+
+Found = Record | ConureError | None
+"""A record, why it can't be read, or that there is none."""
 
 _Look = tuple[Request, Callable[[bytes], None]]
 """A request, and what answers it, given fields for its answer."""
@@ -794,70 +801,83 @@ class KeyValues:
             self._desk.fail(request, error)
 
     def _answer_reads(self, requests: list[Request], keys: list[bytes], fields: bytes) -> None:
-        """Answer reads of plain keys, each key read once: all of them now, unless the values are
-        too long for that."""
+        """Answer reads of plain keys, each key read once. Those of long values may come later,
+        and so do those behind them in their connections: no answer is older than one before it."""
         wanted = list(dict.fromkeys(keys))
-        index, records = self._desk.backend.get_all(wanted, READ_BYTES)
-        is_all = len(records) == len(wanted)
-        if is_all and len(keys) == len(wanted):
-            self._answer_found(requests, records, index, fields)
+        index, records = self._desk.backend.get_all(wanted, READ_BYTES, LONG_VALUE)
+        if len(wanted) < len(keys):
+            found = dict(zip(wanted, records, strict=True))
+            records = [found[key] for key in keys]
+        if len(keys) > _READERS and any(map(_is_long, records)):
+            steps = self._answer_in_turns(requests, keys, records, index, fields)
+            requests[0].go_on(steps)
             return
-        found = dict(zip(wanted, records, strict=False))
-        if is_all and (len(keys) <= _READERS or not any(map(_is_long, records))):
-            self._answer_found(requests, [found[key] for key in keys], index, fields)
-            return
-        steps = self._answer_in_turns(requests, keys, found, index, fields)
-        next(steps)
-        requests[0].go_on(steps)
+        late = self._answer_found(requests, records, index, fields, set())
+        if late:
+            requests = [requests[n] for n in late]
+            requests[0].go_on(self._answer_late(requests, [keys[n] for n in late], fields))
 
     def _answer_in_turns(
         self,
         requests: list[Request],
         keys: list[bytes],
-        found: dict[bytes, Record | ConureError | None],
+        records: Sequence[Found],
         index: int,
         fields: bytes,
     ) -> _Turns:
-        """Answer reads in their order. What was *found* at a revision holds as long as that does;
-        long values are read as long as there is room for them (H5)."""
-        start = 0
-        try:
-            while start < len(keys):
-                stop = start
-                while stop < min(len(keys), start + _READERS) and keys[stop] in found:
-                    stop += 1
-                records = [found[key] for key in keys[start:stop]]
-                self._answer_found(requests[start:stop], records, index, fields)
-                start = stop
+        late: list[int] = []
+        waiting: set[int] = set()
+        with _failing(requests):
+            for start in range(0, len(keys), _READERS):
+                part = slice(start, start + _READERS)
+                found = self._answer_found(requests[part], records[part], index, fields, waiting)
+                late += [start + n for n in found]
                 yield False
-                if start < len(keys) and keys[start] not in found:
-                    wanted = [key for key in dict.fromkeys(keys[start:]) if key not in found]
-                    longest = None if requests[start].room > 0 else LONG_VALUE
-                    revision, more = self._desk.backend.get_all(wanted, READ_BYTES, longest)
-                    if revision != index:
-                        found.clear()
-                        index = revision
-                    found.update(zip(wanted, more, strict=False))
-        except Exception:  # a bug; nobody is to wait for ever
-            for request in requests[start:]:
-                request.fail(500, "an internal error, see the server's log")
-            raise
+        requests = [requests[n] for n in late]
+        yield from self._answer_late(requests, [keys[n] for n in late], fields)
+
+    def _answer_late(self, requests: list[Request], keys: list[bytes], fields: bytes) -> _Turns:
+        """Answer reads in their order, as long as there is room for long values (H5)."""
+        while requests:
+            with _failing(requests):
+                some = keys[:_LATE_READERS]
+                wanted = list(dict.fromkeys(some))
+                waiting: set[int] | None = set() if requests[0].room > 0 else None
+                most = 0 if waiting is None else READ_BYTES
+                index, records = self._desk.backend.get_all(wanted, most, LONG_VALUE)
+                found = dict(zip(wanted, records, strict=True))
+                records = [found[key] for key in some]
+                late = self._answer_found(requests[: len(some)], records, index, fields, waiting)
+                requests = [requests[n] for n in late] + requests[len(some) :]
+                keys = [keys[n] for n in late] + keys[len(some) :]
+                yield False
 
     def _answer_found(
         self,
         requests: Sequence[Request],
-        records: Sequence[Record | ConureError | None],
+        records: Sequence[Found],
         index: int,
         fields: bytes,
-    ) -> None:
+        waiting: set[int] | None,
+    ) -> list[int]:
+        """Answer reads, but for those whose values were not read and those behind them in their
+        connections, which are *waiting* from then on; return the positions of these. Without such
+        a set they are refused."""
         found = 0
+        late: list[int] = []
         fields += index_field(index)
         now = 0
-        for request, record in zip(requests, records, strict=True):
-            if record is None:
+        for position, (request, record) in enumerate(zip(requests, records, strict=True)):
+            if waiting and request.connection in waiting:
+                late.append(position)
+            elif record is None:
                 self._desk.fail(request, KeyNotFound(), fields)
             elif isinstance(record, ConureError):  # a damaged page; the other keys can be read
-                self._desk.fail(request, record, fields)
+                if isinstance(record, NotRead) and waiting is not None:
+                    late.append(position)
+                    waiting.add(request.connection)
+                else:
+                    self._desk.fail(request, record, fields)
             else:
                 found += 1
                 revisions = record.mod_revision, record.create_revision, record.version
@@ -867,6 +887,7 @@ class KeyValues:
                     more += _ttl_field(record.expiry, now)
                 request.respond(200, record.value, OCTETS, more)
         self._desk.count_many("/kv", "GET", 200, requests[0].started, found)
+        return late
 
     def _look_each(self, looks: list[_Look]) -> _Turns:
         for request, look in looks:
@@ -1087,7 +1108,19 @@ def _fingerprint(request: Request) -> Steps[bytes]:
     return digest.digest()[:16]
 
 
-def _is_long(record: Record | ConureError | None) -> bool:
+@contextmanager
+def _failing(requests: list[Request]) -> Iterator[None]:
+    """Let a bug end in answers: nobody is to wait for ever."""
+    try:
+        yield
+    except Exception:
+        for request in requests:
+            if not request.is_answered:
+                request.fail(500, "an internal error, see the server's log")
+        raise
+
+
+def _is_long(record: Found) -> bool:
     if record is None or isinstance(record, ConureError):
         return False
     return len(record.value) > LONG_VALUE

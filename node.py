@@ -75,6 +75,7 @@ from errors import (
     DiskFull,
     Diverged,
     NotLeader,
+    NotRead,
     OutcomeUnknown,
     ProtocolViolation,
     StorageError,
@@ -528,15 +529,15 @@ class Node:
                 self._finished.append(partial(reply, None))
 
     def get_all(
-        self, keys: Sequence[bytes], most: int | None = None, longest: int | None = None
+        self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
     ) -> tuple[int, list[Record | ConureError | None]]:
         """Return the revision of this node's state, and of each key in it the record, None if
         there is none, or what went wrong.
 
-        After *most* bytes of values the other keys are left out. A value of more than *longest*
-        bytes isn't read, and Unavailable is in its place.
+        Once values of *most* bytes are read, none of more than *longest* bytes is any more, and
+        NotRead is in its place.
         """
-        left = maxsize if most is None else most
+        left = most
         found: list[Record | ConureError | None] = []
         with self._lock:
             index = self._store.applied_index
@@ -544,26 +545,24 @@ class Node:
                 self._refuse_if_no_records()
             except ConureError as error:
                 return index, [error] * len(keys)
-            get = self._store.get if longest is None else partial(self._get_short, longest)
+            get = self._store.get
             for key in keys:
                 try:
+                    if left <= 0 and self._is_longer(key, longest):
+                        found.append(NotRead())
+                        continue
                     record = get(key)
                     found.append(record)
                     if record is not None:
                         left -= len(record.value)
-                        if left <= 0:
-                            break
                 except StorageError as error:
                     log.error("a read met a damaged tree: %s", error)
                     found.append(error)
-                except Unavailable as error:
-                    found.append(error)
         return index, found
 
-    def _get_short(self, longest: int, key: bytes) -> Record | None:
-        if self._store.length(key) > longest:
-            raise Unavailable("too much waits to be read by clients; try again shortly")
-        return self._store.get(key)
+    def _is_longer(self, key: bytes, most: int) -> bool:
+        heading = self._store.heading(key)
+        return heading is not None and heading[1] > most
 
     def pin(self) -> PinnedState:
         """Return this node's state as of now, for any thread; whoever gets it closes it.

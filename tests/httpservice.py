@@ -6,13 +6,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
+from sys import maxsize
 from typing import Any
 
 import kvjson
 import wire
 from btree import BTree, Record
 from commands import Committed, Transaction
-from errors import ConureError, CorruptionError, Unavailable
+from errors import ConureError, CorruptionError, NotRead
 from httpapi import API, SHORT_BODIES, Backend, Check
 from httpserver import HTTPServer, Limits, Stream
 from kvapi import Command, Reply, State, WriteReply
@@ -80,20 +81,18 @@ class FakeBackend:
         reply(self.error)
 
     def get_all(
-        self, keys: Sequence[bytes], most: int | None = None, longest: int | None = None
+        self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
     ) -> tuple[int, list[Record | ConureError | None]]:
         found: list[Record | ConureError | None] = []
-        size = 0
         for key in keys:
-            if longest is not None and self.store.length(key) > longest:
-                found.append(Unavailable("no room"))
+            heading = self.store.heading(key)
+            if most <= 0 and heading is not None and heading[1] > longest:
+                found.append(NotRead())
                 continue
             record = self._get(key)
             found.append(record)
-            size += len(record.value) if isinstance(record, Record) else 0
-            if most is not None and size >= most:
-                break
-        self.reads.append(list(keys[: len(found)]))
+            most -= len(record.value) if isinstance(record, Record) else 0
+        self.reads.append(list(keys))
         return self.store.applied_index, found
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
