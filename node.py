@@ -131,6 +131,10 @@ MAX_READ_BYTES = 1 << 20
 MAX_HELD_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
 
+MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
+"""Held commands, and their bytes, after which no more are proposed in one go: to log and apply
+them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
+
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a member that doesn't lead to reach the others."""
 
@@ -496,7 +500,10 @@ class Node:
             if self._writes.held_bytes and not self._is_busy():  # any more
                 self._propose()
                 self._drive()
+            is_left = self._writes.held_bytes and not (self._is_pausing or self._is_busy())
             must_brake = self._must_brake()
+        if is_left:  # nobody else would take it up soon
+            self.call_later(self.take_held, 0.0)
         if must_brake:
             sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
 
@@ -1025,14 +1032,14 @@ class Node:
         return term == raft.term and raft.commit_index < index and raft.state is State.LEADER
 
     def _propose(self) -> None:
-        """Make one batch of log entries of all held writes, or refuse them.
+        """Make one batch of log entries of the held writes, all that it takes, or refuse them.
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
         and synced, and the disks sync for many.
         """
         if self._is_pausing or self._is_busy():
             return
-        held = self._writes.release()
+        held = self._writes.release(MAX_BATCH, MAX_BATCH_BYTES)
         if not held:
             return
         commands = list(chain.from_iterable([each.commands for each in held]))
