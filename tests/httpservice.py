@@ -224,11 +224,12 @@ class Service:
         history: History | None = None,
     ) -> None:
         self.registry = Registry()
-        limits = kvjson.Limits(value_bytes=value_bytes, range_items=range_items)
-        api = API(self.registry, limits, max_scans=max_scans, version="9.9")
+        of_records = kvjson.Limits(value_bytes=value_bytes, range_items=range_items)
+        api = API(self.registry, of_records, max_scans=max_scans, version="9.9")
         api.backend = backend
         self.api = api
-        self.server = HTTPServer(("127.0.0.1", 0), api, Limits(max_body_bytes_at=SHORT_BODIES))
+        limits = Limits(max_body_bytes=16 << 20, max_body_bytes_at=SHORT_BODIES)
+        self.server = HTTPServer(("127.0.0.1", 0), api, limits)
         self.watchers: Watchers[Stream] = Watchers(
             history or History(), self.registry, broadcast=self.server.broadcast
         )

@@ -340,3 +340,80 @@ def test_any_json_is_a_transaction_or_a_refusal(body: object) -> None:
     except RequestError as error:
         said = str(error)
     assert len(said) < 500
+
+
+# -- long bodies -----------------------------------------------------------------------------------
+
+
+def outcome_of(steps: Any) -> object:
+    try:
+        return all_of(steps)
+    except RequestError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"success": [{"put": {"key": "k", "value": "v", "ttl": "30s"}}, {"get": {"key": "a"}}]}',
+        b'{"compare": [{"key": "k", "version": 1}], "failure": [{"incr": {"key": "n", "by": -5}}]}',
+        b'\xef\xbb\xbf{"success": [{"get": {"key": "a"}}]}',
+        b'{"success": [{"put": {"key": "k", "value": NaN}}]}',
+        b'{"success": [{"put": {"key": "k", "key": "l", "value": "v"}}]}',
+        b'{"success": [{"put": {"key": "k", "value": "\\ud800"}}]}',
+        b'{"success": [{"get": {"key": "\xed\xa0\x80"}}]}',
+        b'{"success": [' + b",".join([b'{"get": {"key": "k"}}'] * 129) + b"]}",
+        '{"success": [{"get": {"key": "a"}}]}'.encode("utf-16"),
+        b"[]",
+        b"1" * 5000,
+        b'{"success": ' + b"[" * 5000,
+        b"",
+    ],
+)
+def test_a_long_body_is_judged_as_a_short_one(body: bytes) -> None:
+    """White space makes a body long, and changes nothing else."""
+    long = body + b" " * kvjson.INLINE_BYTES
+    assert outcome_of(kvjson.parse_transaction(long, LIMITS)) == outcome_of(
+        kvjson.parse_transaction(body, LIMITS)
+    )
+    line = body.replace(b"\n", b" ")
+    assert outcome_of(kvjson.parse_batch(line + b" " * kvjson.INLINE_BYTES, LIMITS, 9)) == (
+        outcome_of(kvjson.parse_batch(line, LIMITS, 9))
+    )
+
+
+def test_a_string_that_is_too_long_for_a_value_is_refused_early() -> None:
+    body = b'{"success": [{"put": {"key": "k", "value": "' + b"v" * 10_000_000 + b'"}}]}'
+    with pytest.raises(PayloadTooLarge, match="max_value_bytes"):
+        all_of(kvjson.parse_transaction(body, LIMITS))
+    with pytest.raises(PayloadTooLarge, match="line 2: a string of more than"):
+        all_of(kvjson.parse_batch(b"\n" + body[21:-3] + b"\n", LIMITS, 9))
+
+
+def test_the_longest_value_fits_as_base64() -> None:
+    limits = Limits(value_bytes=100_000, range_items=10)
+    value = bytes(range(256)) * 390 + b"\xff" * 160
+    text = base64.b64encode(value).decode()
+    body = {"success": [{"put": {"key": "aw==", "value": text, "encoding": "base64"}}]}
+    found = all_of(kvjson.parse_transaction(json.dumps(body).encode(), limits))
+    assert found.success == (Put(b"k", value),)
+
+
+@pytest.mark.parametrize("blank", [b"", b" ", b" " * 20_000, b"\r"])
+def test_blank_lines_of_a_batch_count(blank: bytes) -> None:
+    line = b'{"key": "k", "value": "v"}'
+    lines = (blank + b"\n") * 8 + line
+    assert all_of(kvjson.parse_batch(lines, LIMITS, 9)) == [(b"k", b"v", 0)]
+    assert all_of(kvjson.parse_batch(lines + b"\n", LIMITS, 9)) == [(b"k", b"v", 0)]
+    with pytest.raises(PayloadTooLarge, match="more than 9 lines"):
+        all_of(kvjson.parse_batch(blank + b"\n" + lines, LIMITS, 9))
+
+
+def test_a_batch_of_millions_of_blank_lines_is_not_read_to_its_end() -> None:
+    with pytest.raises(PayloadTooLarge, match="more than 10 lines"):
+        next(iter(kvjson.parse_batch(b"\n" * (16 << 20), LIMITS, 10)))
+
+
+def test_a_batch_is_read_a_line_a_step() -> None:
+    text = b'{"key": "k", "value": "v"}\n' * 100
+    assert sum(1 for _ in kvjson.parse_batch(text, LIMITS, 100)) == 100
