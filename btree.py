@@ -207,6 +207,19 @@ class BTree:
         """Return the record of *key*. Under the caller's lock; a checkpoint may be running."""
         return self._get(self._root, self._level, key)
 
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record of *key* without its value, and how many bytes that has.
+
+        Nothing of a long value is read. Under the caller's lock, as :meth:`get`.
+        """
+        leaf = self._leaf(self._root, self._level, key)
+        _, cell = self._find(leaf, key)
+        if cell is None:
+            return None
+        record, spilled = self._opened(leaf.number, cell)
+        length = REF.unpack(record.value)[1] if spilled else len(record.value)
+        return record._replace(value=b""), length
+
     def __len__(self) -> int:
         return self._records
 

@@ -31,7 +31,7 @@ from discovery import Joiner
 from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from fileio import OsFileSystem
 from forward import Forwarder
-from httpapi import API, MetricsAPI
+from httpapi import API, SHORT_BODIES, MetricsAPI
 from httpserver import Application, HTTPServer, Limits, Stream
 from metrics import Registry, add_build_info, add_process_metrics
 from node import Node, NodeOptions
@@ -182,6 +182,7 @@ class Process:
         config = self._config
         limits = Limits(
             max_body_bytes=max(config.max_body_bytes, config.max_value_bytes),
+            max_body_bytes_at=SHORT_BODIES,
             max_connections=self._max_connections,
             max_requests_in_flight=config.max_requests_in_flight,
             max_streams=config.max_watches + config.max_scans,

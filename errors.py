@@ -37,6 +37,7 @@ __all__ = [
     "NotFound",
     "NotImplementedHere",
     "NotLeader",
+    "NotRead",
     "OutcomeUnknown",
     "PayloadTooLarge",
     "PreconditionFailed",
@@ -273,6 +274,14 @@ class Unavailable(ConureError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class NotRead(Unavailable):
+    """A value that was not read, since too much has been by then: of one round, or for clients
+    that have not taken it yet."""
+
+    def __init__(self) -> None:
+        super().__init__("too much waits to be read by clients; try again shortly")
 
 
 class TooManyRequests(Unavailable):

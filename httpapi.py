@@ -32,7 +32,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import kvjson
 import openapi
@@ -45,7 +45,10 @@ from metrics import CONTENT_TYPE as METRICS_TYPE
 from metrics import Registry
 from streams import Streams
 
-__all__ = ["API", "Backend", "Check", "Forward", "MetricsAPI"]
+__all__ = ["API", "SHORT_BODIES", "Backend", "Check", "Forward", "MetricsAPI"]
+
+SHORT_BODIES: Final = dict.fromkeys(("/join", "/remove", "/leader", "/session"), 64 << 10)
+"""Bytes of a body, where a short one says all there is to say: for httpserver.Limits."""
 
 _READS = ("GET", "HEAD")
 _ALLOW_READS = b"Allow: %b\r\n" % ", ".join(_READS).encode()

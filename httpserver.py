@@ -7,8 +7,13 @@ one epoll object. The module knows no route: an :class:`Application` gets the re
 A round of the reactor::
 
     wait -> read all that are readable -> hand over every complete request (Application.handle)
+         -> what takes turns (Request.go_on): a few milliseconds of it
          -> Application.flush: the reads of the round, then its writes, as one batch
          -> one send per connection: answers to a pipelined run leave together
+
+Each part of a round is bounded in number, bytes or time, and the rest is left to the next round:
+whatever clients send and ask for, the sockets of :meth:`HTTPServer.watch` are looked at again
+within milliseconds.
 
 The life of a connection:
 
@@ -57,8 +62,8 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,6 +78,7 @@ from errors import BadRequest, ConureError, TooManyRequests, Unavailable
 
 __all__ = [
     "Application",
+    "Body",
     "Fields",
     "HTTPServer",
     "Headers",
@@ -94,6 +100,16 @@ READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
 _ROUND = 2048  # requests of a round, about; so many again of those that had to wait
+_ROUND_BYTES = 4 << 20  # of bodies that a round takes in, about; no fewer than one body
+_ROUND_TIME = 0.008  # seconds of a round in which requests are taken; half of it as above
+_TURNS_TIME = 0.004  # seconds of a round for all that takes turns
+_TURN = 0.001  # seconds of these for one, if others wait
+_AT_TURNS = 4  # so many take turns, the others wait: what is half done takes memory
+_SENT_BYTES = 4 << 20  # that a round sends, about
+_SENDING_TIME = 0.006  # seconds of a round in which answers are sent
+_SENT_TOGETHER = 256 << 10  # bytes of unsent answers that are copied into one piece
+_MOST_PIECES = 64  # of a send that copies nothing
+_CHUNKS = 1024  # of a body that are decoded in a round
 _WAVE = 64  # streams that are fed in a round
 _STREAM_PIECE = 64 << 10  # bytes, about, that move from a stream into the output at a time
 _KEEPALIVE = 30  # seconds of silence after which the system asks whether the client is still there
@@ -178,6 +194,7 @@ class Limits:
     max_target_bytes: int = 64 << 10  # 414
     max_header_bytes: int = 32 << 10  # 431, the whole header block; so are more than 100 fields
     max_body_bytes: int = 1 << 20  # 413
+    max_body_bytes_at: Mapping[str, int] = field(default_factory=dict)  # less, at some paths: 413
     max_connections: int = 10_000  # 503
     max_arriving_bytes: int = 256 << 20  # of all unfinished bodies together: 503
     max_leaving_bytes: int = 256 << 20  # of all unsent answers together: 503 to long reads
@@ -305,7 +322,7 @@ class Request:
     def respond(
         self,
         status: int,
-        body: bytes = b"",
+        body: bytes | Body = b"",
         content_type: str = TEXT,
         headers: Fields = (),
     ) -> None:
@@ -322,6 +339,40 @@ class Request:
             connection.answer(self, answer)
         else:
             connection.reactor.hand_over(self, answer)
+
+    @property
+    def connection(self) -> int:
+        """A number that the requests of one connection share, as long as it is open."""
+        return self._connection.descriptor
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the request has its answer, if not all of that."""
+        return self._answer is not None and self._answer is not _HELD
+
+    @property
+    def room(self) -> int:
+        """How many bytes of long answers may still be given before clients have read some (H5);
+        about that, in other threads than the reactor's."""
+        reactor = self._connection.reactor
+        return reactor.limits.max_leaving_bytes - reactor.leaving
+
+    def go_on(self, steps: Iterator[object], *, alone: bool = False) -> None:
+        """Have the reactor carry on *steps*, in turns with all else, until they end. Any thread.
+
+        It is for what keeps a processor busy and waits for nothing. A step takes a millisecond
+        at most; one that yields True ends the turn, and what the application has begun is flushed
+        before the next. With *alone*, in the reactor's thread only, what the client sends after
+        this request waits for its answer (H2), the body counts as one that is arriving, and the
+        steps are closed when the client has gone. Raises Unavailable, with *alone*, if there is
+        too much of such bodies.
+        """
+        reactor = self._connection.reactor
+        if get_ident() != reactor.ident:
+            assert not alone
+            reactor.hand_over(self, steps)
+        else:
+            reactor.take_turns(_Turns(self, steps, alone=alone))
 
     def stream(
         self,
@@ -393,6 +444,30 @@ class Request:
             headers = _render_fields(headers) + b"Retry-After: %d\r\n" % error.retry_after
         body, content_type = error_body(error.status, message or str(error), accept, error.title)
         self.respond(error.status, body, content_type, headers)
+
+
+class Body:
+    """The body of an answer in *pieces*, in which it leaves: nobody puts them together."""
+
+    __slots__ = ("_size", "pieces")
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.pieces = pieces
+        self._size = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        return self._size
+
+
+class _Turns:
+    """What the reactor carries on in turns for a request; see :meth:`Request.go_on`."""
+
+    __slots__ = ("alone", "request", "steps")
+
+    def __init__(self, request: Request, steps: Iterator[object], *, alone: bool) -> None:
+        self.request = request
+        self.steps = steps
+        self.alone = alone
 
 
 def error_body(
@@ -808,7 +883,7 @@ class HTTPServer(ThreadingHTTPServer):
 
 # -- private: what is known of a request before its body -----------------------------------------
 
-_Answer = tuple[int, bytes, str, bytes]  # status, body, content type, further header lines
+_Answer = tuple[int, bytes | Body, str, bytes]  # status, body, content type, more header lines
 _Part = tuple[bytes, int]  # of a stream, framed; how many bytes of it are the stream's own
 _HELD: Final = "held"  # in the place of an answer: see Request.hold
 
@@ -953,12 +1028,21 @@ def _frame(head: _Head, limits: Limits) -> None:
             raise _Refusal(400, "malformed Content-Length header field, or more than one")
         digits = length.lstrip("0")
         if len(digits) > 18 or int(digits or "0") > limits.max_body_bytes:
-            raise _too_large(limits, headers)
+            raise _too_large(limits.max_body_bytes, headers)
         head.length = int(digits or "0")
 
 
-def _too_large(limits: Limits, headers: Headers) -> _Refusal:
-    return _Refusal(413, f"the body is over the limit of {limits.max_body_bytes} bytes", headers)
+def _too_large(most: int, headers: Headers, where: str = "") -> _Refusal:
+    return _Refusal(413, f"the body is over the limit of {most} bytes{where}", headers)
+
+
+def _body_too_large(request: Request, limits: Limits) -> _Refusal:
+    most = limits.max_body_bytes_at.get(request.path)
+    if most is None:
+        return _too_large(limits.max_body_bytes, request.headers)
+    refusal = _too_large(most, request.headers, f" for {request.path}")
+    refusal.request_id = request.id
+    return refusal
 
 
 def _check_extent(data: bytes, position: int, end: int, limits: Limits) -> None:
@@ -1047,6 +1131,8 @@ class _SizedBody:
 
     __slots__ = ("content", "done", "missing", "request")
 
+    paused = False
+
     def __init__(self, request: Request) -> None:
         self.request = request
         self.content = bytearray()
@@ -1063,9 +1149,22 @@ class _SizedBody:
 
 
 class _ChunkedBody:
-    """Decodes a chunked body (RFC 9112 section 7.1); extensions and trailers are thrown away."""
+    """Decodes a chunked body (RFC 9112 section 7.1); extensions and trailers are thrown away.
 
-    __slots__ = ("_extensions", "_left", "_limits", "_state", "content", "done", "request")
+    ``paused`` says that there was too much in one feed, and that what follows is to be fed later.
+    """
+
+    __slots__ = (
+        "_extensions",
+        "_left",
+        "_limits",
+        "_most",
+        "_state",
+        "content",
+        "done",
+        "paused",
+        "request",
+    )
 
     _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
 
@@ -1073,7 +1172,9 @@ class _ChunkedBody:
         self.request = request
         self.content = bytearray()
         self.done = False
+        self.paused = False
         self._limits = limits
+        self._most = limits.max_body_bytes_at.get(request.path, limits.max_body_bytes)
         self._state = self._SIZE
         self._left = 0
         self._extensions = 0
@@ -1083,9 +1184,15 @@ class _ChunkedBody:
 
         Raises _Refusal.
         """
+        chunks = 0
+        self.paused = False
         while not self.done:
             if self._state == self._SIZE:
                 following = self._read_size(data, position)
+                chunks += 1
+                if chunks > _CHUNKS:
+                    self.paused = following > position
+                    return following
             elif self._state == self._DATA:
                 piece = data[position : position + self._left]
                 self.content += piece
@@ -1117,8 +1224,8 @@ class _ChunkedBody:
         if self._extensions > _MAX_EXTENSIONS:
             raise _Refusal(400, "too many chunk extensions")
         self._left = int(match[1], 16)
-        if len(self.content) + self._left > self._limits.max_body_bytes:
-            raise _too_large(self._limits, self.request.headers)
+        if len(self.content) + self._left > self._most:
+            raise _body_too_large(self.request, self._limits)
         self._state = self._DATA if self._left else self._TRAILER
         return end
 
@@ -1180,6 +1287,7 @@ class _Connection:
         "stream",
         "touched",
         "waiting",
+        "working",
     )
 
     def __init__(self, reactor: _Reactor, connected: socket.socket, peer: Any) -> None:
@@ -1205,6 +1313,7 @@ class _Connection:
         self.touched = self.begun = perf_counter()  # last progress; first byte of a request
         self.discarded = 0
         self.resets = False  # the socket is to be closed by a reset
+        self.working = False  # a request takes turns, and those behind it wait for its answer
 
     # -- input
 
@@ -1356,22 +1465,19 @@ class _Connection:
         out = self.out
         if not out:
             return
-        data = out[0] if len(out) == 1 else b"".join(out)
-        try:
-            sent = self.send_bytes(data)
-        except BlockingIOError:
-            sent = 0
+        sent, is_full = self._offer(out)
         reactor = self.reactor
         reactor.bytes_out += sent
-        if sent < len(data):
+        if sent < self.pending:
             if sent or not self.interest & _OUT:
                 self.touched = reactor.now
-            self.out = [memoryview(data)[sent:]]
-            reactor.leaving += len(data) - sent - self.pending
-            self.pending = len(data) - sent
+            self._drop_sent(sent)
             if self.stream is not None:
                 self.stream._note_progress(self.pending)
-            self.watch(self.interest | _OUT)
+            if is_full:
+                self.watch(self.interest | _OUT)
+            else:
+                reactor.dirty.append(self)  # the next round sends more
             return
         out.clear()
         reactor.leaving -= self.pending
@@ -1486,13 +1592,16 @@ class _Connection:
             if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
                 self.state = HELD
                 break
+            if not reactor.requests & 3 and position and perf_counter() > reactor.until:
+                self._wait_a_round()
+                break
             known = known or reactor.resolve(name, target, head)
             request = Request(self, head, name, known, b"", reactor.now)
             self.safe = safe
             if head.plain:
                 position = end
             else:
-                following = end + head.length
+                following = end + self._length(request)
                 if following > size or head.chunked or (head.expects and head.length):
                     self._begin_body(request, bool(position))
                     position = end
@@ -1524,6 +1633,13 @@ class _Connection:
             elif request._answer is None or request._answer is _HELD:
                 request.fail(500, "internal error; the log of this node has more")
 
+    def _length(self, request: Request) -> int:
+        """Return how long the body of a request says it is. Raises _Refusal."""
+        length = request._head.length
+        if length > self.reactor.limits.max_body_bytes_at.get(request.path, length):
+            raise _body_too_large(request, self.reactor.limits)
+        return length
+
     def _begin_body(self, request: Request, moved_on: bool) -> None:
         head = request._head
         limits = self.reactor.limits
@@ -1541,9 +1657,15 @@ class _Connection:
             position = body.feed(data, position)
         finally:
             reactor.arriving += len(body.content) - before
+        if body.paused:
+            self._wait_a_round()
         if reactor.arriving > reactor.limits.max_arriving_bytes:
             raise _Refusal(503, "too much is being sent at once; try again shortly")
         return position
+
+    def _wait_a_round(self) -> None:
+        self.state = HELD
+        self.reactor.resumed.append(self)
 
     def _drop_body(self) -> None:
         if self.body is not None:
@@ -1554,6 +1676,7 @@ class _Connection:
         self._drop_body()
         request = body.request
         request.body = bytes(body.content)
+        self.reactor.bulk += len(request.body)
         request.started = self.reactor.now
         self._hand_over(request, more)
 
@@ -1562,7 +1685,8 @@ class _Connection:
             safe is not self.safe
             or head.expects  # its 100 (Continue) would overtake the answers before it (H1)
             or len(self.waiting) >= self.reactor.limits.max_pipelined
-            or (safe and len(self.waiting) >= self.run)
+            or (safe and (len(self.waiting) >= self.run or self.reactor.is_crowded()))
+            or self.working
             or self.stream is not None
             or isinstance(self.waiting[-1]._answer, Stream)
         )
@@ -1570,6 +1694,32 @@ class _Connection:
     def _must_send(self) -> bool:
         reactor = self.reactor
         return self.pending > _OUTPUT_HIGH or reactor.leaving > reactor.limits.max_leaving_bytes
+
+    def _offer(self, out: list[bytes | memoryview]) -> tuple[int, bool]:
+        """Give output to the socket; return how much it took, and whether it takes no more."""
+        try:
+            if self.pending > _SENT_TOGETHER:
+                pieces = out[:_MOST_PIECES]
+                sent = self.socket.sendmsg(pieces)
+                return sent, sent < sum(map(len, pieces))
+            if len(out) > 1:
+                out[:] = (b"".join(out),)
+            return self.send_bytes(out[0]), True
+        except BlockingIOError:
+            return 0, True
+
+    def _drop_sent(self, sent: int) -> None:
+        """Forget bytes of the output that the socket took, fewer than there are."""
+        self.pending -= sent
+        self.reactor.leaving -= sent
+        out = self.out
+        gone = 0
+        while sent >= len(out[gone]):
+            sent -= len(out[gone])
+            gone += 1
+        del out[:gone]
+        if sent:
+            out[0] = memoryview(out[0])[sent:]
 
     def _admit(self, request: Request, answer: _Answer) -> _Answer:
         """Count a long answer, or give another in its place if too much waits already (H5)."""
@@ -1683,7 +1833,14 @@ class _Connection:
             self.run = 0  # one by one, until answers are short again
         if request.method == "HEAD":
             body = b""
-        self.put(b"".join((start, fields, said, b"\r\n", body)))
+        pieces = body.pieces if isinstance(body, Body) else (body,)
+        if size <= _LONG_ANSWER:
+            self.put(b"".join((start, fields, said, b"\r\n", *pieces)))
+            return
+        self.put(b"".join((start, fields, said, b"\r\n")))
+        for piece in pieces:
+            if piece:
+                self.put(piece)
 
     def _receive_out_of_turn(self) -> None:
         if self.state == LINGERING:
@@ -1757,6 +1914,10 @@ class _Reactor:
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
         self.later: list[tuple[float, Callable[[], None]]] = []  # when due; see call_later
+        self.turns: deque[_Turns] = deque()  # the first _AT_TURNS of them are under way
+        self.turned: list[Request] = []  # whose turn it was in this round
+        self.until = inf  # when this round has taken in requests for long enough
+        self.bulk = 0  # bytes of bodies that this round has taken in
         self.requests = self.bytes_in = self.bytes_out = 0
         self.taken = 0  # requests, in the last round
         self.is_prompt = False  # the last wait was a short one
@@ -1777,7 +1938,8 @@ class _Reactor:
         self.refused: dict[int, int] = {}
         self.epoll = select.epoll()
         self._on_fatal = on_fatal
-        self._answers: deque[tuple[Request, _Answer | Stream]] = deque()  # from other threads
+        # From other threads; what is neither an answer nor a stream takes turns.
+        self._answers: deque[tuple[Request, _Answer | Stream | Iterator[object]]] = deque()
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
@@ -1801,8 +1963,9 @@ class _Reactor:
                 self._thread.start()
             return self._thread
 
-    def hand_over(self, request: Request, answer: _Answer | Stream) -> None:
-        """Bring an answer to the reactor, waking it unless that was done already."""
+    def hand_over(self, request: Request, answer: _Answer | Stream | Iterator[object]) -> None:
+        """Bring an answer to the reactor, or what leads to one, waking it unless that was done
+        already."""
         self._answers.append((request, answer))
         if not self._woken:
             self._wake()
@@ -1819,6 +1982,10 @@ class _Reactor:
         self.in_flight += 1
         with self.lock:
             self.streams -= 1
+
+    def is_crowded(self) -> bool:
+        """Return whether so much waits for clients that reads are taken one by one."""
+        return self.leaving > self.limits.max_leaving_bytes // 2
 
     def is_full(self) -> bool:
         """Return whether what streams keep for their clients is too much. With the lock."""
@@ -1931,14 +2098,18 @@ class _Reactor:
             self.late = {}
         self.now = perf_counter()
         requests = self.requests
+        self.bulk = 0
         if self.now >= self._next_tick:
             self._tick()
         if self.resumed:
             self._resume()
         self._receive(events)
-        if self.requests != requests:
+        if self.turns:
+            self._take_turns()
+        if self.requests != requests or self.turned:
             while self._flush():
                 self._send()
+            self.turned.clear()
         self.taken = self.requests - requests
         if later:
             self._act(later)
@@ -1948,6 +2119,16 @@ class _Reactor:
         if self.tell_waiting:
             self._tell_waiting()
         return not (draining and self._is_drained())
+
+    def take_turns(self, turns: _Turns) -> None:
+        """Carry something on from the next turns on. Raises Unavailable."""
+        if turns.alone:
+            size = len(turns.request.body)
+            if self.arriving + size > self.limits.max_arriving_bytes:
+                raise Unavailable("too much is being sent at once; try again shortly")
+            self.arriving += size
+            turns.request._connection.working = True
+        self.turns.append(turns)
 
     def note_slow(self, request: Request, status: int) -> None:
         """Log a request whose answer took long, unless too many of them have been already."""
@@ -2001,7 +2182,7 @@ class _Reactor:
         and a good part of what a quorum takes. Whoever wants the processor gets it meanwhile.
         """
         poll = self.epoll.poll
-        if self.resumed or self.ready or self.dirty:
+        if self.resumed or self.ready or self.dirty or self.turns:
             return poll(0)
         begun = perf_counter()
         awake = _AWAKE_FOR_ANSWERS if self.in_flight else _AWAKE_FOR_CLIENTS
@@ -2028,22 +2209,28 @@ class _Reactor:
 
     def _resume(self) -> None:
         last = self.requests + _ROUND
+        self.until = perf_counter() + _ROUND_TIME / 2
         resumed, self.resumed = self.resumed, []
         for number, connection in enumerate(resumed):
-            if self.requests >= last:
-                self.resumed = resumed[number:]
+            if self._is_over(last):
+                self.resumed += resumed[number:]
                 return
             self._each((connection,), _Connection.resume)
 
+    def _is_over(self, last: int) -> bool:
+        """Tell whether the round has taken in enough: peers must not wait long for the next one."""
+        return self.requests >= last or self.bulk >= _ROUND_BYTES or perf_counter() > self.until
+
     def _receive(self, events: list[tuple[int, int]]) -> None:
         connections = self.connections
-        last = self.requests + _ROUND  # peers must not wait long for the next round
+        last = self.requests + _ROUND
+        self.until = self.now + _ROUND_TIME
         for descriptor, event in events:
             connection = connections.get(descriptor)
             if connection is None:
                 self.watched.get(descriptor, self._take_answers)()
                 continue
-            if self.requests >= last:
+            if self._is_over(last):
                 self.late[descriptor] = event
                 continue
             try:
@@ -2085,10 +2272,59 @@ class _Reactor:
         with self.progress:
             self.progress.notify_all()
 
+    def _take_turns(self) -> None:
+        """Carry on what takes turns, for as long as a round has time for it."""
+        until = perf_counter() + _TURNS_TIME
+        turns = self.turns
+        ended_early: list[_Turns] = []
+        while turns and self.bulk < _ROUND_BYTES and (now := perf_counter()) < until:
+            turn = turns.popleft()
+            self.turned.append(turn.request)
+            goes_on = self._take_turn(turn, now + _TURN)
+            if goes_on is None:
+                self._end_turns(turn)
+            elif goes_on:
+                turns.insert(_AT_TURNS - 1, turn)
+            else:
+                ended_early.append(turn)
+        turns.extendleft(reversed(ended_early))
+
+    def _take_turn(self, turn: _Turns, until: float) -> bool | None:
+        """Return whether it may go on in this round; None if it is over."""
+        steps, request = turn.steps, turn.request
+        if turn.alone and request._connection.state == CLOSED:
+            return None
+        try:
+            for is_done_for_now in steps:
+                if is_done_for_now:
+                    return False
+                if perf_counter() >= until:
+                    return True
+        except Exception:
+            log.exception("%s failed", request)
+            if request._answer is None or request._answer is _HELD:
+                request.fail(500, "internal error; the log of this node has more")
+        return None
+
+    def _end_turns(self, turn: _Turns) -> None:
+        if turn.alone:
+            size = len(turn.request.body)
+            self.bulk += size
+            self.arriving -= size
+            turn.request._connection.working = False
+        turn.steps = iter(())  # lets go of what they hold
+
     def _send(self) -> None:
+        """Send what a round has time for; the rest in the next one."""
         if self.dirty:
             dirty, self.dirty = self.dirty, []
-            self._each(dirty, _Connection.send)
+            last = self.bytes_out + _SENT_BYTES
+            until = perf_counter() + _SENDING_TIME
+            for number, connection in enumerate(dirty):
+                if self.bytes_out >= last or perf_counter() > until:
+                    self.dirty = dirty[number:] + self.dirty
+                    break
+                self._each((connection,), _Connection.send)
 
     def _flush(self) -> bool:
         try:
@@ -2097,7 +2333,8 @@ class _Reactor:
             log.exception("flushing a round failed")
             for connection in list(self.connections.values()):
                 for request in list(connection.waiting):
-                    if request.started == self.now and request._answer in (None, _HELD):
+                    is_of_this_round = request.started == self.now or request in self.turned
+                    if is_of_this_round and request._answer in (None, _HELD):
                         request.fail(500, "internal error; a write may or may not have happened")
             return False
 
@@ -2111,6 +2348,8 @@ class _Reactor:
             try:
                 if isinstance(answer, Stream):
                     request._connection.begin(request, answer)
+                elif isinstance(answer, Iterator):
+                    self.take_turns(_Turns(request, answer, alone=False))
                 else:
                     request._connection.answer(request, answer)
             except Exception:

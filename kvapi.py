@@ -26,7 +26,9 @@ POST     /session       begins a session; GET tells of it, PUT renews it, DELETE
    node last heard a leader, or ``never``. With ``max_stale`` an older contact is a 503.
 5. Each answer about keys says in ``X-Conure-Index`` as of which revision it is true.
 
-A plain put, get or delete takes the short way: no transaction, no state pinned, no JSON. Reactor
+A plain put, get or delete takes the short way: no transaction, no state pinned, no JSON. What takes
+long (JSON of more than a few KiB in or out, many or long values to be read, a batch) is done in
+steps that the reactor carries on in turns with everything else (:meth:`Request.go_on`). Reactor
 thread only, but for what is given to the backend as a callback: any thread may call that.
 """
 
@@ -34,14 +36,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from math import ceil
 from secrets import token_hex
+from sys import maxsize
+from time import perf_counter
 from typing import Any, Protocol
 
+import jsonsteps
 import kvjson
 from commands import (
     Acquire,
@@ -68,12 +73,15 @@ from errors import (
     KeyNotFound,
     KeyReused,
     NotFound,
+    NotLeader,
+    NotRead,
     PayloadTooLarge,
     PreconditionFailed,
     TargetTooLong,
     Unavailable,
 )
-from httpserver import Request
+from httpserver import Body, Request
+from jsonsteps import Steps, all_of
 from kvjson import MAX_KEY_BYTES
 from kvrequests import (
     PLAIN,
@@ -128,7 +136,22 @@ MAX_RANGE_BYTES = 8 << 20
 """Bytes of records in one JSON answer, about; the rest is to be asked for."""
 
 MAX_BATCH_LINES = 10_000
-"""Lines of a batch: all of them are read, logged and applied in one go, about 0.1 s."""
+"""Lines of a batch."""
+
+PART_LINES, PART_BYTES = 500, 1 << 20
+"""Lines of a batch, and bytes of their values, about, that are logged and applied in one go."""
+
+READ_BYTES = 1 << 20
+"""Bytes of values that are read in one go, about. The longer ones among the others are read later,
+a slice of so many bytes at a time, with the node's lock let go in between."""
+
+LONG_VALUE = 16 << 10
+"""Bytes; values that are no longer than this are always read at once."""
+
+_READERS = 256  # who are answered in one go if some of their values are long
+_LATE_READERS = 64  # whose values are looked for together, once a first part is read
+_AT_ONCE = 0.002  # seconds for the first steps of something; the reactor goes on with the rest
+_DIGESTED = 256 << 10  # bytes of a body in one step
 
 MAX_IDEMPOTENCY_KEY = 128
 """Characters of an Idempotency-Key."""
@@ -202,9 +225,15 @@ class KeyValueBackend(Protocol):
         """Call *reply*, which answers so many *requests*, once the local state holds every write
         acknowledged before now."""
 
-    def get_all(self, keys: Sequence[bytes]) -> tuple[int, Sequence[Record | ConureError | None]]:
+    def get_all(
+        self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
+    ) -> tuple[int, Sequence[Found]]:
         """Return the revision of this node's own state, and each key's record in it, None, or why
-        it can't be read. Raises nothing."""
+        it can't be read. Raises nothing.
+
+        Once values of *most* bytes are read, none of more than *longest* bytes is any more, and
+        NotRead is in its place.
+        """
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
         """Return the same of one key, and which session holds it, with its fencing token."""
@@ -279,8 +308,14 @@ _RANGE = _BOUNDS | {b"limit", b"after", b"reverse", b"keys"}
 _LOOK = STALENESS | {b"key", b"meta", b"index", b"wait"}
 _KEY_AND_VALUE = frozenset({b"key", b"value"})
 
+Found = Record | ConureError | None
+"""A record, why it can't be read, or that there is none."""
+
 _Look = tuple[Request, Callable[[bytes], None]]
 """A request, and what answers it, given fields for its answer."""
+
+_Turns = Generator[bool | None, None, None]
+"""What the reactor carries on in turns: see Request.go_on."""
 
 
 class KeyValues:
@@ -413,37 +448,71 @@ class KeyValues:
 
     def _batch(self, request: Request) -> None:
         refuse_others(request.parameters(), set())
-        count = request.body.rstrip().count(b"\n") + 1
-        if count > MAX_BATCH_LINES:
-            raise PayloadTooLarge(
-                f"{count:,} lines; a batch has up to {MAX_BATCH_LINES:,}, since others wait for it"
-            )
-        lines = list(kvjson.parse_batch(request.body, self._limits))
-        if not lines:
-            raise BadRequest('the batch is empty; send lines such as {"key": "k", "value": "v"}')
         conditions = request.headers.note or conditions_of(request.headers)
         refuse_conditions(conditions)
+        self._take(request, self._take_batch(request, conditions))
+
+    def _take_batch(self, request: Request, conditions: Conditions) -> _Turns:
+        lines = yield from kvjson.parse_batch(request.body, self._limits, MAX_BATCH_LINES)
+        if not lines:
+            raise BadRequest('the batch is empty; send lines such as {"key": "k", "value": "v"}')
         if conditions.idempotency_key is not None:
             transaction = Transaction((), _as_operations(lines))
             answer = _BatchAnswer(self._desk, 1, len(lines))
-            self._commit(request, conditions, transaction, answer)
+            fingerprint = yield from _fingerprint(request)
+            self._commit(request, conditions, transaction, answer, fingerprint)
             return
         answer = _BatchAnswer(self._desk, len(lines), len(lines))
+        count = size = 0
         for key, value, ttl in lines:
+            if count >= PART_LINES or size >= PART_BYTES:
+                count = size = 0
+                yield True  # what there is by now is committed first
+                if answer.is_over:
+                    return
             self._answers[len(self._commands)] = answer
             self._writers.append(request)
             if ttl and value is not None:
                 self._commands.append(Transaction((), (Put(key, value, ttl),)))
             else:
                 self._commands.append((key, value))
+            count += 1
+            size += len(value or b"")
 
     def _transact(self, request: Request) -> None:
         refuse_others(request.parameters(), set())
-        transaction = kvjson.parse_transaction(request.body, self._limits)
         conditions = request.headers.note or conditions_of(request.headers)
         refuse_conditions(conditions)
+        self._take(request, self._take_transaction(request, conditions))
+
+    def _take_transaction(self, request: Request, conditions: Conditions) -> _Turns:
+        transaction = yield from kvjson.parse_transaction(request.body, self._limits)
+        fingerprint = b""
+        if conditions.idempotency_key is not None:
+            fingerprint = yield from _fingerprint(request)
         answer = partial(self._answer_transaction, transaction)
-        self._commit(request, conditions, transaction, answer)
+        self._commit(request, conditions, transaction, answer, fingerprint)
+
+    def _take(self, request: Request, steps: _Turns) -> None:
+        """Take a request into a round once its body is read: into this one, if it is short."""
+        if len(request.body) <= kvjson.INLINE_BYTES:
+            all_of(steps)
+        else:
+            request.go_on(self._or_fail(request, steps), alone=True)
+
+    def _or_fail(self, request: Request, steps: _Turns) -> _Turns:
+        try:
+            yield from steps
+        except ConureError as error:
+            self._desk.fail(request, error)
+
+    def _begin(self, request: Request, steps: _Turns) -> None:
+        """Do something now, as far as little time suffices; the reactor goes on with the rest."""
+        until = perf_counter() + _AT_ONCE
+        for _ in steps:
+            if perf_counter() >= until:
+                request.go_on(self._or_fail(request, steps))
+                return
 
     def _open_session(self, request: Request) -> None:
         query = request.parameters()
@@ -483,19 +552,21 @@ class KeyValues:
         self._commit(request, conditions, Transaction((), (operation,)), answer)
 
     def _commit(
-        self, request: Request, conditions: Conditions, transaction: Transaction, answer: Answer
+        self,
+        request: Request,
+        conditions: Conditions,
+        transaction: Transaction,
+        answer: Answer,
+        fingerprint: bytes = b"",
     ) -> None:
-        """Take a transaction into the round."""
+        """Take a transaction into the round; *fingerprint* is the request's, if it is known."""
         key = conditions.idempotency_key
         if key is not None:
             if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
                 raise BadRequest(f"an Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters")
-            request_line = f"{request.method} {request.path}?".encode() + request.query
-            told = request.headers.get("if-match"), request.headers.get("if-none-match")
-            fingerprint = sha256(b"\n".join((request_line, repr(told).encode(), request.body)))
             transaction = transaction._replace(
                 idempotency_key=key.encode("latin-1"),
-                fingerprint=fingerprint.digest()[:16],
+                fingerprint=fingerprint or all_of(_fingerprint(request)),
                 window=self._window,
             )
         self._answers[len(self._commands)] = answer
@@ -574,6 +645,17 @@ class KeyValues:
         body = json.dumps(found).encode() + b"\n"
         self._respond(request, body, JSON, index_field(revision) + more)
 
+    def _show(self, request: Request, shown: Steps[Any], fields: bytes) -> _Turns:
+        """Answer with what steps come to, as JSON."""
+        found = yield from shown
+        pieces = []
+        for piece in jsonsteps.write(found):
+            pieces.append(piece)
+            yield False
+        pieces.append(b"\n")
+        request.respond(200, Body(pieces), JSON, fields)
+        self._desk.count(request, 200)
+
     def _answer_done(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         if outcome is not None and not outcome.succeeded:
             self._answer_unmet(request, outcome)
@@ -616,7 +698,7 @@ class KeyValues:
     ) -> None:
         assert outcome is not None
         shown = kvjson.show_outcome(transaction, outcome, self._desk.backend.time())
-        self._respond_json(request, shown, revision)
+        self._begin(request, self._show(request, shown, index_field(revision)))
 
     def _answer_session(
         self, session: bytes, ttl: int, request: Request, revision: int, _: Outcome | None
@@ -710,11 +792,8 @@ class KeyValues:
         if error is None:
             if requests:
                 self._answer_reads(requests, keys, b"")
-            for request, look in looks:
-                try:
-                    look(b"")
-                except ConureError as reason:
-                    self._desk.fail(request, reason)
+            if looks:
+                self._begin(looks[0][0], self._look_each(looks))
             return
         for request in requests:
             self._desk.fail(request, error)
@@ -722,15 +801,83 @@ class KeyValues:
             self._desk.fail(request, error)
 
     def _answer_reads(self, requests: list[Request], keys: list[bytes], fields: bytes) -> None:
+        """Answer reads of plain keys, each key read once. Those of long values may come later,
+        and so do those behind them in their connections: no answer is older than one before it."""
+        wanted = list(dict.fromkeys(keys))
+        index, records = self._desk.backend.get_all(wanted, READ_BYTES, LONG_VALUE)
+        if len(wanted) < len(keys):
+            found = dict(zip(wanted, records, strict=True))
+            records = [found[key] for key in keys]
+        if len(keys) > _READERS and any(map(_is_long, records)):
+            steps = self._answer_in_turns(requests, keys, records, index, fields)
+            requests[0].go_on(steps)
+            return
+        late = self._answer_found(requests, records, index, fields, set())
+        if late:
+            requests = [requests[n] for n in late]
+            requests[0].go_on(self._answer_late(requests, [keys[n] for n in late], fields))
+
+    def _answer_in_turns(
+        self,
+        requests: list[Request],
+        keys: list[bytes],
+        records: Sequence[Found],
+        index: int,
+        fields: bytes,
+    ) -> _Turns:
+        late: list[int] = []
+        waiting: set[int] = set()
+        with _failing(requests):
+            for start in range(0, len(keys), _READERS):
+                part = slice(start, start + _READERS)
+                found = self._answer_found(requests[part], records[part], index, fields, waiting)
+                late += [start + n for n in found]
+                yield False
+        requests = [requests[n] for n in late]
+        yield from self._answer_late(requests, [keys[n] for n in late], fields)
+
+    def _answer_late(self, requests: list[Request], keys: list[bytes], fields: bytes) -> _Turns:
+        """Answer reads in their order, as long as there is room for long values (H5)."""
+        while requests:
+            with _failing(requests):
+                some = keys[:_LATE_READERS]
+                wanted = list(dict.fromkeys(some))
+                waiting: set[int] | None = set() if requests[0].room > 0 else None
+                most = 0 if waiting is None else READ_BYTES
+                index, records = self._desk.backend.get_all(wanted, most, LONG_VALUE)
+                found = dict(zip(wanted, records, strict=True))
+                records = [found[key] for key in some]
+                late = self._answer_found(requests[: len(some)], records, index, fields, waiting)
+                requests = [requests[n] for n in late] + requests[len(some) :]
+                keys = [keys[n] for n in late] + keys[len(some) :]
+                yield False
+
+    def _answer_found(
+        self,
+        requests: Sequence[Request],
+        records: Sequence[Found],
+        index: int,
+        fields: bytes,
+        waiting: set[int] | None,
+    ) -> list[int]:
+        """Answer reads, but for those whose values were not read and those behind them in their
+        connections, which are *waiting* from then on; return the positions of these. Without such
+        a set they are refused."""
         found = 0
-        index, records = self._desk.backend.get_all(keys)
+        late: list[int] = []
         fields += index_field(index)
         now = 0
-        for request, record in zip(requests, records, strict=True):
-            if record is None:
+        for position, (request, record) in enumerate(zip(requests, records, strict=True)):
+            if waiting and request.connection in waiting:
+                late.append(position)
+            elif record is None:
                 self._desk.fail(request, KeyNotFound(), fields)
             elif isinstance(record, ConureError):  # a damaged page; the other keys can be read
-                self._desk.fail(request, record, fields)
+                if isinstance(record, NotRead) and waiting is not None:
+                    late.append(position)
+                    waiting.add(request.connection)
+                else:
+                    self._desk.fail(request, record, fields)
             else:
                 found += 1
                 revisions = record.mod_revision, record.create_revision, record.version
@@ -740,6 +887,18 @@ class KeyValues:
                     more += _ttl_field(record.expiry, now)
                 request.respond(200, record.value, OCTETS, more)
         self._desk.count_many("/kv", "GET", 200, requests[0].started, found)
+        return late
+
+    def _look_each(self, looks: list[_Look]) -> _Turns:
+        for request, look in looks:
+            try:
+                look(b"")
+            except ConureError as reason:
+                self._desk.fail(request, reason)
+            except Exception:  # a bug; those behind it are to be answered all the same
+                log.exception("%s was not answered", request)
+                request.fail(500, "an internal error, see the server's log")
+            yield False
 
     def _look(
         self, request: Request, key: bytes, none_match: str | None, as_json: bool, fields: bytes
@@ -758,10 +917,8 @@ class KeyValues:
         elif not as_json:
             self._respond(request, record.value, OCTETS, fields)
         else:
-            shown = kvjson.show_item(_item(key, record), now)
-            if holder is not None:
-                shown["session"], shown["fencing_token"] = holder[0].decode("latin-1"), holder[1]
-            self._respond(request, json.dumps(shown).encode() + b"\n", JSON, fields)
+            shown = _show_record(_item(key, record), holder, now)
+            self._begin(request, self._show(request, shown, fields))
 
     def _get_range(self, request: Request, query: Query, conditions: Conditions) -> None:
         scan = scan_of(query, most=self._limits.range_items, as_lines=conditions.lines)
@@ -770,28 +927,22 @@ class KeyValues:
             if conditions.lines:
                 self._desk.stream_range(request, scan, fields)
             elif scan.limit is not None and scan.limit <= INLINE_ITEMS:
-                self._answer_range(request, scan, fields)
+                self._begin(request, self._answer_range(request, scan, fields))
             else:
-                self._desk.work(request, partial(self._answer_range, request, scan, fields))
+                steps = self._answer_range(request, scan, fields)
+                self._desk.work(request, partial(all_of, steps))
 
         self._read(request, query, action)
 
-    def _answer_range(self, request: Request, scan: Scan, fields: bytes) -> None:
-        items: list[dict[str, Any]] = []
-        more, size, last = False, 0, b""
+    def _answer_range(self, request: Request, scan: Scan, fields: bytes) -> _Turns:
         now = self._desk.backend.time()
         with closing(self._desk.backend.pin()) as state:
-            for item in items_of(state, scan):
-                if len(items) == scan.limit or size > MAX_RANGE_BYTES:
-                    more = True
-                    break
-                items.append(kvjson.show_item(item, now))
-                size += len(item.key) + len(item.value or b"")
-                last = item.key
-        shown: dict[str, Any] = {"items": items, "more": more, "index": state.index}
-        if more:
-            shown |= kvjson.show_text("next", last)
-        self._respond_json(request, shown, state.index, fields)
+            page = _Page(items_of(state, scan), scan.limit)
+            items = yield from kvjson.show_items(page, now)
+        shown: dict[str, Any] = {"items": items, "more": page.more, "index": state.index}
+        if page.more:
+            shown |= kvjson.show_text("next", page.last)
+        yield from self._show(request, _known(shown), index_field(state.index) + fields)
 
     def _count(self, request: Request) -> None:
         query = request.parameters()
@@ -842,8 +993,13 @@ class _BatchAnswer:
 
     def __init__(self, desk: Desk, entries: int, lines: int) -> None:
         self._desk = desk
-        self._missing = entries
+        self._entries = self._missing = entries
         self._lines = lines
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the batch is answered."""
+        return self._missing == 0
 
     def __call__(self, request: Request, revision: int, _: Outcome | None) -> None:
         self._missing -= 1
@@ -855,8 +1011,31 @@ class _BatchAnswer:
     def fail(self, request: Request, error: ConureError) -> None:
         """Take note that a line was not written; the batch is answered once."""
         if self._missing > 0:
+            if self._missing < self._entries and isinstance(error, NotLeader):
+                error = Unavailable("the leader was lost when a part was stored; send all again")
             self._missing = 0
             self._desk.fail(request, error)
+
+
+class _Page:
+    """The first records of a range, up to *limit* and MAX_RANGE_BYTES; then, whether there are
+    *more* behind the *last* one."""
+
+    def __init__(self, items: Iterator[Item], limit: int | None) -> None:
+        self._items = items
+        self._limit = limit
+        self.more = False
+        self.last = b""
+
+    def __iter__(self) -> Iterator[Item]:
+        size = 0
+        for count, item in enumerate(self._items):
+            if count == self._limit or size > MAX_RANGE_BYTES:
+                self.more = True
+                return
+            yield item
+            size += len(item.key) + len(item.value or b"")
+            self.last = item.key
 
 
 # -- what is in an answer ------------------------------------------------------------------------
@@ -915,6 +1094,50 @@ def _as_operations(lines: Sequence[tuple[bytes, bytes | None, int]]) -> tuple[Op
     return tuple(
         Delete(key) if value is None else Put(key, value, ttl) for key, value, ttl in lines
     )
+
+
+def _fingerprint(request: Request) -> Steps[bytes]:
+    """Return what tells a request with an Idempotency-Key from others with the same one."""
+    request_line = f"{request.method} {request.path}?".encode() + request.query
+    told = request.headers.get("if-match"), request.headers.get("if-none-match")
+    digest = sha256(b"\n".join((request_line, repr(told).encode(), b"")))
+    body = memoryview(request.body)
+    for start in range(0, len(body), _DIGESTED):
+        digest.update(body[start : start + _DIGESTED])
+        yield
+    return digest.digest()[:16]
+
+
+@contextmanager
+def _failing(requests: list[Request]) -> Iterator[None]:
+    """Let a bug end in answers: nobody is to wait for ever."""
+    try:
+        yield
+    except Exception:
+        for request in requests:
+            if not request.is_answered:
+                request.fail(500, "an internal error, see the server's log")
+        raise
+
+
+def _is_long(record: Found) -> bool:
+    if record is None or isinstance(record, ConureError):
+        return False
+    return len(record.value) > LONG_VALUE
+
+
+def _show_record(item: Item, holder: tuple[bytes, int] | None, now: int) -> Steps[dict[str, Any]]:
+    """Return a record as an object, with who holds its key."""
+    shown = kvjson.show_item(item, now)
+    yield
+    if holder is not None:
+        shown["session"], shown["fencing_token"] = holder[0].decode("latin-1"), holder[1]
+    return shown
+
+
+def _known(shown: dict[str, Any]) -> Steps[dict[str, Any]]:
+    yield
+    return shown
 
 
 def _item(key: bytes, record: Record) -> Item:

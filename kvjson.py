@@ -18,8 +18,9 @@ A comparison names a key, one of ``value``, ``version``, ``create_revision``, ``
 put, delete, get, range, incr or touch; a delete is of a key or, like a range, of a ``prefix`` or
 of the keys ``from`` … ``to``.
 
-Nothing here has state: any thread may call anything. Whatever can't be understood is BadRequest,
-with the place where it stands.
+What a client may make long is read and shown in steps (jsonsteps.py). Nothing here has state: any
+thread may call anything. Whatever can't be understood is BadRequest, with the place where it
+stands.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import jsonsteps
 from commands import (
     Compare,
     Delete,
@@ -51,13 +54,16 @@ from commands import (
     prefix_end,
 )
 from errors import BadRequest, PayloadTooLarge
+from jsonsteps import Steps
 
 __all__ = [
+    "INLINE_BYTES",
     "MAX_KEY_BYTES",
     "MAX_NUMBER",
     "MAX_OPERATIONS",
     "MAX_TTL",
     "Limits",
+    "Line",
     "check_ttl",
     "json_object",
     "parse_batch",
@@ -65,9 +71,13 @@ __all__ = [
     "parse_transaction",
     "shortened",
     "show_item",
+    "show_items",
     "show_outcome",
     "show_text",
 ]
+
+INLINE_BYTES: Final = 16 << 10
+"""JSON of up to so many bytes is read in one step: a millisecond, whatever stands there."""
 
 MAX_KEY_BYTES: Final = 1024
 MAX_OPERATIONS: Final = 128
@@ -92,22 +102,32 @@ _NUMBERS = {
 _DURATION = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
 _decode = json.JSONDecoder().decode
+_ITEMS_PER_STEP = 32
 _LONGEST_DURATION = 64  # characters
 _SECONDS_ONLY = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _PLAIN_LINE = {"key", "value"}
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
+_TRANSACTION = '{"success": [{"put": {"key": "k", "value": "v"}}]}'
+
 Object = Mapping[str, Any]
+
+_T = TypeVar("_T")
+
+Line = tuple[bytes, bytes | None, int]
+"""Of a batch: key, value (None to delete it) and ttl in milliseconds."""
 
 
 class Limits:
     """What a request may carry: bytes of a value, records of one answer."""
 
-    __slots__ = ("range_items", "value_bytes")
+    __slots__ = ("range_items", "text_length", "value_bytes")
 
     def __init__(self, *, value_bytes: int, range_items: int) -> None:
         self.value_bytes = value_bytes
         self.range_items = range_items
+        # The longest string that can be of use: a value as base64, or a key.
+        self.text_length = 4 * (max(value_bytes, MAX_KEY_BYTES) // 3 + 1)
 
     def check_value(self, value: bytes, where: str = "") -> bytes:
         """Return the value. Raises PayloadTooLarge."""
@@ -146,27 +166,38 @@ def show_item(item: Item, now: int) -> dict[str, Any]:
     return shown
 
 
-def show_outcome(transaction: Transaction, outcome: Outcome, now: int) -> dict[str, Any]:
+def show_outcome(transaction: Transaction, outcome: Outcome, now: int) -> Steps[dict[str, Any]]:
     """Return what came of a transaction as an object."""
     branch = transaction.success if outcome.succeeded else transaction.failure
+    results = []
+    for operation, result in zip(branch, outcome.results, strict=True):
+        results.append((yield from _show_result(operation, result, now)))
+        yield
     shown: dict[str, Any] = {
         "succeeded": outcome.succeeded,
         "revision": outcome.revision,
-        "results": [
-            _show_result(operation, result, now)
-            for operation, result in zip(branch, outcome.results, strict=True)
-        ],
+        "results": results,
     }
     if outcome.repeated:
         shown["repeated"] = True
     return shown
 
 
-def _show_result(operation: Operation, result: Result, now: int) -> dict[str, Any] | None:
+def show_items(items: Iterable[Item], now: int) -> Steps[list[dict[str, Any]]]:
+    """Return records as objects."""
+    shown = []
+    for count, item in enumerate(items, 1):
+        shown.append(show_item(item, now))
+        if count % _ITEMS_PER_STEP == 0 or len(item.value or b"") > INLINE_BYTES:
+            yield
+    return shown
+
+
+def _show_result(operation: Operation, result: Result, now: int) -> Steps[dict[str, Any] | None]:
     if isinstance(operation, Delete | DeleteRange):
         return {"deleted": result.total}
     if isinstance(operation, Range):
-        items = [show_item(item, now) for item in result.items]
+        items = yield from show_items(result.items, now)
         return {"items": items, "more": result.more}
     if not result.items:
         return None
@@ -180,14 +211,12 @@ def _show_result(operation: Operation, result: Result, now: int) -> dict[str, An
 
 
 def json_object(text: bytes, example: str) -> dict[str, Any]:
-    """Return the JSON object that a body is. Raises BadRequest, naming *example*."""
+    """Return the JSON object that a short body is. Raises BadRequest, naming *example*."""
     try:
-        found = json.loads(text, object_pairs_hook=_object)
+        found = json.loads(text.removeprefix(BOM_UTF8).decode(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON ({error}); send {example}") from error
-    if not isinstance(found, dict):
-        raise BadRequest(f"the body has to be a JSON object; send {example}")
-    return found
+    return _checked_body(found, example)
 
 
 def parse_duration(name: str, text: str) -> int:
@@ -209,27 +238,21 @@ def check_ttl(milliseconds: int, *, least: int = 1, where: str = "") -> int:
     return milliseconds
 
 
-def parse_transaction(text: bytes, limits: Limits) -> Transaction:
+def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:
     """Return the transaction that the body of ``POST /txn`` describes.
 
     Raises BadRequest, and PayloadTooLarge past a limit.
     """
-    body = json_object(text, '{"success": [{"put": {"key": "k", "value": "v"}}]}')
+    body = yield from _read_object(text, _TRANSACTION, limits)
     _refuse_others(body, {"compare", "success", "failure"}, "the transaction")
-    compares = tuple(
-        _compare(each, f"compare[{n}]", limits) for n, each in enumerate(_list(body, "compare"))
-    )
-    success, failure = (
-        tuple(
-            _operation(each, f"{branch}[{n}]", limits) for n, each in enumerate(_list(body, branch))
-        )
-        for branch in ("success", "failure")
-    )
-    count = len(compares) + len(success) + len(failure)
+    count = sum(len(_list(body, part)) for part in ("compare", "success", "failure"))
     if count > MAX_OPERATIONS:
         raise PayloadTooLarge(
             f"{count} comparisons and operations; a transaction has up to {MAX_OPERATIONS}"
         )
+    compares = yield from _parse_each(_compare, body, "compare", limits)
+    success = yield from _parse_each(_operation, body, "success", limits)
+    failure = yield from _parse_each(_operation, body, "failure", limits)
     if not success and not failure:
         raise BadRequest("the transaction does nothing; name an operation under success or failure")
     for name, branch in (("success", success), ("failure", failure)):
@@ -243,38 +266,37 @@ def parse_transaction(text: bytes, limits: Limits) -> Transaction:
     return Transaction(compares, success, failure)
 
 
-def parse_batch(text: bytes, limits: Limits) -> Iterator[tuple[bytes, bytes | None, int]]:
-    """Yield key, value (None to delete) and ttl in milliseconds of each line of NDJSON.
+def parse_batch(text: bytes, limits: Limits, most: int) -> Steps[list[Line]]:
+    """Return what up to *most* lines of NDJSON say; blank ones count, too.
 
     Raises BadRequest or PayloadTooLarge, with the line's number.
     """
-    for number, line in enumerate(text.split(b"\n"), 1):
-        if not line or line.isspace():
-            continue
+    found = []
+    number = start = 0
+    while start < len(text):
+        number += 1
+        if number > most:
+            raise PayloadTooLarge(
+                f"more than {most:,} lines, blank ones among them; a batch has up to {most:,}"
+            )
+        end = text.find(b"\n", start)
+        line = text[start:] if end < 0 else text[start:end]
+        start += len(line) + 1
         where = f"line {number}"
-        try:
-            record = _decode(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"{where} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise BadRequest(f'{where} has to be an object, such as {{"key": "k", "value": "v"}}')
-        if record.keys() == _PLAIN_LINE:  # quickly: there are many of them
-            key, value = record["key"], record["value"]
-            if isinstance(key, str) and isinstance(value, str):
-                yield (
-                    _checked_key(_encoded(key, where), where),
-                    limits.check_value(_encoded(value, where), f"{where}: "),
-                    0,
-                )
+        if len(line) > INLINE_BYTES:
+            if (yield from jsonsteps.is_blank(line)):
                 continue
-        _refuse_others(record, {"key", "value", "encoding", "ttl", "delete"}, where)
-        found = _key(record, where)
-        if _boolean(record, "delete", where):
-            if "value" in record or "ttl" in record:
-                raise BadRequest(f"{where} deletes the key; a value or ttl makes no sense there")
-            yield found, None, 0
+            record = yield from _read_line(line, where, limits)
+        elif not line or line.isspace():
+            continue
         else:
-            yield found, _value(record, where, limits), _ttl(record, where)
+            try:
+                record = _decode(line.decode())
+            except (ValueError, RecursionError) as error:
+                raise BadRequest(f"{where} is not JSON: {error}") from error
+        found.append(_parse_line(record, where, limits))
+        yield
+    return found
 
 
 def shortened(text: str) -> str:
@@ -283,6 +305,35 @@ def shortened(text: str) -> str:
 
 
 # -- private -------------------------------------------------------------------------------------
+
+
+def _read_line(line: bytes, where: str, limits: Limits) -> Steps[Any]:
+    try:
+        return (yield from jsonsteps.read(line, longest=limits.text_length, repeats=True))
+    except jsonsteps.Malformed as error:
+        raise BadRequest(f"{where} is not JSON: {error}") from error
+    except (BadRequest, PayloadTooLarge) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _parse_line(record: Any, where: str, limits: Limits) -> Line:
+    if not isinstance(record, dict):
+        raise BadRequest(f'{where} has to be an object, such as {{"key": "k", "value": "v"}}')
+    if record.keys() == _PLAIN_LINE:  # quickly: there are many of them
+        key, value = record["key"], record["value"]
+        if isinstance(key, str) and isinstance(value, str):
+            return (
+                _checked_key(_encoded(key, where), where),
+                limits.check_value(_encoded(value, where), f"{where}: "),
+                0,
+            )
+    _refuse_others(record, {"key", "value", "encoding", "ttl", "delete"}, where)
+    found = _key(record, where)
+    if _boolean(record, "delete", where):
+        if "value" in record or "ttl" in record:
+            raise BadRequest(f"{where} deletes the key; a value or ttl makes no sense there")
+        return found, None, 0
+    return found, _value(record, where, limits), _ttl(record, where)
 
 
 @lru_cache(256)
@@ -294,6 +345,34 @@ def _parse_duration(name: str, text: str) -> int:
             f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
         )
     return round(sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+
+
+def _read_object(text: bytes, example: str, limits: Limits) -> Steps[dict[str, Any]]:
+    """Return the JSON object that a body of any length is."""
+    if len(text) <= INLINE_BYTES:
+        return json_object(text, example)
+    try:
+        found = yield from jsonsteps.read(text, longest=limits.text_length)
+    except jsonsteps.Malformed as error:
+        raise BadRequest(f"the body is not JSON ({error}); send {example}") from error
+    return _checked_body(found, example)
+
+
+def _checked_body(found: Any, example: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise BadRequest(f"the body has to be a JSON object; send {example}")
+    return found
+
+
+def _parse_each(
+    parse: Callable[[Any, str, Limits], _T], body: Object, name: str, limits: Limits
+) -> Steps[tuple[_T, ...]]:
+    """Return what is made of each element of a list, a step for each."""
+    found = []
+    for number, each in enumerate(_list(body, name)):
+        found.append(parse(each, f"{name}[{number}]", limits))
+        yield
+    return tuple(found)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from sys import maxsize
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
@@ -80,6 +81,7 @@ from errors import (
     DiskFull,
     Diverged,
     NotLeader,
+    NotRead,
     OutcomeUnknown,
     ProtocolViolation,
     StorageError,
@@ -135,6 +137,10 @@ MAX_READ_BYTES = 1 << 20
 
 MAX_HELD_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
+
+MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
+"""Held commands, and their bytes, after which no more are proposed in one go: to log and apply
+them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
 
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a member that doesn't lead to reach the others."""
@@ -499,7 +505,10 @@ class Node:
             if self._writes.held_bytes and not self._is_busy():  # any more
                 self._propose()
                 self._drive()
+            is_left = self._writes.held_bytes and not (self._is_pausing or self._is_busy())
             must_brake = self._must_brake()
+        if is_left:  # nobody else would take it up soon
+            self.call_later(self.take_held, 0.0)
         if must_brake:
             sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
 
@@ -536,9 +545,16 @@ class Node:
             else:
                 self._finished.append(partial(reply, None))
 
-    def get_all(self, keys: Sequence[bytes]) -> tuple[int, list[Record | ConureError | None]]:
+    def get_all(
+        self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
+    ) -> tuple[int, list[Record | ConureError | None]]:
         """Return the revision of this node's state, and of each key in it the record, None if
-        there is none, or what went wrong."""
+        there is none, or what went wrong.
+
+        Once values of *most* bytes are read, none of more than *longest* bytes is any more, and
+        NotRead is in its place.
+        """
+        left = most
         found: list[Record | ConureError | None] = []
         with self._lock:
             index = self._store.applied_index
@@ -549,11 +565,21 @@ class Node:
             get = self._store.get
             for key in keys:
                 try:
-                    found.append(get(key))
+                    if left <= 0 and self._is_longer(key, longest):
+                        found.append(NotRead())
+                        continue
+                    record = get(key)
+                    found.append(record)
+                    if record is not None:
+                        left -= len(record.value)
                 except StorageError as error:
                     log.error("a read met a damaged tree: %s", error)
                     found.append(error)
         return index, found
+
+    def _is_longer(self, key: bytes, most: int) -> bool:
+        heading = self._store.heading(key)
+        return heading is not None and heading[1] > most
 
     def pin(self) -> PinnedState:
         """Return this node's state as of now, for any thread; whoever gets it closes it.
@@ -1097,14 +1123,14 @@ class Node:
         return term == raft.term and raft.commit_index < index and raft.state is State.LEADER
 
     def _propose(self) -> None:
-        """Make one batch of log entries of all held writes, or refuse them.
+        """Make one batch of log entries of the held writes, all that it takes, or refuse them.
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
         and synced, and the disks sync for many. But nothing waits behind what waits for room.
         """
         if self._is_pausing or (self._is_busy() and not self._unwritten):
             return
-        held = self._writes.release()
+        held = self._writes.release(MAX_BATCH, MAX_BATCH_BYTES)
         if not held:
             return
         commands = list(chain.from_iterable([each.commands for each in held]))

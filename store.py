@@ -296,6 +296,10 @@ class Store:
         """Return the record of a user key as of the applied index, or None."""
         return self.tree.get(_USER + key)
 
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record of a user key without its value, and the length of that."""
+        return self.tree.heading(_USER + key)
+
     @property
     def records(self) -> int:
         """How many keys users have."""
@@ -450,14 +454,14 @@ class Store:
         return Outcome(revision, unmet is None, tuple(results), current=current)
 
     def _holds(self, compare: Compare) -> bool:
-        record = self.get(compare.key)
         found: bytes | int = 0
         if compare.target is Target.VALUE:
+            record = self.get(compare.key)
             if record is None:
                 return compare.relation is Relation.NOT_EQUAL
             found = record.value
-        elif record is not None:
-            found = getattr(record, _FIELDS[compare.target])
+        elif (heading := self.heading(compare.key)) is not None:
+            found = getattr(heading[0], _FIELDS[compare.target])
         return bool(_RELATIONS[compare.relation](found, compare.operand))
 
     def _judge(self, operation: Operation) -> Refusal:
@@ -465,7 +469,7 @@ class Store:
         match operation:
             case Increment():
                 return _sum(self.get(operation.key), operation.by)[0]
-            case Touch(key) if self.get(key) is None:
+            case Touch(key) if self.heading(key) is None:
                 return Refusal.KEY_NOT_FOUND
             case DeleteRange(start, end, limit) if limit:
                 keys = islice(self.tree.keys(*_bounds(start, end)), _one_more(limit))
@@ -505,14 +509,15 @@ class Store:
         return Result(len(keys))
 
     def _get(self, operation: Get, _: int) -> Result:
-        record = self.get(operation.key)
+        key = operation.key
+        if self._room <= 0:
+            heading = self.heading(key)
+            return Result(1, True, (Item(key, None, *heading[0][1:]),)) if heading else Result()
+        record = self.get(key)
         if record is None:
             return Result()
-        item = Item(operation.key, *record)
-        if self._room <= 0:
-            return Result(1, True, (item._replace(value=None),))
         self._room -= len(record.value)
-        return Result(1, items=(item,))
+        return Result(1, items=(Item(key, *record),))
 
     def _range(self, operation: Range, _: int) -> Result:
         start, end, limit, reverse, keys_only = operation
@@ -617,8 +622,9 @@ class Store:
     def _write(self, key: bytes, value: bytes, revision: int, expiry: int) -> tuple[Item]:
         """Set a user's key."""
         self._set(_USER + key, value, revision, expiry)
-        record = self.get(key)
-        assert record is not None
+        heading = self.heading(key)
+        assert heading is not None
+        record, _ = heading
         if self.keeps_events:
             self._events.append((revision, EventKind.PUT.value, key, value, record.version))
         return (Item(key, None, *record[1:]),)

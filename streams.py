@@ -28,6 +28,7 @@ from contextlib import closing
 from functools import partial
 from time import monotonic
 
+import jsonsteps
 import kvjson
 from commands import Item, prefix_end
 from errors import BadRequest, ConureError, TooManyRequests
@@ -206,13 +207,20 @@ def _range(query: Mapping[bytes, bytes]) -> tuple[bytes, bytes | None]:
 
 
 def _lines(items: Iterator[Item], limit: int | None, now: int) -> Iterator[bytes]:
-    """Yield records as JSON, a line each, many lines at a time."""
+    """Yield records as JSON, a line each: many lines at a time, or a long one in pieces."""
     lines: list[str] = []
     size = 0
     for count, item in enumerate(items):
         if count == limit:
             break
-        line = json.dumps(kvjson.show_item(item, now))
+        shown = kvjson.show_item(item, now)
+        if len(item.value or b"") > _GROUP:
+            lines.append("")
+            yield "\n".join(lines).encode()
+            yield from jsonsteps.write(shown)
+            lines, size = [""], 0
+            continue
+        line = json.dumps(shown)
         lines.append(line)
         size += len(line)
         if size >= _GROUP:

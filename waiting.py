@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from sys import maxsize
 from typing import NamedTuple
 
 from commands import Committed, Outcome
@@ -97,10 +98,18 @@ class Writes:
         self._held.append(held)
         self._held_bytes += sum(map(len, held.commands))
 
-    def release(self) -> Sequence[Held]:
-        """Return what is held back, to be proposed or refused."""
-        held, self._held, self._held_bytes = self._held, deque(), 0
-        return held
+    def release(self, commands: int = maxsize, size: int = maxsize) -> Sequence[Held]:
+        """Return what is held back, to be proposed or refused: the first of it, of so many
+        *commands* or bytes and no more than it takes to reach them."""
+        released = []
+        while self._held and commands > 0 and size > 0:
+            held = self._held.popleft()
+            released.append(held)
+            its_size = sum(map(len, held.commands))
+            self._held_bytes -= its_size
+            commands -= len(held.commands)
+            size -= its_size
+        return released
 
     def add(self, term: int, first: int, count: int, reply: WriteReply, deadline: float) -> None:
         """Let a proposed batch wait; deadlines never fall from one to the next."""

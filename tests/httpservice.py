@@ -6,15 +6,16 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
+from sys import maxsize
 from typing import Any
 
 import kvjson
 import wire
 from btree import BTree, Record
 from commands import Committed, Transaction
-from errors import ConureError, CorruptionError
-from httpapi import API, Backend, Check
-from httpserver import HTTPServer, Stream
+from errors import ConureError, CorruptionError, NotRead
+from httpapi import API, SHORT_BODIES, Backend, Check
+from httpserver import HTTPServer, Limits, Stream
 from kvapi import Command, Reply, State, WriteReply
 from metrics import Registry
 from raft import Entry, EntryKind
@@ -79,9 +80,20 @@ class FakeBackend:
         self.confirmations += 1
         reply(self.error)
 
-    def get_all(self, keys: Sequence[bytes]) -> tuple[int, list[Record | ConureError | None]]:
+    def get_all(
+        self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
+    ) -> tuple[int, list[Record | ConureError | None]]:
+        found: list[Record | ConureError | None] = []
+        for key in keys:
+            heading = self.store.heading(key)
+            if most <= 0 and heading is not None and heading[1] > longest:
+                found.append(NotRead())
+                continue
+            record = self._get(key)
+            found.append(record)
+            most -= len(record.value) if isinstance(record, Record) else 0
         self.reads.append(list(keys))
-        return self.store.applied_index, [self._get(key) for key in keys]
+        return self.store.applied_index, found
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
         self.reads.append([key])
@@ -213,11 +225,12 @@ class Service:
         history: History | None = None,
     ) -> None:
         self.registry = Registry()
-        limits = kvjson.Limits(value_bytes=value_bytes, range_items=range_items)
-        api = API(self.registry, limits, max_scans=max_scans, version="9.9")
+        of_records = kvjson.Limits(value_bytes=value_bytes, range_items=range_items)
+        api = API(self.registry, of_records, max_scans=max_scans, version="9.9")
         api.backend = backend
         self.api = api
-        self.server = HTTPServer(("127.0.0.1", 0), api)
+        limits = Limits(max_body_bytes=16 << 20, max_body_bytes_at=SHORT_BODIES)
+        self.server = HTTPServer(("127.0.0.1", 0), api, limits)
         self.watchers: Watchers[Stream] = Watchers(
             history or History(), self.registry, broadcast=self.server.broadcast
         )

@@ -1119,3 +1119,15 @@ def test_a_file_of_format_version_2_opens(tmp_path: Path) -> None:
     tree.checkpoint(40, 4)
     tree.check()
     tree.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 50, 300, 5000])
+def test_a_heading_is_the_record_without_its_value(pair: Pair, size: int) -> None:
+    tree = pair.tree
+    assert tree.heading(b"k") is None
+    pair.put(b"k", bytes(size), 9)
+    record = tree.get(b"k")
+    assert record is not None
+    for _ in range(2):
+        assert tree.heading(b"k") == (record._replace(value=b""), size)
+        pair.checkpoint()

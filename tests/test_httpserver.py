@@ -22,7 +22,7 @@ import pytest
 
 import httpserver
 from errors import BadRequest, ConureError, KeyNotFound, NotLeader
-from httpserver import HTTPServer, Limits, Request, decode_form, error_body
+from httpserver import Body, HTTPServer, Limits, Request, decode_form, error_body
 from tests.httpdriver import (
     Clock,
     Recorder,
@@ -1563,3 +1563,278 @@ def test_curl(server: HTTPServer) -> None:
             check=True,
         )
         assert json.loads(done.stdout) == ["PUT", "/kv", "key=a", "hello"]
+
+
+# -- what takes turns, and what a round has time for -----------------------------------------------
+
+
+class Worker(Recorder):
+    """Answers POST /work by steps, of which it notes each, and the rest as a Recorder."""
+
+    def __init__(self, count: int, *, pauses: bool = False) -> None:
+        super().__init__()
+        self.count = count
+        self.pauses = pauses
+        self.closed: list[str] = []
+
+    def handle(self, request: Request) -> None:
+        if request.method != "POST":
+            super().handle(request)
+        else:
+            request.go_on(self.steps(request), alone=True)
+
+    def steps(self, request: Request) -> Iterator[bool]:
+        try:
+            for number in range(self.count):
+                self.events.append(f"step {number}")
+                if request.path == "/boom":
+                    raise RuntimeError("boom")
+                yield self.pauses
+            self.batch.append(request)
+        finally:
+            self.closed.append(request.path)
+
+
+def post(path: bytes, body: bytes = b"") -> bytes:
+    head = b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body)
+    return head + body
+
+
+def rounds(stepped: Stepped, count: int) -> None:
+    for _ in range(count):
+        stepped._wake()
+        stepped.reactor.round()
+
+
+def test_what_takes_long_takes_turns_with_all_else() -> None:
+    """Other clients are answered and watched sockets served between two steps; what follows in
+    its own connection waits (H1, H2)."""
+    application = Worker(20, pauses=True)
+    stepped = Stepped(application)
+    reactor = stepped.reactor
+    ours, other = socket.socketpair()
+    peer, away = socket.socketpair()
+    for each in (ours, peer):
+        each.setblocking(False)
+    served: list[bytes] = []
+    try:
+        reactor.adopt(ours, ("127.0.0.1", 2))
+        reactor.epoll.register(peer.fileno(), select.EPOLLIN)
+        reactor.watched[peer.fileno()] = lambda: served.append(peer.recv(9))
+        stepped.client.send(post(b"/work", b"x" * 100) + PUT)
+        rounds(stepped, 3)
+        assert reactor.arriving == 100
+        for number in range(5):
+            other.send(GET)
+            away.send(b"!")
+            rounds(stepped, 1)
+            assert len(served) == number + 1
+            assert statuses(other.recv(1 << 16)) == [200]
+        assert application.closed == []
+        while reactor.turns:
+            rounds(stepped, 1)
+        stepped.run()
+        assert statuses(stepped.received) == [200, 200]
+        assert re.findall(rb'\["(POST|PUT)"', stepped.received) == [b"POST", b"PUT"]
+        assert application.events.index("PUT /kv") > application.events.index("step 19")
+        assert (reactor.arriving, reactor.in_flight) == (0, 0)
+    finally:
+        for each in (other, peer, away):
+            each.close()
+        stepped.close()
+
+
+def test_steps_of_a_client_that_went_away_are_dropped() -> None:
+    application = Worker(1000, pauses=True)
+    stepped = Stepped(application)
+    stepped.client.send(post(b"/work", b"x" * 100))
+    rounds(stepped, 3)
+    assert (stepped.reactor.arriving, application.closed) == (100, [])
+    (connection,) = stepped.reactor.connections.values()
+    connection.close()
+    rounds(stepped, 2)
+    assert application.closed == ["/work"]
+    assert (stepped.reactor.arriving, len(stepped.reactor.turns)) == (0, 0)
+    stepped.close()
+
+
+def test_steps_that_fail_are_answered_500() -> None:
+    stepped = Stepped(Worker(3))
+    stepped.send(post(b"/boom") + PUT)
+    assert statuses(stepped.end()) == [500, 200]
+    assert stepped.reactor.arriving == 0
+    stepped.close()
+
+
+def test_a_turn_can_end_with_a_flush() -> None:
+    application = Worker(3, pauses=True)
+    stepped = Stepped(application)
+    stepped.send(post(b"/work"))
+    while stepped.reactor.turns:
+        rounds(stepped, 1)
+    assert application.events == [
+        "step 0", "flush", "step 1", "flush", "step 2", "flush", "flush",
+    ]  # fmt: skip
+    stepped.run()
+    assert statuses(stepped.received) == [200]
+    stepped.close()
+
+
+def test_bodies_that_are_being_read_share_the_bound_of_those_that_arrive() -> None:
+    class Catching(Worker):
+        def handle(self, request: Request) -> None:
+            try:
+                super().handle(request)
+            except ConureError as error:
+                request.fail(error)
+
+    stepped = Stepped(Catching(1000, pauses=True), Limits(max_arriving_bytes=150))
+    ours, other = socket.socketpair()
+    ours.setblocking(False)
+    stepped.reactor.adopt(ours, ("127.0.0.1", 2))
+    stepped.client.send(post(b"/work", b"x" * 100))
+    rounds(stepped, 2)
+    other.send(post(b"/work", b"x" * 100))
+    rounds(stepped, 2)
+    assert statuses(other.recv(1 << 16)) == [503]
+    other.close()
+    stepped.close()
+
+
+def test_steps_may_be_handed_over_by_another_thread() -> None:
+    done: list[int] = []
+
+    def steps(request: Request) -> Iterator[None]:
+        for _ in range(100):
+            yield
+        done.append(threading.get_ident())
+        request.respond(200, b"done")
+
+    application = Recorder()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(get(target=b"/keep"))
+        (request,) = application.wait_for(1)
+        request.go_on(steps(request))
+        assert statuses(read_answers(client, 1)) == [200]
+        assert done == [server._reactor.ident]
+
+
+def test_a_round_takes_requests_for_so_long_only(clock: Clock) -> None:
+    """However long each of them takes; a connection goes on where it was."""
+
+    class Slow(Recorder):
+        def handle(self, request: Request) -> None:
+            super().handle(request)
+            clock.now += 0.005
+
+    stepped = Stepped(Slow())
+    ours, other = socket.socketpair()
+    ours.setblocking(False)
+    stepped.reactor.adopt(ours, ("127.0.0.1", 2))
+    stepped.client.send(b"".join(get(target=b"/%d" % n) for n in range(16)))
+    other.send(GET)
+    before = clock.now
+    taken = 0
+    while stepped.reactor.requests < 17:
+        rounds(stepped, 1)
+        assert stepped.reactor.requests - taken <= 6
+        taken = stepped.reactor.requests
+        assert clock.now - before < 1
+    stepped.run()
+    found = re.findall(rb'"GET", "/(\d+)"', stepped.received)
+    assert found == [b"%d" % n for n in range(16)]
+    assert statuses(other.recv(1 << 16)) == [200]
+    other.close()
+    stepped.close()
+
+
+def test_tiny_chunks_are_decoded_in_several_rounds() -> None:
+    application = Recorder()
+    stepped = Stepped(application)
+    stepped.client.setblocking(True)
+    sent = chunked(b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n")
+    stepped.client.sendall(sent)
+    count = 0
+    while not application.events:
+        rounds(stepped, 1)
+        count += 1
+        assert count < 20
+    assert count >= 5
+    stepped.client.setblocking(False)
+    stepped.run()
+    assert statuses(stepped.received) == [200]
+    assert stepped.received.count(b"x") == 5000
+    stepped.close()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_body_may_be_bounded_by_its_path(*, split: bool) -> None:
+    """H3: by whatever pieces it comes."""
+    limits = Limits(max_body_bytes=100, max_body_bytes_at={"/short": 5})
+    for data, expected in [
+        (post(b"/short", b"12345"), [200]),
+        (post(b"/short", b"123456"), [413]),
+        (post(b"/long", b"1" * 100), [200]),
+        (post(b"/long", b"1" * 101), [413]),
+        (chunked(b"5\r\n12345\r\n0\r\n\r\n").replace(b"/kv", b"/short"), [200]),
+        (chunked(b"6\r\n123456\r\n0\r\n\r\n").replace(b"/kv", b"/short"), [413]),
+        (chunked(b"3\r\n123\r\n3\r\n123\r\n0\r\n\r\n").replace(b"/kv", b"/short"), [413]),
+    ]:
+        assert statuses(play(bytewise(data) if split else [data], limits)) == expected
+
+
+def test_long_answers_are_sent_in_turns_and_never_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"x" * 900_000
+
+    class Long(Recorder):
+        def handle(self, request: Request) -> None:
+            request.respond(200, body)
+
+    monkeypatch.setattr(httpserver, "_SENT_BYTES", 100_000)
+    stepped = Stepped(Long())
+    stepped.client.send(GET * 2)
+    rounds(stepped, 1)
+    (connection,) = stepped.reactor.connections.values()
+    first = connection.out[0]
+    assert isinstance(first, memoryview)
+    assert first.obj is body
+    assert len(connection.out) == 3
+    assert connection.out[2] is body
+    assert stepped.reactor.leaving == connection.pending == sum(map(len, connection.out))
+    stepped.run()
+    assert statuses(stepped.received) == [200] * 2
+    assert stepped.received.count(b"x") == 2 * len(body)
+    assert (stepped.reactor.leaving, connection.pending) == (0, 0)
+    stepped.close()
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [5, 0, 7], [100_000, 0, 300_000, 1]])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_body_may_have_pieces(sizes: list[int], method: bytes) -> None:
+    class Pieces(Recorder):
+        def handle(self, request: Request) -> None:
+            request.respond(200, Body([b"%d" % (n % 10) * size for n, size in enumerate(sizes)]))
+
+    stepped = Stepped(Pieces())
+    stepped.send(GET.replace(b"GET", method) * 2)
+    head, _, rest = without_dates(stepped.received).partition(b"\r\n\r\n")
+    assert f"Content-Length: {sum(sizes)}".encode() in head
+    whole = b"".join(b"%d" % (n % 10) * size for n, size in enumerate(sizes))
+    assert rest.startswith(b"HTTP/1.1" if method == b"HEAD" else whole + b"HTTP/1.1")
+    assert stepped.reactor.leaving == 0
+    stepped.close()
+
+
+def test_reads_are_taken_one_by_one_while_much_waits_for_clients() -> None:
+    application = Recorder()
+    stepped = Stepped(application, Limits(max_leaving_bytes=100_000))
+    stepped.reactor.leaving = 60_000
+    stepped.client.send(get(target=b"/keep") * 8)
+    for number in range(3):
+        rounds(stepped, 3)
+        assert len(application.kept) == number + 1
+        application.kept[-1].respond(200, b"one")
+    stepped.reactor.leaving -= 60_000
+    rounds(stepped, 3)
+    assert len(application.kept) > 4
+    stepped.close()

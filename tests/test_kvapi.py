@@ -5,12 +5,15 @@ What a client sees of each feature is tests/test_contract_features.py's.
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 
 import pytest
 
+import kvapi
 from commands import (
     Acquire,
     Compare,
@@ -24,6 +27,7 @@ from commands import (
     Transaction,
 )
 from errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
+from httpserver import Request
 from kvapi import MAX_BATCH_LINES, Command, WriteReply
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer
@@ -311,3 +315,138 @@ def test_a_refused_request_has_changed_nothing(
 ) -> None:
     assert ask(service, method, target).status in (400, 414)
     assert (backend.batches, backend.confirmations) == ([], 0)
+
+
+# -- what takes long -------------------------------------------------------------------------------
+
+
+def long_get(key: str, *, stale: bool = False) -> bytes:
+    return raw("GET", f"/kv?key={key}" + ("&stale=true" if stale else ""))
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_key_of_a_round_is_read_once(
+    service: Service, backend: FakeBackend, *, stale: bool
+) -> None:
+    backend.values = {b"a": b"1\n", b"b": b"2\n"}
+    service.converse(b"".join(long_get(key, stale=stale) for key in "abaab"), 5)
+    assert backend.reads == [[b"a", b"b"]]
+
+
+def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is answered, in order; the short ones of other connections don't wait for them."""
+    monkeypatch.setattr(kvapi, "READ_BYTES", 50_000)
+    backend = FakeBackend()
+    backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
+    service = Service(backend, value_bytes=100_000)
+    keys = [0, 1, 2, 3, 3, 0, "s", 4, 5, 6, 7, "s"]
+    received = service.converse(b"".join(long_get(str(key)) for key in keys), len(keys))
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in received.split(b"HTTP/1.1 200 ")[1:]]
+    assert [body[:1] for body in bodies] == [str(key).encode() for key in keys]
+    assert [len(body) for body in bodies] == [2 if key == "s" else 30_001 for key in keys]
+    slices = [{*read} for read in backend.reads[1:]]
+    assert len(slices) == 4  # of 2 each; the first one was part of the first read
+    service.close()
+
+
+def test_no_long_value_is_read_once_too_much_waits_for_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kvapi, "READ_BYTES", 50_000)
+    monkeypatch.setattr(Request, "room", property(lambda _: 0))
+    backend = FakeBackend()
+    backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
+    service = Service(backend, value_bytes=100_000)
+    received = service.converse(b"".join(long_get(key) for key in "01234567s"), 9)
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", received)] == (
+        [200] * 2 + [503] * 6 + [200]
+    )
+    assert received.count(b"Retry-After: 1\r\n") == 6
+    service.close()
+
+
+def test_a_batch_is_written_part_by_part(service: Service, backend: FakeBackend) -> None:
+    lines = b"".join(b'{"key": "%05d", "value": "v"}\n' % n for n in range(1234))
+    answer = ask(service, "POST", "/kv/batch", lines)
+    assert json.loads(answer.body) == {"written": 1234, "revision": 1234}
+    assert [len(batch) for batch in backend.batches] == [500, 500, 234]
+    assert len(backend.values) == 1234
+
+
+def test_a_batch_of_long_values_is_written_a_mebibyte_at_a_time(backend: FakeBackend) -> None:
+    service = Service(backend, value_bytes=1 << 20)
+    lines = b"".join(b'{"key": "%d", "value": "%b"}\n' % (n, b"v" * 600_000) for n in range(5))
+    assert ask(service, "POST", "/kv/batch", lines).status == 200
+    assert [len(batch) for batch in backend.batches] == [2, 2, 1]
+    service.close()
+
+
+class Deposed(FakeBackend):
+    """Leads no more after its first batch."""
+
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        super().write(commands, reply)
+        self.error = NotLeader("h:1", "n9", "http://h:2")
+
+
+def test_a_batch_whose_leader_is_lost_half_way_is_no_redirect() -> None:
+    service = Service(Deposed())
+    lines = b"".join(b'{"key": "%05d", "value": "v"}\n' % n for n in range(1500))
+    assert ask(service, "POST", "/kv/batch", lines).status == 503
+    assert ask(service, "POST", "/kv/batch", lines).status == 307
+    service.close()
+
+
+def test_what_follows_a_long_transaction_in_its_connection_waits_for_it(
+    service: Service, backend: FakeBackend
+) -> None:
+    body = b'{"success": [{"put": {"key": "k", "value": "1"}}]}' + b" " * 200_000
+    head = b"POST /txn HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    before, after = raw("PUT", "/kv?key=k&value=0"), raw("PUT", "/kv?key=k&value=2")
+    received = service.converse(before + head + body + after, 3)
+    assert received.count(b" 200 OK\r\n") == 3
+    flat = [command for batch in backend.batches for command in batch]
+    put = Transaction((), (Put(b"k", b"1"),))
+    assert flat == [(b"k", b"0"), put, (b"k", b"2")]
+
+
+def test_a_long_outcome_is_shown_whole(backend: FakeBackend) -> None:
+    service = Service(backend, value_bytes=1 << 20, range_items=5000)
+    values = {b"k%d" % n: text for n, text in enumerate([b"\x01" * 300_000, b"\xff" * 300_000])}
+    values |= {b"s%04d" % n: b"v" for n in range(3000)}
+    backend.values = values
+    operations = [
+        {"get": {"key": "k0"}}, {"get": {"key": "k1"}}, {"range": {"prefix": "s", "limit": 5000}},
+    ]  # fmt: skip
+    answer = ask(service, "POST", "/txn", json.dumps({"success": operations}).encode())
+    first, second, items = json.loads(answer.body)["results"]
+    assert first["value"] == "\x01" * 300_000
+    assert base64.b64decode(second["value"]) == b"\xff" * 300_000
+    assert [item["key"] for item in items["items"]] == [f"s{n:04}" for n in range(3000)]
+    assert answer.body == json.dumps(json.loads(answer.body)).encode() + b"\n"
+    record = json.loads(ask(service, "GET", "/kv?key=k0&meta=true").body)
+    assert record == first
+    page = json.loads(ask(service, "GET", "/kv?prefix=k").body)
+    assert page["items"] == [first, second]
+    service.close()
+
+
+def test_a_transaction_that_can_not_be_read_is_answered_after_its_turns(service: Service) -> None:
+    body = b'{"success": [' + b"[]," * 100_000 + b"[]]}"
+    answer = ask(service, "POST", "/txn", body)
+    assert (answer.status, b"8,192 values" in answer.body) == (413, True)
+    assert service.server._reactor.arriving == 0
+
+
+@pytest.mark.parametrize("path", ["/join", "/remove", "/leader", "/session"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_some_bodies_are_short(service: Service, path: str, *, chunked: bool) -> None:
+    """Nothing of a longer one is kept: its length says enough."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n"
+    if chunked:
+        sent = head + "Transfer-Encoding: chunked\r\n\r\n10001\r\n"
+    else:
+        sent = head + "Content-Length: 65537\r\n\r\n"
+    received = service.converse(sent.encode(), 1)
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert f"over the limit of 65536 bytes for {path}".encode() in received

@@ -29,13 +29,14 @@ from commands import (
     prefix_end,
 )
 from errors import BadRequest, PayloadTooLarge, RequestError
+from jsonsteps import all_of
 from kvjson import MAX_NUMBER, MAX_OPERATIONS, Limits
 
 LIMITS = Limits(value_bytes=100, range_items=1000)
 
 
 def parsed(body: object) -> Transaction:
-    return kvjson.parse_transaction(json.dumps(body).encode(), LIMITS)
+    return all_of(kvjson.parse_transaction(json.dumps(body).encode(), LIMITS))
 
 
 def parsed_operation(operation: object) -> object:
@@ -190,7 +191,7 @@ def test_sizes_are_bounded() -> None:
 )  # fmt: skip
 def test_bodies_that_are_no_transaction(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        kvjson.parse_transaction(body, LIMITS)
+        all_of(kvjson.parse_transaction(body, LIMITS))
 
 
 def test_a_batch_line_by_line() -> None:
@@ -202,7 +203,7 @@ def test_a_batch_line_by_line() -> None:
         b'{"key": "c", "delete": true}',
         b'{"key": "d", "value": "", "delete": false}',
     ]
-    assert list(kvjson.parse_batch(b"\n".join(lines), LIMITS)) == [
+    assert all_of(kvjson.parse_batch(b"\n".join(lines), LIMITS, 100)) == [
         (b"a", b"1", 0),
         (b"b", b"2", 60_000),
         (b"\xff", b"\xff", 0),
@@ -225,7 +226,7 @@ def test_a_batch_line_by_line() -> None:
 def test_a_batch_names_the_line_that_is_wrong(line: str) -> None:
     good = '{"key": "k", "value": "v"}'
     with pytest.raises(RequestError) as caught:
-        list(kvjson.parse_batch(f"{good}\n\n{line}\n{good}".encode(), LIMITS))
+        all_of(kvjson.parse_batch(f"{good}\n\n{line}\n{good}".encode(), LIMITS, 100))
     assert str(caught.value).startswith("line 3")
 
 
@@ -257,7 +258,9 @@ def test_what_begins_with_a_prefix_is_before_what_is_behind_it(key: bytes, prefi
 def test_a_record_that_is_shown_can_be_read_back(key: bytes, value: bytes) -> None:
     shown = json.loads(json.dumps(kvjson.show_item(Item(b"k" + key, value, 3, 9, 2), 0)))
     line = {name: shown[name] for name in ("key", "value", "encoding") if name in shown}
-    assert list(kvjson.parse_batch(json.dumps(line).encode(), LIMITS)) == [(b"k" + key, value, 0)]
+    assert all_of(kvjson.parse_batch(json.dumps(line).encode(), LIMITS, 100)) == [
+        (b"k" + key, value, 0)
+    ]
     assert (shown["create_revision"], shown["mod_revision"], shown["version"]) == (3, 9, 2)
     assert "ttl" not in shown
 
@@ -291,7 +294,7 @@ def test_outcomes() -> None:
         Result(1, more=True, items=(found,)),
         Result(1, True, items=(left,)),
     )
-    shown = kvjson.show_outcome(transaction, Outcome(7, True, results, repeated=True), 0)
+    shown = all_of(kvjson.show_outcome(transaction, Outcome(7, True, results, repeated=True), 0))
     record = {"create_revision": 7, "mod_revision": 7, "version": 1}
     binary = {
         "key": base64.b64encode(b"d").decode(), "value": "/w==", "encoding": "base64",
@@ -337,3 +340,80 @@ def test_any_json_is_a_transaction_or_a_refusal(body: object) -> None:
     except RequestError as error:
         said = str(error)
     assert len(said) < 500
+
+
+# -- long bodies -----------------------------------------------------------------------------------
+
+
+def outcome_of(steps: Any) -> object:
+    try:
+        return all_of(steps)
+    except RequestError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"success": [{"put": {"key": "k", "value": "v", "ttl": "30s"}}, {"get": {"key": "a"}}]}',
+        b'{"compare": [{"key": "k", "version": 1}], "failure": [{"incr": {"key": "n", "by": -5}}]}',
+        b'\xef\xbb\xbf{"success": [{"get": {"key": "a"}}]}',
+        b'{"success": [{"put": {"key": "k", "value": NaN}}]}',
+        b'{"success": [{"put": {"key": "k", "key": "l", "value": "v"}}]}',
+        b'{"success": [{"put": {"key": "k", "value": "\\ud800"}}]}',
+        b'{"success": [{"get": {"key": "\xed\xa0\x80"}}]}',
+        b'{"success": [' + b",".join([b'{"get": {"key": "k"}}'] * 129) + b"]}",
+        '{"success": [{"get": {"key": "a"}}]}'.encode("utf-16"),
+        b"[]",
+        b"1" * 5000,
+        b'{"success": ' + b"[" * 5000,
+        b"",
+    ],
+)
+def test_a_long_body_is_judged_as_a_short_one(body: bytes) -> None:
+    """White space makes a body long, and changes nothing else."""
+    long = body + b" " * kvjson.INLINE_BYTES
+    assert outcome_of(kvjson.parse_transaction(long, LIMITS)) == outcome_of(
+        kvjson.parse_transaction(body, LIMITS)
+    )
+    line = body.replace(b"\n", b" ")
+    assert outcome_of(kvjson.parse_batch(line + b" " * kvjson.INLINE_BYTES, LIMITS, 9)) == (
+        outcome_of(kvjson.parse_batch(line, LIMITS, 9))
+    )
+
+
+def test_a_string_that_is_too_long_for_a_value_is_refused_early() -> None:
+    body = b'{"success": [{"put": {"key": "k", "value": "' + b"v" * 10_000_000 + b'"}}]}'
+    with pytest.raises(PayloadTooLarge, match="max_value_bytes"):
+        all_of(kvjson.parse_transaction(body, LIMITS))
+    with pytest.raises(PayloadTooLarge, match="line 2: a string of more than"):
+        all_of(kvjson.parse_batch(b"\n" + body[21:-3] + b"\n", LIMITS, 9))
+
+
+def test_the_longest_value_fits_as_base64() -> None:
+    limits = Limits(value_bytes=100_000, range_items=10)
+    value = bytes(range(256)) * 390 + b"\xff" * 160
+    text = base64.b64encode(value).decode()
+    body = {"success": [{"put": {"key": "aw==", "value": text, "encoding": "base64"}}]}
+    found = all_of(kvjson.parse_transaction(json.dumps(body).encode(), limits))
+    assert found.success == (Put(b"k", value),)
+
+
+@pytest.mark.parametrize("blank", [b"", b" ", b" " * 20_000, b"\r"])
+def test_blank_lines_of_a_batch_count(blank: bytes) -> None:
+    line = b'{"key": "k", "value": "v"}'
+    lines = (blank + b"\n") * 8 + line
+    assert all_of(kvjson.parse_batch(lines, LIMITS, 9)) == [(b"k", b"v", 0)]
+    assert all_of(kvjson.parse_batch(lines + b"\n", LIMITS, 9)) == [(b"k", b"v", 0)]
+    with pytest.raises(PayloadTooLarge, match="more than 9 lines"):
+        all_of(kvjson.parse_batch(blank + b"\n" + lines, LIMITS, 9))
+
+
+def test_a_batch_of_millions_of_blank_lines_is_not_read_to_its_end() -> None:
+    with pytest.raises(PayloadTooLarge, match="more than 10 lines"):
+        next(iter(kvjson.parse_batch(b"\n" * (16 << 20), LIMITS, 10)))
+
+
+def test_a_batch_is_read_a_line_a_step() -> None:
+    text = b'{"key": "k", "value": "v"}\n' * 100
+    assert sum(1 for _ in kvjson.parse_batch(text, LIMITS, 100)) == 100

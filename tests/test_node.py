@@ -20,6 +20,7 @@ import pytest
 
 import node as node_module
 import upkeep
+from btree import Record
 from commands import Committed
 from errors import (
     Conflict,
@@ -31,6 +32,7 @@ from errors import (
     ForeignDirectory,
     MemberNotFound,
     NotLeader,
+    NotRead,
     OutcomeUnknown,
     Unavailable,
 )
@@ -876,3 +878,31 @@ def test_writers_are_slowed_while_changed_pages_take_too_much(
         assert write(node, *[(b"%d" % n, bytes(50_000)) for n in range(10)]) == [None] * 10
         assert brakes
         wait_until(lambda: node._store.tree.unwritten_bytes < bound // 2)
+
+
+# -- reads of many bytes ---------------------------------------------------------------------------
+
+
+def test_long_values_beyond_a_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with started(CrashFileSystem()) as node:
+        values = [(b"a", bytes(5000)), (b"b", b"short"), (b"c", bytes(5000)), (b"d", b"x")]
+        assert write(node, *values) == [None] * 4
+        keys = [b"a", b"b", b"c", b"none", b"d"]
+        read: list[bytes] = []
+        get = node._store.get
+
+        def noted(key: bytes) -> Record | None:
+            read.append(key)
+            return get(key)
+
+        monkeypatch.setattr(node._store, "get", noted)
+        _, found = node.get_all(keys, 5000, 100)
+        assert read == [b"a", b"b", b"none", b"d"]
+        shown = [getattr(each, "value", each) for each in found]
+        assert shown[:2] == [bytes(5000), b"short"]
+        assert isinstance(shown[2], NotRead)
+        assert shown[3:] == [None, b"x"]
+        _, found = node.get_all(keys, 0, 100)
+        assert [isinstance(each, NotRead) for each in found] == [True, False, True, False, False]
+        _, found = node.get_all(keys)
+        assert [len(each.value) for each in found if isinstance(each, Record)] == [5000, 5, 5000, 1]

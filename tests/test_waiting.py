@@ -206,3 +206,14 @@ def test_reads_that_are_held_are_released_once_and_end_like_the_others() -> None
     assert answers[2][0] == "third"
     assert isinstance(answers[2][1], Unavailable)
     assert reads.held_count == 0
+
+
+def test_what_is_held_is_released_in_parts() -> None:
+    writes = Writes()
+    for name in (b"aa", b"bb", b"cc", b"dd"):
+        held(writes, name, name)
+    assert [each.commands for each in writes.release(3)] == [[b"aa", b"aa"], [b"bb", b"bb"]]
+    assert (writes.held_count, writes.held_bytes) == (4, 8)
+    assert [each.commands for each in writes.release(9, 1)] == [[b"cc", b"cc"]]
+    assert [each.commands for each in writes.release()] == [[b"dd", b"dd"]]
+    assert (writes.release(), writes.held_bytes) == ([], 0)
