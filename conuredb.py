@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ import offline
 from config import VERSION, Address, Config, load
 from discovery import Joiner
 from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
-from fileio import OsFileSystem
+from fileio import OsFileSystem, others_who_may_write
 from forward import Forwarder
 from httpapi import API, MetricsAPI
 from httpserver import Application, HTTPServer, Limits, Stream
@@ -238,6 +239,14 @@ class Process:
             )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
+        if others := others_who_may_write(config.data_dir):
+            log.warning(
+                "data_dir %s may be written by %s, who could replace any file in it; "
+                "take that away: chmod go-w %s",
+                config.data_dir,
+                others,
+                shlex.quote(config.data_dir),
+            )
         return self._node
 
     def _start_forwarder(self) -> Forwarder:
