@@ -306,7 +306,7 @@ class OsFileSystem:
 
 
 def others_who_may_write(path: str) -> str:
-    """Return who beside its owner may write a directory: ``"everybody"``, ``"its group"`` or ``""``.
+    """Return who beside its owner may write a directory: "everybody", "its group" or "".
 
     A group of this process to which new files fall, too (setgid), is how an orchestrator hands a
     volume over; it is not counted. Raises OSError.

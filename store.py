@@ -96,6 +96,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARK_EVERY",
     "READ_BYTES",
+    "Census",
     "Change",
     "Checkpoint",
     "Holder",
@@ -120,6 +121,7 @@ _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b
 _BEHIND_USERS = b"l"
 _EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
 _INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
+_OWN_KINDS = (_CLOCK, _HELD, _ANSWER, _LOCK, _SESSION, *_INDEXES)
 _NEVER = 1 << 63
 _STATE = Struct(">QQ")
 _SESSION_HEAD = Struct(">Q?")
@@ -151,6 +153,34 @@ class Holder(NamedTuple):
 
     session: bytes
     token: int
+
+
+class Census(NamedTuple):
+    """How many records of which kind a state has; together they are all of the tree's.
+
+    *records* are the users'. *bookkeeping* are the entries by which the state machine finds what
+    expires and what a session holds, and its clock.
+    """
+
+    records: int
+    sessions: int
+    locks: int
+    outcomes: int
+    bookkeeping: int
+
+    @classmethod
+    def of(cls, counts: Mapping[bytes, int]) -> Census:
+        """Sort the numbers of records by the first byte of their keys."""
+        users, sessions, locks, outcomes = [
+            counts.get(kind, 0) for kind in (_USER, _SESSION, _LOCK, _ANSWER)
+        ]
+        others = sum(counts.values()) - users - sessions - locks - outcomes
+        return cls(users, sessions, locks, outcomes, others)
+
+    def describe_own(self) -> str:
+        """Say what there is besides users' records, "" if there is nothing."""
+        shown = zip(self._fields[1:], self[1:], strict=True)
+        return ", ".join(f"{count:,} {_named(name, count)}" for name, count in shown if count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +330,11 @@ class Store:
     def records(self) -> int:
         """How many keys users have."""
         return len(self.tree) - self._own - bool(self._saved)
+
+    def census(self) -> Census:
+        """Count the records by kind; takes as long as it takes to read all but the users' keys."""
+        own = {kind: sum(1 for _ in self.tree.keys(kind, prefix_end(kind))) for kind in _OWN_KINDS}
+        return Census.of({**own, _USER: len(self.tree) - sum(own.values())})
 
     def next_due(self) -> int | None:
         """Return when the next record or session expires, in milliseconds since the Unix epoch.
@@ -695,6 +730,11 @@ _STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
 def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
     """Return where users' keys from *start* to *end* stand in the tree."""
     return _USER + start, _BEHIND_USERS if end is None else _USER + end
+
+
+def _named(kind: str, count: int) -> str:
+    """Return the name of a field of Census as it stands behind a number."""
+    return kind.removesuffix("s") if count == 1 else kind
 
 
 def _held(session_id: bytes) -> bytes:

@@ -155,7 +155,9 @@ def test_no_file_of_the_data_can_be_read_by_the_world(tmp_path: Path) -> None:
         "import conuredb\nsys.exit(conuredb.main(sys.argv[1:]))\n"
     )
     data = tmp_path / "new" / "data"
-    with running(data, "--checkpoint-entries=3", "--log-segment-bytes=64KiB", script=script) as node:
+    with running(
+        data, "--checkpoint-entries=3", "--log-segment-bytes=64KiB", script=script
+    ) as node:
         for number in range(20):
             assert node.put(f"k{number}", bytes(20_000)).status == 200
         wait_until(lambda: len(list((data / "raft").iterdir())) > 3)

@@ -1446,3 +1446,45 @@ def test_last_contact_tells_how_old_a_stale_read_may_be() -> None:
     assert 2.5 <= contact < 2.7
     lab.add("n3")
     assert lab["n3"].last_contact() is None
+
+
+# -- what is said at a start ---------------------------------------------------------------------
+
+
+def test_a_follower_that_was_killed_does_not_seem_to_have_lost_what_its_log_has() -> None:
+    """What is committed is known again when a leader has said so, and is applied only then."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    last = lab["n2"]._log.last_index
+    del lab.nodes["n2"]
+    lab.disks["n2"].restart_process()
+    node = lab.add("n2")
+    assert node._describe_start() == (
+        f"follower in term 2: its log reaches to index {last}; what it has behind index 0 is "
+        "applied as soon as a leader confirms it"
+    )
+    lab.tick_until(lambda: node._store.applied_index >= last)
+    lab.stop("n2")  # which leaves a checkpoint
+    assert lab.add("n2")._describe_start() == f"follower at index {last}, 1 records"
+    del lab.nodes["n1"]
+    lab.disks["n1"].restart_process()
+
+
+def test_an_arbiter_is_not_said_to_have_lost_its_records() -> None:
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    last = lab["a"]._log.last_index
+    assert lab["a"]._describe_start() == f"follower at index {last}, no records"
+
+
+def test_a_node_that_is_alone_has_everything_when_it_says_so() -> None:
+    lab = cluster()
+    put(lab, b"k", b"v")
+    del lab.nodes["n1"]
+    lab.disks["n1"].restart_process()
+    node = lab.add("n1")
+    assert node._describe_start() == f"leader at index {node._log.last_index}, 1 records"
