@@ -54,6 +54,9 @@ Each :class:`Session`, and so each lock, has a thread that renews it.
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import contextlib
 import hashlib
 import json
@@ -822,7 +825,8 @@ class Items(_Closing):
         try:
             return _record(_object(next(self._lines)))
         except StopIteration:
-            if (connection := self._stream.let_go()) is not None:
+            connection = self._stream.let_go()
+            if connection is not None:
                 self._client._put_back(self._server, connection)
             raise
         except _ConnectionFailed as failure:
@@ -1482,7 +1486,7 @@ def _txn_result(shown: Any) -> Record | Page | int | None:
 def _pieces(stream: _Stream, separator: bytes) -> Generator[bytes, None, None]:
     """Yield what is before each *separator*. Raises _ConnectionFailed."""
     buffer = bytearray()
-    while piece := stream.read():
+    for piece in iter(stream.read, b""):
         looked = max(len(buffer) - len(separator), 0)
         buffer += piece
         if buffer.find(separator, looked) >= 0:
@@ -1504,7 +1508,7 @@ def _save_backup(stream: _Stream, output: BinaryIO, tell: Callable[[int], None])
     size = 0
     tail = b""  # what may be the trailer
     try:
-        while piece := stream.read():
+        for piece in iter(stream.read, b""):
             output.write(piece)
             size += len(piece)
             tell(size)
@@ -1579,18 +1583,18 @@ def _not_found(message: str, request: _Request) -> ConureError:
 
 
 def _refusal(answer: _Answer, request: _Request, message: str) -> ConureError:
-    match answer.status:
-        case 404:
-            return _not_found(message, request)
-        case 410 if found := re.search(r"\brevision (\d+)", message):
-            return Compacted(int(found[1]))
-        case 412:
-            revision = answer.field("ETag").strip('"')
-            return PreconditionFailed(int(revision) if revision.isdecimal() else 0)
-        case 422:
-            return KeyReused()
-        case 429:
-            seconds = answer.field("Retry-After")
-            return TooManyRequests(message, int(seconds) if seconds.isdecimal() else 1)
-        case status:
-            return _ERRORS.get(status, RequestError)(message)
+    status = answer.status  # no match, no assignment in an expression: see oldpython.py
+    oldest = re.search(r"\brevision (\d+)", message) if status == 410 else None
+    if oldest:
+        return Compacted(int(oldest[1]))
+    if status == 404:
+        return _not_found(message, request)
+    if status == 412:
+        revision = answer.field("ETag").strip('"')
+        return PreconditionFailed(int(revision) if revision.isdecimal() else 0)
+    if status == 422:
+        return KeyReused()
+    if status == 429:
+        seconds = answer.field("Retry-After")
+        return TooManyRequests(message, int(seconds) if seconds.isdecimal() else 1)
+    return _ERRORS.get(status, RequestError)(message)

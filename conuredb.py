@@ -9,6 +9,9 @@ Exit status: 0 after SIGTERM or SIGINT, 2 if a setting can't be used, 1 for a fa
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import contextlib
 import gc
 import json
@@ -239,7 +242,8 @@ class Process:
             )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
-        if others := others_who_may_write(config.data_dir):
+        others = others_who_may_write(config.data_dir)
+        if others:
             log.warning(
                 "data_dir %s may be written by %s, who could replace any file in it; "
                 "take that away: chmod go-w %s",

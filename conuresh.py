@@ -24,6 +24,9 @@ it talks to.
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import contextlib
 import io
 import json
