@@ -124,14 +124,15 @@ DEFAULT_TIMEOUT = 5.0
 DEFAULT_TTL = 15.0
 """Seconds that a session or lock outlives its holder."""
 
-Text: TypeAlias = str | bytes
-"""Bytes, or text that is sent as UTF-8."""
+Text: TypeAlias = str | bytes | bytearray | memoryview
+"""Bytes, or text that is sent as UTF-8. Anything else as a key or value is a TypeError."""
 
 _CONNECT_TIME = 1.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds
 _SILENCE = 15.0  # seconds without a byte of a stream; a watch hears something every 5 s
 _LONG_POLL = 20.0  # seconds that a lock waits at a time
 _BATCH_RECORDS, _BATCH_BYTES = 1000, 512 << 10
+_PART_KEYS = 10_000  # of a deletion in parts; a server may make them smaller
 _READ_BYTES = 64 << 10
 _BACKUP_MAGIC, _BACKUP_TRAILER = b"CONUREBK", 44  # backup.py has the format
 _NOT_A_SERVER = "this is not what a ConureDB server answers; check the server's address"
@@ -252,7 +253,7 @@ class Op:
     @staticmethod
     def put(key: Text, value: Text, *, ttl: float | None = None, keep_ttl: bool = False) -> Json:
         """Set a key; *ttl* in seconds."""
-        body = _texts(key, value)
+        body = _texts(key, _bytes(value, "value"))
         if ttl is not None:
             body["ttl"] = _milliseconds(ttl)
         if keep_ttl:
@@ -272,21 +273,20 @@ class Op:
     @staticmethod
     def delete_prefix(prefix: str) -> Json:
         """Remove all keys that begin with *prefix*."""
-        return {"delete": {"prefix": prefix}}
+        return {"delete": {"prefix": _bytes(prefix, "prefix").decode()}}
 
     @staticmethod
     def range(
         prefix: str, *, limit: int = 100, reverse: bool = False, keys_only: bool = False
     ) -> Json:
         """Read the first keys that begin with *prefix*, or with *reverse* the last ones."""
-        return {
-            "range": {"prefix": prefix, "limit": limit, "reverse": reverse, "keys": keys_only},
-        }
+        text = _bytes(prefix, "prefix").decode()
+        return {"range": {"prefix": text, "limit": limit, "reverse": reverse, "keys": keys_only}}
 
     @staticmethod
     def increment(key: Text, by: int = 1) -> Json:
         """Add to a number; what it comes to is told by a ``get`` behind it."""
-        return {"incr": {**_texts(key), "by": by}}
+        return {"incr": {**_texts(key), "by": _whole(by, "by")}}
 
     @staticmethod
     def touch(key: Text, ttl: float) -> Json:
@@ -382,12 +382,13 @@ class Client(_Closing):
         if keep_ttl:
             target += "&keepttl=true"
         if if_revision is not None:
-            target += f"&cas={if_revision}"
+            target += f"&cas={_whole(if_revision, 'if_revision')}"
         if acquire is not None:
-            target += "&acquire=" + quote(acquire, safe="")
+            target += "&acquire=" + _quoted(acquire, "acquire")
         if release is not None:
-            target += "&release=" + quote(release, safe="")
-        return self._write("PUT", target, _bytes(value), is_plain=target == plain).revision
+            target += "&release=" + _quoted(release, "release")
+        body = _bytes(value, "value")
+        return self._write("PUT", target, body, is_plain=target == plain).revision
 
     def get(self, key: Text, stale: bool = False, max_stale: float | None = None) -> bytes | None:
         """Return the value of *key*, or None.
@@ -398,7 +399,7 @@ class Client(_Closing):
         """
         target = _kv(key) + "&stale=true" * stale
         if max_stale is not None:
-            target += f"&max_stale={round(max_stale * 1000)}ms"
+            target += f"&max_stale={_milliseconds(max_stale, 'max_stale')}"
         request = _Request("GET", target, is_read=True, any_server=stale)
         try:
             return self._call(request).body
@@ -419,15 +420,19 @@ class Client(_Closing):
         """
         target = _kv(key)
         if if_revision is not None:
-            target += f"&cas={if_revision}"
+            target += f"&cas={_whole(if_revision, 'if_revision')}"
         return self._write("DELETE", target, is_plain=if_revision is None).revision
 
-    def increment(self, key: Text, by: int = 1) -> int:
+    def increment(self, key: Text, by: int = 1, *, ttl: float | None = None) -> int:
         """Add to the decimal number under *key*, 0 if there is none, and return the sum.
 
-        Raises Conflict if the value is no number of 64 bits, or the sum would not be.
+        A key that isn't there expires *ttl* seconds after this, or never; one that is keeps its
+        time. Raises Conflict if the value is no number of 64 bits, or the sum would not be.
         """
-        answer = self._write("POST", f"{_kv(key, '/kv/incr')}&by={by}")
+        target = f"{_kv(key, '/kv/incr')}&by={_whole(by, 'by')}"
+        if ttl is not None:
+            target += f"&ttl={_milliseconds(ttl)}"
+        answer = self._write("POST", target)
         with _understanding:
             return int(answer.body)
 
@@ -458,7 +463,7 @@ class Client(_Closing):
         """
         target = _range("/kv", prefix, start, end)
         if limit is not None:
-            target += f"&limit={limit}"
+            target += f"&limit={_whole(limit, 'limit')}"
         target += "&reverse=true" * reverse + "&keys=true" * keys_only
         headers = {"Accept": "application/x-ndjson"}
         request = _Request("GET", target, is_read=True, headers=headers, is_stream=True)
@@ -471,14 +476,24 @@ class Client(_Closing):
             return int(shown["count"])
 
     def delete_prefix(self, prefix: Text) -> int:
-        """Remove all keys that begin with *prefix*, at one revision, and return how many.
+        """Remove all keys that begin with *prefix*, and return how many.
 
-        Raises PayloadTooLarge, with none removed, if there are more than the servers'
-        ``max_range_items``.
+        It is one change, at one revision, unless there are more keys than the servers'
+        ``max_range_items``. Then they go in parts, each of them one change, until there are none;
+        when this raises, those of the parts before are gone.
         """
-        answer = self._write("DELETE", _range("/kv", prefix))
-        with _understanding:
-            return int(_object(answer.body)["deleted"])
+        target = f"/kv?prefix={_quoted(prefix, 'prefix')}"  # None would be all there are
+        with contextlib.suppress(PayloadTooLarge):
+            answer = self._write("DELETE", target)
+            with _understanding:
+                return int(_object(answer.body)["deleted"])
+        deleted = 0
+        while True:
+            shown = _object(self._write("DELETE", f"{target}&limit={_PART_KEYS}").body)
+            with _understanding:
+                deleted += int(shown["deleted"])
+                if not shown["more"]:
+                    return deleted
 
     def txn(
         self,
@@ -528,9 +543,9 @@ class Client(_Closing):
         """
         if key is not None and prefix is not None:
             raise BadRequest("a watch is of one key, or of all keys with a prefix")
-        target = _kv(key, "/watch") if key is not None else _range("/watch", prefix or "")
+        target = _kv(key, "/watch") if key is not None else _range("/watch", prefix)
         if start_revision:
-            target += f"&from={start_revision}"
+            target += f"&from={_whole(start_revision, 'start_revision')}"
         watch = Watch(self, target)
         with self._lock:
             self._watches.add(watch)
@@ -595,13 +610,13 @@ class Client(_Closing):
         lock is held, with the holder's machine and process as its value. If the holder vanishes,
         the lock is free *ttl* seconds later. *timeout*, in seconds, bounds the wait.
         """
-        return Lock(self, _bytes(name), ttl, timeout)
+        return Lock(self, _bytes(name, "name"), ttl, timeout)
 
     def open_session(self, ttl: float, *, name: str = "", behavior: str = "release") -> str:
         """Begin a session that the caller renews, and return its ID."""
-        target = f"/session?ttl={_milliseconds(ttl)}&behavior={quote(behavior, safe='')}"
+        target = f"/session?ttl={_milliseconds(ttl)}&behavior={_quoted(behavior, 'behavior')}"
         if name:
-            target += "&name=" + quote(name, safe="")
+            target += "&name=" + _quoted(name, "name")
         # One that nobody learned of does no harm, and ends by itself.
         answer = self._call(_Request("POST", target, repeatable=True))
         with _understanding:
@@ -984,20 +999,20 @@ class Session(_Closing):
         Raises Conflict if another session holds it, NotFound if this one has ended, and
         PreconditionFailed.
         """
-        target = f"{_kv(key)}&acquire={quote(self.id, safe='')}"
+        target = f"{_kv(key)}&acquire={_quoted(self.id, 'session')}"
         if if_revision is not None:
-            target += f"&cas={if_revision}"
-        token = self._client._write("PUT", target, _bytes(value)).field("X-Conure-Fencing-Token")
+            target += f"&cas={_whole(if_revision, 'if_revision')}"
+        answer = self._client._write("PUT", target, _bytes(value, "value"))
         with _understanding:
-            return int(token)
+            return int(answer.field("X-Conure-Fencing-Token"))
 
     def release(self, key: Text, value: Text | None = None) -> None:
         """Let go of *key*, and set its value unless that is None.
 
         Raises Conflict if it isn't held.
         """
-        target = f"{_kv(key)}&release={quote(self.id, safe='')}"
-        self._client._write("PUT", target, None if value is None else _bytes(value))
+        target = f"{_kv(key)}&release={_quoted(self.id, 'session')}"
+        self._client._write("PUT", target, None if value is None else _bytes(value, "value"))
 
     def close(self) -> None:
         """End the session. Raises NotFound if it has ended by itself."""
@@ -1347,43 +1362,60 @@ def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.0)
 
 
-def _bytes(text: Text) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+def _bytes(text: Text, argument: str) -> bytes:
+    """Return the bytes of a key or value. Raises TypeError, which names the argument."""
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes | bytearray | memoryview):
+        return bytes(text)
+    raise TypeError(f"{argument} has to be str or bytes, not {type(text).__name__}")
+
+
+def _whole(number: int, argument: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{argument} has to be int, not {type(number).__name__}")
+    return number
+
+
+def _quoted(text: Text, argument: str) -> str:
+    return quote(_bytes(text, argument), safe="")
 
 
 def _shown(text: bytes) -> str:
     return repr(text.decode(errors="backslashreplace"))
 
 
-def _milliseconds(seconds: float) -> str:
+def _milliseconds(seconds: float, argument: str = "ttl") -> str:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{argument} has to be a number of seconds, not {type(seconds).__name__}")
     return f"{round(seconds * 1000)}ms"
 
 
 def _kv(key: Text, path: str = "/kv") -> str:
-    return f"{path}?key={quote(_bytes(key), safe='')}"
+    return f"{path}?key={_quoted(key, 'key')}"
 
 
 def _session(session: str) -> str:
-    return "/session?id=" + quote(session, safe="")
+    return "/session?id=" + _quoted(session, "session")
 
 
 def _range(
     path: str, prefix: Text | None, start: Text | None = None, end: Text | None = None
 ) -> str:
-    if start is None and end is None:
-        prefix = prefix or ""
-    named = {"prefix": prefix, "from": start, "to": end}
+    if start is None and end is None and prefix is None:
+        prefix = ""
+    given = (("prefix", prefix, "prefix"), ("from", start, "start"), ("to", end, "end"))
     query = [
-        f"{name}={quote(_bytes(text), safe='')}" for name, text in named.items() if text is not None
+        f"{name}={_quoted(text, argument)}" for name, text, argument in given if text is not None
     ]
     return f"{path}?{'&'.join(query)}"
 
 
 def _texts(key: Text, value: Text | None = None) -> Json:
     """Return key and value as fields of an object; in base64 if one of them isn't UTF-8."""
-    named = {"key": _bytes(key)}
+    named = {"key": _bytes(key, "key")}
     if value is not None:
-        named["value"] = _bytes(value)
+        named["value"] = _bytes(value, "value")
     try:
         return {name: text.decode() for name, text in named.items()}
     except UnicodeDecodeError:

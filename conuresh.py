@@ -143,9 +143,15 @@ COMMANDS = {
         "delete <key>",
         "remove a key, whether it exists or not",
         ("--if-revision", "--prefix"),
-        "With --prefix and no key it removes all keys that begin so, at once, and shows how many.",
+        "With --prefix and no key it removes all keys that begin so, and shows how many; at once,\n"
+        "or if they are more than a server deletes at once (--max-range-items) in parts.",
     ),
-    "incr": Command("incr <key> [<by>]", "add 1 or another number, and show the sum"),
+    "incr": Command(
+        "incr <key> [<by>]",
+        "add 1 or another number, and show the sum",
+        ("--ttl",),
+        "A key that isn't there counts as 0, and expires after --ttl, or never.",
+    ),
     "touch": Command("touch <key> <ttl>", "let a key expire in 30s, say, or with 0s never"),
     "list": Command(
         "list [<prefix>]",
@@ -371,8 +377,8 @@ class Shell:
         else:
             raise Usage("--if-revision is about one key; name it in place of --prefix")
 
-    def _increment(self, key: str, by: str = "1") -> None:
-        _write(f"{self._client.increment(os.fsencode(key), _number('by', by))}\n")
+    def _increment(self, key: str, by: str = "1", *, ttl: float | None = None) -> None:
+        _write(f"{self._client.increment(os.fsencode(key), _number('by', by), ttl=ttl)}\n")
 
     def _touch(self, key: str, ttl: str) -> None:
         seconds = 0.0 if ttl == "0s" else _duration("ttl", ttl)

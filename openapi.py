@@ -119,12 +119,32 @@ def _keys() -> Schema:
             ),
             "delete": _write(
                 "Remove a key, or a range of keys",
-                "Either key, with conditions, or a range. A key that isn't there is no error.",
-                [_key(required=False), *_RANGE, _CAS, *_IF],
+                "Either key, with conditions, or a range, of which limit says how many keys, the "
+                "first ones, go at most. A key that isn't there is no error.",
+                [
+                    _key(required=False),
+                    *_RANGE,
+                    _query("limit", _whole(1), "delete a part; the answer has more then"),
+                    _CAS,
+                    *_IF,
+                ],
                 {
                     "200": _answer(
-                        "Done; of a range, how many keys there were.",
-                        {TEXT: {}, JSON: {"schema": _object(deleted=_whole(0))}},
+                        "Done; of a range, how many keys were deleted, of a part whether there "
+                        "are more.",
+                        {
+                            TEXT: {},
+                            JSON: {
+                                "schema": {
+                                    "type": "object",
+                                    "required": ["deleted"],
+                                    "properties": {
+                                        "deleted": _whole(0),
+                                        "more": {"type": "boolean"},
+                                    },
+                                }
+                            },
+                        },
                     )
                 },
                 412,
@@ -146,6 +166,7 @@ def _keys() -> Schema:
                 [
                     _key(),
                     _query("by", _whole(-_MAX - 1), "what to add, 1 if not said"),
+                    _query("ttl", _duration(), "when a key that isn't there yet is to expire"),
                 ],
                 {
                     "200": _answer(

@@ -214,6 +214,12 @@ class PinnedState:
         for key, record in self.tree.items(*_bounds(start, end), reverse=reverse):
             yield key[1:], record
 
+    def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
+        """Return the users' key behind the first *count* of a range; None if there are no more."""
+        keys = self.tree.keys(*_bounds(start, end))
+        found = next(islice(keys, count, None), None)
+        return None if found is None else found[1:]
+
     def count(self, start: bytes = b"", end: bytes | None = None) -> Iterator[int]:
         """Count users' keys, start <= key < end: yield how many there are so far, then more.
 

@@ -33,7 +33,13 @@ from commands import Item, prefix_end
 from errors import BadRequest, ConureError, TooManyRequests
 from httpserver import Request, Stream
 from kvapi import Desk, Route, index_field, items_of
-from kvrequests import Scan, number, refuse_others
+from kvrequests import (
+    Scan,
+    conditions_of,
+    number,
+    refuse_conditions_of_read,
+    refuse_others,
+)
 from watch import Position, Watchers, parse_event_id
 
 __all__ = ["Streams"]
@@ -136,6 +142,7 @@ class Streams:
 
     def _backup(self, request: Request) -> None:
         refuse_others(request.parameters(), set())
+        refuse_conditions_of_read(conditions_of(request.headers), of_range=True)
         self.work(request, partial(self._send_backup, request))
 
     def _send_backup(self, request: Request) -> None:
@@ -170,6 +177,7 @@ class Streams:
     def _watch(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, {b"key", b"prefix", b"from"})
+        refuse_conditions_of_read(conditions_of(request.headers), of_range=True)
         start, end = _range(query)
         self._desk.backend.check_watchable()
         position = self._position(request, query)
