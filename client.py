@@ -186,13 +186,18 @@ class Record(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A change of a key: *kind* is put, delete or expire; *value* is None if it is gone."""
+    """A change of a key: *kind* is put, delete or expire; *value* is None if it is gone.
+
+    *previous* is the value before, of a watch that asked for it: None if there was no key, or if it
+    isn't known.
+    """
 
     revision: int
     kind: str
     key: bytes
     value: bytes | None
     version: int
+    previous: bytes | None = None
 
 
 class Page(NamedTuple):
@@ -532,20 +537,28 @@ class Client(_Closing):
         return written
 
     def watch(
-        self, key: Text | None = None, *, prefix: Text | None = None, start_revision: int = 0
+        self,
+        key: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        start_revision: int = 0,
+        prev: bool = False,
     ) -> Watch:
         """Return an iterator over the changes of a key, of all with a prefix, or of everything.
 
         It begins at *start_revision*, or with what happens from now on. Events come once each and
         in order, whatever becomes of connections, servers and leaders in the meantime: see
-        :class:`Watch`. Raises Compacted if what happened since *start_revision* isn't known any
-        more, Unavailable if nobody can be watched.
+        :class:`Watch`. With *prev* they have the value ``previous`` to them, where the server knows
+        it: it keeps that since it was first asked for. Raises Compacted if what happened since
+        *start_revision* isn't known any more, Unavailable if nobody can be watched.
         """
         if key is not None and prefix is not None:
             raise BadRequest("a watch is of one key, or of all keys with a prefix")
         target = _kv(key, "/watch") if key is not None else _range("/watch", prefix)
         if start_revision:
             target += f"&from={_whole(start_revision, 'start_revision')}"
+        if prev:
+            target += "&prev=true"
         watch = Watch(self, target)
         with self._lock:
             self._watches.add(watch)
@@ -1497,14 +1510,24 @@ def _record(shown: Mapping[str, Any]) -> Record:
 def _event(kind: str, data: Mapping[str, Any]) -> Event:
     with _understanding:
         key, value = _from_texts(data)
-        return Event(data["revision"], kind, key, value, data["version"])
+        previous = _from_text(data, "prev")
+        return Event(data["revision"], kind, key, value, data["version"], previous)
 
 
 def _from_texts(shown: Mapping[str, Any]) -> tuple[bytes, bytes | None]:
-    key, value = shown["key"], shown.get("value")
-    if shown.get("encoding") == "base64":
-        return b64decode(key), None if value is None else b64decode(value)
-    return key.encode(), None if value is None else value.encode()
+    key = _from_text(shown, "key")
+    if key is None:
+        raise KeyError("key")
+    return key, _from_text(shown, "value")
+
+
+def _from_text(shown: Mapping[str, Any], name: str) -> bytes | None:
+    """Return the bytes that a field stands for, None if it isn't there or is null."""
+    text = shown.get(name)
+    if text is None:
+        return None
+    decoded: bytes = b64decode(text) if shown.get("encoding") == "base64" else text.encode()
+    return decoded
 
 
 def _txn_result(shown: Any) -> Record | Page | int | None:

@@ -1137,6 +1137,7 @@ class Node:
         if self._is_arbiter:
             store.skip(entries)
         else:
+            store.keeps_previous = self._history.wants_previous
             outcomes = store.apply(entries)
             self._history.extend(store.take_events(), last.index)
         self._raft.applied(last.index)

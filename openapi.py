@@ -219,6 +219,7 @@ def _keys() -> Schema:
                     _key(required=False),
                     _query("prefix", _bound(), "all keys that begin with this"),
                     _query("from", _whole(1), "the first revision of interest; without it: now"),
+                    _query("prev", _flag(), "show the value before each change, where it is known"),
                     _header("Last-Event-ID", "go on behind this event; beats from"),
                 ],
                 {
@@ -718,12 +719,21 @@ def _schemas() -> Schema:
                 },
             },
         ),
-        "Event": _object(
-            key={"type": "string"},
-            value={"type": ["string", "null"]},
-            revision=_whole(1),
-            version=_whole(0),
-        ),
+        "Event": {
+            "type": "object",
+            "required": ["key", "value", "revision", "version"],
+            "properties": {
+                "key": {"type": "string"},
+                "value": {"type": ["string", "null"]},
+                "encoding": {"const": "base64"},
+                "revision": _whole(1),
+                "version": _whole(0),
+                "prev": {
+                    "type": ["string", "null"],
+                    "description": "the value before, where it was asked for and is known",
+                },
+            },
+        },
         "Preview": _object(allowed={"type": "boolean"}, reason={"type": "string"}),
         "Problem": _object(
             type={"type": "string"},

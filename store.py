@@ -130,8 +130,11 @@ _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
-Change: TypeAlias = tuple[int, int, bytes, bytes, int]
-"""The fields of a commands.Event, in a plain tuple: there is one for every put.
+Change: TypeAlias = (
+    tuple[int, int, bytes, bytes, int] | tuple[int, int, bytes, bytes, int, bytes | None]
+)
+"""The fields of a commands.Event, in a plain tuple: there is one for every put. The sixth, if it is
+there, is the value before, None if there was no key.
 
 The kind is a plain number, too. The collector of garbage lets go of tuples of such things; of an
 enumeration's it would look at every one again and again, and that takes 0.1 s with a full window.
@@ -261,7 +264,8 @@ class Store:
     *configuration* is the encoded membership as of the tree's applied index, kept here because
     it changes with the same entries that change the data. ``digest`` and ``clock``, in
     milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
-    changes are noted down for :meth:`take_events`.
+    changes are noted down for :meth:`take_events`, and ``keeps_previous`` whether the values before
+    are, too: of the changes of one entry up to READ_BYTES of them. Neither changes the state.
     """
 
     tree: BTree
@@ -276,9 +280,11 @@ class Store:
     _own: int  # records that are neither a user's nor that one
     _due: int | None  # when the next record expires; None: to be looked up
     _room: int  # bytes that the present transaction may still read
+    _previous_room: int  # bytes of values before that its events may still have
 
     def __init__(self, tree: BTree, configuration: bytes) -> None:
         self.keeps_events = False
+        self.keeps_previous = False
         self._marks: dict[int, int] = {}
         self._become(tree, configuration)
 
@@ -417,6 +423,8 @@ class Store:
         decode, put_op, delete_op = wire.decode_command, wire.OP_PUT, wire.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self.keeps_events else None
+        looks_back = self.keeps_events and self.keeps_previous
+        before: tuple[()] | tuple[bytes | None] = ()
         digest = self.digest
         for entry in entries:
             kind = entry.kind
@@ -425,14 +433,20 @@ class Store:
                 index = entry.index
                 try:
                     op, key, value = decode(data)
+                    if looks_back:
+                        self._previous_room = READ_BYTES
+                        before = self._before(key) if op in (put_op, delete_op) else ()
                     if op == put_op:
                         done = put(_USER + key, value, index)
                         if note:
-                            note((index, was_put, key, value, done))
+                            if before:
+                                note((index, was_put, key, value, done, *before))
+                            else:
+                                note((index, was_put, key, value, done))
                     elif op == delete_op:
                         done = delete(_USER + key)
                         if note and done:
-                            note((index, was_deleted, key, b"", 0))
+                            note((index, was_deleted, key, b"", 0, *before))
                     else:
                         done = self._transact(wire.decode_transaction(data), index)
                 except wire.WireError as error:
@@ -657,21 +671,38 @@ class Store:
 
     def _write(self, key: bytes, value: bytes, revision: int, expiry: int) -> tuple[Item]:
         """Set a user's key."""
+        before = self._before(key)
         self._set(_USER + key, value, revision, expiry)
         record = self.get(key)
         assert record is not None
         if self.keeps_events:
-            self._events.append((revision, EventKind.PUT.value, key, value, record.version))
+            change = (revision, EventKind.PUT.value, key, value, record.version, *before)
+            self._events.append(change)
         return (Item(key, None, *record[1:]),)
 
     def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
         """Remove a user's key and tell whether it was there."""
+        before = self._before(key)
         if not self.tree.delete(_USER + key):
             return False
         if self.keeps_events:
-            self._events.append((revision, kind.value, key, b"", 0))
+            self._events.append((revision, kind.value, key, b"", 0, *before))
         self._tidy()
         return True
+
+    def _before(self, key: bytes) -> tuple[()] | tuple[bytes | None]:
+        """Return the value that a user's key has, for the event of its change; or nothing, if that
+        isn't wanted, would be too much of one entry, or can't be read."""
+        if not (self.keeps_events and self.keeps_previous) or self._previous_room <= 0:
+            return ()
+        try:
+            record = self.get(key)
+        except CorruptionError:  # a page that nothing but this needs
+            return ()
+        if record is None:
+            return (None,)
+        self._previous_room -= len(record.value)
+        return (record.value,)
 
     def _set(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
         """Set a record of any kind, and its entry in the index."""

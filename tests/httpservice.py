@@ -67,6 +67,7 @@ class FakeBackend:
             for index, command in enumerate(commands, first)
         ]
         self.store.keeps_events = True
+        self.store.keeps_previous = self.history.wants_previous
         outcomes = self.store.apply(entries)
         self.history.extend(self.store.take_events(), self.store.applied_index)
         return Committed(first, outcomes)

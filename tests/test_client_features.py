@@ -767,3 +767,41 @@ def test_whatever_holds_bytes_is_a_key_and_a_value(
     assert db.get("l") == b"\xfe"
     assert db.load([(kind(b"m"), kind(b"w"))]) == 1
     assert db.delete_prefix(kind(b"")) == 3
+
+
+# -- the value before ------------------------------------------------------------------------------
+
+
+def test_a_watch_may_have_the_values_before(tmp_path: Path) -> None:
+    with running(tmp_path, "--bootstrap") as server, Client(server.url, timeout=20) as db:
+        begin = db.put("k", "unknown")
+        db.put("k", "1")
+        with db.watch("k", start_revision=begin, prev=True) as watch, db.watch("k") as plain:
+            assert [next(watch)[1:] for _ in range(2)] == [
+                ("put", b"k", b"unknown", 1, None),  # nobody had asked for it by then
+                ("put", b"k", b"1", 2, None),
+            ]
+            db.put("k", "2")
+            db.put("k", b"\xff", ttl=3600)
+            db.delete("k")
+            db.put("k", "new")
+            assert [next(watch)[2:] for _ in range(4)] == [
+                (b"k", b"2", 3, b"1"),
+                (b"k", b"\xff", 4, b"2"),
+                (b"k", None, 0, b"\xff"),
+                (b"k", b"new", 1, None),
+            ]
+            assert [next(plain).previous for _ in range(4)] == [None] * 4
+        last = db.put("k", "end")
+        with db.watch("k", start_revision=last, prev=True) as watch:
+            assert next(watch).previous == b"new"
+        with start_shell(
+            server, "watch", "k", "--prev", "--json", "--from", str(last)
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            shown = json.loads(process.stdout.readline())
+            assert (shown["value"], shown["prev"]) == ("end", "new")
+            process.terminate()
+        status, _ = shell(server, "watch", "k", "--prev")
+        assert status == 2
+        assert server.request("GET", "/watch?key=k&prev=perhaps").status == 400

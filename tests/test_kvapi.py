@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -24,7 +25,7 @@ from commands import (
     Transaction,
 )
 from errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
-from kvapi import MAX_BATCH_LINES, Command, WriteReply
+from kvapi import MAX_ATTEMPTS, MAX_BATCH_LINES, Command, WriteReply
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer
 
@@ -230,17 +231,18 @@ def crowded(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, times: int) -
 
 
 def test_keys_that_come_meanwhile_are_never_too_many(
-    service: Service, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither more than the limit goes, nor is "more" wrong about what is there by then."""
     backend.values = {b"k1": b"", b"k2": b""}
-    crowded(backend, monkeypatch, 2)
-    assert delete_part(service, "/kv?prefix=k&limit=2") == {"deleted": 2, "more": True}
-    assert set(backend.values) == {b"k1", b"k2"}  # the others were the first by then
-    crowded(backend, monkeypatch, 100)
-    answer = ask(service, "DELETE", "/kv?prefix=k&limit=2")
-    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert {b"k1", b"k2"} < set(backend.values)
+    with closing(Service(backend, max_scans=2 * MAX_ATTEMPTS)) as service:
+        crowded(backend, monkeypatch, 2)
+        assert delete_part(service, "/kv?prefix=k&limit=2") == {"deleted": 2, "more": True}
+        assert set(backend.values) == {b"k1", b"k2"}  # the others were the first by then
+        crowded(backend, monkeypatch, 100)
+        answer = ask(service, "DELETE", "/kv?prefix=k&limit=2")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert {b"k1", b"k2"} < set(backend.values)
 
 
 def test_a_repeated_part_is_answered_alike_and_deletes_nothing(

@@ -1055,7 +1055,8 @@ def test_a_session_and_what_it_holds_are_seen_until_it_ends() -> None:
     lab.tick(25)
     assert lab["n2"].look(b"k")[1:] == (None, None)
     assert lab["n2"].session(b"s")[1] is None
-    ((*_, (_, kind, key, _, _)),) = [b.events for b in lab["n2"]._history.view().blocks]
+    ((*_, last),) = [b.events for b in lab["n2"]._history.view().blocks]
+    _, kind, key, _, _ = last[:5]
     assert (kind, key) == (EventKind.EXPIRE, b"k")
 
 
@@ -1086,7 +1087,7 @@ def test_an_installed_state_begins_another_history() -> None:
     assert history.events < lab["n1"]._history.events
     put(lab, b"after", b"all")
     lab.tick(5)
-    (*_, (revision, _, key, _, _)) = history.view().blocks[-1].events
+    revision, _, key, _, _ = history.view().blocks[-1].events[-1][:5]
     assert (revision, key) == (history.revision, b"after")
 
 
