@@ -49,6 +49,7 @@ import os
 import socket
 import struct
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from operator import ge, itemgetter
@@ -62,7 +63,7 @@ from fileio import FileSystem
 from raft import Configuration, HardState, Message, MessageType, Server, SnapshotMeta
 from raftlog import RaftLog
 from snapshots import IncomingSnapshot, OutgoingSnapshot
-from store import PinnedState
+from store import Census, PinnedState
 from transport import SnapshotHeader
 from wire import (
     FRAME_HEADER_BYTES,
@@ -208,8 +209,8 @@ class BackupFile:
             self._file.close()
             raise
 
-    def verify(self, progress: Progress) -> None:
-        """Read everything and prove that it is what was written, and makes a state.
+    def verify(self, progress: Progress) -> Census:
+        """Read everything and prove that it is what was written, and makes a state; count it.
 
         Raises UnusableBackup and DiskFailed.
         """
@@ -217,6 +218,7 @@ class BackupFile:
             raise self._unusable(12, "it was taken where nothing had been applied")
         last = b""
         records = 0
+        kinds: Counter[bytes] = Counter()
         for offset, payload in self.payloads("verifying the backup", progress):
             try:
                 rows = decode_records(payload)
@@ -231,9 +233,11 @@ class BackupFile:
                 raise self._unusable(offset, why)
             last = keys[-1] if keys else last
             records += len(keys)
+            kinds.update([key[:1] for key in keys])
         if records != self.header.records:
             why = f"it has {records} records, and says that it has {self.header.records}"
             raise self._unusable(self._size - _TRAILER_BYTES, why)
+        return Census.of(kinds)
 
     def payloads(self, doing: str, progress: Progress) -> Iterator[tuple[int, bytes]]:
         """Yield the offset and the payload of each frame, of which the checksum holds.
@@ -334,6 +338,7 @@ class Restored(NamedTuple):
 
     identity: Identity
     header: Header
+    census: Census
 
 
 def restore(
@@ -358,7 +363,7 @@ def restore(
     try:
         if fs.exists(directory):
             _refuse_if_occupied(fs, directory)  # better now than after a long look at the file
-        backup.verify(progress)
+        census = backup.verify(progress)
         fs.make_directory(directory)
         holder = f"process {os.getpid()} on {socket.gethostname()} (restoring node {node_id})"
         lock = fs.lock(os.path.join(directory, "LOCK"), holder)
@@ -376,7 +381,7 @@ def restore(
             lock.release()
     finally:
         backup.close()
-    return Restored(identity, backup.header)
+    return Restored(identity, backup.header, census)
 
 
 def _refuse_if_occupied(fs: FileSystem, directory: str) -> None:

@@ -54,6 +54,9 @@ Each :class:`Session`, and so each lock, has a thread that renews it.
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import contextlib
 import hashlib
 import json
@@ -121,14 +124,15 @@ DEFAULT_TIMEOUT = 5.0
 DEFAULT_TTL = 15.0
 """Seconds that a session or lock outlives its holder."""
 
-Text: TypeAlias = str | bytes
-"""Bytes, or text that is sent as UTF-8."""
+Text: TypeAlias = str | bytes | bytearray | memoryview
+"""Bytes, or text that is sent as UTF-8. Anything else as a key or value is a TypeError."""
 
 _CONNECT_TIME = 1.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds
 _SILENCE = 15.0  # seconds without a byte of a stream; a watch hears something every 5 s
 _LONG_POLL = 20.0  # seconds that a lock waits at a time
 _BATCH_RECORDS, _BATCH_BYTES = 1000, 512 << 10
+_PART_KEYS = 10_000  # of a deletion in parts; a server may make them smaller
 _READ_BYTES = 64 << 10
 _BACKUP_MAGIC, _BACKUP_TRAILER = b"CONUREBK", 44  # backup.py has the format
 _NOT_A_SERVER = "this is not what a ConureDB server answers; check the server's address"
@@ -182,13 +186,18 @@ class Record(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A change of a key: *kind* is put, delete or expire; *value* is None if it is gone."""
+    """A change of a key: *kind* is put, delete or expire; *value* is None if it is gone.
+
+    *previous* is the value before, of a watch that asked for it: None if there was no key, or if it
+    isn't known.
+    """
 
     revision: int
     kind: str
     key: bytes
     value: bytes | None
     version: int
+    previous: bytes | None = None
 
 
 class Page(NamedTuple):
@@ -249,7 +258,7 @@ class Op:
     @staticmethod
     def put(key: Text, value: Text, *, ttl: float | None = None, keep_ttl: bool = False) -> Json:
         """Set a key; *ttl* in seconds."""
-        body = _texts(key, value)
+        body = _texts(key, _bytes(value, "value"))
         if ttl is not None:
             body["ttl"] = _milliseconds(ttl)
         if keep_ttl:
@@ -269,21 +278,20 @@ class Op:
     @staticmethod
     def delete_prefix(prefix: str) -> Json:
         """Remove all keys that begin with *prefix*."""
-        return {"delete": {"prefix": prefix}}
+        return {"delete": {"prefix": _bytes(prefix, "prefix").decode()}}
 
     @staticmethod
     def range(
         prefix: str, *, limit: int = 100, reverse: bool = False, keys_only: bool = False
     ) -> Json:
         """Read the first keys that begin with *prefix*, or with *reverse* the last ones."""
-        return {
-            "range": {"prefix": prefix, "limit": limit, "reverse": reverse, "keys": keys_only},
-        }
+        text = _bytes(prefix, "prefix").decode()
+        return {"range": {"prefix": text, "limit": limit, "reverse": reverse, "keys": keys_only}}
 
     @staticmethod
     def increment(key: Text, by: int = 1) -> Json:
         """Add to a number; what it comes to is told by a ``get`` behind it."""
-        return {"incr": {**_texts(key), "by": by}}
+        return {"incr": {**_texts(key), "by": _whole(by, "by")}}
 
     @staticmethod
     def touch(key: Text, ttl: float) -> Json:
@@ -379,12 +387,13 @@ class Client(_Closing):
         if keep_ttl:
             target += "&keepttl=true"
         if if_revision is not None:
-            target += f"&cas={if_revision}"
+            target += f"&cas={_whole(if_revision, 'if_revision')}"
         if acquire is not None:
-            target += "&acquire=" + quote(acquire, safe="")
+            target += "&acquire=" + _quoted(acquire, "acquire")
         if release is not None:
-            target += "&release=" + quote(release, safe="")
-        return self._write("PUT", target, _bytes(value), is_plain=target == plain).revision
+            target += "&release=" + _quoted(release, "release")
+        body = _bytes(value, "value")
+        return self._write("PUT", target, body, is_plain=target == plain).revision
 
     def get(self, key: Text, stale: bool = False, max_stale: float | None = None) -> bytes | None:
         """Return the value of *key*, or None.
@@ -395,7 +404,7 @@ class Client(_Closing):
         """
         target = _kv(key) + "&stale=true" * stale
         if max_stale is not None:
-            target += f"&max_stale={round(max_stale * 1000)}ms"
+            target += f"&max_stale={_milliseconds(max_stale, 'max_stale')}"
         request = _Request("GET", target, is_read=True, any_server=stale)
         try:
             return self._call(request).body
@@ -416,15 +425,19 @@ class Client(_Closing):
         """
         target = _kv(key)
         if if_revision is not None:
-            target += f"&cas={if_revision}"
+            target += f"&cas={_whole(if_revision, 'if_revision')}"
         return self._write("DELETE", target, is_plain=if_revision is None).revision
 
-    def increment(self, key: Text, by: int = 1) -> int:
+    def increment(self, key: Text, by: int = 1, *, ttl: float | None = None) -> int:
         """Add to the decimal number under *key*, 0 if there is none, and return the sum.
 
-        Raises Conflict if the value is no number of 64 bits, or the sum would not be.
+        A key that isn't there expires *ttl* seconds after this, or never; one that is keeps its
+        time. Raises Conflict if the value is no number of 64 bits, or the sum would not be.
         """
-        answer = self._write("POST", f"{_kv(key, '/kv/incr')}&by={by}")
+        target = f"{_kv(key, '/kv/incr')}&by={_whole(by, 'by')}"
+        if ttl is not None:
+            target += f"&ttl={_milliseconds(ttl)}"
+        answer = self._write("POST", target)
         with _understanding:
             return int(answer.body)
 
@@ -455,7 +468,7 @@ class Client(_Closing):
         """
         target = _range("/kv", prefix, start, end)
         if limit is not None:
-            target += f"&limit={limit}"
+            target += f"&limit={_whole(limit, 'limit')}"
         target += "&reverse=true" * reverse + "&keys=true" * keys_only
         headers = {"Accept": "application/x-ndjson"}
         request = _Request("GET", target, is_read=True, headers=headers, is_stream=True)
@@ -468,14 +481,24 @@ class Client(_Closing):
             return int(shown["count"])
 
     def delete_prefix(self, prefix: Text) -> int:
-        """Remove all keys that begin with *prefix*, at one revision, and return how many.
+        """Remove all keys that begin with *prefix*, and return how many.
 
-        Raises PayloadTooLarge, with none removed, if there are more than the servers'
-        ``max_range_items``.
+        It is one change, at one revision, unless there are more keys than the servers'
+        ``max_range_items``. Then they go in parts, each of them one change, until there are none;
+        when this raises, those of the parts before are gone.
         """
-        answer = self._write("DELETE", _range("/kv", prefix))
-        with _understanding:
-            return int(_object(answer.body)["deleted"])
+        target = f"/kv?prefix={_quoted(prefix, 'prefix')}"  # None would be all there are
+        with contextlib.suppress(PayloadTooLarge):
+            answer = self._write("DELETE", target)
+            with _understanding:
+                return int(_object(answer.body)["deleted"])
+        deleted = 0
+        while True:
+            shown = _object(self._write("DELETE", f"{target}&limit={_PART_KEYS}").body)
+            with _understanding:
+                deleted += int(shown["deleted"])
+                if not shown["more"]:
+                    return deleted
 
     def txn(
         self,
@@ -514,20 +537,28 @@ class Client(_Closing):
         return written
 
     def watch(
-        self, key: Text | None = None, *, prefix: Text | None = None, start_revision: int = 0
+        self,
+        key: Text | None = None,
+        *,
+        prefix: Text | None = None,
+        start_revision: int = 0,
+        prev: bool = False,
     ) -> Watch:
         """Return an iterator over the changes of a key, of all with a prefix, or of everything.
 
         It begins at *start_revision*, or with what happens from now on. Events come once each and
         in order, whatever becomes of connections, servers and leaders in the meantime: see
-        :class:`Watch`. Raises Compacted if what happened since *start_revision* isn't known any
-        more, Unavailable if nobody can be watched.
+        :class:`Watch`. With *prev* they have the value ``previous`` to them, where the server knows
+        it: it keeps that since it was first asked for. Raises Compacted if what happened since
+        *start_revision* isn't known any more, Unavailable if nobody can be watched.
         """
         if key is not None and prefix is not None:
             raise BadRequest("a watch is of one key, or of all keys with a prefix")
-        target = _kv(key, "/watch") if key is not None else _range("/watch", prefix or "")
+        target = _kv(key, "/watch") if key is not None else _range("/watch", prefix)
         if start_revision:
-            target += f"&from={start_revision}"
+            target += f"&from={_whole(start_revision, 'start_revision')}"
+        if prev:
+            target += "&prev=true"
         watch = Watch(self, target)
         with self._lock:
             self._watches.add(watch)
@@ -592,13 +623,13 @@ class Client(_Closing):
         lock is held, with the holder's machine and process as its value. If the holder vanishes,
         the lock is free *ttl* seconds later. *timeout*, in seconds, bounds the wait.
         """
-        return Lock(self, _bytes(name), ttl, timeout)
+        return Lock(self, _bytes(name, "name"), ttl, timeout)
 
     def open_session(self, ttl: float, *, name: str = "", behavior: str = "release") -> str:
         """Begin a session that the caller renews, and return its ID."""
-        target = f"/session?ttl={_milliseconds(ttl)}&behavior={quote(behavior, safe='')}"
+        target = f"/session?ttl={_milliseconds(ttl)}&behavior={_quoted(behavior, 'behavior')}"
         if name:
-            target += "&name=" + quote(name, safe="")
+            target += "&name=" + _quoted(name, "name")
         # One that nobody learned of does no harm, and ends by itself.
         answer = self._call(_Request("POST", target, repeatable=True))
         with _understanding:
@@ -822,7 +853,8 @@ class Items(_Closing):
         try:
             return _record(_object(next(self._lines)))
         except StopIteration:
-            if (connection := self._stream.let_go()) is not None:
+            connection = self._stream.let_go()
+            if connection is not None:
                 self._client._put_back(self._server, connection)
             raise
         except _ConnectionFailed as failure:
@@ -980,20 +1012,20 @@ class Session(_Closing):
         Raises Conflict if another session holds it, NotFound if this one has ended, and
         PreconditionFailed.
         """
-        target = f"{_kv(key)}&acquire={quote(self.id, safe='')}"
+        target = f"{_kv(key)}&acquire={_quoted(self.id, 'session')}"
         if if_revision is not None:
-            target += f"&cas={if_revision}"
-        token = self._client._write("PUT", target, _bytes(value)).field("X-Conure-Fencing-Token")
+            target += f"&cas={_whole(if_revision, 'if_revision')}"
+        answer = self._client._write("PUT", target, _bytes(value, "value"))
         with _understanding:
-            return int(token)
+            return int(answer.field("X-Conure-Fencing-Token"))
 
     def release(self, key: Text, value: Text | None = None) -> None:
         """Let go of *key*, and set its value unless that is None.
 
         Raises Conflict if it isn't held.
         """
-        target = f"{_kv(key)}&release={quote(self.id, safe='')}"
-        self._client._write("PUT", target, None if value is None else _bytes(value))
+        target = f"{_kv(key)}&release={_quoted(self.id, 'session')}"
+        self._client._write("PUT", target, None if value is None else _bytes(value, "value"))
 
     def close(self) -> None:
         """End the session. Raises NotFound if it has ended by itself."""
@@ -1343,43 +1375,60 @@ def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.0)
 
 
-def _bytes(text: Text) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+def _bytes(text: Text, argument: str) -> bytes:
+    """Return the bytes of a key or value. Raises TypeError, which names the argument."""
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes | bytearray | memoryview):
+        return bytes(text)
+    raise TypeError(f"{argument} has to be str or bytes, not {type(text).__name__}")
+
+
+def _whole(number: int, argument: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{argument} has to be int, not {type(number).__name__}")
+    return number
+
+
+def _quoted(text: Text, argument: str) -> str:
+    return quote(_bytes(text, argument), safe="")
 
 
 def _shown(text: bytes) -> str:
     return repr(text.decode(errors="backslashreplace"))
 
 
-def _milliseconds(seconds: float) -> str:
+def _milliseconds(seconds: float, argument: str = "ttl") -> str:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{argument} has to be a number of seconds, not {type(seconds).__name__}")
     return f"{round(seconds * 1000)}ms"
 
 
 def _kv(key: Text, path: str = "/kv") -> str:
-    return f"{path}?key={quote(_bytes(key), safe='')}"
+    return f"{path}?key={_quoted(key, 'key')}"
 
 
 def _session(session: str) -> str:
-    return "/session?id=" + quote(session, safe="")
+    return "/session?id=" + _quoted(session, "session")
 
 
 def _range(
     path: str, prefix: Text | None, start: Text | None = None, end: Text | None = None
 ) -> str:
-    if start is None and end is None:
-        prefix = prefix or ""
-    named = {"prefix": prefix, "from": start, "to": end}
+    if start is None and end is None and prefix is None:
+        prefix = ""
+    given = (("prefix", prefix, "prefix"), ("from", start, "start"), ("to", end, "end"))
     query = [
-        f"{name}={quote(_bytes(text), safe='')}" for name, text in named.items() if text is not None
+        f"{name}={_quoted(text, argument)}" for name, text, argument in given if text is not None
     ]
     return f"{path}?{'&'.join(query)}"
 
 
 def _texts(key: Text, value: Text | None = None) -> Json:
     """Return key and value as fields of an object; in base64 if one of them isn't UTF-8."""
-    named = {"key": _bytes(key)}
+    named = {"key": _bytes(key, "key")}
     if value is not None:
-        named["value"] = _bytes(value)
+        named["value"] = _bytes(value, "value")
     try:
         return {name: text.decode() for name, text in named.items()}
     except UnicodeDecodeError:
@@ -1461,14 +1510,24 @@ def _record(shown: Mapping[str, Any]) -> Record:
 def _event(kind: str, data: Mapping[str, Any]) -> Event:
     with _understanding:
         key, value = _from_texts(data)
-        return Event(data["revision"], kind, key, value, data["version"])
+        previous = _from_text(data, "prev")
+        return Event(data["revision"], kind, key, value, data["version"], previous)
 
 
 def _from_texts(shown: Mapping[str, Any]) -> tuple[bytes, bytes | None]:
-    key, value = shown["key"], shown.get("value")
-    if shown.get("encoding") == "base64":
-        return b64decode(key), None if value is None else b64decode(value)
-    return key.encode(), None if value is None else value.encode()
+    key = _from_text(shown, "key")
+    if key is None:
+        raise KeyError("key")
+    return key, _from_text(shown, "value")
+
+
+def _from_text(shown: Mapping[str, Any], name: str) -> bytes | None:
+    """Return the bytes that a field stands for, None if it isn't there or is null."""
+    text = shown.get(name)
+    if text is None:
+        return None
+    decoded: bytes = b64decode(text) if shown.get("encoding") == "base64" else text.encode()
+    return decoded
 
 
 def _txn_result(shown: Any) -> Record | Page | int | None:
@@ -1482,7 +1541,7 @@ def _txn_result(shown: Any) -> Record | Page | int | None:
 def _pieces(stream: _Stream, separator: bytes) -> Generator[bytes, None, None]:
     """Yield what is before each *separator*. Raises _ConnectionFailed."""
     buffer = bytearray()
-    while piece := stream.read():
+    for piece in iter(stream.read, b""):
         looked = max(len(buffer) - len(separator), 0)
         buffer += piece
         if buffer.find(separator, looked) >= 0:
@@ -1504,7 +1563,7 @@ def _save_backup(stream: _Stream, output: BinaryIO, tell: Callable[[int], None])
     size = 0
     tail = b""  # what may be the trailer
     try:
-        while piece := stream.read():
+        for piece in iter(stream.read, b""):
             output.write(piece)
             size += len(piece)
             tell(size)
@@ -1579,18 +1638,18 @@ def _not_found(message: str, request: _Request) -> ConureError:
 
 
 def _refusal(answer: _Answer, request: _Request, message: str) -> ConureError:
-    match answer.status:
-        case 404:
-            return _not_found(message, request)
-        case 410 if found := re.search(r"\brevision (\d+)", message):
-            return Compacted(int(found[1]))
-        case 412:
-            revision = answer.field("ETag").strip('"')
-            return PreconditionFailed(int(revision) if revision.isdecimal() else 0)
-        case 422:
-            return KeyReused()
-        case 429:
-            seconds = answer.field("Retry-After")
-            return TooManyRequests(message, int(seconds) if seconds.isdecimal() else 1)
-        case status:
-            return _ERRORS.get(status, RequestError)(message)
+    status = answer.status  # no match, no assignment in an expression: see oldpython.py
+    oldest = re.search(r"\brevision (\d+)", message) if status == 410 else None
+    if oldest:
+        return Compacted(int(oldest[1]))
+    if status == 404:
+        return _not_found(message, request)
+    if status == 412:
+        revision = answer.field("ETag").strip('"')
+        return PreconditionFailed(int(revision) if revision.isdecimal() else 0)
+    if status == 422:
+        return KeyReused()
+    if status == 429:
+        seconds = answer.field("Retry-After")
+        return TooManyRequests(message, int(seconds) if seconds.isdecimal() else 1)
+    return _ERRORS.get(status, RequestError)(message)

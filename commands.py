@@ -47,6 +47,7 @@ __all__ = [
     "Touch",
     "Transaction",
     "as_text",
+    "as_texts",
     "prefix_end",
 ]
 
@@ -258,7 +259,8 @@ class EventKind(IntEnum):
 class Event(NamedTuple):
     """A change of one key, as watchers see it; *value* is b"" and *version* 0 if it is gone.
 
-    Events of one revision stand in the order of its operations.
+    Events of one revision stand in the order of its operations. A sixth item, where there is one,
+    is the value before: None if there was no key.
     """
 
     revision: int
@@ -342,3 +344,14 @@ def as_text(key: bytes, value: bytes | None) -> tuple[str, str | None, bool]:
         return key.decode(), None if value is None else value.decode(), False
     except UnicodeDecodeError:
         return b64encode(key).decode(), None if value is None else b64encode(value).decode(), True
+
+
+def as_texts(*parts: bytes | None) -> tuple[list[str | None], bool]:
+    """Return keys and values as they stand in one object of JSON, and whether as base64.
+
+    All are UTF-8, or all base64. None stays None.
+    """
+    try:
+        return [None if part is None else part.decode() for part in parts], False
+    except UnicodeDecodeError:
+        return [None if part is None else b64encode(part).decode() for part in parts], True

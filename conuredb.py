@@ -9,12 +9,16 @@ Exit status: 0 after SIGTERM or SIGINT, 2 if a setting can't be used, 1 for a fa
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import contextlib
 import gc
 import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -29,7 +33,7 @@ import offline
 from config import VERSION, Address, Config, load
 from discovery import Joiner
 from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
-from fileio import OsFileSystem
+from fileio import OsFileSystem, others_who_may_write
 from forward import Forwarder
 from httpapi import API, SHORT_BODIES, MetricsAPI
 from httpserver import Application, HTTPServer, Limits, Stream
@@ -239,6 +243,15 @@ class Process:
             )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
+        others = others_who_may_write(config.data_dir)
+        if others:
+            log.warning(
+                "data_dir %s may be written by %s, who could replace any file in it; "
+                "take that away: chmod go-w %s",
+                config.data_dir,
+                others,
+                shlex.quote(config.data_dir),
+            )
         return self._node
 
     def _start_forwarder(self) -> Forwarder:

@@ -17,6 +17,9 @@ Exit status: 0 done, 1 not found or refused, 2 wrong usage; of ``lock`` that of 
    events are lines with escapes everywhere; as JSON they are exact.
 3. Ctrl-C gives up the line or the command, Ctrl-D leaves.
 4. A word is an option only where a command has an option of that name; behind ``--`` none is.
+5. A line of a script or a terminal is split as a POSIX shell does it, with one exception: a word
+   that begins with ``{`` or ``[`` and is JSON from there is taken as it stands, spaces, quotes and
+   all. One that is none and has quotes is refused, because they would be lost.
 
 One thread, besides that of a lock. Leaders are followed by the client; the prompt names the server
 it talks to.
@@ -24,6 +27,9 @@ it talks to.
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import contextlib
 import io
 import json
@@ -41,13 +47,16 @@ from typing import Any, NamedTuple
 from client import DEFAULT_SERVER, DEFAULT_TIMEOUT, DEFAULT_TTL, Client, Event, Record, Watch
 from errors import ConureError
 
-__all__ = ["Shell", "main"]
+__all__ = ["Shell", "main", "split"]
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 _HISTORY_LINES = 1000
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d+)?(?:ms|s|m|h|d))+", re.ASCII)
 _DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SPACES = " \t\r\n"
+_JSON, _QUOTES = ("{", "["), "\"'\\"
+_DECODER = json.JSONDecoder()
 _LOOK = 0.2  # seconds between two looks at whether a lock is still held
 
 
@@ -93,6 +102,7 @@ OPTIONS = {
     "--reverse": Option(),
     "--json": Option(),
     "--from": Option("REVISION", _number),
+    "--prev": Option(),
     "--wait": Option("10s", _duration),
     "--name": Option("NAME", _text),
     "--behavior": Option("delete", _text),
@@ -127,7 +137,8 @@ COMMANDS = {
         "The key expires after --ttl, or never; with --keep-ttl when it would have anyway.\n"
         "With --if-revision it is only stored if that is the key's revision (see info), and with\n"
         "0 only if the key doesn't exist. --acquire and --release name a session, see session.\n"
-        "Put quotes around what holds spaces: put greeting 'hello world'.\n"
+        "Put quotes around what holds spaces: put greeting 'hello world'. In a line of this shell\n"
+        'JSON needs none, and is stored as it stands: put user {"name": "Ada"}.\n'
         "On the command line of conuresh itself, - as the value stands for standard input.",
     ),
     "get": Command("get <key>", "show a value"),
@@ -140,9 +151,15 @@ COMMANDS = {
         "delete <key>",
         "remove a key, whether it exists or not",
         ("--if-revision", "--prefix"),
-        "With --prefix and no key it removes all keys that begin so, at once, and shows how many.",
+        "With --prefix and no key it removes all keys that begin so, and shows how many; at once,\n"
+        "or if they are more than a server deletes at once (--max-range-items) in parts.",
     ),
-    "incr": Command("incr <key> [<by>]", "add 1 or another number, and show the sum"),
+    "incr": Command(
+        "incr <key> [<by>]",
+        "add 1 or another number, and show the sum",
+        ("--ttl",),
+        "A key that isn't there counts as 0, and expires after --ttl, or never.",
+    ),
     "touch": Command("touch <key> <ttl>", "let a key expire in 30s, say, or with 0s never"),
     "list": Command(
         "list [<prefix>]",
@@ -155,9 +172,10 @@ COMMANDS = {
     "watch": Command(
         "watch <key>",
         "show what happens to a key, until Ctrl-C",
-        ("--prefix", "--from", "--json"),
+        ("--prefix", "--from", "--prev", "--json"),
         "With --prefix and no key it is about all keys that begin so; --prefix '' about all.\n"
-        "It begins now, or at the revision --from. A line each: what, revision, key, value.",
+        "It begins now, or at the revision --from. A line each: what, revision, key, value.\n"
+        "With --prev --json each has the value before, too, where the server knows it.",
     ),
     "txn": Command(
         "txn [<file>]",
@@ -310,11 +328,11 @@ class Shell:
         return worst
 
     def run_line(self, line: str) -> int:
-        """Carry out a line, split into words as a POSIX shell does it."""
+        """Carry out a line, split into words as a POSIX shell does it; but JSON is one (5)."""
         try:
-            words = shlex.split(line)
-        except ValueError as error:
-            _complain(f"{self._prefix}{str(error).lower()}; every quote needs its counterpart")
+            words = split(line)
+        except Usage as error:
+            _complain(f"{self._prefix}{error}")
             return _USAGE
         return self.run(words) if words else _OK
 
@@ -368,8 +386,8 @@ class Shell:
         else:
             raise Usage("--if-revision is about one key; name it in place of --prefix")
 
-    def _increment(self, key: str, by: str = "1") -> None:
-        _write(f"{self._client.increment(os.fsencode(key), _number('by', by))}\n")
+    def _increment(self, key: str, by: str = "1", *, ttl: float | None = None) -> None:
+        _write(f"{self._client.increment(os.fsencode(key), _number('by', by), ttl=ttl)}\n")
 
     def _touch(self, key: str, ttl: str) -> None:
         seconds = 0.0 if ttl == "0s" else _duration("ttl", ttl)
@@ -401,9 +419,12 @@ class Shell:
 
     def _watch(self, key: str | None = None, *, json: bool = False, **options: Any) -> None:
         start, prefix = options.get("from", 0), options.get("prefix")
+        prev = options.get("prev", False)
+        if prev and not json:
+            raise Usage("--prev is shown with --json only")
         name = None if key is None else os.fsencode(key)
         try:
-            with self._client.watch(name, prefix=prefix, start_revision=start) as watch:
+            with self._client.watch(name, prefix=prefix, start_revision=start, prev=prev) as watch:
                 _show_events(watch, as_json=json)
         except KeyboardInterrupt:  # that is how it ends
             _end_line()
@@ -504,6 +525,48 @@ class Shell:
                 return content.read()
         except OSError as error:
             raise Failed(f"{file}: {error.strerror}") from error
+
+
+def split(line: str) -> list[str]:
+    """Split a line into words (5). Raises Usage."""
+    words: list[str] = []
+    rest = io.StringIO(line)
+    lexer = shlex.shlex(rest, posix=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    while True:
+        start = rest.tell()
+        while start < len(line) and line[start] in _SPACES:
+            start += 1
+        end = _end_of_json(line, start)
+        if end is not None:
+            words.append(line[start:end])
+            rest.seek(end)
+            continue
+        try:
+            word = lexer.get_token()
+        except ValueError as error:
+            raise Usage(f"{str(error).lower()}; every quote needs its counterpart") from None
+        if word is None:
+            return words
+        typed = line[start : rest.tell()].rstrip(_SPACES)
+        if typed.startswith(_JSON) and any(char in typed for char in _QUOTES):
+            raise Usage(
+                f"{typed}: this is no JSON, and its quotes would be lost; put '...' around it, "
+                "or write it without quotes"
+            )
+        words.append(word)
+
+
+def _end_of_json(line: str, start: int) -> int | None:
+    """Return where the JSON ends that begins at a place of a line, None if there is none."""
+    if not line.startswith(_JSON, start):
+        return None
+    try:
+        _, end = _DECODER.raw_decode(line, start)
+    except (ValueError, RecursionError):
+        return None
+    return end if line[end : end + 1] in _SPACES else None
 
 
 def _parse(command: Command, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -728,11 +791,11 @@ def _show_events(watch: Watch, *, as_json: bool) -> None:
 
 
 def _shown_event(event: Event) -> dict[str, Any]:
-    texts = {"key": event.key} | ({} if event.value is None else {"value": event.value})
+    found = {"key": event.key, "value": event.value, "prev": event.previous}
     return {
         "event": event.kind,
         "revision": event.revision,
-        **_shown_texts(texts),
+        **_shown_texts({name: text for name, text in found.items() if text is not None}),
         "version": event.version,
     }
 

@@ -5,7 +5,7 @@
     data_dir/
       LOCK            held by the one process that uses the directory; says which
       identity.json   {"format": 1, "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
-                      "diverged": …}
+                      "diverged": …, "checksum": …}
       conure.db       the B-tree (pager.py, btree.py)
       incoming-….db   a state that another node is sending (snapshots.py)
       raft/           log segments, term and vote, snapshot metadata (raftlog.py)
@@ -19,6 +19,11 @@
    wiped comes back with another one, and the others see that it has forgotten what it promised.
 5. The role never changes: an arbiter's directory holds no data that another role could begin with.
 6. A directory whose data were found to differ from the cluster's is never served again.
+7. ``checksum`` is the CRC-32, in eight hexadecimal digits, of the file without that field. The
+   file is what :func:`_encoded` makes of its facts, byte for byte, so that any other byte in it is
+   damage. A file with the six fields before it and no checksum is of a version that had none; it
+   is read as it is, and gets one when it is next written. Those versions read by name what they
+   know, so they open a file with a checksum too.
 
 Used by node.py, by one thread at start and stop.
 """
@@ -29,18 +34,22 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+from zlib import crc32
 
 from errors import CorruptionError, DiskFull, ForeignDirectory
 from fileio import FileSystem, Lock
 
-__all__ = ["DataDirectory", "Identity", "read_identity"]
+__all__ = ["DataDirectory", "Identity", "read_identity", "write_identity"]
 
 FORMAT = 1
 _LOCK = "LOCK"
 _IDENTITY = "identity.json"
 _OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "raft", "lost+found"})
 _ROLES = ("data", "arbiter")
+_WITHOUT_CHECKSUM = {"format", "node_id", "cluster_id", "incarnation", "role", "diverged"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,7 @@ def write_identity(fs: FileSystem, path: str, identity: Identity, diverged: str 
     file = fs.open(path, create=True)
     try:
         file.truncate(0)
-        file.pwrite(json.dumps(facts, indent=2).encode() + b"\n", 0)
+        file.pwrite(_encoded(facts), 0)
         file.sync()
     finally:
         file.close()
@@ -207,6 +216,7 @@ def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
         file.close()
     try:
         facts = json.loads(content)
+        _refuse_if_damaged(path, content, facts)
         if facts["format"] != FORMAT:
             raise ForeignDirectory(
                 f"{path} has format {facts['format']!r}, this version reads format {FORMAT}; "
@@ -214,6 +224,8 @@ def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
             )
         texts = [facts[field.name] for field in fields(Identity)]
         diverged = facts["diverged"]
+        if "checksum" not in facts and facts.keys() != _WITHOUT_CHECKSUM:
+            raise CorruptionError(path, 0, "it has no checksum, but not the fields of that time")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptionError(path, 0, f"not a ConureDB identity ({error!r})") from error
     if not all(isinstance(text, str) for text in (*texts, diverged)):
@@ -222,3 +234,17 @@ def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
     if not identity.node_id or not identity.incarnation or identity.role not in _ROLES:
         raise CorruptionError(path, 0, "it names no node, no incarnation or no known role")
     return identity, diverged
+
+
+def _encoded(facts: Mapping[str, Any]) -> bytes:
+    """Return the file that says so: the facts in their order, and their checksum."""
+    checksum = f"{crc32(json.dumps(facts, indent=2).encode()):08x}"
+    return json.dumps({**facts, "checksum": checksum}, indent=2).encode() + b"\n"
+
+
+def _refuse_if_damaged(path: str, content: bytes, facts: Mapping[str, Any]) -> None:
+    """Raise CorruptionError if a file with a checksum isn't what was written."""
+    if "checksum" in facts:
+        others = {name: fact for name, fact in facts.items() if name != "checksum"}
+        if content != _encoded(others):
+            raise CorruptionError(path, 0, "its checksum doesn't match what it says")

@@ -26,14 +26,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 
-__all__ = ["File", "FileSystem", "Lock", "OsFileSystem"]
+__all__ = ["File", "FileSystem", "Lock", "OsFileSystem", "others_who_may_write"]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_PLACE = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
+        errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+        errno.ENOENT,  # of a directory that is to be made: below /proc and the like
+    }
+)  # fmt: skip
 _MAX_BUFFERS = 512  # below IOV_MAX (1024) everywhere
 _ZEROS = bytes(1 << 20)
 
@@ -97,7 +105,8 @@ class FileSystem(Protocol):
     def lock(self, path: str, holder: str) -> Lock:
         """Take the lock file *path*, leaving *holder* in it for whoever comes second.
 
-        Raises DirectoryInUse, naming the holder, when another process has it.
+        Raises DirectoryInUse, naming the holder, when another process has it, and ForeignDirectory
+        when the path is a symbolic link.
         """
 
 
@@ -240,7 +249,8 @@ class OsFileSystem:
         try:
             os.mkdir(path, 0o750)
         except FileExistsError as error:
-            raise ForeignDirectory(f"{path} is a file; name a directory") from error
+            what = "a symbolic link that leads nowhere" if os.path.islink(path) else "a file"
+            raise ForeignDirectory(f"{path} is {what}; name a directory") from error
         except OSError as error:
             raise _cannot_open(path, error) from error
         self.sync_directory(parent)
@@ -269,8 +279,13 @@ class OsFileSystem:
 
     def lock(self, path: str, holder: str) -> OsLock:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise ForeignDirectory(
+                    f"{path} is a symbolic link, and what it leads to would be overwritten; "
+                    "remove the link"
+                ) from error
             raise _cannot_open(path, error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -290,6 +305,22 @@ class OsFileSystem:
         return OsLock(fd)
 
 
+def others_who_may_write(path: str) -> str:
+    """Return who beside its owner may write a directory: "everybody", "its group" or "".
+
+    A group of this process to which new files fall, too (setgid), is how an orchestrator hands a
+    volume over; it is not counted. Raises OSError.
+    """
+    found = os.stat(path)
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody"
+    is_handed_over = found.st_mode & stat.S_ISGID and found.st_gid in {
+        os.getegid(),
+        *os.getgroups(),
+    }
+    return "its group" if found.st_mode & stat.S_IWGRP and not is_handed_over else ""
+
+
 def _describe(doing: str, path: str, error: OSError) -> str:
     return f"{doing} {path} failed: {error.strerror or error}"
 
@@ -297,9 +328,7 @@ def _describe(doing: str, path: str, error: OSError) -> str:
 def _cannot_open(path: str, error: OSError) -> DiskFull | DiskFailed | ForeignDirectory:
     if error.errno in _NO_SPACE:
         return DiskFull(_describe("creating", path, error) + "; free some space")
-    if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError)) or (
-        error.errno == errno.EROFS
-    ):
+    if error.errno in _NO_PLACE:
         return ForeignDirectory(
             _describe("opening", path, error) + "; data_dir has to be a directory this user owns"
         )

@@ -7,7 +7,8 @@ PUT      /kv            stores ``value`` (parameter or body) under ``key``; with
                         ``keepttl``, ``cas``, ``acquire`` or ``release``: see docs/http-api.md
 GET      /kv            the value of ``key``, its record as JSON with ``meta=true``, or the
                         records of a ``prefix`` or of all keys ``from`` … ``to``
-DELETE   /kv            removes ``key``, whether it was there or not; or a ``prefix``, atomically
+DELETE   /kv            removes ``key``, whether it was there or not; or a ``prefix``, atomically,
+                        with ``limit`` the first keys of it
 GET      /kv/count      how many keys there are with a ``prefix``
 POST     /kv/incr       adds ``by`` to a number
 POST     /kv/touch      sets when a key expires
@@ -51,6 +52,7 @@ import kvjson
 from commands import (
     Acquire,
     Committed,
+    Compare,
     Delete,
     DeleteRange,
     EndSession,
@@ -60,9 +62,12 @@ from commands import (
     Operation,
     Outcome,
     Put,
+    Range,
     Refusal,
+    Relation,
     Release,
     RenewSession,
+    Target,
     Touch,
     Transaction,
 )
@@ -99,6 +104,7 @@ from kvrequests import (
     names_revision,
     number,
     refuse_conditions,
+    refuse_conditions_of_read,
     refuse_others,
     scan_of,
     session_id,
@@ -152,6 +158,9 @@ _READERS = 256  # who are answered in one go if some of their values are long
 _LATE_READERS = 64  # whose values are looked for together, once a first part is read
 _AT_ONCE = 0.002  # seconds for the first steps of something; the reactor goes on with the rest
 _DIGESTED = 256 << 10  # bytes of a body in one step
+
+MAX_ATTEMPTS = 8
+"""How often a deletion in parts looks where its part ends, while others add keys to it."""
 
 MAX_IDEMPOTENCY_KEY = 128
 """Characters of an Idempotency-Key."""
@@ -211,6 +220,9 @@ class State(Protocol):
 
     def count(self, start: bytes, end: bytes | None) -> Iterator[int]:
         """Yield how many keys there are so far; the last number is the answer."""
+
+    def key_after(self, count: int, start: bytes, end: bytes | None) -> bytes | None:
+        """Return the key behind the first *count* of a range; None if there are no more."""
 
     def close(self) -> None: ...
 
@@ -422,7 +434,10 @@ class KeyValues:
             self._writers.append(request)
             return
         if b"key" not in query and query.keys() & _BOUNDS:
-            refuse_others(query, _BOUNDS)
+            refuse_others(query, _BOUNDS | {b"limit"})
+            if b"limit" in query:
+                self._delete_part(request, query, conditions)
+                return
             self._commit_one(
                 request,
                 DeleteRange(*bounds(query), self._limits.range_items),
@@ -436,9 +451,20 @@ class KeyValues:
 
     def _increment(self, request: Request) -> None:
         query = request.parameters()
-        refuse_others(query, {b"key", b"by"})
+        refuse_others(query, {b"key", b"by", b"ttl"})
         by = number(query, b"by", -kvjson.MAX_NUMBER - 1) if b"by" in query else 1
-        self._commit_one(request, Increment(key_of(query), by), self._answer_increment)
+        key = key_of(query)
+        operation = Increment(key, by)
+        if b"ttl" not in query:
+            self._commit_one(request, operation, self._answer_increment)
+            return
+        exists = Compare(key, Target.VERSION, Relation.GREATER, 0)
+        begin = Put(key, b"%d" % by, ttl_of(query, "ttl=30s"))
+        conditions = request.headers.note or conditions_of(request.headers)
+        refuse_conditions(conditions)
+        transaction = Transaction((exists,), (operation,), (begin,))
+        answer = partial(self._answer_first_increment, by)
+        self._commit(request, conditions, transaction, answer)
 
     def _touch(self, request: Request) -> None:
         query = request.parameters()
@@ -560,18 +586,29 @@ class KeyValues:
         fingerprint: bytes = b"",
     ) -> None:
         """Take a transaction into the round; *fingerprint* is the request's, if it is known."""
-        key = conditions.idempotency_key
-        if key is not None:
-            if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
-                raise BadRequest(f"an Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters")
-            transaction = transaction._replace(
-                idempotency_key=key.encode("latin-1"),
-                fingerprint=fingerprint or all_of(_fingerprint(request)),
-                window=self._window,
-            )
         self._answers[len(self._commands)] = answer
-        self._commands.append(transaction)
+        self._commands.append(self._identified(request, conditions, transaction, fingerprint))
         self._writers.append(request)
+
+    def _identified(
+        self,
+        request: Request,
+        conditions: Conditions,
+        transaction: Transaction,
+        fingerprint: bytes = b"",
+    ) -> Transaction:
+        """Return the transaction with the request's Idempotency-Key, if it has one; *fingerprint*
+        is the request's, if it is known."""
+        key = conditions.idempotency_key
+        if key is None:
+            return transaction
+        if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
+            raise BadRequest(f"an Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters")
+        return transaction._replace(
+            idempotency_key=key.encode("latin-1"),
+            fingerprint=fingerprint or all_of(_fingerprint(request)),
+            window=self._window,
+        )
 
     def _written(
         self,
@@ -687,11 +724,63 @@ class KeyValues:
         fields = index_field(revision) + self._item_fields(result.items[0])
         self._respond(request, b"%d\n" % result.number, TEXT, fields)
 
+    def _answer_first_increment(
+        self, by: int, request: Request, revision: int, outcome: Outcome | None
+    ) -> None:
+        """Answer an increment that was to begin with a number that expires."""
+        assert outcome is not None
+        if not outcome.succeeded:  # there was no key: it was put
+            (result,) = outcome.results
+            outcome = outcome._replace(results=(result._replace(number=by),))
+        self._answer_increment(request, revision, outcome)
+
     def _answer_delete_range(
         self, request: Request, revision: int, outcome: Outcome | None
     ) -> None:
         assert outcome is not None
         self._respond_json(request, {"deleted": outcome.results[0].total}, revision)
+
+    # -- a deletion in parts -----------------------------------------------------------------------
+
+    def _delete_part(self, request: Request, query: Query, conditions: Conditions) -> None:
+        """Delete the first keys of a range, up to a limit.
+
+        The log has no operation for that, so where the part ends is looked up first. What comes in
+        between decides nothing: the entry deletes the part unless it has more keys than the limit
+        by then, in which case its end is looked up again, and tells whether there are keys behind.
+        """
+        start, end = bounds(query)
+        limit = min(number(query, b"limit", 1), self._limits.range_items)
+        refuse_conditions(conditions)
+        part = _Part(request, start, end, limit)
+        whole = Transaction((), (DeleteRange(start, end, limit),))
+        part.transaction = self._identified(request, conditions, whole)
+        self._looks.append((request, lambda _: self._find_part(part)))
+
+    def _find_part(self, part: _Part) -> None:
+        self._desk.work(part.request, partial(self._commit_part, part))
+
+    def _commit_part(self, part: _Part) -> None:
+        with closing(self._desk.backend.pin()) as state:
+            transaction = part.bounded_by(state)
+        self._desk.backend.write([transaction], partial(self._part_written, part))
+
+    def _part_written(self, part: _Part, _: int, __: int, ended: Committed | ConureError) -> None:
+        if isinstance(ended, ConureError):
+            self._desk.fail(part.request, ended)
+            return
+        outcome = ended.outcomes[ended.first]
+        if outcome.refusal is Refusal.TOO_MANY_KEYS and part.attempts < MAX_ATTEMPTS:
+            self._find_part(part)
+        elif outcome.refusal:
+            error = _refused(outcome)
+            if outcome.refusal is Refusal.TOO_MANY_KEYS:
+                error = Unavailable("keys come into the range faster than their number is known")
+            self._desk.fail(part.request, error, index_field(outcome.revision))
+        else:
+            deleted, *left = outcome.results
+            shown = {"deleted": deleted.total, "more": any(result.total for result in left)}
+            self._respond_json(part.request, shown, outcome.revision)
 
     def _answer_transaction(
         self, transaction: Transaction, request: Request, revision: int, outcome: Outcome | None
@@ -725,6 +814,7 @@ class KeyValues:
         if b"key" not in query and query.keys() & _RANGE:
             self._get_range(request, query, conditions)
             return
+        refuse_conditions_of_read(conditions)
         key = key_of(query)
         refuse_others(query, _LOOK)
         as_json = flag(query, b"meta") or conditions.objects
@@ -921,6 +1011,7 @@ class KeyValues:
             self._begin(request, self._show(request, shown, fields))
 
     def _get_range(self, request: Request, query: Query, conditions: Conditions) -> None:
+        refuse_conditions_of_read(conditions, of_range=True)
         scan = scan_of(query, most=self._limits.range_items, as_lines=conditions.lines)
 
         def action(fields: bytes) -> None:
@@ -947,6 +1038,7 @@ class KeyValues:
     def _count(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, STALENESS | _BOUNDS)
+        refuse_conditions_of_read(conditions_of(request.headers), of_range=True)
         start, end = bounds(query)
 
         def action(fields: bytes) -> None:
@@ -966,6 +1058,7 @@ class KeyValues:
     def _show_session(self, request: Request) -> None:
         query = request.parameters()
         refuse_others(query, STALENESS | {b"id"})
+        refuse_conditions_of_read(conditions_of(request.headers), of_range=True)
         session = session_id(query, b"id")
 
         def action(fields: bytes) -> None:
@@ -986,6 +1079,40 @@ class KeyValues:
             self._respond(request, body, JSON, fields)
 
         self._read(request, query, action)
+
+
+class _Part:
+    """A deletion of the first *limit* keys of a range, on its way.
+
+    ``transaction`` is the deletion of the whole range, with its Idempotency-Key.
+    """
+
+    transaction: Transaction
+
+    def __init__(self, request: Request, start: bytes, end: bytes | None, limit: int) -> None:
+        self.request = request
+        self.attempts = 0
+        self._start = start
+        self._end = end
+        self._limit = limit
+
+    def bounded_by(self, state: State) -> Transaction:
+        """Return the deletion of what is the first part in a state. Any thread."""
+        following = state.key_after(self._limit, self._start, self._end)
+        transaction = self.transaction
+        if following is not None:
+            operations = (
+                DeleteRange(self._start, following, self._limit),
+                Range(following, self._end, 1, keys_only=True),
+            )
+            transaction = transaction._replace(success=operations)
+        # The outcome of an attempt in vain is remembered like any other. A repetition of the
+        # request finds all of them again, one after the other, and so comes to the same end.
+        if self.attempts and transaction.idempotency_key:
+            name = b"%b\0%d" % (transaction.idempotency_key, self.attempts)
+            transaction = transaction._replace(idempotency_key=name)
+        self.attempts += 1
+        return transaction
 
 
 class _BatchAnswer:
@@ -1172,7 +1299,7 @@ def _refused(outcome: Outcome) -> ConureError:
         case Refusal.TOO_MANY_KEYS:
             return PayloadTooLarge(
                 "the range has more keys than one request may delete (max_range_items), and "
-                "nothing was deleted; delete it in parts"
+                "nothing was deleted; delete it in parts, with limit"
             )
         case _:
             raise AssertionError(outcome)

@@ -39,6 +39,7 @@ __all__ = [
     "names_revision",
     "number",
     "refuse_conditions",
+    "refuse_conditions_of_read",
     "refuse_others",
     "scan_of",
     "session_id",
@@ -150,6 +151,18 @@ def refuse_conditions(conditions: Conditions) -> None:
         raise BadRequest(
             "If-Match and If-None-Match go with PUT and DELETE /kv?key=K only; "
             "compare in a transaction (POST /txn) instead"
+        )
+
+
+def refuse_conditions_of_read(conditions: Conditions, *, of_range: bool = False) -> None:
+    """Raise BadRequest if a read was given a condition that it would not look at."""
+    if conditions.if_match is not None:
+        raise BadRequest(
+            "If-Match goes with PUT and DELETE /kv?key=K only; compare what the answer's ETag says"
+        )
+    if of_range and conditions.if_none_match is not None:
+        raise BadRequest(
+            "If-None-Match goes with one key only, and this answer has no ETag to compare"
         )
 
 

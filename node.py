@@ -423,18 +423,24 @@ class Node:
     def start(self) -> None:
         """Recover, and start the threads."""
         self.recover()
-        log.info(
-            "node %s is %s at index %d, %d records",
-            self._raft.id,
-            self._raft.state,
-            self._store.applied_index,
-            self._store.records,
-        )
+        log.info("node %s is %s", self._raft.id, self._describe_start())
         for name, run in (("timer", self._keep_time), ("checkpointer", self._keep_checkpoints)):
             # A main thread that fails, even over stopping, must not leave these behind for ever.
             thread = threading.Thread(target=run, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
+
+    def _describe_start(self) -> str:
+        """Say what the node has and, if its log has more, that this isn't lost."""
+        state, applied = self._raft.state, self._store.applied_index
+        last = self._log.last_index
+        if last > applied:
+            return (
+                f"{state} in term {self._raft.term}: its log reaches to index {last}; what it has "
+                f"behind index {applied} is applied as soon as a leader confirms it"
+            )
+        records = "no records" if self._is_arbiter else f"{self._store.records} records"
+        return f"{state} at index {applied}, {records}"
 
     def begin_stop(self) -> None:
         """Fail readiness, so that nobody sends anything new; requests are still served."""
@@ -1276,6 +1282,7 @@ class Node:
         if self._is_arbiter:
             store.skip(entries)
         else:
+            store.keeps_previous = self._history.wants_previous
             outcomes = store.apply(entries)
             self._history.extend(store.take_events(), last.index)
         self._raft.applied(last.index)

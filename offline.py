@@ -212,10 +212,12 @@ def _restore(
     if not options.quiet:
         header, identity = made.header, made.identity
         taken = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(header.taken / 1000))
+        own = made.census.describe_own()
         print(
-            f"restored {header.records:,} records as of revision {header.index}, "
+            f"restored {made.census.records:,} records as of revision {header.index}, "
             f"taken {taken} from node {header.node_id} of cluster {header.cluster_id}\n"
-            f"{config.data_dir} belongs to node {identity.node_id} of the new cluster "
+            + (f"beside them {own}\n" if own else "")
+            + f"{config.data_dir} belongs to node {identity.node_id} of the new cluster "
             f"{identity.cluster_id}; start it with\n"
             f"  python3 conuredb.py --data-dir={shlex.quote(config.data_dir)}"
         )
@@ -259,7 +261,12 @@ def _check_tree(stopped: _Stopped, raft_log: RaftLog | None, faults: list[str]) 
         if field.name.endswith("_pages")
     )
     as_of = f"as of entry {tree.applied_index} of term {tree.applied_term}"
-    return [f"tree: {report.records:,} records {as_of}, {report.pages:,} pages ({pages})"]
+    census = Store(tree, b"").census()
+    own = census.describe_own()
+    return [
+        f"tree: {census.records:,} records {as_of}, {report.pages:,} pages ({pages})",
+        *([f"beside them {own}"] if own else []),
+    ]
 
 
 def _attempt(step: Callable[[], _T], faults: list[str]) -> _T | None:
@@ -297,7 +304,7 @@ def _stats(stopped: _Stopped, *, as_json: bool) -> int:
             "applied_index": tree.applied_index,
             "applied_term": tree.applied_term,
             "digest": tree.applied_digest,
-            "records": Store(tree, b"").records,
+            **Store(tree, b"").census()._asdict(),
             "tree_records": figures.records,
             "depth": figures.depth,
             "page_size": figures.page_size,

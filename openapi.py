@@ -119,12 +119,32 @@ def _keys() -> Schema:
             ),
             "delete": _write(
                 "Remove a key, or a range of keys",
-                "Either key, with conditions, or a range. A key that isn't there is no error.",
-                [_key(required=False), *_RANGE, _CAS, *_IF],
+                "Either key, with conditions, or a range, of which limit says how many keys, the "
+                "first ones, go at most. A key that isn't there is no error.",
+                [
+                    _key(required=False),
+                    *_RANGE,
+                    _query("limit", _whole(1), "delete a part; the answer has more then"),
+                    _CAS,
+                    *_IF,
+                ],
                 {
                     "200": _answer(
-                        "Done; of a range, how many keys there were.",
-                        {TEXT: {}, JSON: {"schema": _object(deleted=_whole(0))}},
+                        "Done; of a range, how many keys were deleted, of a part whether there "
+                        "are more.",
+                        {
+                            TEXT: {},
+                            JSON: {
+                                "schema": {
+                                    "type": "object",
+                                    "required": ["deleted"],
+                                    "properties": {
+                                        "deleted": _whole(0),
+                                        "more": {"type": "boolean"},
+                                    },
+                                }
+                            },
+                        },
                     )
                 },
                 412,
@@ -146,6 +166,7 @@ def _keys() -> Schema:
                 [
                     _key(),
                     _query("by", _whole(-_MAX - 1), "what to add, 1 if not said"),
+                    _query("ttl", _duration(), "when a key that isn't there yet is to expire"),
                 ],
                 {
                     "200": _answer(
@@ -198,6 +219,7 @@ def _keys() -> Schema:
                     _key(required=False),
                     _query("prefix", _bound(), "all keys that begin with this"),
                     _query("from", _whole(1), "the first revision of interest; without it: now"),
+                    _query("prev", _flag(), "show the value before each change, where it is known"),
                     _header("Last-Event-ID", "go on behind this event; beats from"),
                 ],
                 {
@@ -697,12 +719,21 @@ def _schemas() -> Schema:
                 },
             },
         ),
-        "Event": _object(
-            key={"type": "string"},
-            value={"type": ["string", "null"]},
-            revision=_whole(1),
-            version=_whole(0),
-        ),
+        "Event": {
+            "type": "object",
+            "required": ["key", "value", "revision", "version"],
+            "properties": {
+                "key": {"type": "string"},
+                "value": {"type": ["string", "null"]},
+                "encoding": {"const": "base64"},
+                "revision": _whole(1),
+                "version": _whole(0),
+                "prev": {
+                    "type": ["string", "null"],
+                    "description": "the value before, where it was asked for and is known",
+                },
+            },
+        },
         "Preview": _object(allowed={"type": "boolean"}, reason={"type": "string"}),
         "Problem": _object(
             type={"type": "string"},

@@ -31,6 +31,9 @@ Exit status: 0, 1 with the reason if members could not be removed, 2 for wrong u
 
 from __future__ import annotations
 
+import oldpython  # noqa: F401  # before all that an older Python can't read
+
+# isort: split
 import argparse
 import contextlib
 import json
@@ -332,9 +335,11 @@ def leave(server: str, *, settle: float, timeout: float, linger: float = LINGER)
     time.sleep(linger)
     say = _Teller()
     turn = _Turn(settle)
-    while (why := turn.look(server, known_index)) and time.monotonic() < deadline:
+    why = turn.look(server, known_index)
+    while why and time.monotonic() < deadline:
         say(why)
         time.sleep(LOOK)
+        why = turn.look(server, known_index)
     status = _status(server, OWN_TIMEOUT)
     if status is not None and status["is_leader"]:
         with Client(server) as client, contextlib.suppress(ConureError):

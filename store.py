@@ -96,6 +96,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARK_EVERY",
     "READ_BYTES",
+    "Census",
     "Change",
     "Checkpoint",
     "Holder",
@@ -120,6 +121,7 @@ _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b
 _BEHIND_USERS = b"l"
 _EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
 _INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
+_OWN_KINDS = (_CLOCK, _HELD, _ANSWER, _LOCK, _SESSION, *_INDEXES)
 _NEVER = 1 << 63
 _STATE = Struct(">QQ")
 _SESSION_HEAD = Struct(">Q?")
@@ -128,8 +130,11 @@ _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
-Change: TypeAlias = tuple[int, int, bytes, bytes, int]
-"""The fields of a commands.Event, in a plain tuple: there is one for every put.
+Change: TypeAlias = (
+    tuple[int, int, bytes, bytes, int] | tuple[int, int, bytes, bytes, int, bytes | None]
+)
+"""The fields of a commands.Event, in a plain tuple: there is one for every put. The sixth, if it is
+there, is the value before, None if there was no key.
 
 The kind is a plain number, too. The collector of garbage lets go of tuples of such things; of an
 enumeration's it would look at every one again and again, and that takes 0.1 s with a full window.
@@ -151,6 +156,34 @@ class Holder(NamedTuple):
 
     session: bytes
     token: int
+
+
+class Census(NamedTuple):
+    """How many records of which kind a state has; together they are all of the tree's.
+
+    *records* are the users'. *bookkeeping* are the entries by which the state machine finds what
+    expires and what a session holds, and its clock.
+    """
+
+    records: int
+    sessions: int
+    locks: int
+    outcomes: int
+    bookkeeping: int
+
+    @classmethod
+    def of(cls, counts: Mapping[bytes, int]) -> Census:
+        """Sort the numbers of records by the first byte of their keys."""
+        users, sessions, locks, outcomes = [
+            counts.get(kind, 0) for kind in (_USER, _SESSION, _LOCK, _ANSWER)
+        ]
+        others = sum(counts.values()) - users - sessions - locks - outcomes
+        return cls(users, sessions, locks, outcomes, others)
+
+    def describe_own(self) -> str:
+        """Say what there is besides users' records, "" if there is nothing."""
+        shown = zip(self._fields[1:], self[1:], strict=True)
+        return ", ".join(f"{count:,} {_named(name, count)}" for name, count in shown if count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +216,12 @@ class PinnedState:
         """Iterate over users' keys and records, start <= key < end, in the order of the keys."""
         for key, record in self.tree.items(*_bounds(start, end), reverse=reverse):
             yield key[1:], record
+
+    def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
+        """Return the users' key behind the first *count* of a range; None if there are no more."""
+        keys = self.tree.keys(*_bounds(start, end))
+        found = next(islice(keys, count, None), None)
+        return None if found is None else found[1:]
 
     def count(self, start: bytes = b"", end: bytes | None = None) -> Iterator[int]:
         """Count users' keys, start <= key < end: yield how many there are so far, then more.
@@ -225,7 +264,8 @@ class Store:
     *configuration* is the encoded membership as of the tree's applied index, kept here because
     it changes with the same entries that change the data. ``digest`` and ``clock``, in
     milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
-    changes are noted down for :meth:`take_events`.
+    changes are noted down for :meth:`take_events`, and ``keeps_previous`` whether the values before
+    are, too: of the changes of one entry up to READ_BYTES of them. Neither changes the state.
     """
 
     tree: BTree
@@ -240,9 +280,11 @@ class Store:
     _own: int  # records that are neither a user's nor that one
     _due: int | None  # when the next record expires; None: to be looked up
     _room: int  # bytes that the present transaction may still read
+    _previous_room: int  # bytes of values before that its events may still have
 
     def __init__(self, tree: BTree, configuration: bytes) -> None:
         self.keeps_events = False
+        self.keeps_previous = False
         self._marks: dict[int, int] = {}
         self._become(tree, configuration)
 
@@ -304,6 +346,11 @@ class Store:
     def records(self) -> int:
         """How many keys users have."""
         return len(self.tree) - self._own - bool(self._saved)
+
+    def census(self) -> Census:
+        """Count the records by kind; takes as long as it takes to read all but the users' keys."""
+        own = {kind: sum(1 for _ in self.tree.keys(kind, prefix_end(kind))) for kind in _OWN_KINDS}
+        return Census.of({**own, _USER: len(self.tree) - sum(own.values())})
 
     def next_due(self) -> int | None:
         """Return when the next record or session expires, in milliseconds since the Unix epoch.
@@ -380,6 +427,8 @@ class Store:
         decode, put_op, delete_op = wire.decode_command, wire.OP_PUT, wire.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self.keeps_events else None
+        looks_back = self.keeps_events and self.keeps_previous
+        before: tuple[()] | tuple[bytes | None] = ()
         digest = self.digest
         for entry in entries:
             kind = entry.kind
@@ -388,14 +437,20 @@ class Store:
                 index = entry.index
                 try:
                     op, key, value = decode(data)
+                    if looks_back:
+                        self._previous_room = READ_BYTES
+                        before = self._before(key) if op in (put_op, delete_op) else ()
                     if op == put_op:
                         done = put(_USER + key, value, index)
                         if note:
-                            note((index, was_put, key, value, done))
+                            if before:
+                                note((index, was_put, key, value, done, *before))
+                            else:
+                                note((index, was_put, key, value, done))
                     elif op == delete_op:
                         done = delete(_USER + key)
                         if note and done:
-                            note((index, was_deleted, key, b"", 0))
+                            note((index, was_deleted, key, b"", 0, *before))
                     else:
                         done = self._transact(wire.decode_transaction(data), index)
                 except wire.WireError as error:
@@ -621,22 +676,39 @@ class Store:
 
     def _write(self, key: bytes, value: bytes, revision: int, expiry: int) -> tuple[Item]:
         """Set a user's key."""
+        before = self._before(key)
         self._set(_USER + key, value, revision, expiry)
         heading = self.heading(key)
         assert heading is not None
         record, _ = heading
         if self.keeps_events:
-            self._events.append((revision, EventKind.PUT.value, key, value, record.version))
+            change = (revision, EventKind.PUT.value, key, value, record.version, *before)
+            self._events.append(change)
         return (Item(key, None, *record[1:]),)
 
     def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
         """Remove a user's key and tell whether it was there."""
+        before = self._before(key)
         if not self.tree.delete(_USER + key):
             return False
         if self.keeps_events:
-            self._events.append((revision, kind.value, key, b"", 0))
+            self._events.append((revision, kind.value, key, b"", 0, *before))
         self._tidy()
         return True
+
+    def _before(self, key: bytes) -> tuple[()] | tuple[bytes | None]:
+        """Return the value that a user's key has, for the event of its change; or nothing, if that
+        isn't wanted, would be too much of one entry, or can't be read."""
+        if not (self.keeps_events and self.keeps_previous) or self._previous_room <= 0:
+            return ()
+        try:
+            record = self.get(key)
+        except CorruptionError:  # a page that nothing but this needs
+            return ()
+        if record is None:
+            return (None,)
+        self._previous_room -= len(record.value)
+        return (record.value,)
 
     def _set(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
         """Set a record of any kind, and its entry in the index."""
@@ -701,6 +773,11 @@ _STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
 def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
     """Return where users' keys from *start* to *end* stand in the tree."""
     return _USER + start, _BEHIND_USERS if end is None else _USER + end
+
+
+def _named(kind: str, count: int) -> str:
+    """Return the name of a field of Census as it stands behind a number."""
+    return kind.removesuffix("s") if count == 1 else kind
 
 
 def _held(session_id: bytes) -> bytes:

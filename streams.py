@@ -4,7 +4,8 @@
 method   path           answer
 ======== ============== ========================================================================
 GET      /watch         the changes of a ``key``, a ``prefix`` or everything, as server-sent
-                        events; ``from`` a revision, or behind the ``Last-Event-ID``
+                        events; ``from`` a revision, or behind the ``Last-Event-ID``; with ``prev``
+                        each has the value before
 GET      /backup        a file to restore everything from, as of one revision
 ======== ============== ========================================================================
 
@@ -34,7 +35,14 @@ from commands import Item, prefix_end
 from errors import BadRequest, ConureError, TooManyRequests
 from httpserver import Request, Stream
 from kvapi import Desk, Route, index_field, items_of
-from kvrequests import Scan, number, refuse_others
+from kvrequests import (
+    Scan,
+    conditions_of,
+    flag,
+    number,
+    refuse_conditions_of_read,
+    refuse_others,
+)
 from watch import Position, Watchers, parse_event_id
 
 __all__ = ["Streams"]
@@ -63,7 +71,8 @@ class Streams:
         self._desk = desk
         # The longest event has to fit beside what the pump sends at a time: a value may take six
         # bytes a byte in JSON.
-        self._max_unsent = max(_HIGH_WATER, (2 << 20) + 6 * limits.value_bytes)
+        self._most_of_a_value = 6 * limits.value_bytes
+        self._max_unsent = max(_HIGH_WATER, (2 << 20) + self._most_of_a_value)
         self._max_workers = max_workers
         self._workers = 0
         self._lock = threading.Lock()  # guards the number of workers
@@ -137,6 +146,7 @@ class Streams:
 
     def _backup(self, request: Request) -> None:
         refuse_others(request.parameters(), set())
+        refuse_conditions_of_read(conditions_of(request.headers), of_range=True)
         self.work(request, partial(self._send_backup, request))
 
     def _send_backup(self, request: Request) -> None:
@@ -170,15 +180,20 @@ class Streams:
 
     def _watch(self, request: Request) -> None:
         query = request.parameters()
-        refuse_others(query, {b"key", b"prefix", b"from"})
+        refuse_others(query, {b"key", b"prefix", b"from", b"prev"})
+        refuse_conditions_of_read(conditions_of(request.headers), of_range=True)
         start, end = _range(query)
+        shows_previous = flag(query, b"prev")
         self._desk.backend.check_watchable()
+        if shows_previous:  # before the present revision is asked for: no later event is without
+            self.watchers.keep_previous()
         position = self._position(request, query)
         self.watchers.check(position)
         fields = b"Cache-Control: no-cache\r\n"
-        stream = request.stream(200, EVENTS, fields, max_unsent=self._max_unsent)
+        max_unsent = self._max_unsent + (self._most_of_a_value if shows_previous else 0)
+        stream = request.stream(200, EVENTS, fields, max_unsent=max_unsent)
         try:
-            watch = self.watchers.watch(start, end, position, stream)
+            watch = self.watchers.watch(start, end, position, stream, shows_previous=shows_previous)
         except ConureError:
             stream.abort()
             raise

@@ -10,7 +10,8 @@ Events are sent as server-sent events (HTML standard, section 9.2)::
 
     event: put              put, delete or expire
     id: 1207                the revision; 1207.1, 1207.2, ... for all but its last event, if it
-    data: {"key":"a",...    has several: key, value (null if it is gone), revision, version
+    data: {"key":"a",...    has several: key, value (null if it is gone), revision, version; for
+                            a watch that asked for it the value before (prev), if it is known
 
     event: progress         now and then: everything of the range up to this revision was sent
     id: 1300
@@ -19,7 +20,8 @@ Events are sent as server-sent events (HTML standard, section 9.2)::
     event: end              the watch is over, and why; the answer ends behind it
     data: {"reason":"..."}
 
-Where key or value isn't UTF-8, both are in base64 and ``"encoding":"base64"`` stands beside them.
+Where one of key and values isn't UTF-8, all are in base64 and ``"encoding":"base64"`` stands beside
+them.
 
 1. A watch is given each event of its range from its position on, once, in order, or it is ended.
    Nothing is skipped: a sink that lags is served from the history at its own pace, and its watch
@@ -50,7 +52,7 @@ from operator import itemgetter
 from time import monotonic, sleep
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from commands import EventKind, as_text, prefix_end
+from commands import EventKind, as_texts, prefix_end
 from errors import BadRequest, Compacted, Unavailable
 from metrics import Registry
 
@@ -87,8 +89,9 @@ _LOST = "the history has gone past this watch; read the keys again and watch fro
 
 log = logging.getLogger("conure.watch")
 
-Change = tuple[int, int, bytes, bytes, int]
-"""The fields of a :class:`commands.Event`; a plain tuple of them does as well."""
+Change = tuple[int, int, bytes, bytes, int] | tuple[int, int, bytes, bytes, int, bytes | None]
+"""The fields of a :class:`commands.Event`; a plain tuple of them does as well. The sixth, if it is
+there, is the value before, None if there was no key."""
 
 _revision_of = itemgetter(0)
 _kind_names = {kind.value: kind.name.lower() for kind in EventKind}
@@ -209,9 +212,11 @@ class _View(NamedTuple):
 class History:
     """The latest events, as many as fit.
 
-    It is bounded by *max_events* and *max_bytes*, of which each event takes 200 and its key and
-    value; what was appended last in one call stays in any case. ``floor`` is the revision behind
+    It is bounded by *max_events* and *max_bytes*, of which each event takes 200, its key and its
+    values; what was appended last in one call stays in any case. ``floor`` is the revision behind
     which it is complete (2), ``revision`` the last one appended. It begins empty, at revision 0.
+    ``wants_previous`` asks the writer for the value before of each change from now on; it is set
+    by the first watch that shows it, and stays.
     """
 
     def __init__(self, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> None:
@@ -224,6 +229,7 @@ class History:
         self._events = 0
         self._bytes = 0
         self._ring: Callable[[], None] | None = None
+        self.wants_previous = False
         self.floor = 0
         self.revision = 0
 
@@ -246,6 +252,8 @@ class History:
         assert self.revision < events[0][0]
         assert events[-1][0] <= revision
         size = len(events) * _EVENT_BYTES + sum([len(e[2]) + len(e[3]) for e in events])
+        if self.wants_previous:
+            size += sum([len(e[5]) for e in events if len(e) > 5 and e[5] is not None])
         with self._lock:
             block = self._blocks[-1]
             if len(block.events) >= self._block_events or block.size >= self._block_bytes:
@@ -338,13 +346,14 @@ SinkT = TypeVar("SinkT", bound=Sink)
 class _Interest:
     """In a range of keys, from a position on. The pump's, but for what doesn't change."""
 
-    __slots__ = ("at", "end", "is_live", "is_over", "position", "start")
+    __slots__ = ("at", "end", "is_live", "is_over", "position", "shows_previous", "start")
 
     def __init__(self, start: bytes, end: bytes | None, position: Position) -> None:
         assert end is None or start < end
         self.start = start
         self.end = end
         self.position = position
+        self.shows_previous = False
         self.at: int | None = None  # the number of the next event to look at, once it is known
         self.is_live = False  # whether it gets what the pump reads; else it is behind, or over
         self.is_over = False
@@ -362,8 +371,11 @@ class Watch(_Interest, Generic[SinkT]):
         end: bytes | None,
         position: Position,
         sink: SinkT,
+        *,
+        shows_previous: bool,
     ) -> None:
         super().__init__(start, end, position)
+        self.shows_previous = shows_previous
         self._watchers = watchers
         self.sink = sink
 
@@ -397,11 +409,13 @@ class Wait(_Interest):
 
 
 class _Group(Generic[SinkT]):
-    """All who are interested in the same range, and what they are to be sent in this wave."""
+    """All who are interested in the same range and are shown the same of it, and what they are to
+    be sent in this wave."""
 
-    __slots__ = ("frames", "waits", "watches")
+    __slots__ = ("frames", "shows_previous", "waits", "watches")
 
-    def __init__(self) -> None:
+    def __init__(self, shows_previous: bool) -> None:
+        self.shows_previous = shows_previous
         self.watches: dict[Watch[SinkT], SinkT] = {}
         self.waits: dict[Wait, None] = {}
         self.frames: list[bytes] = []
@@ -414,10 +428,11 @@ class _Groups(Generic[SinkT]):
     """The groups that a key belongs to, found without looking at all of them.
 
     A single key costs a look-up, all prefixes one for each length there is, and other ranges a
-    comparison each.
+    comparison each. All of them are *shows_previous* or none is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_previous: bool = False) -> None:
+        self._shows_previous = shows_previous
         self._keys: dict[bytes, _Group[SinkT]] = {}
         self._prefixes: dict[int, dict[bytes, _Group[SinkT]]] = {}
         self._ranges: dict[tuple[bytes, bytes | None], _Group[SinkT]] = {}
@@ -444,7 +459,9 @@ class _Groups(Generic[SinkT]):
 
     def add(self, interest: Watch[SinkT] | Wait) -> None:
         table, name = self._place(interest)
-        group = table.setdefault(name, _Group())
+        group = table.get(name)
+        if group is None:
+            group = table[name] = _Group(self._shows_previous)
         if isinstance(interest, Watch):
             group.watches[interest] = interest.sink
         else:
@@ -470,6 +487,34 @@ class _Groups(Generic[SinkT]):
         if end == prefix_end(start):
             return self._prefixes.setdefault(len(start), {}), start
         return self._ranges, (start, end)
+
+
+class _Everybody(Generic[SinkT]):
+    """The groups of those who are shown the value before, and of all others; used like one."""
+
+    def __init__(self) -> None:
+        self._plain: _Groups[SinkT] = _Groups(shows_previous=False)
+        self._looking_back: _Groups[SinkT] = _Groups(shows_previous=True)
+
+    def __bool__(self) -> bool:
+        return bool(self._plain or self._looking_back)
+
+    def __iter__(self) -> Iterator[_Group[SinkT]]:
+        yield from self._plain
+        yield from self._looking_back
+
+    def of(self, key: bytes) -> list[_Group[SinkT]]:
+        found = self._plain.of(key)
+        return found + self._looking_back.of(key) if self._looking_back else found
+
+    def add(self, interest: Watch[SinkT] | Wait) -> None:
+        self._for(interest).add(interest)
+
+    def remove(self, interest: Watch[SinkT] | Wait) -> None:
+        self._for(interest).remove(interest)
+
+    def _for(self, interest: _Interest) -> _Groups[SinkT]:
+        return self._looking_back if interest.shows_previous else self._plain
 
 
 class Watchers(Generic[SinkT]):
@@ -499,11 +544,11 @@ class Watchers(Generic[SinkT]):
         self._thread: threading.Thread | None = None
         # All below is the pump's.
         self._at = history.end()  # those in groups have got everything before
-        self._groups: _Groups[SinkT] = _Groups()
+        self._groups: _Everybody[SinkT] = _Everybody()
         self._behind: deque[Watch[SinkT] | Wait] = deque()
         self._deadlines: list[tuple[float, int, Wait]] = []  # a heap, with some that are over
         self._numbers = count()
-        self._frames: dict[int, bytes] = {}  # by the event's number, within a turn
+        self._frames: dict[tuple[int, bool], bytes] = {}  # by the event's number, within a turn
         self._deliveries = 0  # in this turn
         self._told = history.revision  # of the last progress
         self._next_progress = monotonic() + progress_interval
@@ -560,20 +605,31 @@ class Watchers(Generic[SinkT]):
         if position.revision <= floor:
             raise Compacted(floor + 1)
 
+    def keep_previous(self) -> None:
+        """From the next entry that is applied let events have the value before. Any thread."""
+        self._history.wants_previous = True
+
     def watch(
-        self, start: bytes, end: bytes | None, position: Position, sink: SinkT
+        self,
+        start: bytes,
+        end: bytes | None,
+        position: Position,
+        sink: SinkT,
+        *,
+        shows_previous: bool = False,
     ) -> Watch[SinkT]:
         """Send the events of the keys from *start* up to but not including *end* to a sink.
 
         None as *end* is without end; ``start + b"\\0"`` is the key alone, ``prefix_end(start)`` all
         that begin with it. All events from *position* on are sent, however old or new, and before
-        them a progress event, so that even who has seen none knows where to go on.
+        them a progress event, so that even who has seen none knows where to go on. With
+        *shows_previous* they have the value before where it is known (:meth:`keep_previous`).
 
         What :meth:`check` has not refused may be lost before the pump comes to it; the watch ends
         then like any other. Raises Unavailable when stopping. Any thread; the sink may be called
         before this returns.
         """
-        watch = Watch(self, start, end, position, sink)
+        watch = Watch(self, start, end, position, sink, shows_previous=shows_previous)
         self._order(partial(self._add_watch, watch))
         return watch
 
@@ -755,7 +811,7 @@ class Watchers(Generic[SinkT]):
                 if group.watches:
                     if not group.frames:
                         to_send.append(group)
-                    frame = self._frame(at, events, i)
+                    frame = self._frame(at, events, i, group.shows_previous)
                     group.frames.append(frame)
                     size += len(frame)
             at += 1
@@ -821,7 +877,7 @@ class Watchers(Generic[SinkT]):
         size = 0
         stop = max(at, self._at)
         for number, events, i in view.matching(watch.start, watch.end, at, self._at):
-            frame = self._frame(number, events, i)
+            frame = self._frame(number, events, i, watch.shows_previous)
             frames.append(frame)
             size += len(frame)
             if size >= _PART:
@@ -854,26 +910,30 @@ class Watchers(Generic[SinkT]):
             if not takes_more:  # its client has left, mostly
                 self._remove(watch)
 
-    def _frame(self, number: int, events: Sequence[Change], i: int) -> bytes:
+    def _frame(self, number: int, events: Sequence[Change], i: int, shows_previous: bool) -> bytes:
         """Return the bytes of an event, made once in a turn."""
-        frame = self._frames.get(number)
+        name = number, shows_previous
+        frame = self._frames.get(name)
         if frame is None:
-            frame = self._frames[number] = _event_frame(events, i)
+            frame = self._frames[name] = _event_frame(events, i, shows_previous)
         return frame
 
 
-def _event_frame(events: Sequence[Change], i: int) -> bytes:
-    revision, kind, key, value, version = events[i]
+def _event_frame(events: Sequence[Change], i: int, shows_previous: bool) -> bytes:
+    event = events[i]
+    revision, kind, key, value, version = event[:5]
     event_id = str(revision)
     if i + 1 < len(events) and events[i + 1][0] == revision:
         event_id += f".{i + 1 - bisect_left(events, revision, key=_revision_of)}"
-    key_text, value_text, is_base64 = as_text(key, value if kind == EventKind.PUT else None)
+    known = event[5:] if shows_previous else ()
+    texts, is_base64 = as_texts(key, value if kind == EventKind.PUT else None, *known)
     encoding = ',"encoding":"base64"' if is_base64 else ""
-    value_json = "null" if value_text is None else _quote(value_text)
+    key_json, value_json, *previous = ["null" if t is None else _quote(t) for t in texts]
+    previous_json = f',"prev":{previous[0]}' if previous else ""
     return (
         f"event: {_kind_names[kind]}\nid: {event_id}\n"
-        f'data: {{"key":{_quote(key_text)},"value":{value_json}{encoding},'
-        f'"revision":{revision},"version":{version}}}\n\n'
+        f'data: {{"key":{key_json},"value":{value_json}{encoding},'
+        f'"revision":{revision},"version":{version}{previous_json}}}\n\n'
     ).encode()
 
 

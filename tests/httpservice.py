@@ -68,6 +68,7 @@ class FakeBackend:
             for index, command in enumerate(commands, first)
         ]
         self.store.keeps_events = True
+        self.store.keeps_previous = self.history.wants_previous
         outcomes = self.store.apply(entries)
         self.history.extend(self.store.take_events(), self.store.applied_index)
         return Committed(first, outcomes)
@@ -194,8 +195,8 @@ class _Counted:
     def __init__(self, backend: FakeBackend) -> None:
         self._backend = backend
         self._state = backend.store.snapshot()
-        self.index, self.items, self.count = (
-            self._state.index, self._state.items, self._state.count
+        self.index, self.items, self.count, self.key_after = (
+            self._state.index, self._state.items, self._state.count, self._state.key_after
         )  # fmt: skip
         backend.open_states += 1
 

@@ -621,3 +621,187 @@ def test_shell_backup(run: Run, db: Client, tmp_path: Path) -> None:
     assert out.startswith("OK, as of revision ")
     assert os.listdir(tmp_path) == ["b"]
     assert run("backup", str(tmp_path / "no" / "b"))[0] == 1
+
+
+# -- ranges that are larger than what goes at once -------------------------------------------------
+
+
+def test_a_prefix_of_any_size_is_removed(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, "--bootstrap", "--max-range-items=7") as server,
+        Client(server.url) as db,
+    ):
+        for count in (0, 1, 7, 8, 14, 40):
+            db.load((f"p/{n}", "v") for n in range(count))
+            db.put("q", "stays")
+            assert db.delete_prefix("p/") == count
+            assert [record.key for record in db.items()] == [b"q"]
+        db.load((f"p/{n}", "v") for n in range(20))
+        assert shell(server, "delete", "--prefix", "p/") == (0, b"20\n")
+        assert db.count() == 1
+        begin = db.put("p/1", "v")
+        db.load((f"p/{n}", "v") for n in range(2, 9))
+        db.delete_prefix("p/")
+        revisions = [event.revision for event in events_of(db, begin) if event.kind == "delete"]
+        assert len(revisions) == 8
+        assert len(set(revisions)) == 2  # two parts, each at one revision
+
+
+def shell(server: ServerProcess, *args: str) -> tuple[int, bytes]:
+    """Run the shell with a command; return its exit status and output."""
+    with start_shell(server, *args) as process:
+        output, _ = process.communicate(timeout=30)
+    return process.returncode, output
+
+
+def events_of(db: Client, begin: int) -> list[Event]:
+    """Return what has happened from a revision until now."""
+    last = db.put("z", "end")
+    events: list[Event] = []
+    with db.watch(start_revision=begin) as watch:
+        for event in watch:
+            if event.revision == last:
+                break
+            events.append(event)
+    return events
+
+
+def test_a_counter_that_begins_with_a_time_to_live(db: Client, server: ServerProcess) -> None:
+    assert db.increment("n", 3, ttl=3600) == 3
+    record = db.record("n")
+    assert record is not None
+    assert 3590 < (record.ttl or 0) <= 3600
+    assert db.increment("n", ttl=60) == 4
+    record = db.record("n")
+    assert record is not None
+    assert (record.ttl or 0) > 3500  # it keeps its time
+    assert shell(server, "incr", "m", "5", "--ttl", "1h") == (0, b"5\n")
+    record = db.record("m")
+    assert record is not None
+    assert 3590 < (record.ttl or 0) <= 3600
+
+
+# -- arguments of a wrong type ---------------------------------------------------------------------
+
+WRONG: list[Any] = [None, 5, 1.5, True, {"a": 1}, ["a"], [b"a"], object(), ("a",)]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: type(wrong).__name__)
+def test_what_is_neither_text_nor_bytes_is_refused_by_name(db: Client, wrong: Any) -> None:
+    """Before anything is sent: a value that was made up of it would be a silent loss."""
+    begin = db.put("k", "v")
+    session = db.open_session(60)
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("key", lambda: db.put(wrong, "v")),
+        ("value", lambda: db.put("k", wrong)),
+        ("value", lambda: db.put("k", wrong, ttl=60)),
+        ("key", lambda: db.get(wrong)),
+        ("key", lambda: db.record(wrong)),
+        ("key", lambda: db.delete(wrong)),
+        ("key", lambda: db.increment(wrong)),
+        ("key", lambda: db.touch(wrong, 5)),
+        ("prefix", lambda: db.delete_prefix(wrong)),
+        ("name", lambda: db.lock(wrong)),
+        ("key", lambda: db.load([(wrong, "v")])),
+        ("key", lambda: Op.put(wrong, "v")),
+        ("value", lambda: Op.put("k", wrong)),
+        ("key", lambda: Op.get(wrong)),
+        ("key", lambda: Op.delete(wrong)),
+        ("prefix", lambda: Op.delete_prefix(wrong)),
+        ("prefix", lambda: Op.range(wrong)),
+        ("key", lambda: Op.increment(wrong)),
+        ("key", lambda: Op.touch(wrong, 5)),
+        ("key", lambda: when(wrong, exists=True)),
+        ("session", lambda: db.renew_session(wrong)),
+    ]
+    if wrong is not None:  # which means something here
+        calls += [
+            ("prefix", lambda: db.items(wrong)),
+            ("start", lambda: db.items(start=wrong)),
+            ("end", lambda: db.items(end=wrong)),
+            ("prefix", lambda: db.count(wrong)),
+            ("key", lambda: db.watch(wrong)),
+            ("prefix", lambda: db.watch(prefix=wrong)),
+            ("value", lambda: db.load([("k", wrong)])),
+            ("value", lambda: when("k", value=wrong)),
+            ("acquire", lambda: db.put("k", "v", acquire=wrong)),
+            ("release", lambda: db.put("k", "v", release=wrong)),
+        ]
+    for argument, call in calls:
+        with pytest.raises(TypeError, match=rf"^{argument} has to be str or bytes, not "):
+            call()
+    db.end_session(session)
+    assert events_of(db, begin + 1) == []
+    assert db.get("k") == b"v"
+
+
+@pytest.mark.parametrize("wrong", [None, "5", 1.5, True, b"5", [5]], ids=repr)
+def test_what_is_no_number_is_refused_by_name(db: Client, wrong: Any) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("by", lambda: db.increment("n", wrong)),
+        ("by", lambda: Op.increment("n", wrong)),
+    ]
+    if wrong is not None:
+        calls += [
+            ("if_revision", lambda: db.put("k", "v", if_revision=wrong)),
+            ("if_revision", lambda: db.delete("k", if_revision=wrong)),
+            ("limit", lambda: db.items(limit=wrong)),
+            ("start_revision", lambda: db.watch(start_revision=wrong)),
+        ]
+    for argument, call in calls:
+        with pytest.raises(TypeError, match=rf"^{argument} has to be int, not "):
+            call()
+    if wrong not in (None, 1.5):
+        with pytest.raises(TypeError, match=r"^ttl has to be a number of seconds, not "):
+            db.put("k", "v", ttl=wrong)
+    assert db.count() == 0
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_whatever_holds_bytes_is_a_key_and_a_value(
+    db: Client, kind: Callable[[bytes], Any]
+) -> None:
+    db.put(kind(b"k\xff"), kind(b"v\xff"))
+    assert db.get(kind(b"k\xff")) == b"v\xff"
+    db.txn(success=[Op.put(kind(b"l"), kind(b"\xfe"))])
+    assert db.get("l") == b"\xfe"
+    assert db.load([(kind(b"m"), kind(b"w"))]) == 1
+    assert db.delete_prefix(kind(b"")) == 3
+
+
+# -- the value before ------------------------------------------------------------------------------
+
+
+def test_a_watch_may_have_the_values_before(tmp_path: Path) -> None:
+    with running(tmp_path, "--bootstrap") as server, Client(server.url, timeout=20) as db:
+        begin = db.put("k", "unknown")
+        db.put("k", "1")
+        with db.watch("k", start_revision=begin, prev=True) as watch, db.watch("k") as plain:
+            assert [next(watch)[1:] for _ in range(2)] == [
+                ("put", b"k", b"unknown", 1, None),  # nobody had asked for it by then
+                ("put", b"k", b"1", 2, None),
+            ]
+            db.put("k", "2")
+            db.put("k", b"\xff", ttl=3600)
+            db.delete("k")
+            db.put("k", "new")
+            assert [next(watch)[2:] for _ in range(4)] == [
+                (b"k", b"2", 3, b"1"),
+                (b"k", b"\xff", 4, b"2"),
+                (b"k", None, 0, b"\xff"),
+                (b"k", b"new", 1, None),
+            ]
+            assert [next(plain).previous for _ in range(4)] == [None] * 4
+        last = db.put("k", "end")
+        with db.watch("k", start_revision=last, prev=True) as watch:
+            assert next(watch).previous == b"new"
+        with start_shell(
+            server, "watch", "k", "--prev", "--json", "--from", str(last)
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            shown = json.loads(process.stdout.readline())
+            assert (shown["value"], shown["prev"]) == ("end", "new")
+            process.terminate()
+        status, _ = shell(server, "watch", "k", "--prev")
+        assert status == 2
+        assert server.request("GET", "/watch?key=k&prev=perhaps").status == 400

@@ -783,11 +783,13 @@ def test_a_node_that_waits_lives_and_is_not_ready(waiting: ServerProcess) -> Non
 def run(
     *flags: str, cwd: Path | None = None, environ: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the server until it ends by itself."""
+    """Run the server until it ends by itself; without a flag its addresses are the system's choice,
+    since those of the default may be in use."""
+    anywhere = {"CONURE_RAFT_ADDR": "127.0.0.1:0", "CONURE_HTTP_ADDR": "127.0.0.1:0"}
     return subprocess.run(
         [sys.executable, str(ROOT / "conuredb.py"), *flags],
         capture_output=True, text=True, check=False, timeout=20, cwd=cwd,
-        env={**os.environ, **(environ or {})},
+        env={**os.environ, **anywhere, **(environ or {})},
     )  # fmt: skip
 
 
@@ -894,6 +896,7 @@ def test_a_bare_start_makes_everything_below_data(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-S", str(ROOT / "conuredb.py"), f"--http-addr=:{free_port('127.0.0.1')}"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "CONURE_RAFT_ADDR": "127.0.0.1:0"},
     )  # fmt: skip
     assert process.stderr is not None
     try:
@@ -960,6 +963,7 @@ def test_a_directory_of_somebody_else_is_refused() -> None:
             done = subprocess.run(
                 [sys.executable, "-c", script, f"--data-dir={path}", "--http-addr=127.0.0.1:0"],
                 cwd=ROOT, capture_output=True, text=True, check=False, timeout=20,
+                env={**os.environ, "CONURE_RAFT_ADDR": "127.0.0.1:0"},
             )  # fmt: skip
             assert done.returncode == 2, done.stderr
             line = done.stderr.splitlines()[-1]

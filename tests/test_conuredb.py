@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,3 +142,82 @@ def test_a_process_under_load_still_stops_in_order(tmp_path: Path) -> None:
         assert server.terminate() == 0
     with running(tmp_path) as server:
         assert all(server.get(f"k{number}").body == b"v" for number in range(50))
+
+
+# -- the data directory ----------------------------------------------------------------------------
+
+
+def test_no_file_of_the_data_can_be_read_by_the_world(tmp_path: Path) -> None:
+    """Whatever the umask of whoever starts it."""
+    script = tmp_path / "open.py"
+    script.write_text(
+        f"import os, sys\nos.umask(0)\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import conuredb\nsys.exit(conuredb.main(sys.argv[1:]))\n"
+    )
+    data = tmp_path / "new" / "data"
+    with running(
+        data, "--checkpoint-entries=3", "--log-segment-bytes=64KiB", script=script
+    ) as node:
+        for number in range(20):
+            assert node.put(f"k{number}", bytes(20_000)).status == 200
+        wait_until(lambda: len(list((data / "raft").iterdir())) > 3)
+        assert node.terminate() == 0
+    made = [data, *data.rglob("*")]
+    assert {"LOCK", "identity.json", "conure.db", "raft", "snapshot"} <= {p.name for p in made}
+    loose = {str(path): oct(path.stat().st_mode) for path in made if path.stat().st_mode & 0o027}
+    assert not loose
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [(0o700, ""), (0o770, "by its group"), (0o777, "by everybody")]
+)
+def test_a_data_directory_that_others_may_write_is_worth_a_line(
+    tmp_path: Path, mode: int, words: str
+) -> None:
+    data = tmp_path / "data dir"
+    data.mkdir()
+    data.chmod(mode)
+    with running(data) as server:
+        lines = [line for line in server.log if "may be written" in line]
+    if not words:
+        assert lines == []
+        return
+    (line,) = lines
+    assert " WARNING " in line
+    assert words in line
+    assert line.endswith(f"chmod go-w '{data}'")
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("file", "file is a file"),
+        ("file/below", "file is a file"),
+        ("link", "link is a symbolic link that leads nowhere"),
+        ("circle/below", "circle is a symbolic link that leads nowhere"),
+        ("x" * 300, "ame too long"),
+        ("/proc/1/data", "data_dir has to be a directory"),
+        ("/dev/null", "/dev/null is a file"),
+    ],
+)
+def test_a_data_directory_that_cannot_be_one_is_a_setting_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    done = start_and_end(f"--data-dir={tmp_path / where}")
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("conuredb: data_dir (flag --data-dir): ")
+    assert words in line
+    assert "Traceback" not in done.stderr
+
+
+def start_and_end(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a server that ends by itself, on ports of its own."""
+    addresses = ["--http-addr=127.0.0.1:0", "--raft-addr=127.0.0.1:0"]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "conuredb.py"), *addresses, *flags],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip

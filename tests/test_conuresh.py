@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import conuresh
 from conuresh import COMMANDS, _completion
 from tests.stubserver import StubServer, close, close_and_stop_listening, hang, refuse
 
@@ -394,3 +398,57 @@ def test_completion() -> None:
     assert completions("lock k -- delete --p") == []
     assert completions("nonsense --") == []
     assert completions("get ") == []
+
+
+# -- lines, and the words they have --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('put k {"a":1}', ["put", "k", '{"a":1}']),
+        ('put k {"a": [1, "b c"], "d": null} --ttl 5s',
+         ["put", "k", '{"a": [1, "b c"], "d": null}', "--ttl", "5s"]),
+        ('put k ["x", {"y": "it\'s"}]\n', ["put", "k", '["x", {"y": "it\'s"}]']),
+        (r'put k {"path": "a\\b\n"}', ["put", "k", r'{"path": "a\\b\n"}']),
+        ("put k '{\"a\":1}'", ["put", "k", '{"a":1}']),
+        (r'put k "{\"a\":1}"', ["put", "k", '{"a":1}']),
+        ("put k {a}", ["put", "k", "{a}"]),
+        ("put k [", ["put", "k", "["]),
+        ("put k '[' x", ["put", "k", "[", "x"]),
+        ("put 'a b' x\"y z\"", ["put", "a b", "xy z"]),
+        ("list --prefix='a b'", ["list", "--prefix=a b"]),
+        ('put # {"a":1}', ["put", "#", '{"a":1}']),
+        ("  \t ", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_json_is_one_word_as_it_stands(line: str, words: list[str]) -> None:
+    assert conuresh.split(line) == words
+
+
+@pytest.mark.parametrize(
+    "word", ['{"a":1', '{"a":1}x', '{a:"1"}', "['x']", '[1,"2"', "[" * 5000 + '"x"', r"{a\ b}"]
+)
+def test_quotes_that_would_be_lost_are_refused(word: str) -> None:
+    with pytest.raises(conuresh.Usage, match=r"is no JSON, and its quotes would be lost; put '"):
+        conuresh.split(f"put k {word}")
+
+
+@given(st.text(alphabet="ab \t\"'\\\\-=#\r\n\x0b\u00a0"))
+def test_all_other_lines_are_split_as_ever(line: str) -> None:
+    try:
+        expected = shlex.split(line)
+    except ValueError:
+        with pytest.raises(conuresh.Usage):
+            conuresh.split(line)
+    else:
+        assert conuresh.split(line) == expected
+
+
+def test_a_script_stores_json_as_it_was_typed(stub: StubServer) -> None:
+    script = b'put k {"a":1}\nget k\nput l {"a":1\nget l\n'
+    status, output, complaints = run(stub, stdin=script)
+    assert (status, output) == (2, b'OK\n{"a":1}\n')
+    assert b"its quotes would be lost" in complaints
+    assert stub.values == {b"k": b'{"a":1}'}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from datadir import DataDirectory, Identity
+from datadir import DataDirectory, Identity, read_identity, write_identity
 from errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
@@ -237,3 +237,78 @@ def test_a_failing_disk_is_told_and_the_next_start_goes_on(kind: str) -> None:
         else:
             break
     assert call > 5
+
+
+# -- the file that says so -------------------------------------------------------------------------
+
+WITHOUT_CHECKSUM = b"""{
+  "format": 1,
+  "node_id": "n1",
+  "cluster_id": "c1",
+  "incarnation": "1f",
+  "role": "data",
+  "diverged": ""
+}
+"""
+
+WITH_CHECKSUM = b"""{
+  "format": 1,
+  "node_id": "n1",
+  "cluster_id": "c1",
+  "incarnation": "1f",
+  "role": "data",
+  "diverged": "",
+  "checksum": "6689b22e"
+}
+"""
+
+N1 = Identity("n1", "c1", "1f", "data")
+
+
+def read(content: bytes) -> tuple[Identity, str]:
+    fs = CrashFileSystem()
+    fs.make_directory("/data")
+    write(fs, "/data/identity.json", content)
+    return read_identity(fs, "/data/identity.json")
+
+
+def test_golden_bytes() -> None:
+    fs = CrashFileSystem()
+    fs.make_directory("/data")
+    write_identity(fs, "/data/identity.json", N1)
+    assert fs.contents("/data/identity.json") == WITH_CHECKSUM
+    assert read(WITH_CHECKSUM) == read(WITHOUT_CHECKSUM) == (N1, "")
+
+
+def test_versions_before_the_checksum_read_the_same_facts() -> None:
+    """They look up by name what they know, in what JSON makes of the file."""
+    old, new = json.loads(WITHOUT_CHECKSUM), json.loads(WITH_CHECKSUM)
+    assert {name: new[name] for name in old} == old
+
+
+def test_a_file_without_a_checksum_gets_one_at_its_next_change() -> None:
+    fs = CrashFileSystem()
+    open_directory(fs).close()
+    write(fs, "/data/identity.json", identity_file())
+    directory = open_directory(fs)
+    assert fs.contents("/data/identity.json") == identity_file()
+    directory.begin_cluster()
+    assert b'"checksum": "' in fs.contents("/data/identity.json")
+    directory.close()
+    assert open_directory(fs).identity == directory.identity
+
+
+def test_any_other_byte_is_damage() -> None:
+    for position in range(len(WITH_CHECKSUM)):
+        for bit in range(8):
+            damaged = bytearray(WITH_CHECKSUM)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(CorruptionError, match=r"^/data/identity\.json is corrupt"):
+                read(bytes(damaged))
+
+
+@pytest.mark.parametrize("length", range(0, len(WITH_CHECKSUM), 7))
+def test_a_file_that_ends_early_or_late_is_damage(length: int) -> None:
+    for damaged in (WITH_CHECKSUM[:length], WITH_CHECKSUM + WITH_CHECKSUM[:length] + b"\n"):
+        with pytest.raises(CorruptionError, match=r"identity\.json"):
+            read(damaged)

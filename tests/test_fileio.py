@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
-from fileio import File, OsFileSystem
+from fileio import File, OsFileSystem, others_who_may_write
 
 FS = OsFileSystem()
 CHANGES: list[Any] = [
@@ -298,3 +298,42 @@ def test_a_lock_that_cannot_be_asked_for_is_not_somebody_elses(
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
     with pytest.raises(DiskFailed, match="locking"):
         FS.lock(path, "me")
+
+
+def test_a_lock_file_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> None:
+    """Whoever may write the directory would otherwise choose what the holder's name overwrites."""
+    precious = tmp_path / "precious"
+    precious.write_text("years of work")
+    os.symlink(precious, path)
+    with pytest.raises(ForeignDirectory, match=r"file is a symbolic link.*remove the link"):
+        FS.lock(path, "me")
+    assert precious.read_text() == "years of work"
+    os.remove(path)
+    os.symlink(tmp_path / "nothing", path)
+    with pytest.raises(ForeignDirectory, match="is a symbolic link"):
+        FS.lock(path, "me")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "others"),
+    [
+        (0o700, ""), (0o750, ""), (0o755, ""), (0o2755, ""),
+        (0o770, "its group"), (0o775, "its group"),
+        (0o777, "everybody"), (0o1777, "everybody"), (0o702, "everybody"), (0o2777, "everybody"),
+    ],
+)  # fmt: skip
+def test_who_else_may_write_a_directory(tmp_path: Path, mode: int, others: str) -> None:
+    os.chmod(tmp_path, mode)
+    assert others_who_may_write(str(tmp_path)) == others
+
+
+def test_a_volume_handed_over_to_this_group_is_no_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chmod(tmp_path, 0o2775)
+    assert others_who_may_write(str(tmp_path)) == ""
+    own = {os.getegid(), *os.getgroups()}
+    monkeypatch.setattr(os, "getegid", lambda: max(own) + 1)
+    monkeypatch.setattr(os, "getgroups", list)
+    assert others_who_may_write(str(tmp_path)) == "its group"

@@ -113,9 +113,10 @@ ALLOWED: dict[str, set[str]] = {
     "openapi": set(),
     "forward": {"httpserver", "errors", "metrics"},
     "discovery": {"errors"},
-    "client": {"errors"},
-    "conuresh": {"client", "errors"},
-    "scaling": {"client", "errors"},
+    "oldpython": set(),
+    "client": {"errors", "oldpython"},
+    "conuresh": {"client", "errors", "oldpython"},
+    "scaling": {"client", "errors", "oldpython"},
     "conuredb": {
         "config",
         "discovery",
@@ -128,6 +129,7 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "node",
         "offline",
+        "oldpython",
         "transport",
         "watch",
     },
@@ -177,6 +179,22 @@ def test_runtime_needs_only_the_standard_library(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(PURE))
 def test_pure_module_stays_pure(module: str) -> None:
     assert imports_of(module) - set(ALLOWED) <= PURE[module]
+
+
+@pytest.mark.parametrize("module", ["conuredb", "conuresh", "scaling", "client"])
+def test_what_tells_of_an_old_python_can_be_read_by_it(module: str) -> None:
+    """Nothing is imported before, and no syntax is newer than what it has to be told to."""
+    for each in (module, "oldpython"):
+        ast.parse((ROOT / f"{each}.py").read_text(), feature_version=(3, 7))
+    imports = [
+        node
+        for node in ast.parse((ROOT / f"{module}.py").read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert isinstance(imports[0], ast.ImportFrom)
+    assert imports[0].module == "__future__"
+    assert isinstance(imports[1], ast.Import)
+    assert imports[1].names[0].name == "oldpython"
 
 
 def test_nobody_decides_by_the_wall_clock() -> None:

@@ -9,6 +9,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -28,7 +29,7 @@ from commands import (
 )
 from errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
 from httpserver import Request
-from kvapi import MAX_BATCH_LINES, Command, WriteReply
+from kvapi import MAX_ATTEMPTS, MAX_BATCH_LINES, Command, WriteReply
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer
 
@@ -171,6 +172,175 @@ def test_a_range_is_deleted_within_a_limit(service: Service, backend: FakeBacken
     assert ask(service, "DELETE", "/kv?prefix=00").status == 200
     assert len(backend.values) == 901
     assert backend.batches[0] == [Transaction((), (DeleteRange(b"", None, 1000),))]
+
+
+def delete_part(service: Service, target: str, **fields: str) -> dict[str, object]:
+    answer = partial(ask, service, "DELETE", target, b"")(**fields)
+    assert answer.status == 200, answer.body
+    shown = json.loads(answer.body)
+    assert isinstance(shown, dict)
+    return shown
+
+
+def test_a_range_of_any_size_is_deleted_in_parts(service: Service, backend: FakeBackend) -> None:
+    backend.values = {b"%04d" % n: b"v" for n in range(2500)} | {b"x": b"", b"a": b""}
+    answers: list[dict[str, object]] = []
+    while not answers or answers[-1]["more"]:
+        answers.append(delete_part(service, "/kv?to=5&limit=5000"))  # up to max_range_items
+    assert answers == [
+        {"deleted": 1000, "more": True},
+        {"deleted": 1000, "more": True},
+        {"deleted": 500, "more": False},
+    ]
+    assert set(backend.values) == {b"a", b"x"}
+    assert [len(batch) for batch in backend.batches] == [1, 1, 1]
+    assert backend.open_states == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "answer", "left"),
+    [
+        ("prefix=k&limit=1", {"deleted": 1, "more": True}, "k2 k3 l"),
+        ("prefix=k&limit=3", {"deleted": 3, "more": False}, "l"),
+        ("prefix=k&limit=2", {"deleted": 2, "more": True}, "k3 l"),
+        ("from=k2&limit=2", {"deleted": 2, "more": True}, "k1 l"),
+        ("from=k2&limit=3", {"deleted": 3, "more": False}, "k1"),
+        ("from=k2&to=k3&limit=1", {"deleted": 1, "more": False}, "k1 k3 l"),
+        ("from=k3&to=k1&limit=9", {"deleted": 0, "more": False}, "k1 k2 k3 l"),
+        ("prefix=m&limit=9", {"deleted": 0, "more": False}, "k1 k2 k3 l"),
+        ("prefix=&limit=9", {"deleted": 4, "more": False}, ""),
+    ],
+)
+def test_a_part_is_the_first_keys_of_its_range(
+    service: Service, backend: FakeBackend, target: str, answer: dict[str, object], left: str
+) -> None:
+    backend.values = {b"k1": b"", b"k2": b"", b"k3": b"", b"l": b""}
+    assert delete_part(service, f"/kv?{target}") == answer
+    assert b" ".join(sorted(backend.values)).decode() == left
+
+
+def crowded(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Let others put a key into the range between look and deletion, so many times."""
+    puts: list[int] = []
+    write = backend.write
+
+    def crowding(commands: Sequence[Command], reply: WriteReply) -> None:
+        if len(puts) < times:
+            puts.append(len(puts))
+            backend.apply([(b"k0%02d" % (99 - len(puts)), b"new")])  # before all others
+        write(commands, reply)
+
+    monkeypatch.setattr(backend, "write", crowding)
+    return puts
+
+
+def test_keys_that_come_meanwhile_are_never_too_many(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither more than the limit goes, nor is "more" wrong about what is there by then."""
+    backend.values = {b"k1": b"", b"k2": b""}
+    with closing(Service(backend, max_scans=2 * MAX_ATTEMPTS)) as service:
+        crowded(backend, monkeypatch, 2)
+        assert delete_part(service, "/kv?prefix=k&limit=2") == {"deleted": 2, "more": True}
+        assert set(backend.values) == {b"k1", b"k2"}  # the others were the first by then
+        crowded(backend, monkeypatch, 100)
+        answer = ask(service, "DELETE", "/kv?prefix=k&limit=2")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert {b"k1", b"k2"} < set(backend.values)
+
+
+def test_a_repeated_part_is_answered_alike_and_deletes_nothing(
+    service: Service, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first attempt was in vain, which is remembered as such."""
+    backend.values = {b"k%d" % n: b"" for n in range(5)}
+    crowded(backend, monkeypatch, 1)
+    target = "/kv?prefix=k&limit=5"
+    first = delete_part(service, target, Idempotency_Key="x")
+    assert first == {"deleted": 5, "more": True}
+    left = set(backend.values)
+    assert delete_part(service, target, Idempotency_Key="x") == first
+    assert set(backend.values) == left
+    assert ask(service, "DELETE", "/kv?prefix=k&limit=4", Idempotency_Key="x").status == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        ("prefix=k&limit=0", {}), ("prefix=k&limit=x", {}), ("key=k&limit=1", {}), ("limit=1", {}),
+        ("prefix=k&limit=1&reverse=true", {}), ("prefix=k&limit=1", {"If_Match": "*"}),
+        ("prefix=k&limit=1", {"Idempotency_Key": "x" * 129}),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_none(
+    service: Service, backend: FakeBackend, query: str, fields: dict[str, str]
+) -> None:
+    backend.values = {b"k": b""}
+    assert partial(ask, service, "DELETE", f"/kv?{query}", b"")(**fields).status == 400
+    assert set(backend.values) == {b"k"}
+
+
+# -- increments that begin with a time to live ---------------------------------------------------
+
+
+def test_a_counter_expires_when_its_first_increment_says(
+    service: Service, backend: FakeBackend
+) -> None:
+    first = ask(service, "POST", "/kv/incr?key=k&by=-3&ttl=30s")
+    assert (first.status, first.body, first.headers["x-conure-ttl"]) == (200, b"-3\n", "30.000")
+    assert first.headers["x-conure-version"] == "1"
+    backend.now += 10_000
+    second = ask(service, "POST", "/kv/incr?key=k&by=5&ttl=30s")
+    assert (second.body, second.headers["x-conure-ttl"]) == (b"2\n", "20.000")
+    third = ask(service, "POST", "/kv/incr?key=k")
+    assert (third.body, third.headers["x-conure-ttl"]) == (b"3\n", "20.000")
+    assert third.headers["x-conure-version"] == "3"
+
+
+def test_a_counter_without_an_end_stays_without(service: Service, backend: FakeBackend) -> None:
+    backend.values = {b"k": b"7", b"text": b"seven"}
+    answer = ask(service, "POST", "/kv/incr?key=k&ttl=30s")
+    assert (answer.body, "x-conure-ttl" in answer.headers) == (b"8\n", False)
+    assert ask(service, "POST", "/kv/incr?key=text&ttl=30s").status == 409
+    for ttl in ("0", "x", "-1s", ""):
+        assert ask(service, "POST", f"/kv/incr?key=new&ttl={ttl}").status == 400
+    assert ask(service, "POST", "/kv/incr?key=new&ttl=1s", b"", If_Match="*").status == 400
+    assert set(backend.values) == {b"k", b"text"}
+
+
+def test_a_first_increment_that_is_repeated_is_answered_alike(service: Service) -> None:
+    target = "/kv/incr?key=k&by=4&ttl=30s"
+    answers = [ask(service, "POST", target, b"", Idempotency_Key="x").body for _ in range(3)]
+    assert answers == [b"4\n"] * 3
+    assert ask(service, "GET", "/kv?key=k").body == b"4"
+
+
+# -- conditions that nobody looks at -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "field"),
+    [
+        ("/kv?key=k", "If_Match"),
+        ("/kv?key=k&meta=true", "If_Match"),
+        ("/kv?key=k&stale=true", "If_Match"),
+        ("/kv?key=k&index=0&wait=1s", "If_Match"),
+        *((target, field) for field in ("If_Match", "If_None_Match") for target in (
+            "/kv?prefix=k", "/kv?from=a&to=z", "/kv?limit=5", "/kv/count", "/kv/count?prefix=k",
+            "/watch", "/watch?key=k", "/backup", f"/session?id={'0' * 32}",
+        )),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_read_with_a_condition_that_means_nothing_there_is_refused(
+    service: Service, backend: FakeBackend, method: str, target: str, field: str
+) -> None:
+    backend.values = {b"k": b"v"}
+    for tag in ("*", '"1"'):
+        answer = partial(ask, service, method, target, b"")(**{field: tag})
+        assert answer.status == 400
+        if method == "GET":
+            assert field.replace("_", "-").encode() in answer.body
 
 
 def test_the_fingerprint_tells_requests_apart(service: Service, backend: FakeBackend) -> None:

@@ -1103,7 +1103,8 @@ def test_a_session_and_what_it_holds_are_seen_until_it_ends() -> None:
     lab.tick(25)
     assert lab["n2"].look(b"k")[1:] == (None, None)
     assert lab["n2"].session(b"s")[1] is None
-    ((*_, (_, kind, key, _, _)),) = [b.events for b in lab["n2"]._history.view().blocks]
+    ((*_, last),) = [b.events for b in lab["n2"]._history.view().blocks]
+    _, kind, key, _, _ = last[:5]
     assert (kind, key) == (EventKind.EXPIRE, b"k")
 
 
@@ -1134,7 +1135,7 @@ def test_an_installed_state_begins_another_history() -> None:
     assert history.events < lab["n1"]._history.events
     put(lab, b"after", b"all")
     lab.tick(5)
-    (*_, (revision, _, key, _, _)) = history.view().blocks[-1].events
+    revision, _, key, _, _ = history.view().blocks[-1].events[-1][:5]
     assert (revision, key) == (history.revision, b"after")
 
 
@@ -1807,3 +1808,45 @@ def test_a_leader_that_lost_its_office_counts_from_then() -> None:
     assert node.last_contact() == 0.0
     lab.now += 2.5
     assert node.last_contact() == 2.5
+
+
+# -- what is said at a start ---------------------------------------------------------------------
+
+
+def test_a_follower_that_was_killed_does_not_seem_to_have_lost_what_its_log_has() -> None:
+    """What is committed is known again when a leader has said so, and is applied only then."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    last = lab["n2"]._log.last_index
+    del lab.nodes["n2"]
+    lab.disks["n2"].restart_process()
+    node = lab.add("n2")
+    assert node._describe_start() == (
+        f"follower in term 2: its log reaches to index {last}; what it has behind index 0 is "
+        "applied as soon as a leader confirms it"
+    )
+    lab.tick_until(lambda: node._store.applied_index >= last)
+    lab.stop("n2")  # which leaves a checkpoint
+    assert lab.add("n2")._describe_start() == f"follower at index {last}, 1 records"
+    del lab.nodes["n1"]
+    lab.disks["n1"].restart_process()
+
+
+def test_an_arbiter_is_not_said_to_have_lost_its_records() -> None:
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    last = lab["a"]._log.last_index
+    assert lab["a"]._describe_start() == f"follower at index {last}, no records"
+
+
+def test_a_node_that_is_alone_has_everything_when_it_says_so() -> None:
+    lab = cluster()
+    put(lab, b"k", b"v")
+    del lab.nodes["n1"]
+    lab.disks["n1"].restart_process()
+    node = lab.add("n1")
+    assert node._describe_start() == f"leader at index {node._log.last_index}, 1 records"

@@ -20,7 +20,8 @@ import conuredb
 import offline
 from backup import UNFINISHED, Backup, Facts
 from btree import BTree
-from commands import OpenSession, Put, Transaction
+from commands import Acquire, Increment, OpenSession, Operation, Put, Transaction
+from datadir import read_identity, write_identity
 from fileio import OsFileSystem
 from node import _configuration_at
 from raft import Entry, EntryKind
@@ -179,8 +180,8 @@ def test_every_part_is_checked_whatever_ails_the_others(
 ) -> None:
     flip(data / DATABASE, 3 * 1024 + 50)
     flip(data / "raft/state", 20)
-    facts = json.loads((data / "identity.json").read_text())
-    (data / "identity.json").write_text(json.dumps({**facts, "diverged": "at entry 7"}))
+    fs, path = OsFileSystem(), str(data / "identity.json")
+    write_identity(fs, path, read_identity(fs, path)[0], "at entry 7")
     assert conuredb.main(["check", "--quiet", str(data)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -346,6 +347,55 @@ def test_dump_shows_users_records_and_their_expiry(
     facts = json.loads(capsys.readouterr().out)
     assert facts["records"] == 2 < facts["tree_records"]
     backup.close()
+
+
+def test_all_commands_tell_one_number_of_records_and_name_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """restore, check, stats and dump of the same state; and the server that counts it."""
+    file, new = tmp_path / "b.backup", tmp_path / "new"
+    tree = BTree.open(OsFileSystem(), str(tmp_path / "tree.db"))
+    store = Store(tree, b"")
+    first: tuple[Operation, ...] = (
+        *[Put(b"k%d" % number, b"1", ttl=3_600_000 * (number % 2)) for number in range(6)],
+        OpenSession(b"s" * 32, 3_600_000, False, b""),
+        OpenSession(b"t" * 32, 3_600_000, False, b""),
+    )
+    second = (
+        Acquire(b"k0", b"s" * 32, None),
+        Acquire(b"free", b"s" * 32, None),
+        Acquire(b"k1", b"t" * 32, None),
+        Increment(b"n", 1),
+    )
+    now = round(time.time() * 1000)
+    once = Transaction((), second, (), now, b"once", b"f", 3_600_000)
+    for index, each in enumerate([Transaction((), first, time=now), once], 1):
+        store.apply([Entry(1, index, EntryKind.COMMAND, encode_transaction(each))])
+    assert (store.records, len(tree)) == (7, 23)
+    backup = Backup(store.snapshot(), Facts("0ld", "node0", 0))
+    file.write_bytes(b"".join(backup.chunks()))
+    backup.close()
+
+    others = "beside them 2 sessions, 3 locks, 1 outcome, 10 bookkeeping"
+    assert conuredb.main(["restore", str(file), f"--data-dir={new}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("restored 7 records as of revision 2, ")
+    assert said[1] == others
+    assert conuredb.main(["check", str(new)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("tree: 7 records as of entry 2 ") for line in said)
+    assert others in said
+    assert conuredb.main(["dump", str(new)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert conuredb.main(["stats", "--json", str(new)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    kinds = [facts[name] for name in ("records", "sessions", "locks", "outcomes", "bookkeeping")]
+    assert kinds == [7, 2, 3, 1, 10]
+    assert facts["tree_records"] == sum(kinds)
+    with running(new) as server:
+        assert json.loads(server.request("GET", "/kv/count").body)["count"] == 7
+        assert b"\nconure_db_records 7\n" in server.request("GET", "/metrics").body
+        assert re.search(r"is leader at index \d+, 7 records", server.text)
 
 
 def test_dump_says_what_it_can_not_have(crashed: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,3 +212,27 @@ def test_a_watch_ends_with_its_client(service: Service, backend: FakeBackend) ->
     wait_until(lambda: b"conure_watches 1\n" in service.request("GET", "/metrics").body)
     client.close()
     wait_until(lambda: b"conure_watches 0\n" in service.request("GET", "/metrics").body)
+
+
+def test_a_watch_that_shows_the_value_before_knows_it_from_its_beginning_on(
+    service: Service, backend: FakeBackend
+) -> None:
+    backend.values = {b"k": b"old"}
+    with closing(begin(service, "/watch?key=k&prev=true")) as client:
+        received = b""
+        while b"event: progress" not in received:
+            received += client.recv(1 << 20)
+        backend.apply([(b"k", b"new")])
+        while b'"prev":"old"' not in received:
+            piece = client.recv(1 << 20)
+            assert piece
+            received += piece
+    assert b'"value":"new"' in received
+
+
+@pytest.mark.parametrize("fields", ["prev=x", "prev="])
+def test_a_watch_shows_the_value_before_or_not(
+    service: Service, backend: FakeBackend, fields: str
+) -> None:
+    assert service.request("GET", f"/watch?key=k&{fields}").status == 400
+    assert not backend.history.wants_previous

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import store as store_module
 import wire
 from btree import BTree, Record
 from commands import (
@@ -586,6 +587,62 @@ def test_events_are_noted_for_who_wants_them() -> None:
     assert store.take_events() == []
 
 
+def test_events_have_the_values_before_if_they_are_wanted() -> None:
+    store = open_store(CrashFileSystem())
+    store.apply(entries(1, [(b"a", b"1")]))
+    store.keeps_previous = True
+    store.apply(entries(2, [
+        (b"a", b"2"), (b"a", b""), (b"a", None), (b"a", None), (b"a", b"3"),
+        Transaction((), (Put(b"a", b"4"), Increment(b"a", 1), Put(b"b", b"5", 10))),
+        Transaction((), (DeleteRange(b"a", b"b"), Expire(9)), (), 50),
+    ]))  # fmt: skip
+    store.keeps_previous = False
+    store.apply(entries(9, [(b"c", b"1"), (b"c", None)]))
+    assert store.take_events() == [
+        (1, EventKind.PUT, b"a", b"1", 1),
+        (2, EventKind.PUT, b"a", b"2", 2, b"1"),
+        (3, EventKind.PUT, b"a", b"", 3, b"2"),
+        (4, EventKind.DELETE, b"a", b"", 0, b""),
+        (6, EventKind.PUT, b"a", b"3", 1, None),
+        (7, EventKind.PUT, b"a", b"4", 2, b"3"),
+        (7, EventKind.PUT, b"a", b"5", 3, b"4"),
+        (7, EventKind.PUT, b"b", b"5", 1, None),
+        (8, EventKind.DELETE, b"a", b"", 0, b"5"),
+        (8, EventKind.EXPIRE, b"b", b"", 0, b"5"),
+        (9, EventKind.PUT, b"c", b"1", 1),
+        (10, EventKind.DELETE, b"c", b"", 0),
+    ]
+
+
+def test_the_values_before_of_one_entry_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion of ten thousand keys would else bring all their values into memory at once."""
+    monkeypatch.setattr(store_module, "READ_BYTES", 250)
+    store = open_store(CrashFileSystem())
+    store.apply(entries(1, [(b"%d" % n, bytes(100)) for n in range(9)]))
+    store.take_events()
+    store.keeps_previous = True
+    store.apply(entries(10, [Transaction((), (DeleteRange(b"", b"8"),)), (b"8", b"x")]))
+    events = store.take_events()
+    assert [event[5:] for event in events] == [(bytes(100),)] * 3 + [()] * 5 + [(bytes(100),)]
+
+
+def test_a_value_before_that_cannot_be_read_is_left_out() -> None:
+    """A put over a damaged page needs nothing of it, and goes on as it would without."""
+    store = open_store(CrashFileSystem())
+    store.apply(entries(1, [(b"a", b"1")]))
+    store.keeps_previous = True
+
+    def damaged(key: bytes) -> None:
+        raise CorruptionError("conure.db", 4096, "a page fails its checksum")
+
+    store.get = damaged  # type: ignore[method-assign]
+    store.apply(entries(2, [(b"a", b"2"), (b"a", None)]))
+    assert store.take_events()[1:] == [
+        (2, EventKind.PUT, b"a", b"2", 2),
+        (3, EventKind.DELETE, b"a", b"", 0),
+    ]
+
+
 def test_an_installed_state_brings_its_clock_and_no_events() -> None:
     fs = CrashFileSystem()
     source, store = Machine().store, open_store(fs)
@@ -758,3 +815,22 @@ def test_the_same_transactions_end_the_same_however_they_come(
     assert list(winding.tree.items()) == list(straight.tree.items())
     agree(winding, model)
     winding.tree.check()
+
+
+@settings(deadline=None, max_examples=100)
+@given(COMMANDS)
+def test_what_events_say_was_there_before_was_there(commands: list[Command]) -> None:
+    """And wanting to know it changes neither the state nor its digest."""
+    plain, looking_back = open_store(CrashFileSystem()), open_store(CrashFileSystem())
+    looking_back.keeps_previous = True
+    log = entries(1, commands)
+    assert looking_back.apply(log) == plain.apply(log)
+    assert looking_back.digest == plain.digest
+    assert list(looking_back.tree.items()) == list(plain.tree.items())
+    events = looking_back.take_events()
+    assert [event[:5] for event in events] == plain.take_events()
+    values: dict[bytes, bytes] = {}
+    for _, kind, key, value, _, before in events:  # type: ignore[misc]
+        assert before == values.pop(key, None)
+        if kind == EventKind.PUT:
+            values[key] = value

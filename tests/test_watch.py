@@ -59,10 +59,13 @@ def change_of(message: Message) -> Change:
     assert isinstance(revision, int)
     assert isinstance(version, int)
     kind = EventKind[message.event.upper()]
-    return (revision, kind, decoded(data["key"]), value, version)
+    change = (revision, kind, decoded(data["key"]), value, version)
+    if "prev" not in data:
+        return change
+    return (*change, None if data["prev"] is None else decoded(data["prev"]))
 
 
-_FIELDS = ("key", "value", "revision", "version", "encoding")
+_FIELDS = ("key", "value", "revision", "version", "encoding", "prev")
 
 
 class FakeSink:
@@ -164,7 +167,10 @@ RANGES = st.one_of(
 class Client:
     """Watches a range, and comes back when it is cut off."""
 
-    def __init__(self, start: bytes, end: bytes | None, position: Position) -> None:
+    def __init__(
+        self, start: bytes, end: bytes | None, position: Position, *, shows_previous: bool = False
+    ) -> None:
+        self.shows_previous = shows_previous
         self.start = start
         self.end = end
         self.began = position
@@ -181,7 +187,9 @@ class Client:
         except Compacted:
             self.is_lost = True
             return
-        self.watch = watchers.watch(self.start, self.end, self.position, self.sink)
+        self.watch = watchers.watch(
+            self.start, self.end, self.position, self.sink, shows_previous=self.shows_previous
+        )
 
     def cut(self, at: int) -> None:
         """Let what was sent end at a byte, and remember where that leaves us."""
@@ -219,13 +227,17 @@ class World:
             revision += 1
             for number, (key, kind) in enumerate(changes):
                 value = f"é{revision}".encode() if kind == EventKind.PUT else b""
-                events.append(Event(revision, kind, key, value, number))
+                change: Change = Event(revision, kind, key, value, number)
+                if revision % 3:  # else it isn't known
+                    change = (*change, None if number % 2 else f"ü{revision}".encode())
+                events.append(change)
                 self.log.append((number, events[-1]))
         self.history.extend(events, revision)
 
     def join(self, start: bytes, end: bytes | None, back: int, skip: int) -> None:
         revision = max(self.history.revision + 2 - back, self.history.floor + 1)
-        client = Client(start, end, Position(revision, skip))
+        shows_previous = len(self.clients) % 2 == 1
+        client = Client(start, end, Position(revision, skip), shows_previous=shows_previous)
         client.connect(self.watchers)
         self.clients.append(client)
 
@@ -242,7 +254,9 @@ class World:
             ended = any(message.event == "end" for message in client.sink.messages)
             received = [*client.received, *client.sink.changes]
             expected = [
-                change for number, change in self.log if client.wants(change[0], number, change[2])
+                change if client.shows_previous else change[:5]
+                for number, change in self.log
+                if client.wants(change[0], number, change[2])
             ]
             if ended or client.is_lost:
                 assert received == expected[: len(received)]
@@ -406,6 +420,50 @@ def test_the_bytes_of_events(history: History, watchers: Watchers[FakeSink]) -> 
         'event: put\nid: 2\ndata: {"key":"Yw==","value":"/w==","encoding":"base64",'
         '"revision":2,"version":1}\n\n'
     )
+
+
+def test_the_value_before_is_for_who_asked_for_it(
+    history: History, watchers: Watchers[FakeSink]
+) -> None:
+    """Of the same range and at the same time, and only where it is known."""
+    plain, looking_back, late = FakeSink(), FakeSink(), FakeSink()
+    watchers.watch(*ALL, Position(1), plain)
+    watchers.watch(*ALL, Position(1), looking_back, shows_previous=True)
+    watchers.turn()
+    history.extend([(1, EventKind.PUT, b"a", b"1", 1)], 1)  # before it was kept
+    history.wants_previous = True
+    history.extend([(2, EventKind.PUT, b"a", b"2", 2, b"1")], 2)
+    history.extend([(3, EventKind.DELETE, b"a", b"", 0, b"\xff"),
+                    (3, EventKind.PUT, b"b", b"new", 1, None)], 3)  # fmt: skip
+    watchers.turn()
+    watchers.watch(*ALL, Position(1), late, shows_previous=True)
+    watchers.turn()
+    assert looking_back.data.partition(b"\n\n")[2].decode() == (
+        'event: put\nid: 1\ndata: {"key":"a","value":"1","revision":1,"version":1}\n\n'
+        'event: put\nid: 2\ndata: {"key":"a","value":"2","revision":2,"version":2,"prev":"1"}\n\n'
+        'event: delete\nid: 3.1\ndata: {"key":"YQ==","value":null,"encoding":"base64",'
+        '"revision":3,"version":0,"prev":"/w=="}\n\n'
+        'event: put\nid: 3\ndata: {"key":"b","value":"new","revision":3,"version":1,"prev":null}'
+        "\n\n"
+    )
+    assert late.data == looking_back.data
+    assert len(plain.changes) == 4
+    assert b"prev" not in plain.data
+    assert b"base64" not in plain.data
+
+
+def test_a_value_before_counts_against_the_bytes_of_the_history(history: History) -> None:
+    history.wants_previous = True
+    history.extend([(1, EventKind.PUT, b"k", b"v", 2, bytes(1000))], 1)
+    history.extend([(2, EventKind.DELETE, b"k", b"", 0, None)], 2)
+    history.extend([(3, EventKind.DELETE, b"k", b"", 0)], 3)
+    assert history.bytes == 3 * 200 + 4 + 1000
+    small = History(max_bytes=1600)
+    small.wants_previous = True
+    for revision in range(1, 100):
+        small.extend([(revision, EventKind.PUT, b"k", b"v", 2, bytes(500))], revision)
+        assert small.bytes <= 1600
+    assert small.floor == 97
 
 
 def test_ids_lead_behind_their_events() -> None:
