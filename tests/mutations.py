@@ -30,6 +30,7 @@ __all__ = ["MUTATIONS", "Mutation"]
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
+UNCOPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "data")
 TIMEOUT = 300
 """Seconds for all the tests of one mutation; pyproject.toml bounds each test."""
 
@@ -596,9 +597,7 @@ def _run(mutation: Mutation) -> tuple[int, str]:
     """Return pytest's exit status on a mutated copy (1: a test failed), and which test that was."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         root = Path(folder)
-        for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
-            shutil.copy(path, root)
-        shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns("__pyc*"))
+        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*UNCOPIED), dirs_exist_ok=True)
         if mutation.old:
             try:
                 mutation.apply(root)

@@ -686,7 +686,7 @@ def test_a_sessions_life_counts_from_the_request_and_not_from_its_answer(
     stub: StubServer, late: str
 ) -> None:
     """The servers' time begins before the client hears of it; a lock must not outlast it."""
-    ttl, delay = 1.2, 0.6
+    ttl, delay = 2.0, 0.5
     asked: list[float] = []
 
     def answer_late(handler: Any) -> None:

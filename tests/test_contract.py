@@ -27,6 +27,7 @@ from client import Client
 from config import SETTINGS, VERSION
 from errors import PayloadTooLarge
 from fileio import OsFileSystem
+from tests import forkserver
 from tests.cluster import free_port
 from tests.process import ROOT, Answer, ServerProcess, running, wait_until
 
@@ -601,10 +602,8 @@ def test_the_shell(
     server: ServerProcess, arguments: list[str], send: bytes, status: int, output: bytes
 ) -> None:
     server.put("shell", b"value")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "conuresh.py"), f"--server={server.url}", *arguments],
-        input=send, capture_output=True, check=False, timeout=20,
-    )  # fmt: skip
+    command = [str(ROOT / "conuresh.py"), f"--server={server.url}", *arguments]
+    done = forkserver.run(command, input=send, timeout=20)
     assert (done.returncode, done.stdout) == (status, output)
     assert bool(done.stderr) == bool(status)
     if arguments[-1:] == ["-"]:
@@ -784,11 +783,10 @@ def run(
     *flags: str, cwd: Path | None = None, environ: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the server until it ends by itself."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "conuredb.py"), *flags],
-        capture_output=True, text=True, check=False, timeout=20, cwd=cwd,
-        env={**os.environ, **(environ or {})},
-    )  # fmt: skip
+    done = forkserver.run([ROOT / "conuredb.py", *flags], timeout=20, cwd=cwd, environ=environ)
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
 
 
 @pytest.mark.parametrize(

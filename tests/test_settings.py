@@ -113,7 +113,7 @@ ROWS = {
         )
     ],
     "read_mode": [Row("lease", lambda r: r.node.read_mode, "lease")],
-    "election_timeout": [Row("700ms", lambda r: r.node.election_timeout, 0.7)],
+    "election_timeout": [Row("500ms", lambda r: r.node.election_timeout, 0.5)],
     "barrier_timeout": [
         Row("4s", lambda r: r.node.barrier_timeout, 4.0),
         Row("77s", lambda r: r.forwarder["timeout"], 77.0, ("--follower-mode=forward",)),
