@@ -11,6 +11,9 @@ One line each says which test caught it. Exit status 1 if one survived, broke th
 of failing them, or no longer applies: its old text must be found exactly once, so that a fault
 follows the code it is about. The tests are run on an unchanged copy first: what fails there
 says nothing about a fault. Any interpreter with the development tools will do.
+
+Here are the faults of the core, its driver and whole clusters; mutations_around.py has those of
+everything else. Every module has one (tests/test_mutations.py).
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["MUTATIONS", "Mutation"]
+from tests.mutation import NODE_TESTS, SIMULATION, Mutation
+from tests.mutations_around import AROUND
+
+__all__ = ["MUTATIONS"]
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
@@ -34,38 +38,8 @@ UNCOPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", 
 TIMEOUT = 300
 """Seconds for all the tests of one mutation; pyproject.toml bounds each test."""
 
-CORE_TESTS = (
-    "tests/test_raft_paper.py",
-    "tests/test_raft_checklist.py",
-    "tests/test_raft_script.py",
-    "tests/test_raft_random.py",
-    "tests/test_raft_configuration.py",
-)
-
-NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
-
-SIMULATION = ("tests/test_sim.py",)
-
-
-class Mutation(NamedTuple):
-    """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: Sequence[str] = CORE_TESTS
-
-    def apply(self, root: Path) -> None:
-        """Put the fault into the tree at *root*; ValueError if it doesn't apply."""
-        path = root / self.file
-        text = path.read_text()
-        if text.count(self.old) != 1:
-            raise ValueError(f"found {text.count(self.old)} times in {self.file}: {self.old!r}")
-        path.write_text(text.replace(self.old, self.new))
-
-
 MUTATIONS = [
+    *AROUND,
     # Votes and persistence (R1, R2)
     Mutation(
         "a vote within a known term is answered but not saved",
@@ -462,113 +436,6 @@ MUTATIONS = [
         "            watch.at = at\n",
         "            watch.at = self._at\n",
         SIMULATION,
-    ),
-    # Around the core: clients, requests, connections, disks
-    Mutation(
-        "a session's life counts from the answer to its renewal",
-        "client.py",
-        "                self._until = begun + self.ttl\n",
-        "                self._until = time.monotonic() + self.ttl\n",
-        ("tests/test_client.py",),
-    ),
-    Mutation(
-        "a session's life counts from the answer to its opening",
-        "client.py",
-        "self._until = begun + ttl  # by",
-        "self._until = time.monotonic() + ttl  # by",
-        ("tests/test_client.py",),
-    ),
-    Mutation(
-        "a client keeps a connection whose server is unavailable",
-        "client.py",
-        "elif answer.status == 503:",
-        "elif answer.status == 599:",
-        ("tests/test_client.py",),
-    ),
-    Mutation(
-        "the mark of an unfinished restore may be lost by a crash",
-        "backup.py",
-        "UNFINISHED), identity)\n            fs.sync_directory(directory)\n",
-        "UNFINISHED), identity)\n",
-        ("tests/test_backup.py",),
-    ),
-    Mutation(
-        "after widens a range that is read backwards",
-        "kvrequests.py",
-        "end = after if end is None else min(end, after)",
-        "end = after",
-        ("tests/test_kvapi.py",),
-    ),
-    Mutation(
-        "after widens a range",
-        "kvrequests.py",
-        'start = max(start, after + b"\\0")',
-        'start = after + b"\\0"',
-        ("tests/test_kvapi.py",),
-    ),
-    Mutation(
-        "a repeated refusal names the new revision",
-        "kvapi.py",
-        "self._desk.fail(request, _refused(outcome), index_field(outcome.revision))",
-        "self._desk.fail(request, _refused(outcome), index_field(revision))",
-        ("tests/test_contract_features.py",),
-    ),
-    Mutation(
-        "every connection resets the pause between dials",
-        "transport.py",
-        "        self._connected_at = monotonic()\n",
-        "        self._connected_at = monotonic()\n        self._backoff = BACKOFF\n",
-        ("tests/test_transport.py",),
-    ),
-    Mutation(
-        "what has waited for too long is passed on to the leader",
-        "forward.py",
-        "if now - task.since > self._timeout:",
-        "if now < task.since:",
-        ("tests/test_forward.py",),
-    ),
-    # Settings
-    Mutation(
-        "a port that is taken on every interface is free on one",
-        "config.py",
-        "address.is_wildcard or where.is_wildcard",
-        "address.is_wildcard",
-        ("tests/test_config.py",),
-    ),
-    Mutation(
-        "idempotency_window sets nothing",
-        "conuredb.py",
-        "idempotency_window=round(config.idempotency_window * 1000),",
-        "",
-        ("tests/test_settings.py",),
-    ),
-    Mutation(
-        "max_body_bytes sets nothing",
-        "conuredb.py",
-        "max_body_bytes=max(config.max_body_bytes, config.max_value_bytes),",
-        "max_body_bytes=max(1 << 24, config.max_value_bytes),",
-        ("tests/test_settings.py",),
-    ),
-    Mutation(
-        "max_requests_in_flight sets nothing",
-        "conuredb.py",
-        "            max_requests_in_flight=config.max_requests_in_flight,\n",
-        "",
-        ("tests/test_settings.py",),
-    ),
-    Mutation(
-        "max_watches and max_scans bound no streams",
-        "conuredb.py",
-        "            max_streams=config.max_watches + config.max_scans,\n",
-        "",
-        ("tests/test_settings.py",),
-    ),
-    Mutation(
-        "checkpoint_interval sets nothing",
-        "conuredb.py",
-        "            checkpoint_interval=config.checkpoint_interval,\n",
-        "",
-        ("tests/test_settings.py",),
     ),
 ]
 
