@@ -30,7 +30,7 @@ from pathlib import Path
 from tests.mutation import NODE_TESTS, SIMULATION, Mutation
 from tests.mutations_around import AROUND
 
-__all__ = ["MUTATIONS"]
+__all__ = ["MUTATIONS", "Mutation"]
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
