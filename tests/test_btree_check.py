@@ -84,6 +84,11 @@ def end_behind_the_separator(tree: BTree) -> None:
     leaf(tree).keys[-1] = b"9999"
 
 
+def end_at_the_separator(tree: BTree) -> None:
+    """Which is the first key of the next leaf, or would be."""
+    leaf(tree).keys[-1] = lowest(tree).keys[1]
+
+
 def swap_two_separators(tree: BTree) -> None:
     keys = lowest(tree).keys
     keys[0], keys[1] = keys[1], keys[0]
@@ -136,6 +141,7 @@ def free_a_page_of_the_file(tree: BTree) -> None:
         (repeat_a_key, "the keys are out of order"),
         (begin_below_the_separator, "the keys are out of order"),
         (swap_two_separators, "the keys are out of order"),
+        (end_at_the_separator, "a key is beyond its parent's separator"),
         (end_behind_the_separator, "a key is beyond its parent's separator"),
         (fill_a_node_too_full, "the node is over-full or has an empty key"),
         (store_an_empty_key, "the node is over-full or has an empty key"),
