@@ -1286,6 +1286,23 @@ def test_a_lone_node_cuts_its_log_at_each_checkpoint_others_keep_a_tail() -> Non
     assert seen[-1] > seen[0]
 
 
+def test_a_node_that_was_away_for_a_moment_gets_the_entries_that_it_lacks() -> None:
+    lab = cluster("n2", "n3")
+    node = lab["n1"]
+    lab.tick(5)
+    lab.stop("n3")
+    has = node._log.last_index
+    for number in range(4):
+        put(lab, b"%d" % number, b"v")
+        checkpoint(node)
+    assert node._log.snapshot.index <= has < node._store.tree.applied_index
+    lab.sent.clear()
+    lab.add("n3")
+    lab.tick(20)
+    assert value_of(lab["n3"], b"3") == b"v"
+    assert MessageType.SNAPSHOT not in {message.type for message in lab.sent}
+
+
 def test_a_node_that_was_away_for_long_gets_the_whole_state() -> None:
     lab = cluster("n2", "n3", checkpoint_log_bytes=500)
     lab.stop("n3")
