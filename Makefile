@@ -39,13 +39,13 @@ test check: export PYTHONDONTWRITEBYTECODE :=
 test check: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 4
+	$(BIN)/python -m pytest -n 4 --dist=loadgroup
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 4
+	$(BIN)/python -m pytest -n 4 --dist=loadgroup
 
 format: $(READY)
 	$(BIN)/ruff format .

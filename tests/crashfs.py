@@ -31,7 +31,7 @@ import contextlib
 import posixpath
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NoReturn
 
 from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
@@ -52,6 +52,10 @@ FailureKind = Literal["io", "full", "half"]
 _Write = tuple[int, bytes]  # offset, data
 _Truncate = tuple[int, None]  # size
 _NameChange = tuple[str | None, str | None, "_Inode | None"]  # name gone, name made, its file
+
+
+RANDOM_STATES = 20
+"""How many disks :meth:`CrashFileSystem.survivors` lets chance make."""
 
 
 class SimulatedCrash(Exception):
@@ -251,6 +255,22 @@ class CrashFileSystem:
                 disk._names[path] = names[path].after_crash(mode, rng)
             disk._durable_names = dict(disk._names)
             return disk
+
+    def survivors(self, seed: int) -> Iterator[CrashFileSystem]:
+        """Yield each of the disks that the next boot may find: of equal ones the first.
+
+        One for each mode, and RANDOM_STATES that chance makes of *seed*: a name that is missing
+        or a byte that isn't there may take two accidents at once.
+        """
+        seen = set()
+        once: tuple[CrashMode, ...] = ("dropped", "kept", "torn")
+        chance: tuple[CrashMode, ...] = ("random",)
+        for number, mode in enumerate(once + RANDOM_STATES * chance):
+            disk = self.after_crash(mode, random.Random(f"{seed} {number}"))
+            files = frozenset((path, bytes(file.data)) for path, file in disk._names.items())
+            if files not in seen:
+                seen.add(files)
+                yield disk
 
     def restart_process(self) -> None:
         """End the process that used this disk, but not the machine: what it wrote stays.

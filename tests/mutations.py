@@ -11,6 +11,9 @@ One line each says which test caught it. Exit status 1 if one survived, broke th
 of failing them, or no longer applies: its old text must be found exactly once, so that a fault
 follows the code it is about. The tests are run on an unchanged copy first: what fails there
 says nothing about a fault. Any interpreter with the development tools will do.
+
+Here are the faults of the core, its driver and whole clusters; mutations_around.py has those of
+everything else. Every module has one (tests/test_mutations.py).
 """
 
 from __future__ import annotations
@@ -21,61 +24,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+
+from tests.mutation import (
+    CLUSTER_TESTS,
+    CORE_TESTS,
+    FULL_DISK_TESTS,
+    LEASE_TESTS,
+    NODE_TESTS,
+    SIMULATION,
+    Mutation,
+)
+from tests.mutations_around import AROUND
 
 __all__ = ["MUTATIONS", "Mutation"]
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
+UNCOPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "data")
 TIMEOUT = 300
 """Seconds for all the tests of one mutation; pyproject.toml bounds each test."""
 
-CORE_TESTS = (
-    "tests/test_raft_paper.py",
-    "tests/test_raft_checklist.py",
-    "tests/test_raft_script.py",
-    "tests/test_raft_random.py",
-    "tests/test_raft_configuration.py",
-    "tests/test_raft_leases.py",
-)
-
-NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
-
-CLUSTER_TESTS = ("tests/test_node_cluster.py",)
-
-LEASE_TESTS = ("tests/test_raft_leases.py",)
-
-SIMULATION = ("tests/test_sim.py",)
-
-FULL_DISK_TESTS = (
-    "tests/test_raftlog.py",
-    "tests/test_raftlog_crash.py",
-    "tests/test_full_disk.py",
-)
-
-
-class Mutation(NamedTuple):
-    """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: Sequence[str] = CORE_TESTS
-
-    def apply(self, root: Path) -> None:
-        """Put the fault into the tree at *root*; ValueError if it doesn't apply."""
-        path = root / self.file
-        text = path.read_text()
-        if text.count(self.old) != 1:
-            raise ValueError(f"found {text.count(self.old)} times in {self.file}: {self.old!r}")
-        path.write_text(text.replace(self.old, self.new))
-
-
 MUTATIONS = [
+    *AROUND,
     # Votes and persistence (R1, R2)
     Mutation(
         "a vote within a known term is answered but not saved",
@@ -416,9 +388,9 @@ MUTATIONS = [
     Mutation(
         "an entry of a leader does not bind a follower like a heartbeat",
         "raft.py",
-        "        if kind in _FROM_LEADER:\n            self._follow(message.sender)",
+        "        if kind in _FROM_LEADER:\n            self._follow(message.sender, ",
         "        if kind is MessageType.HEARTBEAT or not self.leader_id:\n"
-        "            self._follow(message.sender)",
+        "            self._follow(message.sender, ",
         LEASE_TESTS,
     ),
     Mutation(
@@ -474,16 +446,12 @@ MUTATIONS = [
     Mutation(
         "messages leave before term and vote are durable",
         "node.py",
-        "        if ready.hard_state is not None:\n"
-        "            raft_log.set_hard_state(ready.hard_state)\n"
-        "        if ready.configuration is not None:",
+        "        if ready.hard_state is not None and not self._save(ready):\n",
         "        for message in ready.messages:\n"
         "            if message.type is not MessageType.SNAPSHOT:\n"
         "                self._peers.send(message)\n"
         "        ready.messages = [m for m in ready.messages if m.type is MessageType.SNAPSHOT]\n"
-        "        if ready.hard_state is not None:\n"
-        "            raft_log.set_hard_state(ready.hard_state)\n"
-        "        if ready.configuration is not None:",
+        "        if ready.hard_state is not None and not self._save(ready):\n",
         ("tests/test_node.py",),
     ),
     Mutation(
@@ -742,8 +710,8 @@ MUTATIONS = [
     Mutation(
         "who joins on a full disk ends",
         "node.py",
-        "            return self._admission.hears(sender)\n        except DiskFull as error:\n",
-        "            return self._admission.hears(sender)\n        except KeyError as error:\n",
+        "            return self._admission.hears(messages)\n        except DiskFull as error:\n",
+        "            return self._admission.hears(messages)\n        except KeyError as error:\n",
         FULL_DISK_TESTS,
     ),
     Mutation(
@@ -955,9 +923,7 @@ def _run(mutation: Mutation) -> tuple[int, str]:
     """Return pytest's exit status on a mutated copy (1: a test failed), and which test that was."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         root = Path(folder)
-        for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
-            shutil.copy(path, root)
-        shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns("__pyc*"))
+        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*UNCOPIED), dirs_exist_ok=True)
         if mutation.old:
             try:
                 mutation.apply(root)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -210,6 +211,7 @@ def test_503_changed_nothing_and_is_repeated_for_writes_too(db: Client, stub: St
     db.put("k", "v")
     assert stub.values == {b"k": b"v"}
     assert len(stub.requests) == 3
+    assert stub.connections == 3  # behind one address the next one may lead to another server
 
 
 @pytest.mark.parametrize(
@@ -675,6 +677,33 @@ def test_a_session_is_lost_when_it_can_not_be_renewed(stub: StubServer) -> None:
         wait_until(lambda: session.lost)
         assert 0.3 < time.monotonic() - started < 2
         stub.acts = [refuse(404, "there is no such session; it has ended, or never began")]
+        with pytest.raises(RequestError, match="no such session"):
+            session.close()
+
+
+@pytest.mark.parametrize("late", ["opening", "renewal"])
+def test_a_sessions_life_counts_from_the_request_and_not_from_its_answer(
+    stub: StubServer, late: str
+) -> None:
+    """The servers' time begins before the client hears of it; a lock must not outlast it."""
+    ttl, delay = 2.0, 0.5
+    asked: list[float] = []
+
+    def answer_late(handler: Any) -> None:
+        asked.append(time.monotonic())
+        stub.released.wait(delay)
+        handler.answer(200, b'{"id": "s1"}')
+
+    acts: list[Act] = [answer_late, *[refuse(503, "no leader")] * 1000]
+    if late == "renewal":
+        acts.insert(0, lambda handler: handler.answer(200, b'{"id": "s1"}'))
+    stub.acts = acts
+    with Client(stub.url, timeout=5) as db:
+        session = db.session(ttl)
+        wait_until(lambda: bool(asked))
+        time.sleep(max(0.0, asked[0] + ttl - time.monotonic()))  # the time that is tested
+        assert session.lost
+        stub.acts = [refuse(404, "there is no such session; it has ended, or never began")] * 9
         with pytest.raises(RequestError, match="no such session"):
             session.close()
 

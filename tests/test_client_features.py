@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import client as client_module
 import conuresh
 from client import Client, Event, LockHeld, Op, Page, Record, TxnResult, when
 from errors import BadRequest, Compacted, Conflict, NotFound, PreconditionFailed
+from tests import forkserver
 from tests.cluster import Cluster
 from tests.process import ROOT, ServerProcess, running, wait_until
 
@@ -406,6 +408,33 @@ def test_a_lock_of_one_who_vanished_is_free_after_its_time(db: Client) -> None:
         assert token > 0
 
 
+def test_a_lock_whose_key_was_deleted_is_held_all_the_same(
+    db: Client, server: ServerProcess
+) -> None:
+    lock = db.lock("jobs/1")
+    first = lock.acquire()
+    db.delete("jobs/1")
+    with pytest.raises(LockHeld, match=r"'jobs/1' \(waited 0\.1 s\)"):
+        db.lock("jobs/1", timeout=0.1).acquire()
+    assert not lock.lost
+    tokens: list[int] = []
+
+    def wait() -> None:
+        with Client(server.url, timeout=20) as own, own.lock("jobs/1", timeout=30) as token:
+            tokens.append(token)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.1)  # it finds the key missing, and the lock held
+    assert tokens == []
+    lock.release()
+    thread.join()
+    assert tokens > [first]
+    assert db.record("jobs/1") is None
+    with db.lock("jobs/1", timeout=20):
+        pass
+
+
 def test_a_lock_does_not_touch_other_data(db: Client) -> None:
     db.put("data", "precious")
     with pytest.raises(Conflict, match="'data' exists and no session holds it"):
@@ -427,10 +456,9 @@ def test_a_backup_can_be_restored(db: Client, tmp_path: Path) -> None:
     output = BytesIO()
     db.backup(output)
     assert output.getvalue()[:8] == content[:8]
-    restored = subprocess.run(
-        [sys.executable, "conuredb.py", "restore", tmp_path / "b", f"--data-dir={tmp_path / 'd'}"],
-        cwd=ROOT, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+    restored = forkserver.run(
+        [ROOT / "conuredb.py", "restore", tmp_path / "b", f"--data-dir={tmp_path / 'd'}"]
+    )
     assert restored.returncode == 0, restored.stderr
     with running(tmp_path / "d") as server, Client(server.url, timeout=20) as other:
         assert other.count() == 2000
@@ -444,10 +472,8 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(name="run")
 def _run(db: Client, server: ServerProcess) -> Run:
     def run(*args: str, stdin: str = "") -> tuple[int, str, str]:
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "conuresh.py"), f"--server={server.url}", *args],
-            input=stdin.encode(), capture_output=True, timeout=60, check=False,
-        )  # fmt: skip
+        command = [str(ROOT / "conuresh.py"), f"--server={server.url}", *args]
+        result = forkserver.run(command, input=stdin.encode())
         return result.returncode, result.stdout.decode(), result.stderr.decode()
 
     return run
@@ -541,11 +567,26 @@ def test_shell_transactions(run: Run, tmp_path: Path) -> None:
     assert run(stdin="txn")[0] == 2, "standard input is the script"
 
 
-def start_shell(server: ServerProcess, *args: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "conuresh.py"), f"--server={server.url}", *args],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+@contextlib.contextmanager
+def start_shell(server: ServerProcess, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A shell that is gone at the end of the block, and whatever it has started.
+
+    SIGINT means something to it, even if these tests run in a background where it is ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "conuresh.py"), f"--server={server.url}", *args],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_shell_watch_ends_with_ctrl_c(db: Client, server: ServerProcess) -> None:
@@ -557,12 +598,13 @@ def test_shell_watch_ends_with_ctrl_c(db: Client, server: ServerProcess) -> None
         assert process.stdout.readline() == b"delete\t%d\tp/1\n" % gone
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
     with start_shell(server, "watch", "p/1", "--from", str(begin), "--json") as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline()) == {
             "event": "put", "revision": begin, "key": "p/1", "value": "a\nb", "version": 1,
         }  # fmt: skip
-        process.kill()
 
 
 def test_shell_lock(run: Run, db: Client, server: ServerProcess) -> None:

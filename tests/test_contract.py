@@ -27,6 +27,7 @@ from client import Client
 from config import SETTINGS, VERSION
 from errors import PayloadTooLarge
 from fileio import OsFileSystem
+from tests import forkserver
 from tests.cluster import free_port
 from tests.process import ROOT, Answer, ServerProcess, running, wait_until
 
@@ -601,10 +602,8 @@ def test_the_shell(
     server: ServerProcess, arguments: list[str], send: bytes, status: int, output: bytes
 ) -> None:
     server.put("shell", b"value")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "conuresh.py"), f"--server={server.url}", *arguments],
-        input=send, capture_output=True, check=False, timeout=20,
-    )  # fmt: skip
+    command = [str(ROOT / "conuresh.py"), f"--server={server.url}", *arguments]
+    done = forkserver.run(command, input=send, timeout=20)
     assert (done.returncode, done.stdout) == (status, output)
     assert bool(done.stderr) == bool(status)
     if arguments[-1:] == ["-"]:
@@ -786,11 +785,12 @@ def run(
     """Run the server until it ends by itself; without a flag its addresses are the system's choice,
     since those of the default may be in use."""
     anywhere = {"CONURE_RAFT_ADDR": "127.0.0.1:0", "CONURE_HTTP_ADDR": "127.0.0.1:0"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "conuredb.py"), *flags],
-        capture_output=True, text=True, check=False, timeout=20, cwd=cwd,
-        env={**os.environ, **anywhere, **(environ or {})},
-    )  # fmt: skip
+    done = forkserver.run(
+        [ROOT / "conuredb.py", *flags], timeout=20, cwd=cwd, environ={**anywhere, **(environ or {})}
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
 
 
 @pytest.mark.parametrize(

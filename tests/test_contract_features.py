@@ -450,10 +450,14 @@ def test_a_repetition_is_answered_and_changes_nothing(
 
 def test_a_refusal_is_repeated_too(server: ServerProcess) -> None:
     put(server, "once/word", "word")
+    answers = []
     for _ in range(2):
-        answer = ask(server, "POST", "/kv/incr?key=once/word", Idempotency_Key="refused")
-        assert answer.status == 409
+        answers.append(ask(server, "POST", "/kv/incr?key=once/word", Idempotency_Key="refused"))
         put(server, "once/word", "1")
+    first, second = answers
+    assert first.status == second.status == 409
+    assert first.body == second.body
+    assert first.headers["x-conure-index"] == second.headers["x-conure-index"]
 
 
 def test_a_lock_has_one_holder_and_a_growing_token(server: ServerProcess) -> None:

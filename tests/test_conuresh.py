@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import conuresh
 from conuresh import COMMANDS, _completion
+from tests import forkserver
 from tests.stubserver import StubServer, close, close_and_stop_listening, hang, refuse
 
 SHELL = Path(__file__).parent.parent / "conuresh.py"
@@ -37,14 +38,7 @@ def run(
 ) -> tuple[int, bytes, bytes]:
     """Run the shell to its end; return exit status, standard output and standard error."""
     server = [f"--server={stub.url}"] if stub else []
-    result = subprocess.run(
-        [sys.executable, str(SHELL), *server, *args],
-        input=stdin,
-        capture_output=True,
-        timeout=20,
-        check=False,
-        env={**os.environ, **environ},
-    )
+    result = forkserver.run([SHELL, *server, *args], input=stdin, timeout=20, environ=environ)
     return result.returncode, result.stdout, result.stderr
 
 
@@ -349,10 +343,11 @@ def test_a_script_survives_its_leader(stub: StubServer) -> None:
     leader = StubServer()
     leader.acts = [close_and_stop_listening]
     stub.acts = [refuse(503, "no leader")]
-    result = subprocess.run(
-        [sys.executable, str(SHELL), f"--server={leader.url}", f"--server={stub.url}"],
-        input=b"put k 1\nput k 2\nget k\n", capture_output=True, timeout=20, check=False,
-    )  # fmt: skip
+    result = forkserver.run(
+        [SHELL, f"--server={leader.url}", f"--server={stub.url}"],
+        input=b"put k 1\nput k 2\nget k\n",
+        timeout=20,
+    )
     leader.stop()
     assert result.returncode == 1
     assert result.stdout == b"OK\n2\n"

@@ -152,7 +152,8 @@ def test_a_kill_during_the_start_loses_nothing(tmp_path: Path) -> None:
     moment = random.Random(7)
     acknowledged = {}
     for number in range(6):
-        server = ServerProcess(tmp_path, "--checkpoint-entries=5", "--log-segment-bytes=64KiB")
+        flags = ("--checkpoint-entries=5", "--log-segment-bytes=64KiB")
+        server = ServerProcess(tmp_path, *flags, fresh=True)
         try:
             if number % 3 == 0:
                 server.wait_until_listening()
@@ -170,7 +171,7 @@ def test_a_kill_during_the_start_loses_nothing(tmp_path: Path) -> None:
 def test_the_first_start_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     moment = random.Random(11)
     for _ in range(6):
-        server = ServerProcess(tmp_path / "data")
+        server = ServerProcess(tmp_path / "data", fresh=True)
         time.sleep(moment.uniform(0.08, 0.25))  # the fault itself
         server.kill()
     with running(tmp_path / "data") as server:

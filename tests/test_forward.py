@@ -419,15 +419,24 @@ def test_what_has_waited_for_too_long_is_not_sent(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "THREADS", 1)
-    monkeypatch.setattr(forward, "MARGIN", 0.05)
-    follower = Follower(stub.url, timeout=0.2)
+    follower = Follower(stub.url)
     stub.acts = [hang]
     under_way = follower.in_background("PUT", "/kv?key=a", b"v")
     wait_until(lambda: len(stub.requests) == 1)
-    monkeypatch.setattr(follower.forwarder, "_timeout", 0.0)
-    assert follower.request("PUT", "/kv?key=b", b"v").status == 503
+    waits = follower.in_background("PUT", "/kv?key=b", b"v")
+    wait_until(lambda: len(follower.forwarder._waiting) == 1)
+    long_ago = follower.forwarder._timeout + 1
+    follower.forwarder._waiting[0] = task = follower.forwarder._waiting[0]._replace(
+        since=follower.forwarder._waiting[0].since - long_ago
+    )
+    assert task.request.query == b"key=b"
+    stub.released.set()
+    late = waits.result()
+    assert late.status == 503
+    assert b"the leader takes too long for those who wait" in late.body
     assert under_way.result().status == 504
-    assert len(stub.requests) == 1
+    assert [target for _, target, _ in stub.requests] == ["/kv?key=a"]
+    assert follower.request("PUT", "/kv?key=c", b"v").status == 200
     follower.stop()
 
 

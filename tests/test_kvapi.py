@@ -415,6 +415,37 @@ def test_the_pages_of_a_range_are_all_of_it(service: Service, backend: FakeBacke
     assert (backwards["next"], backwards["next_encoding"]) == ("//8=", "base64")
 
 
+@pytest.mark.parametrize(
+    ("query", "keys"),
+    [
+        ("prefix=b&after=b/2", "b/3"),
+        ("prefix=b&after=a", "b/1 b/2 b/3"),  # before the range: all of it, and no more
+        ("prefix=b&after=c", ""),  # behind it: nothing of it
+        ("prefix=b&after=b/3", ""),
+        ("from=b&after=a/1", "b/1 b/2 b/3 c/1"),
+        ("to=b&after=c", ""),
+        ("from=b/2&to=c&after=b/2", "b/3"),
+        ("prefix=b&reverse=true&after=b/2", "b/1"),
+        ("prefix=b&reverse=true&after=c", "b/3 b/2 b/1"),
+        ("prefix=b&reverse=true&after=a", ""),
+        ("prefix=b&reverse=true&after=b/1", ""),
+        ("to=b&reverse=true&after=z", "a/1"),
+        ("from=b/2&reverse=true&after=a", ""),
+        ("reverse=true&after=b/2", "b/1 a/1"),
+        ("after=%ff", ""),
+        ("after=", "a/1 b/1 b/2 b/3 c/1"),
+    ],
+)
+def test_after_never_widens_a_range(
+    service: Service, backend: FakeBackend, query: str, keys: str
+) -> None:
+    backend.values = dict.fromkeys((b"a/1", b"b/1", b"b/2", b"b/3", b"c/1"), b"v")
+    page = json.loads(ask(service, "GET", f"/kv?{query}").body)
+    assert [item["key"] for item in page["items"]] == keys.split()
+    lines = ask(service, "GET", f"/kv?{query}", Accept="application/x-ndjson").body.splitlines()
+    assert [json.loads(line)["key"] for line in lines] == keys.split()
+
+
 def test_a_json_answer_has_a_bound_in_bytes(backend: FakeBackend) -> None:
     service = Service(backend, value_bytes=1 << 20)
     backend.values = {b"%02d" % n: bytes(1 << 20) for n in range(12)}

@@ -208,6 +208,7 @@ def test_cells_of_dead_threads_stay_counted_and_few() -> None:
         thread.start()
         thread.join()
     assert counter.value == 50
+    assert len(counter._cells) < 10, "who has the identifier of one that is gone has its cell"
 
 
 def test_process_metrics_tell_about_this_process() -> None:

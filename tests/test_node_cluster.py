@@ -1122,6 +1122,51 @@ def test_an_arbiter_has_no_state_to_show() -> None:
     assert value_of(lab["n1"], b"k") is None  # it has acknowledged that all the same
 
 
+def test_only_a_member_with_records_can_be_watched() -> None:
+    lab = cluster("n2", "n3")
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    lab.add("stranger")
+    for node_id in ("n1", "n2", "n3"):
+        lab[node_id].check_watchable()
+    with pytest.raises(Unavailable, match="an arbiter keeps no records; watch at another"):
+        lab["a"].check_watchable()
+    with pytest.raises(Unavailable, match="this node is of no cluster; watch at another"):
+        lab["stranger"].check_watchable()
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    events = lab["n3"]._history.view()
+    assert lab.remove("n3") is None
+    lab.tick(5)
+    with pytest.raises(Unavailable, match="this node is of no cluster; watch at another"):
+        lab["n3"].check_watchable()
+    assert lab["n3"]._history.view().floor > events.revision, "those who watch there are ended"
+    assert lab["n2"]._history.view().floor == 0
+
+
+def test_a_log_that_is_damaged_while_it_is_read_ends_the_node_and_sends_nothing() -> None:
+    """A follower that was away needs what only the leader's disk still has (S3)."""
+    lab = cluster("n2", "n3")
+    lab.stop("n3")
+    for number in range(20):
+        put(lab, b"%02d" % number, bytes(100))
+    leader = lab["n1"]
+    leader._log._cache.clear()
+    assert not leader._raft._log.recent
+    segment = leader._log._segments[0]
+    for offset in range(segment.offset_of(1), segment.end, 40):
+        lab.disks["n1"].corrupt(segment.path, offset)
+    lab.sent.clear()
+    lab.add("n3")
+    lab.tick_until(lambda: "n1" in lab.failed)
+    assert isinstance(leader._failure, CorruptionError)
+    assert leader._failure.file == segment.path
+    assert not [m for m in lab.sent if m.sender == "n1" and m.to == "n3" and m.entries]
+    put(lab, b"after", b"the others go on")
+    lab.tick(10)
+    assert value_of(lab["n3"], b"07") == bytes(100)
+
+
 def test_an_installed_state_begins_another_history() -> None:
     lab = cluster("n2", "n3", checkpoint_log_bytes=500)
     lab.stop("n3")
@@ -1441,6 +1486,23 @@ def test_a_lone_node_cuts_its_log_at_each_checkpoint_others_keep_a_tail() -> Non
         assert node._log.snapshot.index == before
         seen.append(node._log.snapshot.index)
     assert seen[-1] > seen[0]
+
+
+def test_a_node_that_was_away_for_a_moment_gets_the_entries_that_it_lacks() -> None:
+    lab = cluster("n2", "n3")
+    node = lab["n1"]
+    lab.tick(5)
+    lab.stop("n3")
+    has = node._log.last_index
+    for number in range(4):
+        put(lab, b"%d" % number, b"v")
+        checkpoint(node)
+    assert node._log.snapshot.index <= has < node._store.tree.applied_index
+    lab.sent.clear()
+    lab.add("n3")
+    lab.tick(20)
+    assert value_of(lab["n3"], b"3") == b"v"
+    assert MessageType.SNAPSHOT not in {message.type for message in lab.sent}
 
 
 def test_a_node_that_was_away_for_long_gets_the_whole_state() -> None:

@@ -27,6 +27,7 @@ from node import _configuration_at
 from raft import Entry, EntryKind
 from raftlog import RaftLog
 from store import Store
+from tests import forkserver
 from tests.process import ROOT, running
 from tests.test_node import started, write
 from wire import encode_record, encode_transaction
@@ -534,8 +535,7 @@ def test_a_restored_node_serves(tmp_path: Path) -> None:
         cluster = json.loads(server.request("GET", "/status").body)["cluster_id"]
         assert server.terminate() == 0
     header = backup_of(old, file).header
-    command = [sys.executable, "conuredb.py", "restore", str(file), f"--data-dir={new}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=30)
+    done = forkserver.run([ROOT / "conuredb.py", "restore", file, f"--data-dir={new}"], timeout=30)
     assert (done.returncode, done.stderr) == (0, b"")
     with running(new) as server:
         assert server.get("k0").body == b"again"
@@ -547,8 +547,7 @@ def test_a_restored_node_serves(tmp_path: Path) -> None:
         assert status["applied_index"] > header.index
         assert status["term"] > header.term
         assert status["cluster_id"] not in ("", cluster)
-        check = [sys.executable, "conuredb.py", "check", str(new)]
-        busy = subprocess.run(check, cwd=ROOT, capture_output=True, check=False, timeout=30)
+        busy = forkserver.run([ROOT / "conuredb.py", "check", new], timeout=30)
         assert busy.returncode == 1
         assert f"process {server.process.pid} on" in busy.stderr.decode()
         server.kill()

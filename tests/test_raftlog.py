@@ -19,7 +19,7 @@ from fileio import FileSystem, OsFileSystem
 from raft import COMMAND, CONFIG, NOOP, Entry, HardState, SnapshotMeta, Storage
 from raftlog import ENTRY_OVERHEAD, RESERVE_BYTES, RESERVE_FILES, Compacted, RaftLog
 from tests.crashfs import SECTOR, CrashFileSystem
-from wire import encode_record
+from wire import decode_record, encode_record
 
 DIRECTORY = "/data/raft"
 YOUNGEST = f"{DIRECTORY}/{9:020}.log"
@@ -515,6 +515,63 @@ def test_a_flipped_bit_is_never_taken_for_the_end_of_the_log() -> None:
             log.check()
     assert silent < flips / 2
     assert all(blamed == changed for blamed, changed in files_blamed)
+
+
+def log_on_disk(sizes: int = 40) -> tuple[CrashFileSystem, RaftLog, list[Entry]]:
+    """A log that is open and keeps nothing in memory: one record an entry, several segments."""
+    fs = CrashFileSystem()
+    log = RaftLog.open(fs, DIRECTORY, segment_bytes=2048, cache_bytes=1)
+    written = entries(1, 40, size=sizes)
+    for entry in written:
+        log.append([entry])
+    log.sync()
+    assert log.segments > 1
+    assert read_all(log) == written
+    return fs, log, written
+
+
+def test_damage_that_comes_while_the_log_is_open_is_an_error_and_never_data() -> None:
+    fs, log, written = log_on_disk()
+    segment = log._segments[0]
+    first, end = segment.offset_of(1), segment.end
+    noticed = 0
+    for offset in range(first, end):
+        fs.corrupt(segment.path, offset, 1 << offset % 8)
+        blamed = (segment.path, first)
+        try:
+            assert read_all(log) == written
+        except CorruptionError as error:
+            blamed = (error.file, error.offset)
+            noticed += 1
+        assert blamed[0] == segment.path
+        assert first <= blamed[1] <= offset
+        fs.corrupt(segment.path, offset, 1 << offset % 8)
+        assert log.entries(40, 41, 1) == written[39:], "the rest can be read"
+    assert noticed > 0.9 * (end - first)
+    assert read_all(log) == written
+
+
+def test_a_file_that_becomes_short_while_the_log_is_open_is_an_error() -> None:
+    fs, log, _ = log_on_disk()
+    segment = log._segments[0]
+    fs.open(segment.path).truncate(segment.end - 10)
+    with pytest.raises(CorruptionError) as found:
+        read_all(log)
+    assert found.value.file == segment.path
+
+
+def test_a_record_in_the_place_of_another_one_is_an_error() -> None:
+    """Its checksums are right; it is the index that says that it doesn't belong there."""
+    fs, log, _ = log_on_disk()
+    segment = log._segments[0]
+    file = fs.open(segment.path)
+    start = segment.offset_of(1)
+    size = decode_record(file.pread(200, start), 0, segment.salt)[0].end
+    one, other = (file.pread(size, start + at * size) for at in (3, 4))
+    file.pwrite(other + one, start + 3 * size)
+    for index in (4, 5):
+        with pytest.raises(CorruptionError, match=f"entry {index} is not where it was written"):
+            log.entries(index, index + 1, 1)
 
 
 def test_a_lost_sector_of_an_older_group_is_corruption_and_of_the_last_one_a_torn_tail() -> None:

@@ -49,6 +49,7 @@ def happened(seed: int) -> frozenset[str]:
     return frozenset(+play(seed).counts)
 
 
+@pytest.mark.xdist_group("seeds")
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_short_seeds(first: int) -> None:
     for seed in range(first, first + CHUNK):
@@ -76,6 +77,7 @@ def test_a_seed_repeats_itself() -> None:
     assert int(other.stdout) == world.trace_hash
 
 
+@pytest.mark.xdist_group("seeds")  # where they have been played
 def test_the_seeds_hold_what_a_cluster_may_meet() -> None:
     """Whatever else they are changed to: each of these has happened within some of them."""
     wanted = {

@@ -506,6 +506,25 @@ def test_an_address_that_is_put_right_is_tried_at_once(net: Net, monkeypatch: An
     eventually(lambda: [message.index for message in b.messages] == [2])
 
 
+def test_a_peer_that_accepts_and_closes_is_dialled_less_and_less(
+    net: Net, monkeypatch: Any
+) -> None:
+    """What opens a connection and ends it at once, such as a proxy without a node, is no peer."""
+    monkeypatch.setattr(transport, "BACKOFF", 0.02)
+    monkeypatch.setattr(transport, "MAX_BACKOFF", 60.0)
+    a, listener = net.node("a"), net.listener()
+    a.transport.set_peers({"b": address(listener)})
+    dialled = []
+    for _ in range(7):
+        a.transport.connect(["b"])
+        accept(listener).close()
+        dialled.append(time.monotonic())
+        lost = len(dialled)
+        eventually(lambda lost=lost: len(a.lost) >= lost)  # type: ignore[misc]
+    shortest = sum(0.5 * 0.02 * 2**n for n in range(6))
+    assert dialled[-1] - dialled[0] > 0.9 * shortest
+
+
 def test_a_peer_that_dials_is_dialled_back_at_once(net: Net, monkeypatch: Any) -> None:
     monkeypatch.setattr(transport, "BACKOFF", 60.0)
     a, b = net.pair()

@@ -1,0 +1,38 @@
+"""The list of mutations: each applies, and no module is without one. What catches them is a run
+of its own, ``python -m tests.mutations``."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.mutations import MUTATIONS, ROOT, Mutation
+
+UNMUTATED: dict[str, str] = {}
+"""Modules that need no mutation, and why."""
+
+
+def test_every_module_has_a_mutation() -> None:
+    modules = {path.name for path in ROOT.glob("*.py")}
+    mutated = {mutation.file for mutation in MUTATIONS}
+    assert mutated <= modules
+    assert modules - mutated == UNMUTATED.keys()
+
+
+def test_no_two_mutations_have_one_name() -> None:
+    names = Counter(mutation.name for mutation in MUTATIONS)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutation_applies(mutation: Mutation, tmp_path: Path) -> None:
+    shutil.copy(ROOT / mutation.file, tmp_path)
+    mutation.apply(tmp_path)  # its old text is there exactly once
+    changed = (tmp_path / mutation.file).read_text()
+    assert changed != (ROOT / mutation.file).read_text()
+    compile(changed, mutation.file, "exec")
+    for test in mutation.tests:
+        assert (ROOT / test.partition("::")[0]).is_file()

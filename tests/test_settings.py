@@ -1,0 +1,209 @@
+"""Every setting reaches what it sets: the composition, with everything it composes played.
+
+A setting that is added to config.py needs a row here, which says where it has to arrive.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock
+
+import pytest
+
+import conuredb
+from config import SETTINGS, Address
+from conuredb import UNWRITTEN_SHARE, Process, main
+
+MIB = 1 << 20
+
+
+class Received:
+    """What conuredb.py hands to what it puts together, by the name it knows it by."""
+
+    PLAYED = ("API", "Forwarder", "History", "HTTPServer", "Joiner", "MetricsAPI", "Node",
+              "Transport", "Watchers", "gc", "signal")  # fmt: skip
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in self.PLAYED:
+            setattr(self, name, MagicMock(name=name))
+            monkeypatch.setattr(conuredb, name, getattr(self, name))
+        self.HTTPServer.return_value.port = 8181
+        self.Transport.return_value.port = 7171
+        monkeypatch.setattr(conuredb, "raise_file_limit", lambda: 1 << 40)
+        monkeypatch.setattr(Process, "_wait_for_a_reason", lambda _: "the test")
+
+    def __getattr__(self, name: str) -> MagicMock:
+        raise AttributeError(name)
+
+    @property
+    def node(self) -> Any:
+        """The node's options."""
+        return self.Node.open.call_args.args[0]
+
+    @property
+    def kv(self) -> Any:
+        """The limits of records."""
+        return self.API.call_args.args[1]
+
+    @property
+    def http(self) -> Any:
+        """The limits of the API's server, the first that is made."""
+        return self.HTTPServer.call_args_list[0].args[2]
+
+    @property
+    def addresses(self) -> list[Any]:
+        return [call.args[0] for call in self.HTTPServer.call_args_list]
+
+    @property
+    def forwarder(self) -> Any:
+        """How the forwarder was made; None if it wasn't."""
+        return self.Forwarder.call_args and self.Forwarder.call_args.kwargs
+
+    @property
+    def seeds(self) -> Any:
+        return self.Joiner.call_args and self.Joiner.call_args.args[0]
+
+    @property
+    def drained(self) -> Any:
+        return self.HTTPServer.return_value.drain.call_args.args[0]
+
+
+class Row(NamedTuple):
+    """*text* is no setting's default, and *value* is what *where* shows then."""
+
+    text: str
+    where: Callable[[Received], object]
+    value: object
+    others: tuple[str, ...] = ()  # flags without which it would set nothing
+
+
+ROWS = {
+    "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
+    "node_id": [
+        Row("n9", lambda r: r.node.node_id, "n9"),
+        Row("n9", lambda r: r.node.told_node_id, True),
+        Row("n9", lambda r: r.Forwarder.call_args.args[0], "n9", ("--follower-mode=forward",)),
+    ],
+    "data_dir": [Row("/elsewhere", lambda r: r.node.data_dir, "/elsewhere")],
+    "raft_addr": [
+        Row("10.0.0.9:7009", lambda r: r.Transport.call_args.args[0], Address("10.0.0.9", 7009)),
+        Row("10.0.0.9:0", lambda r: r.node.raft_address, "10.0.0.9:7171"),
+    ],
+    "http_addr": [
+        Row("10.0.0.9:8009", lambda r: r.addresses, [Address("10.0.0.9", 8009)]),
+        Row("10.0.0.9:0", lambda r: r.node.http_address, "http://10.0.0.9:8181"),
+    ],
+    "raft_advertise": [Row("db9:7009", lambda r: r.node.raft_address, "db9:7009")],
+    "http_advertise": [Row("http://db9:8009", lambda r: r.node.http_address, "http://db9:8009")],
+    "metrics_addr": [Row(":9100", lambda r: r.addresses[1:], [Address("", 9100)])],
+    "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
+    "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
+    "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
+    "follower_mode": [
+        Row(
+            "forward",
+            lambda r: r.API.return_value.forward is r.Forwarder.return_value.forward,
+            True,
+        )
+    ],
+    "read_mode": [Row("lease", lambda r: r.node.read_mode, "lease")],
+    "election_timeout": [Row("500ms", lambda r: r.node.election_timeout, 0.5)],
+    "barrier_timeout": [
+        Row("4s", lambda r: r.node.barrier_timeout, 4.0),
+        Row("77s", lambda r: r.forwarder["timeout"], 77.0, ("--follower-mode=forward",)),
+    ],
+    "write_timeout": [
+        Row("11s", lambda r: r.node.write_timeout, 11.0),
+        Row("78s", lambda r: r.forwarder["timeout"], 78.0, ("--follower-mode=forward",)),
+    ],
+    "max_value_bytes": [
+        Row("2MiB", lambda r: r.kv.value_bytes, 2 * MIB),
+        Row("50MiB", lambda r: r.http.max_body_bytes, 50 * MIB),
+    ],
+    "page_size": [Row("8192", lambda r: r.node.page_size, 8192)],
+    "cache_bytes": [
+        Row("3MiB", lambda r: r.node.cache_bytes, 3 * MIB),
+        Row("3MiB", lambda r: r.node.max_unwritten_bytes, UNWRITTEN_SHARE * 3 * MIB),
+    ],
+    "checkpoint_log_bytes": [Row("5MiB", lambda r: r.node.checkpoint_log_bytes, 5 * MIB)],
+    "checkpoint_entries": [Row("77", lambda r: r.node.checkpoint_entries, 77)],
+    "checkpoint_interval": [Row("7s", lambda r: r.node.checkpoint_interval, 7.0)],
+    "log_segment_bytes": [Row("2MiB", lambda r: r.node.log_segment_bytes, 2 * MIB)],
+    "max_body_bytes": [Row("17MiB", lambda r: r.http.max_body_bytes, 17 * MIB)],
+    "max_connections": [Row("77", lambda r: r.http.max_connections, 77)],
+    "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
+    "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
+    "max_scans": [
+        Row("3", lambda r: r.http.max_streams, 10_000 + 3),
+        Row("3", lambda r: r.API.call_args.kwargs["max_scans"], 3),
+    ],
+    "max_range_items": [Row("77", lambda r: r.kv.range_items, 77)],
+    "watch_history_bytes": [
+        Row("2MiB", lambda r: r.History.call_args.kwargs["max_bytes"], 2 * MIB)
+    ],
+    "idempotency_window": [
+        Row("7s", lambda r: r.API.call_args.kwargs["idempotency_window"], 7000)
+    ],
+    "slow_request": [Row("7s", lambda r: r.http.slow_request, 7.0)],
+    "request_timeout": [Row("7s", lambda r: r.http.request_timeout, 7.0)],
+    "idle_timeout": [
+        Row("7s", lambda r: r.http.idle_timeout, 7.0),
+        Row("7s", lambda r: r.forwarder["idle_timeout"], 7.0, ("--follower-mode=forward",)),
+    ],
+    "shutdown_timeout": [Row("7s", lambda r: r.drained, 7.0)],
+    "log_level": [Row("error", lambda _: logging.getLogger().level, logging.ERROR)],
+    "log_format": [
+        Row("json", lambda _: type(logging.getLogger().handlers[0].formatter).__name__,
+            "JSONFormatter")
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the composition changes in this process, put right."""
+    root, interval = logging.getLogger(), sys.getswitchinterval()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.setswitchinterval(interval)
+
+
+def received(*flags: str) -> Received:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in [name for name in os.environ if name.startswith("CONURE_")]:
+            monkeypatch.delenv(name)
+        seen = Received(monkeypatch)
+        assert main(flags) == 0
+    return seen
+
+
+def test_every_setting_has_a_row() -> None:
+    assert ROWS.keys() == {setting.name for setting in SETTINGS}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        pytest.param(name, row, id=f"{name} {number}")
+        for name, rows in ROWS.items()
+        for number, row in enumerate(rows)
+    ],
+)
+def test_a_setting_reaches_what_it_sets(name: str, row: Row, tmp_path: Path) -> None:
+    text = row.text
+    if name == "config":
+        pytest.importorskip("yaml")
+        (tmp_path / "settings.yaml").write_text("node_id: from-the-file\n")
+        text = str(tmp_path / "settings.yaml")
+    flag = f"--{name.replace('_', '-')}={text}"
+    assert row.where(received(*row.others, flag)) == row.value
+    assert row.where(received(*row.others)) != row.value, "that is so by default"
