@@ -32,6 +32,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from commands import (
+    MAX_KEY_BYTES,
     Compare,
     Delete,
     DeleteRange,
@@ -69,7 +70,6 @@ __all__ = [
     "show_text",
 ]
 
-MAX_KEY_BYTES: Final = 1024
 MAX_OPERATIONS: Final = 128
 """Comparisons and operations of one transaction."""
 

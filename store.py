@@ -8,8 +8,9 @@ dictionary; what a command needs to know of its time or origin stands in the com
    one checkpoint, so that a restart applies exactly the entries behind it again.
 2. ``apply`` changes memory only. The log is the write-ahead log; a :class:`Checkpoint` brings
    the tree to disk beside further writes, and lets the log be cut up to its index.
-3. A command this version does not know ends the node (CorruptionError): skipping it would make
-   replicas differ.
+3. A command this version does not know ends the node (CorruptionError, or VersionTooNew where a
+   later release reads it): skipping it would make replicas differ. The newest version of all that
+   was applied is part of the state, so that who can't read it is known however the log was cut.
 4. The *digest* is a CRC-32 that runs over all commands and what each of them did. It is stored
    with every checkpoint and snapshot, so two nodes that have applied the same index and tell
    different digests hold different records, and R7 is broken on one of them.
@@ -36,6 +37,7 @@ The first byte of a key in the tree tells what the record is. Numbers have 8 byt
 ``l`` key                  fencing token, session that holds the user's key
 ``s`` session              ttl in milliseconds, 1 if it deletes what it holds else 0 (1 byte), name
 ``t`` expiry session       nothing: the session ends then
+``v``                      the newest format version of all commands (1 byte), once that isn't 1
 ========================== =====================================================================
 
 When a record of ``i``, ``k`` or ``s`` expires stands in the record itself (btree.Record).
@@ -87,7 +89,7 @@ from commands import (
     Transaction,
     prefix_end,
 )
-from errors import CorruptionError
+from errors import CorruptionError, VersionTooNew
 from raft import COMMAND, CONFIG, Entry, SnapshotMeta
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ idempotency key it becomes one record. The value that goes beyond it is the last
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
 _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
+_VERSION = b"v"
 _BEHIND_USERS = b"l"
 _EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
 _INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
@@ -226,6 +229,9 @@ class Store:
     it changes with the same entries that change the data. ``digest`` and ``clock``, in
     milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
     changes are noted down for :meth:`take_events`.
+
+    *speaks* is the newest version that this node reads. Raises VersionTooNew for a state that
+    needs more.
     """
 
     tree: BTree
@@ -239,10 +245,12 @@ class Store:
     _saved: bytes  # the record of the clock, b"" before there is one
     _own: int  # records that are neither a user's nor that one
     _due: int | None  # when the next record expires; None: to be looked up
+    _newest: bytes  # the newest version of a command that was applied, as its first byte
     _room: int  # bytes that the present transaction may still read
 
-    def __init__(self, tree: BTree, configuration: bytes) -> None:
+    def __init__(self, tree: BTree, configuration: bytes, speaks: int = wire.SPEAKS) -> None:
         self.keeps_events = False
+        self._speaks = speaks
         self._marks: dict[int, int] = {}
         self._become(tree, configuration)
 
@@ -253,8 +261,9 @@ class Store:
         happens under one hold of the lock. What it reads is bounded (READ_BYTES), what it deletes
         isn't: a million keys take some 5 seconds, and their memory.
 
-        Raises CorruptionError for a command that can't be read, and what the tree raises; the
-        node ends then, since it can neither skip the entry nor go on without it.
+        Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
+        later release reads, and what the tree raises; the node ends then, since it can neither
+        skip the entry nor go on without it.
         """
         first = entries[0].index
         assert first == self.applied_index + 1
@@ -310,6 +319,11 @@ class Store:
             firsts = [next(self.tree.scan(each, prefix_end(each)), None) for each in _INDEXES]
             self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
         return None if self._due == _NEVER else self._due
+
+    @property
+    def version(self) -> int:
+        """The newest format version of all commands that made this state."""
+        return self._newest[0]
 
     def session(self, session_id: bytes) -> Session | None:
         """Return the session with an ID, or None."""
@@ -369,6 +383,10 @@ class Store:
         self._saved = state.value if state else b""
         self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
         self._due = None
+        record = tree.get(_VERSION)
+        self._newest = record.value if record else b"\1"
+        if self.version > self._speaks:
+            raise VersionTooNew("the state", self.version, self._speaks)
 
     def _apply(self, entries: Sequence[Entry]) -> int:
         """Apply entries and return the index of the last one."""
@@ -376,12 +394,14 @@ class Store:
         decode, put_op, delete_op = wire.decode_command, wire.OP_PUT, wire.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self.keeps_events else None
-        digest = self.digest
+        digest, newest = self.digest, self._newest
         for entry in entries:
             kind = entry.kind
             if kind == COMMAND:
                 data = entry.data
                 index = entry.index
+                if data[:1] > newest:
+                    newest = self._raise_version(data[:1], index)
                 try:
                     op, key, value = decode(data)
                     if op == put_op:
@@ -404,6 +424,15 @@ class Store:
                 self.configuration = entry.data
         self.digest = digest
         return entries[-1].index
+
+    def _raise_version(self, newest: bytes, index: int) -> bytes:
+        """Take note that the state depends on a command of a newer format from now on."""
+        if newest[0] > self._speaks:
+            raise VersionTooNew(f"entry {index} of the log", newest[0], self._speaks)
+        self._set(_VERSION, newest, index)
+        self._save(index)
+        self._newest = newest
+        return newest
 
     # -- private: transactions -------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from time import monotonic, sleep, thread_time
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
+from endpoints import is_address, is_base_url
 from errors import ConureError, Unavailable
 from metrics import Counter, Registry
 from raft import Message, MessageType
@@ -1205,6 +1206,10 @@ def _check_greeting(fields: Mapping[str, Any]) -> Greeting:
         )
     said: dict[str, Any] = {name: _text(fields, name) for name in _TEXTS}
     said |= {name: _small_number(fields, name) for name in _NUMBERS}
+    if not is_address(said["raft_address"]):
+        raise WireError("a handshake without a proper raft_address")
+    if said["http_address"] and not is_base_url(said["http_address"]):
+        raise WireError("a handshake without a proper http_address")
     return Greeting(**said)
 
 

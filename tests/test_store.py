@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import wire
 from btree import BTree, Record
-from errors import CorruptionError, DiskFull
+from errors import CorruptionError, DiskFull, VersionTooNew
 from raft import Entry, EntryKind, SnapshotMeta
 from store import MARK_EVERY, Checkpoint, Store
 from tests.crashfs import CrashFileSystem
@@ -21,8 +21,9 @@ PATH = "/conure.db"
 Command = tuple[bytes, bytes | None]
 
 
-def open_store(fs: CrashFileSystem, configuration: bytes = b"") -> Store:
-    return Store(BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20), configuration)
+def open_store(fs: CrashFileSystem, configuration: bytes = b"", speaks: int = wire.SPEAKS) -> Store:
+    tree = BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20)
+    return Store(tree, configuration, speaks)
 
 
 @pytest.fixture
@@ -89,12 +90,44 @@ def test_entries_without_a_command_count_too(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x01", b"\x02" + wire.encode_put(b"k", b"v")[1:], b"\x01\x63\x00\x00\x01k"]
+    "data", [b"", b"\x01", b"\x00" + wire.encode_put(b"k", b"v")[1:], b"\x01\x63\x00\x00\x01k"]
 )
 def test_a_command_nobody_knows_is_never_skipped(data: bytes) -> None:
     store = open_store(CrashFileSystem())
     with pytest.raises(CorruptionError, match="raft log is corrupt"):
         store.apply([*entries(1, (b"a", b"1")), Entry(1, 2, EntryKind.COMMAND, data)])
+
+
+def test_a_command_of_a_later_release_says_which_version_is_needed() -> None:
+    fs = CrashFileSystem()
+    store = open_store(fs)
+    newer = b"\x02" + wire.encode_put(b"k", b"v")[1:]
+    with pytest.raises(VersionTooNew, match="entry 2 of the log is of format version 2"):
+        store.apply([*entries(1, (b"a", b"1")), Entry(1, 2, EntryKind.COMMAND, newer)])
+
+
+def test_the_state_remembers_the_newest_version_that_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However the log is cut, and in a state that is sent: as a record of its own, which a release
+    before never meets, because it is not there before it is needed."""
+    decode = wire.decode_command
+    monkeypatch.setattr(wire, "decode_command", lambda data: decode(b"\x01" + data[1:]))
+    fs = CrashFileSystem()
+    store = open_store(fs, speaks=3)
+    store.apply(entries(1, (b"a", b"1")))
+    assert (store.version, len(store.tree)) == (1, 1)
+    newer = [b"\x03" + wire.encode_put(b"k", b"%d" % n)[1:] for n in range(2)]
+    store.apply([Entry(1, i, EntryKind.COMMAND, data) for i, data in enumerate(newer, 2)])
+    store.apply(entries(4, (b"b", b"2")))
+    assert (store.version, store.records, store.get(b"k") is not None) == (3, 3, True)
+    checkpoint(store)
+    store.tree.close()
+    again = open_store(fs, speaks=3)
+    assert (again.version, again.records) == (3, 3)
+    again.tree.close()
+    with pytest.raises(VersionTooNew, match="the state is of format version 3"):
+        open_store(fs, speaks=2)
 
 
 def test_user_keys_have_a_room_of_their_own(store: Store) -> None:

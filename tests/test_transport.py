@@ -312,7 +312,7 @@ def accept(listener: socket.socket, node_id: str = "b") -> socket.socket:
     sock, _ = listener.accept()
     sock.settimeout(PATIENCE)
     read_json(sock)
-    greeting = asdict(Greeting(node_id, CLUSTER, "i", "data", "", ""))
+    greeting = asdict(Greeting(node_id, CLUSTER, "i", "data", "raft:3", ""))
     sock.sendall(frame({"protocol": 1, **greeting}))
     return sock
 
