@@ -147,6 +147,10 @@ while no clock runs faster than another by more than the rest."""
 JOIN_AFTER = 5.0
 """Seconds without a leader after which a member asks its seeds whether it still is one."""
 
+TRANSFER_REST = 120.0
+"""Seconds without a record after which a state that was being received is given up: its sender
+would have gone on by then, if it could."""
+
 STAGED_CACHE_BYTES = 4 << 20
 """Page cache of a tree that is built from a snapshot."""
 
@@ -311,6 +315,8 @@ class Node:
         )
         self._heard: float | None = None  # when a leader was heard last
         self._incoming: IncomingSnapshot | None = None
+        self._seen_of_incoming: tuple[IncomingSnapshot, int | None] | None = None  # its progress
+        self._incoming_since = 0.0  # when that changed last
         self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
         self._lease = _LeaseProbe(0, 0.0)  # the last one that was confirmed
         self._ticks = 0
@@ -805,6 +811,11 @@ class Node:
             self._admission.recognise(expected_id, peer)
             self._hear(peer)
 
+    def is_member(self, peer: Greeting) -> bool:
+        """Tell whether a node is a member, as it was admitted. Takes no lock."""
+        known = self._raft.configuration.get(peer.node_id)
+        return known is not None and known.incarnation in ("", peer.incarnation)
+
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
         has_answered = False
@@ -881,6 +892,7 @@ class Node:
             header,
             page_size=self._store.tree.stats().page_size,
             cache_bytes=STAGED_CACHE_BYTES,
+            speaks=self._options.speaks,
             finished=self._on_snapshot,
         )
         with self._lock:
@@ -1507,12 +1519,23 @@ class Node:
         return before
 
     def _drop_outdated_snapshot(self) -> None:
-        """Remove what was received of a state that the log has passed by now. Takes the lock."""
+        """Remove what was received of a state that the log has passed by now, whose sender leads
+        no more, or that doesn't go on. Takes the lock."""
         with self._lock:
-            incoming = self._incoming
-            if incoming is None or incoming.meta.index > self._raft.commit_index:
+            incoming, now = self._incoming, self._clock()
+            if incoming is None:
                 return
-            self._incoming = None
+            seen = (incoming, incoming.progress)
+            if seen != self._seen_of_incoming:
+                self._seen_of_incoming, self._incoming_since = seen, now
+            is_at_rest = seen[1] is not None and now - self._incoming_since > TRANSFER_REST
+            if (
+                incoming.meta.index > self._raft.commit_index
+                and incoming.header.message.term >= self._raft.term
+                and not is_at_rest
+            ):
+                return
+            self._incoming = self._seen_of_incoming = None
         incoming.discard()
 
     def _install(self, meta: SnapshotMeta) -> None:

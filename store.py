@@ -89,7 +89,7 @@ from commands import (
     Transaction,
     prefix_end,
 )
-from errors import CorruptionError, VersionTooNew
+from errors import CorruptionError, ProtocolViolation, VersionTooNew
 from raft import COMMAND, CONFIG, Entry, SnapshotMeta
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ __all__ = [
     "Change",
     "Checkpoint",
     "Holder",
+    "Inspection",
     "PinnedState",
     "Session",
     "Store",
@@ -124,6 +125,7 @@ _BEHIND_USERS = b"l"
 _EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
 _INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
 _NEVER = 1 << 63
+_NUMBER_BITS = 62  # of a revision or a version: what no state gets beyond
 _STATE = Struct(">QQ")
 _SESSION_HEAD = Struct(">Q?")
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
@@ -200,6 +202,69 @@ class PinnedState:
             yield total
             if step < _COUNT_STEP:
                 return
+
+
+class Inspection:
+    """Looks at the records of a state that another node sends, in the order of their keys.
+
+    What no state machine makes is refused before it can become this node's state, where it would
+    end the node, and again at each start. *speaks* is the newest version that this node reads.
+    """
+
+    def __init__(self, speaks: int) -> None:
+        self._speaks = speaks
+        # Sums of hashes that nobody outside can foresee: of what the indexes have to hold, less
+        # what they do hold (7, 8).
+        self._expiring = 0
+        self._locks = 0
+
+    def look(self, rows: Sequence[tuple[bytes, bytes, int, int, int, int]]) -> None:
+        """Look at records: key, value, create revision, mod revision, version and expiry each.
+
+        Raises ProtocolViolation, and VersionTooNew for a state that a later release made.
+        """
+        for key, value, create, mod, version, expiry in rows:
+            if not 0 < create <= mod or not version or (mod | version) >> _NUMBER_BITS:
+                raise ProtocolViolation(f"a record of impossible revisions {create} and {mod}")
+            if key[:1] != _USER:
+                self._look_at_own(key, value)
+            elif len(key) == 1:
+                raise ProtocolViolation("a record without a key")
+            if expiry:
+                index = _INDEX_OF.get(key[:1])
+                if index is None or expiry > LAST_TIME:
+                    raise ProtocolViolation(f"a record that can't expire at {expiry}")
+                self._expiring += hash(index + expiry.to_bytes(8, "big") + key[1:])
+
+    def finish(self) -> None:
+        """Say whether what was seen is a whole state. Raises ProtocolViolation."""
+        if self._expiring or self._locks:
+            raise ProtocolViolation("a state whose records and indexes contradict each other")
+
+    def _look_at_own(self, key: bytes, value: bytes) -> None:
+        kind = key[:1]
+        size = len(value)
+        if kind in _INDEXES:
+            is_sound = len(key) >= 9 and not size
+            self._expiring -= hash(key)
+        elif kind == _HELD:
+            is_sound = len(key) >= 2 and len(key) - 2 >= key[1] and not size
+            self._locks -= hash(key)
+        elif kind == _LOCK:
+            is_sound = 8 <= size <= 8 + 255
+            self._locks += hash(_held(value[8:]) + key[1:]) if is_sound else 0
+        elif kind == _ANSWER:
+            is_sound = size > 0 and _is_outcome(value[1 + value[0] :])
+        elif kind == _SESSION:
+            is_sound = size >= _SESSION_HEAD.size
+        elif key == _VERSION:
+            is_sound = size == 1 and value[0] > 1
+            if is_sound and value[0] > self._speaks:
+                raise VersionTooNew("the state", value[0], self._speaks)
+        else:
+            is_sound = key == _CLOCK and size == _STATE.size
+        if not is_sound:
+            raise ProtocolViolation(f"a record {key[:20]!r} that no state holds")
 
 
 class Checkpoint:
@@ -719,6 +784,14 @@ _STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
     EndSession: Store._end_session,
     Expire: Store._expire,
 }
+
+
+def _is_outcome(data: bytes) -> bool:
+    try:
+        wire.decode_outcome(data)
+    except wire.WireError:
+        return False
+    return True
 
 
 def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:

@@ -1722,13 +1722,14 @@ def test_a_member_counts_for_what_it_has_said_since_this_node_started() -> None:
     lab.stop("n3")
     for node_id in ("n1", "n2"):
         lab.stop(node_id)
-    for node_id in ("n1", "n2"):
+    for node_id in ("n1", "n2", "n4"):
         lab.add(node_id, speaks=2)
     (ended,) = try_put(lab, b"2")
     assert isinstance(ended, Conflict)
     assert "n3 has not said yet what it reads; start it, or remove it" in str(ended)
     assert '"n3": null' in spoken(lab.leader())
     put(lab, b"1", b"v")
+    assert lab.join("n4") is None  # what every release reads goes on
     assert lab.remove("n3") is None  # the remedy
     assert try_put(lab, b"2") == [None]
 
