@@ -1376,6 +1376,37 @@ def header(lab: Lab, index: int, transfer: str) -> SnapshotHeader:
     return SnapshotHeader(message, 0, 1, transfer)
 
 
+def test_a_state_that_does_not_go_on_leaves_no_file() -> None:
+    """Its disk room is not for who announces a state and never sends it."""
+    lab = cluster("n2", "n3")
+    far = lab["n2"].begin_snapshot(header(lab, 1 << 40, "far"))
+    assert far is not None
+    rows = [(b"ka", b"v", 1, 1, 1, 0)]
+    lab["n2"].housekeep()
+    lab.now += node_module.TRANSFER_REST - 1
+    far.add(wire.encode_records(rows))
+    lab["n2"].housekeep()
+    lab.now += node_module.TRANSFER_REST - 1
+    lab["n2"].housekeep()
+    assert len(staged(lab, "n2")) == 1  # a record has come meanwhile
+    lab.now += 2
+    lab["n2"].housekeep()
+    assert staged(lab, "n2") == []
+    with pytest.raises(Refused, match="complete or was given up"):
+        far.add(wire.encode_records(rows))
+
+
+def test_a_state_of_who_leads_no_more_leaves_no_file() -> None:
+    lab = cluster("n2", "n3")
+    assert lab["n2"].begin_snapshot(header(lab, 1 << 40, "far")) is not None
+    lab["n2"].housekeep()
+    assert len(staged(lab, "n2")) == 1
+    lab["n1"].hand_over("n3", lambda _: None)
+    lab.tick_until(lambda: lab["n2"]._raft.leader_id == "n3")
+    lab["n2"].housekeep()
+    assert staged(lab, "n2") == []
+
+
 def test_a_state_that_is_needed_no_more_leaves_no_file() -> None:
     lab = cluster("n2")
     first = lab["n2"].begin_snapshot(header(lab, lab["n1"]._raft.last_index + 3, "1"))

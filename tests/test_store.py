@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import wire
 from btree import BTree, Record
-from errors import CorruptionError, DiskFull, VersionTooNew
+from commands import Outcome
+from errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
 from raft import Entry, EntryKind, SnapshotMeta
-from store import MARK_EVERY, Checkpoint, Store
+from store import MARK_EVERY, Checkpoint, Inspection, Store
 from tests.crashfs import CrashFileSystem
 
 PATH = "/conure.db"
@@ -327,3 +328,78 @@ def test_the_same_entries_give_the_same_records_however_they_come(
             model[key] = value
     assert {key[1:]: record.value for key, record in winding.tree.items()} == model
     winding.tree.check()
+
+
+# -- a state that another node sends ---------------------------------------------------------------
+
+Row = tuple[bytes, bytes, int, int, int, int]
+TIME = (9).to_bytes(8, "big")
+WHOLE: list[Row] = [
+    (b"c", bytes(16), 9, 9, 1, 0),
+    (b"e" + TIME + b"a", b"", 3, 3, 1, 0),
+    (b"h\x01sa", b"", 4, 4, 1, 0),
+    (b"i" + b"once", b"\x02fp" + wire.encode_outcome(Outcome(5, True)), 5, 5, 1, 9),
+    (b"j" + TIME + b"once", b"", 5, 5, 1, 0),
+    (b"ka", b"1", 1, 3, 2, 9),
+    (b"kb", b"", 2, 2, 1, 0),
+    (b"la", TIME + b"s", 4, 4, 1, 0),
+    (b"ss", bytes(9) + b"name", 4, 4, 1, 9),
+    (b"t" + TIME + b"s", b"", 4, 4, 1, 0),
+    (b"v", b"\x02", 6, 6, 1, 0),
+]
+
+
+def inspect(rows: list[Row], speaks: int = 2) -> None:
+    inspection = Inspection(speaks)
+    for row in rows:
+        inspection.look([row])
+    inspection.finish()
+
+
+def test_a_whole_state_passes() -> None:
+    inspect(WHOLE)
+    inspect([])
+    with pytest.raises(VersionTooNew, match="the state is of format version 2"):
+        inspect(WHOLE, speaks=1)
+
+
+@pytest.mark.parametrize("position", [1, 2, 3, 4, 5, 7, 8, 9])
+def test_a_record_without_its_counterpart_makes_no_state(position: int) -> None:
+    """An entry of an index without its record would be due for ever, or end the node."""
+    with pytest.raises(ProtocolViolation, match="contradict each other"):
+        inspect(WHOLE[:position] + WHOLE[position + 1 :])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (b"c", bytes(15), 1, 1, 1, 0),
+        (b"cc", bytes(16), 1, 1, 1, 0),
+        (b"e1234567", b"", 1, 1, 1, 0),
+        (b"e12345678", b"x", 1, 1, 1, 0),
+        (b"h", b"", 1, 1, 1, 0),
+        (b"h\x03ab", b"", 1, 1, 1, 0),
+        (b"i", b"", 1, 1, 1, 0),
+        (b"ik", b"\x05x", 1, 1, 1, 0),
+        (b"ik", b"\0" + wire.encode_outcome(Outcome(5, True))[:-1], 1, 1, 1, 0),
+        (b"k", b"v", 1, 1, 1, 0),
+        (b"l", b"1234567", 1, 1, 1, 0),
+        (b"l", bytes(264), 1, 1, 1, 0),
+        (b"s", b"12345678", 1, 1, 1, 0),
+        (b"v", b"", 1, 1, 1, 0),
+        (b"v", b"\1", 1, 1, 1, 0),
+        (b"vv", b"\2", 1, 1, 1, 0),
+        (b"x", b"", 1, 1, 1, 0),
+        (b"\xff", b"", 1, 1, 1, 0),
+        (b"ka", b"v", 0, 1, 1, 0),
+        (b"ka", b"v", 2, 1, 1, 0),
+        (b"ka", b"v", 1, 1, 0, 0),
+        (b"ka", b"v", 1, 1 << 62, 1, 0),
+        (b"ka", b"v", 1, 1, (1 << 64) - 1, 0),
+        (b"ka", b"v", 1, 1, 1, 1 << 63),
+        (b"la", bytes(9), 1, 1, 1, 9),
+    ],
+)
+def test_a_record_that_no_state_machine_makes_is_refused(row: Row) -> None:
+    with pytest.raises(ProtocolViolation):
+        inspect([row])
