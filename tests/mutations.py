@@ -43,6 +43,8 @@ CORE_TESTS = (
 
 NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
 
+TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
+
 SIMULATION = ("tests/test_sim.py",)
 
 
@@ -461,6 +463,198 @@ MUTATIONS = [
         "            watch.at = at\n",
         "            watch.at = self._at\n",
         SIMULATION,
+    ),
+    # What a member that lies, or a stranger, may send
+    Mutation(
+        "a term leaves no room to count on",
+        "raft.py",
+        "if sizes >> _NUMBER_BITS or message.term > self.term + _MAX_LEAP:",
+        "if message.term > self.term + _MAX_LEAP:",
+    ),
+    Mutation(
+        "a term leaps as far as it likes",
+        "raft.py",
+        "if sizes >> _NUMBER_BITS or message.term > self.term + _MAX_LEAP:",
+        "if sizes >> _NUMBER_BITS:",
+    ),
+    Mutation(
+        "an index in a snapshot leaves no room to count on",
+        "raft.py",
+        "            sizes |= message.snapshot.index | message.snapshot.term\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "an answer for reads that were not asked about counts",
+        "raft.py",
+        "and message.context > self._read_round",
+        "and message.context < 0",
+    ),
+    Mutation(
+        "a member at no address gets into the log",
+        "raft.py",
+        "if not is_address(server.raft_address) or (url and not is_base_url(url)):",
+        "if not is_address(server.raft_address):",
+    ),
+    Mutation(
+        "a configuration without members is taken",
+        "raft.py",
+        "        if not servers:\n            raise ProtocolViolation",
+        "        if servers is None:\n            raise ProtocolViolation",
+    ),
+    Mutation(
+        "a command that can't be applied gets into the log",
+        "node.py",
+        "newest = self._check_commands(message) if message.entries else 1",
+        "newest = 1",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a key that fits in no page gets into the log",
+        "wire.py",
+        "        if value_at > 5 + MAX_KEY_BYTES:\n",
+        "        if value_at > 5 + 65_535:\n",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a transaction is taken unread",
+        "wire.py",
+        "    transaction = decode_transaction(data)\n    for each",
+        "    transaction = Transaction((), ())\n    for each",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a verdict about what was never told ends a replica",
+        "node.py",
+        "elif digest != message.context and (message.sender == raft.id or self._told == told):",
+        "elif digest != message.context:",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a state is announced by who can't lead",
+        "node.py",
+        "            self._raft.check(header.message)\n",
+        "",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "what was received of a state stays for ever",
+        "node.py",
+        "                and not is_at_rest\n",
+        "",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "an index of a received state contradicts its records",
+        "store.py",
+        "        if self._expiring or self._locks:\n",
+        "        if self._locks:\n",
+        ("tests/test_store.py",),
+    ),
+    Mutation(
+        "a received state is taken unseen",
+        "snapshots.py",
+        "        self._inspection.look(rows)\n",
+        "",
+        (*NODE_TESTS, "tests/test_snapshots.py"),
+    ),
+    Mutation(
+        "strangers take members' places",
+        "guests.py",
+        "if strangers and (is_full or len(strangers) >= MAX_STRANGERS):",
+        "if strangers and is_full:",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "the oldest stranger has to go, whoever opens many",
+        "guests.py",
+        "if crowd[item[1].source] == most)",
+        "if most)",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "strangers' frames take all the room",
+        "guests.py",
+        "fits = of_strangers + size <= MAX_ARRIVING // 2 + SMALL_FRAME",
+        "fits = of_strangers + size <= MAX_ARRIVING + SMALL_FRAME",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "a member's frame waits for strangers'",
+        "guests.py",
+        "                if held + size > MAX_ARRIVING + SMALL_FRAME:\n",
+        "                if held < 0:\n",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "a frame takes no room until it is complete",
+        "transport.py",
+        "if self._needed != before and max(self._needed, before) > SMALL_FRAME:",
+        "if self._needed != before and max(self._needed, before) < 0:",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "a frame that has begun may take for ever",
+        "transport.py",
+        "if received and is_stalled(monotonic() - self._begun, received):",
+        "if received and is_stalled(0.0, received):",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "a connection where nothing has begun is ended for its rest",
+        "transport.py",
+        "            if not self._buffer:\n                self._begun = monotonic()\n",
+        "",
+        TRANSPORT_TESTS,
+    ),
+    # Two releases in one cluster
+    Mutation(
+        "something is proposed that a member can't read",
+        "node.py",
+        "        if newest > 1:\n            held = self._that_all_read(held)",
+        "        if newest > 9:\n            held = self._that_all_read(held)",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a member that was not heard reads everything",
+        "versions.py",
+        "            if known is None:\n                raise Conflict(",
+        "            if known is None:\n                continue\n                raise Conflict(",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "what an earlier life of a member has said counts",
+        "versions.py",
+        'return version if server.incarnation in ("", incarnation) else None',
+        "return version",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "nobody is asked what it reads for what all read",
+        "versions.py",
+        "        if version <= 1:\n            return",
+        "        if version <= 0:\n            return",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "who reads less than what the log holds takes part",
+        "versions.py",
+        "if peer.speaks < held:",
+        "if peer.speaks < 1:",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "what the log holds is forgotten with a restart",
+        "store.py",
+        "        self._set(_VERSION, newest, index)\n",
+        "",
+        ("tests/test_store.py", *NODE_TESTS),
+    ),
+    Mutation(
+        "a state of a newer release is opened",
+        "store.py",
+        "        if self.version > self._speaks:\n",
+        "        if self.version > 255:\n",
+        ("tests/test_store.py", *NODE_TESTS),
     ),
 ]
 
