@@ -18,9 +18,10 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = [
+    "MAX_KEY_BYTES",
     "Acquire",
     "Committed",
     "Compare",
@@ -50,6 +51,9 @@ __all__ = [
     "as_texts",
     "prefix_end",
 ]
+
+MAX_KEY_BYTES: Final = 1024
+"""The longest key anybody may have; the pages of every store have room for it."""
 
 
 class Target(IntEnum):

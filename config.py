@@ -40,6 +40,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from endpoints import ADDRESS, BASE_URL, is_ipv6
 from errors import ConfigError
 
 __all__ = ["SETTINGS", "VERSION", "Address", "Config", "Setting", "load"]
@@ -58,8 +59,6 @@ _FALSE = frozenset({"false", "f", "0", "no", "off"})
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _SIZE = re.compile(r"(\d+) ?([A-Za-z]*)", re.ASCII)
-_ADDRESS = re.compile(r"(?:\[([^\]]*)\]|([A-Za-z0-9._-]*)):(\d{1,5})", re.ASCII)
-_BASE_URL = re.compile(r"http://(?:\[([^\]]*)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?/?", re.ASCII)
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # What Kubernetes puts into every pod's environment for a service named "conure" or "conure-…".
 _KUBERNETES = re.compile(
@@ -311,7 +310,7 @@ def _count(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 def _bind_address(text: str) -> Address:
-    match = _ADDRESS.fullmatch(text)
+    match = ADDRESS.fullmatch(text)
     if match is None:
         raise ValueError(_address_hint(text))
     return _address(match[1], match[2], match[3])
@@ -338,21 +337,18 @@ def _base_urls(text: str) -> tuple[str, ...]:
 
 
 def _base_url(text: str) -> str:
-    match = _BASE_URL.fullmatch(text)
-    if match is None:
+    match = BASE_URL.fullmatch(text)
+    if match is None or match[1] != "http" or match[3] == "":  # this version has no https
         raise ValueError(f"{text!r} is no base URL; write it like http://10.0.0.5:8081")
-    address = _address(match[1], match[2], match[3] or "80")
+    address = _address(match[2], match[3], match[4] or "80")
     if address.is_wildcard or address.port == 0:
         raise ValueError(f"nobody can connect to {text}; name a node's host and port")
     return f"http://{address}"
 
 
 def _address(ipv6: str | None, host: str, port: str) -> Address:
-    if ipv6 is not None:
-        try:
-            ipaddress.IPv6Address(ipv6)
-        except ValueError:
-            raise ValueError(f"[{ipv6}] is no IPv6 address; write it like [::1]:{port}") from None
+    if ipv6 is not None and not is_ipv6(ipv6):
+        raise ValueError(f"[{ipv6}] is no IPv6 address; write it like [::1]:{port}")
     if int(port) > 65535:
         raise ValueError(f"{port} is no TCP port; use 0 to 65535")
     return Address(host if ipv6 is None else ipv6, int(port))

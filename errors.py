@@ -47,6 +47,7 @@ __all__ = [
     "TargetTooLong",
     "TooManyRequests",
     "Unavailable",
+    "VersionTooNew",
 ]
 
 
@@ -131,6 +132,23 @@ class Diverged(StorageError):
             f"broken machine or a bug; remove {node_id} from the cluster, empty its data "
             "directory and let it join again"
         )
+
+
+class VersionTooNew(StorageError):
+    """Something in the log or the state is of a format that this release doesn't read.
+
+    It can't be skipped (R7), and nothing is damaged: a later release reads it.
+    """
+
+    status = 500
+    title = "newer format"
+
+    def __init__(self, what: str, found: int, known: int) -> None:
+        super().__init__(
+            f"{what} is of format version {found}, and this node reads up to {known}; "
+            f"run a release of ConureDB that speaks version {found} here"
+        )
+        self.found = found
 
 
 class DirectoryInUse(StorageError):

@@ -36,6 +36,7 @@ from typing import Any, Final, Protocol
 
 import kvjson
 import openapi
+from endpoints import is_address, is_base_url
 from errors import BadRequest, ConureError, MethodNotAllowed, NotFound, NotLeader
 from httpserver import Request
 from kvapi import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply
@@ -55,7 +56,6 @@ _ALLOW_READS = b"Allow: %b\r\n" % ", ".join(_READS).encode()
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 
 Check = tuple[str, bool, str]
 """A readiness check: its name, whether it passes, what it found."""
@@ -183,7 +183,9 @@ class API:
     def fail(self, request: Request, error: ConureError, fields: bytes = b"") -> None:
         """Answer with an error: by way of the leader, if that is what is wrong."""
         status = error.status
-        if isinstance(error, NotLeader) and error.leader_http:
+        # What an older log or an older release says of the leader may be no address: nothing is
+        # made of that, a header field least of all.
+        if isinstance(error, NotLeader) and is_base_url(error.leader_http):
             if self.forward is not None:
                 self.forward(request, error.leader_http, partial(self.count, request))
                 return
@@ -338,7 +340,9 @@ class API:
             "leader_id": error.leader_id,
             "leader_http": error.leader_http,
         }
-        fields += b"Location: %b\r\n" % (error.leader_http + target).encode("latin-1")
+        fields += b"Location: %b\r\n" % (error.leader_http.removesuffix("/") + target).encode(
+            "latin-1"
+        )
         request.respond(307, json.dumps(body).encode() + b"\n", JSON, fields)
 
 
@@ -391,8 +395,7 @@ def _node_id(facts: dict[str, Any]) -> str:
 
 
 def _host_and_port(name: str, address: str) -> str:
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 0 < int(match[1]) < 65536:
+    if not is_address(address):
         raise BadRequest(
             f"{name} is {shortened(address)}; it has to be host:port, such as 10.0.0.2:7001"
         )
@@ -410,9 +413,7 @@ def _incarnation(text: str) -> str:
 
 def _base_url(name: str, url: str) -> str:
     """Return a URL that redirects can begin with; empty if there is none."""
-    address = url.removeprefix("http://")
-    match = _ADDRESS.fullmatch(address)
-    if url and (match is None or address == url or not 0 < int(match[1]) < 65536):
+    if url and not (is_base_url(url) and url.startswith("http://")):  # nobody serves https yet
         raise BadRequest(
             f"{name} is {shortened(url)}; it has to be a base URL, such as http://10.0.0.2:8081"
         )

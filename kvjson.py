@@ -35,6 +35,7 @@ from typing import Any, Final, TypeVar
 
 import jsonsteps
 from commands import (
+    MAX_KEY_BYTES,
     Compare,
     Delete,
     DeleteRange,
@@ -79,7 +80,6 @@ __all__ = [
 INLINE_BYTES: Final = 16 << 10
 """JSON of up to so many bytes is read in one step: a millisecond, whatever stands there."""
 
-MAX_KEY_BYTES: Final = 1024
 MAX_OPERATIONS: Final = 128
 """Comparisons and operations of one transaction."""
 

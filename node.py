@@ -57,7 +57,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from sys import maxsize
@@ -86,6 +86,7 @@ from errors import (
     ProtocolViolation,
     StorageError,
     Unavailable,
+    VersionTooNew,
 )
 from expiry import LeaderClock
 from fileio import FileSystem
@@ -111,6 +112,7 @@ from snapshots import IncomingSnapshot, OutgoingSnapshot
 from store import PinnedState, Session, Store
 from transport import Greeting, Outgoing, Refused, SnapshotHeader
 from upkeep import DISK_FULL_RETRY, Upkeep, UpkeepOptions
+from versions import Versions
 from waiting import Answers, Held, Read, Reads, Reply, WriteReply, Writes
 from watch import History
 
@@ -153,6 +155,10 @@ MAX_EXPIRED = 1000
 
 JOIN_AFTER = 5.0
 """Seconds without a leader after which a member asks its seeds whether it still is one."""
+
+TRANSFER_REST = 120.0
+"""Seconds without a record after which a state that was being received is given up: its sender
+would have gone on by then, if it could."""
 
 STAGED_CACHE_BYTES = 4 << 20
 """Page cache of a tree that is built from a snapshot."""
@@ -202,6 +208,7 @@ class NodeOptions:
     checkpoint_entries: int = 50_000
     checkpoint_interval: float = 60.0
     max_unwritten_bytes: int = 256 << 20
+    speaks: int = wire.SPEAKS
 
 
 class _Turn:
@@ -267,6 +274,7 @@ class Node:
         self._lock = threading.Lock()
         self._turn = _Turn(self)
         self._is_arbiter = directory.identity.role == "arbiter"
+        self._versions = Versions(directory.identity.node_id, options.speaks)
         self._store = self._make_store(tree)
         self._store.keeps_events = True
         history.reset(self._store.applied_index)
@@ -286,6 +294,7 @@ class Node:
             self._members,
             rng,
         )
+        self._raft.check_format = self._versions.check
         self._writes = Writes()
         self._last_proposed = 0, 0  # term and index of the last command
         self._warn_again_at = 0.0  # of a lack of room
@@ -316,9 +325,14 @@ class Node:
         self._lease = Lease(self._raft, options.election_timeout, TICK, clock)
         self._heard: float | None = None  # when a leader was heard last
         self._incoming: IncomingSnapshot | None = None
+        self._seen_of_incoming: tuple[IncomingSnapshot, int | None] | None = None  # its progress
+        self._incoming_since = 0.0  # when that changed last
         self._transfers: dict[str, int] = {}  # snapshots on their way out: to whom, as of when
         self._ticks = 0
         self._audit = Audit()
+        self._untold = 0  # messages that were dropped without a word since
+        self._tell_again_at = 0.0  # of messages that were dropped
+        self._told = ("", 0, 0)  # the last answer to an audit: to whom, in which term, as of when
 
         # Threads.
         self._checkpoint_wanted = threading.Event()
@@ -778,7 +792,9 @@ class Node:
     def raft_stats(self) -> dict[str, str]:
         """Return what ``GET /raft/stats`` shows: strings, with hashicorp/raft's keys."""
         with self._lock:
-            return shown.raft_stats(self._raft, self._log, self._store, self.last_contact())
+            return shown.raft_stats(
+                self._raft, self._log, self._store, self._versions, self.last_contact()
+            )
 
     def liveness(self) -> tuple[str, bool, str]:
         """Tell whether this process can go on at all; no quorum is asked."""
@@ -829,7 +845,7 @@ class Node:
 
     def greeting(self) -> Greeting:
         """Return what this node says of itself to others."""
-        return self._admission.greeting()
+        return replace(self._admission.greeting(), speaks=self._options.speaks)
 
     def known_as(self, node_id: str) -> str:
         """Return the incarnation with which a node was admitted, "" if that isn't known."""
@@ -845,6 +861,7 @@ class Node:
             if not self._is_working:
                 raise Refused("this node is stopping")
             self._admission.admit(kind, to, peer, known_as)
+            self._hear(peer)
             if kind != "probe":
                 self._lease.hear(peer)
 
@@ -852,7 +869,13 @@ class Node:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
         with self._lock:
             self._admission.recognise(expected_id, peer)
+            self._hear(peer)
             self._lease.hear(peer)
+
+    def is_member(self, peer: Greeting) -> bool:
+        """Tell whether a node is a member, as it was admitted. Takes no lock."""
+        known = self._raft.configuration.get(peer.node_id)
+        return known is not None and known.incarnation in ("", peer.incarnation)
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
@@ -902,7 +925,7 @@ class Node:
     def begin_snapshot(self, header: SnapshotHeader) -> IncomingSnapshot | None:
         """Prepare for a state that the leader wants to send; None if it isn't needed any more.
 
-        Raises Refused, DiskFull or DiskFailed.
+        Raises Refused, ProtocolViolation, DiskFull or DiskFailed.
         """
         meta = header.message.snapshot
         with self._lock:
@@ -914,6 +937,7 @@ class Node:
                 or header.message.term < self._raft.term
             ):
                 raise Refused(f"node {self._raft.id} takes no snapshot from this node now")
+            self._raft.check(header.message)
             if meta.index <= self._raft.commit_index:
                 return None
             incoming = self._incoming
@@ -929,6 +953,7 @@ class Node:
             header,
             page_size=self._store.tree.stats().page_size,
             cache_bytes=STAGED_CACHE_BYTES,
+            speaks=self._options.speaks,
             finished=self._on_snapshot,
         )
         with self._lock:
@@ -1140,6 +1165,12 @@ class Node:
         if not held:
             return
         commands = list(chain.from_iterable([each.commands for each in held]))
+        newest = wire.newest_version(commands)
+        if newest > 1:
+            held = self._that_all_read(held)
+            commands = list(chain.from_iterable([each.commands for each in held]))
+            if not commands:
+                return
         try:
             obstacle = self._upkeep.obstacle
             if obstacle is not None:
@@ -1154,12 +1185,25 @@ class Node:
             unknown = OutcomeUnknown(f"the node failed while it worked on this: {error}")
             self._finished += [each.answer(unknown) for each in held]
             return
+        self._versions.logged = max(self._versions.logged, newest)
         term = self._raft.term
         self._last_proposed = term, first + len(commands) - 1
         self._batch_sizes.observe(len(commands))
         for commands_of_one, reply, deadline in held:
             self._writes.add(term, first, len(commands_of_one), reply, deadline)
             first += len(commands_of_one)
+
+    def _that_all_read(self, held: Sequence[Held]) -> list[Held]:
+        """Return the held writes whose format every member reads, and refuse the others."""
+        kept = []
+        for each in held:
+            try:
+                self._versions.check(wire.newest_version(each.commands), self._raft.configuration)
+            except Conflict as error:
+                self._finished.append(each.answer(error))
+            else:
+                kept.append(each)
+        return kept
 
     def _gather(self) -> None:
         """Answers have been sent: if requests are held, take along those that follow (6)."""
@@ -1263,18 +1307,45 @@ class Node:
     def _step(self, message: Message, *, has_state: bool = False) -> None:
         """Give a message to the core, unless it is one between drivers."""
         raft, kind = self._raft, message.type
-        if kind is MessageType.AUDIT or kind is MessageType.AUDIT_RESPONSE:
-            self._on_audit(message)
-            return
         if kind is MessageType.SNAPSHOT and not (has_state or self._is_arbiter):
             return  # it comes with its data, by begin_snapshot
         try:
+            if kind is MessageType.AUDIT or kind is MessageType.AUDIT_RESPONSE:
+                raft.check(message)
+                self._on_audit(message)
+                return
+            newest = self._check_commands(message) if message.entries else 1
             raft.step(message)
+            self._versions.logged = max(self._versions.logged, newest)
         except ProtocolViolation as error:
-            log.error("a message of %s was dropped: %s", message.sender, error)
+            self._drop(message, error)
             return
         if raft.leader_id == message.sender:
             self._heard = self._clock()
+
+    def _drop(self, message: Message, error: ProtocolViolation) -> None:
+        """Say that a message was not taken; once a second, however many come."""
+        if self._clock() < self._tell_again_at:
+            self._untold += 1
+            return
+        others = f", and {self._untold} before it" if self._untold else ""
+        log.error("a message of %s was dropped%s: %s", message.sender, others, error)
+        self._untold, self._tell_again_at = 0, self._clock() + 1.0
+
+    def _check_commands(self, message: Message) -> int:
+        """Return the newest version of the commands that a message brings.
+
+        Raises ProtocolViolation for what this node could not apply. In its log that would end it,
+        now and at each start: a replica can't skip a command (R7).
+        """
+        if self._is_arbiter:
+            return 1  # it is sent their places only
+        try:
+            return wire.check_commands(message.entries, self._versions.speaks)
+        except (wire.WireError, VersionTooNew) as error:
+            raise ProtocolViolation(
+                f"{message.sender} sent a command that can't be taken: {error}"
+            ) from error
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         store, last = self._store, entries[-1]
@@ -1385,6 +1456,17 @@ class Node:
                 self._changes.add(change)
                 self._drive()
 
+    def _hear(self, peer: Greeting) -> None:
+        """Take note of what a node reads that was recognised. Raises Refused: it isn't enough."""
+        self._versions.hear(peer, self._raft.configuration)
+        self._versions.check_peer(peer, self._held_version())
+
+    def _held_version(self) -> int:
+        """Return the newest version that the log holds: what is committed, for who doesn't lead,
+        since a leader that reads less may still take back the rest."""
+        held, logged = self._store.version, self._versions.logged
+        return max(held, logged) if self._raft.state is State.LEADER else held
+
     def _on_probed(
         self,
         node_id: str,
@@ -1414,9 +1496,14 @@ class Node:
         except (Conflict, Refused) as error:
             reply(Conflict(f"{node_id} was not added: {error}"))
             return
+
+        def attempt() -> None:
+            self._versions.check_peer(found, self._held_version())  # it may have risen since
+            self._raft.add_learner(server)
+
         self._pursue(
             Change(
-                partial(self._raft.add_learner, server),
+                attempt,
                 lambda members: membership.resembles(members.get(node_id), server),
                 reply,
                 self._clock() + self._options.write_timeout,
@@ -1518,7 +1605,10 @@ class Node:
             self._peers.send(Message(MessageType.AUDIT, raft.id, node_id, raft.term, index=index))
 
     def _on_audit(self, message: Message) -> None:
-        """Answer the leader's question, take an answer, or accept the verdict."""
+        """Answer the leader's question, take an answer, or accept the verdict.
+
+        That ends this node for good, so it has to be about what this node has told that leader.
+        """
         raft = self._raft
         if message.term != raft.term or self._is_arbiter:
             return
@@ -1529,13 +1619,15 @@ class Node:
         digest = self._store.digest_at(message.index)
         if message.sender != raft.leader_id or digest is None:
             return
+        told = (message.sender, message.term, message.index)
         if not message.reject:
+            self._told = told
             answer = Message(
                 MessageType.AUDIT_RESPONSE, raft.id, message.sender, raft.term, message.index
             )
             answer.context = digest
             self._peers.send(answer)
-        elif digest != message.context:
+        elif digest != message.context and (message.sender == raft.id or self._told == told):
             self._diverge(message.index)
 
     def _diverge(self, index: int) -> None:
@@ -1591,12 +1683,23 @@ class Node:
         return before
 
     def _drop_outdated_snapshot(self) -> None:
-        """Remove what was received of a state that the log has passed by now. Takes the lock."""
+        """Remove what was received of a state that the log has passed by now, whose sender leads
+        no more, or that doesn't go on. Takes the lock."""
         with self._lock:
-            incoming = self._incoming
-            if incoming is None or incoming.meta.index > self._raft.commit_index:
+            incoming, now = self._incoming, self._clock()
+            if incoming is None:
                 return
-            self._incoming = None
+            seen = (incoming, incoming.progress)
+            if seen != self._seen_of_incoming:
+                self._seen_of_incoming, self._incoming_since = seen, now
+            is_at_rest = seen[1] is not None and now - self._incoming_since > TRANSFER_REST
+            if (
+                incoming.meta.index > self._raft.commit_index
+                and incoming.header.message.term >= self._raft.term
+                and not is_at_rest
+            ):
+                return
+            self._incoming = self._seen_of_incoming = None
         incoming.discard()
 
     def _install(self, meta: SnapshotMeta) -> None:
@@ -1687,11 +1790,12 @@ class Node:
 
     def _make_store(self, tree: BTree) -> Store:
         if self._is_arbiter:  # its log is all it has
-            store = Store(tree, self._log.snapshot.configuration)
+            store = Store(tree, self._log.snapshot.configuration, self._options.speaks)
             store.applied_index = self._log.snapshot.index
             store.applied_term = self._log.snapshot.term
             return store
-        return Store(tree, _configuration_at(self._log, tree.applied_index))
+        members = _configuration_at(self._log, tree.applied_index)
+        return Store(tree, members, self._options.speaks)
 
 
 def _open_tree(fs: FileSystem, directory: DataDirectory, options: NodeOptions) -> BTree:

@@ -79,10 +79,12 @@ import struct
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
+from endpoints import is_address, is_base_url
 from errors import (
     Conflict,
     CorruptionError,
@@ -90,6 +92,7 @@ from errors import (
     NotLeader,
     ProtocolViolation,
     Unavailable,
+    VersionTooNew,
 )
 
 __all__ = [
@@ -118,6 +121,12 @@ __all__ = [
 
 _ENTRY_OVERHEAD: Final = 32  # bytes an entry costs beside its data, when a message is filled
 _MAX_WAITING: Final = 64  # entries that wait for room, in a log that is to win an election
+
+# What no correct node comes near, however long its cluster lives: what is beyond is refused before
+# it leaves no room to count on (terms and indexes are written with 64 bits).
+_NUMBER_BITS: Final = 62  # of a term or an index
+_MAX_LEAP: Final = 1 << 32  # by how much a term may be ahead of the own one
+_MAX_MEMBERS_BYTES: Final = 1 << 20  # of all configurations in one message
 
 # -- types ---------------------------------------------------------------------------------------
 
@@ -252,9 +261,11 @@ class Configuration:
 
     @classmethod
     def decode(cls, data: bytes) -> Configuration:
-        """Read what :meth:`encode` wrote; anything else is a CorruptionError."""
+        """Read what :meth:`encode` wrote; anything else is a CorruptionError, or VersionTooNew."""
         if not data:
             return cls()
+        if data[0] > _VERSION:
+            raise VersionTooNew("a configuration", data[0], _VERSION)
         if data[0] != _VERSION:
             raise CorruptionError("a configuration", 0, f"version {data[0]}, not {_VERSION}")
         servers: list[Server] = []
@@ -556,6 +567,8 @@ class Raft:
         self.progress: dict[str, Progress] = {}  # of the other servers, while leading
         self.has_handed_over = False  # a leader, in this term: see transfer_leadership()
         self.has_room = True  # whether the disk takes more of the log; the driver says so
+        self.check_format: Callable[[int, Configuration], None] | None = None
+        """Raises Conflict for a version of encoded members that one of them can't read."""
 
         self._log = _Log(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
@@ -636,18 +649,17 @@ class Raft:
         that this node's configuration admitted (R4), whoever hands it over. From whom requests and
         a leader's messages are taken at all is the driver's to decide, at the handshake.
 
-        Raises ProtocolViolation for what no correct node sends; nothing has changed then.
+        Raises what :meth:`check` raises; nothing has changed then.
         """
         kind = message.type
         if message.to != self.id or message.sender == self.id or kind not in self._handlers:
             return  # an address that has changed hands; a matter between drivers
         if kind in _ANSWERS and not self.has_admitted(message):
             return
+        self.check(message)
         if message.term < self.term:
             self._answer_late(message)
             return
-        if kind in _FROM_LEADER:
-            self._refuse_impossible(message)
         if message.term > self.term:
             if kind in _REQUESTS and not message.force and self._is_loyal():
                 return  # R5: who still has a leader helps nobody to depose it
@@ -671,6 +683,32 @@ class Raft:
         progress = self.progress.get(message.sender)  # it may be on its way out
         server = progress.server if progress else self.configuration.get(message.sender)
         return server is not None and server.incarnation in ("", message.incarnation)
+
+    def check(self, message: Message) -> None:
+        """Raise ProtocolViolation for a message that no correct node sends; nothing changes.
+
+        For the driver, before it does something for the message's sake; :meth:`step` begins with
+        it. Members in a format that this release doesn't read are among it: no correct leader
+        proposes what a member can't read.
+        """
+        sizes = message.term | message.index | message.log_term | message.commit | message.hint
+        if message.snapshot is not None:
+            sizes |= message.snapshot.index | message.snapshot.term
+        if sizes >> _NUMBER_BITS or message.term > self.term + _MAX_LEAP:
+            raise ProtocolViolation(
+                f"{message.sender} sent a {message.type.name} with a term or an index that no "
+                f"cluster gets to: term {message.term}, {self.term} here, index {message.index}"
+            )
+        if message.type in _FROM_LEADER:
+            if message.term >= self.term:
+                self._refuse_impossible(message)
+        elif (
+            message.type is MessageType.HEARTBEAT_RESPONSE
+            and message.term == self.term
+            and message.sender in self.progress  # and so this node leads
+            and message.context > self._read_round
+        ):
+            raise ProtocolViolation(f"{message.sender} answers a question that was never asked")
 
     def campaign(self) -> None:
         """Start an election now, if this node may lead. A lone voter does so when it starts."""
@@ -1234,15 +1272,11 @@ class Raft:
                 f"{message.sender} says that it leads term {self.term} with another data directory"
             )
         entries, meta = message.entries, message.snapshot
-        try:
-            if meta is not None:
-                Configuration.decode(meta.configuration)
-            if entries:
-                _configurations_in(entries)
-        except CorruptionError as error:
-            raise ProtocolViolation(
-                f"{message.sender} sent a configuration that can't be read: {error.why}"
-            ) from None
+        members = [entry.data for entry in entries if entry.kind == CONFIG]
+        if meta is not None:
+            members.append(meta.configuration)
+        if members:
+            _refuse_impossible_members(message.sender, members)
         terms = [message.log_term, *[entry.term for entry in entries], message.term]
         if (
             (message.type is MessageType.SNAPSHOT and meta is None)
@@ -1443,7 +1477,8 @@ class Raft:
             return
         for server in self.configuration.servers:
             if server.suffrage == "staging" and self.caught_up(server.id):
-                self.promote(server.id)
+                with suppress(Conflict):  # see check_format
+                    self.promote(server.id)
                 return
 
     def caught_up(self, node_id: str) -> bool:
@@ -1520,6 +1555,8 @@ class Raft:
             raise Unavailable("another change of members is under way; try again shortly")
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
+        if self.check_format is not None:
+            self.check_format(entry.data[0], configuration)
         found = _configurations_in([entry])  # may raise, so before anything has changed
         self._log.append([entry])
         self._adopt(found)
@@ -1637,6 +1674,32 @@ def _configurations_in(entries: Iterable[Entry]) -> list[tuple[int, Configuratio
     return [
         (entry.index, Configuration.decode(entry.data)) for entry in entries if entry.kind == CONFIG
     ]
+
+
+def _refuse_impossible_members(sender: str, configurations: Sequence[bytes]) -> None:
+    """Raise ProtocolViolation for encoded configurations that no leader sends.
+
+    What the log holds already is not asked: addresses in it may be older than the rule for them.
+    """
+    if sum(map(len, configurations)) > _MAX_MEMBERS_BYTES:
+        raise ProtocolViolation(f"{sender} sent more members than a cluster can have")
+    for encoded in configurations:
+        try:
+            servers = Configuration.decode(encoded).servers
+        except (CorruptionError, VersionTooNew) as error:
+            why = error.why if isinstance(error, CorruptionError) else str(error)
+            raise ProtocolViolation(
+                f"{sender} sent a configuration that can't be read: {why}"
+            ) from None
+        if not servers:
+            raise ProtocolViolation(f"{sender} sent a configuration without a member")
+        for server in servers:
+            url = server.http_address
+            if not is_address(server.raft_address) or (url and not is_base_url(url)):
+                raise ProtocolViolation(
+                    f"{sender} sent a member at {server.raft_address!r}, {url!r}: "
+                    "these are no addresses"
+                )
 
 
 # -- the log -------------------------------------------------------------------------------------

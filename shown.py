@@ -10,6 +10,7 @@ from datadir import Identity
 from raft import Raft, Server, State
 from raftlog import RaftLog
 from store import Store
+from versions import Versions
 
 __all__ = ["members", "raft_stats", "status"]
 
@@ -53,7 +54,11 @@ def members(raft: Raft) -> dict[str, Any]:
 
 
 def raft_stats(
-    raft: Raft, raft_log: RaftLog, store: Store, last_contact: float | None
+    raft: Raft,
+    raft_log: RaftLog,
+    store: Store,
+    versions: Versions,
+    last_contact: float | None,
 ) -> dict[str, str]:
     """Return what ``GET /raft/stats`` shows: strings, with hashicorp/raft's keys.
 
@@ -75,6 +80,7 @@ def raft_stats(
         "last_snapshot_index": snapshot.index,
         "last_snapshot_term": snapshot.term,
         "latest_configuration": json.dumps(servers),
+        "speaks": json.dumps({server.id: versions.of(server) for server in configuration.servers}),
         "last_contact": _contact(last_contact),
         "num_peers": sum(voter != raft.id for voter in configuration.voters),
     }

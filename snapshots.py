@@ -13,7 +13,8 @@ still has, and changes over when all of it is there.
 ====================== =========================================================================
 
 1. A staged tree is *complete* only when every record that was announced is in it, in ascending
-   order, and it is durable. Any other stream is an error and leaves no file behind.
+   order, each of them one that a state machine makes (store.Inspection), and it is durable. Any
+   other stream is an error and leaves no file behind.
 2. :func:`install` has one commit point: the log that begins behind the snapshot. Before it a
    crash leaves the old state with the old log; behind it the staged tree is on the disk, and the
    next start puts it in place (:func:`recover`).
@@ -42,9 +43,9 @@ from errors import ProtocolViolation, StorageError
 from fileio import FileSystem
 from raft import Message, SnapshotMeta
 from raftlog import RaftLog
-from store import PinnedState
+from store import Inspection, PinnedState
 from transport import Refused, SnapshotHeader
-from wire import decode_records, encode_records
+from wire import SPEAKS, decode_records, encode_records
 
 __all__ = ["IncomingSnapshot", "OutgoingSnapshot", "install", "recover"]
 
@@ -96,8 +97,9 @@ class OutgoingSnapshot:
 class IncomingSnapshot:
     """A state that is being received (transport.Incoming), built as a tree of its own.
 
-    *page_size* and *cache_bytes* are those of the staged tree; *finished* is called at the end of
-    :meth:`finish`. Raises ProtocolViolation, DiskFull or DiskFailed.
+    *page_size* and *cache_bytes* are those of the staged tree, *speaks* is the newest version of
+    formats that this node reads; *finished* is called at the end of :meth:`finish`. Raises
+    ProtocolViolation, DiskFull or DiskFailed.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class IncomingSnapshot:
         *,
         page_size: int,
         cache_bytes: int,
+        speaks: int = SPEAKS,
         finished: Callable[[IncomingSnapshot], None],
     ) -> None:
         if header.message.snapshot is None:
@@ -120,6 +123,8 @@ class IncomingSnapshot:
         self._lock = threading.Lock()
         self._last = b""
         self._records = 0
+        self._inspection = Inspection(speaks)
+        self._is_finishing = False
         self._tree: BTree | None = None
         try:
             tree = BTree.open(fs, self._path, page_size=page_size, cache_bytes=cache_bytes)
@@ -128,6 +133,12 @@ class IncomingSnapshot:
             raise
         self._tree = tree
         self._loader = tree.loader()
+
+    @property
+    def progress(self) -> int | None:
+        """How many records have come; None once nothing is awaited any more. Any thread, without
+        waiting."""
+        return None if self._is_finishing else self._records
 
     def resume_after(self) -> bytes:
         """Return the last key that has arrived, b"" at the beginning."""
@@ -161,6 +172,8 @@ class IncomingSnapshot:
                     raise ProtocolViolation(
                         f"a snapshot of {self.header.records} records ended after {self._records}"
                     )
+                self._inspection.finish()
+                self._is_finishing = True
                 self._loader.finish()
                 tree.checkpoint(self.meta.index, self.meta.term, self.header.digest)
             except BaseException:
@@ -197,6 +210,7 @@ class IncomingSnapshot:
         self._records += len(rows)
         if self._records > self.header.records:
             raise ProtocolViolation(f"a snapshot of {self.header.records} records has more")
+        self._inspection.look(rows)
         try:
             self._loader.add([(row[0], Record._make(row[1:])) for row in rows])
         except ValueError as error:

@@ -8,8 +8,9 @@ dictionary; what a command needs to know of its time or origin stands in the com
    one checkpoint, so that a restart applies exactly the entries behind it again.
 2. ``apply`` changes memory only. The log is the write-ahead log; a :class:`Checkpoint` brings
    the tree to disk beside further writes, and lets the log be cut up to its index.
-3. A command this version does not know ends the node (CorruptionError): skipping it would make
-   replicas differ.
+3. A command this version does not know ends the node (CorruptionError, or VersionTooNew where a
+   later release reads it): skipping it would make replicas differ. The newest version of all that
+   was applied is part of the state, so that who can't read it is known however the log was cut.
 4. The *digest* is a CRC-32 that runs over all commands and what each of them did. It is stored
    with every checkpoint and snapshot, so two nodes that have applied the same index and tell
    different digests hold different records, and R7 is broken on one of them.
@@ -36,6 +37,7 @@ The first byte of a key in the tree tells what the record is. Numbers have 8 byt
 ``l`` key                  fencing token, session that holds the user's key
 ``s`` session              ttl in milliseconds, 1 if it deletes what it holds else 0 (1 byte), name
 ``t`` expiry session       nothing: the session ends then
+``v``                      the newest format version of all commands (1 byte), once that isn't 1
 ========================== =====================================================================
 
 When a record of ``i``, ``k`` or ``s`` expires stands in the record itself (btree.Record).
@@ -87,7 +89,7 @@ from commands import (
     Transaction,
     prefix_end,
 )
-from errors import CorruptionError
+from errors import CorruptionError, ProtocolViolation, VersionTooNew
 from raft import COMMAND, CONFIG, Entry, SnapshotMeta
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ __all__ = [
     "Change",
     "Checkpoint",
     "Holder",
+    "Inspection",
     "PinnedState",
     "Session",
     "Store",
@@ -118,11 +121,13 @@ idempotency key it becomes one record. The value that goes beyond it is the last
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
 _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
+_VERSION = b"v"
 _BEHIND_USERS = b"l"
 _EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
 _INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
 _OWN_KINDS = (_CLOCK, _HELD, _ANSWER, _LOCK, _SESSION, *_INDEXES)
 _NEVER = 1 << 63
+_NUMBER_BITS = 62  # of a revision or a version: what no state gets beyond
 _STATE = Struct(">QQ")
 _SESSION_HEAD = Struct(">Q?")
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
@@ -238,6 +243,69 @@ class PinnedState:
                 return
 
 
+class Inspection:
+    """Looks at the records of a state that another node sends, in the order of their keys.
+
+    What no state machine makes is refused before it can become this node's state, where it would
+    end the node, and again at each start. *speaks* is the newest version that this node reads.
+    """
+
+    def __init__(self, speaks: int) -> None:
+        self._speaks = speaks
+        # Sums of hashes that nobody outside can foresee: of what the indexes have to hold, less
+        # what they do hold (7, 8).
+        self._expiring = 0
+        self._locks = 0
+
+    def look(self, rows: Sequence[tuple[bytes, bytes, int, int, int, int]]) -> None:
+        """Look at records: key, value, create revision, mod revision, version and expiry each.
+
+        Raises ProtocolViolation, and VersionTooNew for a state that a later release made.
+        """
+        for key, value, create, mod, version, expiry in rows:
+            if not 0 < create <= mod or not version or (mod | version) >> _NUMBER_BITS:
+                raise ProtocolViolation(f"a record of impossible revisions {create} and {mod}")
+            if key[:1] != _USER:
+                self._look_at_own(key, value)
+            elif len(key) == 1:
+                raise ProtocolViolation("a record without a key")
+            if expiry:
+                index = _INDEX_OF.get(key[:1])
+                if index is None or expiry > LAST_TIME:
+                    raise ProtocolViolation(f"a record that can't expire at {expiry}")
+                self._expiring += hash(index + expiry.to_bytes(8, "big") + key[1:])
+
+    def finish(self) -> None:
+        """Say whether what was seen is a whole state. Raises ProtocolViolation."""
+        if self._expiring or self._locks:
+            raise ProtocolViolation("a state whose records and indexes contradict each other")
+
+    def _look_at_own(self, key: bytes, value: bytes) -> None:
+        kind = key[:1]
+        size = len(value)
+        if kind in _INDEXES:
+            is_sound = len(key) >= 9 and not size
+            self._expiring -= hash(key)
+        elif kind == _HELD:
+            is_sound = len(key) >= 2 and len(key) - 2 >= key[1] and not size
+            self._locks -= hash(key)
+        elif kind == _LOCK:
+            is_sound = 8 <= size <= 8 + 255
+            self._locks += hash(_held(value[8:]) + key[1:]) if is_sound else 0
+        elif kind == _ANSWER:
+            is_sound = size > 0 and _is_outcome(value[1 + value[0] :])
+        elif kind == _SESSION:
+            is_sound = size >= _SESSION_HEAD.size
+        elif key == _VERSION:
+            is_sound = size == 1 and value[0] > 1
+            if is_sound and value[0] > self._speaks:
+                raise VersionTooNew("the state", value[0], self._speaks)
+        else:
+            is_sound = key == _CLOCK and size == _STATE.size
+        if not is_sound:
+            raise ProtocolViolation(f"a record {key[:20]!r} that no state holds")
+
+
 class Checkpoint:
     """A consistent state on its way to disk, begun by :meth:`Store.begin_checkpoint`."""
 
@@ -266,6 +334,9 @@ class Store:
     milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
     changes are noted down for :meth:`take_events`, and ``keeps_previous`` whether the values before
     are, too: of the changes of one entry up to READ_BYTES of them. Neither changes the state.
+
+    *speaks* is the newest version that this node reads. Raises VersionTooNew for a state that
+    needs more.
     """
 
     tree: BTree
@@ -279,12 +350,14 @@ class Store:
     _saved: bytes  # the record of the clock, b"" before there is one
     _own: int  # records that are neither a user's nor that one
     _due: int | None  # when the next record expires; None: to be looked up
+    _newest: bytes  # the newest version of a command that was applied, as its first byte
     _room: int  # bytes that the present transaction may still read
     _previous_room: int  # bytes of values before that its events may still have
 
-    def __init__(self, tree: BTree, configuration: bytes) -> None:
+    def __init__(self, tree: BTree, configuration: bytes, speaks: int = wire.SPEAKS) -> None:
         self.keeps_events = False
         self.keeps_previous = False
+        self._speaks = speaks
         self._marks: dict[int, int] = {}
         self._become(tree, configuration)
 
@@ -295,8 +368,9 @@ class Store:
         happens under one hold of the lock. What it reads is bounded (READ_BYTES), what it deletes
         isn't: a million keys take some 5 seconds, and their memory.
 
-        Raises CorruptionError for a command that can't be read, and what the tree raises; the
-        node ends then, since it can neither skip the entry nor go on without it.
+        Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
+        later release reads, and what the tree raises; the node ends then, since it can neither
+        skip the entry nor go on without it.
         """
         first = entries[0].index
         assert first == self.applied_index + 1
@@ -362,6 +436,11 @@ class Store:
             self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
         return None if self._due == _NEVER else self._due
 
+    @property
+    def version(self) -> int:
+        """The newest format version of all commands that made this state."""
+        return self._newest[0]
+
     def session(self, session_id: bytes) -> Session | None:
         """Return the session with an ID, or None."""
         record = self.tree.get(_SESSION + session_id)
@@ -420,6 +499,10 @@ class Store:
         self._saved = state.value if state else b""
         self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
         self._due = None
+        record = tree.get(_VERSION)
+        self._newest = record.value if record else b"\1"
+        if self.version > self._speaks:
+            raise VersionTooNew("the state", self.version, self._speaks)
 
     def _apply(self, entries: Sequence[Entry]) -> int:
         """Apply entries and return the index of the last one."""
@@ -429,12 +512,14 @@ class Store:
         note = self._events.append if self.keeps_events else None
         looks_back = self.keeps_events and self.keeps_previous
         before: tuple[()] | tuple[bytes | None] = ()
-        digest = self.digest
+        digest, newest = self.digest, self._newest
         for entry in entries:
             kind = entry.kind
             if kind == COMMAND:
                 data = entry.data
                 index = entry.index
+                if data[:1] > newest:
+                    newest = self._raise_version(data[:1], index)
                 try:
                     op, key, value = decode(data)
                     if looks_back:
@@ -443,10 +528,7 @@ class Store:
                     if op == put_op:
                         done = put(_USER + key, value, index)
                         if note:
-                            if before:
-                                note((index, was_put, key, value, done, *before))
-                            else:
-                                note((index, was_put, key, value, done))
+                            note((index, was_put, key, value, done, *before))
                     elif op == delete_op:
                         done = delete(_USER + key)
                         if note and done:
@@ -463,6 +545,15 @@ class Store:
                 self.configuration = entry.data
         self.digest = digest
         return entries[-1].index
+
+    def _raise_version(self, newest: bytes, index: int) -> bytes:
+        """Take note that the state depends on a command of a newer format from now on."""
+        if newest[0] > self._speaks:
+            raise VersionTooNew(f"entry {index} of the log", newest[0], self._speaks)
+        self._set(_VERSION, newest, index)
+        self._save(index)
+        self._newest = newest
+        return newest
 
     # -- private: transactions -------------------------------------------------------------------
 
@@ -768,6 +859,14 @@ _STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
     EndSession: Store._end_session,
     Expire: Store._expire,
 }
+
+
+def _is_outcome(data: bytes) -> bool:
+    try:
+        wire.decode_outcome(data)
+    except wire.WireError:
+        return False
+    return True
 
 
 def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:

@@ -26,8 +26,10 @@ Records begin with their version byte, JSON with ``{``: that tells them apart.
 Duties, cited by number in code and tests:
 
 1. Memory and threads are bounded whatever strangers send: a length is checked before anything is
-   allocated, memory grows only as bytes arrive, a handshake is bounded in size and time,
-   connections and what is logged of them in number.
+   allocated, memory grows only as bytes arrive, over all connections no further than guests.py
+   says, where members come first; a frame that has begun goes on or its connection ends; a
+   handshake is bounded in size and time, JSON in its structure before it is parsed, connections
+   and what is logged of them in number.
 2. No message is handed over from a node that was not admitted, nor one whose sender is another
    than that node or whose receiver is not this one. Each is stamped with the incarnation of that
    node's greeting. A connection ends when the host believes its other end no more
@@ -62,16 +64,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from time import monotonic, sleep, thread_time
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
+from endpoints import is_address, is_base_url
 from errors import ConureError, Unavailable
+from guests import MAX_INCOMING, SMALL_FRAME, Guests, is_stalled
 from metrics import Counter, Registry
 from raft import Message, MessageType
 from wire import (
     FRAME_HEADER_BYTES,
-    MAX_FRAME_BYTES,
     WireError,
     check_frame,
     decode_message,
@@ -93,9 +97,6 @@ __all__ = [
 log = logging.getLogger("conure.transport")
 
 PROTOCOL: Final = 1
-
-MAX_INCOMING = 64
-"""Incoming connections at a time."""
 
 MAX_PROBES = 8
 """Probes at a time."""
@@ -123,6 +124,9 @@ BACKOFF = 0.05
 MAX_BACKOFF = 1.0
 """Seconds between two attempts to dial, at first and at most, half of it more or less."""
 
+MAX_WAITING = 3
+"""Connections of one node and kind that may wait until what an earlier one has brought is taken."""
+
 RESUMPTIONS = 5
 """Attempts in a row to go on with a snapshot, none of which gets further than the one before."""
 
@@ -132,10 +136,12 @@ RESUMPTION_PAUSE = 0.2
 _READ_BYTES = 256 << 10
 _SEND_BYTES = 256 << 10  # what waits is sent in pieces of about this size
 _MAX_HANDSHAKE = 8 << 10
-_MAX_HEADER = 1 << 20
+_MAX_HEADER = 256 << 10  # all members in base64
+_MAX_PARTS = 512  # of JSON: brackets and commas, which make objects in memory
 _MAX_ANSWER = 128 << 10  # a key in base64
 _MAX_TEXT = 512  # characters of a node id, an address, a reason
 _LINGER_TIME = 2.0  # seconds in which whoever was refused amid sending can read why
+_LOOK = 1.0  # seconds between two looks at whether a frame goes on
 _ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread is to end
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _MAX_TOLD = 256  # refusals that are remembered, so that each is logged once; more are not logged
@@ -250,6 +256,10 @@ class Host(Protocol):
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on the node that answers at the address of a peer. Raises Refused."""
 
+    def is_member(self, peer: Greeting) -> bool:
+        """Tell whether that is a member, as it was admitted. The one question that is asked with a
+        lock of the transport held: the answer takes none."""
+
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages of one node, all that were read in one go."""
 
@@ -304,7 +314,7 @@ class Transport:
         self._lock = threading.Lock()
         self._peers: dict[str, _Peer] = {}
         self._threads: set[threading.Thread] = set()
-        self._incoming: dict[socket.socket, bool] = {}  # in their order; whether it is admitted
+        self._guests = Guests()
         self._places: dict[tuple[str, str], _Place] = {}  # kind and node
         self._callers: dict[socket.socket, _End] = {}  # of incoming connections
         self._dialled: dict[socket.socket, _End | None] = {}  # None amid the handshake
@@ -455,7 +465,7 @@ class Transport:
                 return
             self._closed.set()
             peers = self._peers.values()
-            sockets = [*self._incoming, *self._dialled]
+            sockets = [*self._guests.sockets(), *self._dialled]
             streams = [*self._streams.values()]
         if self._started:
             self._listener.shutdown()
@@ -534,24 +544,29 @@ class Transport:
 
     # -- private: the accepting thread -----------------------------------------------------------
 
-    def _has_room(self, sock: socket.socket) -> bool:
+    def _has_room(self, sock: socket.socket, ip: str) -> bool:
         """Take an incoming connection into account, if there is room for one more (1)."""
         with self._lock:
             if self._closed.is_set():
                 return False
-            if len(self._incoming) < MAX_INCOMING:
-                self._incoming[sock] = False
-                return True
-            stranger = next((s for s, admitted in self._incoming.items() if not admitted), None)
-        self._refused.inc()
-        if stranger is not None:
-            _shut(stranger)  # so that those who say nothing can't keep a peer out
-        return False
+            has_room, ended = self._guests.enter(sock, ip)
+        if ended is not None:
+            _shut(ended)
+        if ended is not None or not has_room:
+            self._refused.inc()
+        return has_room
 
     def _forget(self, sock: socket.socket) -> None:
         with self._lock:
-            self._incoming.pop(sock, None)
+            self._guests.leave(sock)
             self._callers.pop(sock, None)
+
+    def _expect(self, sock: socket.socket, size: int) -> None:
+        """Make room for a frame that has begun to come in. Raises WireError (1)."""
+        with self._lock:
+            ended = self._guests.expect(sock, size)
+        for each in ended:
+            _shut(each)
 
     # -- private: incoming connections, each in its own thread -----------------------------------
 
@@ -570,6 +585,8 @@ class Transport:
             if kind == "probe":
                 self._answer(sock)
                 return
+            with self._lock:
+                self._guests.recognise(sock, partial(self.host.is_member, peer))
             with self._place(sock, kind, peer.node_id):
                 self._answer(sock)
                 way_back = self._peers.get(peer.node_id)
@@ -615,9 +632,10 @@ class Transport:
         """
         with self._lock:
             place = self._places.setdefault((kind, node_id), _Place())
+            if place.users > MAX_WAITING:
+                raise Refused("too many connections wait for what an earlier one has brought")
             older, place.newest = place.newest, sock
             place.users += 1
-            self._incoming[sock] = True
         try:
             if older is not None:
                 _shut(older)
@@ -635,7 +653,7 @@ class Transport:
 
     def _read_messages(self, sock: socket.socket, peer: Greeting) -> None:
         stream = _Stream(self, sock, peer)
-        sock.settimeout(None if self.watcher is None else 0.0)
+        sock.settimeout(_LOOK if self.watcher is None else 0.0)
         with self._lock:
             if self._closed.is_set() or self._callers[sock].why_dropped:
                 return
@@ -644,9 +662,11 @@ class Transport:
             if self.watcher is None:
                 while not stream.has_ended.is_set():
                     stream.take()
+                    stream.end_if_stalled()
             else:
                 self.watcher.watch(sock, stream.take)
-                stream.has_ended.wait()
+                while not stream.has_ended.wait(_LOOK):
+                    stream.end_if_stalled()
                 self.watcher.unwatch(sock)
         finally:
             with self._lock:
@@ -673,7 +693,8 @@ class Transport:
             after = incoming.resume_after()
             try:
                 _write_json(sock, {"after": b64encode(after).decode()})
-                for chunk in _read_chunks(sock, self._received_from(node_id)):
+                expect = partial(self._expect, sock)
+                for chunk in _read_chunks(sock, self._received_from(node_id), expect):
                     incoming.add(chunk)
             except OSError as error:
                 log.warning("a snapshot of %s broke off: %s", node_id, _reason(error))
@@ -752,6 +773,8 @@ class _Stream:
         self._buffer = bytearray()
         self._space = memoryview(bytearray(_READ_BYTES))
         self._needed = FRAME_HEADER_BYTES
+        self._begun = 0.0  # when the frame that is not complete did
+        self._expect = partial(transport._expect, sock)
 
     def take(self) -> None:
         """Read once, and hand over the messages that are complete; nothing behind an error."""
@@ -762,9 +785,14 @@ class _Stream:
             if not size:
                 self.has_ended.set()
             self._received.inc(size)
+            if not self._buffer:
+                self._begun = monotonic()
             self._buffer += self._space[:size]
             if len(self._buffer) >= self._needed:
+                before = self._needed
                 messages, self._needed = _take_messages(self._buffer)
+                if messages:
+                    self._begun = monotonic()
                 for message in messages:
                     message.incarnation = self._peer.incarnation
                     if message.sender != self._peer.node_id or message.to != self._own_id:
@@ -772,10 +800,19 @@ class _Stream:
                         raise WireError(f"a message {whose}")  # (2)
                 if messages:
                     self._host.receive(messages)
-        except BlockingIOError:
+                if self._needed != before and max(self._needed, before) > SMALL_FRAME:
+                    self._expect(self._needed)
+        except (BlockingIOError, TimeoutError):
             pass
         except Exception as error:  # noqa: BLE001 - raised again by the connection's thread
             self.error = error
+            self.has_ended.set()
+
+    def end_if_stalled(self) -> None:
+        """End the connection if the frame that has begun doesn't go on. The connection's thread."""
+        received = len(self._buffer)
+        if received and is_stalled(monotonic() - self._begun, received):
+            self.error = self.error or WireError("a frame that has begun and does not go on")
             self.has_ended.set()
 
 
@@ -808,8 +845,8 @@ class _Listener(ThreadingTCPServer):
             sleep(_ACCEPT_PAUSE)  # it would be ready again at once, and fail again
             raise
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        return self._transport._has_room(request)
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self._transport._has_room(request, client_address[0])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._transport._spawn("peer-in", self.process_request_thread, request, client_address)
@@ -1203,11 +1240,16 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
         unsent = unsent[sock.send(unsent) :]
 
 
-def _read_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
+def _read_exactly(
+    sock: socket.socket, size: int, deadline: float | None, *, must_go_on: bool = False
+) -> bytes:
     data = bytearray()
+    begun = monotonic()
     while len(data) < size:
         if deadline is not None:
             sock.settimeout(max(deadline - monotonic(), 0.001))
+        elif must_go_on and is_stalled(monotonic() - begun, len(data)):
+            raise TimeoutError("a frame that has begun and does not go on")
         piece = sock.recv(min(size - len(data), _READ_BYTES))  # grows only as bytes arrive (1)
         if not piece:
             raise ConnectionResetError(_CLOSED)
@@ -1230,6 +1272,8 @@ def _write_json(sock: socket.socket, fields: Mapping[str, Any]) -> None:
 
 
 def _parse(payload: bytes) -> dict[str, Any]:
+    if sum(map(payload.count, (b"[", b"{", b","))) > _MAX_PARTS:
+        raise WireError("a frame of JSON with more in it than anybody says here")
     try:
         fields = json.loads(payload)
     except (ValueError, RecursionError) as error:
@@ -1278,6 +1322,10 @@ def _check_greeting(fields: Mapping[str, Any]) -> Greeting:
         )
     said: dict[str, Any] = {name: _text(fields, name) for name in _TEXTS}
     said |= {name: _small_number(fields, name) for name in _NUMBERS}
+    if not is_address(said["raft_address"]):
+        raise WireError("a handshake without a proper raft_address")
+    if said["http_address"] and not is_base_url(said["http_address"]):
+        raise WireError("a handshake without a proper http_address")
     return Greeting(**said)
 
 
@@ -1322,16 +1370,16 @@ def _take_messages(buffer: bytearray) -> tuple[list[Message], int]:
 
     Raises WireError.
     """
-    data = bytes(buffer)
     messages: list[Message] = []
     at, needed = 0, FRAME_HEADER_BYTES
-    while at + FRAME_HEADER_BYTES <= len(data):
-        size = FRAME_HEADER_BYTES + frame_length(data[at : at + FRAME_HEADER_BYTES])
-        if at + size > len(data):
-            needed = size
-            break
-        messages.append(decode_message(data[at : at + size]))
-        at += size
+    with memoryview(buffer) as data:  # no more than one copy of a large one
+        while at + FRAME_HEADER_BYTES <= len(data):
+            size = FRAME_HEADER_BYTES + frame_length(bytes(data[at : at + FRAME_HEADER_BYTES]))
+            if at + size > len(data):
+                needed = size
+                break
+            messages.append(decode_message(bytes(data[at : at + size])))
+            at += size
     del buffer[:at]
     return messages, needed
 
@@ -1350,15 +1398,30 @@ def _decode_header(fields: Mapping[str, Any]) -> SnapshotHeader:
     )
 
 
-def _read_chunks(sock: socket.socket, received: Counter) -> Iterator[bytes]:
-    """Read the chunks of a snapshot to its end. Raises OSError for all that goes wrong."""
+def _read_chunks(
+    sock: socket.socket, received: Counter, expect: Callable[[int], None]
+) -> Iterator[bytes]:
+    """Read the chunks of a snapshot to its end; *expect* is told the size of each beforehand.
+
+    Raises OSError for all that goes wrong.
+    """
     chunks = 0
     try:
-        while not (payload := _read_frame(sock, MAX_FRAME_BYTES)).startswith(b"{"):
+        while not (payload := _read_chunk(sock, expect)).startswith(b"{"):
             received.inc(FRAME_HEADER_BYTES + len(payload))
             yield payload
             chunks += 1
-        if _parse(payload).get("chunks") != chunks:
+        if len(payload) > _MAX_ANSWER or _parse(payload).get("chunks") != chunks:
             raise WireError(f"it ended after {chunks} chunks")
     except WireError as error:
         raise ConnectionAbortedError(str(error)) from error
+
+
+def _read_chunk(sock: socket.socket, expect: Callable[[int], None]) -> bytes:
+    header = _read_exactly(sock, FRAME_HEADER_BYTES, None)
+    size = frame_length(header)
+    expect(FRAME_HEADER_BYTES + size)
+    try:
+        return check_frame(header + _read_exactly(sock, size, None, must_go_on=True))
+    finally:
+        expect(0)

@@ -143,18 +143,24 @@ so that both nodes come to hold the same, down to revisions::
        …  32n   create revision, mod revision, version, expiry of each record: 8 bytes each
        …    …   the keys, then the values
 
+**What a node speaks** (:data:`SPEAKS`) is the newest version of any of these, and of a
+configuration (raft.py), that it reads. Its greeting says so (transport.py), and nothing newer is
+proposed before all members say that they read it (versions.py): so an old release and a new one
+can share a cluster while it is upgraded.
+
 Nothing here has state: any thread may call anything.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, count, pairwise
 from typing import Final, NamedTuple
 from zlib import crc32
 
 from commands import (
+    MAX_KEY_BYTES,
     Acquire,
     Compare,
     Delete,
@@ -178,8 +184,8 @@ from commands import (
     Touch,
     Transaction,
 )
-from errors import ConureError
-from raft import CONFIG, Entry, Message, MessageType, SnapshotMeta
+from errors import ConureError, VersionTooNew
+from raft import COMMAND, CONFIG, Entry, Message, MessageType, SnapshotMeta
 
 __all__ = [
     "FRAME_HEADER_BYTES",
@@ -191,8 +197,11 @@ __all__ = [
     "OP_PUT",
     "OP_TRANSACTION",
     "RECORD_HEADER_BYTES",
+    "SPEAKS",
     "Record",
     "WireError",
+    "check_command",
+    "check_commands",
     "check_frame",
     "check_record",
     "decode_command",
@@ -210,9 +219,14 @@ __all__ = [
     "encode_records",
     "encode_transaction",
     "frame_length",
+    "newest_version",
     "read_record_header",
     "split_batches",
 ]
+
+SPEAKS: Final = 1
+"""The newest version of a command, batch, record, message or configuration that this release
+reads. Whoever adds a format with a newer version raises it."""
 
 OP_PUT: Final = 1
 OP_DELETE: Final = 2
@@ -294,17 +308,66 @@ def decode_command(data: bytes) -> tuple[int, bytes, bytes]:
     Raises WireError for a command this version doesn't know; whoever applies commands has to
     stop there, for a replica that skips one is no replica any more (R7).
     """
+    operation, value_at = _measure(data)
+    if operation == OP_TRANSACTION:
+        return OP_TRANSACTION, b"", b""
+    return operation, data[5:value_at], data[value_at:]
+
+
+def check_command(data: bytes) -> None:
+    """Raise WireError for a command that the state machine could not apply.
+
+    That is one that :func:`decode_command` or :func:`decode_transaction` doesn't read, or that
+    writes a longer key than anybody may have. It is looked at before it gets into a log: there it
+    would end the node, and again at each start.
+    """
+    operation, value_at = _measure(data)
+    if operation != OP_TRANSACTION:
+        if value_at > 5 + MAX_KEY_BYTES:
+            raise WireError(f"a command with a key of {value_at - 5} bytes")
+        return
+    transaction = decode_transaction(data)
+    for each in chain(transaction.success, transaction.failure):
+        key = getattr(each, "key", b"")  # a range and a session have none
+        if len(key) > MAX_KEY_BYTES:
+            raise WireError(f"an operation with a key of {len(key)} bytes")
+
+
+def check_commands(entries: Iterable[Entry], speaks: int = SPEAKS) -> int:
+    """Check all commands among entries; return the newest of their versions, 1 without one.
+
+    Raises WireError, and VersionTooNew for one that is newer than *speaks*.
+    """
+    newest, most = b"\1", bytes((speaks,))
+    for entry in entries:
+        if entry.kind == COMMAND:
+            data = entry.data
+            if data[:1] > newest:
+                newest = data[:1]
+                if newest > most:
+                    raise VersionTooNew(f"entry {entry.index} of the log", newest[0], speaks)
+            check_command(data)
+    return newest[0]
+
+
+def newest_version(commands: Iterable[bytes]) -> int:
+    """Return the newest version of encoded commands, of which there are some."""
+    return max(command[0] for command in commands)
+
+
+def _measure(data: bytes) -> tuple[int, int]:
+    """Return a command's operation and where its key ends. Raises WireError."""
     try:
         head, key_length = _COMMAND.unpack_from(data)
     except struct.error:
         raise WireError(f"a command of {len(data)} bytes is too short") from None
     value_at = 5 + key_length
     if head == _PUT and 5 < value_at <= len(data):
-        return OP_PUT, data[5:value_at], data[value_at:]
+        return OP_PUT, value_at
     if head == _DELETE and 5 < value_at == len(data):
-        return OP_DELETE, data[5:], b""
+        return OP_DELETE, value_at
     if head == _TRANSACTION:
-        return OP_TRANSACTION, b"", b""
+        return OP_TRANSACTION, 5
     raise _unknown_command(head, key_length, len(data))
 
 

@@ -27,7 +27,7 @@ from urllib.parse import quote, urlsplit
 
 from tests.linearizability import DELETE, GET, PUT, Operation, check_history
 from tests.netns import Lab
-from tests.process import Answer, ServerProcess
+from tests.process import ROOT, Answer, ServerProcess
 
 __all__ = ["Cluster", "Member", "Workload", "fetch", "free_port", "free_ports", "wait_until"]
 
@@ -82,6 +82,7 @@ class Member:
         self.flags = list(flags)
         self.wrapper = wrapper
         self.environ = environ
+        self.script = ROOT / "conuredb.py"  # that of another release may be run instead
         self._has_its_own_ports = ports is not None
         self.http_port, self.raft_port = ports or free_ports(host)
         self.process: ServerProcess | None = None
@@ -138,6 +139,7 @@ class Member:
             *flags,
             wrapper=self.wrapper,
             environ=self.environ,
+            script=self.script,
         )
         return self
 

@@ -13,6 +13,7 @@ __all__ = [
     "LEASE_TESTS",
     "NODE_TESTS",
     "SIMULATION",
+    "TRANSPORT_TESTS",
     "Mutation",
 ]
 
@@ -36,6 +37,8 @@ FULL_DISK_TESTS = (
     "tests/test_raftlog_crash.py",
     "tests/test_full_disk.py",
 )
+
+TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
 
 SIMULATION = ("tests/test_sim.py",)
 

@@ -208,6 +208,35 @@ def test_a_redirect_keeps_the_query_as_it_was_sent(
         assert b"\r\nLocation: http://10.0.0.9:8081/kv?%b\r\n" % query in received
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example\r\nSet-Cookie: x=y\r\nX: ",
+        "http://\u20ac",
+        "http://h:1/path",
+        "http://user@h:1",
+        "javascript:alert(1)",
+        "//h:1",
+    ],
+)
+def test_no_header_is_made_of_what_is_no_base_url(
+    service: Service, backend: FakeBackend, url: str
+) -> None:
+    """Logs that an older release wrote may hold anything as the address of a leader."""
+    backend.error = NotLeader("h:1", "n9", url)
+    received = service.converse(b"GET /kv?key=a HTTP/1.1\r\nHost: x\r\n\r\n", 1)
+    head, _, _ = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"Location" not in head
+    assert b"Cookie" not in head
+
+
+def test_a_base_url_may_end_with_a_slash(service: Service, backend: FakeBackend) -> None:
+    backend.error = NotLeader("h:1", "n9", "http://[::1]:8081/")
+    received = service.converse(b"GET /kv?key=a HTTP/1.1\r\nHost: x\r\n\r\n", 1)
+    assert b"\r\nLocation: http://[::1]:8081/kv?key=a\r\n" in received
+
+
 @pytest.mark.parametrize(("method", "target", "body"), REQUESTS)
 @pytest.mark.parametrize(
     ("error", "status", "header"),

@@ -6,8 +6,10 @@ story: who is admitted, how a write ends whose leader lost, leases, audits, what
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,17 +18,30 @@ from typing import Any
 import pytest
 
 import node as node_module
+import wire
 from btree import Record
 from commands import (
     Acquire,
     Committed,
+    Compare,
+    Delete,
+    DeleteRange,
+    EndSession,
     EventKind,
+    Expire,
+    Get,
     Increment,
     OpenSession,
     Operation,
     Outcome,
     Put,
+    Range,
     Refusal,
+    Relation,
+    Release,
+    RenewSession,
+    Target,
+    Touch,
     Transaction,
 )
 from errors import (
@@ -39,12 +54,25 @@ from errors import (
     MemberNotFound,
     NotLeader,
     OutcomeUnknown,
+    ProtocolViolation,
     Unavailable,
+    VersionTooNew,
 )
 from leases import LEASE_SHARE, MAX_TOLD
 from metrics import Registry
 from node import TICK, Command, Node, NodeOptions
-from raft import Message, MessageType, SnapshotMeta, State
+from raft import (
+    COMMAND,
+    CONFIG,
+    NOOP,
+    Configuration,
+    Entry,
+    Message,
+    MessageType,
+    Server,
+    SnapshotMeta,
+    State,
+)
 from raftlog import RESERVE_FILES
 from snapshots import IncomingSnapshot
 from store import Session
@@ -1442,12 +1470,32 @@ def test_only_who_leads_now_decides_that_a_replica_differs() -> None:
     put(lab, b"k", b"v")
     lab.tick(3)
     node, term = lab["n2"], lab["n1"]._raft.term
+    node._told = ("n1", term, node._store.applied_index)
     for sender, said in (("n3", term), ("n1", term - 1), ("n1", term)):
         assert node._failure is None
         verdict = Message(MessageType.AUDIT, sender, "n2", said, index=node._store.applied_index)
         verdict.reject, verdict.context = True, node._store.digest ^ 1
         node.receive([verdict])
     assert isinstance(node._failure, Diverged)
+
+
+def test_a_verdict_that_answers_nothing_ends_nobody() -> None:
+    """It would be for good: only the leader that was told the digest may say that it is wrong."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(30)
+    raft, store = lab["n3"]._raft, lab["n3"]._store
+    told, lab["n3"]._told = lab["n3"]._told, ("", 0, 0)
+    for sender, term in (("n1", raft.term), ("n2", raft.term), ("n1", 0), ("n1", 1 << 63)):
+        verdict = Message(MessageType.AUDIT, sender, "n3", term, index=store.applied_index)
+        verdict.context, verdict.reject = store.digest ^ 1, True
+        lab["n3"].receive([verdict])
+    lab["n3"]._told = told
+    for sender, index in (("n2", told[2]), ("n1", told[2] + 1), ("n1", (1 << 64) - 1)):
+        verdict = Message(MessageType.AUDIT, sender, "n3", raft.term, index=index)
+        verdict.context, verdict.reject = store.digest ^ 1, True
+        lab["n3"].receive([verdict])
+    assert lab.failed == set()
 
 
 def test_busy_replicas_are_compared_at_marks() -> None:
@@ -1562,9 +1610,16 @@ def test_a_state_that_no_leader_sends_is_dropped() -> None:
         meta = SnapshotMeta(10_000, lab["n1"]._raft.term, configuration)
         message = Message(MessageType.SNAPSHOT, sender, "n2", lab["n1"]._raft.term, snapshot=meta)
         header = SnapshotHeader(message, state.digest, 0, sender)
-        incoming = lab["n2"].begin_snapshot(header)
-        assert incoming is not None
-        incoming.finish()
+        with pytest.raises(ProtocolViolation):
+            lab["n2"].begin_snapshot(header)
+        assert staged(lab, "n2") == []
+    meta = replace(meta, configuration=state.meta.configuration)
+    message = replace(message, sender="n1", snapshot=meta)
+    incoming = lab["n2"].begin_snapshot(SnapshotHeader(message, state.digest, 0, "late"))
+    assert incoming is not None
+    lab["n1"].hand_over("n3", lambda _: None)
+    lab.tick_until(lambda: lab["n2"]._raft.leader_id == "n3")
+    incoming.finish()
     state.tree.close()
     assert lab.failed == set()
     assert staged(lab, "n2") == []
@@ -1718,6 +1773,37 @@ def header(lab: Lab, index: int, transfer: str) -> SnapshotHeader:
     meta = SnapshotMeta(index, leader._raft.term, leader._store.configuration)
     message = Message(MessageType.SNAPSHOT, "n1", "n2", leader._raft.term, snapshot=meta)
     return SnapshotHeader(message, 0, 1, transfer)
+
+
+def test_a_state_that_does_not_go_on_leaves_no_file() -> None:
+    """Its disk room is not for who announces a state and never sends it."""
+    lab = cluster("n2", "n3")
+    far = lab["n2"].begin_snapshot(header(lab, 1 << 40, "far"))
+    assert far is not None
+    rows = [(b"ka", b"v", 1, 1, 1, 0)]
+    lab["n2"].housekeep()
+    lab.now += node_module.TRANSFER_REST - 1
+    far.add(wire.encode_records(rows))
+    lab["n2"].housekeep()
+    lab.now += node_module.TRANSFER_REST - 1
+    lab["n2"].housekeep()
+    assert len(staged(lab, "n2")) == 1  # a record has come meanwhile
+    lab.now += 2
+    lab["n2"].housekeep()
+    assert staged(lab, "n2") == []
+    with pytest.raises(Refused, match="complete or was given up"):
+        far.add(wire.encode_records(rows))
+
+
+def test_a_state_of_who_leads_no_more_leaves_no_file() -> None:
+    lab = cluster("n2", "n3")
+    assert lab["n2"].begin_snapshot(header(lab, 1 << 40, "far")) is not None
+    lab["n2"].housekeep()
+    assert len(staged(lab, "n2")) == 1
+    lab["n1"].hand_over("n3", lambda _: None)
+    lab.tick_until(lambda: lab["n2"]._raft.leader_id == "n3")
+    lab["n2"].housekeep()
+    assert staged(lab, "n2") == []
 
 
 def test_a_state_that_is_needed_no_more_leaves_no_file() -> None:
@@ -1912,3 +1998,336 @@ def test_a_node_that_is_alone_has_everything_when_it_says_so() -> None:
     lab.disks["n1"].restart_process()
     node = lab.add("n1")
     assert node._describe_start() == f"leader at index {node._log.last_index}, 1 records"
+
+
+# -- what a member that lies may send --------------------------------------------------------------
+
+LONG = b"k" * 1025
+POISON = {
+    "garbage": b"garbage",
+    "nothing": b"",
+    "an unknown operation": b"\x01\x09\x00\x00\x01k",
+    "unknown flags": b"\x01\x01\x80\x00\x01kv",
+    "half a transaction": wire.encode_transaction(Transaction((), (Put(b"k", b"v"),)))[:-1],
+    "a later release's": b"\x02" + wire.encode_put(b"k", b"v")[1:],
+    "a key that fits in no page": wire.encode_put(LONG, b"v"),
+    "such a key in a transaction": wire.encode_transaction(Transaction((), (Put(LONG, b"v"),))),
+}
+
+
+def forged(node: Node, *entries: tuple[int, bytes], term: int = 0) -> Message:
+    """An APPEND of a member that says it leads, with entries that follow the node's log."""
+    raft = node._raft
+    term = term or raft.term + 5
+    last = raft.last_index
+    message = Message(MessageType.APPEND, "n2", raft.id, term, last, raft.last_term, last + 9)
+    message.entries = [
+        Entry(term, last + position, kind, data) for position, (kind, data) in enumerate(entries, 1)
+    ]
+    return message
+
+
+def test_messages_that_are_dropped_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    lab = cluster("n2", "n3")
+    for _ in range(1000):
+        lab["n3"].receive([Message(MessageType.HEARTBEAT, "n2", "n3", 1 << 63)])
+    assert len([1 for record in caplog.records if "was dropped" in record.message]) == 1
+    lab.tick(25)
+    lab["n3"].receive([Message(MessageType.HEARTBEAT, "n2", "n3", 1 << 63)])
+    assert caplog.messages[-1] == (
+        "a message of n2 was dropped, and 999 before it: n2 sent a HEARTBEAT with a term or an "
+        "index that no cluster gets to: term 9223372036854775808, 2 here, index 0"
+    )
+
+
+@pytest.mark.parametrize("data", POISON.values(), ids=POISON)
+def test_a_command_that_could_not_be_applied_never_gets_into_a_log(data: bytes) -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick(5)
+    before = {n: (node._raft.term, node._log.last_index) for n, node in lab.nodes.items()}
+    for node_id in ("n1", "n3"):
+        good = (COMMAND, wire.encode_put(b"a", b"b"))
+        lab[node_id].receive([forged(lab[node_id], (NOOP, b""), good, (COMMAND, data))])
+    assert before == {n: (node._raft.term, node._log.last_index) for n, node in lab.nodes.items()}
+    for node_id in ("n1", "n3"):
+        lab.stop(node_id)
+        lab.add(node_id)
+    put(lab, b"k", b"w")
+    assert lab.failed == set()
+
+
+def test_members_at_no_address_never_get_into_a_log() -> None:
+    lab = cluster("n2", "n3")
+    for url in ("http://evil.example\r\nSet-Cookie: x=y\r\nX: ", "http://\u20ac", "ftp://h"):
+        members = Configuration((Server("n1", "n1:7001"), Server("n2", "n2:7001", url))).encode()
+        before = lab["n3"]._raft.term, lab["n3"]._log.last_index
+        lab["n3"].receive([forged(lab["n3"], (CONFIG, members))])
+        assert before == (lab["n3"]._raft.term, lab["n3"]._log.last_index)
+    put(lab, b"k", b"v")
+    assert lab.failed == set()
+
+
+def test_whatever_a_member_sends_a_node_lives_and_starts_again() -> None:
+    """Valid and impossible messages of every type, by one that knows all there is to know."""
+    rng = random.Random(7)
+    lab = cluster("n2", "n3", page_size=4096)  # the smallest there can be, by the settings
+    lab.cut |= {"n1", "n2"}
+    far = [0, 1, 1 << 61, (1 << 62) - 1, 1 << 62, (1 << 64) - 1]
+    members = lab["n1"]._raft.configuration.encode()
+    fine = [wire.encode_put(b"k", b"v"), wire.encode_delete(b"k")]
+    fine += [_random_transaction(rng) for _ in range(60)]
+    taken = 0
+    for number in range(1500):
+        raft = lab["n3"]._raft
+        kind = rng.choice([*MessageType, *[MessageType.APPEND] * 12])
+        message = Message(kind, "n2", "n3", raft.term + rng.choice([0, 0, 1]))
+        message.index, message.log_term = raft.last_index, raft.last_term
+        message.commit = raft.last_index + rng.randrange(3)
+        term, datas = message.term, fine
+        if rng.random() < 0.6:  # something is wrong
+            near = [raft.last_index + n for n in (-1, 0, 1, 9)]
+            message.term = rng.choice([raft.term - 1, *[message.term] * 4, *far])
+            message.index = rng.choice([raft.last_index, *near, *far])
+            message.log_term = rng.choice([*[raft.last_term] * 4, 0, raft.term, *far])
+            message.commit, message.hint = rng.choice([*near, *far]), rng.choice([*near, *far])
+            message.context = rng.choice(far)
+            message.reject, message.force = rng.random() < 0.3, rng.random() < 0.3
+            term = rng.choice([*[message.term] * 5, 0, *far])
+            datas = [*fine, *POISON.values(), members, rng.randbytes(30)]
+        message.entries = [
+            Entry(term, message.index + position, rng.choice([COMMAND, COMMAND, NOOP]), data)
+            for position, data in enumerate(rng.choices(datas, k=rng.randrange(4)), 1)
+        ]
+        if message.entries and rng.random() < 0.1:
+            message.entries[-1].kind = CONFIG
+        if kind is not MessageType.SNAPSHOT:  # its state comes by another way
+            before = raft.last_index
+            with contextlib.suppress(wire.WireError, struct.error):  # no frame can hold it
+                lab["n3"].receive([wire.decode_message(wire.encode_message(message))])
+            taken += raft.last_index > before
+        lab.tick(rng.randrange(2))
+        assert lab.failed == set(), message
+        if number % 100 == 99:
+            lab.stop("n3")
+            lab.add("n3", page_size=4096)
+    assert taken > 100
+
+
+def _random_transaction(rng: random.Random) -> bytes:
+    """A command that can be read, with numbers and keys at their ends."""
+    numbers = [0, 1, 3, (1 << 63) - 1, (1 << 64) - 1]
+    keys = [b"k", b"\0", b"\xff" * 1024, b"a"]
+    sessions = [b"", b"s", b"\xff" * 255]
+    operations: list[Operation] = []
+    for _ in range(rng.randrange(4)):
+        key, session, number = rng.choice(keys), rng.choice(sessions), rng.choice(numbers)
+        operations += rng.sample(
+            [
+                Put(key, rng.randbytes(9), number, rng.random() < 0.5),
+                Increment(key, rng.choice([-(1 << 63), -1, 0, 1, (1 << 63) - 1])),
+                Acquire(key, session, rng.choice([None, b"v"])),
+                Release(key, session, None),
+                OpenSession(session, number, rng.random() < 0.5, b"name"),
+                RenewSession(session),
+                EndSession(session),
+                Touch(key, number),
+                Delete(key),
+                DeleteRange(key, rng.choice([None, b"z"]), number),
+                Get(key),
+                Range(b"", None, number, rng.random() < 0.5, rng.random() < 0.5),
+                Expire(number),
+            ],
+            2,
+        )
+    compares = [
+        Compare(b"k", Target.VERSION, rng.choice([*Relation]), rng.choice(numbers)),
+        Compare(b"k", Target.VALUE, rng.choice([*Relation]), b"v"),
+    ]
+    return wire.encode_transaction(
+        Transaction(
+            tuple(compares[: rng.randrange(3)]),
+            tuple(operations),
+            tuple(operations[:1]),
+            rng.choice(numbers),
+            rng.choice([b"", b"i", b"\xff" * 255]),
+            b"f",
+            rng.choice(numbers),
+        )
+    )
+
+
+# -- members that read different versions ----------------------------------------------------------
+
+
+@pytest.fixture
+def second_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release whose puts of keys that begin with 2 are commands of version 2.
+
+    Whether a node reads them is in its options: here, one program plays two releases.
+    """
+    put, decode, check = wire.encode_put, wire.decode_command, wire.check_command
+
+    def encode(key: bytes, value: bytes) -> bytes:
+        return b"\x02" + put(key, value)[1:] if key[:1] == b"2" else put(key, value)
+
+    monkeypatch.setattr(wire, "encode_put", encode)
+    monkeypatch.setattr(wire, "decode_command", lambda data: decode(b"\x01" + data[1:]))
+    monkeypatch.setattr(wire, "check_command", lambda data: check(b"\x01" + data[1:]))
+
+
+def spoken(node: Node) -> str:
+    return node.raft_stats()["speaks"]
+
+
+def try_put(lab: Lab, *keys: bytes) -> list[Ended]:
+    ended = begin(lab.leader(), *[(key, b"v") for key in keys])
+    lab.tick_until(lambda: "unanswered" not in ended)
+    return ended
+
+
+@pytest.mark.usefixtures("second_version")
+def test_nothing_newer_is_proposed_than_what_every_member_reads() -> None:
+    lab = cluster("n2", "n3", speaks=2)
+    lab.stop("n3")
+    lab.add("n3", speaks=1)  # put back to the release before
+    put(lab, b"1", b"v")
+    assert spoken(lab["n1"]) == '{"n1": 2, "n2": 2, "n3": 1}'
+    plain, newer = begin(lab["n1"], (b"1", b"w")), begin(lab["n1"], (b"2", b"v"))
+    lab.settle()
+    assert plain == [None]
+    assert isinstance(newer[0], Conflict)
+    assert str(newer[0]) == (
+        "this needs format version 2, and n3 reads up to 1; "
+        "upgrade it, or remove it from the cluster"
+    )
+    lab.stop("n3")  # upgraded
+    (still,) = try_put(lab, b"2")
+    assert isinstance(still, Conflict)  # what it said last holds until it says something else
+    lab.add("n3", speaks=2)
+    lab.tick(5)
+    assert try_put(lab, b"2") == [None]
+    assert value_of(lab["n1"], b"2") == b"v"
+    lab.tick(5)
+    assert value_of(lab["n3"], b"2") == b"v"
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_member_counts_for_what_it_has_said_since_this_node_started() -> None:
+    lab = cluster("n2", "n3", speaks=2)
+    assert lab.join("n3", voter=True) is None
+    lab.stop("n3")
+    for node_id in ("n1", "n2"):
+        lab.stop(node_id)
+    for node_id in ("n1", "n2", "n4"):
+        lab.add(node_id, speaks=2)
+    (ended,) = try_put(lab, b"2")
+    assert isinstance(ended, Conflict)
+    assert "n3 has not said yet what it reads; start it, or remove it" in str(ended)
+    assert '"n3": null' in spoken(lab.leader())
+    put(lab, b"1", b"v")
+    assert lab.join("n4") is None  # what every release reads goes on
+    assert lab.remove("n3") is None  # the remedy
+    assert try_put(lab, b"2") == [None]
+
+
+@pytest.mark.usefixtures("second_version")
+@pytest.mark.parametrize("role", ["data", "arbiter"])
+def test_learners_and_arbiters_are_members_too(role: str) -> None:
+    lab = cluster("n2", speaks=2)
+    lab.add("x", role=role)
+    assert lab.join("x", role=role, voter=role == "arbiter") is None
+    (ended,) = try_put(lab, b"2")
+    assert isinstance(ended, Conflict)
+    lab.stop("x")
+    lab.add("x", role=role, speaks=2)
+    lab.tick(5)
+    assert try_put(lab, b"2") == [None]
+
+
+@pytest.mark.usefixtures("second_version")
+def test_another_life_of_a_member_has_said_nothing() -> None:
+    """What the one before said of itself is not its word."""
+    lab = cluster("n2", "n3", speaks=2)
+    versions, members = lab["n1"]._versions, lab["n1"]._raft.configuration
+    versions.check(2, members)
+    server = members.get("n3")
+    assert server is not None
+    with pytest.raises(Conflict, match="n3 has not said yet"):
+        versions.check(2, members.with_server(replace(server, incarnation="another")))
+
+
+@pytest.mark.usefixtures("second_version")
+def test_who_reads_less_than_the_log_holds_takes_no_part() -> None:
+    lab = cluster("n2", "n3", speaks=2)
+    assert try_put(lab, b"2", b"1") == [None, None]
+    lab.tick(5)
+    for node_id in ("n1", "n2"):  # what the log holds is known after a restart
+        lab.stop(node_id)
+        lab.add(node_id, speaks=2)
+        put(lab, b"1", b"w")
+    lab.add("n4", speaks=1)
+    refusal = lab.join("n4")
+    assert isinstance(refusal, Conflict)
+    assert "n4 reads formats up to version 1, and the log holds version 2; run a newer" in str(
+        refusal
+    )
+    assert set(suffrages(lab.leader())) == {"n1", "n2", "n3"}
+    old = replace(lab["n3"].greeting(), speaks=1)
+    for node in (lab["n1"], lab["n2"]):
+        with pytest.raises(Refused, match="n3 reads formats up to version 1"):
+            node.admit("messages", node._raft.id, old)
+        with pytest.raises(Refused, match="the log holds version 2"):
+            node.recognise("n3", old)
+        node.admit("messages", node._raft.id, lab["n3"].greeting())
+
+
+@pytest.mark.usefixtures("second_version")
+def test_an_older_release_does_not_skip_what_it_can_not_read() -> None:
+    """With the entry in its log it ends and says what to run; with the state, it doesn't start."""
+    lab = cluster("n2", "n3", speaks=2)
+    assert try_put(lab, b"2") == [None]
+    lab.tick(5)
+    node = lab["n3"]
+    node._log.close()  # killed: the entry is in the log and not in the tree's file
+    node._store.tree.close()
+    node._directory.close()
+    del lab.nodes["n3"]
+    lab.add("n3", speaks=1)
+    lab["n3"].receive([Message(MessageType.HEARTBEAT, "n1", "n3", lab["n1"]._raft.term, commit=99)])
+    assert lab.failed == {"n3"}
+    assert isinstance(lab["n3"]._failure, VersionTooNew)
+    assert "run a release of ConureDB that speaks version 2" in str(lab["n3"]._failure)
+    lab.failed.clear()
+    lab.stop("n3")
+    lab.add("n3", speaks=2)
+    lab.tick(5)
+    assert value_of(lab["n3"], b"2") == b"v"
+    lab.stop("n3")
+    with pytest.raises(VersionTooNew, match="the state is of format version 2"):
+        lab.add("n3", speaks=1)
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_received_state_tells_what_it_takes_to_read_it() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=1, speaks=2)
+    lab.cut.add("n3")
+    assert try_put(lab, b"2") == [None]
+    _make_the_log_forget(lab)
+    lab.cut.clear()
+    lab.tick_until(lambda: value_of(lab["n3"], b"2") == b"v")
+    assert lab["n3"]._log.snapshot.index > 0
+    with pytest.raises(Refused, match="the log holds version 2"):
+        lab["n3"].admit("probe", "n3", replace(lab["n2"].greeting(), speaks=1))
+
+
+def _make_the_log_forget(lab: Lab) -> None:
+    """Write and checkpoint until a node that is away can only be sent the whole state."""
+    away = lab["n3"]._raft.last_index
+    for number in range(300):
+        put(lab, b"%d" % (100 + number), b"x" * 100)
+        for node_id in ("n1", "n2"):
+            lab[node_id].housekeep()
+        if lab["n1"]._log.first_index > away + 1:
+            return
+    raise AssertionError("the log was never cut")

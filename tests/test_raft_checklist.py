@@ -43,6 +43,8 @@ from raft import (
 from tests.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
 
 ELECTION = RaftOptions("").election_ticks
+LEAP = 1 << 32
+FARTHEST = 1 << 62
 
 
 def raft_over(
@@ -1324,6 +1326,34 @@ def test_messages_that_no_node_sends_do_no_harm() -> None:
             entries=[Entry(2, 3, CONFIG, b"\x07")],
             snapshot=SnapshotMeta(),
         ),
+        Message(MessageType.APPEND, "a", "b", 2, 2, 2, entries=[Entry(2, 3, CONFIG, b"")]),
+        Message(MessageType.SNAPSHOT, "a", "b", 2, snapshot=SnapshotMeta(9, 2)),
+        *[
+            Message(MessageType.APPEND, "a", "b", 2, 2, 2, entries=[Entry(2, 3, CONFIG, members)])
+            for members in (
+                Configuration((Server("b", "b"),)).encode(),
+                Configuration((Server("b", "b:7001\r\n"),)).encode(),
+                Configuration((Server("b", "b:7001", "http://b\r\nSet-Cookie: x=y"),)).encode(),
+                Configuration((Server("b", "b:7001", "http://\u20ac"),)).encode(),
+                Configuration((server("b"), server("c" * 65_000))).encode() * 17,
+            )
+        ],
+        # Terms and indexes that leave no room to count on.
+        Message(MessageType.HEARTBEAT, "c", "b", FARTHEST),
+        Message(MessageType.HEARTBEAT, "c", "b", (1 << 64) - 1),
+        Message(MessageType.HEARTBEAT, "c", "b", LEAP + 3),
+        Message(MessageType.VOTE, "c", "b", LEAP + 3, FARTHEST - 1, 2),
+        Message(MessageType.PRE_VOTE_RESPONSE, "c", "b", LEAP + 3),
+        Message(MessageType.HEARTBEAT, "a", "b", 2, commit=FARTHEST),
+        Message(MessageType.APPEND, "a", "b", 2, FARTHEST, 2),
+        Message(MessageType.APPEND, "a", "b", 2, 2, 2, commit=FARTHEST),
+        Message(MessageType.APPEND_RESPONSE, "c", "b", 2, 2, reject=True, hint=FARTHEST),
+        Message(MessageType.APPEND_RESPONSE, "c", "b", 1, 2, log_term=FARTHEST),
+        Message(
+            MessageType.SNAPSHOT,
+            *("a", "b", 2),
+            snapshot=SnapshotMeta(FARTHEST, 2, configuration_of("a", "b").encode()),
+        ),
     ],
     ids=lambda message: f"{message.type.name}-{message.term}",
 )
@@ -1340,6 +1370,23 @@ def test_what_no_leader_sends_is_refused_before_anything_has_changed(message: Me
     assert cluster["b"].raft.applied_index == 3
 
 
+def test_a_leap_that_many_elections_explain_is_followed() -> None:
+    raft = Cluster("a", "b", "c")["b"].raft
+    raft.step(Message(MessageType.HEARTBEAT, "a", "b", raft.term + LEAP))
+    assert (raft.term, raft.leader_id) == (1 + LEAP, "a")
+
+
+def test_a_voice_for_reads_that_were_not_asked_about_is_refused() -> None:
+    """It would count for every read that comes, however old this leader is by then."""
+    cluster, leader = leader_of("a", "b", "c")
+    with pytest.raises(ProtocolViolation, match="never asked"):
+        leader.raft.step(Message(MessageType.HEARTBEAT_RESPONSE, "b", "a", 2, context=9))
+    cluster.isolate("a")
+    leader.read("r")
+    cluster.settle()
+    assert not leader.answered
+
+
 def test_a_leader_refuses_another_one_of_its_term() -> None:
     _, leader = leader_of("a", "b", "c")
     with pytest.raises(ProtocolViolation, match="b says that it leads term 2, and so does a"):
@@ -1347,13 +1394,13 @@ def test_a_leader_refuses_another_one_of_its_term() -> None:
     assert leader.raft.state is State.LEADER
 
 
-numbers = st.integers(0, 6)
+numbers = st.integers(0, 6) | st.sampled_from([FARTHEST - 1, FARTHEST, (1 << 64) - 1])
 messages = st.builds(
     Message,
     st.sampled_from(MessageType),
     st.sampled_from("abcz"),
     st.just("b"),
-    st.integers(1, 4),
+    st.integers(1, 4) | numbers,
     numbers,
     numbers,
     numbers,

@@ -38,11 +38,18 @@ def some_content(count: int, seed: int = 1) -> Content:
     """Records of every kind: small, spilled, wide, with an expiry, with keys of every length."""
     rng = random.Random(seed)
     content: Content = {}
+    expiring = b""
     for i in range(count):
         key = b"k%05d" % i + rng.randbytes(rng.choice([0, 0, 3, 100]))
         value = rng.randbytes(rng.choice([0, 5, 90, 90, 2000]))
         wide = 1 << 40 if i % 11 == 0 else 0
-        content[key] = Record(value, i + 1 + wide, i + 2 + wide, 1 + i % 3, 77 * (i % 5 == 0))
+        expiry = 77 if i % 5 == 1 and i + 1 < count else 0
+        if expiring:  # the one before expires, and so has its entry in the index
+            key, expiring = b"e" + (77).to_bytes(8, "big") + expiring, b""
+            content[key] = Record(b"", i + 1, i + 1, 1)
+        else:
+            content[key] = Record(value, i + 1 + wide, i + 2 + wide, 1 + i % 3, expiry)
+            expiring = key[1:] if expiry else b""
     return content
 
 
@@ -374,8 +381,8 @@ def test_neither_side_needs_much_memory(tmp_path: Path) -> None:
     """S7: 16 MB travel through less than a tenth of it."""
     fs = OsFileSystem()
     tree = BTree.open(fs, str(tmp_path / "sender.db"), cache_bytes=1 << 18)
-    tree.bulk_load((b"k%06d" % i, Record(bytes(2000), i, i, 1)) for i in range(8000))
-    tree.checkpoint(1, 1)
+    tree.bulk_load((b"k%06d" % i, Record(bytes(2000), i, i, 1)) for i in range(1, 8001))
+    tree.checkpoint(8000, 1)
     (tmp_path / "home").mkdir()
     tracemalloc.start()
     try:

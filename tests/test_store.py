@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 
 import wire
 from btree import BTree, Record
-from commands import Put, Transaction
-from errors import CorruptionError, DiskFull
+from commands import Outcome, Put, Transaction
+from errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
 from raft import Entry, EntryKind, SnapshotMeta
-from store import MARK_EVERY, Checkpoint, Store
+from store import MARK_EVERY, Checkpoint, Inspection, Store
 from tests.crashfs import CrashFileSystem
 
 PATH = "/conure.db"
 Command = tuple[bytes, bytes | None]
 
 
-def open_store(fs: CrashFileSystem, configuration: bytes = b"") -> Store:
-    return Store(BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20), configuration)
+def open_store(fs: CrashFileSystem, configuration: bytes = b"", speaks: int = wire.SPEAKS) -> Store:
+    tree = BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20)
+    return Store(tree, configuration, speaks)
 
 
 @pytest.fixture
@@ -90,12 +91,44 @@ def test_entries_without_a_command_count_too(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x01", b"\x02" + wire.encode_put(b"k", b"v")[1:], b"\x01\x63\x00\x00\x01k"]
+    "data", [b"", b"\x01", b"\x00" + wire.encode_put(b"k", b"v")[1:], b"\x01\x63\x00\x00\x01k"]
 )
 def test_a_command_nobody_knows_is_never_skipped(data: bytes) -> None:
     store = open_store(CrashFileSystem())
     with pytest.raises(CorruptionError, match="raft log is corrupt"):
         store.apply([*entries(1, (b"a", b"1")), Entry(1, 2, EntryKind.COMMAND, data)])
+
+
+def test_a_command_of_a_later_release_says_which_version_is_needed() -> None:
+    fs = CrashFileSystem()
+    store = open_store(fs)
+    newer = b"\x02" + wire.encode_put(b"k", b"v")[1:]
+    with pytest.raises(VersionTooNew, match="entry 2 of the log is of format version 2"):
+        store.apply([*entries(1, (b"a", b"1")), Entry(1, 2, EntryKind.COMMAND, newer)])
+
+
+def test_the_state_remembers_the_newest_version_that_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However the log is cut, and in a state that is sent: as a record of its own, which a release
+    before never meets, because it is not there before it is needed."""
+    decode = wire.decode_command
+    monkeypatch.setattr(wire, "decode_command", lambda data: decode(b"\x01" + data[1:]))
+    fs = CrashFileSystem()
+    store = open_store(fs, speaks=3)
+    store.apply(entries(1, (b"a", b"1")))
+    assert (store.version, len(store.tree)) == (1, 1)
+    newer = [b"\x03" + wire.encode_put(b"k", b"%d" % n)[1:] for n in range(2)]
+    store.apply([Entry(1, i, EntryKind.COMMAND, data) for i, data in enumerate(newer, 2)])
+    store.apply(entries(4, (b"b", b"2")))
+    assert (store.version, store.records, store.get(b"k") is not None) == (3, 3, True)
+    checkpoint(store)
+    store.tree.close()
+    again = open_store(fs, speaks=3)
+    assert (again.version, again.records) == (3, 3)
+    again.tree.close()
+    with pytest.raises(VersionTooNew, match="the state is of format version 3"):
+        open_store(fs, speaks=2)
 
 
 def test_user_keys_have_a_room_of_their_own(store: Store) -> None:
@@ -308,3 +341,78 @@ def test_the_same_entries_give_the_same_records_however_they_come(
             model[key] = value
     assert {key[1:]: record.value for key, record in winding.tree.items()} == model
     winding.tree.check()
+
+
+# -- a state that another node sends ---------------------------------------------------------------
+
+Row = tuple[bytes, bytes, int, int, int, int]
+TIME = (9).to_bytes(8, "big")
+WHOLE: list[Row] = [
+    (b"c", bytes(16), 9, 9, 1, 0),
+    (b"e" + TIME + b"a", b"", 3, 3, 1, 0),
+    (b"h\x01sa", b"", 4, 4, 1, 0),
+    (b"i" + b"once", b"\x02fp" + wire.encode_outcome(Outcome(5, True)), 5, 5, 1, 9),
+    (b"j" + TIME + b"once", b"", 5, 5, 1, 0),
+    (b"ka", b"1", 1, 3, 2, 9),
+    (b"kb", b"", 2, 2, 1, 0),
+    (b"la", TIME + b"s", 4, 4, 1, 0),
+    (b"ss", bytes(9) + b"name", 4, 4, 1, 9),
+    (b"t" + TIME + b"s", b"", 4, 4, 1, 0),
+    (b"v", b"\x02", 6, 6, 1, 0),
+]
+
+
+def inspect(rows: list[Row], speaks: int = 2) -> None:
+    inspection = Inspection(speaks)
+    for row in rows:
+        inspection.look([row])
+    inspection.finish()
+
+
+def test_a_whole_state_passes() -> None:
+    inspect(WHOLE)
+    inspect([])
+    with pytest.raises(VersionTooNew, match="the state is of format version 2"):
+        inspect(WHOLE, speaks=1)
+
+
+@pytest.mark.parametrize("position", [1, 2, 3, 4, 5, 7, 8, 9])
+def test_a_record_without_its_counterpart_makes_no_state(position: int) -> None:
+    """An entry of an index without its record would be due for ever, or end the node."""
+    with pytest.raises(ProtocolViolation, match="contradict each other"):
+        inspect(WHOLE[:position] + WHOLE[position + 1 :])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (b"c", bytes(15), 1, 1, 1, 0),
+        (b"cc", bytes(16), 1, 1, 1, 0),
+        (b"e1234567", b"", 1, 1, 1, 0),
+        (b"e12345678", b"x", 1, 1, 1, 0),
+        (b"h", b"", 1, 1, 1, 0),
+        (b"h\x03ab", b"", 1, 1, 1, 0),
+        (b"i", b"", 1, 1, 1, 0),
+        (b"ik", b"\x05x", 1, 1, 1, 0),
+        (b"ik", b"\0" + wire.encode_outcome(Outcome(5, True))[:-1], 1, 1, 1, 0),
+        (b"k", b"v", 1, 1, 1, 0),
+        (b"l", b"1234567", 1, 1, 1, 0),
+        (b"l", bytes(264), 1, 1, 1, 0),
+        (b"s", b"12345678", 1, 1, 1, 0),
+        (b"v", b"", 1, 1, 1, 0),
+        (b"v", b"\1", 1, 1, 1, 0),
+        (b"vv", b"\2", 1, 1, 1, 0),
+        (b"x", b"", 1, 1, 1, 0),
+        (b"\xff", b"", 1, 1, 1, 0),
+        (b"ka", b"v", 0, 1, 1, 0),
+        (b"ka", b"v", 2, 1, 1, 0),
+        (b"ka", b"v", 1, 1, 0, 0),
+        (b"ka", b"v", 1, 1 << 62, 1, 0),
+        (b"ka", b"v", 1, 1, (1 << 64) - 1, 0),
+        (b"ka", b"v", 1, 1, 1, 1 << 63),
+        (b"la", bytes(9), 1, 1, 1, 9),
+    ],
+)
+def test_a_record_that_no_state_machine_makes_is_refused(row: Row) -> None:
+    with pytest.raises(ProtocolViolation):
+        inspect([row])

@@ -18,7 +18,7 @@ import struct
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import guests
 import transport
 import wire
 from errors import ConureError, StorageError, Unavailable
@@ -124,6 +125,7 @@ class Node:
     ) -> None:
         self.id = node_id
         self.cluster = CLUSTER
+        self.members: Container[str] = "abcx"
         self.rounds: list[list[Message]] = []
         self.lost: list[str] = []
         self.admitted: list[tuple[str, str, Greeting]] = []
@@ -182,6 +184,9 @@ class Node:
         self.recognised.append((expected_id, peer))
         if peer.node_id != expected_id:
             raise Refused(f"{peer.node_id} answers in the place of {expected_id}")
+
+    def is_member(self, peer: Greeting) -> bool:
+        return peer.node_id in self.members
 
     def receive(self, messages: Sequence[Message]) -> None:
         self.on_receive(messages)
@@ -317,7 +322,7 @@ def accept(listener: socket.socket, node_id: str = "b") -> socket.socket:
     sock, _ = listener.accept()
     sock.settimeout(PATIENCE)
     read_json(sock)
-    greeting = asdict(Greeting(node_id, CLUSTER, "i", "data", "", ""))
+    greeting = asdict(Greeting(node_id, CLUSTER, "i", "data", "raft:3", ""))
     sock.sendall(frame({"protocol": 1, **greeting}))
     return sock
 
@@ -763,7 +768,8 @@ def test_strangers_cannot_fill_the_log(
 
 
 def test_strangers_cannot_keep_a_peer_out(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "MAX_INCOMING", 8)
+    monkeypatch.setattr(guests, "MAX_INCOMING", 5)
+    monkeypatch.setattr(guests, "MAX_STRANGERS", 2)
     monkeypatch.setattr(transport, "HANDSHAKE_TIME", 60.0)
     b = net.node("b")
     peer = net.admitted(b)
@@ -776,6 +782,130 @@ def test_strangers_cannot_keep_a_peer_out(net: Net, monkeypatch: Any) -> None:
     message = Message(MessageType.HEARTBEAT, "x", "b", 1, index=4, entries=[])
     peer.sendall(wire.encode_message(message))  # the admitted one was spared
     eventually(lambda: message in b.messages)
+
+
+def test_who_is_believed_but_no_member_takes_no_members_place(net: Net) -> None:
+    """As a node that is behind, or of no cluster, has to believe anybody of that cluster."""
+    b = net.node("b")
+    b.members = "a"
+    strangers = [
+        net.admitted(b, node_id=f"s{number}") for number in range(2 * guests.MAX_STRANGERS)
+    ]
+    a = net.node("a")
+    a.knows(b)
+    eventually(lambda: a.send("b") or b.messages)  # type: ignore[func-returns-value]
+    assert is_closed(strangers[0])
+    strangers[-1].sendall(message_to(b, 5, sender=f"s{len(strangers) - 1}"))
+    eventually(lambda: 5 in indexes(b))
+    assert len(list(b.transport._guests.sockets())) <= guests.MAX_STRANGERS + 1
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_what_arrives_and_is_not_complete_is_bounded_over_all_connections(
+    net: Net, monkeypatch: Any, watched: bool
+) -> None:
+    monkeypatch.setattr(guests, "MAX_ARRIVING", 4 << 20)
+    for module in (guests, transport):
+        monkeypatch.setattr(module, "SMALL_FRAME", 64 << 10)
+    server = net.reactor() if watched else None
+    if server is not None:
+        server.start()
+    b = net.node("b", watcher=server)
+    b.members = "a"
+    begun = struct.pack(">II", 2 << 20, 0) + bytes(1 << 20)
+    socks = []
+    for number in range(8):
+        socks.append(net.admitted(b, node_id=f"s{number}"))
+        with contextlib.suppress(OSError):  # it may be ended amid it
+            socks[-1].sendall(begun)
+    for sock in socks[1:]:
+        assert is_closed(sock)
+    a = net.node("a")
+    a.knows(b)
+    large = bytes(3 << 20)
+    a.send("b", data=large)  # and is sent once: no part of it was given up
+    eventually(lambda: b.messages)
+    assert b.messages[0].entries[0].data == large
+    assert is_closed(socks[0])  # which had to make room
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_frame_that_does_not_go_on_ends_its_connection(
+    net: Net, monkeypatch: Any, watched: bool
+) -> None:
+    monkeypatch.setattr(guests, "FRAME_TIME", 0.2)
+    monkeypatch.setattr(guests, "SLOWEST", 1000)
+    monkeypatch.setattr(transport, "_LOOK", 0.02)
+    server = net.reactor() if watched else None
+    if server is not None:
+        server.start()
+    b = net.node("b", watcher=server)
+    idle, drips, slow = [net.admitted(b, node_id=node_id) for node_id in "xyz"]
+    message = wire.encode_message(
+        Message(
+            MessageType.APPEND, "z", "b", 1, index=7, entries=[Entry(1, 8, COMMAND, b"z" * 600)]
+        )
+    )
+    drips.settimeout(0.01)
+    ended = False
+    for at in range(0, len(message), 20):  # twice as fast as has to be
+        slow.sendall(message[at : at + 20])
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            if not ended:
+                drips.sendall(message[at // 20 : at // 20 + 1])  # a tenth
+            ended = ended or drips.recv(1) == b""
+        time.sleep(0.005)
+    drips.settimeout(PATIENCE)
+    assert ended or is_closed(drips)
+    eventually(lambda: b.messages)
+    assert b.messages[0].index == 7
+    idle.sendall(message_to(b, 3))  # nothing had begun there
+    eventually(lambda: len(b.messages) == 2)
+
+
+def test_json_is_bounded_in_its_parts_before_it_is_parsed(net: Net, monkeypatch: Any) -> None:
+    b = net.node("b")
+    parsed: list[bytes] = []
+    monkeypatch.setattr(json, "loads", parsed.append)
+    for bomb in (b"[" * 4000, b"[{}" + b",{}" * 2000 + b"]", b'{"a":' * 1000, b"[1" + b",1" * 3900):
+        sock = net.dial(b)
+        sock.sendall(wire.encode_frame(bomb))
+        assert is_closed(sock)
+    assert not parsed
+
+
+def test_the_end_of_a_snapshot_is_bounded_as_well(net: Net) -> None:
+    """It looks like a chunk, which may be large, and is JSON."""
+    b = net.node("b")
+    sock = net.admitted(b, kind="snapshot")
+    sock.sendall(frame(header_fields(State("b", 1, sender="x"))))
+    assert read_json(sock) == {"after": ""}
+    sock.sendall(wire.encode_frame(b'{"chunks": 0, "more": "' + b"x" * (1 << 20) + b'"}'))
+    eventually(lambda: b.staged[0].events[-1] == "interrupted")
+
+
+def test_only_so_many_connections_of_a_node_wait(net: Net, monkeypatch: Any) -> None:
+    """Whoever has the name of a member has no more than a few of its places."""
+    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 5.0)
+    b = net.node("b")
+    gate, entered = threading.Event(), threading.Event()
+
+    def wait(_: Sequence[Message]) -> None:
+        entered.set()
+        assert gate.wait(PATIENCE)
+
+    b.on_receive = wait
+    net.admitted(b).sendall(message_to(b, 1))
+    assert entered.wait(PATIENCE)
+    waiting = []
+    for _ in range(transport.MAX_WAITING):
+        waiting.append(net.dial(b))
+        waiting[-1].sendall(frame(hello(b)))
+        eventually(lambda: b.transport._places["messages", "x"].users == len(waiting) + 1)
+    more = net.dial(b)
+    more.sendall(frame(hello(b)))
+    assert "too many connections wait" in read_json(more)["refused"]
+    gate.set()
 
 
 def test_the_newest_connection_of_a_node_takes_over_in_order(net: Net) -> None:
@@ -1476,7 +1606,7 @@ def test_a_watched_connection_that_ends_leaves_nothing(
         if sock.fileno() >= 0:
             assert is_closed(sock)
         sock.close()
-        eventually(lambda: not watched(server) and not node.transport._incoming)
+        eventually(lambda: not watched(server) and not node.transport._guests._guests)
     eventually(lambda: descriptors() <= before)
     assert indexes(node) == [0, 1, 2]
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
