@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 from endpoints import ADDRESS, BASE_URL, is_ipv6
 from errors import ConfigError
+from origins import host_of, parse_pattern
 
 __all__ = ["SETTINGS", "VERSION", "Address", "Config", "Setting", "load"]
 
@@ -125,6 +126,8 @@ class Config:
     raft_advertise: Address | None
     http_advertise: str
     metrics_addr: Address | None
+    allowed_hosts: tuple[str, ...]
+    trusted_proxies: tuple[str, ...]
     bootstrap: bool
     seeds: tuple[str, ...]
     role: str
@@ -173,6 +176,16 @@ class Config:
         raft = self.raft_advertise or self.raft_addr
         host = raft.host if self.http_addr.is_wildcard else self.http_addr.host
         return f"http://{_bracketed(host)}:{bound_port}"
+
+    def own_hosts(self) -> tuple[str, ...]:
+        """Return the hosts by which these settings name this node, or may name it.
+
+        Seeds are among them: the same ones may be given to all nodes.
+        """
+        addresses = (self.http_addr, self.raft_addr, self.raft_advertise, self.metrics_addr)
+        urls = (self.http_advertise, *self.seeds)
+        hosts = [address.host for address in addresses if address is not None]
+        return (*hosts, *[host_of(url) for url in urls])
 
     def describe(self) -> list[str]:
         """Return one line a setting: name, value, source. For the log at level debug."""
@@ -331,11 +344,6 @@ def _optional_base_url(text: str) -> str:
     return _base_url(text) if text else ""
 
 
-def _base_urls(text: str) -> tuple[str, ...]:
-    urls = [_base_url(part.strip()) for part in text.split(",") if part.strip()]
-    return tuple(dict.fromkeys(urls))
-
-
 def _base_url(text: str) -> str:
     match = BASE_URL.fullmatch(text)
     if match is None or match[1] != "http" or match[3] == "":  # this version has no https
@@ -344,6 +352,24 @@ def _base_url(text: str) -> str:
     if address.is_wildcard or address.port == 0:
         raise ValueError(f"nobody can connect to {text}; name a node's host and port")
     return f"http://{address}"
+
+
+def _listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """Return what parses a list with commas, each of its parts once."""
+
+    def parse_all(text: str) -> tuple[str, ...]:
+        parts = [parse(part.strip()) for part in text.split(",") if part.strip()]
+        return tuple(dict.fromkeys(parts))
+
+    return parse_all
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        why = "write it like 10.0.0.7, 10.0.0.0/24 or fd00::/64"
+        raise ValueError(f"{text!r} is no address or network ({error}); {why}") from None
 
 
 def _address(ipv6: str | None, host: str, port: str) -> Address:
@@ -407,12 +433,20 @@ SETTINGS: tuple[Setting, ...] = (
        "the base URL clients are redirected to; empty: made from http_addr", _optional_base_url),
     _S("metrics_addr", "ADDRESS", "", "serve /metrics here too; empty: only on http_addr",
        _optional_address),
+    _S("allowed_hosts", "NAMES", "",
+       "names, comma-separated, under which this node is asked besides its own; "
+       ".example.com: with all below it; *: any",
+       _listed(parse_pattern)),
+    _S("trusted_proxies", "ADDRESSES", "",
+       "addresses and networks, comma-separated, of proxies: each has as many connections as "
+       "it needs",
+       _listed(_network)),
     _S("bootstrap", "BOOLEAN", None,
        "make a one-node cluster if there is no state yet (default: true only for a data node "
        "without node_id and seeds)", _boolean),
     _S("seeds", "URLS", "",
        "base URLs of members, comma-separated, that this node asks to add it; also --join",
-       _base_urls, alias="join"),
+       _listed(_base_url), alias="join"),
     _S("role", "ROLE", "data",
        "data keeps the records; arbiter keeps none and only votes",
        _choice("data", "arbiter")),

@@ -35,10 +35,11 @@ from discovery import Joiner
 from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from fileio import OsFileSystem, others_who_may_write
 from forward import Forwarder
-from httpapi import API, SHORT_BODIES, MetricsAPI
+from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, MetricsAPI
 from httpserver import Application, HTTPServer, Limits, Stream
 from metrics import Registry, add_build_info, add_process_metrics
 from node import Node, NodeOptions
+from origins import Access, Names, host_of
 from transport import Transport
 from watch import History, Watchers
 
@@ -125,9 +126,7 @@ class Process:
                 max_scans=config.max_scans,
                 version=VERSION,
             )
-            server = self._listen("http_addr", config.http_addr, api)
-            if config.metrics_addr is not None:
-                self._listen("metrics_addr", config.metrics_addr, MetricsAPI(self._registry))
+            server = self._listen_to_clients(api)[0]
             transport = self._listen_to_peers()
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server.port, history)
@@ -135,7 +134,7 @@ class Process:
             node.call_later = server.call_later
             transport.watcher = server
             watchers = api.streams.watchers = Watchers(
-                history, self._registry, broadcast=server.broadcast
+                history, self._registry, broadcast=server.broadcast, is_full=server.is_full
             )
             self._watchers = watchers
             self._add_metrics(server)
@@ -182,12 +181,31 @@ class Process:
                 open_files,
             )
 
-    def _listen(self, setting: str, address: Address, application: Application) -> HTTPServer:
+    def _listen_to_clients(self, api: Application) -> list[HTTPServer]:
+        config = self._config
+        own = (*config.own_hosts(), socket.gethostname())
+        names = Names(config.allowed_hosts, own, self._known_as)
+        access = Access(names, PUBLIC, PROBES)
+        self._listen("http_addr", config.http_addr, api, access)
+        if config.metrics_addr is not None:
+            metrics = MetricsAPI(self._registry)
+            access = Access(names, probes=frozenset({"/metrics"}))
+            self._listen("metrics_addr", config.metrics_addr, metrics, access)
+        return self._servers
+
+    def _known_as(self) -> list[str]:
+        """Return the hosts by which the cluster knows this node, once there is one."""
+        return [host_of(address) for address in self._node.names()] if self._node else []
+
+    def _listen(
+        self, setting: str, address: Address, application: Application, access: Access
+    ) -> HTTPServer:
         config = self._config
         limits = Limits(
             max_body_bytes=max(config.max_body_bytes, config.max_value_bytes),
             max_body_bytes_at=SHORT_BODIES,
             max_connections=self._max_connections,
+            trusted_proxies=config.trusted_proxies,
             max_requests_in_flight=config.max_requests_in_flight,
             max_streams=config.max_watches + config.max_scans,
             slow_request=config.slow_request,
@@ -195,7 +213,7 @@ class Process:
             idle_timeout=config.idle_timeout,
         )
         try:
-            server = HTTPServer(address, application, limits, self._on_fatal)
+            server = HTTPServer(address, application, limits, self._on_fatal, access)
         except OSError as error:
             raise self._taken(setting, address, error) from error
         self._servers.append(server)

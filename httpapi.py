@@ -46,10 +46,25 @@ from metrics import CONTENT_TYPE as METRICS_TYPE
 from metrics import Registry
 from streams import Streams
 
-__all__ = ["API", "SHORT_BODIES", "Backend", "Check", "Forward", "MetricsAPI"]
+__all__ = [
+    "API",
+    "PROBES",
+    "PUBLIC",
+    "SHORT_BODIES",
+    "Backend",
+    "Check",
+    "Forward",
+    "MetricsAPI",
+]
 
 SHORT_BODIES: Final = dict.fromkeys(("/join", "/remove", "/leader", "/session"), 64 << 10)
 """Bytes of a body, where a short one says all there is to say: for httpserver.Limits."""
+
+PROBES = frozenset({"/livez", "/readyz"})
+"""What is answered even to those for whose connections there is no room."""
+
+PUBLIC = PROBES | {"/", "/openapi.json"}
+"""What pages of any origin may read: nothing of what is stored, nor of who stores it."""
 
 _READS = ("GET", "HEAD")
 _ALLOW_READS = b"Allow: %b\r\n" % ", ".join(_READS).encode()
@@ -89,6 +104,9 @@ class Backend(KeyValueBackend, Protocol):
 
     def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
         """End a node's membership; *force* even if too few voters of those left answer."""
+
+    def referral(self) -> NotLeader | None:
+        """Return whom writes are to be asked of, if that isn't this node."""
 
     def hand_over(self, node_id: str, reply: Reply) -> None:
         """Let another voter lead; an empty ID stands for whoever is most up to date."""
@@ -173,6 +191,18 @@ class API:
             action(request)
         except ConureError as error:
             self.fail(request, error)
+
+    def without_body(self, request: Request) -> Callable[[Request], None] | None:
+        """Return what redirects a write whose body is still to come, if this node will.
+
+        The body could be one that its client can send only once.
+        """
+        if self.forward is not None or request.method in _READS:
+            return None
+        if request.method not in self._routes.get(request.path, ()):
+            return None
+        referral = self.backend.referral()
+        return None if referral is None else partial(self.fail, error=referral)
 
     def flush(self) -> bool:
         """End a round; see :meth:`kvapi.KeyValues.flush`."""

@@ -32,11 +32,14 @@ H2  A request is handed over only while all unanswered ones of its connection ar
     class (RFC 9110 section 9.2.1): a run of PUTs is one batch, and a GET behind a PUT sees it.
 H3  How the bytes of a connection were split on their way never changes an answer.
 H4  An error of one connection ends that connection only; an error of the application is a 500.
-H5  What a client may make us keep or wait for is bounded by :class:`Limits`.
+H5  What a client may make us keep or wait for is bounded by :class:`Limits`; how many connections
+    one may have, by places.py. A reserve answers probes when there is no other place.
 H6  A request whose end is not beyond doubt (RFC 9112 section 6.3) is refused and the connection
     closed; nothing behind it is read as a request.
 H7  A stream is complete or visibly cut: a reader that is too slow is dropped and misses nothing in
     the middle. Whoever feeds it is told when it is over, whatever ended it.
+H8  Nothing is done for a browser under a name that isn't the server's, nor for a foreign web page:
+    origins.py. It is judged once for each header block, and answered as the application would.
 
 An answer without a length is a :class:`Stream`: chunks for HTTP/1.1, all up to the close for
 HTTP/1.0. What is sent to it waits in the stream and moves into the connection's output only when
@@ -75,6 +78,8 @@ from time import perf_counter, sleep
 from typing import Any, Final, Protocol
 
 from errors import BadRequest, ConureError, TooManyRequests, Unavailable
+from origins import Access, Authority, Judgement, parse_authority
+from places import Places
 
 __all__ = [
     "Application",
@@ -111,7 +116,8 @@ _SENT_TOGETHER = 256 << 10  # bytes of unsent answers that are copied into one p
 _MOST_PIECES = 64  # of a send that copies nothing
 _CHUNKS = 1024  # of a body that are decoded in a round
 _WAVE = 64  # streams that are fed in a round
-_STREAM_PIECE = 64 << 10  # bytes, about, that move from a stream into the output at a time
+_STREAM_PIECE = 64 << 10  # bytes that move from a stream into the output at a time
+_SMALL_PIECE = 4 << 10  # the same, while too much waits to be read
 _KEEPALIVE = 30  # seconds of silence after which the system asks whether the client is still there
 _SLOW_LINES = 5  # of the log in a tick, for slow requests
 _SHOWN_KEY = 64  # bytes of a key in the log
@@ -125,7 +131,7 @@ _AWAKE_FOR_CLIENTS = 100e-6  # seconds, after a round that has answered all
 _FEW = 100  # requests of a round; more are better taken in one go, and their answers too
 _DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
-_SPARE_CONNECTIONS = 64  # over the limit, kept only for as long as it takes to tell them so
+_RESERVE_TIME = 2.0  # seconds for a connection in the reserve
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _MAX_FIELDS = 100
@@ -151,9 +157,10 @@ _FIELD_PATTERN = rb"[" + _TOKEN_BYTES + rb"]+:[\t -~\x80-\xff]*\r\n"
 _is_token = re.compile(rb"[" + _TOKEN_BYTES + rb"]+").fullmatch
 _is_field = re.compile(_FIELD_PATTERN).fullmatch
 _are_fields = re.compile(rb"(?:" + _FIELD_PATTERN + rb")*").fullmatch
-_is_host = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*").fullmatch
-_is_absolute = re.compile(rb"(?i:https?)://[^/@]+(/.*)?").fullmatch
-_is_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t -~\x80-\xff]*)?)\r\n").fullmatch
+_is_absolute = re.compile(rb"(?i:https?)://([^/@]+)(/.*)?").fullmatch
+_is_chunk_line = re.compile(
+    rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t ]*[" + _TOKEN_BYTES + rb"][\t -~\x80-\xff]*)?)\r\n"
+).fullmatch
 _find_id = re.compile(
     rb"\r\n(?i:X-Request-Id):[ \t]*([!-~](?:[ -~]{0,126}[!-~])?)[ \t]*(?=\r\n)"
 ).search
@@ -161,7 +168,8 @@ _names_id = re.compile(rb"\n(?i:X-Request-Id):").search
 _token_octets = frozenset(c for c in range(256) if _is_token(bytes([c])))
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
+_READS = {"GET", "HEAD"}
+_SAFE = {*_READS, "OPTIONS", "TRACE"}
 _METHODS = {
     name.encode(): (name, name in _SAFE)
     for name in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "POST", "DELETE", "PATCH")
@@ -186,6 +194,10 @@ class Application(Protocol):
         read while the next part keeps this thread busy.
         """
 
+    # It may have a method `without_body(request)` as well, which is asked about a request whose
+    # body is still to come, in chunks or after a 100 (Continue). It returns what answers the
+    # request at once, if the body isn't needed; the connection ends with that answer.
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -195,9 +207,11 @@ class Limits:
     max_header_bytes: int = 32 << 10  # 431, the whole header block; so are more than 100 fields
     max_body_bytes: int = 1 << 20  # 413
     max_body_bytes_at: Mapping[str, int] = field(default_factory=dict)  # less, at some paths: 413
-    max_connections: int = 10_000  # 503
+    max_connections: int = 10_000  # 503; how many of them a client may have: places.py
+    trusted_proxies: tuple[str, ...] = ()  # addresses and networks that stand for many clients
     max_arriving_bytes: int = 256 << 20  # of all unfinished bodies together: 503
-    max_leaving_bytes: int = 256 << 20  # of all unsent answers together: 503 to long reads
+    max_leaving_bytes: int = 256 << 20  # of all unsent answers and streams together: 503 to long
+    #                                     reads, and the slowest streams are ended
     max_pipelined: int = 128  # unanswered requests of one connection; the next ones wait
     request_timeout: float = 30.0  # from a request's first byte to its last: 408
     idle_timeout: float = 120.0  # between two requests
@@ -236,11 +250,12 @@ class RequestTarget:
     """What a request's target says. Requests with the same one share it, and so its ``note``,
     which is the application's as that of the header fields is."""
 
-    __slots__ = ("note", "path", "query")
+    __slots__ = ("authority", "note", "path", "query")
 
-    def __init__(self, path: str, query: bytes) -> None:
+    def __init__(self, path: str, query: bytes, authority: Authority | None = None) -> None:
         self.path = path
         self.query = query
+        self.authority = authority  # of a target in absolute form; it counts instead of Host
         self.note: Any = None
 
 
@@ -530,6 +545,7 @@ class Stream:
         "_finished",
         "_given",
         "_max_unsent",
+        "_offset",
         "_opening",
         "_parts",
         "_queued",
@@ -555,6 +571,7 @@ class Stream:
         self._connection = connection
         self._max_unsent = max_unsent
         self._parts: deque[_Part] = deque()
+        self._offset = 0  # bytes of the first part that were taken; the reactor's
         self._queued = False  # among those that the reactor feeds next
         self._given = 0  # bytes that were sent to the stream; the lock guards it
         self._taken = 0  # of these, bytes that were moved to the connection; the reactor's
@@ -573,11 +590,10 @@ class Stream:
         Return False if it goes nowhere: the stream is over, or has finished, or is dropped for
         having too much unsent.
         """
-        part = _frame_part(data) if self._chunked else data
-        size = len(part)
+        part = _Part(_frame_part(data) if self._chunked else data)
         reactor = self._connection.reactor
         with reactor.lock:
-            taken = not data or self._give((part, size), size)
+            taken = not data or self._give(part)
         reactor.wake_for_streams()
         return taken and not self.over
 
@@ -617,18 +633,21 @@ class Stream:
 
     # -- for the server --------------------------------------------------------------------------
 
-    def _give(self, part: _Part, size: int) -> bool:
+    def _give(self, part: _Part) -> bool:
         """Take one more part, or drop the stream. With the lock."""
         if self.over or self._finished or self._cut:
             return False
         reactor = self._connection.reactor
+        size = len(part.data)
         unsent = self._given - self._sent
         if unsent + size > self._max_unsent or (unsent and reactor.is_full()):
             reactor.streams_dropped += 1
             self._cut = True
         else:
             self._given += size
-            reactor.private_given += part[1]
+            if not part.holders:
+                reactor.queued += size
+            part.holders += 1
             self._parts.append(part)
         if not self._queued:
             self._queued = True
@@ -637,16 +656,27 @@ class Stream:
 
     def _take(self) -> list[bytes]:
         """Return what goes into the output next. Reactor thread only."""
+        reactor = self._connection.reactor
         parts = self._parts
         pieces: list[bytes] = []
-        size = private = 0
-        while parts and size < _STREAM_PIECE:
-            piece, own = parts.popleft()
+        gone: list[_Part] = []
+        size = 0
+        most = _SMALL_PIECE if reactor.is_full() else _STREAM_PIECE
+        while parts and size < most:
+            part = parts[0]
+            piece = part.data
+            # What others keep as well is copied: so only a piece of it.
+            if part.holders > 1 or self._offset:
+                piece = piece[self._offset : self._offset + most - size]
             pieces.append(piece)
             size += len(piece)
-            private += own
+            self._offset += len(piece)
+            if self._offset == len(part.data):
+                gone.append(parts.popleft())
+                self._offset = 0
         self._taken += size
-        self._connection.reactor.private_gone += private
+        with reactor.lock:
+            reactor.let_go_of(gone)
         return pieces
 
     def _unqueue(self) -> _Connection:
@@ -672,7 +702,7 @@ class Stream:
             self.over = True
             self._sent = self._given
             reactor.streams -= 1
-        reactor.private_gone += sum([own for _, own in self._parts])
+            reactor.let_go_of(self._parts)
         self._parts.clear()
         if self._wanted is not None:
             reactor.tell_waiting = True
@@ -691,8 +721,9 @@ class HTTPServer(ThreadingHTTPServer):
     """The server: accepts, and keeps the reactor.
 
     *on_fatal* is told, in the thread concerned, when the reactor or the accepting thread ended by
-    an exception: the server is dead then, and the process should end. Raises OSError where
-    *address* can't be bound; an empty host means every address, IPv6 and IPv4.
+    an exception: the server is dead then, and the process should end. *access* says under which
+    names and to which web pages it answers. Raises OSError where *address* can't be bound; an empty
+    host means every address, IPv6 and IPv4.
     """
 
     request_queue_size = 4096
@@ -705,6 +736,7 @@ class HTTPServer(ThreadingHTTPServer):
         application: Application,
         limits: Limits | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
+        access: Access | None = None,
     ) -> None:
         self._on_fatal = on_fatal
         self._accepting = False
@@ -720,7 +752,7 @@ class HTTPServer(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE)
-        self._reactor = _Reactor(application, limits or Limits(), self._fatal)
+        self._reactor = _Reactor(application, limits or Limits(), self._fatal, access or Access())
         self.connections_accepted = 0
 
     @property
@@ -734,7 +766,8 @@ class HTTPServer(ThreadingHTTPServer):
 
     @property
     def requests(self) -> int:
-        """How many requests came whole: handed to the application, or one too many (429)."""
+        """How many requests were handed to the application, or came whole and were refused: one
+        too many (429), or for the name or the page (421, 403)."""
         return self._reactor.requests
 
     @property
@@ -808,13 +841,15 @@ class HTTPServer(ThreadingHTTPServer):
         Any thread; never blocks. Whose stream is over or dropped is told by its ``on_close``.
         """
         if data:
-            chunk = (_frame_part(data), 0)  # 0: it is no single stream's own
-            plain = (data, 0)
+            chunk, plain = _Part(_frame_part(data)), _Part(data)
             with self._reactor.lock:
                 for stream in streams:
-                    part = chunk if stream._chunked else plain
-                    stream._give(part, len(part[0]))
+                    stream._give(chunk if stream._chunked else plain)
             self._reactor.wake_for_streams()
+
+    def is_full(self) -> bool:
+        """Tell whether too much waits to be read by clients already (H5). Any thread."""
+        return self._reactor.is_full()
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
         """Serve, accepting in this thread, until another thread calls :meth:`drain`."""
@@ -884,8 +919,17 @@ class HTTPServer(ThreadingHTTPServer):
 # -- private: what is known of a request before its body -----------------------------------------
 
 _Answer = tuple[int, bytes | Body, str, bytes]  # status, body, content type, more header lines
-_Part = tuple[bytes, int]  # of a stream, framed; how many bytes of it are the stream's own
 _HELD: Final = "held"  # in the place of an answer: see Request.hold
+
+
+class _Part:
+    """Bytes that streams are to send, framed; kept once, and counted once, for all of them."""
+
+    __slots__ = ("data", "holders")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.holders = 0  # streams that have yet to take all of it; the lock guards it
 
 
 class _Refusal(Exception):
@@ -903,15 +947,18 @@ class _Head:
     """What a request's version and header block say. Shared by all requests with the same one."""
 
     __slots__ = (
+        "authority",
         "chunked",
         "close",
         "expects",
         "headers",
+        "judgement",
         "length",
         "plain",
         "request_id",
         "returned",
         "said",
+        "unusual",
         "version",
     )
 
@@ -928,12 +975,39 @@ class _Head:
         self.said = persistence  # the header lines of its answer: this one and `returned`
         self.expects = version == "1.1" and "expect" in headers
         self.plain = False  # whether the request ends with its head and the connection goes on
+        self.authority: Authority | None = None  # what Host says
+        self.judgement: Judgement | None = None  # why the request is refused, if it is
+        self.unusual = self.close  # whether there is more to do than to hand the request over
+
+    def judge(self, access: Access, authority: Authority | None) -> None:
+        """Find out whether a browser may ask this, of whom *authority* names."""
+        headers = self.headers
+        self.judgement = access.judge(
+            authority, headers.get("origin"), headers.get("sec-fetch-site")
+        )
+        self.unusual = self.close or self.judgement is not None
+
+    def copy(self) -> _Head:
+        """Return a head of the same fields, to be changed for one request alone."""
+        head = _Head(self.version, self.headers)
+        for name in _Head.__slots__:
+            setattr(head, name, getattr(self, name))
+        return head
+
+    def closing(self) -> _Head:
+        """Return what this head is if the connection ends with the answer."""
+        head = self.copy()
+        head.close = head.unusual = True
+        head.said = head.returned + _CLOSE
+        return head
 
     def with_id(self, request_id: str) -> _Head:
         """Return what this head is with an ``X-Request-Id`` in it."""
         headers = Headers({**self.headers._fields, "x-request-id": request_id})
         head = _Head(self.version, headers)
         head.chunked, head.length, head.plain = self.chunked, self.length, self.plain
+        head.authority, head.judgement = self.authority, self.judgement
+        head.unusual = self.unusual
         head.request_id = request_id
         head.returned = f"X-Request-Id: {request_id}\r\n".encode()
         head.said = head.returned + self.said
@@ -952,8 +1026,10 @@ def _parse_head(tail: bytes, limits: Limits) -> _Head:
     host = headers.get("host")
     if host is None and head.version == "1.1":
         raise _Refusal(400, "the Host header field is missing")
-    if host is not None and not _is_host(host):
-        raise _Refusal(400, "malformed Host header field")
+    if host is not None:
+        head.authority = parse_authority(host)
+        if head.authority is None:
+            raise _Refusal(400, "malformed Host header field")
     _frame(head, limits)
     if head.expects and _elements(headers.get("expect", "")) != {"100-continue"}:
         raise _Refusal(417, "the only expectation this server meets is 100-continue", headers)
@@ -1045,29 +1121,38 @@ def _body_too_large(request: Request, limits: Limits) -> _Refusal:
     return refusal
 
 
-def _check_extent(data: bytes, position: int, end: int, limits: Limits) -> None:
+def _check_extent(
+    data: bytes, position: int, end: int, limits: Limits, seen: int = 0, block: int = 0
+) -> int:
     """Refuse a head that is too long or has a bare line feed; *end* < 0: as far as it has come.
 
-    Looks at the same bytes in the same order whether the head is complete or not (H3).
+    Looks at the same bytes in the same order whether the head is complete or not (H3). What was
+    found to be right before isn't looked at again: *seen* bytes of the head, of which *block* are
+    its first line, or none if that wasn't complete. Returns the length of the first line, if it is.
     """
     longest = limits.max_target_bytes + _LINE_EXTRA
-    if data[position] not in _token_octets:
-        raise _Refusal(400, "this isn't HTTP: a request begins with its method")
-    line_end = data.find(b"\n", position, position + longest + 2)
-    if line_end < 0:
-        if len(data) - position >= longest + 2:
-            raise _target_too_long(limits)
-        return
-    if data[line_end - 1] != 13:
-        raise _Refusal(400, "a line that ends in a bare LF; lines end in CRLF")
-    block = line_end + 1
-    stop = block + limits.max_header_bytes + 2
-    _refuse_bare_line_feed(data, block, stop if end < 0 else min(stop, end))
+    if not block:
+        if data[position] not in _token_octets:
+            raise _Refusal(400, "this isn't HTTP: a request begins with its method")
+        line_end = data.find(b"\n", position + seen, position + longest + 2)
+        if line_end < 0:
+            if len(data) - position >= longest + 2:
+                raise _target_too_long(limits)
+            return 0
+        if data[line_end - 1] != 13:
+            raise _Refusal(400, "a line that ends in a bare LF; lines end in CRLF")
+        block = line_end + 1 - position
+    stop = position + block + limits.max_header_bytes + 2
+    start = position + max(block, seen)
+    _refuse_bare_line_feed(data, start, stop if end < 0 else min(stop, end))
     if (len(data) if end < 0 else end + 3) >= stop:
         raise _Refusal(431, f"the header is over the limit of {limits.max_header_bytes} bytes")
+    return block
 
 
 def _refuse_bare_line_feed(data: bytes, start: int, stop: int) -> None:
+    if data[start - 1 : start + 1] == b"\r\n":
+        start -= 1  # the place where a look ended before may be between the two
     if data.count(b"\n", start, stop) != data.count(b"\r\n", start, stop):
         raise _Refusal(400, "a line that ends in a bare LF; lines end in CRLF")
 
@@ -1076,17 +1161,19 @@ def _target_too_long(limits: Limits) -> _Refusal:
     return _Refusal(414, f"the request target is over the limit of {limits.max_target_bytes} bytes")
 
 
-def _decode_path(method: str, path: bytes) -> str:
-    """Return the path of a target as text. Raises _Refusal."""
+def _decode_path(method: str, path: bytes) -> tuple[str, Authority | None]:
+    """Return the path of a target as text; and whom it names, in absolute form. Raises _Refusal."""
     if path == b"*" and method == "OPTIONS":
-        return "*"
+        return "*", None
+    authority = None
     if path[:1] != b"/":
         match = _is_absolute(path)
-        if not match:
+        authority = parse_authority(match[1].decode("latin-1")) if match else None
+        if match is None or authority is None or not authority.host:
             raise _Refusal(400, "malformed request target; it begins with /")
-        path = match[1] or b"/"
+        path = match[2] or b"/"
     try:
-        return _unquote(path).decode("utf-8", "replace")
+        return _unquote(path).decode("utf-8", "replace"), authority
     except BadRequest as error:
         raise _Refusal(400, str(error)) from error
 
@@ -1159,6 +1246,7 @@ class _ChunkedBody:
         "_left",
         "_limits",
         "_most",
+        "_seen",
         "_state",
         "content",
         "done",
@@ -1178,6 +1266,7 @@ class _ChunkedBody:
         self._state = self._SIZE
         self._left = 0
         self._extensions = 0
+        self._seen = 0  # bytes of the trailer that were looked at
 
     def feed(self, data: bytes, position: int) -> int:
         """Take what belongs to the body; return the position behind what could be used.
@@ -1243,11 +1332,12 @@ class _ChunkedBody:
             self.done = True
             return position + 2
         most = position + self._limits.max_header_bytes
-        end = data.find(b"\r\n\r\n", position, most)
-        _refuse_bare_line_feed(data, position, end if end >= 0 else most)
+        end = data.find(b"\r\n\r\n", position + max(self._seen - 3, 0), most)
+        _refuse_bare_line_feed(data, position + self._seen, end if end >= 0 else most)
         if end < 0:
             if len(data) >= most:
                 raise _Refusal(431, "the trailer section is too long")
+            self._seen = len(data) - position
             return position
         _parse_fields(data[position : end + 2])
         self.done = True
@@ -1271,16 +1361,20 @@ class _Connection:
         "discarded",
         "ended",
         "interest",
+        "line",
         "more",
         "out",
         "parked",
+        "patience",
         "peer",
         "pending",
+        "place",
         "reactor",
         "receive_bytes",
         "resets",
         "run",
         "safe",
+        "seen",
         "send_bytes",
         "socket",
         "state",
@@ -1290,8 +1384,11 @@ class _Connection:
         "working",
     )
 
-    def __init__(self, reactor: _Reactor, connected: socket.socket, peer: Any) -> None:
+    def __init__(
+        self, reactor: _Reactor, connected: socket.socket, peer: Any, place: str | None
+    ) -> None:
         self.reactor = reactor
+        self.place = place  # whose place it has; None: it is in the reserve
         self.socket = connected
         self.descriptor = connected.fileno()
         self.receive_bytes = connected.recv
@@ -1301,6 +1398,7 @@ class _Connection:
         self.ended = False  # the client sent its last byte
         self.interest = _IN
         self.buffer = b""  # received, not parsed
+        self.seen = self.line = 0  # bytes of the head that it begins with: see _check_extent
         self.body: _Body | None = None  # of the request that is arriving
         self.waiting: deque[Request] = deque()  # unanswered, or answered before their turn (H1)
         self.safe = True  # the safety class of those (H2)
@@ -1312,6 +1410,7 @@ class _Connection:
         self.parked = 0  # bytes of long answers before their turn
         self.touched = self.begun = perf_counter()  # last progress; first byte of a request
         self.discarded = 0
+        self.patience = _LINGER_TIME  # seconds for a client to read the last answer
         self.resets = False  # the socket is to be closed by a reset
         self.working = False  # a request takes turns, and those behind it wait for its answer
 
@@ -1366,8 +1465,12 @@ class _Connection:
         if self.body is None and (position or not self.buffer):
             self.begun = reactor.now
         self.buffer = data[position:]
-        if self.state == READING and not self.interest & _IN:
-            self.watch(self.interest | _IN)
+        self.seen = 0
+        if self.state == READING:
+            if self.body is None:
+                self.seen = len(self.buffer)
+            if not self.interest & _IN:
+                self.watch(self.interest | _IN)
 
     def refuse(self, refusal: _Refusal) -> None:
         """Answer with an error of the server's own, in its turn (H1); take nothing more (H6)."""
@@ -1502,12 +1605,11 @@ class _Connection:
         limits = self.reactor.limits
         idle = self.reactor.now - self.touched
         if self.state == LINGERING:
-            if idle > _LINGER_TIME:
+            if idle > self.patience:
                 self.close()
         elif self.out:
             if idle > limits.write_timeout:
-                self._drop_stream()
-                self.close()
+                self.drop()
         elif self.waiting:
             # Time that the application takes isn't the client's.
             self.touched = self.begun = self.reactor.now
@@ -1522,12 +1624,6 @@ class _Connection:
     def close_if_idle(self) -> None:
         if not (self.buffer or self.body or self.waiting or self.out) and self.state == READING:
             self.close()
-
-    def turn_away(self, answer: bytes) -> None:
-        """Begin as a connection that only gets *answer*. Accepting thread, before adoption."""
-        self.state = FINISHED
-        self.out.append(answer)
-        self.interest = _OUT
 
     def watch(self, interest: int) -> None:
         """Change what the socket is watched for. Raises OSError."""
@@ -1552,6 +1648,7 @@ class _Connection:
             self.reactor.leaving -= self.pending + self.parked
             del self.reactor.connections[self.descriptor]  # before the number can be used again
             self.socket.close()
+            self.reactor.release(self)
             for stream in streams:
                 stream._end()
             for request in held:
@@ -1565,6 +1662,7 @@ class _Connection:
         waiting = self.waiting
         position = 0
         size = len(data)
+        begin = max(self.seen - 3, 0)  # the end of the first head isn't before that
         while position < size and self.state == READING:
             if self.body is not None:
                 position = self._feed(self.body, data, position)
@@ -1572,7 +1670,7 @@ class _Connection:
                     break
                 self._complete(self.body, position < size)
                 continue
-            end = data.find(b"\r\n\r\n", position)
+            end = data.find(b"\r\n\r\n", position or begin)
             if end < 0 or data[position] == 13:
                 following = self._look_at_beginning(data, position, end)
                 if following == position:
@@ -1587,15 +1685,15 @@ class _Connection:
             except (ValueError, KeyError):
                 name, safe, target, head = reactor.parse(data, position, end)
             known = reactor.targets.get(target)
-            if known is None and not reactor.is_target(target):
-                reactor.parse(data, position, end)  # raises, with the words for what is wrong
+            if known is None:
+                reactor.check_target(target, data, position, end)
+                known, head = reactor.resolve(name, target, head)
             if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
                 self.state = HELD
                 break
             if not reactor.requests & 3 and position and perf_counter() > reactor.until:
                 self._wait_a_round()
                 break
-            known = known or reactor.resolve(name, target, head)
             request = Request(self, head, name, known, b"", reactor.now)
             self.safe = safe
             if head.plain:
@@ -1611,12 +1709,18 @@ class _Connection:
             self._hand_over(request, position < size)
         return position
 
-    def _hand_over(self, request: Request, more: bool) -> None:
+    def _hand_over(
+        self, request: Request, more: bool, handle: Callable[[Request], None] | None = None
+    ) -> None:
+        """Hand a request to the application, or to *handle* in its place."""
         reactor = self.reactor
         if reactor.draining:
             self.more = more
-        if request._head.close:
-            self.state = FINISHED
+        if request._head.unusual:
+            if request._head.close:
+                self.state = FINISHED
+            if reactor.is_refused(request):
+                handle = reactor.refuse_page
         self.waiting.append(request)
         reactor.requests += 1
         reactor.in_flight += 1
@@ -1625,7 +1729,7 @@ class _Connection:
             request.fail(TooManyRequests("too many requests are under way; try again shortly"))
             return
         try:
-            reactor.handle(request)
+            (handle or reactor.handle)(request)
         except Exception:
             log.exception("%s failed", request)
             if isinstance(request._answer, Stream):
@@ -1643,11 +1747,28 @@ class _Connection:
     def _begin_body(self, request: Request, moved_on: bool) -> None:
         head = request._head
         limits = self.reactor.limits
+        if head.chunked or head.expects:
+            action = self.reactor.without_body(request)
+            if action is not None:
+                self._answer_early(request, action)
+                return
         self.body = _ChunkedBody(request, limits) if head.chunked else _SizedBody(request)
         if moved_on or not self.buffer:
             self.begun = self.reactor.now
         if head.expects:
             self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _answer_early(self, request: Request, action: Callable[[Request], None]) -> None:
+        """Let a request be answered without its body, and end the connection with that.
+
+        Many clients send all of a body before they look for an answer, however long it takes
+        them. Until then the body is thrown away: to close would be to take the answer back.
+        """
+        limits = self.reactor.limits
+        self.patience = limits.request_timeout
+        self.discarded = -limits.max_body_bytes  # so much more may come
+        request._head = request._head.closing()
+        self._hand_over(request, False, action)
 
     def _feed(self, body: _Body, data: bytes, position: int) -> int:
         """Give the body its next bytes, unless those of all connections are too many (H5)."""
@@ -1727,7 +1848,7 @@ class _Connection:
         size = len(answer[1])
         if self.state == CLOSED:
             return answer
-        if self.safe and reactor.leaving + size > reactor.limits.max_leaving_bytes:
+        if self.safe and reactor.is_full(size):
             reactor.count_refusal(503)
             accept = request.headers.get("accept")
             message = "too much waits to be read by clients; try again shortly"
@@ -1742,8 +1863,10 @@ class _Connection:
             if data.startswith(b"\r\n", position):
                 return position + 2
             if position + 1 == len(data):
+                self.line = 0
                 return position
-        _check_extent(data, position, end, self.reactor.limits)
+        seen, line = (0, 0) if position or not self.seen else (self.seen, self.line)
+        self.line = _check_extent(data, position, end, self.reactor.limits, seen, line)
         return position
 
     def _emit_all(self) -> None:
@@ -1788,10 +1911,12 @@ class _Connection:
         self.waiting.popleft()
         stream._end()
 
-    def _drop_stream(self) -> None:
+    def drop(self) -> None:
+        """Close because the client takes nothing."""
         if self.stream is not None:
             with self.reactor.lock:
                 self.reactor.streams_dropped += 1
+        self.close()
 
     def _let_end_show(self) -> None:
         """Make whatever closes the socket too early reset it, our own end included: the client
@@ -1885,6 +2010,45 @@ class _Connection:
         self.watch(_IN)
 
 
+class _Reserved(_Connection):
+    """A connection in the reserve: one probe is answered, and anything else turned away."""
+
+    __slots__ = ()
+
+    def check_deadlines(self) -> None:
+        if self.reactor.now - self.begun > _RESERVE_TIME:
+            if self.state == READING and not self.buffer:
+                self.refuse(self._refusal())
+            else:
+                self.close()
+
+    def advance(self, data: bytes) -> None:
+        begun = self.begun
+        super().advance(data)
+        self.begun = begun  # its time is counted from its adoption
+
+    def _hand_over(
+        self, request: Request, more: bool, handle: Callable[[Request], None] | None = None
+    ) -> None:
+        is_probe = request.method in _READS and request.path in self.reactor.access.probes
+        if not is_probe or request.body:
+            raise self._refusal(request)
+        request._head = request._head.closing()
+        super()._hand_over(request, more, handle)
+
+    def _begin_body(self, request: Request, moved_on: bool) -> None:  # noqa: ARG002
+        raise self._refusal(request)
+
+    def _refusal(self, request: Request | None = None) -> _Refusal:
+        refusal = _Refusal(
+            503, "too many connections, of all clients or of yours; try again shortly"
+        )
+        if request is not None:
+            refusal.headers, refusal.method = request.headers, request.method
+            refusal.request_id = request.id
+        return refusal
+
+
 # -- private: the reactor ------------------------------------------------------------------------
 
 
@@ -1896,11 +2060,19 @@ class _Reactor:
         application: Application,
         limits: Limits,
         on_fatal: Callable[[BaseException], None],
+        access: Access | None = None,
     ) -> None:
         self.handle = application.handle
         self.flush = application.flush
+        self.without_body: Callable[[Request], Callable[[Request], None] | None] = getattr(
+            application, "without_body", _needs_body
+        )
         self.limits = limits
-        self.is_target = re.compile(rb"[!-~\x80-\xff]{1,%d}" % limits.max_target_bytes).fullmatch
+        self.access = access or Access()
+        self.places = Places(limits.max_connections, limits.trusted_proxies)
+        self.reserved: dict[_Connection, None] = {}  # in the reserve, the oldest first
+        # ASCII that can be seen; a fragment, from # on, is the client's own (RFC 9112 section 3.2).
+        self.is_target = re.compile(rb"[!\"$-~]{1,%d}" % limits.max_target_bytes).fullmatch
         self.ident = 0
         self.now = perf_counter()
         self.draining = False
@@ -1929,8 +2101,7 @@ class _Reactor:
         self.streams = 0  # not over, and requests held
         self.streams_dropped = 0
         self.ready: deque[Stream] = deque()  # to be fed
-        self.private_given = 0  # bytes that were sent to streams, but for broadcasts
-        self.private_gone = 0  # of these, bytes that were moved on or dropped; the reactor's
+        self.queued = 0  # bytes that streams have yet to take; those of a broadcast count once
         self.progress = threading.Condition()  # for those who wait for streams to be sent
         self.tell_waiting = False
         self.arriving = 0  # bytes of unfinished bodies
@@ -1987,9 +2158,17 @@ class _Reactor:
         """Return whether so much waits for clients that reads are taken one by one."""
         return self.leaving > self.limits.max_leaving_bytes // 2
 
-    def is_full(self) -> bool:
-        """Return whether what streams keep for their clients is too much. With the lock."""
-        return self.private_given - self.private_gone > self.limits.max_leaving_bytes
+    def is_full(self, more: int = 0) -> bool:
+        """Tell whether too much waits to be read by clients, with so many bytes more. Any thread;
+        what it finds may be different a moment later."""
+        return self.leaving + self.queued + more > self.limits.max_leaving_bytes
+
+    def let_go_of(self, parts: Iterable[_Part]) -> None:
+        """Note that a stream keeps some parts no longer. With the lock."""
+        for part in parts:
+            part.holders -= 1
+            if not part.holders:
+                self.queued -= len(part.data)
 
     def wake_for_streams(self) -> None:
         if not self._woken and get_ident() != self.ident:
@@ -2010,25 +2189,32 @@ class _Reactor:
 
     def adopt(self, connected: socket.socket, peer: Any) -> None:
         """Take in a new connection, or turn it away. Raises OSError."""
-        number = len(self.connections)
-        limit = self.limits.max_connections
-        if number >= limit + _SPARE_CONNECTIONS or self._done.is_set():
+        place = self.places.take(peer[0])
+        if place is None and len(self.reserved) >= 2 * self.places.reserve:
             self.count_refusal(503)
             connected.close()
             return
-        connection = _Connection(self, connected, peer)
-        if number >= limit:
-            self.count_refusal(503)
-            body, content_type = error_body(503, "too many connections; try again shortly")
-            start = _render_start(503, content_type, len(body), self._date)
-            connection.turn_away(b"%b%b%b\r\n%b" % (start, _RETRY, _CLOSE, body))
+        kind = _Connection if place is not None else _Reserved
+        connection = kind(self, connected, peer, place)
         descriptor = connection.descriptor
         self.connections[descriptor] = connection
+        if place is None:
+            self.reserved[connection] = None
         try:
             self.epoll.register(descriptor, connection.interest)
         except (OSError, ValueError):  # ValueError: the reactor has just ended
             del self.connections[descriptor]
+            self.release(connection)
             raise
+        if len(self.reserved) > self.places.reserve:
+            self._wake()
+
+    def release(self, connection: _Connection) -> None:
+        """Let another connection have the place of one. Any thread."""
+        if connection.place is None:
+            del self.reserved[connection]
+        else:
+            self.places.give_back(connection.place)
 
     def count_refusal(self, status: int) -> None:
         self.refused[status] = self.refused.get(status, 0) + 1
@@ -2064,19 +2250,30 @@ class _Reactor:
             raise
         return name, safe, target, head
 
-    def resolve(self, method: str, target: bytes, head: _Head) -> RequestTarget:
-        """Return what a target says that isn't known yet. Raises _Refusal."""
+    def check_target(self, target: bytes, data: bytes, position: int, end: int) -> None:
+        """Raise _Refusal for a target of a head in data[position:end] that can't be one."""
+        if not self.is_target(target):
+            self.parse(data, position, end)  # raises, with the words for what is wrong
+
+    def resolve(self, method: str, target: bytes, head: _Head) -> tuple[RequestTarget, _Head]:
+        """Return what a target says that isn't known yet; and the head, judged by whom the target
+        names if it does (RFC 9112 section 3.2.2). Raises _Refusal."""
         path, _, query = target.partition(b"?")
         try:
-            found = RequestTarget(_decode_path(method, path), query)
+            decoded, authority = _decode_path(method, path)
         except _Refusal as refusal:
             refusal.request_id = head.request_id
             raise
-        if len(target) <= _KNOWN_TARGET_BYTES and path != b"*":  # no path for most methods
+        found = RequestTarget(decoded, query, authority)
+        # "*" is no path for most methods, and who is asked in absolute form is looked at each time.
+        if len(target) <= _KNOWN_TARGET_BYTES and path != b"*" and authority is None:
             if len(self.targets) >= _KNOWN_TARGETS:
                 self.targets.clear()
             self.targets[target] = found
-        return found
+        if authority is not None:
+            head = head.copy()
+            head.judge(self.access, authority)
+        return found, head
 
     def render_start(self, status: int, content_type: str, length: int) -> bytes:
         """Render how an answer begins, up to its other fields; good until the date changes."""
@@ -2120,6 +2317,21 @@ class _Reactor:
             self._tell_waiting()
         return not (draining and self._is_drained())
 
+    def is_refused(self, request: Request) -> bool:
+        """Tell whether a request may not be made by the web page that made it."""
+        judgement = request._head.judgement
+        if judgement is None:
+            return False
+        is_public = request.method in _READS and request.path in self.access.public
+        return judgement[0] != 403 or not is_public
+
+    def refuse_page(self, request: Request) -> None:
+        """Answer a request that is refused for its name or its origin."""
+        assert request._head.judgement is not None
+        status, message = request._head.judgement
+        self.count_refusal(status)
+        request.fail(status, message)
+
     def take_turns(self, turns: _Turns) -> None:
         """Carry something on from the next turns on. Raises Unavailable."""
         if turns.alone:
@@ -2148,7 +2360,10 @@ class _Reactor:
         if request_id:
             return (self.heads.get(rest) or self._learn(rest)).with_id(request_id)
         head = _parse_head(tail, self.limits)
-        if len(tail) <= _KNOWN_HEAD_BYTES and "x-request-id" not in head.headers:
+        head.judge(self.access, head.authority)
+        # One that is refused isn't kept: the names of this server may change.
+        is_short = len(tail) <= _KNOWN_HEAD_BYTES
+        if is_short and "x-request-id" not in head.headers and head.judgement is None:
             if len(self.heads) >= _KNOWN_HEADS:
                 self.heads.clear()
             self.heads[tail] = head
@@ -2342,6 +2557,8 @@ class _Reactor:
         with contextlib.suppress(BlockingIOError):
             self._wakened.recv(4096)
         self._woken = False
+        if len(self.reserved) > self.places.reserve:  # the oldest give way
+            self._each(list(self.reserved)[: -self.places.reserve], _Connection.close)
         answers = self._answers
         while answers:
             request, answer = answers.popleft()
@@ -2368,7 +2585,19 @@ class _Reactor:
         if self._slow_lines > _SLOW_LINES:
             log.warning("slow: %d more requests", self._slow_lines - _SLOW_LINES)
         self._slow_lines = 0
-        self._each(list(self.connections.values()), _Connection.check_deadlines)
+        if self.is_full():
+            self._relieve()
+        self._each(list(self.connections.values()), lambda each: each.check_deadlines())
+
+    def _relieve(self) -> None:
+        """End the streams whose clients have taken nothing for the longest, until there is room
+        again (H5)."""
+        blocked = [c for c in self.connections.values() if c.stream and c.interest & _OUT]
+        blocked.sort(key=lambda connection: connection.touched)
+        for connection in blocked:
+            if not self.is_full(self.limits.max_leaving_bytes // 4):
+                break
+            self._each((connection,), _Connection.drop)
 
     def _is_drained(self) -> bool:
         if not self.late:
@@ -2377,17 +2606,30 @@ class _Reactor:
         return self._cut or not self.connections
 
 
+def _render_line(status: int, date: bytes) -> str:
+    """Render how every answer begins. No browser is to guess what type of content it has."""
+    phrase = _PHRASES.get(status, "")
+    return (
+        f"HTTP/1.1 {status} {phrase}\r\nDate: {date.decode()}\r\n"
+        "X-Content-Type-Options: nosniff\r\n"
+    )
+
+
 def _render_start(status: int, content_type: str, length: int, date: bytes) -> bytes:
-    line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nDate: {date.decode()}\r\n"
+    line = _render_line(status, date)
     if status == 304:  # it has no body, and tells nothing of the one there would be
         return line.encode()
     return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n".encode()
 
 
 def _render_stream_start(status: int, content_type: str, date: bytes, chunked: bool) -> bytes:
-    line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nDate: {date.decode()}\r\n"
+    line = _render_line(status, date)
     coding = "Transfer-Encoding: chunked\r\n" if chunked else ""
     return f"{line}Content-Type: {content_type}\r\n{coding}".encode()
+
+
+def _needs_body(request: Request) -> None:
+    """Stand for an application that wants the body of each request."""
 
 
 def _frame_part(data: bytes) -> bytes:

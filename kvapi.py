@@ -400,7 +400,8 @@ class KeyValues:
         conditions = headers.note or conditions_of(headers)
         key, is_stale, query = request.target.note or named_by(request)
         if key and conditions is PLAIN and not is_stale:
-            self._commands.append((key, self._limits.check_value(request.body)))
+            value = request.body or _empty_value(request)
+            self._commands.append((key, self._limits.check_value(value)))
             self._writers.append(request)
             return
         key = key_of(query)
@@ -418,10 +419,13 @@ class KeyValues:
             operation = Acquire(key, session_id(query, b"acquire"), given)
         elif b"release" in query:
             operation = Release(key, session_id(query, b"release"), given)
-        elif b"ttl" in query:
-            operation = Put(key, value, ttl_of(query, "ttl=30s"))
         else:
-            operation = Put(key, value, keep_ttl=flag(query, b"keepttl"))
+            if given is None:
+                value = _empty_value(request)
+            if b"ttl" in query:
+                operation = Put(key, value, ttl_of(query, "ttl=30s"))
+            else:
+                operation = Put(key, value, keep_ttl=flag(query, b"keepttl"))
         transaction = Transaction(compares(key, query, conditions), (operation,))
         self._commit(request, conditions, transaction, self._answer_put)
 
@@ -1166,6 +1170,17 @@ class _Page:
 
 
 # -- what is in an answer ------------------------------------------------------------------------
+
+
+def _empty_value(request: Request) -> bytes:
+    """Return what a put without a value stores if it says so: nothing. Raises BadRequest.
+
+    A client that has sent a stream, and sends it again after a redirect, sends chunks with nothing
+    in them: it doesn't mean an empty value.
+    """
+    if "content-length" not in request.headers:
+        raise BadRequest("send value= or a body; Content-Length: 0 stores an empty value")
+    return b""
 
 
 def _respond_plain(request: Request, revision: int) -> None:

@@ -765,6 +765,16 @@ class Node:
             )
         )
 
+    def referral(self) -> NotLeader | None:
+        """Return whom writes are to be asked of, if that isn't this node."""
+        with self._lock:
+            return None if self._raft.state is State.LEADER else self._not_leader()
+
+    def names(self) -> tuple[str, ...]:
+        """Return the addresses under which the cluster knows this node. Any thread."""
+        server = self._raft.configuration.get(self._raft.id)
+        return (server.http_address, server.raft_address) if server else ()
+
     def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
         """Return what the quorum would be with this member, and what it would survive."""
         with self._lock:

@@ -99,8 +99,9 @@ def _keys() -> Schema:
             ),
             "put": _write(
                 "Set a key",
-                "The value is the parameter or the body. ttl, keepttl, acquire and release exclude "
-                "each other.",
+                "The value is the parameter or the body; an empty one has to be said, by value= or "
+                "Content-Length: 0, unless acquire or release leaves the value alone. ttl, "
+                "keepttl, acquire and release exclude each other.",
                 [
                     _key(),
                     _query("value", {"type": "string"}, "the value; without it, the body is"),
@@ -398,7 +399,7 @@ def _read(
     *errors: int,
     tag: str = "keys",
 ) -> Schema:
-    own = _refer(307, 400, 414, 429, 431, 500, 503, *errors)
+    own = _refer(307, 400, 403, 414, 421, 429, 431, 500, 503, *errors)
     return _operation(summary, description, parameters, answers | own, tag)
 
 
@@ -411,7 +412,7 @@ def _write(
     body: Schema | None = None,
     tag: str = "keys",
 ) -> Schema:
-    own = _refer(307, 400, 413, 414, 422, 429, 431, 500, 503, 504, 507, *errors)
+    own = _refer(307, 400, 403, 413, 414, 421, 422, 429, 431, 500, 503, 504, 507, *errors)
     found = _operation(summary, description, [*parameters, _ONCE], answers | own, tag)
     if body is not None:
         found["requestBody"] = {"content": body, "required": summary != "Set a key"}
@@ -426,7 +427,7 @@ def _change(
     *,
     required: bool = True,
 ) -> Schema:
-    own = _refer(307, 400, 404, 409, 413, 414, 429, 431, 500, 503, 504, 507)
+    own = _refer(307, 400, 403, 404, 409, 413, 414, 421, 429, 431, 500, 503, 504, 507)
     found = _operation(summary, "", parameters, answers | own, "cluster")
     found["requestBody"] = {"content": {JSON: {"schema": schema}}, "required": required}
     return found
@@ -434,7 +435,7 @@ def _change(
 
 def _plain(summary: str, answers: Schema, *parameters: Schema) -> Schema:
     return _operation(
-        summary, "", [*parameters], _refer(400, 414, 429, 431, 503) | answers, "health"
+        summary, "", [*parameters], _refer(400, 403, 414, 421, 429, 431, 503) | answers, "health"
     )
 
 
@@ -571,12 +572,14 @@ def _headers() -> Schema:
 def _errors() -> Schema:
     said = {
         400: "Malformed; nothing has changed.",
+        403: "A web page of another origin asked; nothing has changed.",
         404: "There is no such key, session or member.",
         409: "It contradicts what there is; nothing has changed.",
         410: "Events that old are no longer kept; read the keys again, and watch from there.",
         412: "A condition does not hold; nothing has changed. ETag has the key's revision.",
         413: "Larger than the limit; nothing has changed.",
         414: "The query, or a key in it, is too long; nothing has changed.",
+        421: "The server is not known by the name in Host; nothing has changed.",
         422: "The Idempotency-Key was used for another request; nothing has changed.",
         429: "Too much is under way; nothing has changed.",
         431: "Too many header fields; nothing has changed.",

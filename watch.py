@@ -522,6 +522,8 @@ class Watchers(Generic[SinkT]):
 
     *broadcast* gives the same bytes to many sinks at a lower price, as ``HTTPServer.broadcast``
     does; it doesn't tell which of them take no more, so whoever learns that cancels the watch.
+    While *is_full* says that too much waits to be read by clients, nobody is given events: those
+    who are up to date fall behind, and go on from there when there is room.
     Every *progress_interval* seconds, and whenever half of the history has gone by, those who are
     up to date are told how far that is.
     """
@@ -532,10 +534,12 @@ class Watchers(Generic[SinkT]):
         registry: Registry,
         *,
         broadcast: Callable[[Sequence[SinkT], bytes], None] | None = None,
+        is_full: Callable[[], bool] = bool,
         progress_interval: float = PROGRESS_INTERVAL,
     ) -> None:
         self._history = history
         self._broadcast = broadcast
+        self._is_full = is_full
         self._progress_interval = progress_interval
         self._bell = threading.Event()
         self._orders: deque[Callable[[], object]] = deque()  # for the pump, from any thread
@@ -827,7 +831,8 @@ class Watchers(Generic[SinkT]):
 
     def _put_slow_behind(self, group: _Group[SinkT], at: int) -> None:
         """Let those who haven't taken the waves before go on from here at their own pace."""
-        slow = [watch for watch, sink in group.watches.items() if sink.unsent > _PART]
+        is_full = self._is_full()
+        slow = [watch for watch, sink in group.watches.items() if is_full or sink.unsent > _PART]
         for watch in slow:
             self._groups.remove(watch)
             watch.is_live = False
@@ -871,7 +876,7 @@ class Watchers(Generic[SinkT]):
 
     def _read_on(self, watch: Watch[SinkT], view: _View, at: int) -> int:
         """Send a watch the next part of what it misses and return where it goes on."""
-        if watch.sink.unsent:
+        if watch.sink.unsent or self._is_full():
             return at
         frames = []
         size = 0

@@ -13,11 +13,12 @@ import kvjson
 import wire
 from btree import BTree, Record
 from commands import Committed, Transaction
-from errors import ConureError, CorruptionError, NotRead
-from httpapi import API, SHORT_BODIES, Backend, Check
+from errors import ConureError, CorruptionError, NotLeader, NotRead
+from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, Backend, Check
 from httpserver import HTTPServer, Limits, Stream
 from kvapi import Command, Reply, State, WriteReply
 from metrics import Registry
+from origins import Access
 from raft import Entry, EntryKind
 from store import Session, Store
 from tests.crashfs import CrashFileSystem
@@ -144,6 +145,9 @@ class FakeBackend:
         self.removed.append((node_id, force))
         reply(self.error)
 
+    def referral(self) -> NotLeader | None:
+        return self.error if isinstance(self.error, NotLeader) else None
+
     def hand_over(self, node_id: str, reply: Reply) -> None:
         self.handed_over.append(node_id)
         reply(self.error)
@@ -231,9 +235,13 @@ class Service:
         api.backend = backend
         self.api = api
         limits = Limits(max_body_bytes=16 << 20, max_body_bytes_at=SHORT_BODIES)
-        self.server = HTTPServer(("127.0.0.1", 0), api, limits)
+        access = Access(public=PUBLIC, probes=PROBES)
+        self.server = HTTPServer(("127.0.0.1", 0), api, limits, access=access)
         self.watchers: Watchers[Stream] = Watchers(
-            history or History(), self.registry, broadcast=self.server.broadcast
+            history or History(),
+            self.registry,
+            broadcast=self.server.broadcast,
+            is_full=self.server.is_full,
         )
         api.streams.watchers = self.watchers
         self.watchers.start()

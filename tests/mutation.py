@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "ACCESS_TESTS",
     "CLUSTER_TESTS",
     "CORE_TESTS",
     "FULL_DISK_TESTS",
@@ -39,6 +40,8 @@ FULL_DISK_TESTS = (
 )
 
 TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
+
+ACCESS_TESTS = ("tests/test_httpserver_access.py",)
 
 SIMULATION = ("tests/test_sim.py",)
 

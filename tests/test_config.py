@@ -233,6 +233,43 @@ def test_seeds_by_two_names_from_one_source_are_refused(tmp_path: Path) -> None:
     assert "line 1" in error.why
 
 
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("", ()),
+        ("db.example.com", ("db.example.com",)),
+        (" DB.Example.Com. , .inside.example,*.below.example,", (
+            "db.example.com", ".inside.example", "*.below.example")),
+        ("a.b,A.B", ("a.b",)),
+        ("*", ("*",)),
+    ],
+)  # fmt: skip
+def test_allowed_hosts(text: str, hosts: tuple[str, ...]) -> None:
+    assert load([f"--allowed-hosts={text}"], {}).allowed_hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "proxies"),
+    [
+        ("", ()),
+        ("10.0.0.7", ("10.0.0.7/32",)),
+        ("10.0.0.0/24, fd00::/64,10.0.0.0/24", ("10.0.0.0/24", "fd00::/64")),
+    ],
+)
+def test_trusted_proxies(text: str, proxies: tuple[str, ...]) -> None:
+    assert load([f"--trusted-proxies={text}"], {}).trusted_proxies == proxies
+
+
+def test_hosts_that_name_this_node() -> None:
+    argv = ["--raft-addr=raft.example:7001", "--http-addr=http.example:8081"]
+    argv += ["--http-advertise=http://out.example", "--raft-advertise=in.example:7001"]
+    argv += ["--metrics-addr=metrics.example:9100", "--seeds=http://one.example:8081,http://two:80"]
+    assert set(load(argv, {}).own_hosts()) == {
+        *("raft.example", "http.example", "out.example", "in.example", "metrics.example"),
+        *("one.example", "two"),
+    }
+
+
 def test_an_arbiter_can_not_begin_a_cluster() -> None:
     error = error_of(["--role=arbiter", "--bootstrap"])
     assert (error.setting, error.source) == ("bootstrap", "flag --bootstrap")
@@ -308,6 +345,11 @@ BAD_VALUES = [
     ("checkpoint_entries", "0", "1 to"),
     ("checkpoint_entries", "1k", "whole number"),
     ("max_connections", "1_000", "whole number"),
+    ("allowed_hosts", "a.b,http://c.d", "without a scheme or a port"),
+    ("allowed_hosts", "c.d:8081", "without a scheme or a port"),
+    ("allowed_hosts", "*d", "write it like"),
+    ("trusted_proxies", "10.0.0.0/24,proxy", "write it like 10.0.0.7"),
+    ("trusted_proxies", "10.0.0.1/24", "host bits set"),
     ("log_level", "trace", "debug, info, warning, error"),
     ("log_format", "JSON", "text, json"),
 ]

@@ -131,7 +131,6 @@ def conversation(server: ServerProcess, data: bytes) -> bytes:
         ),
         pytest.param(["--http1.0", "-d", "old"], b"", b"old", id="http-1.0"),
         pytest.param(["-d", ""], b"", b"", id="empty"),
-        pytest.param([], b"", b"", id="no-body"),
     ],
 )
 def test_curl_puts_a_body_as_the_value(
@@ -206,8 +205,58 @@ def test_any_bytes_make_a_value(
             head = f"PUT /kv?key={quote_from_bytes(key.encode())} HTTP/1.1\r\nHost: x\r\n"
             raw = head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
             answer = Answer(int(conversation(server, raw).split()[1]), {}, b"OK\n")
+        if how == "chunked" and not value:
+            assert answer.status == 400  # what a client sends that has lost its body
+            assert server.get(key).body == b"before"
+            continue
         assert (answer.status, answer.body) == (200, b"OK\n")
         assert server.get(key).body == value, how
+
+
+@needs_curl
+def test_curl_has_to_say_that_a_value_is_empty(server: ServerProcess) -> None:
+    target = kv(server, "unsaid")
+    server.put("unsaid", b"kept")
+    status, line = curl("-X", "PUT", target)
+    assert (status, line) == (
+        400, b"send value= or a body; Content-Length: 0 stores an empty value\n"
+    )  # fmt: skip
+    assert curl(target) == (200, b"kept")
+    assert curl("-X", "PUT", target + "&value=") == (200, b"OK\n")
+    assert curl(target) == (200, b"")
+
+
+@needs_curl
+def test_curl_from_a_web_page_or_under_another_name(server: ServerProcess) -> None:
+    """What a browser would send; `curl -d` sends a form's type, and is no browser."""
+    url = f"http://127.0.0.1:{server.port}"
+    batch = ("-d", '{"key": "web", "value": "1"}', f"{url}/kv/batch")
+    assert curl(*batch)[0] == 200
+    for field in ("Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Origin: null"):
+        assert curl("-H", field, *batch)[0] == 403
+        assert curl("-H", field, f"{url}/kv?key=web")[0] == 403
+        assert curl("-H", field, f"{url}/livez")[0] == 200
+    assert curl("-H", f"Origin: {url}", *batch)[0] == 200
+    status, line = curl("-H", "Host: evil.example", f"{url}/kv?key=web")
+    assert status == 421
+    assert b"--allowed-hosts=evil.example" in line
+    for host in ("conure", "conure-0.conure-hs.default.svc:8081", "x.localhost", "[::1]:8081"):
+        assert curl("-H", f"Host: {host}", f"{url}/kv?key=web") == (200, b"1")
+
+
+@needs_curl
+def test_names_that_a_server_is_told(tmp_path: Path) -> None:
+    flags = (
+        "--allowed-hosts=db.example.com,.inside.example",
+        "--http-advertise=http://advertised.example:80",
+        "--metrics-addr=127.0.0.1:0",
+    )
+    with running(tmp_path, *flags) as server:
+        url = f"http://127.0.0.1:{server.port}/livez"
+        machine = socket.gethostname()
+        for host in ("db.example.com", "a.inside.example:1", "advertised.example", machine):
+            assert curl("-H", f"Host: {host}", url)[0] == 200, host
+        assert curl("-H", "Host: x.db.example.com", url)[0] == 421
 
 
 def test_keys_that_look_alike_are_different(server: ServerProcess) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from pathlib import Path
 import pytest
 
 import conuredb
+from config import load
 from conuredb import MAX_OPEN_FILES, JSONFormatter, TextFormatter, main, raise_file_limit
+from httpapi import MetricsAPI
+from metrics import Registry
 from tests.process import ROOT, running, wait_until
 
 
@@ -221,3 +225,32 @@ def start_and_end(*flags: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(ROOT / "conuredb.py"), *addresses, *flags],
         capture_output=True, text=True, check=False, timeout=20,
     )  # fmt: skip
+
+
+def test_who_may_ask_is_as_the_settings_say() -> None:
+    argv = ["--http-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0", "--max-connections=5000"]
+    argv += ["--allowed-hosts=db.example", "--trusted-proxies=192.0.2.0/24"]
+    argv += ["--raft-advertise=in.example:7001", "--seeds=http://seed.example:8081"]
+    config = load(argv, {})
+    process = conuredb.Process(config)
+    servers = process._listen_to_clients(MetricsAPI(Registry()))
+    try:
+        for server in servers:
+            reactor = server._reactor
+            for host in ("db.example", "in.example", "seed.example", socket.gethostname()):
+                assert host in reactor.access.names
+            assert "evil.example" not in reactor.access.names
+            assert "moved.example" not in reactor.access.names
+            assert reactor.places.share == 1024
+            assert reactor.places._identify("192.0.2.7") == ""
+            assert reactor.places._identify("192.0.3.7") == "192.0.3.7"
+        assert servers[0]._reactor.access.probes == {"/livez", "/readyz"}
+        assert "/openapi.json" in servers[0]._reactor.access.public
+        assert servers[1]._reactor.access.probes == {"/metrics"}
+        assert not servers[1]._reactor.access.public
+        node = type("Known", (), {"names": lambda _: ("http://moved.example:8081", "raft:7001")})
+        process._node = node()
+        assert "moved.example" in servers[0]._reactor.access.names
+    finally:
+        for server in servers:
+            server.drain(0)

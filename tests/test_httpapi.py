@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import Acquire, Release, Transaction
 from errors import (
     Conflict,
     ConureError,
@@ -21,7 +23,7 @@ from errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from httpapi import MetricsAPI
+from httpapi import PUBLIC, MetricsAPI
 from httpserver import HTTPServer, Request
 from kvapi import JSON, Command, WriteReply
 from kvjson import MAX_KEY_BYTES
@@ -194,7 +196,7 @@ def test_a_follower_sends_clients_to_the_leader(
     [
         b"key=a%2Bb+c%00&value=%e4%f6",
         b"value=x&key=a;b=c/d?e",
-        b"key=\xc3\xa4",
+        b"key=%C3%A4",
         b"key=http://elsewhere/",
     ],
 )
@@ -492,3 +494,181 @@ def test_metrics_alone() -> None:
     assert b"conure_test 5" in answers[0][1]
     assert answers[1][1] == b""
     assert server.drain(5)
+
+
+# -- values that are not said --------------------------------------------------------------------
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+SESSION = b"0123456789abcdef0123456789abcdef"
+
+
+def put_of(query: bytes, fields: bytes = b"", body: bytes = b"") -> bytes:
+    return b"PUT /kv?" + query + b" HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n" + body
+
+
+@pytest.mark.parametrize("more", [b"", b"&ttl=1h", b"&keepttl=true", b"&cas=1"])
+@pytest.mark.parametrize(
+    ("fields", "body"),
+    [
+        (b"", b""),
+        (CHUNKED, b"0\r\n\r\n"),
+        (b"Idempotency-Key: a\r\n", b""),
+        (b"If-Match: *\r\n" + CHUNKED, b"0\r\n\r\n"),
+    ],
+)
+def test_a_put_without_any_value_is_refused(
+    service: Service, backend: FakeBackend, fields: bytes, body: bytes, more: bytes
+) -> None:
+    backend.values = {b"k": b"kept"}
+    answer = service.converse(put_of(b"key=k" + more, fields, body), 1)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"send value= or a body; Content-Length: 0 stores an empty value\n")
+    assert backend.values == {b"k": b"kept"}
+    assert backend.batches == []
+
+
+@pytest.mark.parametrize("more", [b"", b"&ttl=1h", b"&keepttl=true", b"&cas=1"])
+@pytest.mark.parametrize(
+    ("query", "fields", "body"),
+    [
+        (b"&value=", b"", b""),
+        (b"&value=", CHUNKED, b"0\r\n\r\n"),
+        (b"", b"Content-Length: 0\r\n", b""),
+    ],
+)
+def test_an_empty_value_that_is_said_is_stored(
+    service: Service, backend: FakeBackend, query: bytes, fields: bytes, body: bytes, more: bytes
+) -> None:
+    backend.values = {b"k": b"before"}
+    answer = service.converse(put_of(b"key=k" + query + more, fields, body), 1)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert backend.values == {b"k": b""}
+
+
+@pytest.mark.parametrize("verb", [b"acquire", b"release"])
+@pytest.mark.parametrize(
+    ("query", "fields", "body", "value"),
+    [
+        (b"", b"", b"", None),
+        (b"", b"Content-Length: 0\r\n", b"", None),
+        (b"", CHUNKED, b"0\r\n\r\n", None),
+        (b"&value=", b"", b"", b""),
+        (b"", b"Content-Length: 1\r\n", b"v", b"v"),
+    ],
+)
+def test_a_lock_without_a_value_leaves_it_alone(
+    service: Service,
+    backend: FakeBackend,
+    verb: bytes,
+    query: bytes,
+    fields: bytes,
+    body: bytes,
+    value: bytes | None,
+) -> None:
+    service.converse(put_of(b"key=k&" + verb + b"=" + SESSION + query, fields, body), 1)
+    ((transaction,),) = backend.batches
+    assert isinstance(transaction, Transaction)
+    (operation,) = transaction.success
+    assert isinstance(operation, Acquire | Release)
+    assert operation.value == value
+
+
+# -- redirects before the body -------------------------------------------------------------------
+
+
+def early(service: Service, line: bytes, fields: bytes) -> bytes:
+    """Return what is answered to a head whose body doesn't come."""
+    with socket.create_connection(("127.0.0.1", service.server.port), timeout=10) as client:
+        client.sendall(line + b" HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n")
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+WRITES = [b"PUT /kv?key=k", b"POST /kv/batch", b"POST /txn", b"POST /session?ttl=1s", b"POST /join"]
+COMING = [CHUNKED, b"Expect: 100-continue\r\nContent-Length: 5\r\n"]
+
+
+@pytest.mark.parametrize("line", WRITES)
+@pytest.mark.parametrize("fields", COMING)
+def test_a_follower_redirects_before_it_reads_a_body(
+    service: Service, backend: FakeBackend, line: bytes, fields: bytes
+) -> None:
+    backend.error = LEADER
+    answer = early(service, line, fields)
+    assert answer.startswith(b"HTTP/1.1 307 ")
+    target = line.partition(b" ")[2]
+    assert b"\r\nLocation: http://10.0.0.9:8081%b\r\n" % target in answer
+    assert b"\r\nConnection: close\r\n" in answer
+    assert not backend.batches
+    assert not backend.joins
+    backend.error = NotLeader()
+    assert early(service, line, fields).startswith(b"HTTP/1.1 503 ")
+    page = service.request("GET", "/metrics").body.decode()
+    path = target.decode().partition("?")[0]
+    assert f'route="{path}",method="{line[:4].decode().strip()}",code="307"}} 1' in page
+
+
+def test_reads_and_what_there_is_not_wait_for_the_body(
+    service: Service, backend: FakeBackend
+) -> None:
+    backend.error = LEADER
+    for line, status in ((b"PUT /nothing", 404), (b"POST /kv", 405), (b"GET /livez", 200)):
+        request = line + b" HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n0\r\n\r\n"
+        answer = service.converse(request, 1)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert b"Connection: close" not in answer
+
+
+def test_a_leader_and_a_node_that_passes_on_read_the_body(
+    service: Service, backend: FakeBackend
+) -> None:
+    request = put_of(b"key=k", CHUNKED, b"1\r\nv\r\n0\r\n\r\n")
+    assert service.converse(request, 1).startswith(b"HTTP/1.1 200 ")
+    assert backend.values == {b"k": b"v"}
+    passed_on: list[bytes] = []
+
+    def forward(request: Request, server: str, answered: Callable[[int], None]) -> None:
+        passed_on.append(request.body)
+        request.respond(200)
+
+    backend.error = LEADER
+    service.api.forward = forward
+    assert service.converse(request + b"", 1).startswith(b"HTTP/1.1 200 ")
+    assert passed_on == [b"v"]
+    empty = put_of(b"key=k", CHUNKED, b"0\r\n\r\n")
+    assert service.converse(empty, 1).startswith(b"HTTP/1.1 400 ")
+    assert passed_on == [b"v"]
+
+
+# -- web pages -----------------------------------------------------------------------------------
+
+
+def test_no_read_changes_anything(service: Service, backend: FakeBackend) -> None:
+    backend.values = {b"k": b"v"}
+    revision = backend.store.applied_index
+    for path, methods in service.api._routes.items():
+        for method in methods.keys() & {"GET", "HEAD"}:
+            for query in ("", "?key=k", "?prefix=", f"?id={SESSION.decode()}"):
+                if path != "/watch" or method == "HEAD":
+                    service.request(method, path + query)
+    assert not backend.batches
+    assert not backend.joins
+    assert not backend.removed
+    assert not backend.handed_over
+    assert backend.store.applied_index == revision
+
+
+@pytest.mark.parametrize("path", ["/", "/openapi.json", "/livez", "/readyz"])
+def test_public_pages_may_be_read_by_any_page(service: Service, path: str) -> None:
+    assert service.request("GET", path, Origin="http://evil.example").status == 200
+
+
+def test_nothing_else_is_public(service: Service, backend: FakeBackend) -> None:
+    for path, methods in service.api._routes.items():
+        for method in methods:
+            if path in PUBLIC:
+                continue
+            answer = service.request(method, path + "?key=k", Origin="http://evil.example")
+            assert answer.status == 403, (method, path)
+            assert b"http://evil.example" in answer.body or method == "HEAD"
+    assert not backend.batches
+    assert not backend.reads

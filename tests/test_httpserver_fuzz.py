@@ -59,9 +59,14 @@ SPECIAL = [
         b"0\r\n\r\n",
         b"fffffffffffffffff",
         b"Y" * 300,
+        b"Origin: http://b\r\n",
+        b"Origin: http://a\r\n",
+        b".b",
+        b"a.b/",
     ),
 ]
-KNOWN = {100, 200, 400, 413, 414, 417, 431, 501, 505}
+PAGES = {403, 421}  # refused for the name or the page, after which the connection goes on
+KNOWN = {100, 200, 400, 413, 414, 417, 431, 501, 505} | PAGES
 
 
 @st.composite
@@ -103,7 +108,7 @@ def test_splits_never_change_answers(data: bytes, places: list[int]) -> None:
     assert play(bytewise(data), LIMITS) == at_once
     answered = statuses(at_once)
     assert set(answered) <= KNOWN
-    assert not any(status >= 400 for status in answered[:-1])
+    assert not any(status >= 400 and status not in PAGES for status in answered[:-1])
 
 
 @settings(deadline=None, max_examples=200)
@@ -149,7 +154,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     query = draw(st.text("ab=&%2+;/?:@", max_size=20)).encode()
     target = path + b"?" + query if query or draw(st.booleans()) else path
     if draw(st.booleans()):
-        target = b"http://example.org" + target
+        target = b"http://example:8081" + target
     fields = [b"Host: a"]
     for name in draw(st.lists(TOKEN, max_size=4)):
         gap = draw(st.sampled_from([b"", b" ", b"\t "]))
@@ -332,7 +337,7 @@ class Model:
         self.read()
         reactor = self.stepped.reactor
         assert reactor.in_flight == reactor.streams == reactor.leaving == 0
-        assert reactor.private_given == reactor.private_gone
+        assert reactor.queued == 0
         assert self.application.ended == self.application.streams
 
     def check(self) -> None:

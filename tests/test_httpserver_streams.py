@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -87,7 +87,8 @@ def test_stream_is_chunked_and_the_connection_goes_on() -> None:
     stepped, application, stream = begun()
     head = without_dates(stepped.received)
     assert head == (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nX-Content-Type-Options: nosniff\r\nContent-Type: text/plain\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
     )
     assert stream.send(b"one")
     stepped.run()
@@ -103,7 +104,7 @@ def test_stream_is_chunked_and_the_connection_goes_on() -> None:
     stepped.send(GET)
     assert statuses(stepped.received) == [200, 200]
     assert stream.unsent == stepped.reactor.in_flight == stepped.reactor.streams == 0
-    assert stepped.reactor.private_given == stepped.reactor.private_gone > 0
+    assert stepped.reactor.queued == 0
     stepped.close()
 
 
@@ -115,7 +116,8 @@ def test_stream_for_http_1_0_ends_with_the_connection(option: bytes) -> None:
     stream.finish()
     answer = without_dates(stepped.end())
     assert answer == (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nonetwo"
+        b"HTTP/1.1 200 OK\r\nX-Content-Type-Options: nosniff\r\nContent-Type: text/plain\r\n"
+        b"Connection: close\r\n\r\nonetwo"
     )
     stepped.close()
 
@@ -791,7 +793,7 @@ def test_broadcast() -> None:
         assert bodies[4:] == [expected] * 2
         application.wait_for_ends(7)
         reactor = server._reactor
-        assert reactor.private_given == reactor.private_gone
+        assert reactor.queued == 0
         for client in clients:
             client.close()
 
@@ -807,6 +809,138 @@ def test_broadcast_drops_who_reads_too_slowly() -> None:
     assert not stream.send(b"x")
     assert stepped.reactor.streams_dropped == 1
     stepped.close()
+
+
+def broadcast(stepped: Stepped, streams: list[Stream], data: bytes) -> None:
+    server = type("Server", (), {"_reactor": stepped.reactor})()
+    httpserver.HTTPServer.broadcast(server, streams, data)
+
+
+class Listeners:
+    """Clients of streams, which read only when they are told to; *held* ones have no turn yet."""
+
+    def __init__(self, count: int, limits: Limits, *, held: bool = False) -> None:
+        self.application = Streamer(max_unsent=1 << 30)
+        self.stepped = Stepped(self.application, limits)
+        self.reactor = self.stepped.reactor
+        self.clients: list[socket.socket] = []
+        for number in range(count):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            theirs.settimeout(10)
+            self.reactor.adopt(ours, ("127.0.0.1", number))
+            theirs.sendall(get(b"/keep") + STREAM if held else STREAM)
+            self.clients.append(theirs)
+        self.stepped.run()
+        self.streams = list(self.application.streams)
+        assert len(self.streams) == count
+
+    def drain(self) -> None:
+        """Let every client read all that there is."""
+        for _ in range(1000):
+            self.stepped.run()
+            for client in self.clients:
+                with suppress(OSError):  # nothing has come, or it has left
+                    client.setblocking(False)
+                    client.recv(1 << 20)
+            if not any(stream.unsent for stream in self.streams):
+                return
+        raise AssertionError("there is no end of it")
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.stepped.close()
+
+
+def test_a_broadcast_counts_once_until_the_last_has_taken_it() -> None:
+    listeners = Listeners(3, Limits(), held=True)
+    broadcast(listeners.stepped, listeners.streams, b"x" * 100_000)
+    once = listeners.reactor.queued
+    assert 100_000 < once < 100_100
+    listeners.streams[0].send(b"y" * 1000)
+    assert once + 1000 < listeners.reactor.queued < once + 1100
+    first, second, third = listeners.application.kept
+    first.respond(200)
+    listeners.stepped.run()
+    assert listeners.reactor.queued >= once  # the others keep it still
+    listeners.clients[1].close()
+    listeners.stepped.run()
+    listeners.reactor.connections[second._connection.descriptor].close()
+    assert listeners.reactor.queued >= once
+    third.respond(200)
+    listeners.drain()
+    assert listeners.reactor.queued == 0
+    listeners.close()
+
+
+def test_what_all_have_is_moved_in_pieces_and_arrives_whole() -> None:
+    """H7: a piece of what others keep as well is copied, so it is a small one."""
+    listeners = Listeners(2, Limits())
+    data = bytes(range(256)) * 2000
+    broadcast(listeners.stepped, listeners.streams, data)
+    listeners.stepped.run()
+    for connection in listeners.reactor.connections.values():
+        assert connection.pending <= 64 << 10
+    received = b""
+    for stream in listeners.streams:
+        stream.finish()
+    while not received.endswith(b"0\r\n\r\n"):
+        listeners.clients[0].setblocking(False)
+        with suppress(BlockingIOError):
+            received += listeners.clients[0].recv(1 << 20)
+        listeners.stepped.run()
+    assert dechunk(body_of(received)) == (data, b"")
+    listeners.close()
+
+
+def test_streams_that_are_not_read_stay_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    bound = 1_000_000
+    listeners = Listeners(40, Limits(max_leaving_bytes=bound))
+    reactor = listeners.reactor
+    broadcast(listeners.stepped, listeners.streams, b"x" * 500_000)
+    broadcast(listeners.stepped, listeners.streams[:20], b"y" * 600_000)
+    assert reactor.is_full()
+    clock.sleep(listeners.stepped, 0.1)
+    # Little moves on while it is full; and it is kept once for those who have yet to take it.
+    assert reactor.leaving + reactor.queued < bound + 40 * 5000 + 100_000
+    clock.sleep(listeners.stepped, 1.1)
+    assert reactor.leaving + reactor.queued <= bound * 3 // 4
+    assert reactor.streams_dropped == sum(stream.over for stream in listeners.streams) > 0
+    listeners.close()
+
+
+def test_the_slowest_streams_are_ended_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    bound = 1_000_000
+    listeners = Listeners(3, Limits(max_leaving_bytes=bound))
+    slowest, slow, idle = listeners.streams
+    slowest.send(b"x" * 400_000)
+    clock.sleep(listeners.stepped, 3)
+    slow.send(b"x" * 400_000)
+    clock.sleep(listeners.stepped, 3)
+    assert not any(stream.over for stream in listeners.streams)
+    idle.send(b"x" * 300_000)
+    clock.sleep(listeners.stepped, 0.1)
+    clock.sleep(listeners.stepped, 1.1)
+    assert [stream.over for stream in listeners.streams] == [True, False, False]
+    assert listeners.reactor.streams_dropped == 1
+    listeners.drain()
+    assert listeners.reactor.queued == listeners.reactor.leaving == 0
+    listeners.close()
+
+
+def test_long_reads_are_refused_for_what_streams_keep() -> None:
+    listeners = Listeners(1, Limits(max_leaving_bytes=100_000), held=True)
+    stepped = listeners.stepped
+    stepped.send(get(b"/big?size=50000"))
+    assert statuses(stepped.received) == [200]
+    listeners.streams[0].send(b"x" * 60_000)
+    stepped.send(get(b"/big?size=50000"))
+    assert statuses(stepped.received) == [200, 503]
+    listeners.close()
 
 
 def test_many_streams_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

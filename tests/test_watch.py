@@ -641,6 +641,41 @@ def test_a_broadcast_serves_many_and_who_is_gone_is_cancelled(history: History) 
     assert closed == [sinks[0]]
 
 
+def test_nobody_is_sent_events_while_too_much_waits(history: History) -> None:
+    """Who is up to date falls behind and goes on from there: nothing is lost, nothing repeated."""
+    is_full = False
+    calls: list[bytes] = []
+
+    def broadcast(sinks: Sequence[FakeSink], data: bytes) -> None:
+        calls.append(data)
+        for sink in sinks:
+            sink.send(data)
+
+    watchers: Watchers[FakeSink] = Watchers(
+        history, Registry(), broadcast=broadcast, is_full=lambda: is_full
+    )
+    sinks = [FakeSink() for _ in range(3)]
+    for sink in sinks:
+        watchers.watch(*ALL, Position(1), sink)
+    watchers.turn()
+    history.extend([put(1)], 1)
+    watchers.turn()
+    is_full = True
+    for revision in (2, 3):
+        history.extend([put(revision)], revision)
+        watchers.turn()
+        watchers.turn()
+    assert all(sink.changes == [put(1)] for sink in sinks)
+    is_full = False
+    watchers.turn()
+    history.extend([put(4)], 4)
+    watchers.turn()
+    watchers.turn()
+    for sink in sinks:
+        assert sink.changes == [put(1), put(2), put(3), put(4)]
+    watchers.stop()
+
+
 # -- ends ------------------------------------------------------------------------------------------
 
 
