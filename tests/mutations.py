@@ -45,6 +45,10 @@ NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
 
 SIMULATION = ("tests/test_sim.py",)
 
+JSON_TESTS = ("tests/test_jsonsteps.py", "tests/test_kvjson.py")
+
+ROUTE_TESTS = ("tests/test_kvapi.py", "tests/test_httpserver.py")
+
 
 class Mutation(NamedTuple):
     """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
@@ -461,6 +465,140 @@ MUTATIONS = [
         "            watch.at = at\n",
         "            watch.at = self._at\n",
         SIMULATION,
+    ),
+    # One client against all
+    Mutation(
+        "turns: values are read in one step",
+        "jsonsteps.py",
+        "return self._values % _PER_STEP == 0",
+        "return False",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "turns: values of JSON are not counted",
+        "jsonsteps.py",
+        "if self._values > MAX_VALUES:",
+        "if self._values < 0:",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "turns: a pair of surrogates is cut in two",
+        "jsonsteps.py",
+        "        piece = piece[:-6]  # the other half may follow",
+        "        pass  # the other half may follow",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "turns: an escaped backslash begins an escape",
+        "jsonsteps.py",
+        'return (len(before) - len(before.rstrip(b"\\\\"))) % 2 == 0',
+        "return True",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "turns: blank lines of a batch are free",
+        "kvjson.py",
+        "        elif not line or line.isspace():\n            continue",
+        "        elif not line or line.isspace():\n            number -= 1\n            continue",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "turns: a batch is one part",
+        "kvapi.py",
+        "if count >= PART_LINES or size >= PART_BYTES:",
+        "if count < 0:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: a request overtakes the one that takes turns before it",
+        "httpserver.py",
+        "            or self.working\n",
+        "",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: steps go on until they end",
+        "httpserver.py",
+        "if is_done_for_now:",
+        "if is_done_for_now is None:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: a client that has left is worked for",
+        "httpserver.py",
+        "if turn.alone and request._connection.state == CLOSED:",
+        "if request._connection.state < 0:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: a body that is being read counts for nothing",
+        "httpserver.py",
+        "            self.arriving += size\n            turns",
+        "            self.arriving += 0\n            turns",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: a round takes requests for any time",
+        "httpserver.py",
+        "if not reactor.requests & 3 and position and perf_counter() > reactor.until:",
+        "if not position and perf_counter() > inf:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: tiny chunks are decoded in one go",
+        "httpserver.py",
+        "if chunks > _CHUNKS:",
+        "if chunks < 0:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "turns: the length of a body at its path isn't looked at",
+        "httpserver.py",
+        "        if length > self.reactor.limits.max_body_bytes_at.get(request.path, length):",
+        "        if length < 0:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "a round reads a key for each who asks",
+        "kvapi.py",
+        "wanted = list(dict.fromkeys(keys))",
+        "wanted = list(keys)",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "a round reads all long values in one go",
+        "node.py",
+        "if left <= 0 and self._is_longer(key, longest):",
+        "if left < -(1 << 60) and self._is_longer(key, longest):",
+        ("tests/test_node.py",),
+    ),
+    Mutation(
+        "long values are read though there is no room for them",
+        "kvapi.py",
+        "most = 0 if waiting is None else READ_BYTES",
+        "most = READ_BYTES",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "an answer overtakes a long one of its connection",
+        "kvapi.py",
+        "if waiting and request.connection in waiting:",
+        "if waiting is None:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "a batch that lost its leader half-way is redirected",
+        "kvapi.py",
+        "if self._missing < self._entries and isinstance(error, NotLeader):",
+        "if self._missing < 0 and isinstance(error, NotLeader):",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "all that is held is proposed in one go",
+        "waiting.py",
+        "while self._held and commands > 0 and size > 0:",
+        "while self._held:",
+        ("tests/test_waiting.py",),
     ),
 ]
 

@@ -1803,7 +1803,7 @@ def test_long_answers_are_sent_in_turns_and_never_copied(monkeypatch: pytest.Mon
     assert stepped.reactor.leaving == connection.pending == sum(map(len, connection.out))
     stepped.run()
     assert statuses(stepped.received) == [200] * 2
-    assert stepped.received.count(b"x") == 2 * len(body)
+    assert stepped.received.count(body[:1000]) == 1800
     assert (stepped.reactor.leaving, connection.pending) == (0, 0)
     stepped.close()
 
