@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import httpserver
 from tests.httpservice import FakeBackend, Service
 from tests.stubserver import MakeStub, StubServer
 
@@ -16,6 +17,15 @@ from tests.stubserver import MakeStub, StubServer
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What one process has to do alone comes first, and the others do the rest beside it."""
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_rounds() -> Iterator[None]:
+    """Let no machine under load split a round of a test's own server: tests count rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpserver, "_ROUND_TIME", 60.0)
+        patch.setattr(httpserver, "_SENDING_TIME", 60.0)
+        yield
 
 
 @pytest.fixture

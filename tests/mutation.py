@@ -11,8 +11,10 @@ __all__ = [
     "CLUSTER_TESTS",
     "CORE_TESTS",
     "FULL_DISK_TESTS",
+    "JSON_TESTS",
     "LEASE_TESTS",
     "NODE_TESTS",
+    "ROUTE_TESTS",
     "SIMULATION",
     "TRANSPORT_TESTS",
     "Mutation",
@@ -42,6 +44,10 @@ FULL_DISK_TESTS = (
 TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
 
 ACCESS_TESTS = ("tests/test_httpserver_access.py",)
+
+JSON_TESTS = ("tests/test_jsonsteps.py", "tests/test_kvjson.py")
+
+ROUTE_TESTS = ("tests/test_kvapi.py", "tests/test_httpserver.py")
 
 SIMULATION = ("tests/test_sim.py",)
 

@@ -1725,8 +1725,11 @@ def test_steps_may_be_handed_over_by_another_thread() -> None:
         assert done == [server._reactor.ident]
 
 
-def test_a_round_takes_requests_for_so_long_only(clock: Clock) -> None:
+def test_a_round_takes_requests_for_so_long_only(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     """However long each of them takes; a connection goes on where it was."""
+    monkeypatch.setattr(httpserver, "_ROUND_TIME", 0.008)
 
     class Slow(Recorder):
         def handle(self, request: Request) -> None:
@@ -1809,7 +1812,7 @@ def test_long_answers_are_sent_in_turns_and_never_copied(monkeypatch: pytest.Mon
     assert stepped.reactor.leaving == connection.pending == sum(map(len, connection.out))
     stepped.run()
     assert statuses(stepped.received) == [200] * 2
-    assert stepped.received.count(b"x") == 2 * len(body)
+    assert stepped.received.count(body[:1000]) == 1800
     assert (stepped.reactor.leaving, connection.pending) == (0, 0)
     stepped.close()
 
