@@ -13,11 +13,6 @@ from tests.httpservice import FakeBackend, Service
 from tests.stubserver import MakeStub, StubServer
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process has to do alone comes first, and the others do the rest beside it."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
     """A mount point, and the command that gives a process a disk of 3 MiB there."""

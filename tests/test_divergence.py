@@ -43,6 +43,16 @@ def test_a_majority_need_not_wait_for_the_rest() -> None:
     assert found.deviants() == ["n3"]
 
 
+def test_half_of_the_replicas_are_no_majority() -> None:
+    found = audit("n2", "n3", "n4")
+    found.answer("n2", 10, GOOD)
+    found.answer("n3", 10, BAD)
+    assert found.differs
+    assert found.deviants() == []
+    found.answer("n4", 10, GOOD)
+    assert found.deviants() == ["n3"]
+
+
 def test_the_leader_is_right_in_a_draw_of_all() -> None:
     found = audit("n2")
     found.answer("n2", 10, BAD)
