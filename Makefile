@@ -39,13 +39,13 @@ test check: export PYTHONDONTWRITEBYTECODE :=
 test check: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 4 --dist=loadgroup
+	$(BIN)/python -m pytest -n 4
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 4 --dist=loadgroup
+	$(BIN)/python -m pytest -n 4
 
 format: $(READY)
 	$(BIN)/ruff format .

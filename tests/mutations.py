@@ -1636,7 +1636,7 @@ def _run(mutation: Mutation) -> tuple[int, str]:
             )
         except subprocess.TimeoutExpired:
             return 1, f"no end within {TIMEOUT} s"
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     last = (done.stdout + done.stderr).strip().splitlines()[-1:]
     return done.returncode, failed[1].removeprefix("tests/") if failed else "".join(last)
 

@@ -104,7 +104,6 @@ def test_data_is_nobody_elses_business(tmp_path: Path) -> None:
     with running(data, "--checkpoint-entries=3", "--log-segment-bytes=64KiB", script=script) as s:
         for number in range(20):
             assert s.put(f"k{number}", bytes(10_000)).status == 200
-        wait_until(lambda: len(list((data / "raft").glob("*.log"))) > 1)
         assert s.terminate() == 0
     made = [data, *data.rglob("*")]
     assert {"LOCK", "conure.db", "identity.json", "raft", "state"} <= {path.name for path in made}

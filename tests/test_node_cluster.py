@@ -59,6 +59,7 @@ from errors import (
     VersionTooNew,
 )
 from leases import LEASE_SHARE, MAX_TOLD
+from membership import newcomer
 from metrics import Registry
 from node import TICK, Command, Node, NodeOptions
 from raft import (
@@ -367,6 +368,26 @@ def test_a_join_with_wrong_facts_changes_nothing(facts: dict[str, str], why: str
     assert isinstance(answers[0], Conflict)
     assert why in str(answers[0])
     assert suffrages(lab["n1"]) == {"n1": "voter"}
+
+
+def test_a_node_is_added_under_the_addresses_that_it_knows() -> None:
+    """Another one may lead to it today: through a proxy, or a name that is about to change."""
+    greeting = cluster()["n1"].greeting()
+    wanted: dict[str, Any] = {"raft_address": "n1:7001", "http_address": "", "voter": True}
+    assert newcomer(greeting, None, **wanted, role="").raft_address == "n1:7001"
+    for changes, why in (
+        ({"raft_address": "elsewhere:1"}, "peers reach it at n1:7001, not elsewhere:1"),
+        ({"http_address": "http://x:1"}, "clients reach it at http://n1:8081, not http://x:1"),
+    ):
+        with pytest.raises(Conflict, match=why):
+            newcomer(greeting, None, **{**wanted, **changes}, role="")
+
+
+def test_a_learner_is_shown_as_one() -> None:
+    lab = cluster()
+    lab.add("n2")
+    assert lab.join("n2", voter=False) is None
+    assert suffrages(lab["n1"]) == {"n1": "voter", "n2": "nonvoter"}
 
 
 def test_an_arbiter_holds_no_data_and_keeps_two_data_nodes_writable() -> None:

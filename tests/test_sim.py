@@ -6,7 +6,6 @@ More seeds, and longer ones, by hand: ``python -m tests.sim --seeds 10000 --jobs
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import subprocess
 import sys
@@ -43,15 +42,30 @@ SEEDS = 200
 CHUNK = 10
 
 
-@functools.cache
-def happened(seed: int) -> frozenset[str]:
-    """Play a seed, once for all tests, and return the names of what has happened in it."""
-    return frozenset(+play(seed).counts)
+Happened = Callable[[int], frozenset[str]]
 
 
-@pytest.mark.xdist_group("seeds")
+@pytest.fixture(name="happened", scope="module")
+def _happened(tmp_path_factory: pytest.TempPathFactory) -> Happened:
+    """Plays a seed, once for all processes of tests; returns the names of what happened in it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # each process has a folder of its own below that of the run
+
+    def happened(seed: int) -> frozenset[str]:
+        notes = shared / f"seed-{seed}"
+        if not notes.exists():
+            names = "\n".join(+play(seed).counts)
+            new = notes.with_suffix(f".{os.getpid()}")
+            new.write_text(names)
+            new.rename(notes)
+        return frozenset(notes.read_text().splitlines())
+
+    return happened
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
-def test_short_seeds(first: int) -> None:
+def test_short_seeds(first: int, happened: Happened) -> None:
     for seed in range(first, first + CHUNK):
         happened(seed)
 
@@ -75,46 +89,6 @@ def test_a_seed_repeats_itself() -> None:
         check=True,
     )
     assert int(other.stdout) == world.trace_hash
-
-
-@pytest.mark.xdist_group("seeds")  # where they have been played
-def test_the_seeds_hold_what_a_cluster_may_meet() -> None:
-    """Whatever else they are changed to: each of these has happened within some of them."""
-    wanted = {
-        "arbiters",
-        "conditional puts",
-        "events watched",
-        "failed conditions",
-        "forced removals",
-        "full disks",
-        "histories lost",
-        "keys expired",
-        "leaders of two terms at once",
-        "learners promoted",
-        "locks",
-        "locks and sessions refused",
-        "polls told of a change",
-        "polls told of none",
-        "power losses amid pauses",
-        "re-used addresses",
-        "reads after a pause",
-        "reads by lease",
-        "removals amid cuts and crashes",
-        "repetitions",
-        "resumed snapshots",
-        "snapshots installed",
-        "unknown transactions",
-        "wall clocks set",
-        "wiped disks",
-        "writes that a full disk refused",
-    }
-    for seed in range(SEEDS):
-        if not wanted:
-            break
-        luck = Luck.draw(seed)
-        if luck.members == 3 or luck.fill or (luck.chunk_bytes == 1 and luck.disconnect):
-            wanted -= happened(seed)
-    assert not wanted
 
 
 def found(symptoms: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
@@ -346,3 +320,45 @@ def test_a_replica_that_differs_stops_serving_for_good() -> None:
         machine.wipe()
         machine.boot()
         world.finish(world.replace(machine), "it doesn't come back")
+
+
+# -- the seeds again, which have been played by now -----------------------------------------------
+
+
+def test_the_seeds_hold_what_a_cluster_may_meet(happened: Happened) -> None:
+    """Whatever else they are changed to: each of these has happened within some of them."""
+    wanted = {
+        "arbiters",
+        "conditional puts",
+        "events watched",
+        "failed conditions",
+        "forced removals",
+        "full disks",
+        "histories lost",
+        "keys expired",
+        "leaders of two terms at once",
+        "learners promoted",
+        "locks",
+        "locks and sessions refused",
+        "polls told of a change",
+        "polls told of none",
+        "power losses amid pauses",
+        "re-used addresses",
+        "reads after a pause",
+        "reads by lease",
+        "removals amid cuts and crashes",
+        "repetitions",
+        "resumed snapshots",
+        "snapshots installed",
+        "unknown transactions",
+        "wall clocks set",
+        "wiped disks",
+        "writes that a full disk refused",
+    }
+    for seed in range(SEEDS):
+        if not wanted:
+            break
+        luck = Luck.draw(seed)
+        if luck.members == 3 or luck.fill or (luck.chunk_bytes == 1 and luck.disconnect):
+            wanted -= happened(seed)
+    assert not wanted
