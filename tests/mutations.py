@@ -798,8 +798,8 @@ MUTATIONS = [
     Mutation(
         "a replica that differs goes on",
         "node.py",
-        "elif digest != message.context:",
-        "elif digest < 0:",
+        "elif digest != message.context and (",
+        "elif digest < 0 and (",
         NODE_TESTS,
     ),
     # Transactions, expiry, locks and watches, as a whole cluster shows them
