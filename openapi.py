@@ -308,6 +308,11 @@ def _cluster() -> Schema:
                         "HTTPAddr": {"type": "string", "description": "http://host:port"},
                         "NonVoter": {"type": "boolean"},
                         "Role": {"enum": ["", "data", "arbiter"]},
+                        "Incarnation": {
+                            "type": "string",
+                            "pattern": "^([0-9a-f]{32})?$",
+                            "description": "of its data directory, as it names it itself",
+                        },
                     },
                 },
             )
@@ -703,7 +708,9 @@ def _schemas() -> Schema:
             revision=_whole(1),
             version=_whole(0),
         ),
-        "Preview": _object(allowed={"type": "boolean"}, reason={"type": "string"}),
+        "Preview": _object(
+            allowed={"type": "boolean"}, reason={"type": "string"}, warning={"type": "string"}
+        ),
         "Problem": _object(
             type={"type": "string"},
             title={"type": "string"},
