@@ -27,6 +27,7 @@ from waiting import Reply
 __all__ = [
     "Change",
     "Changes",
+    "arbiters_warning",
     "newcomer",
     "preview_join",
     "preview_remove",
@@ -171,7 +172,7 @@ def resembles(known: Server | None, wanted: Server) -> bool:
 
 def preview_join(raft: Raft, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
     """Return what a dry run of a join shows: the quorum with this member, what it would survive,
-    and why not, if it would be refused. Raises NotLeader.
+    why not, if it would be refused, and what speaks against it. Raises NotLeader.
 
     A node that is no member yet counts as one that answers: it will have been asked by then.
     """
@@ -179,7 +180,8 @@ def preview_join(raft: Raft, node_id: str, *, voter: bool, role: str) -> dict[st
     known = configuration.get(node_id)
     suffrage = "voter" if voter else "nonvoter"
     server = replace(known or Server(node_id, "", role=role or "data"), suffrage=suffrage)
-    after = raft.outlook(configuration.with_server(server))
+    members = configuration.with_server(server)
+    after = raft.outlook(members)
     if known is None and voter:
         after = after._replace(active=after.active + 1)
     reason = ""
@@ -194,7 +196,7 @@ def preview_join(raft: Raft, node_id: str, *, voter: bool, role: str) -> dict[st
             reason = str(refusal)
         if role not in ("", known.role):
             reason = f"{node_id} is of the role {known.role}; remove it first"
-    return _shown(after, reason)
+    return _shown(after, reason, members)
 
 
 def preview_remove(raft: Raft, node_id: str) -> dict[str, Any]:
@@ -204,7 +206,28 @@ def preview_remove(raft: Raft, node_id: str) -> dict[str, Any]:
         raft.check_removal(node_id)
     except Conflict as refusal:
         reason = str(refusal)
-    return _shown(raft.outlook(raft.configuration.without(node_id)), reason)
+    rest = raft.configuration.without(node_id)
+    return _shown(raft.outlook(rest), reason, rest)
+
+
+def arbiters_warning(members: Configuration) -> str:
+    """Say how arbiters make a cluster weaker than its data nodes would be alone, or "".
+
+    An arbiter refuses every log without what it has acknowledged, and can't supply it. So those
+    data nodes that lack it have to be a quorum without any arbiter: of d data nodes and a arbiters
+    d - quorum(d + a) data nodes may be lost for certain, of the data nodes alone d - quorum(d).
+    """
+    data = sum(map(members.may_lead, members.voters))
+    for_certain, alone = max(data - members.quorum, 0), data - (data // 2 + 1)
+    if for_certain >= alone:
+        return ""
+    arbiters = len(members.voters) - data
+    others = "an arbiter" if arbiters == 1 else f"{arbiters} arbiters"
+    return (
+        f"{data} data nodes and {others} can be blocked by the loss of {for_certain + 1} of the "
+        f"data nodes, where {data} data nodes alone survive the loss of {alone}: nobody can be "
+        "elected while an arbiter has taken an entry that all data nodes which are left lack"
+    )
 
 
 def _refuse_demotion(known: Server, *, voter: bool) -> None:
@@ -212,10 +235,11 @@ def _refuse_demotion(known: Server, *, voter: bool) -> None:
         raise Conflict(f"{known.id} is a voter already; remove it before it joins as a learner")
 
 
-def _shown(after: Outlook, reason: str) -> dict[str, Any]:
+def _shown(after: Outlook, reason: str, members: Configuration) -> dict[str, Any]:
     return {
         "allowed": not reason,
         "reason": reason,
+        "warning": arbiters_warning(members),
         "voters": after.voters,
         "quorum": after.quorum,
         "active": after.active,

@@ -331,6 +331,11 @@ def _cluster() -> Schema:
                         "HTTPAddr": {"type": "string", "description": "http://host:port"},
                         "NonVoter": {"type": "boolean"},
                         "Role": {"enum": ["", "data", "arbiter"]},
+                        "Incarnation": {
+                            "type": "string",
+                            "pattern": "^([0-9a-f]{32})?$",
+                            "description": "of its data directory, as it names it itself",
+                        },
                     },
                 },
             )
@@ -737,7 +742,9 @@ def _schemas() -> Schema:
                 },
             },
         },
-        "Preview": _object(allowed={"type": "boolean"}, reason={"type": "string"}),
+        "Preview": _object(
+            allowed={"type": "boolean"}, reason={"type": "string"}, warning={"type": "string"}
+        ),
         "Problem": _object(
             type={"type": "string"},
             title={"type": "string"},

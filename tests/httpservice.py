@@ -174,7 +174,7 @@ class FakeBackend:
     def _preview(self) -> dict[str, Any]:
         if self.error is not None:
             raise self.error
-        return {"allowed": True, "reason": "", "voters": 3, "quorum": 2, "active": 3,
+        return {"allowed": True, "reason": "", "warning": "", "voters": 3, "quorum": 2, "active": 3,
                 "tolerates": 1}  # fmt: skip
 
     def status(self) -> dict[str, Any]:

@@ -293,7 +293,8 @@ def test_a_dry_run_tells_and_changes_nothing(cluster: Cluster) -> None:
 
     new = {"ID": "node9", "RaftAddr": "127.0.0.1:9"}
     assert preview("/join", new) == {
-        "allowed": True, "reason": "", "voters": 4, "quorum": 3, "active": 4, "tolerates": 1,
+        "allowed": True, "reason": "", "warning": "",
+        "voters": 4, "quorum": 3, "active": 4, "tolerates": 1,
     }  # fmt: skip
     assert preview("/join", {**new, "NonVoter": True})["voters"] == 3
     fewer = preview("/remove", {"ID": "node3"})

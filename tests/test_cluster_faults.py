@@ -58,6 +58,37 @@ def test_the_leader_is_killed_under_load(cluster: Cluster) -> None:
     cluster.wait_until_equal()
 
 
+def test_a_leader_that_lost_its_disk_is_back_before_it_is_missed(tmp_path: Path) -> None:
+    """It is empty and has its old name and address. A third node stalls, so that the election takes
+    a while: it stays out until it is removed and joined, and gets no entry until then."""
+    with Cluster(tmp_path, "--election-timeout=2s") as cluster:
+        lost = cluster.start(3).leader()
+        assert lost.put("k", b"v").status == 200
+        cluster.wait_until_equal()
+        stalled, other = cluster.followers()
+        lost.kill()
+        lost.wipe()
+        lost.launch()
+        stalled.pause()
+        lost.wait_until_listening()
+        wait_until(lambda: "another data directory" in other.text)  # it was called, and refused
+        stalled.resume()
+        others = [stalled, other]
+        leader = cluster.leader(others)
+        assert leader.put("k", b"w").status == 200
+        cluster.wait_until_equal(others)
+        status = lost.status()
+        assert (status["cluster_id"], status["member"], status["term"]) == ("", False, 0)
+        assert (status["applied_index"], status["leader_id"]) == (0, "")
+        facts = {"ID": lost.name, "RaftAddr": lost.raft_address}
+        assert leader.post("/join", facts).status == 409
+        assert leader.post("/remove", {"ID": lost.name}).status == 200
+        assert leader.post("/join", facts).status == 200
+        cluster.wait_until_voters(3)
+        cluster.wait_until_equal()
+        assert lost.get("k", stale=True).body == b"w"
+
+
 def test_all_are_killed_at_once_under_load(cluster: Cluster) -> None:
     cluster.start(3)
     with Workload(cluster) as load:

@@ -346,6 +346,7 @@ def test_curl_follows_to_the_leader_with_method_and_body(tmp_path: Path) -> None
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "HTTPAddr": null}', 400),
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "Role": 1}', 400),
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "NonVoter": "true"}', 400),
+        ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "Incarnation": "n2"}', 400),
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1", "ID": "n2"}', 400),
         ("POST", "/join", b'{"ID": 2, "RaftAddr": "h:1"}', 400),
         ("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:0"}', 400),

@@ -620,13 +620,35 @@ def test_dry_runs_tell_the_quorum_and_change_nothing() -> None:
     before = lab["n1"].members()
     joined = lab["n1"].preview_join("n4", voter=True, role="data")
     assert joined == {
-        "allowed": True, "reason": "", "voters": 4, "quorum": 3, "active": 4, "tolerates": 1
+        "allowed": True, "reason": "", "warning": "",
+        "voters": 4, "quorum": 3, "active": 4, "tolerates": 1
     }  # fmt: skip
     removed = lab["n1"].preview_remove("n3")
     assert (removed["voters"], removed["quorum"], removed["tolerates"]) == (2, 2, 0)
     assert lab["n1"].members() == before
     with pytest.raises(NotLeader):
         lab["n2"].preview_remove("n3")
+
+
+def test_dry_runs_warn_of_arbiters_that_make_a_cluster_weaker() -> None:
+    lab = cluster("n2")
+    assert lab["n1"].preview_join("a", voter=True, role="arbiter")["warning"] == ""
+    lab.add("a", role="arbiter")
+    assert lab.join("a", role="arbiter") is None
+    third = lab["n1"].preview_join("n3", voter=True, role="data")
+    assert third["allowed"]
+    assert third["warning"].startswith(
+        "3 data nodes and an arbiter can be blocked by the loss of 1 of the data nodes, "
+        "where 3 data nodes alone survive the loss of 1"
+    )
+    assert lab["n1"].preview_join("n3", voter=False, role="data")["warning"] == ""
+    lab.add("n3")
+    assert lab.join("n3") is None
+    assert lab["n1"].preview_join("n4", voter=True, role="data")["warning"] == ""
+    assert lab["n1"].preview_remove("a")["warning"] == ""
+    lone = cluster("n2", "n3")
+    joined = lone["n1"].preview_join("a", voter=True, role="arbiter")
+    assert (joined["allowed"], joined["warning"]) == (True, third["warning"])
 
 
 def test_dry_runs_refuse_what_would_be_refused() -> None:

@@ -21,6 +21,7 @@ from errors import (
     ProtocolViolation,
     Unavailable,
 )
+from membership import arbiters_warning
 from raft import (
     COMMAND,
     CONFIG,
@@ -854,6 +855,40 @@ def test_an_arbiter_holds_nothing_that_its_leader_may_lose() -> None:
     leader.sync()
     cluster.settle()
     assert cluster["x"].raft.last_index == leader.raft.commit_index == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "arbiters", "lost", "is_blocked"),
+    [
+        ("abc", "", "a", False),
+        ("abc", "x", "a", True),  # what three data nodes survive
+        ("abcd", "x", "a", False),
+        ("abcd", "x", "ab", True),  # as any two of four would
+        ("abcde", "", "ab", False),
+        ("abcde", "x", "ab", True),
+        ("abcde", "x", "a", False),
+    ],
+)
+def test_what_an_arbiter_has_taken_can_block_who_is_left(
+    data: str, arbiters: str, lost: str, is_blocked: bool
+) -> None:
+    """The entry isn't even committed: its leader and the arbiter have it; the leader is lost."""
+    cluster = Cluster(*data, arbiters=arbiters)
+    leader = cluster.elect("a")
+    leader.propose(b"one")
+    cluster.drop(lambda message: message.to not in arbiters)
+    cluster.settle()
+    assert leader.raft.commit_index < leader.raft.last_index
+    for name in arbiters:
+        assert cluster[name].raft.last_index == leader.raft.last_index
+    for name in lost:
+        cluster[name].crash()
+    cluster.tick_all(10 * ELECTION)
+    assert (cluster.leader is None) == is_blocked
+    warning = arbiters_warning(leader.raft.configuration)
+    assert bool(warning) == (arbiters != "" and len(data) in (3, 5))
+    if warning:
+        assert f"{len(data)} data nodes and an arbiter can be blocked" in warning
 
 
 def test_a_staging_server_becomes_a_voter_by_itself() -> None:

@@ -723,6 +723,130 @@ def test_a_field_that_is_no_proper_text_ends_the_handshake(net: Net, field: str)
     assert b.admitted == []
 
 
+def test_a_node_that_dials_says_what_it_takes_the_other_one_for(net: Net) -> None:
+    a, b = net.pair()
+    a.send("b")
+    eventually(lambda: b.messages)
+    assert b.taken_for == ["i-b"]
+    assert b.messages[0].incarnation == "i-a"  # by the handshake: it doesn't travel
+    probe(a, b.address, "b")
+    found: list[object] = []
+    a.transport.probe(b.address, "b", found.append, "i-other")
+    eventually(lambda: found)
+    assert b.taken_for == ["i-b", "", "i-other"]
+    net.admitted(b)  # as a node of an earlier release would
+    assert b.taken_for[-1] == ""
+    sock = net.dial(b)
+    sock.sendall(frame(hello(b, known_as=7)))
+    assert is_closed(sock)
+
+
+def test_the_bytes_of_a_message_do_not_say_whose_it_is(net: Net) -> None:
+    b = net.node("b")
+    sock = net.admitted(b)
+    message = Message(MessageType.APPEND, "x", "b", 1, incarnation="forged")
+    sock.sendall(wire.encode_message(message))
+    eventually(lambda: b.messages)
+    assert b.messages[0].incarnation == "i-x"
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_connections_are_closed_when_their_other_end_is_believed_no_more(
+    net: Net, caplog: pytest.LogCaptureFixture, watched: bool
+) -> None:
+    a = net.node("a")
+    server = net.reactor() if watched else None
+    if server is not None:
+        server.start()
+    b = net.node("b", watcher=server)
+    a.knows(b)
+    b.knows(a)
+    a.send("b")
+    b.send("a")
+    eventually(lambda: b.messages and a.messages)
+    asked: list[tuple[str, str]] = []
+
+    def believes(peer: Greeting, known_as: str) -> bool:
+        asked.append((peer.node_id, known_as))
+        return a.cluster == CLUSTER
+
+    b.transport.judge(believes, lambda peer: peer.node_id == "a")
+    assert asked == [("a", "i-b")]
+    a.send("b", 1)
+    eventually(lambda: len(b.messages) == 2)
+    assert (a.lost, b.lost) == ([], [])  # nothing was closed
+    a.cluster = "another"
+    with caplog.at_level(logging.INFO, "conure.transport"):
+        b.transport.judge(believes, lambda peer: True)
+        eventually(lambda: a.lost)
+        eventually(lambda: "closed the connection of a" in caplog.text)
+    a.send("b", 2)
+    eventually(lambda: len(a.lost) > 1)
+    assert len(b.messages) == 2
+    b.send("a", 3)
+    eventually(lambda: len(a.messages) == 2)  # the other one is as it was
+
+    with caplog.at_level(logging.INFO, "conure.transport"):
+        b.transport.judge(lambda peer, known_as: True, lambda peer: False)
+        eventually(lambda: b.lost)
+    assert "lost the connection to a: it isn't who belongs to the cluster" in caplog.text
+
+
+def test_what_has_arrived_by_a_connection_that_is_closed_is_not_handed_over(net: Net) -> None:
+    b = net.node("b")
+    began, gate = threading.Event(), threading.Event()
+
+    def receive(messages: Sequence[Message]) -> None:
+        began.set()
+        assert gate.wait(PATIENCE)
+
+    b.on_receive = receive
+    sock = net.admitted(b)
+    sock.sendall(message_to(b, 1))
+    assert began.wait(PATIENCE)
+    stream = next(iter(b.transport._streams.values()))
+    sock.sendall(message_to(b, 2))
+    assert select.select([stream._sock], [], [], PATIENCE)[0]
+    b.transport.judge(lambda peer, known_as: False, lambda peer: True)
+    gate.set()
+    assert is_closed(sock)
+    eventually(lambda: not b.transport._callers)
+    assert [message.index for message in b.messages] == [1]
+
+
+def test_a_snapshot_of_who_is_believed_no_more_is_cut_off(net: Net) -> None:
+    a, b = net.pair()
+    state = State("b", 1000)
+
+    def judge(chunk: int) -> None:
+        if chunk == 3:
+            b.cluster = "another"
+            b.transport.judge(lambda peer, known_as: False, lambda peer: True)
+
+    state.before_chunk = judge
+    a.transport.send_snapshot(state)
+    eventually(lambda: a.sent)
+    assert a.sent == [("b", None)]
+    assert "finish" not in b.staged[0].events
+
+
+def test_who_is_refused_is_told_no_more_than_is_meant_for_it(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    b = net.node("b")
+
+    def admit(*_: object) -> None:
+        raise Refused("b of cluster c1 doesn't know x", "it doesn't know who asks")
+
+    b.admit = admit  # type: ignore[method-assign,assignment]
+    for kind in ("messages", "snapshot", "probe"):
+        sock = net.dial(b)
+        sock.sendall(frame(hello(b, kind=kind)))
+        assert read_json(sock) == {"protocol": 1, "refused": "it doesn't know who asks"}
+        assert is_closed(sock)
+    assert "b of cluster c1 doesn't know x" in caplog.text
+
+
 def test_a_slow_handshake_is_ended_however_slow(net: Net, monkeypatch: Any) -> None:
     monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.2)
     b = net.node("b")
