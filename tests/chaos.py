@@ -172,7 +172,8 @@ class Chaos:
             if not member.is_running and member not in self._ended:
                 files = ("identity.json", "conure.db", "raft/snapshot")
                 is_new = not all((member.data / name).exists() for name in files)
-                assert is_new and _ballast(member).exists(), f"{member.name} ended by itself"
+                assert is_new, f"{member.name} ended by itself"
+                assert _ballast(member).exists(), f"{member.name} did not start"
                 self._note("could not start, with a full disk:", member)
                 self._ended.add(member)
 
