@@ -13,7 +13,7 @@ reactor (httpserver.py) the backend's methods; ``receive`` and ``take_held``
 peers (transport.py)    the rest of the transport's host: handshakes, snapshots, lost connections
 workers, watch pump     ``confirm_read``, ``get_all``, ``pin``, ``backup``, ``time``: long answers
 timer                   ``tick``: the core's time, ends what has waited too long
-checkpointer            ``housekeep``: checkpoints, cuts the log, prepares the next log segment
+checkpointer            ``housekeep``: checkpoints, cuts the log, makes room for more of it
 main                    ``open``, ``recover``, ``start``, ``resign``, ``stop``
 ======================= ======================================================================
 

@@ -686,13 +686,18 @@ class RaftLog:
             if stem.isdigit():
                 self._number = max(self._number, int(stem))
             if kind in ("spare", "reserve"):
-                file = self._fs.open(path, read_only=True)
-                self._spares_of(kind).append((file.size(), path))
-                file.close()
+                self._spares_of(kind).append((self._size(path), path))
             elif kind == "old":
                 self._old.append(path)
             else:
                 self._fs.remove(path)
+
+    def _size(self, path: str) -> int:
+        file = self._fs.open(path, read_only=True)
+        try:
+            return file.size()
+        finally:
+            file.close()
 
     def _spares_of(self, kind: str) -> list[_Spare]:
         return self._reserve if kind == "reserve" else self._spares
@@ -767,13 +772,15 @@ class RaftLog:
     def _write_snapshot(self, meta: SnapshotMeta, sequence: int) -> None:
         """Write ``snapshot``, on a full disk into a file of the reserve."""
         data = _encode_snapshot(meta, sequence)
+        temporary = os.path.join(self._directory, "snapshot.tmp")
         try:
             _replace(self._fs, self._directory, "snapshot", data)
         except DiskFull:
-            path = self._take_reserve(len(data))
+            had_room = self._fs.exists(temporary) and self._size(temporary) >= len(data)
+            path = None if had_room else self._take_reserve(len(data))
             if path is None:
                 raise
-            self._fs.rename(path, os.path.join(self._directory, "snapshot.tmp"))
+            self._fs.rename(path, temporary)
             self._fs.sync_directory(self._directory)  # before its zeros go, its old name has to
             _replace(self._fs, self._directory, "snapshot", data)
 

@@ -166,11 +166,15 @@ class Chaos:
         self.done.append(f"{now} {what}" + (f" {member.name}" if member else ""))
 
     def _look(self) -> None:
-        """See that no process has ended by itself, unless its disk was full."""
+        """See that no process has ended by itself. That its disk is full is no reason, but for the
+        start of a new directory."""
         for member in self._cluster.members:
             if not member.is_running and member not in self._ended:
-                assert _ballast(member).exists(), f"{member.name} ended by itself"
-                self._note("ended by itself, with a full disk:", member)
+                files = ("identity.json", "conure.db", "raft/snapshot")
+                is_new = not all((member.data / name).exists() for name in files)
+                assert is_new, f"{member.name} ended by itself"
+                assert _ballast(member).exists(), f"{member.name} did not start"
+                self._note("could not start, with a full disk:", member)
                 self._ended.add(member)
 
     def _is_voter(self, member: Member) -> bool:

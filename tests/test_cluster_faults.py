@@ -400,6 +400,41 @@ def test_a_full_disk_of_one_node(
         assert small.get("big0", stale=True).body == cluster[2].get("big0", stale=True).body
 
 
+def test_an_election_where_all_disks_are_full(
+    small_disk: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    point, wrapper = small_disk
+    flags = ("--log-segment-bytes=64KiB", "--checkpoint-entries=100")
+    with Cluster(tmp_path, *flags) as cluster:
+        for _ in range(3):
+            cluster.add(wrapper=wrapper).data = point / "data"  # each has a mount of its own
+        cluster.start(3)
+        assert cluster[1].put("k", b"1").status == 200
+        ballast = [Path(f"/proc/{each.pid}/root{point}") / "ballast" for each in cluster.members]
+        for path in ballast:
+            with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        leader = cluster.leader()
+        wait_until(lambda: leader.put("big", b"x" * 3000).status == 507)
+        wait_until(lambda: leader.put("small", b"x").status == 507)
+        for _ in range(3):
+            leader = cluster.leader()
+            others = [each for each in cluster.members if each is not leader]
+            leader.pause()
+            second = cluster.leader(others)
+            wait_until(lambda second=second: second.get("k").body == b"1")  # type: ignore[misc]
+            assert second.put("small", b"y").status in (503, 507)
+            leader.resume()
+            wait_until(lambda leader=leader: leader.get("k").body == b"1")  # type: ignore[misc]
+        assert all(each.is_running for each in cluster.members)
+        for path in ballast:
+            path.unlink()
+        wait_until(lambda: cluster[1].put("k", b"2").status == 200)
+        assert cluster[2].get("k").body == b"2"
+        cluster.wait_until_equal()
+
+
 def _is_ready(member: Member) -> bool:
     return member.request("GET", "/readyz").status == 200
 

@@ -14,6 +14,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from errors import ConureError
 from fileio import OsFileSystem
 from metrics import Registry
 from node import Node, NodeOptions
+from raftlog import RESERVE_BYTES
 from tests.process import ServerProcess, running, wait_until
 from transport import Transport
 
@@ -214,6 +216,73 @@ def test_a_checkpoint_that_does_not_fit_is_taken_again(tmp_path: Path, disk: Fau
         assert_filled(server, 61)
     with running(data, *flags) as server:
         assert_filled(server, 61)
+
+
+def test_starts_on_a_full_disk_go_on_in_the_reserve(tmp_path: Path, disk: FaultyDisk) -> None:
+    data, size = tmp_path / "data", 1000
+    with running(data, *SMALL_LOG, environ=disk.environ) as server:
+        disk.fail("write", ".tmp", ENOSPC)
+        count = fill_up(server, size, 0)
+        server.kill()
+    sizes: list[int] = []
+    for _ in range(10):
+        with running(data, *SMALL_LOG, environ=disk.environ) as server:
+            assert_filled(server, count, size)
+            count = fill_up(server, size, count)
+            server.kill()
+        sizes += [path.stat().st_size for path in sorted((data / "raft").glob("*.log"))[-1:]]
+    assert sizes[-1] == RESERVE_BYTES
+    assert sizes.count(RESERVE_BYTES) >= 3  # one file of it serves many starts
+    disk.heal()
+    with running(data, *SMALL_LOG, environ=disk.environ) as server:
+        wait_until(is_written(server, "k", b"v"))
+        assert server.terminate() == 0
+
+
+def test_a_start_without_any_room_says_so_in_one_line(tmp_path: Path, disk: FaultyDisk) -> None:
+    data = tmp_path / "data"
+    with running(data, environ=disk.environ) as server:
+        fill(server, 0, 10)
+        server.kill()
+    disk.fail("write", "raft", ENOSPC)  # as where nothing is written in its place
+    server = ServerProcess(data, environ=disk.environ)
+    assert server.wait() == 1
+    assert server.log[-1].startswith("conuredb: ")
+    assert server.log[-1].endswith("No space left on device; free some space")
+    assert "Traceback" not in server.text
+    disk.heal()
+    with running(data) as server:
+        assert_filled(server, 10)
+
+
+def test_a_write_that_finds_no_room_where_some_was_made_waits(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    """As on file systems that copy on write."""
+    data = tmp_path / "data"
+    with running(data, environ=disk.environ) as server:
+        fill(server, 0, 10)
+        disk.fail("write", "raft", ENOSPC)
+        answers: list[int] = []
+        waiting = threading.Thread(target=lambda: answers.append(server.put("w", b"1").status))
+        waiting.start()
+        wait_until(lambda: b"waits for room" in server.request("GET", "/readyz?verbose").body)
+        assert b"conure_disk_full 1\n" in server.request("GET", "/metrics").body
+        refused = server.put("k0", b"other")
+        assert refused.status == 507
+        assert b"free some space" in refused.body
+        assert_filled(server, 10)
+        assert server.get("w").status == 404
+        assert not answers
+        disk.heal()
+        waiting.join()
+        assert answers == [200]
+        assert server.get("w").body == b"1"
+        assert_filled(server, 10)
+        assert server.text.count("the log has no room left") == 1
+        assert server.terminate() == 0
+    with running(data) as server:
+        assert server.get("w").body == b"1"
 
 
 def test_a_stop_with_a_full_disk_loses_nothing(tmp_path: Path, disk: FaultyDisk) -> None:

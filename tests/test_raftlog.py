@@ -456,6 +456,24 @@ def test_the_beginning_of_the_log_finds_room_in_the_reserve(how: str) -> None:
     assert log.snapshot == before
 
 
+def test_where_room_that_is_there_can_not_be_written_no_more_of_it_is_spent() -> None:
+    """On a disk that copies on write, the fourth attempt finds no more than the first."""
+    fs, log = full_log(8)
+    fs.copies_on_write = True
+    for turn in range(1, 6):
+        with pytest.raises(DiskFull):
+            log.cut(SnapshotMeta(turn, 1, b"members"))
+        with pytest.raises(DiskFull):
+            log.append(no_ops(9, 9))
+    assert len(reserve_of(fs)) == RESERVE_FILES - 1
+    fs.set_capacity(None)
+    log.cut(SnapshotMeta(5, 1, b"members"))
+    log.append(no_ops(9, 9))
+    log.prepare()
+    assert len(reserve_of(fs)) == RESERVE_FILES
+    assert "snapshot.tmp" not in fs.list(DIRECTORY)
+
+
 def test_a_segment_of_the_reserve_is_an_ordinary_one_to_who_knows_of_none() -> None:
     """Its mark is where there was nothing but zeros, which nobody looked at."""
     fs, log = full_log()
