@@ -566,8 +566,8 @@ MUTATIONS = [
     Mutation(
         "what expires next is remembered of the state before a snapshot",
         "store.py",
-        "        self._due = None\n\n    def _apply(",
-        '        self._due = getattr(self, "_due", None)\n\n    def _apply(',
+        "        self._due = None\n        record = tree.get(_VERSION)",
+        '        self._due = getattr(self, "_due", None)\n        record = tree.get(_VERSION)',
         ("tests/test_store.py",),
     ),
     Mutation(
@@ -616,7 +616,7 @@ MUTATIONS = [
     Mutation(
         "a snapshot of the log finds no room in the reserve",
         "raftlog.py",
-        "            path = self._take_reserve(len(data))\n",
+        "            path = None if had_room else self._take_reserve(len(data))\n",
         "            path = None\n",
         FULL_DISK_TESTS,
     ),
@@ -1041,6 +1041,20 @@ MUTATIONS = [
         "            if not self._buffer:\n                self._begun = monotonic()\n",
         "",
         TRANSPORT_TESTS,
+    ),
+    Mutation(
+        "a port beyond the last one is an address",
+        "endpoints.py",
+        "0 < int(port) < 1 << 16 and",
+        "0 < int(port) and",
+        ("tests/test_endpoints.py",),
+    ),
+    Mutation(
+        "a Python that is too old is taken",
+        "oldpython.py",
+        "if tuple(version[:2]) >= NEEDED:",
+        "if tuple(version[:1]) >= NEEDED[:1]:",
+        ("tests/test_oldpython.py",),
     ),
     # Two releases in one cluster
     Mutation(
