@@ -1591,6 +1591,7 @@ class _Connection:
             self.stream._note_progress(0)
             self.feed()
             if self.out:
+                self.touched = reactor.now
                 return
         if self.state and not self.waiting:
             if self.state == HELD:
