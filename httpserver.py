@@ -2489,20 +2489,22 @@ class _Reactor:
             self.progress.notify_all()
 
     def _take_turns(self) -> None:
-        """Carry on what takes turns, for as long as a round has time for it."""
+        """Carry on what takes turns, for as long as a round has time for it; once at least."""
         until = perf_counter() + _TURNS_TIME
         turns = self.turns
         ended_early: list[_Turns] = []
-        while turns and self.bulk < _ROUND_BYTES and (now := perf_counter()) < until:
+        while turns:
             turn = turns.popleft()
             self.turned.append(turn.request)
-            goes_on = self._take_turn(turn, now + _TURN)
+            goes_on = self._take_turn(turn, perf_counter() + _TURN)
             if goes_on is None:
                 self._end_turns(turn)
             elif goes_on:
                 turns.insert(_AT_TURNS - 1, turn)
             else:
                 ended_early.append(turn)
+            if self.bulk >= _ROUND_BYTES or perf_counter() > until:
+                break
         turns.extendleft(reversed(ended_early))
 
     def _take_turn(self, turn: _Turns, until: float) -> bool | None:

@@ -1686,6 +1686,21 @@ def test_a_turn_can_end_with_a_flush() -> None:
     stepped.close()
 
 
+def test_bodies_that_come_all_the_time_starve_nobodys_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    application = Worker(3, pauses=True)
+    stepped = Stepped(application)
+    stepped.client.send(post(b"/work", b"x"))
+    while not stepped.reactor.turns:
+        rounds(stepped, 1)
+    monkeypatch.setattr(httpserver, "_ROUND_BYTES", 0)  # as if each round had taken enough
+    rounds(stepped, 8)
+    stepped.run()
+    assert statuses(stepped.received) == [200]
+    stepped.close()
+
+
 def test_bodies_that_are_being_read_share_the_bound_of_those_that_arrive() -> None:
     class Catching(Worker):
         def handle(self, request: Request) -> None:
