@@ -45,6 +45,8 @@ NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
 
 SIMULATION = ("tests/test_sim.py",)
 
+ADMISSION_TESTS = ("tests/test_admission.py",)
+
 
 class Mutation(NamedTuple):
     """A fault: *old* text of *file*, found there once, becomes *new*; *tests* must fail."""
@@ -356,6 +358,128 @@ MUTATIONS = [
         "return known is not None and _is_same(known, peer)",
         "return known is not None",
         NODE_TESTS,
+    ),
+    # Who belongs here
+    Mutation(
+        "an answer of a former disk counts",
+        "raft.py",
+        "if kind in _ANSWERS and not self.has_admitted(message):",
+        "if False:",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "an answer of a former disk counts, as simulation shows",
+        "raft.py",
+        "if kind in _ANSWERS and not self.has_admitted(message):",
+        "if False:",
+        SIMULATION,
+    ),
+    Mutation(
+        "an emptied leader is taken for the one that is followed",
+        "admission.py",
+        "raft.leader_id == peer.node_id and raft.leader_incarnation == peer.incarnation",
+        "raft.leader_id == peer.node_id",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "an emptied leader is taken for the one that is followed, as simulation shows",
+        "admission.py",
+        "raft.leader_id == peer.node_id and raft.leader_incarnation == peer.incarnation",
+        "raft.leader_id == peer.node_id",
+        SIMULATION,
+    ),
+    Mutation(
+        "a node that may be behind believes anybody",
+        "admission.py",
+        "raft.state is not State.LEADER and known_as == mine.incarnation",
+        "raft.state is not State.LEADER",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "a node that may be behind believes nobody it doesn't know",
+        "admission.py",
+        "raft.state is not State.LEADER and known_as == mine.incarnation",
+        "False",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "who is behind can't answer whom it has believed",
+        "admission.py",
+        "return leads or (met is not None and met.incarnation == peer.incarnation)",
+        "return leads",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "a cluster is joined by anybody's message",
+        "admission.py",
+        "if not mine.cluster_id and any(message.type in _FROM_LEADER for message in messages):",
+        "if not mine.cluster_id:",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "connections are not looked at again when roles change",
+        "node.py",
+        "                self._admission.judge()\n",
+        "",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "connections are not looked at again when members change, as simulation shows",
+        "admission.py",
+        "        self._book.adopt(configuration, now)\n"
+        "        self._tell_peers()\n"
+        "        self.judge()\n",
+        "        self._book.adopt(configuration, now)\n        self._tell_peers()\n",
+        SIMULATION,
+    ),
+    Mutation(
+        "a leader gives a member the address of another disk",
+        "admission.py",
+        "if known is None or not _is_same(known, greeting):",
+        "if known is None:",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "a refusal names the cluster",
+        "admission.py",
+        'self._of_another_cluster(peer), "it belongs to another cluster"',
+        "self._of_another_cluster(peer)",
+        ADMISSION_TESTS,
+    ),
+    Mutation(
+        "who is refused reads the log",
+        "transport.py",
+        "error.told if isinstance(error, Refused) else str(error)",
+        "str(error)",
+        ("tests/test_transport.py",),
+    ),
+    Mutation(
+        "a message says itself whose it is",
+        "transport.py",
+        "message.incarnation = self._peer.incarnation",
+        "message.incarnation = message.incarnation or self._peer.node_id",
+        ("tests/test_transport.py",),
+    ),
+    Mutation(
+        "who has dialled is not judged again",
+        "transport.py",
+        "if not believes(item[1].greeting, item[1].known_as)",
+        "if not believes(item[1].greeting, item[1].known_as) and False",
+        ("tests/test_transport.py",),
+    ),
+    Mutation(
+        "what has arrived by a closed connection is handed over",
+        "transport.py",
+        "stream.has_ended.set()  # what has arrived",
+        "pass  # what has arrived",
+        ("tests/test_transport.py",),
+    ),
+    Mutation(
+        "nobody is warned of an arbiter beside three data nodes",
+        "membership.py",
+        "if for_certain >= alone:",
+        "if True:",
+        (*NODE_TESTS, "tests/test_raft_checklist.py"),
     ),
     Mutation(
         "a replica that differs goes on",
