@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 __all__ = [
     "ACCESS_TESTS",
+    "ADMISSION_TESTS",
     "CLUSTER_TESTS",
     "CORE_TESTS",
     "FULL_DISK_TESTS",
@@ -42,6 +43,8 @@ FULL_DISK_TESTS = (
 )
 
 TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
+
+ADMISSION_TESTS = ("tests/test_admission.py",)
 
 ACCESS_TESTS = ("tests/test_httpserver_access.py",)
 
