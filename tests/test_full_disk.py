@@ -192,8 +192,8 @@ def test_expiries_take_no_more_than_half_of_the_reserve() -> None:
 
 
 def test_an_arbiter_cuts_its_log_on_a_full_disk() -> None:
-    lab = cluster("n2", checkpoint_log_bytes=1000)
-    lab.add("a", role="arbiter", checkpoint_log_bytes=1000)
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
     assert lab.join("a", role="arbiter") is None
     lab.tick(5)
     fill(lab, "a")
