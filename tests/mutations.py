@@ -405,6 +405,13 @@ MUTATIONS = [
         FULL_DISK_TESTS,
     ),
     Mutation(
+        "a node waits on for what a snapshot has made void",
+        "node.py",
+        "if not self._upkeep.is_waiting or self._clock() < self._write_again_at:",
+        "if not self._unwritten or self._clock() < self._write_again_at:",
+        FULL_DISK_TESTS,
+    ),
+    Mutation(
         "what waits for room is overtaken",
         "node.py",
         "if self._unwritten or not self._write(ready):",
@@ -421,7 +428,7 @@ MUTATIONS = [
     Mutation(
         "a vote waits for the entries that wait for room",
         "node.py",
-        "        if ready.hard_state is not None:  # this is\n",
+        "        if ready.hard_state is not None:  # it is durable already: see _save\n",
         "        if False:\n",
         FULL_DISK_TESTS,
     ),

@@ -461,6 +461,30 @@ def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
         assert lab["n3"]._store.digest == lab["n1"]._store.digest
 
 
+def test_a_snapshot_ends_the_wait_of_what_it_makes_void() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    put(lab, b"a", b"b")
+    lab.tick(3)
+    fill(lab, "n3", cow=True)
+    put(lab, b"a", b"c")
+    lab.tick(3)
+    assert lab["n3"]._unwritten
+    lab.cut.add("n3")
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        for name in ("n1", "n2"):
+            lab[name]._upkeep.checkpoint(0.0)
+    lab.disks["n3"].set_capacity(None)  # it doesn't know that yet
+    lab.cut.clear()
+    lab.tick_until(lambda: lab["n3"]._log.snapshot.index > 0)
+    assert not lab["n3"]._unwritten
+    pass_time(lab, ["n3"])
+    assert not lab["n3"]._upkeep.is_waiting
+    lab.tick(5)
+    assert lab["n3"]._store.digest == lab["n1"]._store.digest
+    assert not lab.failed
+
+
 # -- room that was made and isn't there ------------------------------------------------------------
 
 
