@@ -1112,15 +1112,15 @@ class Node:
     def _put_off(self, ready: Ready) -> None:
         """Let what has to be durable wait for room, behind what waits already."""
         self._unwritten.append(ready)
-        if ready.hard_state is not None:  # this is
+        if ready.hard_state is not None:  # it is durable already: see _save
             self._raft.persisted(Ready(hard_state=ready.hard_state))
 
     def _write_waiting(self) -> None:
-        """Write what waits for room, if there is some now. Takes the locks.
+        """Write what waits for room, or is void meanwhile, if there is some now. Takes the locks.
 
         Not too often: every attempt to make room fills what there is with zeros.
         """
-        if not self._unwritten or self._clock() < self._write_again_at:
+        if not self._upkeep.is_waiting or self._clock() < self._write_again_at:
             return
         self._write_again_at = self._clock() + DISK_FULL_RETRY
         with self._upkeep.exclusive, self._turn:

@@ -14,6 +14,7 @@ __all__ = [
     "FULL_DISK_TESTS",
     "JSON_TESTS",
     "LEASE_TESTS",
+    "LOG_TESTS",
     "NODE_TESTS",
     "ROUTE_TESTS",
     "SIMULATION",
@@ -36,11 +37,9 @@ CLUSTER_TESTS = ("tests/test_node_cluster.py",)
 
 LEASE_TESTS = ("tests/test_raft_leases.py",)
 
-FULL_DISK_TESTS = (
-    "tests/test_raftlog.py",
-    "tests/test_raftlog_crash.py",
-    "tests/test_full_disk.py",
-)
+LOG_TESTS = ("tests/test_raftlog.py", "tests/test_raftlog_crash.py")
+
+FULL_DISK_TESTS = ("tests/test_full_disk.py",)
 
 TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
 

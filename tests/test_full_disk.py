@@ -14,7 +14,7 @@ import raftlog
 from commands import Put
 from errors import ConureError, DiskFull, ForeignDirectory, OutcomeUnknown, Unavailable
 from node import Node
-from raft import State
+from raft import COMMAND, Entry, Message, MessageType, State
 from raftlog import ENTRY_OVERHEAD, RESERVE_FILES, RaftLog
 from tests.answers import value_of
 from tests.test_node_cluster import Lab, begin, cluster, do, put, read, suffrages
@@ -192,8 +192,8 @@ def test_expiries_take_no_more_than_half_of_the_reserve() -> None:
 
 
 def test_an_arbiter_cuts_its_log_on_a_full_disk() -> None:
-    lab = cluster("n2", checkpoint_log_bytes=1000)
-    lab.add("a", role="arbiter", checkpoint_log_bytes=1000)
+    lab = cluster("n2")
+    lab.add("a", role="arbiter")
     assert lab.join("a", role="arbiter") is None
     lab.tick(5)
     fill(lab, "a")
@@ -209,21 +209,33 @@ def test_an_arbiter_cuts_its_log_on_a_full_disk() -> None:
     put(lab, b"k", b"v")
 
 
-def test_a_follower_says_where_the_logs_agree_though_it_has_no_room() -> None:
+def test_a_follower_answers_what_needs_no_room_though_it_has_none() -> None:
     """Only entries that the log lacks need any; and behind a gap none is taken."""
     lab = cluster("n2", "n3")
     put(lab, b"a", b"b")
     lab.tick(3)
     fill_logs(lab, "n3")
     use_up_reserve(lab, "n3")
-    node = lab["n3"]
-    log, raft = node._log, node._raft
-    known = log.entries(2, log.last_index + 1, 1 << 20)
-    assert list(log.missing(known)) == []
-    lab.sent.clear()
-    lab.tick(20)
-    assert node._raft.last_index == raft.last_index
+    log, term = lab["n3"]._log, lab["n1"]._raft.term
+    last = log.last_index
+    known = log.entries(2, last + 1, 1 << 20)
+    append = Message(MessageType.APPEND, "n1", "n3", term, 1, 1, entries=known)
+    answers = answers_to(lab, append)
+    assert [(answer.index, answer.reject) for answer in answers] == [(last, False)]
+    news = [Entry(term, last + 6, COMMAND, b"x")]
+    append = Message(MessageType.APPEND, "n1", "n3", term, last + 5, term, entries=news)
+    answers = answers_to(lab, append)
+    assert [(answer.hint, answer.reject) for answer in answers] == [(last, True)]
+    news = [Entry(term, last + 1, COMMAND, b"x")]
+    append = Message(MessageType.APPEND, "n1", "n3", term, last, term, entries=news)
+    assert answers_to(lab, append) == []
     assert not lab.failed
+
+
+def answers_to(lab: Lab, message: Message) -> list[Message]:
+    lab.sent.clear()
+    lab[message.to].receive([message])
+    return list(lab.sent)
 
 
 # -- when the reserve is gone ----------------------------------------------------------------------
@@ -389,6 +401,29 @@ def test_a_replica_that_differs_is_marked_on_a_full_disk() -> None:
         lab.add("n3")
 
 
+def stand_again(node: Node) -> None:
+    with node._turn:
+        node._raft._become_follower(node._raft.term)
+        node._raft._become_candidate(force=True)
+        node._drive()
+
+
+def test_the_vote_of_a_candidate_need_not_wait_for_what_waits_for_room() -> None:
+    lab = cluster("n2", election_timeout=30.0)
+    put(lab, b"a", b"b")
+    fill_logs(lab, "n1")
+    use_up_reserve(lab, "n1")
+    node = lab["n1"]
+    for count in (1, 2, 3):
+        stand_again(node)
+        lab.settle()
+        assert node._raft.state is State.LEADER  # of two voters, so its own vote has counted
+        assert len([ready for ready in node._unwritten if ready.entries]) == count
+    free(lab, "n1")
+    put(lab, b"a", b"c")
+    node._log.check()
+
+
 @pytest.mark.parametrize("role", ["data", "arbiter"])
 def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
     role: str, monkeypatch: pytest.MonkeyPatch
@@ -426,6 +461,30 @@ def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
         assert lab["n3"]._store.digest == lab["n1"]._store.digest
 
 
+def test_a_snapshot_ends_the_wait_of_what_it_makes_void() -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    put(lab, b"a", b"b")
+    lab.tick(3)
+    fill(lab, "n3", cow=True)
+    put(lab, b"a", b"c")
+    lab.tick(3)
+    assert lab["n3"]._unwritten
+    lab.cut.add("n3")
+    for number in range(60):
+        put(lab, b"%02d" % (number % 20), b"%d" % number)
+        for name in ("n1", "n2"):
+            lab[name]._upkeep.checkpoint(0.0)
+    lab.disks["n3"].set_capacity(None)  # it doesn't know that yet
+    lab.cut.clear()
+    lab.tick_until(lambda: lab["n3"]._log.snapshot.index > 0)
+    assert not lab["n3"]._unwritten
+    pass_time(lab, ["n3"])
+    assert not lab["n3"]._upkeep.is_waiting
+    lab.tick(5)
+    assert lab["n3"]._store.digest == lab["n1"]._store.digest
+    assert not lab.failed
+
+
 # -- room that was made and isn't there ------------------------------------------------------------
 
 
@@ -446,6 +505,25 @@ def test_a_write_that_finds_no_room_where_some_was_made_waits_for_it() -> None:
     free(lab, "n1")
     assert outcome == [None]
     assert value_of(lab["n1"], b"a") == b"c"
+    lab["n1"]._log.check()
+
+
+def test_nothing_overtakes_what_waits_for_room() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"a", b"b")
+    fill(lab, "n1", cow=True)
+    outcome = begin(lab["n1"], (b"a", b"c"))
+    lab.settle()
+    assert outcome == ["unanswered"]
+    lab.disks["n1"].set_capacity(None)  # it doesn't know that yet
+    stand_again(lab["n1"])
+    lab.settle()
+    assert lab["n1"]._raft.state is State.LEADER
+    assert len([ready for ready in lab["n1"]._unwritten if ready.entries]) == 2
+    assert not lab.failed
+    free(lab, "n1")
+    assert outcome == [None]
+    put(lab, b"a", b"d")
     lab["n1"]._log.check()
 
 
@@ -490,10 +568,15 @@ def test_a_vote_that_finds_no_room_is_not_given_before_it_is_written() -> None:
     stalled = lab["n3"]._stalled
     assert stalled is not None
     assert stalled.hard_state is not None
-    said = [message.term for message in lab.sent if message.sender == "n3"]
     written = lab["n3"]._log.hard_state.term
     assert stalled.hard_state.term > written
-    assert all(term <= written + 1 for term in said)  # a pre-vote is for the term that follows
+    preliminary = (MessageType.PRE_VOTE, MessageType.PRE_VOTE_RESPONSE)  # of no term yet
+    said = [each for each in lab.sent if each.sender == "n3" and each.type not in preliminary]
+    assert all(message.term <= written for message in said)
+    term = lab["n3"]._raft.term
+    lab["n3"].receive([Message(MessageType.HEARTBEAT, "n2", "n3", term + 5)])
+    lab["n3"].tick()
+    assert lab["n3"]._raft.term == term  # nor does it take anything
     assert not lab.failed
     assert lab["n2"]._raft.state is not State.LEADER
     free(lab, "n3")

@@ -95,7 +95,7 @@ class Life:
         assert self.log is not None
         term = self.log.term(index)
         assert term is not None
-        meta = SnapshotMeta(index, term, b"members at %d" % index)
+        meta = SnapshotMeta(index, term, b"all the members at %d " % index * 4)
         self.versions += [version.cut(meta) for version in self.versions]
         self.log.cut(meta)
         self.versions = [version for version in self.versions if version.snapshot == meta]
@@ -103,7 +103,7 @@ class Life:
 
     def reset(self, index: int, term: int) -> None:
         assert self.log is not None
-        meta = SnapshotMeta(index, term, b"members at %d" % index)
+        meta = SnapshotMeta(index, term, b"all the members at %d " % index * 4)
         self.versions.append(Version(meta))
         self.log.reset(meta)
         self.settle()
@@ -254,9 +254,19 @@ def test_a_power_failure_at_any_sync_keeps_what_was_promised(
     rng = random.Random(seed)
     for life in crashed_lives(operations):
         for mode in MODES:
-            log = open_log(life.fs.after_crash(mode, rng))
+            after = life.fs.after_crash(mode, rng)
+            assert_blank(after)
+            log = open_log(after)
             life.verify(log)
             log.check()
+
+
+def assert_blank(fs: CrashFileSystem) -> None:
+    """See that files of zeros are that, but for the header of a segment that they were to be."""
+    if fs.exists(DIRECTORY):
+        for name in fs.list(DIRECTORY):
+            if name.endswith((".spare", ".reserve")):
+                assert not fs.contents(f"{DIRECTORY}/{name}")[64:].strip(b"\0"), name
 
 
 def test_on_a_full_disk_a_log_lives_on_its_reserve() -> None:
