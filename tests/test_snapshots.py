@@ -21,7 +21,7 @@ from fileio import FileSystem, OsFileSystem
 from raft import Entry, EntryKind, HardState, Message, MessageType, SnapshotMeta
 from raftlog import RaftLog
 from snapshots import CHUNK_BYTES, IncomingSnapshot, OutgoingSnapshot, install, recover
-from store import Store
+from store import Inspection, Store
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from transport import Refused, SnapshotHeader
 from wire import WireError, encode_records
@@ -82,7 +82,13 @@ def incoming(
     fs: FileSystem, header: SnapshotHeader, finished: Callable[[IncomingSnapshot], None] = ignore
 ) -> IncomingSnapshot:
     return IncomingSnapshot(
-        fs, HOME, header, page_size=1024, cache_bytes=1 << 16, finished=finished
+        fs,
+        HOME,
+        header,
+        page_size=1024,
+        cache_bytes=1 << 16,
+        finished=finished,
+        inspection=Inspection(1),
     )
 
 
