@@ -109,7 +109,7 @@ from raft import (
 )
 from raftlog import ENTRY_OVERHEAD, RaftLog
 from snapshots import IncomingSnapshot, OutgoingSnapshot
-from store import PinnedState, Session, Store
+from store import Inspection, PinnedState, Session, Store
 from transport import Greeting, Outgoing, Refused, SnapshotHeader
 from upkeep import DISK_FULL_RETRY, Upkeep, UpkeepOptions
 from versions import Versions
@@ -963,7 +963,7 @@ class Node:
             header,
             page_size=self._store.tree.stats().page_size,
             cache_bytes=STAGED_CACHE_BYTES,
-            speaks=self._options.speaks,
+            inspection=Inspection(self._options.speaks),
             finished=self._on_snapshot,
         )
         with self._lock:

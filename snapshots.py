@@ -13,8 +13,8 @@ still has, and changes over when all of it is there.
 ====================== =========================================================================
 
 1. A staged tree is *complete* only when every record that was announced is in it, in ascending
-   order, each of them one that a state machine makes (store.Inspection), and it is durable. Any
-   other stream is an error and leaves no file behind.
+   order, from another node each of them one that a state machine makes (store.Inspection), and
+   it is durable. Any other stream is an error and leaves no file behind.
 2. :func:`install` has one commit point: the log that begins behind the snapshot. Before it a
    crash leaves the old state with the old log; behind it the staged tree is on the disk, and the
    next start puts it in place (:func:`recover`).
@@ -45,7 +45,7 @@ from raft import Message, SnapshotMeta
 from raftlog import RaftLog
 from store import Inspection, PinnedState
 from transport import Refused, SnapshotHeader
-from wire import SPEAKS, decode_records, encode_records
+from wire import decode_records, encode_records
 
 __all__ = ["IncomingSnapshot", "OutgoingSnapshot", "install", "recover"]
 
@@ -97,8 +97,8 @@ class OutgoingSnapshot:
 class IncomingSnapshot:
     """A state that is being received (transport.Incoming), built as a tree of its own.
 
-    *page_size* and *cache_bytes* are those of the staged tree, *speaks* is the newest version of
-    formats that this node reads; *finished* is called at the end of :meth:`finish`. Raises
+    *page_size* and *cache_bytes* are those of the staged tree; *inspection* looks at what comes
+    from another node; *finished* is called at the end of :meth:`finish`. Raises
     ProtocolViolation, DiskFull or DiskFailed.
     """
 
@@ -110,8 +110,8 @@ class IncomingSnapshot:
         *,
         page_size: int,
         cache_bytes: int,
-        speaks: int = SPEAKS,
         finished: Callable[[IncomingSnapshot], None],
+        inspection: Inspection | None = None,
     ) -> None:
         if header.message.snapshot is None:
             raise ProtocolViolation("a snapshot that doesn't say what it covers")
@@ -123,7 +123,7 @@ class IncomingSnapshot:
         self._lock = threading.Lock()
         self._last = b""
         self._records = 0
-        self._inspection = Inspection(speaks)
+        self._inspection = inspection
         self._is_finishing = False
         self._tree: BTree | None = None
         try:
@@ -172,7 +172,8 @@ class IncomingSnapshot:
                     raise ProtocolViolation(
                         f"a snapshot of {self.header.records} records ended after {self._records}"
                     )
-                self._inspection.finish()
+                if self._inspection is not None:
+                    self._inspection.finish()
                 self._is_finishing = True
                 self._loader.finish()
                 tree.checkpoint(self.meta.index, self.meta.term, self.header.digest)
@@ -210,7 +211,8 @@ class IncomingSnapshot:
         self._records += len(rows)
         if self._records > self.header.records:
             raise ProtocolViolation(f"a snapshot of {self.header.records} records has more")
-        self._inspection.look(rows)
+        if self._inspection is not None:
+            self._inspection.look(rows)
         try:
             self._loader.add([(row[0], Record._make(row[1:])) for row in rows])
         except ValueError as error:

@@ -1112,8 +1112,8 @@ MUTATIONS = [
     Mutation(
         "a received state is taken unseen",
         "snapshots.py",
-        "        self._inspection.look(rows)\n",
-        "",
+        "            self._inspection.look(rows)\n",
+        "            pass\n",
         (*NODE_TESTS, "tests/test_snapshots.py"),
     ),
     Mutation(

@@ -20,10 +20,10 @@ from fileio import FileSystem, OsFileSystem
 from raft import Entry, EntryKind, HardState, Message, MessageType, SnapshotMeta
 from raftlog import RESERVE_FILES, RaftLog
 from snapshots import CHUNK_BYTES, IncomingSnapshot, OutgoingSnapshot, install, recover
-from store import Store
+from store import Inspection, Store
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from transport import Refused, SnapshotHeader
-from wire import WireError
+from wire import WireError, encode_records
 
 HOME = "/data"
 META = SnapshotMeta(100, 7, b"the members")
@@ -81,7 +81,13 @@ def incoming(
     fs: FileSystem, header: SnapshotHeader, finished: Callable[[IncomingSnapshot], None] = ignore
 ) -> IncomingSnapshot:
     return IncomingSnapshot(
-        fs, HOME, header, page_size=1024, cache_bytes=1 << 16, finished=finished
+        fs,
+        HOME,
+        header,
+        page_size=1024,
+        cache_bytes=1 << 16,
+        finished=finished,
+        inspection=Inspection(1),
     )
 
 
@@ -375,6 +381,32 @@ def test_a_value_of_64_mib_passes(tmp_path: Path) -> None:
     assert received.get(b"kz") == Record(b"small", 10, 10, 1)
     for each in (log, received, tree):
         each.close()
+
+
+@pytest.mark.parametrize(
+    ("row", "is_seen_at_once"),
+    [
+        ((b"c", b"short", 1, 1, 1, 0), True),
+        ((b"x", b"of no kind", 1, 1, 1, 0), True),
+        ((b"ka", b"expires, and is in no index", 1, 1, 1, 9), False),
+        ((b"t" + bytes(8) + b"s", b"", 1, 1, 1, 0), False),
+    ],
+)
+def test_a_record_that_no_state_machine_makes_ends_the_transfer(
+    row: tuple[bytes, bytes, int, int, int, int], is_seen_at_once: bool
+) -> None:
+    fs = home()
+    out = outgoing(sending_store({}))
+    into = incoming(fs, out.header._replace(records=1))
+    if is_seen_at_once:
+        with pytest.raises(ProtocolViolation, match="that no state holds"):
+            into.add(encode_records([row]))
+    else:
+        into.add(encode_records([row]))
+        with pytest.raises(ProtocolViolation, match="contradict each other"):
+            into.finish()
+    assert staged(fs) == []
+    out.close()
 
 
 def test_neither_side_needs_much_memory(tmp_path: Path) -> None:
