@@ -1495,6 +1495,7 @@ class Node:
         try:
             with self._lock:
                 self._admission.check_newcomer(node_id, found)
+                self._hear(found)
             server = membership.newcomer(
                 found,
                 self._raft.configuration.get(node_id),

@@ -1225,7 +1225,7 @@ class Raft:
 
     def _on_heartbeat_response(self, message: Message) -> None:
         progress = self.progress.get(message.sender)
-        if progress is None or message.context > self._read_round:
+        if progress is None:
             return
         progress.heard = self._now
         if progress.match < self._log.last_index and progress.sent < self._now:

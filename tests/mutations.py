@@ -384,13 +384,6 @@ MUTATIONS = [
         LEASE_TESTS,
     ),
     Mutation(
-        "a round that has not begun is confirmed",
-        "raft.py",
-        "if progress is None or message.context > self._read_round:",
-        "if progress is None:",
-        LEASE_TESTS,
-    ),
-    Mutation(
         "an entry of a leader does not bind a follower like a heartbeat",
         "raft.py",
         "        if kind in _FROM_LEADER:\n            self._follow(message.sender, ",

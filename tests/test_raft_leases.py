@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from errors import ProtocolViolation
 from raft import Configuration, Message, MessageType, Raft, RaftOptions, State, bootstrap
 from tests.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
 
@@ -263,7 +264,8 @@ def test_a_lease_counts_from_before_its_own_round() -> None:
 def test_nobody_confirms_a_round_that_has_not_begun() -> None:
     cluster, leader = leader_of("a", "b", "c")
     for name in "bc":
-        leader.step(Message(MessageType.HEARTBEAT_RESPONSE, name, "a", 2, context=1000))
+        with pytest.raises(ProtocolViolation):
+            leader.step(Message(MessageType.HEARTBEAT_RESPONSE, name, "a", 2, context=1000))
     renew(leader, 5.0)
     assert since(leader) is None
     cluster.settle()

@@ -36,6 +36,7 @@ class Received:
         self.HTTPServer.return_value.port = 8181
         self.Transport.return_value.port = 7171
         monkeypatch.setattr(conuredb, "raise_file_limit", lambda: 1 << 40)
+        monkeypatch.setattr(conuredb, "others_who_may_write", lambda _: "")
         monkeypatch.setattr(Process, "_wait_for_a_reason", lambda _: "the test")
 
     def __getattr__(self, name: str) -> MagicMock:
@@ -55,6 +56,11 @@ class Received:
     def http(self) -> Any:
         """The limits of the API's server, the first that is made."""
         return self.HTTPServer.call_args_list[0].args[2]
+
+    @property
+    def names(self) -> Any:
+        """The names that the API's server answers to."""
+        return self.HTTPServer.call_args_list[0].args[4].names
 
     @property
     def addresses(self) -> list[Any]:
@@ -137,6 +143,10 @@ ROWS = {
     "log_segment_bytes": [Row("2MiB", lambda r: r.node.log_segment_bytes, 2 * MIB)],
     "max_body_bytes": [Row("17MiB", lambda r: r.http.max_body_bytes, 17 * MIB)],
     "max_connections": [Row("77", lambda r: r.http.max_connections, 77)],
+    "trusted_proxies": [
+        Row("192.0.2.0/24", lambda r: r.http.trusted_proxies, ("192.0.2.0/24",))
+    ],
+    "allowed_hosts": [Row("db.example", lambda r: "db.example" in r.names, True)],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
     "max_scans": [
