@@ -102,6 +102,8 @@ def test_a_write_that_meets_a_broken_log_ends_the_node(
     data = tmp_path / "data"
     with running(data, environ=disk.environ) as server:
         fill(server, 0, 20)
+        # Nobody else is to meet the failure first.
+        wait_until(lambda: len(list((data / "raft").glob("*.spare"))) == 2)
         disk.fail(call, "raft", EIO)
         answer = server.put("unlucky", b"x")
         assert answer.status == 504
