@@ -1744,7 +1744,7 @@ def test_a_round_takes_requests_for_so_long_only(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """However long each of them takes; a connection goes on where it was."""
-    monkeypatch.setattr(httpserver, "_ROUND_TIME", 0.008)
+    monkeypatch.setattr(httpserver, "_ROUND_TIME", 0.006)
 
     class Slow(Recorder):
         def handle(self, request: Request) -> None:
