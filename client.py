@@ -483,9 +483,9 @@ class Client(_Closing):
     def delete_prefix(self, prefix: Text) -> int:
         """Remove all keys that begin with *prefix*, and return how many.
 
-        It is one change, at one revision, unless there are more keys than the servers'
-        ``max_range_items``. Then they go in parts, each of them one change, until there are none;
-        when this raises, those of the parts before are gone.
+        It is one change, at one revision, unless there are more keys than the servers delete at
+        once (5,000, or ``max_range_items`` if that is less). Then they go in parts, each of them
+        one change, until there are none; when this raises, those of the parts before are gone.
         """
         target = f"/kv?prefix={_quoted(prefix, 'prefix')}"  # None would be all there are
         with contextlib.suppress(PayloadTooLarge):

@@ -152,7 +152,7 @@ COMMANDS = {
         "remove a key, whether it exists or not",
         ("--if-revision", "--prefix"),
         "With --prefix and no key it removes all keys that begin so, and shows how many; at once,\n"
-        "or if they are more than a server deletes at once (--max-range-items) in parts.",
+        "or if they are more than a server deletes at once (5,000) in parts.",
     ),
     "incr": Command(
         "incr <key> [<by>]",

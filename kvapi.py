@@ -144,6 +144,9 @@ MAX_RANGE_BYTES = 8 << 20
 MAX_BATCH_LINES = 10_000
 """Lines of a batch."""
 
+MAX_KEYED_LINES = 1_000
+"""Lines of a batch with an Idempotency-Key: it is one change, and everybody waits for it."""
+
 PART_LINES, PART_BYTES = 500, 1 << 20
 """Lines of a batch, and bytes of their values, about, that are logged and applied in one go."""
 
@@ -444,7 +447,7 @@ class KeyValues:
                 return
             self._commit_one(
                 request,
-                DeleteRange(*bounds(query), self._limits.range_items),
+                DeleteRange(*bounds(query), self._limits.deleted_items),
                 self._answer_delete_range,
             )
             return
@@ -487,6 +490,12 @@ class KeyValues:
         if not lines:
             raise BadRequest('the batch is empty; send lines such as {"key": "k", "value": "v"}')
         if conditions.idempotency_key is not None:
+            if len(lines) > MAX_KEYED_LINES:
+                raise PayloadTooLarge(
+                    f"{len(lines):,} lines; with an Idempotency-Key a batch is one change, of up "
+                    f"to {MAX_KEYED_LINES:,}: send it in parts, each with a key of its own"
+                )
+            self._limits.check_change(sum(len(value or b"") for _, value, _ in lines))
             transaction = Transaction((), _as_operations(lines))
             answer = _BatchAnswer(self._desk, 1, len(lines))
             fingerprint = yield from _fingerprint(request)
@@ -754,7 +763,7 @@ class KeyValues:
         by then, in which case its end is looked up again, and tells whether there are keys behind.
         """
         start, end = bounds(query)
-        limit = min(number(query, b"limit", 1), self._limits.range_items)
+        limit = min(number(query, b"limit", 1), self._limits.deleted_items)
         refuse_conditions(conditions)
         part = _Part(request, start, end, limit)
         whole = Transaction((), (DeleteRange(start, end, limit),))
@@ -1313,8 +1322,8 @@ def _refused(outcome: Outcome) -> ConureError:
             return KeyReused()
         case Refusal.TOO_MANY_KEYS:
             return PayloadTooLarge(
-                "the range has more keys than one request may delete (max_range_items), and "
-                "nothing was deleted; delete it in parts, with limit"
+                "the range has more keys than one change may delete (max_range_items, and up to "
+                f"{kvjson.MAX_DELETED:,}), and nothing was deleted; delete it in parts, with limit"
             )
         case _:
             raise AssertionError(outcome)

@@ -59,6 +59,8 @@ from jsonsteps import Steps
 
 __all__ = [
     "INLINE_BYTES",
+    "MAX_CHANGE_BYTES",
+    "MAX_DELETED",
     "MAX_KEY_BYTES",
     "MAX_NUMBER",
     "MAX_OPERATIONS",
@@ -82,6 +84,12 @@ INLINE_BYTES: Final = 16 << 10
 
 MAX_OPERATIONS: Final = 128
 """Comparisons and operations of one transaction."""
+
+MAX_DELETED: Final = 5_000
+"""Keys that the deletions of ranges within one change may find: more would hold up everybody."""
+
+MAX_CHANGE_BYTES: Final = 4 << 20
+"""Bytes of all values that one change writes, for the same reason; a single value may be longer."""
 
 MAX_TTL: Final = 10 * 365 * 86_400_000
 """Milliseconds; ten years."""
@@ -121,13 +129,23 @@ Line = tuple[bytes, bytes | None, int]
 class Limits:
     """What a request may carry: bytes of a value, records of one answer."""
 
-    __slots__ = ("range_items", "text_length", "value_bytes")
+    __slots__ = ("change_bytes", "deleted_items", "range_items", "text_length", "value_bytes")
 
     def __init__(self, *, value_bytes: int, range_items: int) -> None:
         self.value_bytes = value_bytes
         self.range_items = range_items
+        self.deleted_items = min(range_items, MAX_DELETED)
+        self.change_bytes = max(value_bytes, MAX_CHANGE_BYTES)
         # The longest string that can be of use: a value as base64, or a key.
         self.text_length = 4 * (max(value_bytes, MAX_KEY_BYTES) // 3 + 1)
+
+    def check_change(self, size: int) -> None:
+        """Raise PayloadTooLarge if the values of one change have too many bytes in all."""
+        if size > self.change_bytes:
+            raise PayloadTooLarge(
+                f"the values have {size:,} bytes in all; one change may write up to "
+                f"{self.change_bytes:,}"
+            )
 
     def check_value(self, value: bytes, where: str = "") -> bytes:
         """Return the value. Raises PayloadTooLarge."""
@@ -263,7 +281,20 @@ def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:
                 f"the ranges of {name} may read {read:,} records; all limits of a transaction "
                 f"together may be up to {limits.range_items:,} (max_range_items)"
             )
-    return Transaction(compares, success, failure)
+    puts = [each.value for each in (*success, *failure) if isinstance(each, Put)]
+    limits.check_change(sum(map(len, puts)))
+    return Transaction(compares, _sharing(success, limits), _sharing(failure, limits))
+
+
+def _sharing(branch: tuple[Operation, ...], limits: Limits) -> tuple[Operation, ...]:
+    """Let the deletions of ranges share what a change may delete."""
+    ranges = sum(isinstance(each, DeleteRange) for each in branch)
+    if ranges < 2:
+        return branch
+    share = max(1, limits.deleted_items // ranges)
+    return tuple(
+        each._replace(limit=share) if isinstance(each, DeleteRange) else each for each in branch
+    )
 
 
 def parse_batch(text: bytes, limits: Limits, most: int) -> Steps[list[Line]]:
@@ -430,7 +461,7 @@ def _delete(body: Object, where: str, limits: Limits) -> Operation:
     if "key" in body:
         _refuse_others(body, {"key", "encoding"}, where)
         return Delete(_key(body, where))
-    return DeleteRange(*_bounds(body, where, set()), limits.range_items)
+    return DeleteRange(*_bounds(body, where, set()), limits.deleted_items)
 
 
 def _get(body: Object, where: str, _: Limits) -> Operation:

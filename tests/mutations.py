@@ -1622,6 +1622,27 @@ MUTATIONS = [
         JSON_TESTS,
     ),
     Mutation(
+        "each deletion of a range may delete what all may",
+        "kvjson.py",
+        "    if ranges < 2:\n",
+        "    if ranges < 200:\n",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "a change writes any number of bytes",
+        "kvjson.py",
+        "        if size > self.change_bytes:\n",
+        "        if size < 0:\n",
+        JSON_TESTS,
+    ),
+    Mutation(
+        "a batch that is one change has any number of lines",
+        "kvapi.py",
+        "            if len(lines) > MAX_KEYED_LINES:\n",
+        "            if len(lines) > MAX_BATCH_LINES:\n",
+        ROUTE_TESTS,
+    ),
+    Mutation(
         "turns: a batch is one part",
         "kvapi.py",
         "if count >= PART_LINES or size >= PART_BYTES:",

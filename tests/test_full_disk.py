@@ -222,11 +222,11 @@ def test_a_follower_answers_what_needs_no_room_though_it_has_none() -> None:
     append = Message(MessageType.APPEND, "n1", "n3", term, 1, 1, entries=known)
     answers = answers_to(lab, append)
     assert [(answer.index, answer.reject) for answer in answers] == [(last, False)]
-    news = [Entry(term, last + 6, COMMAND, b"x")]
+    news = [Entry(term, last + 6, COMMAND, encode_put(b"k", b"x"))]
     append = Message(MessageType.APPEND, "n1", "n3", term, last + 5, term, entries=news)
     answers = answers_to(lab, append)
     assert [(answer.hint, answer.reject) for answer in answers] == [(last, True)]
-    news = [Entry(term, last + 1, COMMAND, b"x")]
+    news = [Entry(term, last + 1, COMMAND, encode_put(b"k", b"x"))]
     append = Message(MessageType.APPEND, "n1", "n3", term, last, term, entries=news)
     assert answers_to(lab, append) == []
     assert not lab.failed

@@ -29,7 +29,7 @@ from commands import (
 )
 from errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
 from httpserver import Request
-from kvapi import MAX_ATTEMPTS, MAX_BATCH_LINES, Command, WriteReply
+from kvapi import MAX_ATTEMPTS, MAX_BATCH_LINES, MAX_KEYED_LINES, Command, WriteReply
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer
 
@@ -382,9 +382,27 @@ def test_a_batch_with_a_key_is_one_transaction(service: Service, backend: FakeBa
     assert transaction.success == (Put(b"a", b"1", 1000), Delete(b"b"))
     double = b'{"key": "a", "value": "1"}\n{"key": "a", "value": "2"}'
     assert ask(service, "POST", "/kv/batch", double, Idempotency_Key="y").status == 400
-    many = b"\n".join(b'{"key":"%d","value":""}' % n for n in range(MAX_BATCH_LINES + 1))
-    assert ask(service, "POST", "/kv/batch", many, Idempotency_Key="z").status == 413
+    each = [b'{"key":"%d","value":""}' % n for n in range(MAX_BATCH_LINES + 1)]
+    for count in (MAX_KEYED_LINES + 1, MAX_BATCH_LINES + 1):
+        many = b"\n".join(each[:count])
+        assert ask(service, "POST", "/kv/batch", many, Idempotency_Key="z").status == 413
     assert len(backend.batches) == 1
+    most = b"\n\n".join(each[:MAX_KEYED_LINES])
+    assert ask(service, "POST", "/kv/batch", most, Idempotency_Key="z").status == 200
+
+
+def test_the_values_of_a_change_are_bounded_together(backend: FakeBackend) -> None:
+    service = Service(backend, value_bytes=1 << 20)
+    try:
+        lines = [b'{"key":"%d","value":"%s"}' % (n, b"x" * (1 << 20)) for n in range(5)]
+        body = b"\n".join(lines)
+        assert ask(service, "POST", "/kv/batch", body, Idempotency_Key="x").status == 413
+        assert backend.batches == []
+        assert ask(service, "POST", "/kv/batch", body).status == 200
+        body = b"\n".join(lines[:4])
+        assert ask(service, "POST", "/kv/batch", body, Idempotency_Key="x").status == 200
+    finally:
+        service.close()
 
 
 # -- reads -----------------------------------------------------------------------------------------

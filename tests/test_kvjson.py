@@ -399,6 +399,36 @@ def test_the_longest_value_fits_as_base64() -> None:
     assert found.success == (Put(b"k", value),)
 
 
+def test_the_deletions_of_a_branch_share_what_a_change_may_delete() -> None:
+    def limits_of(count: int, most: int) -> list[int]:
+        branch = [{"delete": {"prefix": f"{n}/"}} for n in range(count)]
+        body = json.dumps({"success": [*branch, {"get": {"key": "k"}}], "failure": branch[:1]})
+        limits = Limits(value_bytes=100, range_items=most)
+        found = all_of(kvjson.parse_transaction(body.encode(), limits))
+        assert [each.limit for each in found.failure if isinstance(each, DeleteRange)] == [
+            min(most, 5000)
+        ]
+        return [each.limit for each in found.success if isinstance(each, DeleteRange)]
+
+    assert limits_of(1, 1_000_000) == [5000]
+    assert limits_of(4, 1_000_000) == [1250] * 4
+    assert limits_of(3, 1000) == [333] * 3
+    assert limits_of(100, 10) == [1] * 100
+
+
+def test_the_values_of_a_transaction_are_bounded_together() -> None:
+    limits = Limits(value_bytes=1 << 20, range_items=10)
+    puts = [{"put": {"key": str(n), "value": "x" * (1 << 20)}} for n in range(5)]
+    for success, failure, fits in ((4, 0, True), (2, 2, True), (5, 0, False), (3, 2, False)):
+        body = json.dumps({"success": puts[:success], "failure": puts[:failure]}).encode()
+        if fits:
+            all_of(kvjson.parse_transaction(body, limits))
+        else:
+            with pytest.raises(PayloadTooLarge, match="may write up to 4,194,304"):
+                all_of(kvjson.parse_transaction(body, limits))
+    Limits(value_bytes=8 << 20, range_items=10).check_change(8 << 20)  # one that long is allowed
+
+
 @pytest.mark.parametrize("blank", [b"", b" ", b" " * 20_000, b"\r"])
 def test_blank_lines_of_a_batch_count(blank: bytes) -> None:
     line = b'{"key": "k", "value": "v"}'
