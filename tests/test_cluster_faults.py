@@ -410,7 +410,10 @@ def test_an_election_where_all_disks_are_full(
             cluster.add(wrapper=wrapper).data = point / "data"  # each has a mount of its own
         cluster.start(3)
         assert cluster[1].put("k", b"1").status == 200
-        ballast = [Path(f"/proc/{each.pid}/root{point}") / "ballast" for each in cluster.members]
+        disks = [Path(f"/proc/{each.pid}/root{point}") for each in cluster.members]
+        for disk in disks:  # equal room in advance: whom others are ahead of can't help them
+            wait_until(lambda disk=disk: len(list(disk.glob("data/raft/*.spare"))) == 2)  # type: ignore[misc]
+        ballast = [disk / "ballast" for disk in disks]
         for path in ballast:
             with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
