@@ -222,11 +222,11 @@ def test_a_follower_answers_what_needs_no_room_though_it_has_none() -> None:
     append = Message(MessageType.APPEND, "n1", "n3", term, 1, 1, entries=known)
     answers = answers_to(lab, append)
     assert [(answer.index, answer.reject) for answer in answers] == [(last, False)]
-    news = [Entry(term, last + 6, COMMAND, b"x")]
+    news = [Entry(term, last + 6, COMMAND, encode_put(b"k", b"x"))]
     append = Message(MessageType.APPEND, "n1", "n3", term, last + 5, term, entries=news)
     answers = answers_to(lab, append)
     assert [(answer.hint, answer.reject) for answer in answers] == [(last, True)]
-    news = [Entry(term, last + 1, COMMAND, b"x")]
+    news = [Entry(term, last + 1, COMMAND, encode_put(b"k", b"x"))]
     append = Message(MessageType.APPEND, "n1", "n3", term, last, term, entries=news)
     assert answers_to(lab, append) == []
     assert not lab.failed
@@ -422,6 +422,24 @@ def test_the_vote_of_a_candidate_need_not_wait_for_what_waits_for_room() -> None
     free(lab, "n1")
     put(lab, b"a", b"c")
     node._log.check()
+
+
+def test_terms_that_pass_while_a_node_waits_for_room_take_no_memory() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"a", b"b")
+    lab.tick(5)
+    fill_logs(lab, "n3")
+    use_up_reserve(lab, "n3")
+    node = lab["n3"]
+    stand_again(node)
+    lab.settle()
+    assert len(node._unwritten) == 1  # its first entry
+    for _ in range(20):
+        term = node._raft.term + 1
+        node.receive([Message(MessageType.HEARTBEAT, "n2", "n3", term)])
+        assert node._log.hard_state.term == term
+    assert len(node._unwritten) == 1
+    assert not lab.failed
 
 
 @pytest.mark.parametrize("role", ["data", "arbiter"])
