@@ -1111,7 +1111,8 @@ class Node:
 
     def _put_off(self, ready: Ready) -> None:
         """Let what has to be durable wait for room, behind what waits already."""
-        self._unwritten.append(ready)
+        if ready.entries or ready.snapshot is not None:  # the rest of it is done
+            self._unwritten.append(ready)
         if ready.hard_state is not None:  # it is durable already: see _save
             self._raft.persisted(Ready(hard_state=ready.hard_state))
 

@@ -58,6 +58,7 @@ class ServerProcess:
             *flags,
         ]
         self.process: subprocess.Popen[bytes] | forkserver.Child
+        fresh |= script.parent != ROOT  # of another release: the helper's modules are of this one
         if fresh or wrapper or not all(name.startswith("CONURE_") for name in added):
             self.process = subprocess.Popen(
                 [*wrapper, sys.executable, *command],

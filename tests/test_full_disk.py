@@ -424,6 +424,24 @@ def test_the_vote_of_a_candidate_need_not_wait_for_what_waits_for_room() -> None
     node._log.check()
 
 
+def test_terms_that_pass_while_a_node_waits_for_room_take_no_memory() -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"a", b"b")
+    lab.tick(5)
+    fill_logs(lab, "n3")
+    use_up_reserve(lab, "n3")
+    node = lab["n3"]
+    stand_again(node)
+    lab.settle()
+    assert len(node._unwritten) == 1  # its first entry
+    for _ in range(20):
+        term = node._raft.term + 1
+        node.receive([Message(MessageType.HEARTBEAT, "n2", "n3", term)])
+        assert node._log.hard_state.term == term
+    assert len(node._unwritten) == 1
+    assert not lab.failed
+
+
 @pytest.mark.parametrize("role", ["data", "arbiter"])
 def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
     role: str, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ def test_two_releases_share_a_cluster_and_open_each_others_data(
         old = [cluster.add() for _ in range(3)][2]
         old.script = release_before
         cluster.start(3)
+        assert "speaks" not in old.stats()  # it is the release before
         written = 0
 
         def write() -> None:
