@@ -2511,6 +2511,8 @@ class _Reactor:
         """Return whether it may go on in this round; None if it is over."""
         steps, request = turn.steps, turn.request
         if turn.alone and request._connection.state == CLOSED:
+            if not request.is_answered:  # or it would be in flight for ever
+                request.fail(503, "the client has gone")
             return None
         try:
             for is_done_for_now in steps:
