@@ -500,6 +500,7 @@ class KeyValues:
                 yield True  # what there is by now is committed first
                 if answer.is_over:
                     return
+                answer.is_begun = True
             self._answers[len(self._commands)] = answer
             self._writers.append(request)
             if ttl and value is not None:
@@ -1126,6 +1127,7 @@ class _BatchAnswer:
         self._desk = desk
         self._entries = self._missing = entries
         self._lines = lines
+        self.is_begun = False  # parts of it were proposed, whatever becomes of them
 
     @property
     def is_over(self) -> bool:
@@ -1142,10 +1144,12 @@ class _BatchAnswer:
     def fail(self, request: Request, error: ConureError) -> None:
         """Take note that a line was not written; the batch is answered once."""
         if self._missing > 0:
-            if self._missing < self._entries and isinstance(error, NotLeader):
+            is_begun = self.is_begun or self._missing < self._entries
+            if is_begun and isinstance(error, NotLeader):
                 error = Unavailable("the leader was lost when a part was stored; send all again")
             self._missing = 0
-            self._desk.fail(request, error)
+            if not request.is_answered:  # it is if its client has gone before it was read
+                self._desk.fail(request, error)
 
 
 class _Page:
