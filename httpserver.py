@@ -1933,7 +1933,8 @@ class _Connection:
         chunk's size may begin with a zero (RFC 9112 section 7.1).
         """
         self.ended = True
-        if self.stream is not None and self.stream._chunked:
+        # Amid a chunk the byte would be one of its own, and the rest of it is answered as well.
+        if self.stream is not None and self.stream._chunked and not self.stream._offset:
             self._let_end_show()  # some clients take a zero without a line end for the last chunk
             self.put(b"0")
         for request in self._held():
