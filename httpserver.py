@@ -1606,7 +1606,7 @@ class _Connection:
         limits = self.reactor.limits
         idle = self.reactor.now - self.touched
         if self.state == LINGERING:
-            if idle > self.patience:
+            if idle > (_LINGER_TIME if self.reactor.draining else self.patience):
                 self.close()
         elif self.out:
             if idle > limits.write_timeout:
