@@ -1606,7 +1606,7 @@ class _Connection:
         limits = self.reactor.limits
         idle = self.reactor.now - self.touched
         if self.state == LINGERING:
-            if idle > self.patience:
+            if idle > (_LINGER_TIME if self.reactor.draining else self.patience):
                 self.close()
         elif self.out:
             if idle > limits.write_timeout:
@@ -1933,7 +1933,8 @@ class _Connection:
         chunk's size may begin with a zero (RFC 9112 section 7.1).
         """
         self.ended = True
-        if self.stream is not None and self.stream._chunked:
+        # Amid a chunk the byte would be one of its own, and the rest of it is answered as well.
+        if self.stream is not None and self.stream._chunked and not self.stream._offset:
             self._let_end_show()  # some clients take a zero without a line end for the last chunk
             self.put(b"0")
         for request in self._held():
@@ -2511,6 +2512,8 @@ class _Reactor:
         """Return whether it may go on in this round; None if it is over."""
         steps, request = turn.steps, turn.request
         if turn.alone and request._connection.state == CLOSED:
+            if not request.is_answered:  # or it would be in flight for ever
+                request.fail(503, "the client has gone")
             return None
         try:
             for is_done_for_now in steps:

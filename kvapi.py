@@ -353,6 +353,7 @@ class KeyValues:
         self._looks: list[_Look] = []
         self._stale_keys: list[bytes] = []
         self._stale_readers: list[Request] = []
+        self._until = 0.0  # when the answers of committed transactions have had their time at once
 
     def routes(self) -> dict[str, dict[str, Route]]:
         """Return what answers each method of each path."""
@@ -509,6 +510,7 @@ class KeyValues:
                 yield True  # what there is by now is committed first
                 if answer.is_over:
                     return
+                answer.is_begun = True
             self._answers[len(self._commands)] = answer
             self._writers.append(request)
             if ttl and value is not None:
@@ -545,13 +547,16 @@ class KeyValues:
         except ConureError as error:
             self._desk.fail(request, error)
 
-    def _begin(self, request: Request, steps: _Turns) -> None:
+    def _begin(self, request: Request, steps: _Turns, until: float | None = None) -> None:
         """Do something now, as far as little time suffices; the reactor goes on with the rest."""
-        until = perf_counter() + _AT_ONCE
-        for _ in steps:
-            if perf_counter() >= until:
-                request.go_on(self._or_fail(request, steps))
+        if until is None:
+            until = perf_counter() + _AT_ONCE
+        while perf_counter() < until:
+            try:
+                next(steps)
+            except StopIteration:
                 return
+        request.go_on(self._or_fail(request, steps))
 
     def _open_session(self, request: Request) -> None:
         query = request.parameters()
@@ -663,6 +668,7 @@ class KeyValues:
     ) -> list[Request]:
         """Answer writes not all of which are plain; return the requests of those that are."""
         plain = []
+        self._until = perf_counter() + _AT_ONCE  # all of them share it: they may be thousands
         for position in range(start, stop):
             request, revision = requests[position], ended.first + position
             answer = answers.get(position)
@@ -800,7 +806,7 @@ class KeyValues:
     ) -> None:
         assert outcome is not None
         shown = kvjson.show_outcome(transaction, outcome, self._desk.backend.time())
-        self._begin(request, self._show(request, shown, index_field(revision)))
+        self._begin(request, self._show(request, shown, index_field(revision)), self._until)
 
     def _answer_session(
         self, session: bytes, ttl: int, request: Request, revision: int, _: Outcome | None
@@ -1135,6 +1141,7 @@ class _BatchAnswer:
         self._desk = desk
         self._entries = self._missing = entries
         self._lines = lines
+        self.is_begun = False  # parts of it were proposed, whatever becomes of them
 
     @property
     def is_over(self) -> bool:
@@ -1151,10 +1158,12 @@ class _BatchAnswer:
     def fail(self, request: Request, error: ConureError) -> None:
         """Take note that a line was not written; the batch is answered once."""
         if self._missing > 0:
-            if self._missing < self._entries and isinstance(error, NotLeader):
+            is_begun = self.is_begun or self._missing < self._entries
+            if is_begun and isinstance(error, NotLeader):
                 error = Unavailable("the leader was lost when a part was stored; send all again")
             self._missing = 0
-            self._desk.fail(request, error)
+            if not request.is_answered:  # it is if its client has gone before it was read
+                self._desk.fail(request, error)
 
 
 class _Page:

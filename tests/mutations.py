@@ -1729,7 +1729,7 @@ MUTATIONS = [
     Mutation(
         "a batch that lost its leader half-way is redirected",
         "kvapi.py",
-        "if self._missing < self._entries and isinstance(error, NotLeader):",
+        "if is_begun and isinstance(error, NotLeader):",
         "if self._missing < 0 and isinstance(error, NotLeader):",
         ROUTE_TESTS,
     ),

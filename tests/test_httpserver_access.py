@@ -494,6 +494,14 @@ def test_a_long_body_may_follow_its_answer(monkeypatch: pytest.MonkeyPatch) -> N
     stepped.close()
 
 
+def test_nobody_waits_long_for_such_a_body_while_draining() -> None:
+    application = Elsewhere()
+    with serving(application) as server, connect(server) as client:
+        client.sendall(request_of(b"PUT /kv", fields=CHUNKED))
+        assert statuses(read_all(client)) == [307]
+        assert server.drain(8)
+
+
 def test_only_bodies_that_are_still_to_come_are_asked_about() -> None:
     application = Elsewhere()
     with serving(application) as server, connect(server) as client:

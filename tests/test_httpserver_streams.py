@@ -1423,3 +1423,22 @@ def test_dead_machines_are_found_out() -> None:
         assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         assert idle == httpserver._KEEPALIVE
+
+
+def test_who_stops_sending_amid_a_chunk_gets_that_chunk_as_it_is() -> None:
+    """Nothing is put between the pieces of one that another stream keeps as well."""
+    data = bytes(range(256)) * 16_000
+    application = Streamer(max_unsent=8 << 20)
+    with serving(application) as server, connect(server) as other, connect(server) as client:
+        for each in (other, client):
+            each.sendall(STREAM)
+            receive_until(each, b"\r\n\r\n")
+        streams = application.wait_for_streams(2)
+        server.broadcast(streams, data)
+        wait_until(lambda: all(stream._offset for stream in streams))
+        client.shutdown(socket.SHUT_WR)
+        connection = streams[1]._connection
+        wait_until(lambda: connection.ended)
+        streams[1].finish()
+        content, _ = dechunk(read_all(client))
+        assert content == data

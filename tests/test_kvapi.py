@@ -616,6 +616,24 @@ def test_a_batch_whose_leader_is_lost_half_way_is_no_redirect() -> None:
     service.close()
 
 
+class DeposedUnheard(FakeBackend):
+    """Leads no more after its first batch, of which it never tells what became."""
+
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        if self.batches:
+            self.error = NotLeader("h:1", "n9", "http://h:2")
+            super().write(commands, reply)
+        else:
+            self.batches.append(list(commands))
+
+
+def test_a_batch_of_which_a_part_may_yet_be_committed_is_no_redirect() -> None:
+    service = Service(DeposedUnheard())
+    lines = b"".join(b'{"key": "%05d", "value": "v"}\n' % n for n in range(1500))
+    assert ask(service, "POST", "/kv/batch", lines).status == 503
+    service.close()
+
+
 def test_what_follows_a_long_transaction_in_its_connection_waits_for_it(
     service: Service, backend: FakeBackend
 ) -> None:
