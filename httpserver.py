@@ -1647,9 +1647,9 @@ class _Connection:
             self.waiting.clear()
             self.out.clear()
             self.reactor.leaving -= self.pending + self.parked
+            self.reactor.release(self)  # first: who sees that it is gone may have its place
             del self.reactor.connections[self.descriptor]  # before the number can be used again
             self.socket.close()
-            self.reactor.release(self)
             for stream in streams:
                 stream._end()
             for request in held:

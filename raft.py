@@ -126,6 +126,7 @@ _MAX_WAITING: Final = 64  # entries that wait for room, in a log that is to win 
 # it leaves no room to count on (terms and indexes are written with 64 bits).
 _NUMBER_BITS: Final = 62  # of a term or an index
 _MAX_LEAP: Final = 1 << 32  # by how much a term may be ahead of the own one
+_MAX_NAME_BYTES: Final = 255  # of an ID or an incarnation: messages have a byte for its length
 _MAX_MEMBERS_BYTES: Final = 1 << 20  # of all configurations in one message
 
 # -- types ---------------------------------------------------------------------------------------
@@ -1694,6 +1695,11 @@ def _refuse_impossible_members(sender: str, configurations: Sequence[bytes]) -> 
         if not servers:
             raise ProtocolViolation(f"{sender} sent a configuration without a member")
         for server in servers:
+            names = server.id, server.incarnation
+            if not all(len(n.encode()) <= _MAX_NAME_BYTES and n.isprintable() for n in names):
+                raise ProtocolViolation(
+                    f"{sender} sent a member {server.id[:100]!r}, whose name no message can have"
+                )
             url = server.http_address
             if not is_address(server.raft_address) or (url and not is_base_url(url)):
                 raise ProtocolViolation(

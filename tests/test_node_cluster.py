@@ -2111,6 +2111,19 @@ def test_members_at_no_address_never_get_into_a_log() -> None:
     assert lab.failed == set()
 
 
+@pytest.mark.parametrize("name", ["n" * 256, "ö" * 128, "n\n2"])
+def test_members_that_no_message_can_name_never_get_into_a_log(name: str) -> None:
+    """A leader couldn't write to them: the length of a name has one byte."""
+    lab = cluster("n2", "n3")
+    for server in (Server(name, "n9:7001"), Server("n9", "n9:7001", incarnation=name)):
+        members = Configuration((Server("n1", "n1:7001"), server)).encode()
+        before = lab["n3"]._raft.term, lab["n3"]._log.last_index
+        lab["n3"].receive([forged(lab["n3"], (CONFIG, members))])
+        assert before == (lab["n3"]._raft.term, lab["n3"]._log.last_index)
+    put(lab, b"k", b"v")
+    assert lab.failed == set()
+
+
 def test_whatever_a_member_sends_a_node_lives_and_starts_again() -> None:
     """Valid and impossible messages of every type, by one that knows all there is to know."""
     rng = random.Random(7)
