@@ -1368,7 +1368,8 @@ MUTATIONS = [
     Mutation(
         "http: a place is not given back",
         "httpserver.py",
-        "            self.reactor.release(self)  # first: who sees that it is gone may have its place\n",
+        "            self.reactor.release(self)  # first: who sees that it is gone "
+        "may have its place\n",
         "",
         ACCESS_TESTS,
     ),
