@@ -94,6 +94,11 @@ class Guests:
         """Forget a connection that has ended."""
         self._guests.pop(sock, None)
 
+    @property
+    def arriving(self) -> int:
+        """How many bytes unfinished frames may take by now."""
+        return sum(each.arriving for each in self._guests.values())
+
     def expect(self, sock: socket.socket, size: int) -> list[socket.socket]:
         """Make room for a frame of so many bytes, in place of the one before it (2).
 
@@ -105,7 +110,7 @@ class Guests:
         guest.arriving = 0
         if size <= SMALL_FRAME:
             return []
-        held = sum(each.arriving for each in self._guests.values())
+        held = self.arriving
         strangers = [(s, g) for s, g in self._guests.items() if g.arriving and not g.is_member()]
         ended: list[socket.socket] = []
         if not guest.is_member():

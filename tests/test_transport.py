@@ -942,6 +942,7 @@ def test_what_arrives_and_is_not_complete_is_bounded_over_all_connections(
         socks.append(net.admitted(b, node_id=f"s{number}"))
         with contextlib.suppress(OSError):  # it may be ended amid it
             socks[-1].sendall(begun)
+        eventually(lambda: b.transport._guests.arriving)  # the first has the room before others ask
     for sock in socks[1:]:
         assert is_closed(sock)
     a = net.node("a")
