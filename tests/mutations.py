@@ -1747,15 +1747,18 @@ MUTATIONS = [
 def main(words: list[str]) -> int:
     """Run the mutations whose names contain one of the words; return the exit status."""
     chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
-    healthy = Mutation("nothing is changed", "raft.py", "", "")
-    tests = sorted({test for mutation in chosen for test in mutation.tests})
-    status, said = _run(healthy._replace(tests=tests))
-    if status != 0:
-        print(f"mend this first, it fails without any fault: {said}")
-        return 1
+    if not chosen:
+        print(f"no mutation's name contains {' or '.join(map(repr, words))}")
+        return 2
     width = max(len(mutation.name) for mutation in chosen)
     bad = 0
     with ThreadPoolExecutor(WORKERS) as pool:
+        healthy = Mutation("nothing is changed", "raft.py", "", "")
+        suites = sorted({tuple(mutation.tests) for mutation in chosen})
+        for status, said in pool.map(_run, [healthy._replace(tests=suite) for suite in suites]):
+            if status != 0:
+                print(f"mend this first, it fails without any fault: {said}")
+                return 1
         for mutation, (status, said) in zip(chosen, pool.map(_run, chosen), strict=True):
             verdict = {0: "SURVIVED", 1: said}.get(status, f"BROKEN: {said}")
             print(f"{mutation.name:{width}}  {verdict}", flush=True)
