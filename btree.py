@@ -20,12 +20,15 @@ are in memory.
    answer is a CorruptionError or a well-formed record, and no descent is deeper than the root's
    level. The order of keys is for :meth:`BTree.check` to prove (S4).
 6. Separators in inner nodes are no longer than they need to be.
+7. A spilled value that is replaced or removed is out of the tree at once; its pages are found one
+   after the other, so they become free by and by (:meth:`BTree.reclaim`), and all of them before
+   the next checkpoint begins. Who writes long values frees more than that takes.
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
-``snapshot``, ``items``, ``keys``, ``scan``, ``len``, ``bulk_load``, ``begin_checkpoint``,
-``check``. Any thread at any time: everything on a :class:`Snapshot`, the iterators that ``items``
-and ``keys`` return, ``stats`` and the methods of one :class:`Checkpoint`. The pager's lock guards
-what these share.
+``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``, ``len``,
+``bulk_load``, ``begin_checkpoint``, ``check``, ``reclaim``. Any thread at any time: everything on a
+:class:`Snapshot`, the iterators that ``items`` and ``keys`` return, ``stats`` and the methods of
+one :class:`Checkpoint`. The pager's lock guards what these share.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import accumulate, chain, islice, pairwise, repeat
+from math import inf
 from operator import ge
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar, cast
@@ -86,6 +90,7 @@ _MANY = 8  # a packed leaf that was used so often goes to lists
 _LISTS_SHARE = 64  # in the cache, lists take up to one part in so many beyond their packed form
 _BATCH_PAGES = 32  # pages encoded and written in one go
 _SYNC_BYTES = 4 << 20  # so much is written before a sync: the log's own syncs never queue for long
+_RECLAIMED_PAGES = 64  # of values that are out of the tree, freed in one go
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
 _TAIL_PAGES = 64  # how many pages a checkpoint moves from the end of the file at most
 _MOVE_PAGES = 256  # and how many it writes for that; the last value may take it beyond
@@ -158,6 +163,10 @@ class BTree:
         self._unwritten: dict[int, Page] = {}
         self._frozen: dict[int, Page] = {}  # the unwritten pages of the running checkpoint
         self._overflow: dict[int, Overflow] = {}  # unwritten, of either kind
+        self._replaced: deque[tuple[bytes, bytes]] = (
+            deque()
+        )  # values out of the tree: key, reference
+        self._reclaiming: Iterator[tuple[int, int, bytes]] = iter(())  # pages of one before those
         self._checkpoint: Checkpoint | None = None
         self._loader: Loader | None = None
         self.outdated: list[tuple[bytes, int]] = []
@@ -214,11 +223,28 @@ class BTree:
         """
         leaf = self._leaf(self._root, self._level, key)
         _, cell = self._find(leaf, key)
+        return None if cell is None else self._heading(leaf.number, cell)
+
+    def beginning(self, key: bytes, most: int) -> bytes | None:
+        """Return the first *most* bytes of the value of *key*; None if there is no record.
+
+        No more of a long value is read than it takes. Under the caller's lock, as :meth:`get`.
+        """
+        leaf = self._leaf(self._root, self._level, key)
+        _, cell = self._find(leaf, key)
         if cell is None:
             return None
         record, spilled = self._opened(leaf.number, cell)
-        length = REF.unpack(record.value)[1] if spilled else len(record.value)
-        return record._replace(value=b""), length
+        value = record.value
+        if spilled:
+            size, parts = 0, []
+            for _, _, chunk in self._chain(key, value):
+                parts.append(chunk)
+                size += len(chunk)
+                if size >= most:
+                    break
+            value = b"".join(parts)
+        return value[:most]
 
     def __len__(self) -> int:
         return self._records
@@ -257,6 +283,19 @@ class BTree:
         """
         present = _Present(self, self._root, self._level, self._epoch, self._records)
         return present.items(start, end, reverse=reverse)
+
+    def scan_headings(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+        """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
+        for leaf in self._leaves(self._root, self._level, start, end, reverse):
+            keys, cells = self._lists(leaf)
+            part = slice(*_bounds(keys, start, end))
+            keys, cells = keys[part], cells[part]
+            if reverse:
+                keys.reverse()
+                cells.reverse()
+            yield from zip(keys, map(self._heading, repeat(leaf.number), cells), strict=True)
 
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -308,6 +347,8 @@ class BTree:
             self._split(leaf, key)
         elif growth < 0 and leaf.used < self._minimum:
             self._merge(leaf, key)
+        if spilled:
+            self._reclaim(2 + 2 * len(value) // self._capacity)
         return version
 
     def delete(self, key: bytes) -> bool:
@@ -349,6 +390,15 @@ class BTree:
             self._merge(leaf, key)
         return self.get(key)
 
+    def reclaim(self, seconds: float) -> bool:
+        """Free pages of values that are out of the tree, for about that long; tell whether there
+        are more. Raises CorruptionError."""
+        deadline = time.perf_counter() + seconds
+        while self._reclaim(_RECLAIMED_PAGES):
+            if time.perf_counter() >= deadline:
+                return True
+        return False
+
     def bulk_load(self, items: Iterable[tuple[bytes, Record]]) -> int:
         """Fill an empty tree from sorted items and return how many there were.
 
@@ -381,13 +431,15 @@ class BTree:
     ) -> Checkpoint:
         """Freeze the present state for writing; under the caller's lock, in about a millisecond.
 
-        One at a time: the one before has to be finished or aborted.
+        One at a time: the one before has to be finished or aborted. It takes longer if there is
+        much to :meth:`reclaim`.
         """
         assert self._checkpoint is None, "a checkpoint is running already"
         assert self._loader is None, "a load is running"
         while self._abandoned:
             self._close_reader(self._abandoned.popleft())
         self._move_tail()
+        self.reclaim(inf)
         with self._lock:
             space = self._pager.freeze()
             state = self._pager.meta._replace(
@@ -462,6 +514,7 @@ class BTree:
         Also proves the order and bounds of all keys, levels, sizes and counts. Under the caller's
         lock, without a running checkpoint. Raises CorruptionError.
         """
+        self.reclaim(inf)
         return _Checker(self).run()
 
     def close(self) -> None:
@@ -534,6 +587,11 @@ class BTree:
             chain = self._chain(key, record.value)
             return record._replace(value=b"".join([chunk for _, _, chunk in chain]))
         return record
+
+    def _heading(self, number: int, cell: bytes) -> tuple[Record, int]:
+        record, spilled = self._opened(number, cell)
+        length = REF.unpack(record.value)[1] if spilled else len(record.value)
+        return record._replace(value=b""), length
 
     def _opened(self, number: int, cell: bytes) -> tuple[Record, bool]:
         try:
@@ -977,17 +1035,27 @@ class BTree:
             index += 1
 
     def _outdate(self, leaf: Leaf, key: bytes, cell: bytes) -> tuple[int, int]:
-        """Free the pages of a record's value, if it is spilled; return create and version."""
+        """Let go of a record's value, if it is spilled (7); return create and version."""
         record, spilled = self._opened(leaf.number, cell)
         if record.expiry:
             self.outdated.append((key, record.expiry))
         if spilled:
-            chain = self._chain(key, record.value)
-            pages = [(number, epoch) for number, epoch, _ in chain]
+            self._replaced.append((key, record.value))
+        return record.create_revision, record.version
+
+    def _reclaim(self, count: int) -> bool:
+        """Free so many pages of values that are out of the tree; tell whether there are more."""
+        while count > 0:
+            pages = [(number, epoch) for number, epoch, _ in islice(self._reclaiming, count)]
             with self._lock:
                 for number, epoch in pages:
                     self._give_back(number, epoch)
-        return record.create_revision, record.version
+            count -= len(pages)
+            if not pages:
+                if not self._replaced:
+                    return False
+                self._reclaiming = self._chain(*self._replaced.popleft())
+        return True
 
     # -- private: decoding -----------------------------------------------------------------------
 

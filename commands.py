@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "MAX_KEY_BYTES",
+    "READ_BYTES",
     "Acquire",
     "Committed",
     "Compare",
@@ -54,6 +55,10 @@ __all__ = [
 
 MAX_KEY_BYTES: Final = 1024
 """The longest key anybody may have; the pages of every store have room for it."""
+
+READ_BYTES: Final = 8 << 20
+"""What the reads of one transaction return, about; every node holds it in memory, and with an
+idempotency key it becomes one record. The value that goes beyond it is the last one."""
 
 
 class Target(IntEnum):

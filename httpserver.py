@@ -594,7 +594,7 @@ class Stream:
         reactor = self._connection.reactor
         with reactor.lock:
             taken = not data or self._give(part)
-        reactor.wake_for_streams()
+        reactor.wake_up()
         return taken and not self.over
 
     def wait(self, below: int, timeout: float) -> bool:
@@ -714,7 +714,7 @@ class Stream:
             if not self._queued and not self.over:
                 self._queued = True
                 reactor.ready.append(self)
-        reactor.wake_for_streams()
+        reactor.wake_up()
 
 
 class HTTPServer(ThreadingHTTPServer):
@@ -830,10 +830,10 @@ class HTTPServer(ThreadingHTTPServer):
         what is answered by now has been sent, and what clients have asked meanwhile is taken.
 
         *seconds* may be 0 and are less than a millisecond: the reactor doesn't sleep until then.
-        *action* doesn't raise, nor wait for anything. The reactor's own thread only.
+        *action* doesn't raise, nor wait for anything. Any thread.
         """
-        assert get_ident() == self._reactor.ident
         self._reactor.later.append((perf_counter() + seconds, action))
+        self._reactor.wake_up()
 
     def broadcast(self, streams: Collection[Stream], data: bytes) -> None:
         """Send *data* to each of *streams*: framed once, kept once, and with one wake-up.
@@ -845,7 +845,7 @@ class HTTPServer(ThreadingHTTPServer):
             with self._reactor.lock:
                 for stream in streams:
                     stream._give(chunk if stream._chunked else plain)
-            self._reactor.wake_for_streams()
+            self._reactor.wake_up()
 
     def is_full(self) -> bool:
         """Tell whether too much waits to be read by clients already (H5). Any thread."""
@@ -2087,7 +2087,7 @@ class _Reactor:
         self.targets: dict[bytes, RequestTarget] = {}
         self.starts: dict[tuple[int, str, int], bytes] = {}  # of answers, rendered this second
         self.watched: dict[int, Callable[[], None]] = {}  # sockets of others: see HTTPServer.watch
-        self.later: list[tuple[float, Callable[[], None]]] = []  # when due; see call_later
+        self.later: deque[tuple[float, Callable[[], None]]] = deque()  # when due; see call_later
         self.turns: deque[_Turns] = deque()  # the first _AT_TURNS of them are under way
         self.turned: list[Request] = []  # whose turn it was in this round
         self.until = inf  # when this round has taken in requests for long enough
@@ -2172,7 +2172,7 @@ class _Reactor:
             if not part.holders:
                 self.queued -= len(part.data)
 
-    def wake_for_streams(self) -> None:
+    def wake_up(self) -> None:
         if not self._woken and get_ident() != self.ident:
             self._wake()
 
@@ -2290,7 +2290,7 @@ class _Reactor:
         Raises only what is no single connection's and no application's fault.
         """
         draining = self.draining
-        later, self.later = self.later, []
+        later = [self.later.popleft() for _ in range(len(self.later))]
         events = self._wait(later)
         if self.late:
             events = [*{**self.late, **dict(events)}.items()]  # in the order of their coming

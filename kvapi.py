@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -50,12 +51,14 @@ from typing import Any, Protocol
 import jsonsteps
 import kvjson
 from commands import (
+    READ_BYTES,
     Acquire,
     Committed,
     Compare,
     Delete,
     DeleteRange,
     EndSession,
+    Get,
     Increment,
     Item,
     OpenSession,
@@ -150,7 +153,7 @@ MAX_KEYED_LINES = 1_000
 PART_LINES, PART_BYTES = 500, 1 << 20
 """Lines of a batch, and bytes of their values, about, that are logged and applied in one go."""
 
-READ_BYTES = 1 << 20
+SLICE_BYTES = 1 << 20
 """Bytes of values that are read in one go, about. The longer ones among the others are read later,
 a slice of so many bytes at a time, with the node's lock let go in between."""
 
@@ -161,6 +164,13 @@ _READERS = 256  # who are answered in one go if some of their values are long
 _LATE_READERS = 64  # whose values are looked for together, once a first part is read
 _AT_ONCE = 0.002  # seconds for the first steps of something; the reactor goes on with the rest
 _DIGESTED = 256 << 10  # bytes of a body in one step
+
+MAX_HELD = 1_000
+"""Keys that a session holds, about: who asks for many at a time may get some more."""
+
+MAX_PROMISED = 64 << 20
+"""Bytes that the transactions under way may read, at worst: their outcomes are kept until they are
+shown. More transactions wait, as they do while too much waits for clients to read it (H5)."""
 
 MAX_ATTEMPTS = 8
 """How often a deletion in parts looks where its part ends, while others add keys to it."""
@@ -255,6 +265,10 @@ class KeyValueBackend(Protocol):
 
     def session(self, session: bytes) -> tuple[int, Session | ConureError | None]:
         """Return the revision, and a session in it, None, or why it can't be read."""
+
+    def holdings(self, session: bytes, most: int) -> int:
+        """Count the keys that a session holds, up to *most*, if this node leads; 0 if it doesn't.
+        Raises ConureError."""
 
     def pin(self) -> State:
         """Return this node's own state. Raises ConureError."""
@@ -353,6 +367,7 @@ class KeyValues:
         self._looks: list[_Look] = []
         self._stale_keys: list[bytes] = []
         self._stale_readers: list[Request] = []
+        self._promised = _Promised()
         self._until = 0.0  # when the answers of committed transactions have had their time at once
 
     def routes(self) -> dict[str, dict[str, Route]]:
@@ -420,7 +435,13 @@ class KeyValues:
         given = value if b"value" in query or request.body else None
         operation: Operation
         if b"acquire" in query:
-            operation = Acquire(key, session_id(query, b"acquire"), given)
+            session = session_id(query, b"acquire")
+            if self._desk.backend.holdings(session, MAX_HELD) >= MAX_HELD:
+                raise Conflict(
+                    f"the session holds {MAX_HELD:,} keys, which end with it in one change: "
+                    "release some, or begin another session"
+                )
+            operation = Acquire(key, session, given)
         elif b"release" in query:
             operation = Release(key, session_id(query, b"release"), given)
         else:
@@ -531,14 +552,20 @@ class KeyValues:
         fingerprint = b""
         if conditions.idempotency_key is not None:
             fingerprint = yield from _fingerprint(request)
-        answer = partial(self._answer_transaction, transaction)
+        promised = max(
+            _most_read(transaction.success, self._limits),
+            _most_read(transaction.failure, self._limits),
+        )
+        while not self._promised.take(promised, request.room):
+            yield True
+        answer = _TransactionAnswer(self, transaction, promised)
         self._commit(request, conditions, transaction, answer, fingerprint)
 
     def _take(self, request: Request, steps: _Turns) -> None:
-        """Take a request into a round once its body is read: into this one, if it is short."""
-        if len(request.body) <= kvjson.INLINE_BYTES:
-            all_of(steps)
-        else:
+        """Take a request into a round once its body is read: into this one, if it is short and
+        has to wait for nothing."""
+        must_wait = len(request.body) > kvjson.INLINE_BYTES or any(steps)
+        if must_wait:
             request.go_on(self._or_fail(request, steps), alone=True)
 
     def _or_fail(self, request: Request, steps: _Turns) -> _Turns:
@@ -638,11 +665,7 @@ class KeyValues:
     ) -> None:
         if isinstance(ended, ConureError):
             for position in range(start, stop):
-                answer = answers.get(position)
-                if isinstance(answer, _BatchAnswer):
-                    answer.fail(requests[position], ended)
-                else:
-                    self._desk.fail(requests[position], ended)
+                self._fail(requests[position], answers.get(position), ended)
             return
         revision = ended.first + start
         if answers:
@@ -657,6 +680,14 @@ class KeyValues:
             count = self._desk.count_many
             count("/kv", "PUT", 200, plain[0].started, puts)
             count("/kv", "DELETE", 200, plain[0].started, len(plain) - puts)
+
+    def _fail(
+        self, request: Request, answer: Answer | None, error: ConureError, fields: bytes = b""
+    ) -> None:
+        if isinstance(answer, _BatchAnswer | _TransactionAnswer):
+            answer.fail(request, error, fields)
+        else:
+            self._desk.fail(request, error, fields)
 
     def _answer_each(
         self,
@@ -681,7 +712,8 @@ class KeyValues:
                 if outcome is None:
                     answer(request, revision, None)
                 elif outcome.refusal:
-                    self._desk.fail(request, _refused(outcome), index_field(outcome.revision))
+                    fields = index_field(outcome.revision)
+                    self._fail(request, answer, _refused(outcome), fields)
                 else:
                     answer(request, outcome.revision, outcome)
             except Exception:  # a bug; those behind it are to be answered all the same
@@ -801,12 +833,26 @@ class KeyValues:
             shown = {"deleted": deleted.total, "more": any(result.total for result in left)}
             self._respond_json(part.request, shown, outcome.revision)
 
-    def _answer_transaction(
-        self, transaction: Transaction, request: Request, revision: int, outcome: Outcome | None
+    def answer_transaction(
+        self, transaction: Transaction, request: Request, outcome: Outcome, promised: int
     ) -> None:
-        assert outcome is not None
+        """Show what came of a transaction, and then keep no more of it."""
         shown = kvjson.show_outcome(transaction, outcome, self._desk.backend.time())
-        self._begin(request, self._show(request, shown, index_field(revision)), self._until)
+        steps = self._show(request, shown, index_field(outcome.revision))
+        self._begin(request, self._keep(steps, promised), self._until)
+
+    def _keep(self, steps: _Turns, promised: int) -> _Turns:
+        try:
+            yield from steps
+        finally:
+            self._promised.let_go(promised)
+
+    def fail_transaction(
+        self, request: Request, error: ConureError, fields: bytes, promised: int
+    ) -> None:
+        """Answer a transaction that nothing came of."""
+        self._promised.let_go(promised)
+        self._desk.fail(request, error, fields)
 
     def _answer_session(
         self, session: bytes, ttl: int, request: Request, revision: int, _: Outcome | None
@@ -913,7 +959,7 @@ class KeyValues:
         """Answer reads of plain keys, each key read once. Those of long values may come later,
         and so do those behind them in their connections: no answer is older than one before it."""
         wanted = list(dict.fromkeys(keys))
-        index, records = self._desk.backend.get_all(wanted, READ_BYTES, LONG_VALUE)
+        index, records = self._desk.backend.get_all(wanted, SLICE_BYTES, LONG_VALUE)
         if len(wanted) < len(keys):
             found = dict(zip(wanted, records, strict=True))
             records = [found[key] for key in keys]
@@ -952,7 +998,7 @@ class KeyValues:
                 some = keys[:_LATE_READERS]
                 wanted = list(dict.fromkeys(some))
                 waiting: set[int] | None = set() if requests[0].room > 0 else None
-                most = 0 if waiting is None else READ_BYTES
+                most = 0 if waiting is None else SLICE_BYTES
                 index, records = self._desk.backend.get_all(wanted, most, LONG_VALUE)
                 found = dict(zip(wanted, records, strict=True))
                 records = [found[key] for key in some]
@@ -1134,10 +1180,52 @@ class _Part:
         return transaction
 
 
+class _Promised:
+    """Counts the bytes that transactions under way may read. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def take(self, count: int, room: int) -> bool:
+        """Promise so many bytes, if there is *room* for that, or nobody else has any."""
+        with self._lock:
+            fits = self._bytes + count <= min(room, MAX_PROMISED)
+            is_taken = not count or fits or (room > 0 and not self._bytes)
+            self._bytes += count * is_taken
+            return is_taken
+
+    def let_go(self, count: int) -> None:
+        """Take a promise back."""
+        with self._lock:
+            self._bytes -= count
+
+
+class _TransactionAnswer:
+    """Answers a transaction, whose answer was *promised* so many bytes."""
+
+    def __init__(self, routes: KeyValues, transaction: Transaction, promised: int) -> None:
+        self._routes = routes
+        self._transaction = transaction
+        self._promised = promised
+
+    def __call__(self, request: Request, _: int, outcome: Outcome | None) -> None:
+        assert outcome is not None
+        self._routes.answer_transaction(self._transaction, request, outcome, self._promised)
+
+    def fail(self, request: Request, error: ConureError, fields: bytes) -> None:
+        """Answer a transaction that nothing came of."""
+        self._routes.fail_transaction(request, error, fields, self._promised)
+
+
 class _BatchAnswer:
-    """Answers a batch when all of its lines are written; they are *entries* of the log."""
+    """Answers a batch when all of its lines are written; they are *entries* of the log.
+
+    Any thread may tell of some of them.
+    """
 
     def __init__(self, desk: Desk, entries: int, lines: int) -> None:
+        self._lock = threading.Lock()
         self._desk = desk
         self._entries = self._missing = entries
         self._lines = lines
@@ -1149,21 +1237,24 @@ class _BatchAnswer:
         return self._missing == 0
 
     def __call__(self, request: Request, revision: int, _: Outcome | None) -> None:
-        self._missing -= 1
-        if not self._missing:
+        with self._lock:
+            self._missing -= 1
+            is_over = not self._missing
+        if is_over:
             body = json.dumps({"written": self._lines, "revision": revision}).encode() + b"\n"
             request.respond(200, body, JSON, index_field(revision))
             self._desk.count(request, 200)
 
-    def fail(self, request: Request, error: ConureError) -> None:
+    def fail(self, request: Request, error: ConureError, fields: bytes) -> None:
         """Take note that a line was not written; the batch is answered once."""
-        if self._missing > 0:
-            is_begun = self.is_begun or self._missing < self._entries
+        with self._lock:
+            missing, self._missing = self._missing, 0
+        if missing > 0:
+            is_begun = self.is_begun or missing < self._entries
             if is_begun and isinstance(error, NotLeader):
                 error = Unavailable("the leader was lost when a part was stored; send all again")
-            self._missing = 0
             if not request.is_answered:  # it is if its client has gone before it was read
-                self._desk.fail(request, error)
+                self._desk.fail(request, error, fields)
 
 
 class _Page:
@@ -1256,6 +1347,16 @@ def _as_operations(lines: Sequence[tuple[bytes, bytes | None, int]]) -> tuple[Op
     )
 
 
+def _most_read(branch: tuple[Operation, ...], limits: kvjson.Limits) -> int:
+    """Return about how many bytes the reads of a branch may return at most."""
+    ranges = [each for each in branch if isinstance(each, Range)]
+    values = limits.value_bytes * sum(isinstance(each, Get) for each in branch)
+    if not all(each.keys_only for each in ranges):
+        values = READ_BYTES
+    keys = sum(each.limit for each in ranges) * MAX_KEY_BYTES
+    return min(values, READ_BYTES) + keys
+
+
 def _fingerprint(request: Request) -> Steps[bytes]:
     """Return what tells a request with an Idempotency-Key from others with the same one."""
     request_line = f"{request.method} {request.path}?".encode() + request.query
@@ -1332,7 +1433,7 @@ def _refused(outcome: Outcome) -> ConureError:
         case Refusal.TOO_MANY_KEYS:
             return PayloadTooLarge(
                 "the range has more keys than one change may delete (max_range_items, and up to "
-                f"{kvjson.MAX_DELETED:,}), and nothing was deleted; delete it in parts, with limit"
+                f"{kvjson.MAX_WORK:,}), and nothing was deleted; delete it in parts, with limit"
             )
         case _:
             raise AssertionError(outcome)

@@ -60,11 +60,11 @@ from jsonsteps import Steps
 __all__ = [
     "INLINE_BYTES",
     "MAX_CHANGE_BYTES",
-    "MAX_DELETED",
     "MAX_KEY_BYTES",
     "MAX_NUMBER",
     "MAX_OPERATIONS",
     "MAX_TTL",
+    "MAX_WORK",
     "Limits",
     "Line",
     "check_ttl",
@@ -85,11 +85,12 @@ INLINE_BYTES: Final = 16 << 10
 MAX_OPERATIONS: Final = 128
 """Comparisons and operations of one transaction."""
 
-MAX_DELETED: Final = 5_000
-"""Keys that the deletions of ranges within one change may find: more would hold up everybody."""
+MAX_WORK: Final = 5_000
+"""Records that the ranges of one change may read or delete, and KiB of values that it writes, all
+together: everybody waits while it is applied."""
 
 MAX_CHANGE_BYTES: Final = 4 << 20
-"""Bytes of all values that one change writes, for the same reason; a single value may be longer."""
+"""Bytes of all values that one change brings, for the same reason; a single value may be longer."""
 
 MAX_TTL: Final = 10 * 365 * 86_400_000
 """Milliseconds; ten years."""
@@ -134,7 +135,7 @@ class Limits:
     def __init__(self, *, value_bytes: int, range_items: int) -> None:
         self.value_bytes = value_bytes
         self.range_items = range_items
-        self.deleted_items = min(range_items, MAX_DELETED)
+        self.deleted_items = min(range_items, MAX_WORK)
         self.change_bytes = max(value_bytes, MAX_CHANGE_BYTES)
         # The longest string that can be of use: a value as base64, or a key.
         self.text_length = 4 * (max(value_bytes, MAX_KEY_BYTES) // 3 + 1)
@@ -273,25 +274,36 @@ def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:
     failure = yield from _parse_each(_operation, body, "failure", limits)
     if not success and not failure:
         raise BadRequest("the transaction does nothing; name an operation under success or failure")
-    for name, branch in (("success", success), ("failure", failure)):
-        _refuse_double_writes(name, branch)
-        read = sum(each.limit for each in branch if isinstance(each, Range))
-        if read > limits.range_items:
-            raise PayloadTooLarge(
-                f"the ranges of {name} may read {read:,} records; all limits of a transaction "
-                f"together may be up to {limits.range_items:,} (max_range_items)"
-            )
-    puts = [each.value for each in (*success, *failure) if isinstance(each, Put)]
-    limits.check_change(sum(map(len, puts)))
-    return Transaction(compares, _sharing(success, limits), _sharing(failure, limits))
+    operations = (*success, *failure)
+    brought = [each.value for each in operations if isinstance(each, Put)]
+    brought += [each.operand for each in compares if isinstance(each.operand, bytes)]
+    limits.check_change(sum(map(len, brought)))
+    return Transaction(
+        compares, _bounded("success", success, limits), _bounded("failure", failure, limits)
+    )
 
 
-def _sharing(branch: tuple[Operation, ...], limits: Limits) -> tuple[Operation, ...]:
-    """Let the deletions of ranges share what a change may delete."""
+def _bounded(name: str, branch: tuple[Operation, ...], limits: Limits) -> tuple[Operation, ...]:
+    """Let the deletions of ranges share what is left of what a change may do (MAX_WORK).
+
+    Raises BadRequest or PayloadTooLarge for what a branch may not ask for.
+    """
+    _refuse_double_writes(name, branch)
+    read = sum(each.limit for each in branch if isinstance(each, Range))
+    written = sum(len(each.value) for each in branch if isinstance(each, Put)) >> 10
+    if read > limits.range_items:
+        raise PayloadTooLarge(
+            f"the ranges of {name} may read {read:,} records; all limits of a transaction "
+            f"together may be up to {limits.range_items:,} (max_range_items)"
+        )
+    left = MAX_WORK - read - written
+    if read and left < 0:
+        raise PayloadTooLarge(
+            f"the ranges of {name} may read {read:,} records, and its values have {written:,} KiB; "
+            f"limits and KiB of a transaction together may be up to {MAX_WORK:,}"
+        )
     ranges = sum(isinstance(each, DeleteRange) for each in branch)
-    if ranges < 2:
-        return branch
-    share = max(1, limits.deleted_items // ranges)
+    share = max(1, min(limits.deleted_items, left) // max(1, ranges))
     return tuple(
         each._replace(limit=share) if isinstance(each, DeleteRange) else each for each in branch
     )

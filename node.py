@@ -47,6 +47,9 @@ return; a checkpoint's pages are written and synced outside of it.
    what comes of the clients that are answered then. Of a held write it is certain that it did not
    happen. Reads wait for the confirmation of those before them in the same way, and both for the
    clients that either of them has just answered: until all have asked again, or for a moment.
+7. What is committed is applied in its order, for APPLY_SECONDS at a time and at least one entry.
+   The rest (``_unapplied``) takes turns with all else that the reactor does, and nothing more is
+   proposed meanwhile. One entry takes as long as it takes: who proposes it bounds that (kvjson.py).
 """
 
 from __future__ import annotations
@@ -137,6 +140,10 @@ HOUSEKEEPING = 0.1
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
 
+APPLY_SECONDS = 0.004
+"""Seconds for which committed entries are applied in one go; more of them take turns with all else
+that the reactor does."""
+
 MAX_HELD_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
 
@@ -209,6 +216,7 @@ class NodeOptions:
     checkpoint_interval: float = 60.0
     max_unwritten_bytes: int = 256 << 20
     speaks: int = wire.SPEAKS
+    apply_seconds: float = APPLY_SECONDS
 
 
 class _Turn:
@@ -225,7 +233,11 @@ class _Turn:
     def __exit__(self, *_: object) -> None:
         node = self._node
         finished, node._finished = node._finished, []
+        must_go_on = bool(node._unapplied) and node._is_working and not node._will_go_on
+        node._will_go_on |= must_go_on
         node._lock.release()
+        if must_go_on:
+            node.call_later(node.go_on, 0.0)
         for reply in finished:
             try:
                 reply()
@@ -245,7 +257,8 @@ class Node:
         lambda action, seconds: action()  # noqa: ARG005
     )
     """How to have something done after some seconds, in the thread that brings the messages, and
-    not before answers have been sent: their receivers' next requests can be taken along then."""
+    not before answers have been sent: their receivers' next requests can be taken along then. Any
+    thread asks for it."""
 
     def __init__(
         self,
@@ -301,6 +314,9 @@ class Node:
         self._unwritten: deque[Ready] = deque()  # what waits for room (3)
         self._write_again_at = 0.0
         self._stalled: Ready | None = None  # whose term and vote wait for room (3)
+        self._unapplied: list[Entry] = []  # committed, and to be applied by and by (7)
+        self._will_go_on = False  # that has been asked for
+        self._until = 0.0  # when it has been applied for long enough
         self._is_pausing = False  # answers are being sent; see call_later
         self._crowd = 0  # requests that waited before those answers
         self._reads = Reads()
@@ -428,6 +444,8 @@ class Node:
             if self._is_working:
                 self._admission.follow_addresses()
             self._drive()
+            while self._unapplied and self._is_working:
+                self._go_on()
             failure = self._failure
             if self._upkeep.is_waiting and configuration.voters == (self._raft.id,):
                 failure = self._upkeep.shortage  # it could serve nothing: nobody else can commit
@@ -629,6 +647,14 @@ class Node:
                 return index, self._store.session(session)
             except ConureError as error:
                 return index, error
+
+    def holdings(self, session: bytes, most: int) -> int:
+        """Count the keys that a session holds in the leader's state, up to *most*; 0 elsewhere,
+        where nothing is decided by it. Raises ConureError."""
+        with self._lock:
+            if self._raft.state is not State.LEADER or self._is_arbiter:
+                return 0
+            return self._store.holdings(session, most)
 
     def backup(self) -> tuple[int, Backup]:
         """Return the revision of this node's state, and a backup of it, for any one thread.
@@ -909,8 +935,7 @@ class Node:
                     was_confirming and not self._raft.is_confirming
                 )
                 if has_answered:
-                    self._crowd = max(waiting, self._crowd) if self._is_pausing else waiting
-                    self._is_pausing = True
+                    self._pause(waiting)
         finally:
             if has_answered:  # who gets these answers may have more to ask
                 self.call_later(self._gather, 0.0)
@@ -924,6 +949,22 @@ class Node:
             if self._is_working:
                 self._take_held()
                 self._drive()
+
+    def go_on(self) -> None:
+        """Apply more of what is committed (7)."""
+        with self._turn:
+            self._will_go_on = False
+            was_busy, waiting = self._is_busy(), self._count_waiting()
+            if self._is_working:
+                self._go_on()
+            has_answered = was_busy and not self._is_busy()
+            if has_answered:
+                self._pause(waiting)
+            must_brake = self._must_brake()
+        if has_answered:
+            self.call_later(self._gather, 0.0)
+        if must_brake:
+            sleep(BRAKE)
 
     def unreachable(self, node_id: str) -> None:
         """Take note that messages to a node were lost."""
@@ -1003,7 +1044,7 @@ class Node:
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
                 else:
-                    self._drive()
+                    self._go_on()
             self._finished += self._writes.expired(now) + self._reads.expired(now)
 
     def housekeep(self) -> None:
@@ -1017,17 +1058,23 @@ class Node:
                 with self._lock:
                     if self._is_working:
                         upkeep.cut_positions()
-            elif upkeep.is_due():
-                upkeep.checkpoint()
+            else:
+                upkeep.reclaim()
+                if upkeep.is_due():
+                    upkeep.checkpoint()
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._turn:
                 self._fail(error)
 
     # -- driving the core; under the lock --------------------------------------------------------
 
-    def _drive(self) -> None:
-        """Carry out every Ready of the core, and go on with changes that somebody waits for."""
+    def _drive(self, until: float | None = None) -> None:
+        """Carry out every Ready of the core, and go on with changes that somebody waits for.
+
+        What is committed is applied at once as long as it is not yet *until* (7).
+        """
         raft = self._raft
+        self._until = until or self._clock() + self._options.apply_seconds
         try:
             self._carry_out_all()
             if self._changes:
@@ -1048,6 +1095,19 @@ class Node:
                 self._log_state()
         except Exception as error:  # noqa: BLE001 - whatever stops a step half-way ends the node
             self._fail(error)
+
+    def _go_on(self) -> None:
+        """Drive the core, and apply more of what is committed first."""
+        self._until = until = self._clock() + self._options.apply_seconds
+        try:
+            if self._unapplied:
+                self._apply_some()
+            if not self._unapplied:
+                self._take_held()
+        except Exception as error:  # noqa: BLE001 - see _drive
+            self._fail(error)
+        else:
+            self._drive(until)
 
     def _carry_out_all(self) -> None:
         stalled, self._stalled = self._stalled, None
@@ -1159,7 +1219,9 @@ class Node:
         self._writes.hold(Held(encoded, reply, deadline))
 
     def _is_busy(self) -> bool:
-        """Tell whether proposed writes wait for their quorum."""
+        """Tell whether proposed writes wait for their quorum, or to be applied (7)."""
+        if self._unapplied:
+            return True
         raft = self._raft
         term, index = self._last_proposed  # in another term it may be lost
         return term == raft.term and raft.commit_index < index and raft.state is State.LEADER
@@ -1224,6 +1286,11 @@ class Node:
             is_pausing = self._is_pausing
         if is_pausing:
             self.call_later(self.take_held, GATHER if held < WORTH_A_BATCH else 0.0)
+
+    def _pause(self, waiting: int) -> None:
+        """Hold what comes for those who are answered now, of so many who were *waiting* (6)."""
+        self._crowd = max(waiting, self._crowd) if self._is_pausing else waiting
+        self._is_pausing = True
 
     def _end_pause_if_all_are_back(self) -> None:
         """Wait for no more requests than there were before the last answers."""
@@ -1359,18 +1426,30 @@ class Node:
             ) from error
 
     def _apply(self, entries: Sequence[Entry]) -> None:
-        store, last = self._store, entries[-1]
+        """Apply committed entries, or let them wait behind those that are still to be applied."""
+        is_next = not self._unapplied
+        self._unapplied += entries
+        if is_next and self._clock() < self._until:
+            self._apply_some()
+
+    def _apply_some(self) -> None:
+        """Apply committed entries, as many as there is time for in one go (7)."""
+        store, entries = self._store, self._unapplied
         outcomes: Mapping[int, Outcome] = {}
         if self._is_arbiter:
             store.skip(entries)
+            done, self._unapplied = entries, []
         else:
+            clock, until = self._clock, self._until
             store.keeps_previous = self._history.wants_previous
-            outcomes = store.apply(entries)
-            self._history.extend(store.take_events(), last.index)
-        self._raft.applied(last.index)
+            outcomes = store.apply(entries, lambda: clock() >= until)
+            count = store.applied_index - entries[0].index + 1
+            done, self._unapplied = entries[:count], entries[count:]
+            self._history.extend(store.take_events(), store.applied_index)
+        self._raft.applied(store.applied_index)
         if store.configuration is not self._encoded_members:
             self._adopt_members()
-        self._finished += self._writes.applied(entries, outcomes)
+        self._finished += self._writes.applied(done, outcomes)
         if not self._is_arbiter and self._upkeep.is_urgent():
             self._checkpoint_wanted.set()
 
@@ -1727,6 +1806,7 @@ class Node:
             directory = self._directory
             snapshots.install(directory.fs, directory.path, self._log, meta)
             self._store.replace(_open_tree(directory.fs, directory, self._options), meta)
+        self._unapplied.clear()  # the state has all of them
         self._upkeep.installed(meta)
         self._history.reset(meta.index)
         self._adopt_members()

@@ -58,12 +58,13 @@ from heapq import merge
 from itertools import islice
 from struct import Struct
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 from zlib import crc32
 
 import wire
 from btree import BTree, Record, Snapshot
 from commands import (
+    READ_BYTES,
     Acquire,
     Compare,
     Delete,
@@ -97,7 +98,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MARK_EVERY",
-    "READ_BYTES",
     "Census",
     "Change",
     "Checkpoint",
@@ -114,12 +114,9 @@ MARK_EVERY = 1024
 LAST_TIME: Final = (1 << 63) - 1
 """No time is later than this one, in milliseconds since the Unix epoch."""
 
-READ_BYTES: Final = 8 << 20
-"""What the reads of one transaction return, about; every node holds it in memory, and with an
-idempotency key it becomes one record. The value that goes beyond it is the last one."""
-
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
+_APPLIED_AT_ONCE = 256  # plain writes, in a millisecond or two
 _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
 _VERSION = b"v"
 _BEHIND_USERS = b"l"
@@ -131,6 +128,7 @@ _NUMBER_BITS = 62  # of a revision or a version: what no state gets beyond
 _STATE = Struct(">QQ")
 _SESSION_HEAD = Struct(">Q?")
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
+_LONGEST_NUMBER = 20  # bytes
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
@@ -361,30 +359,35 @@ class Store:
         self._marks: dict[int, int] = {}
         self._become(tree, configuration)
 
-    def apply(self, entries: Sequence[Entry]) -> Mapping[int, Outcome]:
-        """Apply committed entries, which follow the applied index.
+    def apply(
+        self, entries: Sequence[Entry], is_over: Callable[[], bool] = lambda: False
+    ) -> Mapping[int, Outcome]:
+        """Apply committed entries, which follow the applied index, until *is_over* says so.
 
+        It is asked after each transaction and after some hundred plain writes; ``applied_index``
+        tells how far this got, one entry at least. Where it stops makes no difference to the state.
         Returns how the transactions among them ended, by their indexes. All of a transaction
-        happens under one hold of the lock. What it reads is bounded (READ_BYTES), what it deletes
-        isn't: a million keys take some 5 seconds, and their memory.
+        happens under one hold of the lock; who proposes it bounds what it reads and deletes.
 
         Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
         later release reads, and what the tree raises; the node ends then, since it can neither
         skip the entry nor go on without it.
         """
-        first = entries[0].index
-        assert first == self.applied_index + 1
+        assert entries[0].index == self.applied_index + 1
         self._outcomes = None
         start = 0
-        stop = -first % MARK_EVERY + 1
-        while start < len(entries):  # once, unless the digest has to be remembered in between
-            last = self._apply(entries[start:stop])
-            if last % MARK_EVERY == 0:
-                self._marks[last] = self.digest
-                self._marks.pop(last - _MARKS * MARK_EVERY, None)
-            start, stop = stop, stop + MARK_EVERY
-        self.applied_index = entries[-1].index
-        self.applied_term = entries[-1].term
+        while start < len(entries):
+            first = entries[start].index
+            # The digest has to be remembered at each mark.
+            stop = start + min(_APPLIED_AT_ONCE, -first % MARK_EVERY + 1)
+            last = self._apply(entries[start:stop], is_over)
+            start += last.index - first + 1
+            self.applied_index, self.applied_term = last.index, last.term
+            if last.index % MARK_EVERY == 0:
+                self._marks[last.index] = self.digest
+                self._marks.pop(last.index - _MARKS * MARK_EVERY, None)
+            if is_over():
+                break
         return self._outcomes or _NO_OUTCOMES
 
     def take_events(self) -> list[Change]:
@@ -453,6 +456,11 @@ class Store:
             return None
         return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
 
+    def holdings(self, session_id: bytes, most: int) -> int:
+        """Count the keys that a session holds, up to *most*."""
+        held = _held(session_id)
+        return sum(1 for _ in islice(self.tree.scan_headings(held, prefix_end(held)), most))
+
     def digest_at(self, index: int) -> int | None:
         """Return the digest as of an index: the applied one, or a recent multiple of MARK_EVERY.
 
@@ -504,8 +512,10 @@ class Store:
         if self.version > self._speaks:
             raise VersionTooNew("the state", self.version, self._speaks)
 
-    def _apply(self, entries: Sequence[Entry]) -> int:
-        """Apply entries and return the index of the last one."""
+    def _apply(  # noqa: C901 - every write comes through here, and calls cost time
+        self, entries: Sequence[Entry], is_over: Callable[[], bool]
+    ) -> Entry:
+        """Apply entries, up to the first transaction after which *is_over*; return the last one."""
         put, delete, outdated = self.tree.put, self.tree.delete, self.tree.outdated
         decode, put_op, delete_op = wire.decode_command, wire.OP_PUT, wire.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
@@ -513,6 +523,7 @@ class Store:
         looks_back = self.keeps_events and self.keeps_previous
         before: tuple[()] | tuple[bytes | None] = ()
         digest, newest = self.digest, self._newest
+        must_stop = False
         for entry in entries:
             kind = entry.kind
             if kind == COMMAND:
@@ -523,8 +534,7 @@ class Store:
                 try:
                     op, key, value = decode(data)
                     if looks_back:
-                        self._previous_room = READ_BYTES
-                        before = self._before(key) if op in (put_op, delete_op) else ()
+                        before = self._before_entry(op, key)
                     if op == put_op:
                         done = put(_USER + key, value, index)
                         if note:
@@ -535,16 +545,19 @@ class Store:
                             note((index, was_deleted, key, b"", 0, *before))
                     else:
                         done = self._transact(wire.decode_transaction(data), index)
+                        must_stop = is_over()
                 except wire.WireError as error:
                     raise CorruptionError("raft log", index, str(error)) from error
                 digest = crc32(data, digest ^ done)
                 if outdated:
                     self._tidy()
                     self._save(index)
+                if must_stop:
+                    break
             elif kind == CONFIG:
                 self.configuration = entry.data
         self.digest = digest
-        return entries[-1].index
+        return entry
 
     def _raise_version(self, newest: bytes, index: int) -> bytes:
         """Take note that the state depends on a command of a newer format from now on."""
@@ -586,8 +599,8 @@ class Store:
                 refused_key = getattr(operation, "key", b"")  # a range and a session have none
                 return Outcome(revision, False, (), refusal, refused_key)
         current = 0
-        if unmet is not None and (record := self.get(unmet.key)) is not None:
-            current = record.mod_revision
+        if unmet is not None and (heading := self.heading(unmet.key)) is not None:
+            current = heading[0].mod_revision
         self._room = READ_BYTES
         results: list[Result] = []
         for operation in branch:
@@ -602,10 +615,11 @@ class Store:
     def _holds(self, compare: Compare) -> bool:
         found: bytes | int = 0
         if compare.target is Target.VALUE:
-            record = self.get(compare.key)
-            if record is None:
+            most = len(cast("bytes", compare.operand)) + 1  # bytes of it that decide
+            value = self.tree.beginning(_USER + compare.key, most)
+            if value is None:
                 return compare.relation is Relation.NOT_EQUAL
-            found = record.value
+            found = value
         elif (heading := self.heading(compare.key)) is not None:
             found = getattr(heading[0], _FIELDS[compare.target])
         return bool(_RELATIONS[compare.relation](found, compare.operand))
@@ -614,7 +628,7 @@ class Store:
         """Tell why an operation can't be done in the present state, if it can't."""
         match operation:
             case Increment():
-                return _sum(self.get(operation.key), operation.by)[0]
+                return _sum(self._digits(operation.key), operation.by)[0]
             case Touch(key) if self.heading(key) is None:
                 return Refusal.KEY_NOT_FOUND
             case DeleteRange(start, end, limit) if limit:
@@ -641,8 +655,7 @@ class Store:
         key, value, ttl, keep_ttl = operation
         expiry = self._after(ttl) if ttl else 0
         if keep_ttl:
-            old = self.get(key)
-            expiry = old.expiry if old else 0
+            expiry = self._expiry(key)
         return Result(items=self._write(key, value, revision, expiry))
 
     def _delete(self, operation: Delete, revision: int) -> Result:
@@ -669,20 +682,37 @@ class Store:
         start, end, limit, reverse, keys_only = operation
         items: list[Item] = []
         more = False
-        for key, record in self.tree.scan(*_bounds(start, end), reverse=reverse):
+        for key, (record, size) in self._rows(*_bounds(start, end), reverse, keys_only):
             more = len(items) == limit or self._room <= 0
             if more:
                 break
             items.append(Item(key[1:], None if keys_only else record.value, *record[1:]))
-            self._room -= len(key) + len(record.value)  # which was read, if only to be left out
+            # A value that is left out counts, too: every release does it like that (R7).
+            self._room -= len(key) + size
         return Result(len(items), more, tuple(items))
+
+    def _rows(
+        self, start: bytes, end: bytes | None, reverse: bool, keys_only: bool
+    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+        """Iterate over keys, records and the lengths of their values, which may be left out."""
+        if keys_only:
+            return self.tree.scan_headings(start, end, reverse=reverse)
+        scan = self.tree.scan(start, end, reverse=reverse)
+        return ((key, (record, len(record.value))) for key, record in scan)
 
     def _increment(self, operation: Increment, revision: int) -> Result:
         key, by = operation
-        old = self.get(key)
-        _, total = _sum(old, by)
-        expiry = old.expiry if old else 0
-        return Result(items=self._write(key, b"%d" % total, revision, expiry), number=total)
+        _, total = _sum(self._digits(key), by)
+        items = self._write(key, b"%d" % total, revision, self._expiry(key))
+        return Result(items=items, number=total)
+
+    def _digits(self, key: bytes) -> bytes | None:
+        """Return the value of a key as far as it takes to see whether it is a number."""
+        return self.tree.beginning(_USER + key, _LONGEST_NUMBER + 1)
+
+    def _expiry(self, key: bytes) -> int:
+        heading = self.heading(key)
+        return heading[0].expiry if heading else 0
 
     def _touch(self, operation: Touch, revision: int) -> Result:
         key, ttl = operation
@@ -703,8 +733,8 @@ class Store:
             self._set(_held(session) + key, b"", revision)
         if value is not None:
             return Result(items=self._write(key, value, revision, 0), number=token)
-        record = self.get(key)
-        items = (Item(key, None, *record[1:]),) if record else ()
+        heading = self.heading(key)
+        items = (Item(key, None, *heading[0][1:]),) if heading else ()
         return Result(items=items, number=token)
 
     def _release(self, operation: Release, revision: int) -> Result:
@@ -801,6 +831,11 @@ class Store:
         self._previous_room -= len(record.value)
         return (record.value,)
 
+    def _before_entry(self, op: int, key: bytes) -> tuple[()] | tuple[bytes | None]:
+        """Return the same for the one key of a plain command; a transaction looks by itself."""
+        self._previous_room = READ_BYTES
+        return self._before(key) if op in (wire.OP_PUT, wire.OP_DELETE) else ()
+
     def _set(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
         """Set a record of any kind, and its entry in the index."""
         version = self.tree.put(key, value, revision, expiry)
@@ -884,9 +919,10 @@ def _held(session_id: bytes) -> bytes:
     return _HELD + bytes((len(session_id),)) + session_id
 
 
-def _sum(record: Record | None, by: int) -> tuple[Refusal, int]:
-    """Return the sum of a record's number and another, or why there is none."""
-    value = record.value if record else b"0"
+def _sum(value: bytes | None, by: int) -> tuple[Refusal, int]:
+    """Return the sum of a key's number and another, or why there is none."""
+    if value is None:
+        value = b"0"
     if not _NUMBER.fullmatch(value) or not _LEAST <= int(value) <= _MOST:
         return Refusal.NOT_A_NUMBER, 0
     total = int(value) + by

@@ -169,6 +169,17 @@ class Upkeep:
         else:
             self._cramped = None
 
+    def reclaim(self) -> None:
+        """Free the pages of long values that were replaced or removed, in turns of work and rest.
+
+        Raises CorruptionError.
+        """
+        while not self._stopping.is_set():
+            with self._lock:
+                if not self._may_work() or not self._store.tree.reclaim(SLICE):
+                    return
+            sleep(SLICE)
+
     def checkpoint(self, slice_seconds: float = SLICE) -> None:
         """Bring the state as of now to disk, then cut the log behind it. Raises DiskFailed.
 

@@ -922,8 +922,8 @@ MUTATIONS = [
     Mutation(
         "a follower forgets the outcomes of idempotent requests",
         "node.py",
-        "            self._history.extend(store.take_events(), last.index)\n",
-        "            self._history.extend(store.take_events(), last.index)\n"
+        "            self._history.extend(store.take_events(), store.applied_index)\n",
+        "            self._history.extend(store.take_events(), store.applied_index)\n"
         "            if self._raft.state is not State.LEADER:\n"
         '                for key, _ in list(store.tree.items(b"i", b"j")):\n'
         "                    store.tree.delete(key)\n",
@@ -1625,8 +1625,8 @@ MUTATIONS = [
     Mutation(
         "each deletion of a range may delete what all may",
         "kvjson.py",
-        "    if ranges < 2:\n",
-        "    if ranges < 200:\n",
+        "// max(1, ranges))",
+        "// 1)",
         JSON_TESTS,
     ),
     Mutation(
@@ -1716,8 +1716,8 @@ MUTATIONS = [
     Mutation(
         "long values are read though there is no room for them",
         "kvapi.py",
-        "most = 0 if waiting is None else READ_BYTES",
-        "most = READ_BYTES",
+        "most = 0 if waiting is None else SLICE_BYTES",
+        "most = SLICE_BYTES",
         ROUTE_TESTS,
     ),
     Mutation(
@@ -1740,6 +1740,28 @@ MUTATIONS = [
         "while self._held and commands > 0 and size > 0:",
         "while self._held:",
         ("tests/test_waiting.py",),
+    ),
+    # What is committed takes turns
+    Mutation(
+        "all that is committed is applied in one go",
+        "node.py",
+        "outcomes = store.apply(entries, lambda: clock() >= until)",
+        "outcomes = store.apply(entries)",
+        ("tests/test_node.py",),
+    ),
+    Mutation(
+        "more is proposed than is applied",
+        "node.py",
+        "        if self._unapplied:\n            return True\n        raft = self._raft",
+        "        raft = self._raft",
+        ("tests/test_node.py",),
+    ),
+    Mutation(
+        "an installed state is followed by what it has already",
+        "node.py",
+        "        self._unapplied.clear()  # the state has all of them\n",
+        "",
+        (*CLUSTER_TESTS, *SIMULATION),
     ),
 ]
 

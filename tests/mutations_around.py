@@ -2,11 +2,75 @@
 
 from __future__ import annotations
 
-from tests.mutation import Mutation
+from tests.mutation import JSON_TESTS, ROUTE_TESTS, Mutation
 
 __all__ = ["AROUND"]
 
 AROUND = [
+    # Long values, transactions that read
+    Mutation(
+        "a checkpoint leaves the pages of removed values behind",
+        "btree.py",
+        "        self._move_tail()\n        self.reclaim(inf)\n",
+        "        self._move_tail()\n",
+        ("tests/test_btree.py",),
+    ),
+    Mutation(
+        "who writes long values frees none",
+        "btree.py",
+        "            self._reclaim(2 + 2 * len(value) // self._capacity)\n",
+        "            pass\n",
+        ("tests/test_btree.py",),
+    ),
+    Mutation(
+        "a long value is compared without its last byte",
+        "store.py",
+        'most = len(cast("bytes", compare.operand)) + 1',
+        'most = len(cast("bytes", compare.operand))',
+        ("tests/test_transactions.py",),
+    ),
+    Mutation(
+        "values that are left out cost a range of keys nothing",
+        "store.py",
+        "self._room -= len(key) + size",
+        "self._room -= len(key) + (0 if keys_only else size)",
+        ("tests/test_transactions.py",),
+    ),
+    Mutation(
+        "any number of transactions that read much are under way",
+        "kvapi.py",
+        "fits = self._bytes + count <= min(room, MAX_PROMISED)",
+        "fits = True",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "what nothing came of keeps its room for ever",
+        "kvapi.py",
+        "self._promised.let_go(promised)\n        self._desk.fail(",
+        "self._desk.fail(",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "what was shown keeps its room for ever",
+        "kvapi.py",
+        "        finally:\n            self._promised.let_go(promised)\n",
+        "        finally:\n            pass\n",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "a session holds any number of keys",
+        "kvapi.py",
+        "if self._desk.backend.holdings(session, MAX_HELD) >= MAX_HELD:",
+        "if self._desk.backend.holdings(session, MAX_HELD) > MAX_HELD:",
+        ROUTE_TESTS,
+    ),
+    Mutation(
+        "what a change writes leaves as much to be read",
+        "kvjson.py",
+        "left = MAX_WORK - read - written",
+        "left = MAX_WORK - read",
+        JSON_TESTS,
+    ),
     # Clients, requests, connections, restores
     Mutation(
         "a session's life counts from the answer to its renewal",
@@ -53,8 +117,8 @@ AROUND = [
     Mutation(
         "a repeated refusal names the new revision",
         "kvapi.py",
-        "self._desk.fail(request, _refused(outcome), index_field(outcome.revision))",
-        "self._desk.fail(request, _refused(outcome), index_field(revision))",
+        "fields = index_field(outcome.revision)\n                    self._fail",
+        "fields = index_field(revision)\n                    self._fail",
         ("tests/test_contract_features.py",),
     ),
     Mutation(

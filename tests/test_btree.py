@@ -127,6 +127,68 @@ def test_a_record_keeps_its_history(pair: Pair) -> None:
     assert tree.get(b"k") == Record(b"three", 3, 3, 1)
 
 
+def test_the_beginning_of_a_value_is_read_and_headings_without_values(pair: Pair) -> None:
+    tree = pair.tree
+    values = [b"", b"short", random.Random(1).randbytes(5000)]
+    for number, value in enumerate(values):
+        pair.put(b"k%d" % number, value, expiry=number)
+    for again in (False, True):
+        for number, value in enumerate(values):
+            for most in (0, 1, 4, 200, 4999, 5000, 9000):
+                assert tree.beginning(b"k%d" % number, most) == value[:most]
+        assert tree.beginning(b"none", 9) is None
+        rows = [
+            (key, (record._replace(value=b""), len(record.value))) for key, record in tree.items()
+        ]
+        assert list(tree.scan_headings()) == rows
+        assert list(tree.scan_headings(reverse=True)) == rows[::-1]
+        assert list(tree.scan_headings(b"k1", b"k2")) == rows[1:2]
+        if not again:
+            pair.checkpoint()
+
+
+def test_the_pages_of_a_value_become_free_by_and_by(pair: Pair) -> None:
+    """Removing takes no longer for a long value; a checkpoint leaves none of its pages behind."""
+    tree = pair.tree
+    for number in range(40):
+        pair.put(b"k%02d" % number, bytes(9000))
+    pair.put(b"z", b"short")
+    pair.checkpoint()
+    read: list[int] = []
+    pages = tree._pager.read
+
+    def noted(number: int) -> bytes:
+        read.append(number)
+        return pages(number)
+
+    tree._pager.read = noted  # type: ignore[method-assign]
+    for number in range(39):
+        pair.delete(b"k%02d" % number)
+    assert len(read) < 39  # leaves, and no page of a value
+    pair.put(b"k39", b"short")
+    free = tree.stats().free_pages
+    assert tree.reclaim(0.0)
+    assert free < tree.stats().free_pages
+    while tree.reclaim(0.0):
+        pass
+    tree._pager.read = pages  # type: ignore[method-assign]
+    assert not tree._replaced
+    pair.put(b"k39", bytes(9000))
+    pair.delete(b"k39")
+    pair.checkpoint()  # frees what is left before it begins
+    assert not tree._replaced
+    pair.checkpoint()
+    assert tree.stats().free_pages > tree.stats().pages // 2
+
+
+def test_who_replaces_long_values_frees_as_much_as_that_takes(pair: Pair) -> None:
+    pair.put(b"k", bytes(50_000))
+    pages = pair.tree.stats().pages
+    for number in range(20):
+        pair.put(b"k", bytes(50_000) + b"%d" % number)
+    assert pair.tree.stats().pages < 4 * pages
+
+
 def test_key_and_value_limits(pair: Pair) -> None:
     longest = pair.tree.max_key_bytes
     assert longest == 70

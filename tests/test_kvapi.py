@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -30,8 +32,9 @@ from commands import (
 from errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
 from httpserver import Request
 from kvapi import MAX_ATTEMPTS, MAX_BATCH_LINES, MAX_KEYED_LINES, Command, WriteReply
+from tests.httpdriver import read_answers, statuses
 from tests.httpservice import FakeBackend, Service
-from tests.process import Answer
+from tests.process import Answer, wait_until
 
 SESSION = "0123456789abcdef" * 2
 
@@ -554,7 +557,7 @@ def test_a_key_of_a_round_is_read_once(
 
 def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is answered, in order; the short ones of other connections don't wait for them."""
-    monkeypatch.setattr(kvapi, "READ_BYTES", 50_000)
+    monkeypatch.setattr(kvapi, "SLICE_BYTES", 50_000)
     backend = FakeBackend()
     backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
     service = Service(backend, value_bytes=100_000)
@@ -571,7 +574,7 @@ def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPat
 def test_no_long_value_is_read_once_too_much_waits_for_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kvapi, "READ_BYTES", 50_000)
+    monkeypatch.setattr(kvapi, "SLICE_BYTES", 50_000)
     monkeypatch.setattr(Request, "room", property(lambda _: 0))
     backend = FakeBackend()
     backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
@@ -687,3 +690,93 @@ def test_some_bodies_are_short(service: Service, path: str, *, chunked: bool) ->
     received = service.converse(sent.encode(), 1)
     assert received.startswith(b"HTTP/1.1 413 ")
     assert f"over the limit of 65536 bytes for {path}".encode() in received
+
+
+# -- room for outcomes -----------------------------------------------------------------------------
+
+
+class Committing(FakeBackend):
+    """Commits when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[tuple[Sequence[Command], WriteReply]] = []
+        self.ended = 0
+
+    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        self.begun.append((commands, reply))
+
+    @property
+    def count(self) -> int:
+        return self.ended + sum(len(commands) for commands, _ in self.begun)
+
+    def end_all(self) -> None:
+        begun, self.begun = self.begun, []
+        for commands, reply in begun:
+            self.ended += len(commands)
+            reply(0, len(commands), self.error or self.apply(commands))
+
+
+def reading(*operations: dict[str, Any]) -> bytes:
+    body = json.dumps({"success": operations}).encode()
+    return b"POST /txn HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize("ends", ["shown", "refused", "failed"])
+def test_transactions_wait_for_those_that_may_read_much(
+    monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Until their outcomes are shown, or nothing came of them. Others go on meanwhile."""
+    monkeypatch.setattr(kvapi, "MAX_PROMISED", 20 << 20)
+    backend = Committing()
+    backend.values = {b"a": b"no number"}
+    service = Service(backend, value_bytes=1 << 20)
+    operations: list[dict[str, Any]] = [{"range": {"prefix": "a"}}]
+    operations += [{"incr": {"key": "a"}}] if ends == "refused" else []
+    with socket.create_connection(("127.0.0.1", service.server.port), timeout=10) as client:
+        client.sendall(reading(*operations) * 3)
+        wait_until(lambda: backend.count == 2)
+        other = socket.create_connection(("127.0.0.1", service.server.port), timeout=10)
+        other.sendall(raw("PUT", "/kv?key=b&value=1"))
+        wait_until(lambda: backend.count == 3)  # that one, and not the third transaction
+        assert backend.begun[-1][0] == [(b"b", b"1")]
+        if ends == "failed":
+            backend.error = Unavailable("no quorum")
+        backend.end_all()
+        wait_until(lambda: backend.count == 4)
+        backend.end_all()
+        answers = read_answers(client, 3)
+    other.close()
+    assert statuses(answers) == [{"shown": 200, "refused": 409, "failed": 503}[ends]] * 3
+    service.close()
+
+
+def test_a_transaction_waits_while_too_much_waits_for_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = 0
+    monkeypatch.setattr(Request, "room", property(lambda _: room))
+    backend = FakeBackend()
+    service = Service(backend)
+    with socket.create_connection(("127.0.0.1", service.server.port), timeout=10) as client:
+        client.sendall(reading({"get": {"key": "a"}}))
+        assert (
+            ask(service, "POST", "/txn", b'{"success": [{"delete": {"key": "b"}}]}').status == 200
+        )
+        assert [len(batch) for batch in backend.batches] == [1]  # it reads nothing
+        room = 1
+        assert statuses(read_answers(client, 1)) == [200]
+    service.close()
+
+
+def test_a_session_holds_a_bounded_number_of_keys(
+    monkeypatch: pytest.MonkeyPatch, service: Service
+) -> None:
+    """All of them end with it in one change."""
+    monkeypatch.setattr(kvapi, "MAX_HELD", 3)
+    session = json.loads(ask(service, "POST", "/session?ttl=1h").body)["id"]
+    answers = [ask(service, "PUT", f"/kv?key={n}&acquire={session}") for n in range(4)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 409]
+    assert b"holds 3 keys" in answers[3].body
+    assert ask(service, "PUT", f"/kv?key=0&release={session}").status == 200
+    assert ask(service, "PUT", f"/kv?key=3&acquire={session}").status == 200

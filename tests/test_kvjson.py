@@ -447,3 +447,25 @@ def test_a_batch_of_millions_of_blank_lines_is_not_read_to_its_end() -> None:
 def test_a_batch_is_read_a_line_a_step() -> None:
     text = b'{"key": "k", "value": "v"}\n' * 100
     assert sum(1 for _ in kvjson.parse_batch(text, LIMITS, 100)) == 100
+
+
+def test_what_a_change_reads_deletes_and_writes_is_bounded_together() -> None:
+    limits = Limits(value_bytes=4 << 20, range_items=10_000)
+
+    def parse(*operations: dict[str, Any], compare: str = "") -> Transaction:
+        compares = [{"key": "k", "value": compare}] if compare else []
+        body = json.dumps({"compare": compares, "success": operations}).encode()
+        return all_of(kvjson.parse_transaction(body, limits))
+
+    delete = {"delete": {"prefix": "d"}}
+    put = {"put": {"key": "k", "value": "v" * (1 << 20)}}
+    branch = parse(delete, {"range": {"prefix": "r", "limit": 1000}}, put).success
+    assert isinstance(branch[0], DeleteRange)
+    assert branch[0].limit == 5000 - 1000 - 1024
+    ranges = [{"range": {"prefix": "r", "limit": 2500}}, {"range": {"prefix": "s", "limit": 2500}}]
+    assert len(parse(*ranges).success) == 2
+    with pytest.raises(PayloadTooLarge, match=r"5,000 records.* 1,024 KiB.* up to 5,000"):
+        parse(*ranges, put)
+    with pytest.raises(PayloadTooLarge, match=r"in all; one change may write up to 4,194,304"):
+        parse(put, compare="w" * (3 << 20) + "x")
+    assert parse(put, compare="w" * (3 << 20)).compares

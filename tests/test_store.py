@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import wire
 from btree import BTree, Record
-from commands import Outcome, Put, Transaction
+from commands import Acquire, OpenSession, Outcome, Put, Transaction
 from errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
 from raft import Entry, EntryKind, SnapshotMeta
 from store import MARK_EVERY, Checkpoint, Inspection, Store
@@ -416,3 +416,38 @@ def test_a_record_without_its_counterpart_makes_no_state(position: int) -> None:
 def test_a_record_that_no_state_machine_makes_is_refused(row: Row) -> None:
     with pytest.raises(ProtocolViolation):
         inspect([row])
+
+
+def test_applying_stops_after_a_transaction_or_some_hundred_plain_writes_if_it_is_time() -> None:
+    """Wherever it stops, the state comes out the same."""
+    put = Transaction((), (Put(b"t", b"1"),))
+    log = [
+        *entries(1, *[(b"%d" % n, b"v") for n in range(600)]),
+        *[Entry(1, index, EntryKind.COMMAND, wire.encode_transaction(put)) for index in (601, 602)],
+        *entries(603, (b"z", b"1")),
+    ]
+    whole, store = open_store(CrashFileSystem()), open_store(CrashFileSystem())
+    whole.apply(log)
+    stops: list[int] = []
+    outcomes: list[int] = []
+    while store.applied_index < len(log):
+        outcomes += store.apply(log[store.applied_index :], lambda: True)
+        stops.append(store.applied_index)
+    assert stops == [256, 512, 601, 602, 603]
+    assert outcomes == [601, 602]
+    assert (store.digest, store.applied_term) == (whole.digest, whole.applied_term)
+    assert list(store.tree.items()) == list(whole.tree.items())
+
+
+def test_the_holdings_of_a_session_are_counted_up_to_a_bound() -> None:
+    store = open_store(CrashFileSystem())
+    session = Transaction((), (OpenSession(b"s", 9_000, False, b""),), time=1)
+    keys = [Transaction((), (Acquire(b"k%d" % n, b"s", None),), time=1) for n in range(5)]
+    store.apply(
+        [
+            Entry(1, index, EntryKind.COMMAND, wire.encode_transaction(each))
+            for index, each in enumerate([session, *keys], 1)
+        ]
+    )
+    counts = [store.holdings(b"s", most) for most in (0, 3, 5, 9)]
+    assert (counts, store.holdings(b"r", 9)) == ([0, 3, 5, 5], 0)

@@ -834,3 +834,57 @@ def test_what_events_say_was_there_before_was_there(commands: list[Command]) -> 
         assert before == values.pop(key, None)
         if kind == EventKind.PUT:
             values[key] = value
+
+
+@pytest.mark.parametrize("relation", list(Relation))
+@pytest.mark.parametrize(
+    "operand", [b"", b"x", b"x" * 9_000, b"x" * 9_001, b"x" * 8_999 + b"a", b"w" * 20_000, b"y"]
+)
+def test_no_more_of_a_long_value_is_read_than_a_comparison_takes(
+    monkeypatch: pytest.MonkeyPatch, relation: Relation, operand: bytes
+) -> None:
+    value = b"x" * 9_000
+    store = open_store(CrashFileSystem())
+    store.apply(entries(1, [(b"k", value), (b"n", b"1" * 9_000)]))
+    running = store.begin_checkpoint()
+    while not running.step(1.0):
+        pass
+    running.finish()
+    read: list[int] = []
+    chain = store.tree._chain
+
+    def noted(key: bytes, ref: bytes) -> Iterator[tuple[int, int, bytes]]:
+        for number, epoch, chunk in chain(key, ref):
+            read.append(len(chunk))
+            yield number, epoch, chunk
+
+    monkeypatch.setattr(store.tree, "_chain", noted)
+    log = entries(3, [
+        Transaction((Compare(b"k", Target.VALUE, relation, operand),), (Get(b"none"),), ()),
+        Transaction((), (Increment(b"n", 1),)),
+        Transaction((), (Range(b"", None, 9, keys_only=True),)),
+    ])  # fmt: skip
+    outcomes = store.apply(log)
+    holds = {
+        Relation.EQUAL: value == operand,
+        Relation.NOT_EQUAL: value != operand,
+        Relation.LESS: value < operand,
+        Relation.GREATER: value > operand,
+    }
+    assert outcomes[3].succeeded == holds[relation]
+    assert outcomes[4].refusal is Refusal.NOT_A_NUMBER
+    assert [item.key for item in outcomes[5].results[0].items] == [b"k", b"n"]
+    assert sum(read) < len(operand) + 2 * max(read) + 1
+
+
+def test_what_keys_alone_of_a_range_cost_is_what_their_values_do() -> None:
+    """Each release has to leave out the same ones."""
+    values = [(b"k%d" % n, bytes(1 << 20)) for n in range(10)]
+    store = open_store(CrashFileSystem())
+    store.apply(entries(1, values))
+    log = entries(
+        11, [Transaction((), (Range(b"", None, 99, keys_only=keys),)) for keys in (False, True)]
+    )
+    outcomes = store.apply(log)
+    found = [outcomes[index].results[0] for index in (11, 12)]
+    assert [(each.total, each.more) for each in found] == [(8, True)] * 2
