@@ -1813,7 +1813,8 @@ class Simulation:
     def _can_be_spared(self, lost: Machine) -> bool:
         """Tell whether a cluster survives the loss of a disk, as a careful operator would see it.
 
-        All others have to be up, and be a quorum of every configuration that anybody has. Beside
+        All others have to be up, and be a quorum of every configuration that anybody has, also
+        with this one as a voter: a learner that answered a moment ago may be made one now. Beside
         an arbiter no data node can be spared: what it and the arbiter have committed alone would
         be gone for ever (raft.py says so).
         """
@@ -1822,8 +1823,9 @@ class Simulation:
             return False
         for machine in self.machines.values():
             for _, configuration in machine.raft._configurations:
-                remaining = [voter for voter in configuration.voters if voter != lost.name]
-                if len(remaining) < configuration.quorum or not remaining:
+                remaining = set(configuration.voters) - {lost.name}
+                is_member = configuration.get(lost.name) is not None
+                if not remaining or 2 * len(remaining) <= len(remaining) + is_member:
                     return False
                 roles = [server.role for server in configuration.servers]
                 if "arbiter" in roles and lost.role == "data":
