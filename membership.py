@@ -129,7 +129,8 @@ def newcomer(
 ) -> Server:
     """Return the server a join asks for, after comparing it with what the node says of itself.
 
-    Raises Conflict, with the reason and the remedy.
+    It is to be added as a learner even if it is a voter: that leaves it its vote, and by the time
+    the core takes it, it may be none any more. Raises Conflict, with the reason and the remedy.
     """
     node_id = greeting.node_id
     if role and role != greeting.role:
@@ -157,8 +158,6 @@ def newcomer(
     )
     if known is not None:
         _refuse_demotion(known, voter=voter)
-        if known.suffrage == "voter":
-            server = replace(server, suffrage="voter")
     return server
 
 

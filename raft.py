@@ -904,6 +904,8 @@ class Raft:
 
         A member whose removal isn't known to be committed still may: its log may be the only one
         that lets anybody win (thesis 4.2.2). It needs the votes of a configuration without it.
+        A removal that another change follows is committed (R4): who was added again after that is
+        a learner, whatever it was before.
         An earlier life of its own that it meets in the log gives it no right (R4): a founder that
         lost its disk would find itself the only voter there. Nor does one whose no-ops of so many
         terms wait for room.
@@ -914,7 +916,7 @@ class Raft:
         mine = ("", self.options.incarnation)
         return log.installing is None and any(
             server.incarnation in mine
-            for _, configuration in self._configurations
+            for _, configuration in self._configurations[-2:]
             for server in configuration.servers
             if server.id == self.id and configuration.may_lead(self.id)
         )

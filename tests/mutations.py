@@ -304,6 +304,12 @@ MUTATIONS = [
         "and progress.match >= 0",
     ),
     Mutation(
+        "who was removed and added again stands for what it was before",
+        "raft.py",
+        "self._configurations[-2:]\n",
+        "self._configurations\n",
+    ),
+    Mutation(
         "a removal leaves nobody who could commit",
         "raft.py",
         "if active < quorum and not force:",
@@ -903,6 +909,15 @@ MUTATIONS = [
         "stream.has_ended.set()  # what has arrived",
         "pass  # what has arrived",
         ("tests/test_transport.py",),
+    ),
+    Mutation(
+        "a join that waits takes its node for the voter that it was when it asked",
+        "membership.py",
+        "        _refuse_demotion(known, voter=voter)\n    return server",
+        "        _refuse_demotion(known, voter=voter)\n"
+        "        server = replace(server, suffrage=known.suffrage)\n"
+        "    return server",
+        NODE_TESTS,
     ),
     Mutation(
         "nobody is warned of an arbiter beside three data nodes",

@@ -668,6 +668,12 @@ class Machine:
         self.world.after(node_module.HOUSEKEEPING / self.rate, partial(self._housekeep, generation))
 
 
+def _waits(machine: Machine) -> bool:
+    """Tell whether something that a node has to write waits for room, though time may pass before
+    it finds that there is some: it looks once a second."""
+    return bool(machine.node._unwritten) or machine.node._stalled is not None
+
+
 # -- the network ---------------------------------------------------------------------------------
 
 
@@ -1364,7 +1370,9 @@ class Simulation:
             )
         luck = self.luck
         if not (luck.skew or luck.jump or luck.drift):
-            now = int((EPOCH + self.now) * 1000)
+            # Its wall clock tells a quarter of a microsecond at best, and may have rounded it up
+            # when the term began: so the latest time that it may take is one of a moment ahead.
+            now = int((EPOCH + self.now + 1e-6) * 1000)
             self.expect(time <= now, f"{machine.name} takes {time} for the time at {now}")
 
     def inspect(self, machine: Machine) -> None:
@@ -1420,6 +1428,8 @@ class Simulation:
         leader = self._leaders.setdefault(raft.term, name)
         self.expect(leader == name, f"{leader} and {name} both lead term {raft.term}")
         self.expect(machine.role == "data", f"{name} leads without data")
+        member = raft.configuration.get(name)  # None amid its own removal
+        self.expect(member is None or member.suffrage == "voter", f"{name} leads as a learner")
         self.counts["elections"] += 1
         self.trace(f"{name} leads term {raft.term}")
         for index in range(machine.node._log.first_index, self._last_committed + 1):
@@ -1803,7 +1813,8 @@ class Simulation:
     def _can_be_spared(self, lost: Machine) -> bool:
         """Tell whether a cluster survives the loss of a disk, as a careful operator would see it.
 
-        All others have to be up, and be a quorum of every configuration that anybody has. Beside
+        All others have to be up, and be a quorum of every configuration that anybody has, also
+        with this one as a voter: a learner that answered a moment ago may be made one now. Beside
         an arbiter no data node can be spared: what it and the arbiter have committed alone would
         be gone for ever (raft.py says so).
         """
@@ -1812,8 +1823,9 @@ class Simulation:
             return False
         for machine in self.machines.values():
             for _, configuration in machine.raft._configurations:
-                remaining = [voter for voter in configuration.voters if voter != lost.name]
-                if len(remaining) < configuration.quorum or not remaining:
+                remaining = set(configuration.voters) - {lost.name}
+                is_member = configuration.get(lost.name) is not None
+                if not remaining or 2 * len(remaining) <= len(remaining) + is_member:
                     return False
                 roles = [server.role for server in configuration.servers]
                 if "arbiter" in roles and lost.role == "data":
@@ -2181,9 +2193,12 @@ class Simulation:
         )
 
     def _agrees(self) -> bool:
-        """Tell whether all members follow one leader, at one index, with one digest."""
+        """Tell whether all members follow one leader, at one index, with one digest, and what no
+        node had room for is on its disk by now."""
         leader = self.leader()
-        if leader is None:
+        if leader is None or any(
+            machine.up and _waits(machine) for machine in self.machines.values()
+        ):
             return False
         raft = leader.raft
         last = raft.last_index

@@ -602,6 +602,28 @@ def test_a_removal_is_not_answered_by_a_join_that_is_not_committed() -> None:
     assert "n4" not in suffrages(lab["n1"])
 
 
+def test_a_voter_that_moves_while_it_is_removed_comes_back_as_a_voter() -> None:
+    """Its join is asked for while it is a voter, and is done when it is no member any more."""
+    lab = cluster("n2", "n3")
+    lab.stop("n3")
+    lab.add("n3", raft_address="elsewhere:7001")
+    lab.add("n4")
+    answers: dict[str, ConureError | None] = {}
+
+    def told(what: str) -> Callable[[ConureError | None], None]:
+        return lambda answer: answers.update({what: answer})
+
+    leader = lab["n1"]
+    leader.join("n4", "n4:7001", "", voter=False, role="", reply=told("another change"))
+    leader.remove("n3", force=True, reply=told("removal"))
+    leader.join("n3", "elsewhere:7001", "", voter=True, role="", reply=told("move"))
+    assert suffrages(leader)["n3"] == "voter"
+    assert not answers
+    lab.tick_until(lambda: len(answers) == 3)
+    assert answers == {"another change": None, "removal": None, "move": None}
+    assert suffrages(leader)["n3"] == "voter"
+
+
 def test_leadership_is_handed_over_and_reads_say_where_it_is() -> None:
     lab = cluster("n2", "n3")
     answers: list[ConureError | None] = []

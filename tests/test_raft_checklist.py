@@ -820,6 +820,26 @@ def test_a_removed_node_keeps_quiet_once_it_knows() -> None:
     assert not cluster.network
 
 
+def test_who_was_removed_and_added_again_does_not_stand_for_what_it_was_before() -> None:
+    """After a restart it knows of no commit, but that the second change followed on the first.
+    A leader that is no voter would be left as it is: it promotes others, when they catch up."""
+    cluster, leader = leader_of("a", "b", "c")
+    leader.change(lambda: leader.raft.remove("c"))
+    cluster.settle()
+    leader.change(lambda: leader.raft.add_learner(server("c", "staging")))
+    cluster.settle()
+    again = cluster["c"]
+    assert again.raft.last_index == leader.raft.last_index
+    again.crash()
+    again.start()
+    assert again.raft.commit_index == 0
+    again.tick(10 * ELECTION)
+    again.step(Message(MessageType.TIMEOUT_NOW, "a", "c", again.raft.term))
+    assert not cluster.network
+    cluster.tick_all(3)
+    assert suffrage_of(leader, "c") == "voter"
+
+
 def test_an_arbiter_is_sent_positions_and_never_leads() -> None:
     cluster = Cluster("a", "b", arbiters="x")
     leader = cluster.elect("a")

@@ -221,6 +221,18 @@ def test_a_wiped_disk_stays_out_until_its_member_was_removed() -> None:
         assert suffrages(world)[machine.name] == "voter"
 
 
+@pytest.mark.parametrize(("voters", "can_be_spared"), [(1, False), (2, True)])
+def test_a_learner_beside_one_voter_cannot_be_spared(voters: int, can_be_spared: bool) -> None:
+    """Its leader may make a voter of it an instant after it has lost its disk."""
+    with cluster(voters) as world:
+        learner = world.add("n9")
+        learner.boot()
+        world.finish(world.join(learner, voter=False), "it doesn't join")
+        world.settle()
+        assert suffrages(world)["n9"] == "nonvoter"
+        assert world._can_be_spared(learner) == can_be_spared
+
+
 def test_the_founder_that_lost_its_disk_founds_nothing_again() -> None:
     """It meets the first configuration, of itself alone, in the log that it is sent."""
     with cluster(max_append_bytes=1, max_inflight=1) as world:
