@@ -1629,7 +1629,7 @@ class Node:
                 self._audit.answer(message.sender, message.index, message.context)
             return
         digest = self._store.digest_at(message.index)
-        if message.sender != raft.leader_id or digest is None:
+        if not raft.follows(message) or digest is None:
             return
         told = (message.sender, message.term, message.index)
         if not message.reject:

@@ -427,6 +427,32 @@ MUTATIONS = [
         NODE_TESTS,
     ),
     Mutation(
+        "anybody hands leadership over",
+        "raft.py",
+        "        if kind is MessageType.TIMEOUT_NOW and not self.follows(message):\n",
+        "        if kind is MessageType.TIMEOUT_NOW and message.sender != self.leader_id:\n",
+    ),
+    Mutation(
+        "a hand-over of a later term deposes the leader",
+        "raft.py",
+        "leads = message.sender == self.leader_id and message.term == self.term",
+        "leads = message.term >= self.term",
+    ),
+    Mutation(
+        "a former life of a member answers an audit",
+        "node.py",
+        "if raft.state is State.LEADER and raft.has_admitted(message):",
+        "if raft.state is State.LEADER:",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a former life of the leader audits",
+        "node.py",
+        "if not raft.follows(message) or digest is None:",
+        "if message.sender != raft.leader_id or digest is None:",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
         "who only looks is taken at its word",
         "node.py",
         '            if kind != "probe":\n                self._lease.hear(peer)',

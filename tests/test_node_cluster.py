@@ -1541,6 +1541,27 @@ def test_a_verdict_that_answers_nothing_ends_nobody() -> None:
     assert lab.failed == set()
 
 
+def test_what_a_former_life_of_a_member_says_of_its_digest_counts_for_nothing() -> None:
+    """Nor is a question answered, or a verdict taken, of one of the leader's."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick_until(lambda: lab["n1"]._audit.index == lab["n1"]._store.applied_index)
+    raft, audit, store = lab["n1"]._raft, lab["n1"]._audit, lab["n2"]._store
+    answer = Message(MessageType.AUDIT_RESPONSE, "n2", "n1", raft.term, index=audit.index)
+    answer.context, answer.incarnation = store.digest ^ 1, "a former one"
+    lab["n1"].receive([answer])
+    assert not audit.differs
+    for is_verdict in (False, True):
+        lab.sent.clear()
+        told = Message(MessageType.AUDIT, "n1", "n2", raft.term, index=audit.index)
+        told.reject, told.context, told.incarnation = is_verdict, store.digest ^ 1, "a former one"
+        lab["n2"].receive([told])
+        assert (lab.sent, lab.failed) == ([], set())
+    answer.incarnation = lab["n2"].greeting().incarnation
+    lab["n1"].receive([answer])
+    assert audit.differs
+
+
 def test_busy_replicas_are_compared_at_marks() -> None:
     lab = cluster("n2", "n3")
     for first in range(0, 1100, 100):
