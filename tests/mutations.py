@@ -422,9 +422,23 @@ MUTATIONS = [
     Mutation(
         "who is about to be removed counts for no lease",
         "leases.py",
-        "for each in self._raft.progress if each in self._told",
-        "for each in self._told if self._raft.configuration.get(each)",
+        "followers = [progress.server for progress in self._raft.progress.values()]",
+        "followers = self._raft.configuration.servers",
         NODE_TESTS,
+    ),
+    Mutation(
+        "another directory's time-out counts for a member",
+        "leases.py",
+        "        if server.incarnation:\n",
+        "        if not server.id:\n",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a member that comes back with another directory isn't told about",
+        "leases.py",
+        "and life not in self._logged:",
+        "and node_id not in dict(self._logged):",
+        CLUSTER_TESTS,
     ),
     Mutation(
         "anybody hands leadership over",
@@ -1251,8 +1265,8 @@ MUTATIONS = [
     Mutation(
         "what an earlier life of a member has said counts",
         "versions.py",
-        'return version if server.incarnation in ("", incarnation) else None',
-        "return version",
+        "        if server.incarnation:\n",
+        "        if not server.id:\n",
         NODE_TESTS,
     ),
     Mutation(

@@ -1458,6 +1458,47 @@ def test_what_strangers_say_of_their_election_timeouts_is_bounded_and_counts_for
     assert lease.seconds == pytest.approx(0.1125)  # who only looks says nothing that counts
 
 
+def test_what_another_directory_tells_is_not_the_members() -> None:
+    """Neither its time-out, of which leases are made, nor what it reads."""
+    lab = cluster("n2", "n3", speaks=2)
+    node, greeting = lab["n1"], lab["n2"].greeting()
+    node._lease.hear(replace(greeting, election_timeout=200))
+    other = replace(greeting, incarnation="another", election_timeout=9000, speaks=1)
+    node._lease.hear(other)
+    assert node._lease.seconds == pytest.approx(0.1125)
+    assert "n2 has 200 ms" in node._lease.differences
+    members = node._raft.configuration
+    member = members.get("n2")
+    assert member is not None
+    node._versions.hear(other, members)
+    assert node._versions.of(member) == greeting.speaks == 2
+    node._versions.hear(replace(greeting, speaks=1), members)
+    node._versions.hear(replace(other, speaks=9), members)
+    assert node._versions.of(member) == 1
+    for number in range(1000):
+        node._lease.hear(replace(other, incarnation=f"{number}", election_timeout=100))
+        node._versions.hear(replace(other, incarnation=f"{number}"), members)
+    assert node._lease.seconds == pytest.approx(0.1125)
+    assert node._versions.of(member) == 1
+    assert len(node._lease._told) <= MAX_TOLD + 3
+    assert len(node._versions._said) <= MAX_TOLD + 3
+
+
+def test_the_time_out_of_a_member_that_comes_back_with_another_directory_is_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    for times in (1, 2):
+        lab.tick(30)
+        told = [record.getMessage() for record in caplog.records]
+        assert sum("node n2 has an election time-out of 200 ms" in text for text in told) == times
+        assert lab.remove("n2") is None
+        lab.wipe("n2")
+        lab.tick(30)
+        lab.add("n2", read_mode="lease", election_timeout=0.2)
+        assert lab.join("n2") is None
+
+
 # -- replicas that differ ------------------------------------------------------------------------
 
 
