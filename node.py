@@ -298,6 +298,7 @@ class Node:
         self._writes = Writes()
         self._last_proposed = 0, 0  # term and index of the last command
         self._warn_again_at = 0.0  # of a lack of room
+        self._make_again_at = 0.0  # room for a leader's entries, after there was none
         self._unwritten: deque[Ready] = deque()  # what waits for room (3)
         self._write_again_at = 0.0
         self._stalled: Ready | None = None  # whose term and vote wait for room (3)
@@ -941,6 +942,7 @@ class Node:
         with self._lock:
             if (
                 not self._is_working
+                or self._stalled is not None
                 or self._is_arbiter
                 or not self._directory.identity.cluster_id
                 or meta is None
@@ -1275,9 +1277,12 @@ class Node:
             if self._unwritten:
                 return [message for message in messages if not message.entries]
             size = sum([len(entry.data) for entry in entries])
+            may_make = self._clock() >= self._make_again_at
             try:
-                self._log.reserve(size + ENTRY_OVERHEAD * len(entries))
+                self._log.reserve(size + ENTRY_OVERHEAD * len(entries), may_make=may_make)
             except DiskFull as error:
+                if may_make:  # every attempt fills what room there is with zeros, under the lock
+                    self._make_again_at = self._clock() + DISK_FULL_RETRY
                 self._refused(error)
                 if self._clock() >= self._warn_again_at:
                     self._warn_again_at = self._clock() + 60.0
@@ -1677,7 +1682,7 @@ class Node:
     def _on_snapshot(self, incoming: IncomingSnapshot) -> None:
         """Install what has been received completely. A thread of the transport; takes the locks."""
         with self._upkeep.exclusive, self._turn:
-            if self._is_working and incoming is self._incoming:
+            if self._is_working and self._stalled is None and incoming is self._incoming:
                 try:
                     self._step(incoming.header.message, has_state=True)
                 except Exception as error:  # noqa: BLE001 - a bug; see _drive
