@@ -966,6 +966,7 @@ class Node:
             page_size=self._store.tree.stats().page_size,
             cache_bytes=STAGED_CACHE_BYTES,
             inspection=Inspection(self._options.speaks),
+            keep_free=self._log.wanted_bytes,
             finished=self._on_snapshot,
         )
         with self._lock:

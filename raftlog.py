@@ -491,6 +491,11 @@ class RaftLog:
             return True
         return fits and left > spared
 
+    @property
+    def wanted_bytes(self) -> int:
+        """How much free space the log may need for the next files that it makes. Any thread."""
+        return _SPARES * self._segment_bytes + RESERVE_FILES * RESERVE_BYTES
+
     def give_up_reserve(self) -> None:
         """Let something else have the room of the reserve. Raises DiskFailed."""
         with self._preparing:

@@ -515,6 +515,31 @@ def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
         assert lab["n3"]._store.digest == lab["n1"]._store.digest
 
 
+def test_a_snapshot_leaves_the_log_of_its_receiver_some_room() -> None:
+    lab = cluster("n2", "n3")
+    lab.tick(5)
+    lab.cut.add("n3")
+    put(lab, b"a", bytes(20_000))
+    node, store, disk = lab["n3"], lab["n1"]._store, lab.disks["n3"]
+    asked = Message(MessageType.SNAPSHOT, "n1", "n3", lab["n1"]._raft.term, snapshot=store.meta)
+    outgoing = OutgoingSnapshot(asked, store.snapshot())
+    (chunk,) = outgoing.chunks(b"")
+    wanted = node._log.wanted_bytes
+    assert wanted == 2 * 4096 + RESERVE_FILES * raftlog.RESERVE_BYTES
+    disk.set_capacity(disk.used_bytes() + wanted + len(chunk) - 1)
+    incoming = node.begin_snapshot(outgoing.header)
+    assert incoming is not None
+    with pytest.raises(DiskFull, match=f"and the log {wanted} beside it"):
+        incoming.add(chunk)
+    assert [name for name in disk.list("/data") if name.startswith("incoming")] == []
+    outgoing.close()
+    disk.set_capacity(None)
+    lab.cut.clear()
+    lab.tick(20)
+    assert value_of(node, b"a") == bytes(20_000)
+    assert not lab.failed
+
+
 def test_a_snapshot_ends_the_wait_of_what_it_makes_void() -> None:
     lab = cluster("n2", "n3", checkpoint_log_bytes=500)
     put(lab, b"a", b"b")
