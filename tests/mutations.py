@@ -495,8 +495,8 @@ MUTATIONS = [
     Mutation(
         "a transfer that was given up is installed",
         "node.py",
-        "if self._is_working and incoming is self._incoming:",
-        "if self._is_working:",
+        "if self._is_working and self._stalled is None and incoming is self._incoming:",
+        "if self._is_working and self._stalled is None:",
         NODE_TESTS,
     ),
     Mutation(
@@ -544,7 +544,7 @@ MUTATIONS = [
     Mutation(
         "anybody decides that a replica differs",
         "node.py",
-        "if message.sender != raft.leader_id or digest is None:",
+        "if not raft.follows(message) or digest is None:",
         "if digest is None:",
         CLUSTER_TESTS,
     ),
