@@ -1234,6 +1234,13 @@ MUTATIONS = [
         FULL_DISK_TESTS,
     ),
     Mutation(
+        "who says not which node it is may speak",
+        "transport.py",
+        "        if not 0 < len(said[name].encode()) <= MAX_NODE_ID_BYTES:\n",
+        "        if len(said[name].encode()) > MAX_NODE_ID_BYTES:\n",
+        TRANSPORT_TESTS,
+    ),
+    Mutation(
         "a received state is taken unseen",
         "snapshots.py",
         "            self._inspection.look(rows)\n",
