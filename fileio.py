@@ -102,6 +102,9 @@ class FileSystem(Protocol):
 
     def sync_directory(self, path: str) -> None: ...
 
+    def free_bytes(self, path: str) -> int:
+        """Return how much space there is for files in a directory. Raises DiskFailed."""
+
     def lock(self, path: str, holder: str) -> Lock:
         """Take the lock file *path*, leaving *holder* in it for whoever comes second.
 
@@ -276,6 +279,13 @@ class OsFileSystem:
                 os.close(fd)
         except OSError as error:
             raise DiskFailed(_describe("syncing the directory", path, error)) from error
+
+    def free_bytes(self, path: str) -> int:
+        try:
+            found = os.statvfs(path)
+        except OSError as error:
+            raise DiskFailed(_describe("looking for room in", path, error)) from error
+        return found.f_bavail * found.f_frsize
 
     def lock(self, path: str, holder: str) -> OsLock:
         try:

@@ -8,8 +8,9 @@ of clocks and settings:
 2. A voter counts its promise in ticks of its own, the first of which may be a short one. Of the
    rest a leader takes LEASE_SHARE: what is left is the margin for clocks that run apart.
 3. The promise is the shortest election time-out of all members, as they tell theirs in their
-   handshakes: before a node answers a round it has greeted this one. Removed members count until
-   that is committed. A node of a release that doesn't tell it is taken to have this node's own.
+   handshakes: before a node answers a round it has greeted this one. What another data directory
+   under its name has told is another node's. Removed members count until that is committed. A node
+   of a release that doesn't tell it is taken to have this node's own.
    What can't be seen from here is a voter that is started again at once with a shorter time-out:
    it has forgotten that it promised more (docs/cluster.md says how to shorten it).
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from raft import Raft
+from raft import Raft, Server
 from transport import Greeting
 
 __all__ = ["LEASE_SHARE", "Lease", "ticks_in"]
@@ -56,18 +57,21 @@ class Lease:
         self._own = round(timeout * 1000)
         self._tick = tick
         self._clock = clock
-        self._told: dict[str, int] = {}  # milliseconds, by node; who was heard last is last
-        self._logged: set[str] = set()
+        # By ID and incarnation: milliseconds, who was heard last is last; and who was logged.
+        self._told: dict[tuple[str, str], int] = {}
+        self._logged: set[tuple[str, str]] = set()
 
     def hear(self, peer: Greeting) -> None:
         """Take what a node that was admitted, or recognised, says of its time-out."""
         node_id, said = peer.node_id, peer.election_timeout
-        self._told.pop(node_id, None)
+        life = node_id, peer.incarnation
+        self._told.pop(life, None)
         if said:
-            self._told[node_id] = said
-        is_member = self._raft.configuration.get(node_id) is not None
-        if is_member and said not in (0, self._own) and node_id not in self._logged:
-            self._logged.add(node_id)
+            self._told[life] = said
+        member = self._raft.configuration.get(node_id)
+        is_member = member is not None and member.incarnation in ("", peer.incarnation)
+        if is_member and said not in (0, self._own) and life not in self._logged:
+            self._logged = {each for each in self._logged if each[0] != node_id} | {life}
             log.warning(
                 "node %s has an election time-out of %d ms, node %s one of %d ms: give all nodes "
                 "the same --election-timeout (leases last as long as the shortest allows)",
@@ -76,7 +80,8 @@ class Lease:
                 self._raft.id,
                 self._own,
             )
-        strangers = [each for each in self._told if not self._is_known(each)]
+        members = {(each.id, each.incarnation) for each in self._servers()}
+        strangers = [each for each in self._told if each not in members]
         if len(strangers) > MAX_TOLD:
             del self._told[strangers[0]]
 
@@ -92,7 +97,8 @@ class Lease:
     @property
     def seconds(self) -> float:
         """How long a lease lasts: the part of the shortest promise that is trusted (2, 3)."""
-        told = [self._told[each] for each in self._raft.progress if each in self._told]
+        followers = [progress.server for progress in self._raft.progress.values()]
+        told = [said for each in followers if (said := self._said_by(each))]
         ticks = ticks_in(min([self._own, *told]) / 1000, self._tick)
         return LEASE_SHARE * (ticks - 1) * self._tick
 
@@ -100,10 +106,17 @@ class Lease:
     def differences(self) -> str:
         """Which members have another election time-out than this node, for people; "" if none."""
         servers = self._raft.configuration.servers
-        told = [(server.id, self._told.get(server.id, self._own)) for server in servers]
+        told = [(server.id, self._said_by(server) or self._own) for server in servers]
         others = [f"{node_id} has {said} ms" for node_id, said in told if said != self._own]
         return f"{', '.join(others)}, this node {self._own} ms" if others else ""
 
-    def _is_known(self, node_id: str) -> bool:
-        raft = self._raft
-        return node_id in raft.progress or raft.configuration.get(node_id) is not None
+    def _servers(self) -> list[Server]:
+        """Return the members, and those who are on their way out."""
+        leaving = [progress.server for progress in self._raft.progress.values()]
+        return [*self._raft.configuration.servers, *leaving]
+
+    def _said_by(self, server: Server) -> int:
+        """Return what a member has told, in the life of its data directory that is one; or 0."""
+        if server.incarnation:
+            return self._told.get((server.id, server.incarnation), 0)
+        return min((said for life, said in self._told.items() if life[0] == server.id), default=0)

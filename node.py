@@ -311,6 +311,7 @@ class Node:
         self._writes = Writes()
         self._last_proposed = 0, 0  # term and index of the last command
         self._warn_again_at = 0.0  # of a lack of room
+        self._make_again_at = 0.0  # room for a leader's entries, after there was none
         self._unwritten: deque[Ready] = deque()  # what waits for room (3)
         self._write_again_at = 0.0
         self._stalled: Ready | None = None  # whose term and vote wait for room (3)
@@ -982,6 +983,7 @@ class Node:
         with self._lock:
             if (
                 not self._is_working
+                or self._stalled is not None
                 or self._is_arbiter
                 or not self._directory.identity.cluster_id
                 or meta is None
@@ -1005,6 +1007,7 @@ class Node:
             page_size=self._store.tree.stats().page_size,
             cache_bytes=STAGED_CACHE_BYTES,
             inspection=Inspection(self._options.speaks),
+            keep_free=self._log.wanted_bytes,
             finished=self._on_snapshot,
         )
         with self._lock:
@@ -1342,9 +1345,12 @@ class Node:
             if self._unwritten:
                 return [message for message in messages if not message.entries]
             size = sum([len(entry.data) for entry in entries])
+            may_make = self._clock() >= self._make_again_at
             try:
-                self._log.reserve(size + ENTRY_OVERHEAD * len(entries))
+                self._log.reserve(size + ENTRY_OVERHEAD * len(entries), may_make=may_make)
             except DiskFull as error:
+                if may_make:  # every attempt fills what room there is with zeros, under the lock
+                    self._make_again_at = self._clock() + DISK_FULL_RETRY
                 self._refused(error)
                 if self._clock() >= self._warn_again_at:
                     self._warn_again_at = self._clock() + 60.0
@@ -1708,7 +1714,7 @@ class Node:
                 self._audit.answer(message.sender, message.index, message.context)
             return
         digest = self._store.digest_at(message.index)
-        if message.sender != raft.leader_id or digest is None:
+        if not raft.follows(message) or digest is None:
             return
         told = (message.sender, message.term, message.index)
         if not message.reject:
@@ -1756,7 +1762,7 @@ class Node:
     def _on_snapshot(self, incoming: IncomingSnapshot) -> None:
         """Install what has been received completely. A thread of the transport; takes the locks."""
         with self._upkeep.exclusive, self._turn:
-            if self._is_working and incoming is self._incoming:
+            if self._is_working and self._stalled is None and incoming is self._incoming:
                 try:
                     self._step(incoming.header.message, has_state=True)
                 except Exception as error:  # noqa: BLE001 - a bug; see _drive

@@ -505,6 +505,9 @@ class _View:
     def remove(self, path: str) -> None:
         self._names[path] = ""
 
+    def free_bytes(self, path: str) -> int:
+        return self._fs.free_bytes(path)
+
     def sync_directory(self, path: str) -> None:
         """Do nothing: nothing has changed."""
 

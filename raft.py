@@ -334,7 +334,7 @@ class Message:
     HEARTBEAT          ``commit`` (no further than the follower is known to match),
                        ``context``: the read round; its response brings it back.
     SNAPSHOT           ``snapshot``: what the state that is sent beside it covers.
-    TIMEOUT_NOW        the leader hands over: campaign at once.
+    TIMEOUT_NOW        the leader hands over: campaign at once. From anybody else it means nothing.
     AUDIT, response    not for the core: see node.py.
     ================== =====================================================================
 
@@ -658,6 +658,8 @@ class Raft:
         if kind in _ANSWERS and not self.has_admitted(message):
             return
         self.check(message)
+        if kind is MessageType.TIMEOUT_NOW and not self.follows(message):
+            return  # it would depose the leader, and win by force
         if message.term < self.term:
             self._answer_late(message)
             return
@@ -684,6 +686,13 @@ class Raft:
         progress = self.progress.get(message.sender)  # it may be on its way out
         server = progress.server if progress else self.configuration.get(message.sender)
         return server is not None and server.incarnation in ("", message.incarnation)
+
+    def follows(self, message: Message) -> bool:
+        """Tell whether the sender leads the term of the message, this node's own, as far as this
+        node knows, with the data directory that it leads with."""
+        lives = {self.leader_incarnation, message.incarnation} - {""}
+        leads = message.sender == self.leader_id and message.term == self.term
+        return leads and len(lives) < 2
 
     def check(self, message: Message) -> None:
         """Raise ProtocolViolation for a message that no correct node sends; nothing changes.
@@ -1034,7 +1043,7 @@ class Raft:
     def _become_leader(self) -> None:
         assert self.state is State.CANDIDATE
         self.state = State.LEADER
-        self.leader_id = self.id
+        self.leader_id, self.leader_incarnation = self.id, self.options.incarnation
         self._elapsed = 0
         self._patient_until = 0
         self.has_handed_over = False
@@ -1269,8 +1278,7 @@ class Raft:
                 f"{message.sender} says that it leads term {self.term}, and so does "
                 f"{self.leader_id}: a node has lost what it voted"
             )
-        lives = {self.leader_incarnation, message.incarnation} - {""}
-        if message.term == self.term and self.leader_id and len(lives) > 1:
+        if message.term == self.term and self.leader_id and not self.follows(message):
             raise ProtocolViolation(
                 f"{message.sender} says that it leads term {self.term} with another data directory"
             )

@@ -339,6 +339,7 @@ class RaftLog:
         self._reserve: list[_Spare] = []
         self._old: list[str] = []
         self._number = 0
+        self._is_cramped = False  # the last attempt to make a spare has found no room
         self._find_spares()
         self._make_trustworthy(found)
         for segment in found.dead:
@@ -461,17 +462,19 @@ class RaftLog:
             self._segments[-1].file.sync()
             self._synced = last_index
 
-    def reserve(self, nbytes: int) -> None:
+    def reserve(self, nbytes: int, *, may_make: bool = True) -> None:
         """Make sure that *nbytes* can be appended without new space on disk, nor the reserve.
 
         Each entry counts with ENTRY_OVERHEAD beside its data. The promise covers the entries
-        appended next, until the next call. Raises DiskFull, with nothing changed, or DiskFailed.
+        appended next, until the next call. Room is found where it was made, or else made now if it
+        may be, which fills a segment's with zeros. Raises DiskFull, with nothing changed, or
+        DiskFailed.
         """
         if self._segments:
             last = self._segments[-1]
             if last.end + nbytes <= last.size and not last.is_reserve:
                 return
-        self._find_spare(nbytes + _FIRST_RECORD)
+        self._find_spare(nbytes + _FIRST_RECORD, may_make=may_make)
 
     def may_use_reserve(self, nbytes: int, *, commands: bool) -> bool:
         """Tell whether the reserve has room for entries of *nbytes*, counted as for
@@ -487,6 +490,11 @@ class RaftLog:
         if last is not None and last.is_reserve and last.has_room(nbytes):
             return True
         return fits and left > spared
+
+    @property
+    def wanted_bytes(self) -> int:
+        """How much free space the log may need for the next files that it makes. Any thread."""
+        return _SPARES * self._segment_bytes + RESERVE_FILES * RESERVE_BYTES
 
     def give_up_reserve(self) -> None:
         """Let something else have the room of the reserve. Raises DiskFailed."""
@@ -607,18 +615,21 @@ class RaftLog:
         """Let the last segment be one that takes a record: a new one, or one of the reserve."""
         first = batch[0].index
         needed = size + _FIRST_RECORD
-        try:
-            self._begin_segment(first, self._find_spare(needed), self._spares)
-        except DiskFull:
-            if not self.may_use_reserve(size, commands=any(e.kind == COMMAND for e in batch)):
-                raise
-            last = self._segments[-1] if self._segments else None
-            if last and last.is_reserve and last.has_room(size) and first > self.last_index:
-                return
-            spare = self._smallest(self._reserve, needed)
-            if spare is None:  # entries that conflict can't go on in the one that is written to
-                raise
-            self._begin_segment(first, spare, self._reserve)
+        # Where none could be made lately it isn't tried again as long as the reserve has room.
+        for may_make in (False, True) if self._is_cramped else (True,):
+            try:
+                spare = self._find_spare(needed, may_make=may_make)
+                return self._begin_segment(first, spare, self._spares)
+            except DiskFull as error:
+                full = error
+            if self.may_use_reserve(size, commands=any(e.kind == COMMAND for e in batch)):
+                last = self._segments[-1] if self._segments else None
+                if last and last.is_reserve and last.has_room(size) and first > self.last_index:
+                    return None
+                in_reserve = self._smallest(self._reserve, needed)
+                if in_reserve is not None:  # or entries conflict, and can't go on in the last one
+                    return self._begin_segment(first, in_reserve, self._reserve)
+        raise full
 
     def _begin_segment(self, first: int, spare: _Spare, spares: list[_Spare]) -> None:
         """Make one of the *spares* the segment that entry *first* begins, and cut off the entries
@@ -702,9 +713,12 @@ class RaftLog:
     def _spares_of(self, kind: str) -> list[_Spare]:
         return self._reserve if kind == "reserve" else self._spares
 
-    def _find_spare(self, size: int) -> _Spare:
-        """Return the smallest spare that has *size* bytes, making one if need be."""
+    def _find_spare(self, size: int, *, may_make: bool = True) -> _Spare:
+        """Return the smallest spare that has *size* bytes, making one if need be. DiskFull if that
+        finds no room, or may not be tried."""
         spare = self._smallest(self._spares, size)
+        if spare is None and not may_make:
+            raise DiskFull(f"there was no room for more log in {self._directory} a moment ago")
         if spare is None:
             with self._preparing:  # and while we waited for it, one may have been made
                 spare = self._smallest(self._spares, size)
@@ -762,7 +776,9 @@ class RaftLog:
         except DiskFull:
             if self._fs.exists(temporary):
                 self._fs.remove(temporary)
+            self._is_cramped = True
             raise
+        self._is_cramped = False
         spare = (size, self._new_path(kind))
         self._fs.rename(temporary, spare[1])
         with self._lock:

@@ -20,7 +20,8 @@ still has, and changes over when all of it is there.
    next start puts it in place (:func:`recover`).
 3. A transfer that broke off goes on behind the last key that arrived. Records that come twice are
    dropped: under one id they are the same.
-4. Memory is bounded by a chunk, or by one large value, and the page cache (S7).
+4. Memory is bounded by a chunk, or by one large value, and the page cache (S7). A transfer is given
+   up before it takes the room that the log needs (*keep_free*), whatever its sender announces.
 
 Neither side needs the node's lock. An :class:`OutgoingSnapshot` belongs to the thread that sends
 it; any thread may close it. An :class:`IncomingSnapshot` may be used by any thread, one after the
@@ -39,7 +40,7 @@ from itertools import count
 from uuid import uuid4
 
 from btree import BTree, Record
-from errors import ProtocolViolation, StorageError
+from errors import DiskFull, ProtocolViolation, StorageError
 from fileio import FileSystem
 from raft import Message, SnapshotMeta
 from raftlog import RaftLog
@@ -53,6 +54,7 @@ CHUNK_BYTES = 256 << 10
 """About how many bytes of records are sent in one piece; one large value may take more."""
 
 _RECORD_OVERHEAD = 38  # what a record takes in a chunk beside its key and value
+_LEAST_RECORD = 15  # bytes that any record takes in a file
 _DATABASE, _STAGED, _CLAIMED = "conure.db", "incoming-", "incoming-0.db"
 _numbers = count(1)  # no two transfers of this process share a file
 
@@ -77,15 +79,16 @@ class OutgoingSnapshot:
 
         Raises CorruptionError, DiskFailed, and StorageError once the state is closed.
         """
-        rows = []
+        rows: list[tuple[bytes, bytes, int, int, int, int]] = []
         size = 0
         for key, record in self._tree.items(after and after + b"\0"):
-            rows.append((key, *record))
-            size += len(key) + len(record.value) + _RECORD_OVERHEAD
-            if size >= CHUNK_BYTES:
+            more = len(key) + len(record.value) + _RECORD_OVERHEAD
+            if rows and size + more > CHUNK_BYTES:
                 yield encode_records(rows)
                 rows.clear()
                 size = 0
+            rows.append((key, *record))
+            size += more
         if rows:
             yield encode_records(rows)
 
@@ -98,8 +101,8 @@ class IncomingSnapshot:
     """A state that is being received (transport.Incoming), built as a tree of its own.
 
     *page_size* and *cache_bytes* are those of the staged tree; *inspection* looks at what comes
-    from another node; *finished* is called at the end of :meth:`finish`. Raises
-    ProtocolViolation, DiskFull or DiskFailed.
+    from another node; *finished* is called at the end of :meth:`finish`. *keep_free* is how many
+    bytes of the disk it leaves to others. Raises ProtocolViolation, DiskFull or DiskFailed.
     """
 
     def __init__(
@@ -112,12 +115,16 @@ class IncomingSnapshot:
         cache_bytes: int,
         finished: Callable[[IncomingSnapshot], None],
         inspection: Inspection | None = None,
+        keep_free: int = 0,
     ) -> None:
         if header.message.snapshot is None:
             raise ProtocolViolation("a snapshot that doesn't say what it covers")
         self.header = header
         self.meta = header.message.snapshot
         self._fs = fs
+        self._directory = directory
+        self._keep_free = keep_free
+        self._check_room(_LEAST_RECORD * header.records)
         self._path = os.path.join(directory, f"{_STAGED}{next(_numbers)}.db")
         self._finished = finished
         self._lock = threading.Lock()
@@ -213,11 +220,20 @@ class IncomingSnapshot:
             raise ProtocolViolation(f"a snapshot of {self.header.records} records has more")
         if self._inspection is not None:
             self._inspection.look(rows)
+        self._check_room(len(chunk))
         try:
             self._loader.add([(row[0], Record._make(row[1:])) for row in rows])
         except ValueError as error:
             raise ProtocolViolation(f"a snapshot that makes no tree: {error}") from error
         self._last = rows[-1][0]
+
+    def _check_room(self, size: int) -> None:
+        free = self._fs.free_bytes(self._directory)
+        if size + self._keep_free > free:
+            raise DiskFull(
+                f"{self._directory} has {free} bytes free: a state that is received needs {size}, "
+                f"and the log {self._keep_free} beside it; free some space"
+            )
 
     def _drop(self) -> None:
         if self._tree is not None:

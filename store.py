@@ -64,6 +64,7 @@ from zlib import crc32
 import wire
 from btree import BTree, Record, Snapshot
 from commands import (
+    MAX_KEY_BYTES,
     READ_BYTES,
     Acquire,
     Compare,
@@ -254,6 +255,7 @@ class Inspection:
         # what they do hold (7, 8).
         self._expiring = 0
         self._locks = 0
+        self._own = self._counted = 0  # the state's own records: said to be there, and seen
 
     def look(self, rows: Sequence[tuple[bytes, bytes, int, int, int, int]]) -> None:
         """Look at records: key, value, create revision, mod revision, version and expiry each.
@@ -265,8 +267,8 @@ class Inspection:
                 raise ProtocolViolation(f"a record of impossible revisions {create} and {mod}")
             if key[:1] != _USER:
                 self._look_at_own(key, value)
-            elif len(key) == 1:
-                raise ProtocolViolation("a record without a key")
+            elif not 1 < len(key) <= 1 + MAX_KEY_BYTES:
+                raise ProtocolViolation(f"a record with a key of {len(key) - 1} bytes")
             if expiry:
                 index = _INDEX_OF.get(key[:1])
                 if index is None or expiry > LAST_TIME:
@@ -277,10 +279,15 @@ class Inspection:
         """Say whether what was seen is a whole state. Raises ProtocolViolation."""
         if self._expiring or self._locks:
             raise ProtocolViolation("a state whose records and indexes contradict each other")
+        if self._own != self._counted:
+            raise ProtocolViolation(
+                f"a state that counts {self._own} records of its own and has {self._counted}"
+            )
 
     def _look_at_own(self, key: bytes, value: bytes) -> None:
         kind = key[:1]
         size = len(value)
+        self._counted += kind != _CLOCK
         if kind in _INDEXES:
             is_sound = len(key) >= 9 and not size
             self._expiring -= hash(key)
@@ -288,18 +295,23 @@ class Inspection:
             is_sound = len(key) >= 2 and len(key) - 2 >= key[1] and not size
             self._locks -= hash(key)
         elif kind == _LOCK:
-            is_sound = 8 <= size <= 8 + 255
+            is_name = 1 < len(key) <= 1 + MAX_KEY_BYTES
+            is_token = not int.from_bytes(value[:8], "big") >> _NUMBER_BITS
+            is_sound = is_name and is_token and 8 <= size <= 8 + 255
             self._locks += hash(_held(value[8:]) + key[1:]) if is_sound else 0
         elif kind == _ANSWER:
-            is_sound = size > 0 and _is_outcome(value[1 + value[0] :])
+            is_name = 1 < len(key) <= 1 + 255
+            is_sound = is_name and size > 0 and _is_outcome(value[1 + value[0] :])
         elif kind == _SESSION:
-            is_sound = size >= _SESSION_HEAD.size
+            is_sound = len(key) <= 1 + 255 and size >= _SESSION_HEAD.size
         elif key == _VERSION:
             is_sound = size == 1 and value[0] > 1
             if is_sound and value[0] > self._speaks:
                 raise VersionTooNew("the state", value[0], self._speaks)
         else:
             is_sound = key == _CLOCK and size == _STATE.size
+            clock, self._own = _STATE.unpack(value) if is_sound else (0, 0)
+            is_sound &= clock <= LAST_TIME
         if not is_sound:
             raise ProtocolViolation(f"a record {key[:20]!r} that no state holds")
 

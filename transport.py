@@ -76,6 +76,7 @@ from metrics import Counter, Registry
 from raft import Message, MessageType
 from wire import (
     FRAME_HEADER_BYTES,
+    MAX_NODE_ID_BYTES,
     WireError,
     check_frame,
     decode_message,
@@ -1321,6 +1322,9 @@ def _check_greeting(fields: Mapping[str, Any]) -> Greeting:
             "run the same version of ConureDB on both"
         )
     said: dict[str, Any] = {name: _text(fields, name) for name in _TEXTS}
+    for name in ("node_id", "incarnation"):  # a message that tells none would be anybody's
+        if not 0 < len(said[name].encode()) <= MAX_NODE_ID_BYTES:
+            raise WireError(f"a handshake without a proper {name}")
     said |= {name: _small_number(fields, name) for name in _NUMBERS}
     if not is_address(said["raft_address"]):
         raise WireError("a handshake without a proper raft_address")

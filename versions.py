@@ -30,13 +30,16 @@ class Versions:
         self.logged = 1
         """The newest version that this node has had in its log since it started."""
         self._own_id = own_id
-        self._said: dict[str, tuple[str, int]] = {}  # incarnation, version; who spoke last is last
+        # The version by ID and incarnation; who spoke last is last.
+        self._said: dict[tuple[str, str], int] = {}
 
     def hear(self, peer: Greeting, members: Configuration) -> None:
         """Take what a node says that was recognised as the one it is."""
-        self._said.pop(peer.node_id, None)
-        self._said[peer.node_id] = (peer.incarnation, peer.speaks)
-        strangers = [node_id for node_id in self._said if members.get(node_id) is None]
+        life = peer.node_id, peer.incarnation
+        self._said.pop(life, None)
+        self._said[life] = peer.speaks
+        known = {(server.id, server.incarnation) for server in members.servers}
+        strangers = [life for life in self._said if life not in known]
         if len(strangers) > _MAX_STRANGERS:
             del self._said[strangers[0]]
 
@@ -44,8 +47,11 @@ class Versions:
         """Return what a member reads, None if it has not said so."""
         if server.id == self._own_id:
             return self.speaks
-        incarnation, version = self._said.get(server.id, ("", None))
-        return version if server.incarnation in ("", incarnation) else None
+        if server.incarnation:
+            return self._said.get((server.id, server.incarnation))
+        return next(
+            (self._said[life] for life in reversed(self._said) if life[0] == server.id), None
+        )
 
     def check(self, version: int, members: Configuration) -> None:
         """Raise Conflict if something of this version can't be proposed to these members."""

@@ -307,6 +307,11 @@ class CrashFileSystem:
         """The limit in bytes, None without one."""
         return self._capacity
 
+    def free_bytes(self, path: str) -> int:
+        if self._capacity is None:
+            return 1 << 62
+        return max(0, self._capacity - self.used_bytes())
+
     def used_bytes(self) -> int:
         """Return how many bytes the files' sectors take."""
         return SECTOR * sum(len(inode.sectors) for inode in self._names.values())

@@ -16,8 +16,10 @@ from errors import ConureError, DiskFull, ForeignDirectory, OutcomeUnknown, Unav
 from node import Node
 from raft import COMMAND, Entry, Message, MessageType, State
 from raftlog import ENTRY_OVERHEAD, RESERVE_FILES, RaftLog
+from snapshots import OutgoingSnapshot
 from tests.answers import value_of
 from tests.test_node_cluster import Lab, begin, cluster, do, put, read, suffrages
+from transport import Refused
 from upkeep import DISK_FULL_RETRY
 from wire import encode_put
 
@@ -230,6 +232,40 @@ def test_a_follower_answers_what_needs_no_room_though_it_has_none() -> None:
     append = Message(MessageType.APPEND, "n1", "n3", term, last, term, entries=news)
     assert answers_to(lab, append) == []
     assert not lab.failed
+
+
+@pytest.mark.parametrize("has_reserve", [False, True])
+def test_a_follower_without_room_tries_to_make_some_at_times_only(has_reserve: bool) -> None:
+    """An attempt fills a segment with zeros while everything else in the node waits."""
+    lab = cluster("n2", "n3")
+    put(lab, b"a", b"b")
+    lab.tick(3)
+    fill_logs(lab, "n3")
+    if not has_reserve:
+        use_up_reserve(lab, "n3")
+    log, term = lab["n3"]._log, lab["n1"]._raft.term
+    disk, attempts = lab.disks["n3"], []
+    made = log._make_spare
+    log._make_spare = lambda *of, **how: attempts.append(of) or made(*of, **how)  # type: ignore[method-assign, func-returns-value]
+
+    def append() -> bool:
+        last = log.last_index
+        news = [Entry(term, last + 1, COMMAND, encode_put(b"k", b"x"))]
+        answers_to(lab, Message(MessageType.APPEND, "n1", "n3", term, last, term, entries=news))
+        return log.last_index > last
+
+    assert [append() for _ in range(10)] == [has_reserve] * 10
+    assert len(attempts) == 1
+    lab.now += DISK_FULL_RETRY
+    assert append() == has_reserve
+    assert len(attempts) == 2
+    disk.set_capacity(None)
+    lab.now += DISK_FULL_RETRY
+    assert append()
+    assert append()
+    assert len(attempts) == 3
+    assert not log._segments[-1].is_reserve
+    log.check()
 
 
 def answers_to(lab: Lab, message: Message) -> list[Message]:
@@ -479,6 +515,31 @@ def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
         assert lab["n3"]._store.digest == lab["n1"]._store.digest
 
 
+def test_a_snapshot_leaves_the_log_of_its_receiver_some_room() -> None:
+    lab = cluster("n2", "n3")
+    lab.tick(5)
+    lab.cut.add("n3")
+    put(lab, b"a", bytes(20_000))
+    node, store, disk = lab["n3"], lab["n1"]._store, lab.disks["n3"]
+    asked = Message(MessageType.SNAPSHOT, "n1", "n3", lab["n1"]._raft.term, snapshot=store.meta)
+    outgoing = OutgoingSnapshot(asked, store.snapshot())
+    (chunk,) = outgoing.chunks(b"")
+    wanted = node._log.wanted_bytes
+    assert wanted == 2 * 4096 + RESERVE_FILES * raftlog.RESERVE_BYTES
+    disk.set_capacity(disk.used_bytes() + wanted + len(chunk) - 1)
+    incoming = node.begin_snapshot(outgoing.header)
+    assert incoming is not None
+    with pytest.raises(DiskFull, match=f"and the log {wanted} beside it"):
+        incoming.add(chunk)
+    assert [name for name in disk.list("/data") if name.startswith("incoming")] == []
+    outgoing.close()
+    disk.set_capacity(None)
+    lab.cut.clear()
+    lab.tick(20)
+    assert value_of(node, b"a") == bytes(20_000)
+    assert not lab.failed
+
+
 def test_a_snapshot_ends_the_wait_of_what_it_makes_void() -> None:
     lab = cluster("n2", "n3", checkpoint_log_bytes=500)
     put(lab, b"a", b"b")
@@ -601,3 +662,33 @@ def test_a_vote_that_finds_no_room_is_not_given_before_it_is_written() -> None:
     put(lab, b"a", b"c")
     assert lab["n3"]._stalled is None
     assert not lab["n3"]._upkeep.is_waiting
+
+
+def test_a_node_whose_term_waits_for_room_takes_no_snapshot() -> None:
+    """Not even at the end of one that it has taken until then: nothing depends on that term yet."""
+    lab = cluster("n2", "n3")
+    lab.cut.add("n3")
+    put(lab, b"a", b"b")
+    lab.tick(5)
+    node, store = lab["n3"], lab["n1"]._store
+    asked = Message(MessageType.SNAPSHOT, "n1", "n3", lab["n1"]._raft.term, snapshot=store.meta)
+    outgoing = OutgoingSnapshot(asked, store.snapshot())
+    incoming = node.begin_snapshot(outgoing.header)
+    assert incoming is not None
+    for chunk in outgoing.chunks(b""):
+        incoming.add(chunk)
+    fill(lab, "n3", cow=True)
+    lab.cut = {"n1"}
+    lab.tick_until(lambda: node._stalled is not None)
+    lab.disks["n3"].set_capacity(None)  # it doesn't know that yet
+    term = incoming.header.message.term = node._raft.term
+    incoming.finish()
+    assert (node._raft.leader_id, node._raft.term) == ("", term)
+    assert (node._log.snapshot.index, node._log.hard_state.term) == (0, term - 1)
+    assert [name for name in lab.disks["n3"].list("/data") if name.startswith("incoming")] == []
+    with pytest.raises(Refused, match="takes no snapshot"):
+        node.begin_snapshot(outgoing.header)
+    pass_time(lab, ["n3"])
+    assert node._stalled is None
+    outgoing.close()
+    assert not lab.failed

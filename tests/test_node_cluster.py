@@ -1480,6 +1480,47 @@ def test_what_strangers_say_of_their_election_timeouts_is_bounded_and_counts_for
     assert lease.seconds == pytest.approx(0.1125)  # who only looks says nothing that counts
 
 
+def test_what_another_directory_tells_is_not_the_members() -> None:
+    """Neither its time-out, of which leases are made, nor what it reads."""
+    lab = cluster("n2", "n3", speaks=2)
+    node, greeting = lab["n1"], lab["n2"].greeting()
+    node._lease.hear(replace(greeting, election_timeout=200))
+    other = replace(greeting, incarnation="another", election_timeout=9000, speaks=1)
+    node._lease.hear(other)
+    assert node._lease.seconds == pytest.approx(0.1125)
+    assert "n2 has 200 ms" in node._lease.differences
+    members = node._raft.configuration
+    member = members.get("n2")
+    assert member is not None
+    node._versions.hear(other, members)
+    assert node._versions.of(member) == greeting.speaks == 2
+    node._versions.hear(replace(greeting, speaks=1), members)
+    node._versions.hear(replace(other, speaks=9), members)
+    assert node._versions.of(member) == 1
+    for number in range(1000):
+        node._lease.hear(replace(other, incarnation=f"{number}", election_timeout=100))
+        node._versions.hear(replace(other, incarnation=f"{number}"), members)
+    assert node._lease.seconds == pytest.approx(0.1125)
+    assert node._versions.of(member) == 1
+    assert len(node._lease._told) <= MAX_TOLD + 3
+    assert len(node._versions._said) <= MAX_TOLD + 3
+
+
+def test_the_time_out_of_a_member_that_comes_back_with_another_directory_is_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = unequal(n1=1.0, n2=0.2, n3=1.0)
+    for times in (1, 2):
+        lab.tick(30)
+        told = [record.getMessage() for record in caplog.records]
+        assert sum("node n2 has an election time-out of 200 ms" in text for text in told) == times
+        assert lab.remove("n2") is None
+        lab.wipe("n2")
+        lab.tick(30)
+        lab.add("n2", read_mode="lease", election_timeout=0.2)
+        assert lab.join("n2") is None
+
+
 # -- replicas that differ ------------------------------------------------------------------------
 
 
@@ -1561,6 +1602,27 @@ def test_a_verdict_that_answers_nothing_ends_nobody() -> None:
         verdict.context, verdict.reject = store.digest ^ 1, True
         lab["n3"].receive([verdict])
     assert lab.failed == set()
+
+
+def test_what_a_former_life_of_a_member_says_of_its_digest_counts_for_nothing() -> None:
+    """Nor is a question answered, or a verdict taken, of one of the leader's."""
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    lab.tick_until(lambda: lab["n1"]._audit.index == lab["n1"]._store.applied_index)
+    raft, audit, store = lab["n1"]._raft, lab["n1"]._audit, lab["n2"]._store
+    answer = Message(MessageType.AUDIT_RESPONSE, "n2", "n1", raft.term, index=audit.index)
+    answer.context, answer.incarnation = store.digest ^ 1, "a former one"
+    lab["n1"].receive([answer])
+    assert not audit.differs
+    for is_verdict in (False, True):
+        lab.sent.clear()
+        told = Message(MessageType.AUDIT, "n1", "n2", raft.term, index=audit.index)
+        told.reject, told.context, told.incarnation = is_verdict, store.digest ^ 1, "a former one"
+        lab["n2"].receive([told])
+        assert (lab.sent, lab.failed) == ([], set())
+    answer.incarnation = lab["n2"].greeting().incarnation
+    lab["n1"].receive([answer])
+    assert audit.differs
 
 
 def test_busy_replicas_are_compared_at_marks() -> None:

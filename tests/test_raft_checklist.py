@@ -182,6 +182,7 @@ def test_a_lone_voter_leads_when_its_vote_is_durable() -> None:
 
 def test_a_candidate_counts_its_own_vote_only_when_it_is_durable() -> None:
     raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.HEARTBEAT, "b", "a", 1))
     raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 1))
     ready = take(raft)
     assert ready.hard_state == HardState(2, "a")
@@ -209,8 +210,10 @@ def test_a_late_sync_of_something_else_makes_no_vote_durable() -> None:
 
 def test_a_late_sync_of_an_earlier_vote_does_not_count_for_a_later_one() -> None:
     raft, _ = founded("a", "b", "c")
+    raft.step(Message(MessageType.HEARTBEAT, "b", "a", 1))
     raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 1))
     first = take(raft)
+    raft.step(Message(MessageType.HEARTBEAT, "b", "a", 5))
     raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 5))
     assert (raft.term, raft.vote, state_of(raft)) == (6, "a", State.CANDIDATE)
     raft.persisted(first)
@@ -322,6 +325,7 @@ def test_a_founder_that_lost_its_disk_founds_nothing_again() -> None:
         raft.tick()
     again = Raft(options, storage, HardState(3), 0, Configuration(), random.Random(1))
     again.campaign()
+    again.step(Message(MessageType.HEARTBEAT, "b", "a", 3))
     again.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 3))
     assert (raft.state, raft.term) == (again.state, again.term) == (State.FOLLOWER, 3)
     later = Entry(3, 2, CONFIG, now.encode())
@@ -816,6 +820,8 @@ def test_a_removed_node_keeps_quiet_once_it_knows() -> None:
     cluster.settle()
     cluster["c"].tick(10 * ELECTION)
     assert not cluster.network
+    cluster["c"].step(Message(MessageType.HEARTBEAT, "a", "c", 2))
+    cluster.network.clear()  # its answer
     cluster["c"].step(Message(MessageType.TIMEOUT_NOW, "a", "c", 2))
     assert not cluster.network
 

@@ -702,6 +702,44 @@ def test_thesis_3_10_only_who_can_lead_is_asked() -> None:
         alone.raft.transfer_leadership()
 
 
+@pytest.mark.parametrize(
+    ("sender", "term", "life"),
+    [("b", 3, ""), ("z", 3, ""), ("a", 2, "1"), ("b", 4, ""), ("a", 4, "1"), ("a", 3, "2")],
+)
+def test_thesis_3_10_only_the_leader_can_hand_over(sender: str, term: int, life: str) -> None:
+    """Who says so with another term, under another name or with another directory than the
+    leader's would have a working leader deposed: its voters leave it for such a candidate."""
+    cluster = Cluster("a", "b", "c")
+    cluster.elect("b")
+    c = cluster["c"]
+    c.step(Message(MessageType.HEARTBEAT, "a", "c", 3, incarnation="1"))
+    cluster.network.clear()
+    c.step(Message(MessageType.TIMEOUT_NOW, sender, "c", term, incarnation=life))
+    assert (c.raft.state, c.raft.term, c.raft.leader_id) == (State.FOLLOWER, 3, "a")
+    assert not cluster.network
+    c.step(Message(MessageType.TIMEOUT_NOW, "a", "c", 3, incarnation="1"))
+    assert (c.raft.state, c.raft.term) == (State.CANDIDATE, 4)
+
+
+def test_thesis_3_10_who_was_started_again_takes_nothing_over() -> None:
+    """It knows no leader yet. The leader goes on, and can be asked again."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.elect("a")
+    cluster["b"].crash()
+    cluster["b"].start()
+    leader.raft.transfer_leadership("b")
+    leader.drive()
+    (message,) = cluster.drop(lambda message: message.type is MessageType.TIMEOUT_NOW)
+    cluster["b"].step(message)
+    assert cluster["b"].raft.state is State.FOLLOWER
+    cluster.tick_all(ELECTION)
+    assert cluster.leader is leader
+    leader.raft.transfer_leadership("b")
+    leader.drive()
+    cluster.settle()
+    assert cluster.leader is cluster["b"]
+
+
 # -- thesis 6.4 Linearizable reads ---------------------------------------------------------------
 
 

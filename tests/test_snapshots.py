@@ -39,7 +39,7 @@ def some_content(count: int, seed: int = 1) -> Content:
     rng = random.Random(seed)
     content: Content = {}
     expiring = b""
-    for i in range(count):
+    for i in range(1, count):
         key = b"k%05d" % i + rng.randbytes(rng.choice([0, 0, 3, 100]))
         value = rng.randbytes(rng.choice([0, 5, 90, 90, 2000]))
         wide = 1 << 40 if i % 11 == 0 else 0
@@ -50,6 +50,9 @@ def some_content(count: int, seed: int = 1) -> Content:
         else:
             content[key] = Record(value, i + 1 + wide, i + 2 + wide, 1 + i % 3, expiry)
             expiring = key[1:] if expiry else b""
+    if count:
+        own = sum(key[:1] != b"k" for key in content)
+        content[b"c"] = Record(bytes(8) + own.to_bytes(8, "big"), count, count, 1)
     return content
 
 
@@ -78,7 +81,11 @@ def ignore(_: IncomingSnapshot) -> None:
 
 
 def incoming(
-    fs: FileSystem, header: SnapshotHeader, finished: Callable[[IncomingSnapshot], None] = ignore
+    fs: FileSystem,
+    header: SnapshotHeader,
+    finished: Callable[[IncomingSnapshot], None] = ignore,
+    *,
+    keep_free: int = 0,
 ) -> IncomingSnapshot:
     return IncomingSnapshot(
         fs,
@@ -88,6 +95,7 @@ def incoming(
         cache_bytes=1 << 16,
         finished=finished,
         inspection=Inspection(1),
+        keep_free=keep_free,
     )
 
 
@@ -159,8 +167,8 @@ def test_chunks_are_of_like_size_and_a_large_value_goes_alone() -> None:
     out = outgoing(sending_store(content))
     chunks = list(out.chunks(b""))
     sizes = sorted(map(len, chunks))
-    assert sizes[-1] < 4 * CHUNK_BYTES + 2000
-    assert sizes[-2] < CHUNK_BYTES + 2000
+    assert sizes[-1] < 3 * CHUNK_BYTES + 100
+    assert sizes[-2] < CHUNK_BYTES + 100
     assert sum(size > CHUNK_BYTES // 2 for size in sizes) >= len(sizes) - 1
     assert [row[0] for chunk in chunks for row in wire.decode_records(chunk)] == sorted(content)
     assert outgoing(sending_store(content)).header.id != out.header.id
@@ -217,7 +225,7 @@ def with_a_record_twice(chunks: list[bytes]) -> list[bytes]:
 
 
 def with_too_long_a_key(chunks: list[bytes]) -> list[bytes]:
-    return [*chunks[:2], wire.encode_records([(b"z" * 9000, b"", 1, 1, 1, 0)])]
+    return [*chunks[:2], wire.encode_records([(b"k" + b"z" * 9000, b"", 1, 1, 1, 0)])]
 
 
 def with_more_than_announced(chunks: list[bytes]) -> list[bytes]:
@@ -233,26 +241,26 @@ def of_another_kind(chunks: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "why"),
     [
-        cut_short,
-        with_a_gap,
-        exchanged,
-        with_an_unordered_chunk,
-        with_a_record_twice,
-        with_too_long_a_key,
-        with_more_than_announced,
-        cut_inside,
-        of_another_kind,
+        (cut_short, "400 records ended after"),
+        (with_a_gap, "400 records ended after"),
+        (exchanged, "400 records ended after"),
+        (with_an_unordered_chunk, "keys have to ascend"),
+        (with_a_record_twice, "keys have to ascend"),
+        (with_too_long_a_key, "a key of 9000 bytes"),
+        (with_more_than_announced, "400 records has more"),
+        (cut_inside, "don't add up"),
+        (of_another_kind, "format version"),
     ],
 )
 def test_a_stream_that_is_not_right_leaves_nothing(
-    damage: Callable[[list[bytes]], list[bytes]], small_chunks: None
+    damage: Callable[[list[bytes]], list[bytes]], why: str, small_chunks: None
 ) -> None:
     out = outgoing(sending_store(some_content(400)))
     fs = home()
     into = incoming(fs, out.header, lambda _: pytest.fail("it can't be complete"))
-    with pytest.raises((ProtocolViolation, WireError)):
+    with pytest.raises((ProtocolViolation, WireError), match=why):
         feed(into, damage(list(out.chunks(b""))))
     assert fs.list(HOME) == []
     for call in (into.resume_after, into.finish, lambda: into.add(b"")):
@@ -287,6 +295,35 @@ def test_what_was_not_announced_is_not_staged(small_chunks: None) -> None:
     into = incoming(home(), out.header._replace(records=1))
     with pytest.raises(ProtocolViolation, match="has more"):
         into.add(next(out.chunks(b"")))
+
+
+def test_a_state_leaves_the_log_its_room(small_chunks: None) -> None:
+    """Whatever its sender announces, and for however long it sends. What is on its way to the disk
+    in memory is little beside that room."""
+    out = outgoing(sending_store(some_content(4000)))
+    chunks = list(out.chunks(b""))
+    fs = home()
+    fs.set_capacity(fs.used_bytes() + 600_000)
+    for records in ((1 << 64) - 1, 400_000 // 15 + 1):
+        with pytest.raises(DiskFull, match="the log 200000 beside it"):
+            incoming(fs, out.header._replace(records=records), keep_free=200_000)
+        assert fs.list(HOME) == []
+    into = incoming(fs, out.header._replace(records=400_000 // 15), keep_free=200_000)
+    least = 600_000
+
+    def send_all() -> None:
+        nonlocal least
+        for chunk in chunks:
+            into.add(chunk)
+            least = min(least, fs.free_bytes(HOME))
+
+    with pytest.raises(DiskFull, match="the log 200000 beside it"):
+        send_all()
+    assert 150_000 < least < 250_000
+    assert fs.list(HOME) == []
+    fs.set_capacity(None)
+    feed(incoming(fs, out.header, keep_free=200_000), chunks)
+    assert len(staged(fs)) == 1
 
 
 def test_a_header_has_to_say_what_it_covers() -> None:

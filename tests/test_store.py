@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 import wire
 from btree import BTree, Record
-from commands import Acquire, OpenSession, Outcome, Put, Transaction
+from commands import MAX_KEY_BYTES, Acquire, OpenSession, Outcome, Put, Transaction
 from errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
 from raft import Entry, EntryKind, SnapshotMeta
-from store import MARK_EVERY, Checkpoint, Inspection, Store
+from store import LAST_TIME, MARK_EVERY, Checkpoint, Inspection, Store
 from tests.crashfs import CrashFileSystem
 
 PATH = "/conure.db"
@@ -348,7 +349,7 @@ def test_the_same_entries_give_the_same_records_however_they_come(
 Row = tuple[bytes, bytes, int, int, int, int]
 TIME = (9).to_bytes(8, "big")
 WHOLE: list[Row] = [
-    (b"c", bytes(16), 9, 9, 1, 0),
+    (b"c", (9).to_bytes(8, "big") + (8).to_bytes(8, "big"), 9, 9, 1, 0),
     (b"e" + TIME + b"a", b"", 3, 3, 1, 0),
     (b"h\x01sa", b"", 4, 4, 1, 0),
     (b"i" + b"once", b"\x02fp" + wire.encode_outcome(Outcome(5, True)), 5, 5, 1, 9),
@@ -369,9 +370,21 @@ def inspect(rows: list[Row], speaks: int = 2) -> None:
     inspection.finish()
 
 
+def clock(own: int, of: int = 0) -> Row:
+    """The clock's record, of a state with so many other records of its own."""
+    return (b"c", of.to_bytes(8, "big") + own.to_bytes(8, "big"), 1, 1, 1, 0)
+
+
+def ending(session: bytes) -> list[Row]:
+    return [(b"t" + TIME + session, b"", 1, 1, 1, 0)]
+
+
 def test_a_whole_state_passes() -> None:
     inspect(WHOLE)
     inspect([])
+    inspect([clock(0, of=LAST_TIME)])
+    inspect([clock(2), (b"ss" + bytes(254), bytes(9), 1, 1, 1, 9), *ending(b"s" + bytes(254))])
+    inspect([(b"k" + bytes(MAX_KEY_BYTES), b"", 1, 1, 1, 0)])
     with pytest.raises(VersionTooNew, match="the state is of format version 2"):
         inspect(WHOLE, speaks=1)
 
@@ -379,43 +392,72 @@ def test_a_whole_state_passes() -> None:
 @pytest.mark.parametrize("position", [1, 2, 3, 4, 5, 7, 8, 9])
 def test_a_record_without_its_counterpart_makes_no_state(position: int) -> None:
     """An entry of an index without its record would be due for ever, or end the node."""
+    rest = WHOLE[1:position] + WHOLE[position + 1 :]
     with pytest.raises(ProtocolViolation, match="contradict each other"):
-        inspect(WHOLE[:position] + WHOLE[position + 1 :])
+        inspect([clock(sum(row[0][:1] != b"k" for row in rest)), *rest])
+
+
+@pytest.mark.parametrize("own", [0, 7, 9, (1 << 64) - 1])
+def test_a_state_that_miscounts_its_own_records_is_none(own: int) -> None:
+    """The number of users' keys is what is left, and would be wrong for good, or below zero."""
+    with pytest.raises(ProtocolViolation, match=f"counts {own} records of its own and has 8"):
+        inspect([clock(own), *WHOLE[1:]])
+    with pytest.raises(ProtocolViolation, match="counts 0 records of its own and has 8"):
+        inspect(WHOLE[1:])
+
+
+NO_STATE_HOLDS: list[Row] = [
+    (b"c", bytes(15), 1, 1, 1, 0),
+    (b"cc", bytes(16), 1, 1, 1, 0),
+    clock(0, of=LAST_TIME + 1),
+    clock(0, of=(1 << 64) - 1),
+    (b"e1234567", b"", 1, 1, 1, 0),
+    (b"e12345678", b"x", 1, 1, 1, 0),
+    (b"h", b"", 1, 1, 1, 0),
+    (b"h\x03ab", b"", 1, 1, 1, 0),
+    (b"i", b"\0" + wire.encode_outcome(Outcome(5, True)), 1, 1, 1, 9),
+    (b"i" + bytes(256), b"\0" + wire.encode_outcome(Outcome(5, True)), 1, 1, 1, 9),
+    (b"ik", b"", 1, 1, 1, 9),
+    (b"ik", b"\x05x", 1, 1, 1, 9),
+    (b"ik", b"\0" + wire.encode_outcome(Outcome(5, True))[:-1], 1, 1, 1, 9),
+    (b"la", b"1234567", 1, 1, 1, 0),
+    (b"la", TIME + bytes(256), 1, 1, 1, 0),
+    (b"la", (1 << 62).to_bytes(8, "big") + b"s", 1, 1, 1, 0),
+    (b"la", b"\xff" * 8 + b"s", 1, 1, 1, 0),
+    (b"l", TIME + b"s", 1, 1, 1, 0),
+    (b"l" + bytes(MAX_KEY_BYTES + 1), TIME + b"s", 1, 1, 1, 0),
+    (b"ss", b"12345678", 1, 1, 1, 9),
+    (b"s" + bytes(256), bytes(9), 1, 1, 1, 9),
+    (b"v", b"", 1, 1, 1, 0),
+    (b"v", b"\1", 1, 1, 1, 0),
+    (b"vv", b"\2", 1, 1, 1, 0),
+    (b"x", b"", 1, 1, 1, 0),
+    (b"\xff", b"", 1, 1, 1, 0),
+]
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "why"),
     [
-        (b"c", bytes(15), 1, 1, 1, 0),
-        (b"cc", bytes(16), 1, 1, 1, 0),
-        (b"e1234567", b"", 1, 1, 1, 0),
-        (b"e12345678", b"x", 1, 1, 1, 0),
-        (b"h", b"", 1, 1, 1, 0),
-        (b"h\x03ab", b"", 1, 1, 1, 0),
-        (b"i", b"", 1, 1, 1, 0),
-        (b"ik", b"\x05x", 1, 1, 1, 0),
-        (b"ik", b"\0" + wire.encode_outcome(Outcome(5, True))[:-1], 1, 1, 1, 0),
-        (b"k", b"v", 1, 1, 1, 0),
-        (b"l", b"1234567", 1, 1, 1, 0),
-        (b"l", bytes(264), 1, 1, 1, 0),
-        (b"s", b"12345678", 1, 1, 1, 0),
-        (b"v", b"", 1, 1, 1, 0),
-        (b"v", b"\1", 1, 1, 1, 0),
-        (b"vv", b"\2", 1, 1, 1, 0),
-        (b"x", b"", 1, 1, 1, 0),
-        (b"\xff", b"", 1, 1, 1, 0),
-        (b"ka", b"v", 0, 1, 1, 0),
-        (b"ka", b"v", 2, 1, 1, 0),
-        (b"ka", b"v", 1, 1, 0, 0),
-        (b"ka", b"v", 1, 1 << 62, 1, 0),
-        (b"ka", b"v", 1, 1, (1 << 64) - 1, 0),
-        (b"ka", b"v", 1, 1, 1, 1 << 63),
-        (b"la", bytes(9), 1, 1, 1, 9),
+        *(
+            (row, re.escape(f"a record {row[0][:20]!r} that no state holds"))
+            for row in NO_STATE_HOLDS
+        ),
+        ((b"k", b"v", 1, 1, 1, 0), "a record with a key of 0 bytes"),
+        ((b"k" + bytes(MAX_KEY_BYTES + 1), b"v", 1, 1, 1, 0), "a record with a key of 1025 bytes"),
+        ((b"ka", b"v", 0, 1, 1, 0), "impossible revisions 0 and 1"),
+        ((b"ka", b"v", 2, 1, 1, 0), "impossible revisions 2 and 1"),
+        ((b"ka", b"v", 1, 1, 0, 0), "impossible revisions 1 and 1"),
+        ((b"ka", b"v", 1, 1 << 62, 1, 0), "impossible revisions 1 and 46"),
+        ((b"ka", b"v", 1, 1, (1 << 64) - 1, 0), "impossible revisions 1 and 1"),
+        ((b"ka", b"v", 1, 1, 1, 1 << 63), "can't expire at 92"),
+        ((b"la", TIME + b"s", 1, 1, 1, 9), "can't expire at 9"),
     ],
 )
-def test_a_record_that_no_state_machine_makes_is_refused(row: Row) -> None:
-    with pytest.raises(ProtocolViolation):
-        inspect([row])
+def test_a_record_that_no_state_machine_makes_is_refused(row: Row, why: str) -> None:
+    """As soon as it comes: nothing behind it is needed to see that."""
+    with pytest.raises(ProtocolViolation, match=why):
+        Inspection(2).look([row])
 
 
 def test_applying_stops_after_a_transaction_or_some_hundred_plain_writes_if_it_is_time() -> None:

@@ -42,7 +42,7 @@ from commands import (
 )
 from errors import CorruptionError
 from raft import Entry, EntryKind, SnapshotMeta
-from store import LAST_TIME, Session, Store
+from store import LAST_TIME, Inspection, Session, Store
 from tests.crashfs import CrashFileSystem
 from tests.model import Command, Model, agree
 
@@ -779,6 +779,9 @@ def test_the_store_does_what_the_model_does(commands: list[Command]) -> None:
             assert token >= tokens.get(key, 0)  # a fencing token only grows
             tokens[key] = token
     machine.store.tree.check()
+    inspection = Inspection(machine.store.version)  # what any commands make, another node takes
+    inspection.look([(key, *record) for key, record in machine.store.tree.items()])
+    inspection.finish()
 
 
 @settings(deadline=None, max_examples=60)

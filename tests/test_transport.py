@@ -723,6 +723,20 @@ def test_a_field_that_is_no_proper_text_ends_the_handshake(net: Net, field: str)
     assert b.admitted == []
 
 
+@pytest.mark.parametrize("field", ["node_id", "incarnation"])
+def test_who_says_not_which_node_it_is_gets_no_further(net: Net, field: str) -> None:
+    """A message's sender is known by what was said here: by nothing, it could be anybody."""
+    b = net.node("b")
+    for value in ("", "x" * 256, "\u20ac" * 86):
+        sock = net.dial(b)
+        sock.sendall(frame(hello(b, **{field: value})))
+        assert is_closed(sock), value
+    assert b.admitted == []
+    sock = net.dial(b)
+    sock.sendall(frame(hello(b, **{field: "x" * 255})))
+    assert read_json(sock)["node_id"] == "b"
+
+
 def test_a_node_that_dials_says_what_it_takes_the_other_one_for(net: Net) -> None:
     a, b = net.pair()
     a.send("b")
