@@ -252,8 +252,9 @@ class OsFileSystem:
         try:
             os.mkdir(path, 0o750)
         except FileExistsError as error:
-            what = "a symbolic link that leads nowhere" if os.path.islink(path) else "a file"
-            raise ForeignDirectory(f"{path} is {what}; name a directory") from error
+            if not os.path.isdir(path):  # or another process has made it just now
+                what = "a symbolic link that leads nowhere" if os.path.islink(path) else "a file"
+                raise ForeignDirectory(f"{path} is {what}; name a directory") from error
         except OSError as error:
             raise _cannot_open(path, error) from error
         self.sync_directory(parent)

@@ -7,6 +7,13 @@ from tests.mutation import JSON_TESTS, ROUTE_TESTS, Mutation
 __all__ = ["AROUND"]
 
 AROUND = [
+    Mutation(
+        "a directory that another process has made is a file",
+        "fileio.py",
+        "if not os.path.isdir(path):  # or",
+        "if True:  # or",
+        ("tests/test_fileio.py",),
+    ),
     # Long values, transactions that read
     Mutation(
         "a checkpoint leaves the pages of removed values behind",

@@ -253,6 +253,21 @@ def test_every_new_directory_is_synced_in_its_parent(
     assert synced == [str(tmp_path), str(tmp_path / "a")]
 
 
+def test_a_directory_that_another_process_makes_just_now_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several nodes are started at once with directories in one that isn't there yet."""
+    make = os.mkdir
+
+    def late(path: str, mode: int) -> None:
+        make(path, mode)
+        raise FileExistsError(errno.EEXIST, "File exists", path)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    FS.make_directory(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_rename_and_remove(tmp_path: Path) -> None:
     one, two = tmp_path / "1", tmp_path / "2"
     one.write_text("new")
