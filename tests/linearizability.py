@@ -39,6 +39,7 @@ One thread; nothing here has state.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -266,7 +267,7 @@ def check_calls(
     *log* has all commands that were committed, by revision, and *refused* those that can't have
     been; these have to differ from all others.
     """
-    _check_order(calls)
+    _check_order(calls, sorted(log))
     model = Model()
     waiting = sorted(calls, key=lambda call: call.revision, reverse=True)
     for revision in [*sorted(log), max([*log, *(call.revision for call in calls)], default=0) + 1]:
@@ -290,8 +291,20 @@ def check_calls(
     return model
 
 
-def _check_order(calls: Iterable[Call]) -> None:
-    """See that the revisions keep the order of time."""
+def _check_order(calls: Iterable[Call], commands: Sequence[int]) -> None:
+    """See that the revisions keep the order of time.
+
+    A state is that of its last command, whatever entries follow that are none: a leader that has
+    no room for its own no-op reads by the state before (Raft.state_index), and a follower that has
+    it may have told the higher index already.
+    """
+
+    def reached(call: Call) -> int:
+        if call.command is not None:
+            return call.effective
+        last = bisect_right(commands, call.revision)
+        return commands[last - 1] if last else 0
+
     moments = [(call.invoked, False, call) for call in calls]
     moments += [(call.returned, True, call) for call in calls]
     latest, latest_call = 0, None
@@ -301,11 +314,12 @@ def _check_order(calls: Iterable[Call]) -> None:
             before[id(call)] = latest, latest_call
             continue
         bound, by = before[id(call)]
-        is_late = call.effective > bound or (call.command is None and call.effective == bound)
+        found = reached(call)
+        is_late = found > bound or (call.command is None and found == bound)
         if not (is_late or call.is_stale):
             raise Violation(f"{call}\nis not behind what had returned before it began:\n{by}")
-        if call.effective > latest:
-            latest, latest_call = call.effective, call
+        if found > latest:
+            latest, latest_call = found, call
 
 
 def _check_read(call: Call, model: Model) -> None:

@@ -92,7 +92,7 @@ from errors import (
     Unavailable,
 )
 from metrics import Registry
-from node import Node, NodeOptions
+from node import APPLY_SECONDS, Node, NodeOptions
 from raft import (
     COMMAND,
     CONFIG,
@@ -211,6 +211,7 @@ class Luck:
     chunk_bytes: int = 300
     max_inflight: int = 64
     max_append_bytes: int = 1 << 20
+    hesitant: bool = False  # whether nodes apply no more in one go than they must
 
     @classmethod
     def draw(cls, seed: int) -> Luck:
@@ -274,7 +275,8 @@ class Luck:
         if luck.lease:  # what can break it is a leader cut off or paused, where many go on reading
             cut, pause = max(luck.cut, 1.0), max(luck.pause, 0.5)
             luck = replace(luck, cut=cut, pause=pause, clients=6, keys=1, think=0.01)
-        return luck
+        # Drawn last, so that what a seed was is left as it was.
+        return replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)
@@ -433,6 +435,7 @@ class Machine:
             checkpoint_log_bytes=1 << 14,
             checkpoint_entries=luck.checkpoint_entries,
             checkpoint_interval=5.0,
+            apply_seconds=0.0 if luck.hesitant else APPLY_SECONDS,
         )
         self.up = True
         rng = random.Random(f"{world.seed}/{self.name}/{generation}")

@@ -129,6 +129,21 @@ def test_a_removal_that_would_cost_the_quorum_is_refused(
     assert "refused: only 2 of the 4 voters besides db-3 answer" in capsys.readouterr().err
 
 
+def test_a_removal_is_not_asked_for_where_too_few_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader counts on who answered a moment ago; a removal can't be taken back then."""
+    members = {
+        f"db-{n}": {"id": f"db-{n}", "suffrage": "voter", "http_address": f"http://db-{n}"}
+        for n in range(5)
+    }
+    members["db-9"] = {"id": "db-9", "suffrage": "nonvoter", "http_address": "http://db-9"}
+    answering = {"http://db-0", "http://db-1", "http://db-4", "http://db-9"}
+    monkeypatch.setattr(scaling, "_status", lambda url: {} if url in answering else None)
+    with pytest.raises(Unavailable, match="only 2 of the 4 voters besides db-4 answer, and 3 must"):
+        scaling._check_quorum("db-4", members)
+    answering.add("http://db-2")
+    scaling._check_quorum("db-4", members)
+
+
 def test_without_a_leader_only_pods_that_have_to_go_hold_an_upgrade_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
