@@ -2536,16 +2536,25 @@ class _Reactor:
         turn.steps = iter(())  # lets go of what they hold
 
     def _send(self) -> None:
-        """Send what a round has time for; the rest in the next one."""
-        if self.dirty:
-            dirty, self.dirty = self.dirty, []
-            last = self.bytes_out + _SENT_BYTES
-            until = perf_counter() + _SENDING_TIME
-            for number, connection in enumerate(dirty):
-                if self.bytes_out >= last or perf_counter() > until:
-                    self.dirty = dirty[number:] + self.dirty
-                    break
-                self._each((connection,), _Connection.send)
+        """Send what a round has time for; the rest in the next one.
+
+        Who is sent little doesn't wait for all who are sent much; one of those has its turn though.
+        """
+        if not self.dirty:
+            return
+        dirty, self.dirty = self.dirty, []
+        last = self.bytes_out + _SENT_BYTES
+        until = perf_counter() + _SENDING_TIME
+        if len(dirty) > _FEW:
+            long = [each for each in dirty if each.pending > _SENT_TOGETHER]
+            dirty = [each for each in dirty if each.pending <= _SENT_TOGETHER]
+            self._each(long[:1], _Connection.send)
+            dirty += long[1:]
+        for number, connection in enumerate(dirty):
+            if self.bytes_out >= last or perf_counter() > until:
+                self.dirty = dirty[number:] + self.dirty
+                break
+            self._each((connection,), _Connection.send)
 
     def _flush(self) -> bool:
         try:

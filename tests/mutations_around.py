@@ -8,6 +8,20 @@ __all__ = ["AROUND"]
 
 AROUND = [
     Mutation(
+        "who is sent little waits for who is sent much",
+        "httpserver.py",
+        "        if len(dirty) > _FEW:\n            long",
+        "        if len(dirty) > 10 * _FEW:\n            long",
+        ("tests/test_httpserver.py",),
+    ),
+    Mutation(
+        "who is sent much waits for all who are sent little",
+        "httpserver.py",
+        "            self._each(long[:1], _Connection.send)\n            dirty += long[1:]\n",
+        "            dirty += long\n",
+        ("tests/test_httpserver.py",),
+    ),
+    Mutation(
         "a directory that another process has made is a file",
         "fileio.py",
         "if not os.path.isdir(path):  # or",

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -1347,6 +1348,31 @@ def test_any_thread_has_something_done_later_by_a_reactor_that_sleeps(
         time.sleep(0.05)  # asleep by then, or the test proves less
         server.call_later(lambda: told.put(threading.get_ident()), 0.0)
         assert told.get(timeout=30) == server._reactor.ident
+
+
+def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And one of those is sent something in each round, however many the others are."""
+    stepped = Stepped(Recorder())
+    reactor = stepped.reactor
+    clock = Clock(monkeypatch)
+    sent: list[int] = []
+
+    def send(connection: SimpleNamespace) -> None:
+        clock.now += httpserver._SENDING_TIME / 100
+        sent.append(connection.pending)
+
+    monkeypatch.setattr(httpserver._Connection, "send", send)
+    sizes = [1 << 20] * 300 + [100] * 50
+    reactor.dirty = [SimpleNamespace(pending=size) for size in sizes]  # type: ignore[misc]
+    reactor._send()
+    assert sent[:51] == [1 << 20] + [100] * 50
+    assert len(sent) == pytest.approx(101, abs=1)
+    assert len(sent) + len(reactor.dirty) == len(sizes)
+    reactor.dirty = []
+    monkeypatch.undo()
+    stepped.close()
 
 
 def test_many_requests_hold_up_neither_peers_nor_each_other(
