@@ -107,6 +107,7 @@ _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a co
 _ROUND = 2048  # requests of a round, about; so many again of those that had to wait
 _ROUND_BYTES = 4 << 20  # of bodies that a round takes in, about; no fewer than one body
 _ROUND_TIME = 0.006  # seconds of a round in which requests are taken; a quarter of it as above
+_VISIT = 0.0005  # seconds of these for one connection, if others wait
 _TURNS_TIME = 0.004  # seconds of a round for all that takes turns
 _TURN = 0.001  # seconds of these for one, if others wait
 _AT_TURNS = 4  # so many take turns, the others wait: what is half done takes memory
@@ -1692,7 +1693,8 @@ class _Connection:
             if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
                 self.state = HELD
                 break
-            if not reactor.requests & 3 and position and perf_counter() > reactor.until:
+            may_be_late = not (reactor.requests & 3 and head.plain)
+            if may_be_late and position and perf_counter() > reactor.leave:
                 self._wait_a_round()
                 break
             request = Request(self, head, name, known, b"", reactor.now)
@@ -2091,6 +2093,7 @@ class _Reactor:
         self.turns: deque[_Turns] = deque()  # the first _AT_TURNS of them are under way
         self.turned: list[Request] = []  # whose turn it was in this round
         self.until = inf  # when this round has taken in requests for long enough
+        self.leave = inf  # when it has taken enough of those of one connection
         self.bulk = 0  # bytes of bodies that this round has taken in
         self.requests = self.bytes_in = self.bytes_out = 0
         self.taken = 0  # requests, in the last round
@@ -2428,26 +2431,31 @@ class _Reactor:
         last = self.requests + _ROUND
         self.until = perf_counter() + _ROUND_TIME / 4
         resumed, self.resumed = self.resumed, []
+        visit = max(_VISIT, _ROUND_TIME / 4 / len(resumed))
         for number, connection in enumerate(resumed):
-            if self._is_over(last):
+            if self._is_over(last, visit):
                 self.resumed += resumed[number:]
                 return
             self._each((connection,), _Connection.resume)
 
-    def _is_over(self, last: int) -> bool:
-        """Tell whether the round has taken in enough: peers must not wait long for the next one."""
-        return self.requests >= last or self.bulk >= _ROUND_BYTES or perf_counter() > self.until
+    def _is_over(self, last: int, visit: float) -> bool:
+        """Tell whether the round has taken in enough: peers must not wait long for the next one.
+        If not, a connection has so many seconds for a *visit*: nor must others."""
+        now = perf_counter()
+        self.leave = min(self.until, now + visit)
+        return self.requests >= last or self.bulk >= _ROUND_BYTES or now > self.until
 
     def _receive(self, events: list[tuple[int, int]]) -> None:
         connections = self.connections
         last = self.requests + _ROUND
         self.until = self.now + _ROUND_TIME
+        visit = max(_VISIT, _ROUND_TIME / (len(events) or 1))
         for descriptor, event in events:
             connection = connections.get(descriptor)
             if connection is None:
                 self.watched.get(descriptor, self._take_answers)()
                 continue
-            if self._is_over(last):
+            if self._is_over(last, visit):
                 self.late[descriptor] = event
                 continue
             try:

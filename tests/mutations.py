@@ -1834,7 +1834,7 @@ MUTATIONS = [
     Mutation(
         "turns: a round takes requests for any time",
         "httpserver.py",
-        "if not reactor.requests & 3 and position and perf_counter() > reactor.until:",
+        "if may_be_late and position and perf_counter() > reactor.leave:",
         "if not position and perf_counter() > inf:",
         ROUTE_TESTS,
     ),
@@ -1886,6 +1886,13 @@ MUTATIONS = [
         "if is_begun and isinstance(error, NotLeader):",
         "if self._missing < 0 and isinstance(error, NotLeader):",
         ROUTE_TESTS,
+    ),
+    Mutation(
+        "who sends many requests at once has a round for itself",
+        "httpserver.py",
+        "self.leave = min(self.until, now + visit)",
+        "self.leave = self.until",
+        ("tests/test_httpserver.py",),
     ),
     Mutation(
         "all that is held is proposed in one go",

@@ -1375,6 +1375,43 @@ def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much(
     stepped.close()
 
 
+@pytest.mark.parametrize("has_body", [False, True])
+def test_a_round_is_shared_among_the_connections(
+    monkeypatch: pytest.MonkeyPatch, *, has_body: bool
+) -> None:
+    """Who sends many requests at once gives way to the others after a while."""
+    monkeypatch.setattr(httpserver, "_ROUND_TIME", 6.0)
+    clock = Clock(monkeypatch)
+    application = Recorder()
+    handle = application.handle
+
+    def take_time(request: Request) -> None:
+        clock.now += 1.0
+        handle(request)
+
+    application.handle = take_time  # type: ignore[method-assign]
+    stepped = Stepped(application)
+    reactor = stepped.reactor
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    reactor.adopt(ours, ("127.0.0.1", 2))
+    many = b"POST /many HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1" if has_body else PUT
+    stepped.client.send(many * 40)
+    theirs.send(get(target=b"/livez"))
+    reactor.round()
+    told = application.events[: application.events.index("flush")]
+    # Half of the round's time, but for looking at the clock with every fourth one only.
+    assert 4 <= len(told) <= (5 if has_body else 8)
+    assert "GET /livez" in told
+    for _ in range(60):
+        stepped._wake()
+        reactor.round()
+    assert sum(event != "flush" for event in application.events) == 41
+    theirs.close()
+    ours.close()
+    stepped.close()
+
+
 def test_many_requests_hold_up_neither_peers_nor_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
