@@ -1061,10 +1061,10 @@ class Node:
                 with self._lock:
                     if self._is_working:
                         upkeep.cut_positions()
-            else:
-                upkeep.reclaim()
-                if upkeep.is_due():
-                    upkeep.checkpoint()
+            elif upkeep.reclaim():  # the rest of it is next
+                self._checkpoint_wanted.set()
+            elif upkeep.is_due():
+                upkeep.checkpoint()
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._turn:
                 self._fail(error)

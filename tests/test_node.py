@@ -1007,3 +1007,28 @@ def test_a_start_applies_all_of_its_log() -> None:
     with started(fs, apply_seconds=0.0) as node:
         assert node._store.records == 600
         node.write([Transaction((), (Increment(b"n", 1),))] * 3, lambda *_: None)
+
+
+def test_long_values_to_be_reclaimed_keep_nothing_else_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many there are, the log is prepared; a checkpoint is begun when there are none."""
+    monkeypatch.setattr(upkeep, "RECLAIM_SECONDS", 0.0)
+    with started(CrashFileSystem()) as node:
+        rest(node)
+        node._stopped.clear()
+        assert write(node, (b"k", b"v")) == [None]
+        tree, left = node._store.tree, [True] * 3
+        prepared: list[int] = []
+        assert tree.applied_index < node._store.applied_index
+        monkeypatch.setattr(tree, "reclaim", lambda _: bool(left) and left.pop())
+        monkeypatch.setattr(node._upkeep, "is_due", lambda: True)
+        monkeypatch.setattr(node._upkeep, "prepare", lambda: prepared.append(len(left)))
+        for count in (3, 2, 1):
+            node._checkpoint_wanted.clear()
+            node.housekeep()
+            assert prepared.pop() == count
+            assert tree.applied_index < node._store.applied_index
+            assert node._checkpoint_wanted.is_set()  # at once
+        node.housekeep()
+        assert tree.applied_index == node._store.applied_index
