@@ -944,6 +944,8 @@ class BTree:
         limit = min(_TAIL_PAGES, 4 + len(self._unwritten))
         with self._lock:
             tail = self._pager.last_in_tree(limit)
+        # After an aborted checkpoint a move may free a page that was never written.
+        tail = [number for number in tail if number not in self._unwritten]
         budget = _MOVE_PAGES
         for number in tail:
             with self._lock:

@@ -552,14 +552,15 @@ class KeyValues:
         fingerprint = b""
         if conditions.idempotency_key is not None:
             fingerprint = yield from _fingerprint(request)
+        identified = self._identified(request, conditions, transaction, fingerprint)
         promised = max(
             _most_read(transaction.success, self._limits),
             _most_read(transaction.failure, self._limits),
         )
         while not self._promised.take(promised, request.room):
             yield True
-        answer = _TransactionAnswer(self, transaction, promised)
-        self._commit(request, conditions, transaction, answer, fingerprint)
+        # Nothing fails from here on, so that the promise is taken back with the answer.
+        self._add(request, identified, _TransactionAnswer(self, transaction, promised))
 
     def _take(self, request: Request, steps: _Turns) -> None:
         """Take a request into a round once its body is read: into this one, if it is short and
@@ -631,8 +632,11 @@ class KeyValues:
         fingerprint: bytes = b"",
     ) -> None:
         """Take a transaction into the round; *fingerprint* is the request's, if it is known."""
+        self._add(request, self._identified(request, conditions, transaction, fingerprint), answer)
+
+    def _add(self, request: Request, transaction: Transaction, answer: Answer) -> None:
         self._answers[len(self._commands)] = answer
-        self._commands.append(self._identified(request, conditions, transaction, fingerprint))
+        self._commands.append(transaction)
         self._writers.append(request)
 
     def _identified(

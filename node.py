@@ -48,8 +48,9 @@ return; a checkpoint's pages are written and synced outside of it.
    happen. Reads wait for the confirmation of those before them in the same way, and both for the
    clients that either of them has just answered: until all have asked again, or for a moment.
 7. What is committed is applied in its order, for APPLY_SECONDS at a time and at least one entry.
-   The rest (``_unapplied``) takes turns with all else that the reactor does, and nothing more is
-   proposed meanwhile. One entry takes as long as it takes: who proposes it bounds that (kvjson.py).
+   The rest (``_unapplied``) takes turns with all else that the reactor does, as long ones as that
+   takes (APPLY_SHARE), and nothing more is proposed meanwhile. One entry takes as long as it takes:
+   who proposes it bounds that (kvjson.py).
 """
 
 from __future__ import annotations
@@ -143,6 +144,10 @@ MAX_READ_BYTES = 1 << 20
 APPLY_SECONDS = 0.004
 """Seconds for which committed entries are applied in one go; more of them take turns with all else
 that the reactor does."""
+
+APPLY_SHARE = 12
+"""How many times that it is at most where all else takes longer: as long as that did, and longer if
+much is left, or a follower that is busy with reads would fall behind without end."""
 
 MAX_HELD_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
@@ -318,6 +323,7 @@ class Node:
         self._unapplied: list[Entry] = []  # committed, and to be applied by and by (7)
         self._will_go_on = False  # that has been asked for
         self._until = 0.0  # when it has been applied for long enough
+        self._applied_at = 0.0  # when something was applied last
         self._is_pausing = False  # answers are being sent; see call_later
         self._crowd = 0  # requests that waited before those answers
         self._reads = Reads()
@@ -1061,10 +1067,10 @@ class Node:
                 with self._lock:
                     if self._is_working:
                         upkeep.cut_positions()
-            else:
-                upkeep.reclaim()
-                if upkeep.is_due():
-                    upkeep.checkpoint()
+            elif upkeep.reclaim():  # the rest of it is next
+                self._checkpoint_wanted.set()
+            elif upkeep.is_due():
+                upkeep.checkpoint()
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._turn:
                 self._fail(error)
@@ -1101,7 +1107,11 @@ class Node:
 
     def _go_on(self) -> None:
         """Drive the core, and apply more of what is committed first."""
-        self._until = until = self._clock() + self._options.apply_seconds
+        now, seconds = self._clock(), self._options.apply_seconds
+        if self._unapplied:
+            rest = (now - self._applied_at) * (1 + len(self._unapplied) // MAX_BATCH)
+            seconds = max(seconds, min(rest, APPLY_SHARE * seconds))
+        self._until = until = now + seconds
         try:
             if self._unapplied:
                 self._apply_some()
@@ -1452,6 +1462,7 @@ class Node:
             count = store.applied_index - entries[0].index + 1
             done, self._unapplied = entries[:count], entries[count:]
             self._history.extend(store.take_events(), store.applied_index)
+            self._applied_at = clock()
         self._raft.applied(store.applied_index)
         if store.configuration is not self._encoded_members:
             self._adopt_members()

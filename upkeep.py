@@ -39,6 +39,9 @@ DISK_FULL_RETRY = 1.0
 SLICE = 0.002
 """Seconds a checkpoint works before it rests as long, so that requests get their turn."""
 
+RECLAIM_SECONDS = 0.1
+"""Seconds for which long values are reclaimed, before what else is to be kept up gets its turn."""
+
 LOG_TAIL = 4
 """How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
 
@@ -169,16 +172,21 @@ class Upkeep:
         else:
             self._cramped = None
 
-    def reclaim(self) -> None:
-        """Free the pages of long values that were replaced or removed, in turns of work and rest.
+    def reclaim(self) -> bool:
+        """Free the pages of long values that were replaced or removed, in turns of work and rest;
+        tell whether there are more, after some time. Raises CorruptionError.
 
-        Raises CorruptionError.
+        A checkpoint is best begun when there are none: it frees the rest of them under the lock.
         """
+        until = perf_counter() + RECLAIM_SECONDS
         while not self._stopping.is_set():
             with self._lock:
                 if not self._may_work() or not self._store.tree.reclaim(SLICE):
-                    return
-            sleep(SLICE)
+                    return False
+            if perf_counter() >= until:
+                return True
+            sleep(0.0 if self._is_late() else SLICE)
+        return False
 
     def checkpoint(self, slice_seconds: float = SLICE) -> None:
         """Bring the state as of now to disk, then cut the log behind it. Raises DiskFailed.

@@ -1193,3 +1193,46 @@ def test_a_heading_is_the_record_without_its_value(pair: Pair, size: int) -> Non
     for _ in range(2):
         assert tree.heading(b"k") == (record._replace(value=b""), size)
         pair.checkpoint()
+
+
+@pytest.mark.parametrize(("seed", "keys", "most"), [(12, 60, 8), (16, 60, 16), (1, 100, 16)])
+def test_no_page_is_moved_that_was_never_written(
+    monkeypatch: pytest.MonkeyPatch, seed: int, keys: int, most: int
+) -> None:
+    """After an aborted checkpoint, to move one page may free another that isn't on disk."""
+    rng = random.Random(seed)
+    tree = BTree.open(CrashFileSystem(), "db", page_size=512)
+    moved: list[int] = []
+    move = tree._move
+
+    def noted(number: int) -> int:
+        moved.append(number)
+        return move(number)
+
+    monkeypatch.setattr(tree, "_move", noted)
+    snapshot = None
+    for revision in range(1, 120):
+        for _ in range(rng.randrange(most)):
+            key = b"%d" % rng.randrange(keys)
+            if rng.random() < 0.5:
+                tree.delete(key)
+            else:
+                tree.put(key, bytes(rng.choice((5, 300, 600, 3000, 9000))), revision)
+        if rng.random() < 0.2:
+            if snapshot is None:
+                snapshot = tree.snapshot()
+            else:
+                snapshot.close()
+                snapshot = None
+        unwritten = set(tree._unwritten)
+        moved.clear()
+        running = tree.begin_checkpoint(revision, 1)
+        assert unwritten.isdisjoint(moved)
+        if rng.random() < 0.3:
+            if rng.random() < 0.5:
+                running.step(0.0)
+            running.abort()
+            continue
+        while not running.step(1.0):
+            pass
+        running.finish()

@@ -751,6 +751,24 @@ def test_transactions_wait_for_those_that_may_read_much(
     service.close()
 
 
+@pytest.mark.parametrize("name", ["", "x" * 129])
+def test_a_refused_idempotency_key_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, service: Service, name: str
+) -> None:
+    """Neither its answer, for whoever writes next, nor what the transaction was promised."""
+    monkeypatch.setattr(kvapi, "MAX_PROMISED", 20 << 20)
+    body = b'{"success": [{"range": {"prefix": "a"}}]}'
+    line = b'{"key": "a", "value": "1"}'
+    for _ in range(4):
+        assert ask(service, "POST", "/txn", body, Idempotency_Key=name).status == 400
+        assert ask(service, "PUT", "/kv?key=b&value=1").body == b"OK\n"
+        assert ask(service, "POST", "/kv/batch", line, Idempotency_Key=name).status == 400
+        assert ask(service, "PUT", "/kv?key=b&value=1").body == b"OK\n"
+        assert ask(service, "POST", "/kv/incr?key=n", Idempotency_Key=name).status == 400
+        assert ask(service, "DELETE", "/kv?key=b").body == b"OK\n"
+    assert ask(service, "POST", "/txn", body).status == 200
+
+
 def test_a_transaction_waits_while_too_much_waits_for_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

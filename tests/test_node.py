@@ -12,7 +12,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ import pytest
 import node as node_module
 import upkeep
 from btree import Record
-from commands import Committed, Increment, Transaction
+from commands import Committed, Increment, Outcome, Transaction
 from errors import (
     Conflict,
     ConureError,
@@ -41,7 +41,7 @@ from errors import (
 from fileio import FileSystem, OsFileSystem
 from metrics import Registry
 from node import Node, NodeOptions
-from raft import HardState, Message, MessageType, Raft
+from raft import Entry, HardState, Message, MessageType, Raft
 from raftlog import RaftLog
 from tests.answers import outcomes_of, value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
@@ -999,6 +999,31 @@ def test_what_is_committed_is_applied_by_and_by() -> None:
         assert value_of(node, b"k") == b"v"
 
 
+def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower whose clients read without a pause would fall behind without end otherwise."""
+    monkeypatch.setattr(node_module, "MAX_BATCH", 8)
+    with started(CrashFileSystem()) as node:
+        rest(node)
+        later: list[Callable[[], None]] = []
+        node.call_later = lambda action, _: later.append(action)
+        now, slices = node._clock(), []
+        node._clock = lambda: now
+        apply = node._store.apply
+
+        def noted(entries: Sequence[Entry], is_over: Callable[[], bool]) -> Mapping[int, Outcome]:
+            slices.append(round(node._until - now, 3))
+            assert not is_over()
+            return apply(entries[:1])
+
+        monkeypatch.setattr(node._store, "apply", noted)
+        node.write([Transaction((), (Increment(b"n", 1),))] * 11, lambda *_: None)
+        for seconds in (0.0, 0.001, 0.02, 0.02, 0.02, 1.0):
+            now += seconds
+            assert later.pop() == node.go_on
+            node.go_on()
+        assert slices == [0.004, 0.004, 0.004, 0.04, 0.02, 0.02, 0.048]
+
+
 def test_a_start_applies_all_of_its_log() -> None:
     fs = CrashFileSystem()
     with started(fs, apply_seconds=0.0) as node:
@@ -1007,3 +1032,28 @@ def test_a_start_applies_all_of_its_log() -> None:
     with started(fs, apply_seconds=0.0) as node:
         assert node._store.records == 600
         node.write([Transaction((), (Increment(b"n", 1),))] * 3, lambda *_: None)
+
+
+def test_long_values_to_be_reclaimed_keep_nothing_else_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many there are, the log is prepared; a checkpoint is begun when there are none."""
+    monkeypatch.setattr(upkeep, "RECLAIM_SECONDS", 0.0)
+    with started(CrashFileSystem()) as node:
+        rest(node)
+        node._stopped.clear()
+        assert write(node, (b"k", b"v")) == [None]
+        tree, left = node._store.tree, [True] * 3
+        prepared: list[int] = []
+        assert tree.applied_index < node._store.applied_index
+        monkeypatch.setattr(tree, "reclaim", lambda _: bool(left) and left.pop())
+        monkeypatch.setattr(node._upkeep, "is_due", lambda: True)
+        monkeypatch.setattr(node._upkeep, "prepare", lambda: prepared.append(len(left)))
+        for count in (3, 2, 1):
+            node._checkpoint_wanted.clear()
+            node.housekeep()
+            assert prepared.pop() == count
+            assert tree.applied_index < node._store.applied_index
+            assert node._checkpoint_wanted.is_set()  # at once
+        node.housekeep()
+        assert tree.applied_index == node._store.applied_index
