@@ -266,9 +266,9 @@ class KeyValueBackend(Protocol):
     def session(self, session: bytes) -> tuple[int, Session | ConureError | None]:
         """Return the revision, and a session in it, None, or why it can't be read."""
 
-    def holdings(self, session: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*, if this node leads; 0 if it doesn't.
-        Raises ConureError."""
+    def holdings(self, session: bytes, key: bytes, most: int) -> int:
+        """Count the keys that a session holds, up to *most*, if this node leads; 0 if it doesn't,
+        or if *key* is one of them. Raises ConureError."""
 
     def pin(self) -> State:
         """Return this node's own state. Raises ConureError."""
@@ -436,7 +436,7 @@ class KeyValues:
         operation: Operation
         if b"acquire" in query:
             session = session_id(query, b"acquire")
-            if self._desk.backend.holdings(session, MAX_HELD) >= MAX_HELD:
+            if self._desk.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
                 raise Conflict(
                     f"the session holds {MAX_HELD:,} keys, which end with it in one change: "
                     "release some, or begin another session"

@@ -145,9 +145,13 @@ APPLY_SECONDS = 0.004
 """Seconds for which committed entries are applied in one go; more of them take turns with all else
 that the reactor does."""
 
-APPLY_SHARE = 12
+APPLY_SHARE = 4
 """How many times that it is at most where all else takes longer: as long as that did, and longer if
 much is left, or a follower that is busy with reads would fall behind without end."""
+
+MAX_UNAPPLIED = 32_768
+"""Committed entries that may wait to be applied, about: beyond that a follower takes no more, and
+is sent them again."""
 
 MAX_HELD_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
@@ -655,13 +659,13 @@ class Node:
             except ConureError as error:
                 return index, error
 
-    def holdings(self, session: bytes, most: int) -> int:
-        """Count the keys that a session holds in the leader's state, up to *most*; 0 elsewhere,
-        where nothing is decided by it. Raises ConureError."""
+    def holdings(self, session: bytes, key: bytes, most: int) -> int:
+        """Count the keys that a session holds, up to *most*, in the leader's state; 0 if *key* is
+        one of them, and elsewhere, where nothing is decided by it. Raises ConureError."""
         with self._lock:
             if self._raft.state is not State.LEADER or self._is_arbiter:
                 return 0
-            return self._store.holdings(session, most)
+            return self._store.holdings(session, key, most)
 
     def backup(self) -> tuple[int, Backup]:
         """Return the revision of this node's state, and a backup of it, for any one thread.
@@ -1349,10 +1353,11 @@ class Node:
             self._finished += self._reads.lost(context, self._not_leader())
 
     def _that_fit(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Return the messages without those whose entries the log has no room for (3)."""
+        """Return the messages without those whose entries the log has no room for (3), or this
+        node no time (7)."""
         entries = [entry for message in messages for entry in message.entries]
         if entries:
-            if self._unwritten:
+            if self._unwritten or len(self._unapplied) > MAX_UNAPPLIED:
                 return [message for message in messages if not message.entries]
             size = sum([len(entry.data) for entry in entries])
             may_make = self._clock() >= self._make_again_at

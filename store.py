@@ -468,9 +468,11 @@ class Store:
             return None
         return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
 
-    def holdings(self, session_id: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*."""
+    def holdings(self, session_id: bytes, key: bytes, most: int) -> int:
+        """Count the keys that a session holds, up to *most*; 0 if *key* is one of them."""
         held = _held(session_id)
+        if self.tree.heading(held + key) is not None:
+            return 0
         return sum(1 for _ in islice(self.tree.scan_headings(held, prefix_end(held)), most))
 
     def digest_at(self, index: int) -> int | None:

@@ -104,8 +104,8 @@ class FakeBackend:
     def session(self, session: bytes) -> tuple[int, Session | None]:
         return self.store.applied_index, self.store.session(session)
 
-    def holdings(self, session: bytes, most: int) -> int:
-        return self.store.holdings(session, most)
+    def holdings(self, session: bytes, key: bytes, most: int) -> int:
+        return self.store.holdings(session, key, most)
 
     def check_watchable(self) -> None:
         if self.error is not None:

@@ -712,8 +712,8 @@ MUTATIONS = [
     Mutation(
         "a follower takes more while it waits for room",
         "node.py",
-        "            if self._unwritten:\n                return [message",
-        "            if False:\n                return [message",
+        "if self._unwritten or len(self._unapplied)",
+        "if len(self._unapplied)",
         FULL_DISK_TESTS,
     ),
     Mutation(
@@ -1908,6 +1908,13 @@ MUTATIONS = [
         "outcomes = store.apply(entries, lambda: clock() >= until)",
         "outcomes = store.apply(entries)",
         ("tests/test_node.py",),
+    ),
+    Mutation(
+        "a follower without time to apply takes any number of entries",
+        "node.py",
+        "if self._unwritten or len(self._unapplied) > MAX_UNAPPLIED:",
+        "if self._unwritten:",
+        CLUSTER_TESTS,
     ),
     Mutation(
         "more is proposed than is applied",

@@ -81,8 +81,8 @@ AROUND = [
     Mutation(
         "a session holds any number of keys",
         "kvapi.py",
-        "if self._desk.backend.holdings(session, MAX_HELD) >= MAX_HELD:",
-        "if self._desk.backend.holdings(session, MAX_HELD) > MAX_HELD:",
+        "if self._desk.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:",
+        "if self._desk.backend.holdings(session, key, MAX_HELD) > MAX_HELD:",
         ROUTE_TESTS,
     ),
     Mutation(

@@ -796,5 +796,6 @@ def test_a_session_holds_a_bounded_number_of_keys(
     answers = [ask(service, "PUT", f"/kv?key={n}&acquire={session}") for n in range(4)]
     assert [answer.status for answer in answers] == [200, 200, 200, 409]
     assert b"holds 3 keys" in answers[3].body
+    assert ask(service, "PUT", f"/kv?key=2&acquire={session}").status == 200  # it is held already
     assert ask(service, "PUT", f"/kv?key=0&release={session}").status == 200
     assert ask(service, "PUT", f"/kv?key=3&acquire={session}").status == 200

@@ -1017,11 +1017,11 @@ def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(node._store, "apply", noted)
         node.write([Transaction((), (Increment(b"n", 1),))] * 11, lambda *_: None)
-        for seconds in (0.0, 0.001, 0.02, 0.02, 0.02, 1.0):
+        for seconds in (0.0, 0.001, 0.006, 0.012, 0.012, 1.0):
             now += seconds
             assert later.pop() == node.go_on
             node.go_on()
-        assert slices == [0.004, 0.004, 0.004, 0.04, 0.02, 0.02, 0.048]
+        assert slices == [0.004, 0.004, 0.004, 0.012, 0.012, 0.012, 0.016]
 
 
 def test_a_start_applies_all_of_its_log() -> None:

@@ -2320,6 +2320,23 @@ def spoken(node: Node) -> str:
     return node.raft_stats()["speaks"]
 
 
+def test_who_has_no_time_to_apply_takes_no_more_than_it_may_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node.MAX_UNAPPLIED", 5)
+    lab = cluster("n2", "n3")
+    busy = lab["n3"]
+    busy.call_later = lambda action, seconds: None
+    with monkeypatch.context() as patch:
+        patch.setattr(busy, "_apply_some", lambda: None)
+        for number in range(30):
+            put(lab, b"%d" % number, b"v")
+        assert 5 < len(busy._unapplied) < 15
+        assert busy._log.last_index < lab["n1"]._log.last_index
+    lab.tick_until(lambda: value_of(busy, b"29") == b"v")
+    assert busy._log.last_index == lab["n1"]._log.last_index
+
+
 def try_put(lab: Lab, *keys: bytes) -> list[Ended]:
     ended = begin(lab.leader(), *[(key, b"v") for key in keys])
     lab.tick_until(lambda: "unanswered" not in ended)

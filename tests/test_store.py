@@ -491,5 +491,6 @@ def test_the_holdings_of_a_session_are_counted_up_to_a_bound() -> None:
             for index, each in enumerate([session, *keys], 1)
         ]
     )
-    counts = [store.holdings(b"s", most) for most in (0, 3, 5, 9)]
-    assert (counts, store.holdings(b"r", 9)) == ([0, 3, 5, 5], 0)
+    counts = [store.holdings(b"s", b"k", most) for most in (0, 3, 5, 9)]
+    assert (counts, store.holdings(b"r", b"k", 9)) == ([0, 3, 5, 5], 0)
+    assert store.holdings(b"s", b"k3", 9) == 0
