@@ -18,6 +18,9 @@ FROM ${BASE} AS build
 COPY requirements.txt /app/
 RUN pip install --no-cache-dir --disable-pip-version-check --no-compile --target=/app -r /app/requirements.txt
 COPY *.py /app/
+COPY conure /app/conure
+# Charts start it by this name, those of earlier releases too.
+RUN printf 'import runpy\n\nrunpy.run_module("conure.ops.scaling", run_name="__main__")\n' > /app/scaling.py
 # Compiled here, because the server may not write there; nobody has to compare dates later.
 RUN chmod -R a+rX /app && python3 -m compileall -q --invalidation-mode=unchecked-hash /app
 

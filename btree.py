@@ -1,6 +1,6 @@
 """A copy-on-write B+tree of records in one file: get, put, delete, scans, snapshots, checkpoints.
 
-``pager.py`` draws the file and its meta pages, ``nodes.py`` the pages of the tree and what they
+``pager.py`` draws the file and its meta pages, ``pages.py`` the pages of the tree and what they
 are in memory.
 
 1. A node is changed in place only in the epoch it was made in. In every later one it first moves
@@ -45,9 +45,9 @@ from operator import ge
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar, cast
 
-from errors import CorruptionError, StorageError
-from fileio import FileSystem
-from nodes import (
+from conure.errors import CorruptionError, StorageError
+from conure.fileio import FileSystem
+from conure.storage.pages import (
     CELL_OVERHEAD,
     CHILD,
     CHUNK,

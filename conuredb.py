@@ -9,7 +9,7 @@ Exit status: 0 after SIGTERM or SIGINT, 2 if a setting can't be used, 1 for a fa
 
 from __future__ import annotations
 
-import oldpython  # noqa: F401  # before all that an older Python can't read
+from conure import oldpython  # noqa: F401  # before all that an older Python can't read
 
 # isort: split
 import contextlib
@@ -28,20 +28,23 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from types import FrameType
 
-import kvjson
-import offline
-from config import VERSION, Address, Config, load
-from discovery import Joiner
-from errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
-from fileio import OsFileSystem, others_who_may_write
-from forward import Forwarder
+from conure import VERSION
+from conure.cluster.joining import Joiner
+from conure.cluster.node import Node, NodeOptions
+from conure.config import Address, Config, load
+from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
+from conure.fileio import OsFileSystem, others_who_may_write
+from conure.http import documents
+from conure.http.forwarding import Forwarder
+from conure.http.origins import Access, Names
+from conure.http.server import Application, HTTPServer, Limits, Stream
+from conure.metrics import Registry, add_build_info, add_process_metrics
+from conure.ops import offline
+from conure.peers.transport import Transport
+from conure.service.watchers import Watchers
+from conure.state.history import History
+from conure.values import host_of
 from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, MetricsAPI
-from httpserver import Application, HTTPServer, Limits, Stream
-from metrics import Registry, add_build_info, add_process_metrics
-from node import Node, NodeOptions
-from origins import Access, Names, host_of
-from transport import Transport
-from watch import History, Watchers
 
 __all__ = ["main"]
 
@@ -119,7 +122,7 @@ class Process:
             # The addresses first: if one is taken, nothing has been touched yet.
             api = API(
                 self._registry,
-                kvjson.Limits(
+                documents.Limits(
                     value_bytes=config.max_value_bytes, range_items=config.max_range_items
                 ),
                 idempotency_window=round(config.idempotency_window * 1000),

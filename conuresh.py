@@ -27,7 +27,7 @@ it talks to.
 
 from __future__ import annotations
 
-import oldpython  # noqa: F401  # before all that an older Python can't read
+from conure import oldpython  # noqa: F401  # before all that an older Python can't read
 
 # isort: split
 import contextlib
@@ -44,8 +44,16 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from client import DEFAULT_SERVER, DEFAULT_TIMEOUT, DEFAULT_TTL, Client, Event, Record, Watch
-from errors import ConureError
+from conure.client.client import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT,
+    DEFAULT_TTL,
+    Client,
+    Event,
+    Record,
+    Watch,
+)
+from conure.errors import ConureError
 
 __all__ = ["Shell", "main", "split"]
 

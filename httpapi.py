@@ -3,9 +3,9 @@
 ======== ============== ========================================================================
 method   path           answer
 ======== ============== ========================================================================
-…        /kv, /kv/…     keys: kvapi.py; likewise /txn and /session
-GET      /watch         the changes of keys, as they happen: streams.py
-GET      /backup        everything, as of one revision: streams.py
+…        /kv, /kv/…     keys: keys.py; likewise /txn and /session
+GET      /watch         the changes of keys, as they happen: streaming.py
+GET      /backup        everything, as of one revision: streaming.py
 GET      /status        who this node is and whom it follows
 GET      /raft/config   the members
 GET      /raft/stats    the state of consensus, as strings
@@ -34,17 +34,16 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-import kvjson
-import openapi
-from endpoints import is_address, is_base_url
-from errors import BadRequest, ConureError, MethodNotAllowed, NotFound, NotLeader
-from httpserver import Request
-from kvapi import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply
-from kvjson import json_object, shortened
-from kvrequests import Scan, flag
-from metrics import CONTENT_TYPE as METRICS_TYPE
-from metrics import Registry
-from streams import Streams
+from conure.errors import BadRequest, ConureError, MethodNotAllowed, NotFound, NotLeader
+from conure.http import documents, openapi
+from conure.http.documents import json_object, shortened
+from conure.http.keys import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply
+from conure.http.parameters import Scan, flag
+from conure.http.server import Request
+from conure.http.streaming import Streams
+from conure.metrics import CONTENT_TYPE as METRICS_TYPE
+from conure.metrics import Registry
+from conure.values import is_address, is_base_url
 
 __all__ = [
     "API",
@@ -141,7 +140,7 @@ class API:
     def __init__(
         self,
         registry: Registry,
-        limits: kvjson.Limits,
+        limits: documents.Limits,
         *,
         idempotency_window: int = 600_000,
         max_scans: int = 16,

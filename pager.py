@@ -7,7 +7,7 @@ when the file is made. All integers are little-endian.
 page      content
 ========= ======================================================================================
 0 and 1   the two meta pages; checkpoint *txid* writes page ``txid & 1``
-2 …       tree nodes and overflow pages (``nodes.py``), pages of the free map
+2 …       tree nodes and overflow pages (``pages.py``), pages of the free map
 ========= ======================================================================================
 
 Every page but the meta pages has this envelope. The CRC-32 is seeded with the page's number, so
@@ -52,7 +52,7 @@ offset    size   field
 48        8      records in the tree
 56        8      applied index
 64        8      applied term
-72        8      digest of what was applied up to there (store.py)
+72        8      digest of what was applied up to there (machine.py)
 80        4      CRC-32 of the 80 bytes before it, seeded with the number of the meta page
 ========= ====== ===============================================================================
 
@@ -86,8 +86,8 @@ from struct import Struct
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
-from errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory
-from fileio import File, FileSystem
+from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory
+from conure.fileio import File, FileSystem
 
 __all__ = [
     "ENVELOPE",

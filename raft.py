@@ -75,17 +75,30 @@ Time is counted in ticks. One caller at a time: the driver's lock guards every m
 from __future__ import annotations
 
 import random
-import struct
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from enum import IntEnum, StrEnum
-from typing import Any, Final, NamedTuple, Protocol
+from enum import StrEnum
+from typing import Any, Final
 
-from endpoints import is_address, is_base_url
-from errors import (
+from conure.consensus.logview import LogView
+from conure.consensus.members import Configuration, Outlook, Server
+from conure.consensus.messages import (
+    COMMAND,
+    CONFIG,
+    NOOP,
+    Entry,
+    HardState,
+    Message,
+    MessageType,
+    ReadState,
+    Ready,
+    SnapshotMeta,
+    State,
+    Storage,
+)
+from conure.errors import (
     Conflict,
     CorruptionError,
     MemberNotFound,
@@ -94,32 +107,15 @@ from errors import (
     Unavailable,
     VersionTooNew,
 )
+from conure.values import is_address, is_base_url
 
 __all__ = [
-    "COMMAND",
-    "CONFIG",
-    "NOOP",
-    "Configuration",
-    "Entry",
-    "EntryKind",
-    "HardState",
-    "Message",
-    "MessageType",
-    "Outlook",
     "Progress",
     "Raft",
     "RaftOptions",
-    "ReadState",
-    "Ready",
     "Replication",
-    "Server",
-    "SnapshotMeta",
-    "State",
-    "Storage",
     "bootstrap",
 ]
-
-_ENTRY_OVERHEAD: Final = 32  # bytes an entry costs beside its data, when a message is filled
 _MAX_WAITING: Final = 64  # entries that wait for room, in a log that is to win an election
 
 # What no correct node comes near, however long its cluster lives: what is beyond is refused before
@@ -128,269 +124,6 @@ _NUMBER_BITS: Final = 62  # of a term or an index
 _MAX_LEAP: Final = 1 << 32  # by how much a term may be ahead of the own one
 _MAX_NAME_BYTES: Final = 255  # of an ID or an incarnation: messages have a byte for its length
 _MAX_MEMBERS_BYTES: Final = 1 << 20  # of all configurations in one message
-
-# -- types ---------------------------------------------------------------------------------------
-
-
-class EntryKind(IntEnum):
-    """What an entry is for; the values are part of the log's format."""
-
-    NOOP = 0  # the first entry of every leader; says nothing
-    COMMAND = 1  # for the state machine
-    CONFIG = 2  # an encoded Configuration
-
-
-NOOP, COMMAND, CONFIG = EntryKind
-
-
-@dataclass(slots=True)
-class Entry:
-    """A log entry. The core never looks into the data of a COMMAND."""
-
-    term: int
-    index: int
-    kind: int  # an EntryKind
-    data: bytes
-
-
-class HardState(NamedTuple):
-    """What must be on disk before an answer that depends on it is sent (R1). "" is no vote."""
-
-    term: int = 0
-    vote: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotMeta:
-    """The last entry a snapshot covers, and the configuration as of it (encoded)."""
-
-    index: int = 0
-    term: int = 0
-    configuration: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A member of a configuration.
-
-    ================ =======================================================================
-    ``http_address`` the base URL of its HTTP API, or ""
-    ``suffrage``     "voter"; "nonvoter": a learner, which counts in no quorum; "staging": a
-                     learner that its leader makes a voter once it has caught up
-    ``role``         "data" or "arbiter" (see the head of this file); never changes
-    ``incarnation``  which life of the data directory this is, or "" while it isn't known
-    ================ =======================================================================
-    """
-
-    id: str
-    raft_address: str
-    http_address: str = ""
-    suffrage: str = "voter"
-    role: str = "data"
-    incarnation: str = ""
-
-
-_SUFFRAGES = ("voter", "nonvoter", "staging")
-_ROLES = ("data", "arbiter")
-_HEADER = struct.Struct("<BH")  # version, number of servers
-_SERVER = struct.Struct("<BBHHHH")  # suffrage, role, lengths of the four texts
-_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """Who the members are. Immutable; equal members make equal bytes.
-
-    The encoding (little-endian), servers sorted by id:
-
-    ====== ====== =================================================================
-    offset bytes
-    ====== ====== =================================================================
-    0      1      version, 1
-    1      2      number of servers n
-    3      ...    n times: suffrage (0 voter, 1 nonvoter, 2 staging), role (0 data,
-                  1 arbiter), u16 lengths of id, raft address, http address and
-                  incarnation, then these four in UTF-8
-    ====== ====== =================================================================
-
-    No servers at all encode to ``b""``: a node that was neither bootstrapped nor joined.
-    """
-
-    servers: tuple[Server, ...] = ()
-    voters: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    """The ids that count in elections and commits."""
-    quorum: int = field(init=False, repr=False, compare=False)
-    """How many voters are a majority."""
-    _by_id: dict[str, Server] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__  # the way past frozen
-        put(self, "servers", tuple(sorted(self.servers, key=lambda server: server.id)))
-        put(self, "voters", tuple(s.id for s in self.servers if s.suffrage == "voter"))
-        put(self, "quorum", len(self.voters) // 2 + 1)
-        put(self, "_by_id", {server.id: server for server in self.servers})
-        assert len(self._by_id) == len(self.servers), "two servers with one id"
-
-    def get(self, node_id: str) -> Server | None:
-        """Return the server with this id, or None."""
-        return self._by_id.get(node_id)
-
-    def may_lead(self, node_id: str) -> bool:
-        """Return whether the node is a voter that holds data."""
-        server = self.get(node_id)
-        return server is not None and server.suffrage == "voter" and server.role == "data"
-
-    def with_server(self, server: Server) -> Configuration:
-        """Return this configuration with the server added, or put in place of its id."""
-        return Configuration((*self.without(server.id).servers, server))
-
-    def without(self, node_id: str) -> Configuration:
-        """Return this configuration without the server of that id."""
-        return Configuration(tuple(server for server in self.servers if server.id != node_id))
-
-    def encode(self) -> bytes:
-        """Return the bytes that a CONFIG entry and a snapshot's metadata hold."""
-        if not self.servers:
-            return b""
-        parts = [_HEADER.pack(_VERSION, len(self.servers))]
-        for server in self.servers:
-            named = (server.id, server.raft_address, server.http_address, server.incarnation)
-            texts = [text.encode() for text in named]
-            suffrage, role = _SUFFRAGES.index(server.suffrage), _ROLES.index(server.role)
-            parts += [_SERVER.pack(suffrage, role, *map(len, texts)), *texts]
-        return b"".join(parts)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Configuration:
-        """Read what :meth:`encode` wrote; anything else is a CorruptionError, or VersionTooNew."""
-        if not data:
-            return cls()
-        if data[0] > _VERSION:
-            raise VersionTooNew("a configuration", data[0], _VERSION)
-        if data[0] != _VERSION:
-            raise CorruptionError("a configuration", 0, f"version {data[0]}, not {_VERSION}")
-        servers: list[Server] = []
-        offset = _HEADER.size
-        try:
-            _, count = _HEADER.unpack_from(data)
-            for _ in range(count):
-                suffrage, role, *sizes = _SERVER.unpack_from(data, offset)
-                offset += _SERVER.size
-                texts = []
-                for size in sizes:
-                    texts.append(data[offset : offset + size].decode())
-                    offset += size
-                node_id, raft_address, http_address, incarnation = texts
-                servers.append(
-                    Server(
-                        node_id,
-                        raft_address,
-                        http_address,
-                        _SUFFRAGES[suffrage],
-                        _ROLES[role],
-                        incarnation,
-                    )
-                )
-        except (ValueError, IndexError, struct.error) as error:
-            raise CorruptionError("a configuration", offset, str(error)) from None
-        ids = [server.id for server in servers]
-        if offset != len(data) or not ids or "" in ids or ids != sorted(set(ids)):
-            raise CorruptionError("a configuration", offset, "it isn't in canonical form")
-        return cls(tuple(servers))
-
-
-class MessageType(IntEnum):
-    """What a message asks or answers; the values are part of the wire format."""
-
-    PRE_VOTE = 1
-    PRE_VOTE_RESPONSE = 2
-    VOTE = 3
-    VOTE_RESPONSE = 4
-    APPEND = 5
-    APPEND_RESPONSE = 6
-    HEARTBEAT = 7
-    HEARTBEAT_RESPONSE = 8
-    SNAPSHOT = 9
-    TIMEOUT_NOW = 10
-    AUDIT = 11  # this and the next are between drivers; the core ignores them
-    AUDIT_RESPONSE = 12
-
-
-@dataclass(slots=True)
-class Message:
-    """One message between two nodes. A field that a type doesn't use keeps its default.
-
-    ================== =====================================================================
-    PRE_VOTE, VOTE     ``index``, ``log_term``: the candidate's last entry. ``term`` is the
-                       term it stands for (a pre-candidate isn't in it yet). ``force``: the
-                       leader asked for this election, so its voters may leave it.
-    their responses    ``reject``. A pre-vote is granted at the term that was asked for and
-                       rejected at the voter's own.
-    APPEND             ``index``, ``log_term``: the entry before ``entries``; ``entries``
-                       follow each other from ``index + 1``; ``commit``.
-    APPEND_RESPONSE    ``index``: the log equals the leader's up to here, durably. With
-                       ``reject``: the ``index`` that was refused, and ``hint``,
-                       ``log_term``: the last entry the follower can still agree on.
-    HEARTBEAT          ``commit`` (no further than the follower is known to match),
-                       ``context``: the read round; its response brings it back.
-    SNAPSHOT           ``snapshot``: what the state that is sent beside it covers.
-    TIMEOUT_NOW        the leader hands over: campaign at once. From anybody else it means nothing.
-    AUDIT, response    not for the core: see node.py.
-    ================== =====================================================================
-
-    ``incarnation`` is the data directory of the sender, as its core stamps it. It doesn't travel:
-    whoever receives bytes stamps what the handshake of their connection said. "" is not known.
-    """
-
-    type: MessageType
-    sender: str
-    to: str
-    term: int
-    index: int = 0
-    log_term: int = 0
-    commit: int = 0
-    hint: int = 0
-    context: int = 0
-    reject: bool = False
-    force: bool = False
-    entries: Sequence[Entry] = ()
-    snapshot: SnapshotMeta | None = None
-    incarnation: str = field(default="", compare=False)
-
-
-class Storage(Protocol):
-    """What the core reads of the durable log. Nothing here writes.
-
-    What a storage shows when a core is made over it is durable. Later it may lag behind what was
-    handed out in :class:`Ready`, and run behind the cut that the driver made at its front.
-    """
-
-    @property
-    def first_index(self) -> int:
-        """The first index that :meth:`entries` can return; 1 in a new log."""
-
-    @property
-    def last_index(self) -> int:
-        """The last index; ``snapshot.index`` when there is no entry behind it."""
-
-    @property
-    def snapshot(self) -> SnapshotMeta:
-        """Where the log begins: all before its index may be gone."""
-
-    def term(self, index: int) -> int | None:
-        """Return the term of an entry, or None when it isn't held."""
-
-    def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        """Return entries from *low*, before *high*: at least one, then what fits."""
-
-
-class State(StrEnum):
-    """What a node is at this moment (paper, figure 4; thesis 9.6 for the pre-candidate)."""
-
-    FOLLOWER = "follower"
-    PRE_CANDIDATE = "pre-candidate"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
 
 
 class Replication(StrEnum):
@@ -418,74 +151,6 @@ class Progress:
     inflight: deque[int] = field(default_factory=deque)  # PIPELINE: last index of each message
     sent: int = 0  # the tick of the last append; it isn't repeated before the next one
     confirmed: int = 0  # the last read round it answered
-
-
-class Outlook(NamedTuple):
-    """What a leader expects of a configuration: does it commit, and what may still fail?
-
-    ``voters`` and ``quorum``: how many there are and have to answer; ``active``: how many have
-    answered within an election time-out.
-    """
-
-    voters: int
-    quorum: int
-    active: int
-
-    @property
-    def tolerates(self) -> int:
-        """How many more voters may fail, with those that don't answer counted as failed."""
-        return max(0, self.active - self.quorum)
-
-
-@dataclass(slots=True)
-class ReadState:
-    """A read that is linearizable at any state that has applied ``index``."""
-
-    index: int
-    context: object
-
-
-@dataclass(slots=True)
-class Ready:
-    """What the driver has to do now. Its duties, in this order:
-
-    1. ``hard_state``: make it durable, before anything else and before the core is called again
-       (R1).
-    2. ``configuration``: the members have changed; messages may go to new addresses.
-    3. ``messages``: send them, without waiting for 4. They may be lost, doubled and reordered.
-       For a SNAPSHOT the driver sends its newest state machine snapshot beside the message,
-       with ``snapshot`` replaced by what that one covers (an arbiter needs the message only),
-       and tells the end by :meth:`Raft.report_snapshot`.
-    4. ``snapshot``: replace the state machine by the snapshot that was received with it, and the
-       log by an empty one that starts behind it; then ``entries``: append them, dropping what
-       the log holds at or after the first one's index. Make it all durable.
-    5. Call :meth:`Raft.persisted` with this Ready (R2), if it has something of 1 or 4
-       (:attr:`must_persist`). 4 and 5 may lag behind other calls, and several Readys may share
-       one sync, as long as the calls come in the order of the Readys. A hard state may be
-       reported at once, in a Ready of its own, where 4 has to wait. What a later Ready's
-       ``snapshot`` makes void need not be done any more.
-    6. ``committed``: apply the COMMAND entries in this order, then call :meth:`Raft.applied`
-       with the last index. An arbiter only makes the call. There are none beside entries of 4:
-       those are acknowledged first, by a message of the next Ready.
-    7. ``reads``: answer each as soon as its index is applied. ``lost_reads``, the contexts of
-       others: leadership was lost first; they may be tried again.
-    8. Ask for the next Ready, until there is none.
-    """
-
-    hard_state: HardState | None = None
-    configuration: Configuration | None = None
-    messages: Sequence[Message] = ()
-    snapshot: SnapshotMeta | None = None
-    entries: Sequence[Entry] = ()
-    committed: Sequence[Entry] = ()
-    reads: Sequence[ReadState] = ()
-    lost_reads: Sequence[object] = ()
-    epoch: int = 0  # the core's own: which history of the log the entries belong to
-
-    @property
-    def must_persist(self) -> bool:
-        """Whether there is anything to make durable, and :meth:`Raft.persisted` to call."""
-        return bool(self.entries) or self.hard_state is not None or self.snapshot is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -571,7 +236,7 @@ class Raft:
         self.check_format: Callable[[int, Configuration], None] | None = None
         """Raises Conflict for a version of encoded members that one of them can't read."""
 
-        self._log = _Log(storage)
+        self._log = LogView(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
         self._configurations = [(applied, configuration)]  # the committed one and those behind
         self._rng = rng
@@ -1716,151 +1381,3 @@ def _refuse_impossible_members(sender: str, configurations: Sequence[bytes]) -> 
                     f"{sender} sent a member at {server.raft_address!r}, {url!r}: "
                     "these are no addresses"
                 )
-
-
-# -- the log -------------------------------------------------------------------------------------
-
-
-class _Log:
-    """The log as the core sees it: what storage holds, then what is recent, in memory.
-
-    Indexes, from old to new (``persisted <= written <= last_index``)::
-
-        storage.first_index ... offset - 1 | offset ... persisted ... written ... last_index
-        read through storage               | ``recent``: until it is durable and applied
-
-    ``written`` was handed to the driver, ``persisted`` was reported durable. ``installing`` is a
-    snapshot that isn't durable yet; nothing before its end is asked for meanwhile. ``epoch``
-    counts the times entries were taken back, which makes reports about them void.
-
-    Lists of entries are shared and never changed once they are handed out: the same one goes to
-    every follower that is up to date and to the driver.
-    """
-
-    __slots__ = (
-        "_last_slice",
-        "epoch",
-        "installing",
-        "last_index",
-        "last_term",
-        "offset",
-        "persisted",
-        "recent",
-        "storage",
-        "written",
-    )
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.installing: SnapshotMeta | None = None
-        self.last_index = self.written = self.persisted = storage.last_index
-        self.offset = self.last_index + 1
-        self.recent: list[Entry] = []
-        self.epoch = 0
-        self._last_slice: tuple[int, int, list[Entry]] = (0, 0, [])  # from, before, and it
-        self.last_term = self.term(self.last_index) or 0
-
-    @property
-    def base(self) -> SnapshotMeta:
-        """Where the log begins."""
-        return self.installing or self.storage.snapshot
-
-    def term(self, index: int) -> int | None:
-        """Return the term of the entry, or None if it was cut away or doesn't exist yet."""
-        if index > self.last_index:
-            return None
-        if index >= self.offset:
-            return self.recent[index - self.offset].term
-        base = self.base
-        if index == base.index:
-            return base.term
-        if index == 0:
-            return 0
-        return self.storage.term(index)
-
-    def kind(self, index: int) -> int:
-        """Return the kind of an entry that isn't durable yet."""
-        return self.recent[index - self.offset].kind
-
-    def last_up_to_term(self, low: int, high: int, term: int) -> int:
-        """Return the last index from *low* to *high* of at most this term, or *low*."""
-        low = max(low, self.storage.first_index - 1)
-        later = bisect_right(range(low, high + 1), term, key=lambda index: self.term(index) or 0)
-        return max(low, low + later - 1)
-
-    def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        """Return entries from *low*, before *high*: at least one, then what fits."""
-        assert self.storage.first_index <= low < high <= self.last_index + 1
-        if self._last_slice[0] == low and self._last_slice[1] == high:
-            return self._last_slice[2]
-        offset = self.offset
-        if low < offset:
-            return self.storage.entries(low, min(high, offset), max_bytes)
-        most = max(max_bytes // _ENTRY_OVERHEAD, 1)
-        found = self.recent[low - offset : min(high, low + most) - offset]
-        size = sum([len(entry.data) for entry in found]) + len(found) * _ENTRY_OVERHEAD
-        if size > max_bytes:
-            size = 0
-            for count, entry in enumerate(found):
-                size += len(entry.data) + _ENTRY_OVERHEAD
-                if size > max_bytes and count:
-                    del found[count:]
-                    break
-        self._last_slice = (low, low + len(found), found)
-        return found
-
-    def scan(self, low: int, max_bytes: int) -> Iterator[Entry]:
-        """Yield all entries from *low* on."""
-        while low <= self.last_index:
-            page = self.slice(low, self.last_index + 1, max_bytes)
-            yield from page
-            low = page[-1].index + 1
-
-    def unwritten(self) -> list[Entry]:
-        """Return what the driver hasn't been given yet; it counts as given now."""
-        low, self.written = self.written + 1, self.last_index
-        if self._last_slice[0] == low and self._last_slice[1] == self.last_index + 1:
-            return self._last_slice[2]
-        return self.recent[low - self.offset :]
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        assert entries[0].index == self.last_index + 1
-        assert entries[0].term >= self.last_term
-        self.recent += entries
-        self.last_index = entries[-1].index
-        self.last_term = entries[-1].term
-
-    def truncate(self, first: int) -> None:
-        """Drop the entries from *first* on."""
-        self._last_slice = (0, 0, [])
-        del self.recent[max(first - self.offset, 0) :]
-        self.offset = min(self.offset, first)
-        self.last_index = first - 1
-        self.last_term = self.term(first - 1) or 0
-        self.written = min(self.written, first - 1)
-        self.persisted = min(self.persisted, first - 1)
-        self.epoch += 1
-
-    def trim(self, applied: int) -> None:
-        """Forget the recent entries that are applied, and so durable."""
-        if applied >= self.offset:
-            assert applied <= self.persisted
-            del self.recent[: applied + 1 - self.offset]
-            self.offset = applied + 1
-
-    def restore(self, meta: SnapshotMeta) -> None:
-        """Begin anew behind a snapshot that the driver is going to install."""
-        self.installing = meta
-        self._last_slice = (0, 0, [])
-        self.recent = []
-        self.offset = meta.index + 1
-        self.last_index = self.written = meta.index
-        self.last_term = meta.term
-        self.persisted = 0
-        self.epoch += 1
-
-    def installed(self, meta: SnapshotMeta) -> None:
-        """Storage begins behind this snapshot now."""
-        if self.installing == meta:
-            self.installing = None
-            self.persisted = max(self.persisted, meta.index)

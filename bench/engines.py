@@ -82,7 +82,7 @@ class ConureTree:
 
     def __init__(self, directory: str) -> None:
         from btree import BTree
-        from fileio import OsFileSystem
+        from conure.fileio import OsFileSystem
 
         path = os.path.join(directory, "conure.db")
         self._tree = BTree.open(OsFileSystem(), path, cache_bytes=_CACHE_BYTES)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from commands import Committed
-from errors import ConureError
-from node import Command, Node
+from conure.cluster.node import Command, Node
+from conure.commands import Committed
+from conure.errors import ConureError
 
 __all__ = ["Ended", "outcomes_of", "value_of"]
 

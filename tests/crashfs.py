@@ -34,7 +34,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NoReturn
 
-from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 
 __all__ = [
     "SECTOR",

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 
 import pytest
 
-import httpserver
-from errors import ConureError
-from httpserver import HTTPServer, Limits, Request, Stream, _Reactor
+from conure.errors import ConureError
+from conure.http import server as server_module
+from conure.http.server import HTTPServer, Limits, Request, Stream, _Reactor
 
 _CHUNK_SIZE = re.compile(rb"([0-9a-f]+)\r\n")
 
@@ -254,7 +254,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(httpserver, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(server_module, "perf_counter", lambda: self.now)
 
     def sleep(self, stepped: Stepped, seconds: float) -> None:
         self.now += seconds

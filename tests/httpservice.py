@@ -9,21 +9,22 @@ from http.client import HTTPConnection
 from sys import maxsize
 from typing import Any
 
-import kvjson
-import wire
 from btree import BTree, Record
-from commands import Committed, Transaction
-from errors import ConureError, CorruptionError, NotLeader, NotRead
+from conure.commands import Committed, Transaction
+from conure.consensus.messages import Entry, EntryKind
+from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
+from conure.http import documents
+from conure.http.keys import Command, Reply, State, WriteReply
+from conure.http.origins import Access
+from conure.http.server import HTTPServer, Limits, Stream
+from conure.metrics import Registry
+from conure.service.watchers import Watchers
+from conure.state import codec
+from conure.state.history import History
+from conure.state.machine import Session, Store
 from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, Backend, Check
-from httpserver import HTTPServer, Limits, Stream
-from kvapi import Command, Reply, State, WriteReply
-from metrics import Registry
-from origins import Access
-from raft import Entry, EntryKind
-from store import Session, Store
 from tests.crashfs import CrashFileSystem
 from tests.process import Answer
-from watch import History, Watchers
 
 __all__ = ["FakeBackend", "Service"]
 
@@ -170,9 +171,9 @@ class FakeBackend:
 
     def _encode(self, command: Command) -> bytes:
         if isinstance(command, Transaction):
-            return wire.encode_transaction(command._replace(time=self.now))
+            return codec.encode_transaction(command._replace(time=self.now))
         key, value = command
-        return wire.encode_delete(key) if value is None else wire.encode_put(key, value)
+        return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 
     def _preview(self) -> dict[str, Any]:
         if self.error is not None:
@@ -233,7 +234,7 @@ class Service:
         history: History | None = None,
     ) -> None:
         self.registry = Registry()
-        of_records = kvjson.Limits(value_bytes=value_bytes, range_items=range_items)
+        of_records = documents.Limits(value_bytes=value_bytes, range_items=range_items)
         api = API(self.registry, of_records, max_scans=max_scans, version="9.9")
         api.backend = backend
         self.api = api

@@ -45,7 +45,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from commands import Outcome, Transaction
+from conure.commands import Outcome, Transaction
 from tests.model import Command, Model
 
 __all__ = [

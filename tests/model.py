@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 from btree import Record
-from commands import (
+from conure.commands import (
     Acquire,
     Compare,
     Delete,
@@ -32,7 +32,7 @@ from commands import (
     Touch,
     Transaction,
 )
-from store import Session, Store
+from conure.state.machine import Session, Store
 
 __all__ = ["Command", "Model", "agree"]
 

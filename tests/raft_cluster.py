@@ -21,22 +21,19 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from raft import (
+from conure.consensus.members import Configuration, Server
+from conure.consensus.messages import (
     COMMAND,
     CONFIG,
-    Configuration,
     Entry,
     HardState,
     Message,
     MessageType,
-    Raft,
-    RaftOptions,
     Ready,
-    Server,
     SnapshotMeta,
     State,
-    bootstrap,
 )
+from raft import Raft, RaftOptions, bootstrap
 
 __all__ = [
     "Cluster",

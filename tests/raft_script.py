@@ -41,8 +41,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from errors import ConureError
-from raft import Configuration, Message, RaftOptions
+from conure.consensus.members import Configuration
+from conure.consensus.messages import Message
+from conure.errors import ConureError
+from raft import RaftOptions
 from tests.raft_cluster import Cluster, Node, describe_entries, describe_server, server
 
 SCRIPTS = Path(__file__).parent / "testdata" / "raft"

@@ -73,14 +73,14 @@ from unittest import mock
 from zlib import crc32
 
 import btree
-import node as node_module
-import raftlog
-import snapshots
-import upkeep
-import watch
-import wire
-from commands import EventKind
-from errors import (
+from conure.cluster import checkpointing
+from conure.cluster import node as node_module
+from conure.cluster.node import APPLY_SECONDS, Node, NodeOptions
+from conure.commands import EventKind
+from conure.consensus import raftlog
+from conure.consensus.members import Configuration
+from conure.consensus.messages import COMMAND, CONFIG, Entry, Message, MessageType, Ready, State
+from conure.errors import (
     Conflict,
     ConureError,
     DiskFailed,
@@ -89,29 +89,22 @@ from errors import (
     NotLeader,
     OutcomeUnknown,
     ProtocolViolation,
+    Refused,
     Unavailable,
 )
-from metrics import Registry
-from node import APPLY_SECONDS, Node, NodeOptions
-from raft import (
-    COMMAND,
-    CONFIG,
-    Configuration,
-    Entry,
-    Message,
-    MessageType,
-    Raft,
-    Ready,
-    State,
-)
+from conure.metrics import Registry
+from conure.peers.frames import decode_message, encode_message
+from conure.peers.transport import Greeting, Outgoing
+from conure.service import watchers as watchers_module
+from conure.service.watchers import Watchers
+from conure.state import codec, snapshots
+from conure.state.history import History, Position
+from raft import Raft
 from tests.crashfs import SECTOR, CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
 from tests.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
 from tests.model import Command, agree
 from tests.sim_clients import Clients, Done, Lost, Reply, write
 from tests.sim_watchers import Poller, Stream, Watcher
-from transport import Greeting, Outgoing, Refused
-from watch import History, Position, Watchers
-from wire import decode_message, encode_message
 
 __all__ = [
     "BROKEN_DISK",
@@ -643,7 +636,7 @@ class Machine:
                 self.turns += 1
 
     def _discover(self, generation: int) -> Process:
-        """Ask others to add this node, as discovery.py does.
+        """Ask others to add this node, as joining.py does.
 
         Without seeds only a member asks, which may have been moved, perhaps before it knew that it
         is one, or call others at addresses they have left. That is what its operator does then.
@@ -2157,11 +2150,11 @@ class Simulation:
             _, kind, data = self._entries[index, term]
             if kind == COMMAND:
                 assert data is not None, "nobody but arbiters has had it"
-                op, key, value = wire.decode_command(data)
-                if op == wire.OP_TRANSACTION:
-                    found[index] = wire.decode_transaction(data)
+                op, key, value = codec.decode_command(data)
+                if op == codec.OP_TRANSACTION:
+                    found[index] = codec.decode_transaction(data)
                 else:
-                    found[index] = (key, value if op == wire.OP_PUT else None)
+                    found[index] = (key, value if op == codec.OP_PUT else None)
         return found
 
     def finish(self, process: Generator[Any, Any, object], otherwise: str) -> None:
@@ -2295,13 +2288,13 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
             mock.patch.object(node_module, "sleep", sleep),
             mock.patch.object(node_module, "JOIN_AFTER", 1.0),
             mock.patch.object(node_module.log, "exception", exception),
-            mock.patch.object(upkeep, "sleep", sleep),
+            mock.patch.object(checkpointing, "sleep", sleep),
             mock.patch.object(raftlog, "RESERVE_BYTES", 1024),  # so that it comes to an end
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
-            mock.patch.object(watch, "monotonic", monotonic),
-            mock.patch.object(watch, "_PART", 300),  # so that some are behind
-            mock.patch.object(watch, "_STEP", 1000),
+            mock.patch.object(watchers_module, "monotonic", monotonic),
+            mock.patch.object(watchers_module, "_PART", 300),  # so that some are behind
+            mock.patch.object(watchers_module, "_STEP", 1000),
         ):
             yield use
     finally:

@@ -26,7 +26,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from btree import Record
-from commands import (
+from conure.cluster.node import Node
+from conure.commands import (
     Acquire,
     Committed,
     Compare,
@@ -48,8 +49,7 @@ from commands import (
     Touch,
     Transaction,
 )
-from errors import ConureError, OutcomeUnknown
-from node import Node
+from conure.errors import ConureError, OutcomeUnknown
 from tests.linearizability import DELETE, PUT, Call, Seen, check_calls
 from tests.linearizability import Operation as Register
 from tests.model import Command, Model

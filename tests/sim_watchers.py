@@ -1,9 +1,9 @@
 """Those who watch in the fake world: each reconnects wherever and whenever its connection breaks.
 
-Real are the history and the pump (watch.py); a :class:`Stream` stands for the connection. What is
-on its way when that breaks arrives in part, down to half an event. A watcher goes on from the last
-event that it has read as a whole, at any node. Where that one's history doesn't reach back so far,
-the watcher begins anew, which makes another *segment*.
+Real are the history and the pump (watchers.py); a :class:`Stream` stands for the connection. What
+is on its way when that breaks arrives in part, down to half an event. A watcher goes on from the
+last event that it has read as a whole, at any node. Where that one's history doesn't reach back so
+far, the watcher begins anew, which makes another *segment*.
 
 Each segment has to be what the log says about its keys and its revisions: nothing is missing, comes
 twice or in another order. A :class:`Poller` asks for the next change of a key instead, and has to
@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from commands import Event, EventKind
-from errors import Compacted, Unavailable
-from watch import Position, Watch, parse_event_id
+from conure.commands import Event, EventKind
+from conure.errors import Compacted, Unavailable
+from conure.service.watchers import Watch
+from conure.state.history import Position, parse_event_id
 
 if TYPE_CHECKING:
     from tests.sim import Machine, Process, Simulation

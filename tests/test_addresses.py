@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from addresses import LINGER, MAX_STRANGERS, AddressBook
-from raft import Configuration, Server
-from transport import Greeting
+from conure.cluster.addresses import LINGER, MAX_STRANGERS, AddressBook
+from conure.consensus.members import Configuration, Server
+from conure.peers.transport import Greeting
 
 
 def book(*servers: Server) -> AddressBook:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from errors import Conflict, ConureError
-from node import Node
-from raft import Message, MessageType, State
+from conure.cluster.node import Node
+from conure.consensus.messages import Message, MessageType, State
+from conure.errors import Conflict, ConureError, Refused
+from conure.peers.transport import Greeting
 from tests.answers import value_of
 from tests.test_node_cluster import Lab, begin, put, suffrages
-from transport import Greeting, Refused
 
 HEARTBEAT, VOTE = MessageType.HEARTBEAT, MessageType.VOTE
 Way = tuple[int, int]

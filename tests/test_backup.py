@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import backup as backup_module
-import snapshots
-from backup import UNFINISHED, Backup, BackupFile, Facts, Header, UnusableBackup, restore
 from btree import BTree, Record
-from commands import Acquire, OpenSession, Put, Transaction
-from datadir import Identity
-from errors import (
+from conure.commands import Acquire, OpenSession, Put, Transaction
+from conure.consensus.members import Configuration
+from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
+from conure.consensus.raftlog import RaftLog
+from conure.consensus.records import encode_frame
+from conure.errors import (
     ConureError,
     CorruptionError,
     DirectoryInUse,
@@ -26,14 +26,24 @@ from errors import (
     ForeignDirectory,
     StorageError,
 )
-from fileio import FileSystem
-from raft import Configuration, Entry, EntryKind, SnapshotMeta
-from raftlog import RaftLog
-from store import PinnedState, Store
+from conure.fileio import FileSystem
+from conure.state import backup as backup_module
+from conure.state import snapshots
+from conure.state.backup import (
+    UNFINISHED,
+    Backup,
+    BackupFile,
+    Facts,
+    Header,
+    UnusableBackup,
+    restore,
+)
+from conure.state.codec import encode_records, encode_transaction
+from conure.state.machine import PinnedState, Store
+from conure.storage.datadir import Identity
 from tests.answers import value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.test_node import open_node, started, write
-from wire import encode_frame, encode_records, encode_transaction
 
 FILE, HOME = "/b.backup", "/new"
 META = SnapshotMeta(1 << 33, 7, b"the members of old")

@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 
 import btree
 from btree import BTree, Checkpoint, Record, Snapshot
-from errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
-from fileio import OsFileSystem
-from nodes import (
+from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
+from conure.fileio import OsFileSystem
+from conure.storage.pages import (
     CELL_OVERHEAD,
     NODE_BYTES,
     RECORD_BYTES,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from btree import BTree
-from errors import CorruptionError
-from nodes import Inner, Leaf
+from conure.errors import CorruptionError
+from conure.storage.pages import Inner, Leaf
 from tests.crashfs import CrashFileSystem
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from btree import BTree, Record
-from errors import CorruptionError, DiskFailed, DiskFull, StorageError
+from conure.errors import CorruptionError, DiskFailed, DiskFull, StorageError
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 State = dict[bytes, Record]

@@ -11,8 +11,9 @@ import helm_python
 import pytest
 import yaml
 
-import scaling
-from config import VERSION, load
+from conure import VERSION
+from conure.config import load
+from conure.ops import scaling
 
 CHARTS = Path(__file__).parent.parent / "charts"
 HA, SINGLE = "conuredb-ha", "conuredb-single"

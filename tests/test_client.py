@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import client
-from client import Client, Event, LockLost
-from errors import (
+from conure.client import client
+from conure.client.client import Client, Event, LockLost
+from conure.errors import (
     BadRequest,
     Compacted,
     ConfigError,
@@ -369,7 +369,7 @@ def test_a_write_of_which_no_byte_was_sent_is_repeated(
     db.put("k", "1")
     wait_until_closed(db, select.POLLHUP)
     # The reset comes between the look at the connection and the first byte.
-    monkeypatch.setattr("client._Connection.is_quiet", lambda connection: True)
+    monkeypatch.setattr("conure.client.client._Connection.is_quiet", lambda connection: True)
     db.put("k", "2")
     assert stub.values == {b"k": b"2"}
     assert [body for _, _, body in stub.requests] == [b"1", b"2"]
@@ -513,7 +513,7 @@ def test_a_list_that_was_not_begun_is_repeated(db: Client, stub: StubServer) -> 
 def test_a_list_ends_when_nothing_comes(
     db: Client, stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client._SILENCE", 0.1)
+    monkeypatch.setattr("conure.client.client._SILENCE", 0.1)
     stub.acts = [stream(line("a"), end="stay", X_Conure_Index="9")]
     items = db.items()
     assert next(items).key == b"a"
@@ -542,7 +542,7 @@ END = sse("end", "", reason="this node is stopping")
 def test_a_watch_goes_on_behind_its_last_event(
     make_stub: MakeStub, lost: list[Callable[[object], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client._SILENCE", 0.3)
+    monkeypatch.setattr("conure.client.client._SILENCE", 0.3)
     one, two = make_stub(), make_stub()
     one.acts = [lost[0]]
     two.acts = [*lost[1:], stream(sse("progress", "7.1", revision=6), PUT_7B, GONE_8, end="stay")]

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-import client as client_module
 import conuresh
-from client import Client, Event, LockHeld, Op, Page, Record, TxnResult, when
-from errors import BadRequest, Compacted, Conflict, NotFound, PreconditionFailed
+from conure.client import client as client_module
+from conure.client.client import Client, Event, LockHeld, Op, Page, Record, TxnResult, when
+from conure.errors import BadRequest, Compacted, Conflict, NotFound, PreconditionFailed
 from tests import forkserver
 from tests.cluster import Cluster
 from tests.process import ROOT, ServerProcess, running, wait_until
@@ -104,7 +104,7 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_not_done_again(
             raise ConnectionResetError
         return answer
 
-    monkeypatch.setattr("client._Connection.exchange", lose)
+    monkeypatch.setattr("conure.client.client._Connection.exchange", lose)
     assert db.increment("n") == 1
     lost.clear()
     db.put("c", "v", if_revision=0)

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
-from config import SETTINGS, VERSION, Address, Config, load
-from errors import ConfigError
+from conure import VERSION
+from conure.config import SETTINGS, Address, Config, load
+from conure.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config.example.yaml"
@@ -535,7 +535,9 @@ def test_missing_pyyaml_names_the_command_that_helps(
 
 
 def test_yaml_is_imported_only_for_a_file() -> None:
-    code = "import sys, config; config.load([], {}); sys.exit('yaml' in sys.modules)"
+    code = (
+        "import sys; from conure.config import load; load([], {}); sys.exit('yaml' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -562,4 +564,4 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         load(["--version"], {})
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith(f"ConureDB {VERSION} (Python ")
-    assert config.VERSION.count(".") == 2
+    assert VERSION.count(".") == 2

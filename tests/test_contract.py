@@ -23,10 +23,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from btree import BTree
-from client import Client
-from config import SETTINGS, VERSION
-from errors import PayloadTooLarge
-from fileio import OsFileSystem
+from conure import VERSION
+from conure.client.client import Client
+from conure.config import SETTINGS
+from conure.errors import PayloadTooLarge
+from conure.fileio import OsFileSystem
 from tests import forkserver
 from tests.cluster import free_port
 from tests.process import ROOT, Answer, ServerProcess, running, wait_until

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import conuredb
-from config import load
+from conure.config import load
+from conure.metrics import Registry
 from conuredb import MAX_OPEN_FILES, JSONFormatter, TextFormatter, main, raise_file_limit
 from httpapi import MetricsAPI
-from metrics import Registry
 from tests.process import ROOT, running, wait_until
 
 
@@ -117,7 +117,8 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
 
 
 CRASHING = """
-import sys, conuredb, node
+import sys, conuredb
+from conure.cluster import node
 def broken(self):
     raise RuntimeError("a bug of ours")
 node.Node.{method} = broken

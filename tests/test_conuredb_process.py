@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from config import load
+from conure.config import load
 from conuredb import Process
 from tests.process import ROOT, running, wait_until
 
@@ -76,8 +76,8 @@ def test_idle_clients_leave_the_node_the_files_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_stop_that_fails_ends_the_process_too(tmp_path: Path) -> None:
-    broken = "import httpserver\ndef drain(*_): raise RuntimeError('a bug of ours')\n"
-    script = altered(tmp_path, broken + "httpserver.HTTPServer.drain = drain")
+    broken = "from conure.http import server\ndef drain(*_): raise RuntimeError('a bug of ours')\n"
+    script = altered(tmp_path, broken + "server.HTTPServer.drain = drain")
     with running(tmp_path / "data", script=script) as server:
         assert server.put("k", b"v").status == 200
         assert server.terminate() == 1

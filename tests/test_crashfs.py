@@ -10,8 +10,8 @@ import random
 
 import pytest
 
-from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
-from fileio import File, FileSystem, OsFileSystem
+from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.fileio import File, FileSystem, OsFileSystem
 from tests.crashfs import SECTOR, CrashFileSystem, CrashMode, SimulatedCrash
 
 

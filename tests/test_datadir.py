@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from datadir import DataDirectory, Identity, read_identity, write_identity
-from errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.storage.datadir import DataDirectory, Identity, read_identity, write_identity
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-import discovery
-from discovery import Joiner
+from conure.cluster import joining
+from conure.cluster.joining import Joiner
 from tests.process import wait_until
 from tests.stubserver import MakeStub, StubServer, close, garbage, hang, raw, refuse
 
@@ -46,9 +46,9 @@ class Case:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "LOOK", 0.01)
-    monkeypatch.setattr(discovery, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(discovery, "LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr(joining, "LOOK", 0.01)
+    monkeypatch.setattr(joining, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(joining, "LONGEST_PAUSE", 0.04)
 
 
 @pytest.fixture(name="asking")
@@ -186,11 +186,11 @@ def test_pauses_grow_up_to_a_bound(
 def test_stopping_does_not_wait_for_a_pause_or_an_answer(
     make_stub: MakeStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "LOOK", 60.0)
+    monkeypatch.setattr(joining, "LOOK", 60.0)
     for act in (hang, refuse(503, "no leader")):
         stub = make_stub()
         stub.acts = [act]
-        monkeypatch.setattr(discovery, "FIRST_PAUSE", 60.0)
+        monkeypatch.setattr(joining, "FIRST_PAUSE", 60.0)
         case = Case([stub.url, stub.url])
         case.joiner.start()
         wait_until(partial(has_been_asked, stub))
@@ -212,7 +212,7 @@ def test_stopping_does_not_wait_for_a_name_server(monkeypatch: pytest.MonkeyPatc
         released.wait(20)
         raise OSError("no such name")
 
-    monkeypatch.setattr(discovery, "STOP_TIMEOUT", 0.05)
+    monkeypatch.setattr(joining, "STOP_TIMEOUT", 0.05)
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     case = Case(["http://db1:8081"])
     case.joiner.start()
@@ -227,7 +227,7 @@ def test_stopping_does_not_wait_for_a_name_server(monkeypatch: pytest.MonkeyPatc
 def test_a_seed_that_drips_keeps_nobody_from_the_next_one(
     make_stub: MakeStub, asking: MakeJoiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "LONGEST_EXCHANGE", 0.2)
+    monkeypatch.setattr(joining, "LONGEST_EXCHANGE", 0.2)
 
     def drip(handler: Any) -> None:
         with contextlib.suppress(OSError):  # it has heard enough

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from divergence import Audit
+from conure.cluster.digests import Audit
 
 GOOD, BAD = 1, 2
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import load
-from endpoints import is_address, is_base_url
+from conure.config import load
+from conure.values import is_address, is_base_url
 
 ADDRESSES = ["h:1", "10.0.0.2:7001", "node-1.db_x.svc:65535", "[::1]:7001", "[fe80::1%eth0]:7001"]
 HOSTS = ["", "a b", "a\r\nb", "a\tb", "h/x", "u@h", "é", "[::1", "[::g]", "[]", "::1", "h" * 254]

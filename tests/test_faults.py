@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from errors import ConureError
-from fileio import OsFileSystem
-from metrics import Registry
-from node import Node, NodeOptions
-from raftlog import RESERVE_BYTES
+from conure.cluster.node import Node, NodeOptions
+from conure.consensus.raftlog import RESERVE_BYTES
+from conure.errors import ConureError
+from conure.fileio import OsFileSystem
+from conure.metrics import Registry
+from conure.peers.transport import Transport
 from tests.process import ServerProcess, running, wait_until
-from transport import Transport
 
 EIO, ENOSPC = 5, 28
 SMALL_LOG = ("--log-segment-bytes=64KiB",)

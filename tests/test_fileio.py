@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
-from fileio import File, OsFileSystem, others_who_may_write
+from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.fileio import File, OsFileSystem, others_who_may_write
 
 FS = OsFileSystem()
 CHANGES: list[Any] = [

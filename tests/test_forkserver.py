@@ -102,9 +102,10 @@ def test_no_two_of_them_draw_the_same_random_numbers(script: Callable[[str], Pat
 
 
 def test_what_one_has_changed_the_next_one_does_not_see(script: Callable[[str], Path]) -> None:
-    change = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import node; node.Node = None"
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    change = f"{path}; from conure.cluster import node; node.Node = None"
     assert forkserver.run([script(change)]).returncode == 0
-    look = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import node; node.Node.open"
+    look = f"{path}; from conure.cluster import node; node.Node.open"
     assert forkserver.run([script(look)]).returncode == 0
 
 

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 
-import forward
-from errors import Conflict, DiskFull, NotLeader, Unavailable
-from forward import FORWARDED, Forwarder
+from conure.errors import Conflict, DiskFull, NotLeader, Unavailable
+from conure.http import forwarding
+from conure.http.forwarding import FORWARDED, Forwarder
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer, wait_until
 from tests.stubserver import (
@@ -215,13 +215,13 @@ def test_connections_to_the_leader_are_kept(leader: Service, follower: Follower)
     for _ in range(100):
         assert follower.request("PUT", "/kv?key=k", b"v").status == 200
         assert follower.request("GET", "/kv?key=k").status == 200
-    assert leader.server.connections_accepted <= forward.THREADS
+    assert leader.server.connections_accepted <= forwarding.THREADS
 
 
 def test_a_new_leader_is_asked_instead(before: Follower, stub: StubServer, leader: Service) -> None:
     assert before.request("PUT", "/kv?key=k", b"1").status == 200
     before.follow(leader.url)
-    for _ in range(2 * forward.THREADS):
+    for _ in range(2 * forwarding.THREADS):
         assert before.request("PUT", "/kv?key=k", b"2").status == 200
     assert stub.values == {b"k": b"1"}
     assert backend_of(leader).values == {b"k": b"2"}
@@ -313,7 +313,7 @@ def test_a_read_whose_answer_is_lost_is_asked_for_once_more(
 def test_an_answer_that_takes_too_long(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch, act: Callable[[object], None]
 ) -> None:
-    monkeypatch.setattr(forward, "MARGIN", 0.05)
+    monkeypatch.setattr(forwarding, "MARGIN", 0.05)
     follower = Follower(stub.url, timeout=0.1)
     stub.acts = [act, act]
     write = follower.request("PUT", "/kv?key=k", b"v")
@@ -326,7 +326,7 @@ def test_an_answer_that_takes_too_long(
 def test_an_interim_answer_leaves_nothing_for_the_next_request(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "THREADS", 1)
+    monkeypatch.setattr(forwarding, "THREADS", 1)
     follower = Follower(stub.url)
 
     def in_two_steps(handler: Any) -> None:
@@ -353,7 +353,7 @@ def test_an_interim_answer_leaves_nothing_for_the_next_request(
 def test_an_answer_of_impossible_length(
     before: Follower, stub: StubServer, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
-    monkeypatch.setattr(forward, "MAX_ANSWER_BYTES", 10)
+    monkeypatch.setattr(forwarding, "MAX_ANSWER_BYTES", 10)
     stub.acts = [raw(b"HTTP/1.1 200 OK\r\n" + answer)]
     refused = before.request("PUT", "/kv?key=k", b"v")
     assert (refused.status, b"impossible length" in refused.body) == (504, True)
@@ -363,12 +363,12 @@ def test_a_connection_that_the_leader_closed_while_it_rested_costs_no_write(
     before: Follower, stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = before.forwarder._lines
-    for number in range(3 * forward.THREADS):
+    for number in range(3 * forwarding.THREADS):
         stub.acts = [close_later]
         assert before.request("PUT", "/kv?key=k", b"%d" % number).status == 200
         wait_until(lambda: all(is_over(line._socket) for line in lines))
-    assert stub.values == {b"k": b"%d" % (3 * forward.THREADS - 1)}
-    assert stub.connections == 3 * forward.THREADS
+    assert stub.values == {b"k": b"%d" % (3 * forwarding.THREADS - 1)}
+    assert stub.connections == 3 * forwarding.THREADS
 
 
 def is_over(connection: socket.socket | None) -> bool:
@@ -384,9 +384,9 @@ def test_a_write_uses_no_connection_that_has_rested_for_long(stub: StubServer) -
     for _ in range(3):
         assert follower.request("PUT", "/kv?key=k", b"v").status == 200
     assert stub.connections == 3
-    for _ in range(5 * forward.THREADS):
+    for _ in range(5 * forwarding.THREADS):
         assert follower.request("GET", "/kv?key=k").status == 200
-    assert stub.connections <= 3 + forward.THREADS
+    assert stub.connections <= 3 + forwarding.THREADS
     follower.stop()
 
 
@@ -397,8 +397,8 @@ def test_a_write_uses_no_connection_that_has_rested_for_long(stub: StubServer) -
 def test_what_waits_is_bounded(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
-    monkeypatch.setattr(forward, "THREADS", 1)
-    monkeypatch.setattr(forward, bound, most)
+    monkeypatch.setattr(forwarding, "THREADS", 1)
+    monkeypatch.setattr(forwarding, bound, most)
     follower = Follower(stub.url)
     stub.acts = [hang]
     under_way = follower.in_background("PUT", "/kv?key=a", b"v")
@@ -419,7 +419,7 @@ def test_what_waits_is_bounded(
 def test_what_has_waited_for_too_long_is_not_sent(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "THREADS", 1)
+    monkeypatch.setattr(forwarding, "THREADS", 1)
     follower = Follower(stub.url)
     stub.acts = [hang]
     under_way = follower.in_background("PUT", "/kv?key=a", b"v")
@@ -444,7 +444,7 @@ def test_what_has_waited_for_too_long_is_not_sent(
 def test_stopping_answers_what_waits_and_cuts_off_what_is_under_way(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "THREADS", 2)
+    monkeypatch.setattr(forwarding, "THREADS", 2)
     follower = Follower(stub.url)
     stub.acts = [hang, hang]
     write = follower.in_background("PUT", "/kv?key=a", b"v")

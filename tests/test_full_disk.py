@@ -10,18 +10,24 @@ from collections.abc import Iterable
 
 import pytest
 
-import raftlog
-from commands import Put
-from errors import ConureError, DiskFull, ForeignDirectory, OutcomeUnknown, Unavailable
-from node import Node
-from raft import COMMAND, Entry, Message, MessageType, State
-from raftlog import ENTRY_OVERHEAD, RESERVE_FILES, RaftLog
-from snapshots import OutgoingSnapshot
+from conure.cluster.checkpointing import DISK_FULL_RETRY
+from conure.cluster.node import Node
+from conure.commands import Put
+from conure.consensus import raftlog
+from conure.consensus.messages import COMMAND, Entry, Message, MessageType, State
+from conure.consensus.raftlog import ENTRY_OVERHEAD, RESERVE_FILES, RaftLog
+from conure.errors import (
+    ConureError,
+    DiskFull,
+    ForeignDirectory,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+from conure.state.codec import encode_put
+from conure.state.snapshots import OutgoingSnapshot
 from tests.answers import value_of
 from tests.test_node_cluster import Lab, begin, cluster, do, put, read, suffrages
-from transport import Refused
-from upkeep import DISK_FULL_RETRY
-from wire import encode_put
 
 
 def fill(lab: Lab, *node_ids: str, cow: bool = False) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import guests
-from guests import Guests, is_stalled
-from wire import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, WireError
+from conure.consensus.records import FRAME_HEADER_BYTES, MAX_FRAME_BYTES
+from conure.errors import WireError
+from conure.peers import guests
+from conure.peers.guests import Guests, is_stalled
 
 LARGEST = FRAME_HEADER_BYTES + MAX_FRAME_BYTES
 

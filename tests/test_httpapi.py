@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import Acquire, Release, Transaction
-from errors import (
+from conure.commands import Acquire, Release, Transaction
+from conure.errors import (
     Conflict,
     ConureError,
     DiskFull,
@@ -23,11 +23,11 @@ from errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from conure.http.documents import MAX_KEY_BYTES
+from conure.http.keys import JSON, Command, WriteReply
+from conure.http.server import HTTPServer, Request
+from conure.metrics import Registry
 from httpapi import PUBLIC, MetricsAPI
-from httpserver import HTTPServer, Request
-from kvapi import JSON, Command, WriteReply
-from kvjson import MAX_KEY_BYTES
-from metrics import Registry
 from tests.httpservice import FakeBackend, Service
 
 LEADER = NotLeader("10.0.0.9:7001", "n9", "http://10.0.0.9:8081")

@@ -22,9 +22,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import httpserver
-from errors import BadRequest, ConureError, KeyNotFound, NotLeader
-from httpserver import Body, HTTPServer, Limits, Request, decode_form, error_body
+from conure.errors import BadRequest, ConureError, KeyNotFound, NotLeader
+from conure.http import server as server_module
+from conure.http.server import Body, HTTPServer, Limits, Request, decode_form, error_body
 from tests.httpdriver import (
     Clock,
     Recorder,
@@ -576,7 +576,7 @@ def test_what_a_request_knows() -> None:
 
 def test_requests_share_a_parsed_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered never changes an answer, and takes bounded room."""
-    monkeypatch.setattr(httpserver, "_KNOWN_TARGETS", 3)
+    monkeypatch.setattr(server_module, "_KNOWN_TARGETS", 3)
     seen: list[Request] = []
 
     def handle(request: Request) -> None:
@@ -932,7 +932,7 @@ def test_late_answer_can_be_read(clock: Clock) -> None:
 
 
 def test_client_that_writes_on_after_the_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpserver, "_LINGER_BYTES", 1000)
+    monkeypatch.setattr(server_module, "_LINGER_BYTES", 1000)
     stepped = Stepped(Recorder())
     stepped.send(get(b"Connection: close\r\n"))
     stepped.send(bytes(1000))
@@ -982,7 +982,7 @@ def test_long_answer_leaves_nothing_behind() -> None:
     for _ in range(2):
         stepped.send(get(target=b"/big?size=5000000"))
         (connection,) = stepped.reactor.connections.values()
-        assert connection.interest == httpserver._IN
+        assert connection.interest == server_module._IN
         assert connection.pending == 0
     assert stepped.received.count(b"x" * 1000) == 10_000
     stepped.close()
@@ -992,7 +992,7 @@ def test_event_of_an_older_connection_is_ignored() -> None:
     """A descriptor's number is used again: its new owner may have nothing to read yet."""
     stepped = Stepped(Recorder())
     (descriptor,) = stepped.reactor.connections
-    stepped.reactor._receive([(descriptor, httpserver._IN)])
+    stepped.reactor._receive([(descriptor, server_module._IN)])
     stepped.reactor._receive([(descriptor, select.EPOLLHUP | select.EPOLLERR)])
     stepped.send(GET)
     assert statuses(stepped.received) == [200]
@@ -1078,7 +1078,7 @@ def test_no_descriptors_left_does_not_spin(
     monkeypatch.setattr(HTTPServer, "get_request", get_request)
     with serving() as server:
         assert statuses(exchange(server, GET)) == [200]
-    assert tries[3] - tries[0] >= 3 * httpserver._ACCEPT_PAUSE * 0.9
+    assert tries[3] - tries[0] >= 3 * server_module._ACCEPT_PAUSE * 0.9
     assert caplog.text.count("can't accept") == 1
 
 
@@ -1261,7 +1261,7 @@ def test_an_action_that_raises_ends_the_reactor_and_is_told(later: bool) -> None
 def test_what_is_to_be_done_later_follows_the_answers_and_the_next_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(httpserver, "_TICK", 10.0)
+    monkeypatch.setattr(server_module, "_TICK", 10.0)
     application = Recorder()
     events = application.events
     stepped = Stepped(application)
@@ -1317,12 +1317,12 @@ def test_the_reactor_stays_awake_for_what_is_about_to_come(
         now += 1
         yields += 1
 
-    monkeypatch.setattr(httpserver, "perf_counter", lambda: now)
-    monkeypatch.setattr(httpserver, "sched_yield", sched_yield)
-    monkeypatch.setattr(httpserver, "_TICK", 0.001)
-    monkeypatch.setattr(httpserver, "_AWAKE_FOR_ANSWERS", 20.0)
-    monkeypatch.setattr(httpserver, "_AWAKE_FOR_CLIENTS", 10.0)
-    monkeypatch.setattr(httpserver, "_FEW", 0 if state == "many" else 1)
+    monkeypatch.setattr(server_module, "perf_counter", lambda: now)
+    monkeypatch.setattr(server_module, "sched_yield", sched_yield)
+    monkeypatch.setattr(server_module, "_TICK", 0.001)
+    monkeypatch.setattr(server_module, "_AWAKE_FOR_ANSWERS", 20.0)
+    monkeypatch.setattr(server_module, "_AWAKE_FOR_CLIENTS", 10.0)
+    monkeypatch.setattr(server_module, "_FEW", 0 if state == "many" else 1)
     stepped = Stepped(Recorder())
     reactor = stepped.reactor
     stepped.client.send(get(target=b"/keep" if state == "unanswered" else b"/kv"))
@@ -1342,7 +1342,7 @@ def test_the_reactor_stays_awake_for_what_is_about_to_come(
 def test_any_thread_has_something_done_later_by_a_reactor_that_sleeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(httpserver, "_TICK", 60.0)
+    monkeypatch.setattr(server_module, "_TICK", 60.0)
     told: queue.Queue[int] = queue.Queue()
     with serving() as server:
         time.sleep(0.05)  # asleep by then, or the test proves less
@@ -1360,10 +1360,10 @@ def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much(
     sent: list[int] = []
 
     def send(connection: SimpleNamespace) -> None:
-        clock.now += httpserver._SENDING_TIME / 100
+        clock.now += server_module._SENDING_TIME / 100
         sent.append(connection.pending)
 
-    monkeypatch.setattr(httpserver._Connection, "send", send)
+    monkeypatch.setattr(server_module._Connection, "send", send)
     sizes = [1 << 20] * 300 + [100] * 50
     reactor.dirty = [SimpleNamespace(pending=size) for size in sizes]  # type: ignore[misc]
     reactor._send()
@@ -1380,7 +1380,7 @@ def test_a_round_is_shared_among_the_connections(
     monkeypatch: pytest.MonkeyPatch, *, has_body: bool
 ) -> None:
     """Who sends many requests at once gives way to the others after a while."""
-    monkeypatch.setattr(httpserver, "_ROUND_TIME", 6.0)
+    monkeypatch.setattr(server_module, "_ROUND_TIME", 6.0)
     clock = Clock(monkeypatch)
     application = Recorder()
     handle = application.handle
@@ -1415,7 +1415,7 @@ def test_a_round_is_shared_among_the_connections(
 def test_many_requests_hold_up_neither_peers_nor_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(httpserver, "_ROUND", 4)
+    monkeypatch.setattr(server_module, "_ROUND", 4)
     stepped = Stepped(Recorder())
     reactor = stepped.reactor
     pairs = [socket.socketpair() for _ in range(11)]
@@ -1448,7 +1448,7 @@ def test_many_requests_hold_up_neither_peers_nor_each_other(
 
 
 def test_runs_that_had_to_wait_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpserver, "_ROUND", 2)
+    monkeypatch.setattr(server_module, "_ROUND", 2)
     stepped = Stepped(Recorder())
     pairs = [socket.socketpair() for _ in range(6)]
     answers = [b""] * len(pairs)
@@ -1765,7 +1765,7 @@ def test_bodies_that_come_all_the_time_starve_nobodys_turns(
     stepped.client.send(post(b"/work", b"x"))
     while not stepped.reactor.turns:
         rounds(stepped, 1)
-    monkeypatch.setattr(httpserver, "_ROUND_BYTES", 0)  # as if each round had taken enough
+    monkeypatch.setattr(server_module, "_ROUND_BYTES", 0)  # as if each round had taken enough
     rounds(stepped, 8)
     stepped.run()
     assert statuses(stepped.received) == [200]
@@ -1815,7 +1815,7 @@ def test_a_round_takes_requests_for_so_long_only(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """However long each of them takes; a connection goes on where it was."""
-    monkeypatch.setattr(httpserver, "_ROUND_TIME", 0.006)
+    monkeypatch.setattr(server_module, "_ROUND_TIME", 0.006)
 
     class Slow(Recorder):
         def handle(self, request: Request) -> None:
@@ -1885,7 +1885,7 @@ def test_long_answers_are_sent_in_turns_and_never_copied(monkeypatch: pytest.Mon
         def handle(self, request: Request) -> None:
             request.respond(200, body)
 
-    monkeypatch.setattr(httpserver, "_SENT_BYTES", 100_000)
+    monkeypatch.setattr(server_module, "_SENT_BYTES", 100_000)
     stepped = Stepped(Long())
     stepped.client.send(GET * 2)
     rounds(stepped, 1)

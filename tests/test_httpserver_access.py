@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-import httpserver
-from httpserver import HTTPServer, Limits, Request
-from origins import Access, Authority, Judgement, Names
+from conure.http import server as server_module
+from conure.http.origins import Access, Judgement, Names
+from conure.http.server import HTTPServer, Limits, Request
+from conure.values import Authority
 from tests.httpdriver import (
     Clock,
     Recorder,
@@ -265,7 +266,7 @@ class Crowd:
 
 @pytest.fixture
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("places.LEAST_SHARE", 3)
+    monkeypatch.setattr("conure.net.places.LEAST_SHARE", 3)
 
 
 @pytest.mark.usefixtures("small_shares")
@@ -477,7 +478,7 @@ def test_a_body_that_is_not_needed_is_not_waited_for(fields: bytes, body: bytes)
 def test_a_long_body_may_follow_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sends all of a body before it reads must find the answer, and no reset."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(httpserver, "_LINGER_BYTES", 1000)
+    monkeypatch.setattr(server_module, "_LINGER_BYTES", 1000)
     stepped = Stepped(Elsewhere(), Limits(max_body_bytes=50_000))
     stepped.client.send(request_of(b"PUT /kv", fields=CHUNKED))
     stepped._wake()

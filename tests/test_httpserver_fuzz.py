@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from httpserver import HTTPServer, Limits, Request, Stream, decode_form
+from conure.http.server import HTTPServer, Limits, Request, Stream, decode_form
 from tests.httpdriver import (
     Stepped,
     Streamer,

@@ -14,9 +14,9 @@ from contextlib import nullcontext, suppress
 
 import pytest
 
-import httpserver
-from errors import ConureError, TooManyRequests
-from httpserver import Limits, Request, Stream
+from conure.errors import ConureError, TooManyRequests
+from conure.http import server as server_module
+from conure.http.server import Limits, Request, Stream
 from tests.httpdriver import (
     Clock,
     Recorder,
@@ -445,7 +445,7 @@ def test_who_makes_a_long_body_waits_for_the_reader() -> None:
 
 
 def test_next_piece_of_a_stream_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpserver, "_TICK", 60.0)
+    monkeypatch.setattr(server_module, "_TICK", 60.0)
     application = Streamer()
     with serving(application) as server, connect(server) as client:
         client.sendall(STREAM)
@@ -804,8 +804,8 @@ def test_broadcast_drops_who_reads_too_slowly() -> None:
     stepped.send(get(b"/keep") + STREAM)
     (stream,) = application.streams
     server = type("Server", (), {"_reactor": stepped.reactor})()
-    httpserver.HTTPServer.broadcast(server, [stream], b"x" * 90)
-    httpserver.HTTPServer.broadcast(server, [stream], b"x" * 90)
+    server_module.HTTPServer.broadcast(server, [stream], b"x" * 90)
+    server_module.HTTPServer.broadcast(server, [stream], b"x" * 90)
     assert not stream.send(b"x")
     assert stepped.reactor.streams_dropped == 1
     stepped.close()
@@ -813,7 +813,7 @@ def test_broadcast_drops_who_reads_too_slowly() -> None:
 
 def broadcast(stepped: Stepped, streams: list[Stream], data: bytes) -> None:
     server = type("Server", (), {"_reactor": stepped.reactor})()
-    httpserver.HTTPServer.broadcast(server, streams, data)
+    server_module.HTTPServer.broadcast(server, streams, data)
 
 
 class Listeners:
@@ -945,8 +945,8 @@ def test_long_reads_are_refused_for_what_streams_keep() -> None:
 
 def test_many_streams_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round feeds some of them and takes requests; what came meanwhile leaves together."""
-    monkeypatch.setattr(httpserver, "_WAVE", 2)
-    monkeypatch.setattr(httpserver, "_TICK", 60.0)
+    monkeypatch.setattr(server_module, "_WAVE", 2)
+    monkeypatch.setattr(server_module, "_TICK", 60.0)
     application = Streamer()
     stepped = Stepped(application)
     reactor = stepped.reactor
@@ -1376,9 +1376,9 @@ def test_overload_does_not_flood_the_log(
     for request in application.kept:
         request.respond(200)
     stepped.run()
-    assert len(warnings(caplog)) == httpserver._SLOW_LINES
+    assert len(warnings(caplog)) == server_module._SLOW_LINES
     clock.sleep(stepped, 2)
-    assert warnings(caplog)[httpserver._SLOW_LINES :] == ["slow: 95 more requests"]
+    assert warnings(caplog)[server_module._SLOW_LINES :] == ["slow: 95 more requests"]
     caplog.clear()
     stepped.send(get(b"/keep"))
     clock.now += 5
@@ -1422,7 +1422,7 @@ def test_dead_machines_are_found_out() -> None:
         (connection,) = server._reactor.connections.values()
         assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-        assert idle == httpserver._KEEPALIVE
+        assert idle == server_module._KEEPALIVE
 
 
 def test_who_stops_sending_amid_a_chunk_gets_that_chunk_as_it_is() -> None:

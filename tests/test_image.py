@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import config
+from conure import VERSION
+from conure.config import load
 from tests.process import running
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +33,11 @@ def environment() -> dict[str, str]:
 
 
 def test_the_version_of_the_label_is_the_server_s() -> None:
-    assert f"VERSION={config.VERSION}" in instruction("ARG")
+    assert f"VERSION={VERSION}" in instruction("ARG")
 
 
 def test_the_documented_line_listens_where_the_image_says() -> None:
-    settings = config.load(["--node-id=node1", "--bootstrap"], environment())
+    settings = load(["--node-id=node1", "--bootstrap"], environment())
     assert settings.http_addr.is_wildcard
     ports = {str(settings.http_addr.port), str(settings.raft_addr.port)}
     assert set(instruction("EXPOSE")[0].split()) == ports
@@ -45,7 +46,7 @@ def test_the_documented_line_listens_where_the_image_says() -> None:
 
 
 def test_a_stop_is_over_before_docker_kills() -> None:
-    assert config.load([], environment()).shutdown_timeout < 10
+    assert load([], environment()).shutdown_timeout < 10
 
 
 def test_the_build_sees_nothing_that_git_ignores() -> None:

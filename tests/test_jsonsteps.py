@@ -10,9 +10,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import jsonsteps
-from errors import BadRequest, ConureError, PayloadTooLarge
-from jsonsteps import MAX_DEPTH, MAX_DIGITS, MAX_VALUES, Malformed, all_of, is_blank, read, write
+from conure.errors import BadRequest, ConureError, PayloadTooLarge
+from conure.http import jsonsteps
+from conure.http.jsonsteps import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_VALUES,
+    Malformed,
+    all_of,
+    is_blank,
+    read,
+    write,
+)
 
 MIB = 1 << 20
 REFUSED = "refused"

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-import kvapi
-from commands import (
+from conure.commands import (
     Acquire,
     Compare,
     Delete,
@@ -29,9 +28,10 @@ from commands import (
     Target,
     Transaction,
 )
-from errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
-from httpserver import Request
-from kvapi import MAX_ATTEMPTS, MAX_BATCH_LINES, MAX_KEYED_LINES, Command, WriteReply
+from conure.errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
+from conure.http import keys as keys_module
+from conure.http.keys import MAX_ATTEMPTS, MAX_BATCH_LINES, MAX_KEYED_LINES, Command, WriteReply
+from conure.http.server import Request
 from tests.httpdriver import read_answers, statuses
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer, wait_until
@@ -557,7 +557,7 @@ def test_a_key_of_a_round_is_read_once(
 
 def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is answered, in order; the short ones of other connections don't wait for them."""
-    monkeypatch.setattr(kvapi, "SLICE_BYTES", 50_000)
+    monkeypatch.setattr(keys_module, "SLICE_BYTES", 50_000)
     backend = FakeBackend()
     backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
     service = Service(backend, value_bytes=100_000)
@@ -574,7 +574,7 @@ def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPat
 def test_no_long_value_is_read_once_too_much_waits_for_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kvapi, "SLICE_BYTES", 50_000)
+    monkeypatch.setattr(keys_module, "SLICE_BYTES", 50_000)
     monkeypatch.setattr(Request, "room", property(lambda _: 0))
     backend = FakeBackend()
     backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
@@ -727,7 +727,7 @@ def test_transactions_wait_for_those_that_may_read_much(
     monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     """Until their outcomes are shown, or nothing came of them. Others go on meanwhile."""
-    monkeypatch.setattr(kvapi, "MAX_PROMISED", 20 << 20)
+    monkeypatch.setattr(keys_module, "MAX_PROMISED", 20 << 20)
     backend = Committing()
     backend.values = {b"a": b"no number"}
     service = Service(backend, value_bytes=1 << 20)
@@ -756,7 +756,7 @@ def test_a_refused_idempotency_key_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, service: Service, name: str
 ) -> None:
     """Neither its answer, for whoever writes next, nor what the transaction was promised."""
-    monkeypatch.setattr(kvapi, "MAX_PROMISED", 20 << 20)
+    monkeypatch.setattr(keys_module, "MAX_PROMISED", 20 << 20)
     body = b'{"success": [{"range": {"prefix": "a"}}]}'
     line = b'{"key": "a", "value": "1"}'
     for _ in range(4):
@@ -791,7 +791,7 @@ def test_a_session_holds_a_bounded_number_of_keys(
     monkeypatch: pytest.MonkeyPatch, service: Service
 ) -> None:
     """All of them end with it in one change."""
-    monkeypatch.setattr(kvapi, "MAX_HELD", 3)
+    monkeypatch.setattr(keys_module, "MAX_HELD", 3)
     session = json.loads(ask(service, "POST", "/session?ttl=1h").body)["id"]
     answers = [ask(service, "PUT", f"/kv?key={n}&acquire={session}") for n in range(4)]
     assert [answer.status for answer in answers] == [200, 200, 200, 409]

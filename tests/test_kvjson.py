@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kvjson
-from commands import (
+from conure.commands import (
     Compare,
     Delete,
     DeleteRange,
@@ -28,15 +27,16 @@ from commands import (
     Transaction,
     prefix_end,
 )
-from errors import BadRequest, PayloadTooLarge, RequestError
-from jsonsteps import all_of
-from kvjson import MAX_NUMBER, MAX_OPERATIONS, Limits
+from conure.errors import BadRequest, PayloadTooLarge, RequestError
+from conure.http import documents
+from conure.http.documents import MAX_NUMBER, MAX_OPERATIONS, Limits
+from conure.http.jsonsteps import all_of
 
 LIMITS = Limits(value_bytes=100, range_items=1000)
 
 
 def parsed(body: object) -> Transaction:
-    return all_of(kvjson.parse_transaction(json.dumps(body).encode(), LIMITS))
+    return all_of(documents.parse_transaction(json.dumps(body).encode(), LIMITS))
 
 
 def parsed_operation(operation: object) -> object:
@@ -191,7 +191,7 @@ def test_sizes_are_bounded() -> None:
 )  # fmt: skip
 def test_bodies_that_are_no_transaction(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        all_of(kvjson.parse_transaction(body, LIMITS))
+        all_of(documents.parse_transaction(body, LIMITS))
 
 
 def test_a_batch_line_by_line() -> None:
@@ -203,7 +203,7 @@ def test_a_batch_line_by_line() -> None:
         b'{"key": "c", "delete": true}',
         b'{"key": "d", "value": "", "delete": false}',
     ]
-    assert all_of(kvjson.parse_batch(b"\n".join(lines), LIMITS, 100)) == [
+    assert all_of(documents.parse_batch(b"\n".join(lines), LIMITS, 100)) == [
         (b"a", b"1", 0),
         (b"b", b"2", 60_000),
         (b"\xff", b"\xff", 0),
@@ -226,7 +226,7 @@ def test_a_batch_line_by_line() -> None:
 def test_a_batch_names_the_line_that_is_wrong(line: str) -> None:
     good = '{"key": "k", "value": "v"}'
     with pytest.raises(RequestError) as caught:
-        all_of(kvjson.parse_batch(f"{good}\n\n{line}\n{good}".encode(), LIMITS, 100))
+        all_of(documents.parse_batch(f"{good}\n\n{line}\n{good}".encode(), LIMITS, 100))
     assert str(caught.value).startswith("line 3")
 
 
@@ -238,13 +238,13 @@ def test_a_batch_names_the_line_that_is_wrong(line: str) -> None:
     ],
 )  # fmt: skip
 def test_durations(text: str, milliseconds: int) -> None:
-    assert kvjson.parse_duration("ttl", text) == milliseconds
+    assert documents.parse_duration("ttl", text) == milliseconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1e3", "1 s", "1S", "5y", "٣s", "1.s", "nan"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(BadRequest, match="ttl is"):
-        kvjson.parse_duration("ttl", text)
+        documents.parse_duration("ttl", text)
 
 
 @given(st.binary(max_size=20), st.binary(min_size=1, max_size=8))
@@ -256,9 +256,9 @@ def test_what_begins_with_a_prefix_is_before_what_is_behind_it(key: bytes, prefi
 
 @given(st.binary(max_size=30), st.binary(max_size=30))
 def test_a_record_that_is_shown_can_be_read_back(key: bytes, value: bytes) -> None:
-    shown = json.loads(json.dumps(kvjson.show_item(Item(b"k" + key, value, 3, 9, 2), 0)))
+    shown = json.loads(json.dumps(documents.show_item(Item(b"k" + key, value, 3, 9, 2), 0)))
     line = {name: shown[name] for name in ("key", "value", "encoding") if name in shown}
-    assert all_of(kvjson.parse_batch(json.dumps(line).encode(), LIMITS, 100)) == [
+    assert all_of(documents.parse_batch(json.dumps(line).encode(), LIMITS, 100)) == [
         (b"k" + key, value, 0)
     ]
     assert (shown["create_revision"], shown["mod_revision"], shown["version"]) == (3, 9, 2)
@@ -267,8 +267,8 @@ def test_a_record_that_is_shown_can_be_read_back(key: bytes, value: bytes) -> No
 
 def test_what_is_left_of_a_time_is_never_negative() -> None:
     item = Item(b"k", b"v", 1, 1, 1, 5000)
-    assert kvjson.show_item(item, 2500)["ttl"] == 2.5
-    assert kvjson.show_item(item, 6000)["ttl"] == 0
+    assert documents.show_item(item, 2500)["ttl"] == 2.5
+    assert documents.show_item(item, 6000)["ttl"] == 0
 
 
 def test_outcomes() -> None:
@@ -294,7 +294,7 @@ def test_outcomes() -> None:
         Result(1, more=True, items=(found,)),
         Result(1, True, items=(left,)),
     )
-    shown = all_of(kvjson.show_outcome(transaction, Outcome(7, True, results, repeated=True), 0))
+    shown = all_of(documents.show_outcome(transaction, Outcome(7, True, results, repeated=True), 0))
     record = {"create_revision": 7, "mod_revision": 7, "version": 1}
     binary = {
         "key": base64.b64encode(b"d").decode(), "value": "/w==", "encoding": "base64",
@@ -372,22 +372,22 @@ def outcome_of(steps: Any) -> object:
 )
 def test_a_long_body_is_judged_as_a_short_one(body: bytes) -> None:
     """White space makes a body long, and changes nothing else."""
-    long = body + b" " * kvjson.INLINE_BYTES
-    assert outcome_of(kvjson.parse_transaction(long, LIMITS)) == outcome_of(
-        kvjson.parse_transaction(body, LIMITS)
+    long = body + b" " * documents.INLINE_BYTES
+    assert outcome_of(documents.parse_transaction(long, LIMITS)) == outcome_of(
+        documents.parse_transaction(body, LIMITS)
     )
     line = body.replace(b"\n", b" ")
-    assert outcome_of(kvjson.parse_batch(line + b" " * kvjson.INLINE_BYTES, LIMITS, 9)) == (
-        outcome_of(kvjson.parse_batch(line, LIMITS, 9))
+    assert outcome_of(documents.parse_batch(line + b" " * documents.INLINE_BYTES, LIMITS, 9)) == (
+        outcome_of(documents.parse_batch(line, LIMITS, 9))
     )
 
 
 def test_a_string_that_is_too_long_for_a_value_is_refused_early() -> None:
     body = b'{"success": [{"put": {"key": "k", "value": "' + b"v" * 10_000_000 + b'"}}]}'
     with pytest.raises(PayloadTooLarge, match="max_value_bytes"):
-        all_of(kvjson.parse_transaction(body, LIMITS))
+        all_of(documents.parse_transaction(body, LIMITS))
     with pytest.raises(PayloadTooLarge, match="line 2: a string of more than"):
-        all_of(kvjson.parse_batch(b"\n" + body[21:-3] + b"\n", LIMITS, 9))
+        all_of(documents.parse_batch(b"\n" + body[21:-3] + b"\n", LIMITS, 9))
 
 
 def test_the_longest_value_fits_as_base64() -> None:
@@ -395,7 +395,7 @@ def test_the_longest_value_fits_as_base64() -> None:
     value = bytes(range(256)) * 390 + b"\xff" * 160
     text = base64.b64encode(value).decode()
     body = {"success": [{"put": {"key": "aw==", "value": text, "encoding": "base64"}}]}
-    found = all_of(kvjson.parse_transaction(json.dumps(body).encode(), limits))
+    found = all_of(documents.parse_transaction(json.dumps(body).encode(), limits))
     assert found.success == (Put(b"k", value),)
 
 
@@ -404,7 +404,7 @@ def test_the_deletions_of_a_branch_share_what_a_change_may_delete() -> None:
         branch = [{"delete": {"prefix": f"{n}/"}} for n in range(count)]
         body = json.dumps({"success": [*branch, {"get": {"key": "k"}}], "failure": branch[:1]})
         limits = Limits(value_bytes=100, range_items=most)
-        found = all_of(kvjson.parse_transaction(body.encode(), limits))
+        found = all_of(documents.parse_transaction(body.encode(), limits))
         assert [each.limit for each in found.failure if isinstance(each, DeleteRange)] == [
             min(most, 5000)
         ]
@@ -422,10 +422,10 @@ def test_the_values_of_a_transaction_are_bounded_together() -> None:
     for success, failure, fits in ((4, 0, True), (2, 2, True), (5, 0, False), (3, 2, False)):
         body = json.dumps({"success": puts[:success], "failure": puts[:failure]}).encode()
         if fits:
-            all_of(kvjson.parse_transaction(body, limits))
+            all_of(documents.parse_transaction(body, limits))
         else:
             with pytest.raises(PayloadTooLarge, match="may write up to 4,194,304"):
-                all_of(kvjson.parse_transaction(body, limits))
+                all_of(documents.parse_transaction(body, limits))
     Limits(value_bytes=8 << 20, range_items=10).check_change(8 << 20)  # one that long is allowed
 
 
@@ -433,20 +433,20 @@ def test_the_values_of_a_transaction_are_bounded_together() -> None:
 def test_blank_lines_of_a_batch_count(blank: bytes) -> None:
     line = b'{"key": "k", "value": "v"}'
     lines = (blank + b"\n") * 8 + line
-    assert all_of(kvjson.parse_batch(lines, LIMITS, 9)) == [(b"k", b"v", 0)]
-    assert all_of(kvjson.parse_batch(lines + b"\n", LIMITS, 9)) == [(b"k", b"v", 0)]
+    assert all_of(documents.parse_batch(lines, LIMITS, 9)) == [(b"k", b"v", 0)]
+    assert all_of(documents.parse_batch(lines + b"\n", LIMITS, 9)) == [(b"k", b"v", 0)]
     with pytest.raises(PayloadTooLarge, match="more than 9 lines"):
-        all_of(kvjson.parse_batch(blank + b"\n" + lines, LIMITS, 9))
+        all_of(documents.parse_batch(blank + b"\n" + lines, LIMITS, 9))
 
 
 def test_a_batch_of_millions_of_blank_lines_is_not_read_to_its_end() -> None:
     with pytest.raises(PayloadTooLarge, match="more than 10 lines"):
-        next(iter(kvjson.parse_batch(b"\n" * (16 << 20), LIMITS, 10)))
+        next(iter(documents.parse_batch(b"\n" * (16 << 20), LIMITS, 10)))
 
 
 def test_a_batch_is_read_a_line_a_step() -> None:
     text = b'{"key": "k", "value": "v"}\n' * 100
-    assert sum(1 for _ in kvjson.parse_batch(text, LIMITS, 100)) == 100
+    assert sum(1 for _ in documents.parse_batch(text, LIMITS, 100)) == 100
 
 
 def test_what_a_change_reads_deletes_and_writes_is_bounded_together() -> None:
@@ -455,7 +455,7 @@ def test_what_a_change_reads_deletes_and_writes_is_bounded_together() -> None:
     def parse(*operations: dict[str, Any], compare: str = "") -> Transaction:
         compares = [{"key": "k", "value": compare}] if compare else []
         body = json.dumps({"compare": compares, "success": operations}).encode()
-        return all_of(kvjson.parse_transaction(body, limits))
+        return all_of(documents.parse_transaction(body, limits))
 
     delete = {"delete": {"prefix": "d"}}
     put = {"put": {"key": "k", "value": "v" * (1 << 20)}}

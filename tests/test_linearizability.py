@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from btree import Record
-from commands import Compare, Expire, Get, Increment, Outcome, Put, Relation, Target, Transaction
+from conure.commands import (
+    Compare,
+    Expire,
+    Get,
+    Increment,
+    Outcome,
+    Put,
+    Relation,
+    Target,
+    Transaction,
+)
 from tests.linearizability import (
     DELETE,
     GET,

@@ -15,12 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from metrics import (
-    LATENCY_SECONDS,
-    Registry,
-    add_build_info,
-    add_process_metrics,
-)
+from conure.metrics import LATENCY_SECONDS, Registry, add_build_info, add_process_metrics
 
 
 def parsed(registry: Registry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.mutations import MUTATIONS, ROOT, Mutation
+from tests.test_imports import FILES
 
-UNMUTATED: dict[str, str] = {}
+UNMUTATED: dict[str, str] = {
+    "conure/consensus/messages.py": "values and protocols: there is nothing to do wrong",
+}
 """Modules that need no mutation, and why."""
 
 
 def test_every_module_has_a_mutation() -> None:
-    modules = {path.name for path in ROOT.glob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in FILES.values() if path.stem != "__init__"}
     mutated = {mutation.file for mutation in MUTATIONS}
     assert mutated <= modules
     assert modules - mutated == UNMUTATED.keys()
@@ -29,7 +32,8 @@ def test_no_two_mutations_have_one_name() -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_applies(mutation: Mutation, tmp_path: Path) -> None:
-    shutil.copy(ROOT / mutation.file, tmp_path)
+    (tmp_path / mutation.file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / mutation.file, tmp_path / mutation.file)
     mutation.apply(tmp_path)  # its old text is there exactly once
     changed = (tmp_path / mutation.file).read_text()
     assert changed != (ROOT / mutation.file).read_text()

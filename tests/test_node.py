@@ -20,11 +20,14 @@ from typing import Any
 
 import pytest
 
-import node as node_module
-import upkeep
 from btree import Record
-from commands import Committed, Increment, Outcome, Transaction
-from errors import (
+from conure.cluster import checkpointing
+from conure.cluster import node as node_module
+from conure.cluster.node import Node, NodeOptions
+from conure.commands import Committed, Increment, Outcome, Transaction
+from conure.consensus.messages import Entry, HardState, Message, MessageType
+from conure.consensus.raftlog import RaftLog
+from conure.errors import (
     Conflict,
     ConureError,
     CorruptionError,
@@ -38,15 +41,13 @@ from errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from fileio import FileSystem, OsFileSystem
-from metrics import Registry
-from node import Node, NodeOptions
-from raft import Entry, HardState, Message, MessageType, Raft
-from raftlog import RaftLog
+from conure.fileio import FileSystem, OsFileSystem
+from conure.metrics import Registry
+from conure.peers.transport import Greeting, Outgoing
+from raft import Raft
 from tests.answers import outcomes_of, value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.process import wait_until
-from transport import Greeting, Outgoing
 
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
 Command = tuple[bytes, bytes | None]
@@ -886,7 +887,7 @@ def test_a_checkpoint_rests_until_a_restart_would_have_too_much_to_apply(
             write(node, *[(b"%d" % n, b"again") for n in range(250)])
 
     write(node, *[(b"%d" % n, bytes(300)) for n in range(1000)])
-    monkeypatch.setattr(upkeep, "sleep", pause)
+    monkeypatch.setattr(checkpointing, "sleep", pause)
     node._upkeep.checkpoint(1e-9)
     if writes_go_on:
         assert behind == [1002, 1252, 1502, 1752]
@@ -903,7 +904,7 @@ def test_a_checkpoint_that_may_not_rest_still_keeps_the_log_ahead(
     write(node, *[(b"%d" % n, bytes(300)) for n in range(1000)])
     prepared: list[None] = []
     monkeypatch.setattr(node._log, "prepare", lambda: prepared.append(None))
-    monkeypatch.setattr(upkeep, "sleep", lambda _: pytest.fail("it rested"))
+    monkeypatch.setattr(checkpointing, "sleep", lambda _: pytest.fail("it rested"))
     node._upkeep.checkpoint(1e-9)
     assert prepared  # or the next writes would have to make their segments themselves
     monkeypatch.undo()
@@ -1038,7 +1039,7 @@ def test_long_values_to_be_reclaimed_keep_nothing_else_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However many there are, the log is prepared; a checkpoint is begun when there are none."""
-    monkeypatch.setattr(upkeep, "RECLAIM_SECONDS", 0.0)
+    monkeypatch.setattr(checkpointing, "RECLAIM_SECONDS", 0.0)
     with started(CrashFileSystem()) as node:
         rest(node)
         node._stopped.clear()

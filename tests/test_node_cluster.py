@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
-import node as node_module
-import wire
 from btree import Record
-from commands import (
+from conure import errors
+from conure.cluster import node as node_module
+from conure.cluster.leases import LEASE_SHARE, MAX_TOLD
+from conure.cluster.membership import newcomer
+from conure.cluster.node import TICK, Command, Node, NodeOptions
+from conure.commands import (
     Acquire,
     Committed,
     Compare,
@@ -44,7 +47,20 @@ from commands import (
     Touch,
     Transaction,
 )
-from errors import (
+from conure.consensus.members import Configuration, Server
+from conure.consensus.messages import (
+    COMMAND,
+    CONFIG,
+    NOOP,
+    Entry,
+    Message,
+    MessageType,
+    SnapshotHeader,
+    SnapshotMeta,
+    State,
+)
+from conure.consensus.raftlog import RESERVE_FILES
+from conure.errors import (
     Conflict,
     ConureError,
     CorruptionError,
@@ -55,31 +71,18 @@ from errors import (
     NotLeader,
     OutcomeUnknown,
     ProtocolViolation,
+    Refused,
     Unavailable,
     VersionTooNew,
 )
-from leases import LEASE_SHARE, MAX_TOLD
-from membership import newcomer
-from metrics import Registry
-from node import TICK, Command, Node, NodeOptions
-from raft import (
-    COMMAND,
-    CONFIG,
-    NOOP,
-    Configuration,
-    Entry,
-    Message,
-    MessageType,
-    Server,
-    SnapshotMeta,
-    State,
-)
-from raftlog import RESERVE_FILES
-from snapshots import IncomingSnapshot
-from store import Session
+from conure.metrics import Registry
+from conure.peers import frames
+from conure.peers.transport import Greeting, Incoming, Outgoing
+from conure.state import codec
+from conure.state.machine import Session
+from conure.state.snapshots import IncomingSnapshot
 from tests.answers import Ended, outcomes_of, value_of
 from tests.crashfs import CrashFileSystem
-from transport import Greeting, Incoming, Outgoing, Refused, SnapshotHeader
 
 EPOCH = 1_700_000_000.0
 
@@ -1090,7 +1093,7 @@ def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -
 
 
 def test_what_is_held_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr("conure.cluster.node.MAX_HELD_BYTES", 1000)
     lab = cluster("n2", "n3")
     outcomes = [begin(lab["n1"], (b"k", b"v" * 600)) for _ in range(4)]
     assert [type(each[0]) for each in outcomes] == [str, str, str, Unavailable]
@@ -1159,7 +1162,7 @@ def test_time_goes_on_at_a_leader_whose_wall_clock_is_behind() -> None:
 
 
 def test_what_is_due_ends_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.MAX_EXPIRED", 2)
+    monkeypatch.setattr("conure.cluster.node.MAX_EXPIRED", 2)
     lab = cluster("n2")
     do(lab, *[Put(b"%d" % number, b"v", ttl=100) for number in range(5)])
     lab.tick_until(lambda: len(lab["n1"]._store.tree) == 1)  # but for the clock
@@ -1910,7 +1913,7 @@ def test_a_state_that_does_not_go_on_leaves_no_file() -> None:
     rows = [(b"ka", b"v", 1, 1, 1, 0)]
     lab["n2"].housekeep()
     lab.now += node_module.TRANSFER_REST - 1
-    far.add(wire.encode_records(rows))
+    far.add(codec.encode_records(rows))
     lab["n2"].housekeep()
     lab.now += node_module.TRANSFER_REST - 1
     lab["n2"].housekeep()
@@ -1919,7 +1922,7 @@ def test_a_state_that_does_not_go_on_leaves_no_file() -> None:
     lab["n2"].housekeep()
     assert staged(lab, "n2") == []
     with pytest.raises(Refused, match="complete or was given up"):
-        far.add(wire.encode_records(rows))
+        far.add(codec.encode_records(rows))
 
 
 def test_a_state_of_who_leads_no_more_leaves_no_file() -> None:
@@ -2135,10 +2138,10 @@ POISON = {
     "nothing": b"",
     "an unknown operation": b"\x01\x09\x00\x00\x01k",
     "unknown flags": b"\x01\x01\x80\x00\x01kv",
-    "half a transaction": wire.encode_transaction(Transaction((), (Put(b"k", b"v"),)))[:-1],
-    "a later release's": b"\x02" + wire.encode_put(b"k", b"v")[1:],
-    "a key that fits in no page": wire.encode_put(LONG, b"v"),
-    "such a key in a transaction": wire.encode_transaction(Transaction((), (Put(LONG, b"v"),))),
+    "half a transaction": codec.encode_transaction(Transaction((), (Put(b"k", b"v"),)))[:-1],
+    "a later release's": b"\x02" + codec.encode_put(b"k", b"v")[1:],
+    "a key that fits in no page": codec.encode_put(LONG, b"v"),
+    "such a key in a transaction": codec.encode_transaction(Transaction((), (Put(LONG, b"v"),))),
 }
 
 
@@ -2174,7 +2177,7 @@ def test_a_command_that_could_not_be_applied_never_gets_into_a_log(data: bytes) 
     lab.tick(5)
     before = {n: (node._raft.term, node._log.last_index) for n, node in lab.nodes.items()}
     for node_id in ("n1", "n3"):
-        good = (COMMAND, wire.encode_put(b"a", b"b"))
+        good = (COMMAND, codec.encode_put(b"a", b"b"))
         lab[node_id].receive([forged(lab[node_id], (NOOP, b""), good, (COMMAND, data))])
     assert before == {n: (node._raft.term, node._log.last_index) for n, node in lab.nodes.items()}
     for node_id in ("n1", "n3"):
@@ -2215,7 +2218,7 @@ def test_whatever_a_member_sends_a_node_lives_and_starts_again() -> None:
     lab.cut |= {"n1", "n2"}
     far = [0, 1, 1 << 61, (1 << 62) - 1, 1 << 62, (1 << 64) - 1]
     members = lab["n1"]._raft.configuration.encode()
-    fine = [wire.encode_put(b"k", b"v"), wire.encode_delete(b"k")]
+    fine = [codec.encode_put(b"k", b"v"), codec.encode_delete(b"k")]
     fine += [_random_transaction(rng) for _ in range(60)]
     taken = 0
     for number in range(1500):
@@ -2243,8 +2246,8 @@ def test_whatever_a_member_sends_a_node_lives_and_starts_again() -> None:
             message.entries[-1].kind = CONFIG
         if kind is not MessageType.SNAPSHOT:  # its state comes by another way
             before = raft.last_index
-            with contextlib.suppress(wire.WireError, struct.error):  # no frame can hold it
-                lab["n3"].receive([wire.decode_message(wire.encode_message(message))])
+            with contextlib.suppress(errors.WireError, struct.error):  # no frame can hold it
+                lab["n3"].receive([frames.decode_message(frames.encode_message(message))])
             taken += raft.last_index > before
         lab.tick(rng.randrange(2))
         assert lab.failed == set(), message
@@ -2284,7 +2287,7 @@ def _random_transaction(rng: random.Random) -> bytes:
         Compare(b"k", Target.VERSION, rng.choice([*Relation]), rng.choice(numbers)),
         Compare(b"k", Target.VALUE, rng.choice([*Relation]), b"v"),
     ]
-    return wire.encode_transaction(
+    return codec.encode_transaction(
         Transaction(
             tuple(compares[: rng.randrange(3)]),
             tuple(operations),
@@ -2306,14 +2309,14 @@ def second_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Whether a node reads them is in its options: here, one program plays two releases.
     """
-    put, decode, check = wire.encode_put, wire.decode_command, wire.check_command
+    put, decode, check = codec.encode_put, codec.decode_command, codec.check_command
 
     def encode(key: bytes, value: bytes) -> bytes:
         return b"\x02" + put(key, value)[1:] if key[:1] == b"2" else put(key, value)
 
-    monkeypatch.setattr(wire, "encode_put", encode)
-    monkeypatch.setattr(wire, "decode_command", lambda data: decode(b"\x01" + data[1:]))
-    monkeypatch.setattr(wire, "check_command", lambda data: check(b"\x01" + data[1:]))
+    monkeypatch.setattr(codec, "encode_put", encode)
+    monkeypatch.setattr(codec, "decode_command", lambda data: decode(b"\x01" + data[1:]))
+    monkeypatch.setattr(codec, "check_command", lambda data: check(b"\x01" + data[1:]))
 
 
 def spoken(node: Node) -> str:
@@ -2323,7 +2326,7 @@ def spoken(node: Node) -> str:
 def test_who_has_no_time_to_apply_takes_no_more_than_it_may_keep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("node.MAX_UNAPPLIED", 5)
+    monkeypatch.setattr("conure.cluster.node.MAX_UNAPPLIED", 5)
     lab = cluster("n2", "n3")
     busy = lab["n3"]
     busy.call_later = lambda action, seconds: None

@@ -17,20 +17,21 @@ from pathlib import Path
 import pytest
 
 import conuredb
-import offline
-from backup import UNFINISHED, Backup, Facts
 from btree import BTree
-from commands import Acquire, Increment, OpenSession, Operation, Put, Transaction
-from datadir import read_identity, write_identity
-from fileio import OsFileSystem
-from node import _configuration_at
-from raft import Entry, EntryKind
-from raftlog import RaftLog
-from store import Store
+from conure.cluster.node import _configuration_at
+from conure.commands import Acquire, Increment, OpenSession, Operation, Put, Transaction
+from conure.consensus.messages import Entry, EntryKind
+from conure.consensus.raftlog import RaftLog
+from conure.consensus.records import encode_record
+from conure.fileio import OsFileSystem
+from conure.ops import offline
+from conure.state.backup import UNFINISHED, Backup, Facts
+from conure.state.codec import encode_transaction
+from conure.state.machine import Store
+from conure.storage.datadir import read_identity, write_identity
 from tests import forkserver
 from tests.process import ROOT, running
 from tests.test_node import started, write
-from wire import encode_record, encode_transaction
 
 BINARY = b"\xff\x00", b"\xfe\n"
 DATABASE = "conure.db"

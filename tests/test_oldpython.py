@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import oldpython
+from conure import oldpython
 from tests.process import ROOT
 
 AS_AN_OLD_ONE = "import sys; sys.version_info = (3, 10, 13, 'final', 0); "
@@ -22,18 +22,18 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("program", ["conuredb.py", "conuresh.py", "scaling.py"])
+@pytest.mark.parametrize("program", ["conuredb.py", "conuresh.py", "conure/ops/scaling.py"])
 def test_a_program_ends_with_one_line(tmp_path: Path, program: str) -> None:
     done = run(f"import runpy; runpy.run_path({str(ROOT / program)!r}, None, '__main__')", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{program}: {WORDS}"
+    assert done.stderr == f"{Path(program).name}: {WORDS}"
 
 
 def test_a_program_that_imports_the_client_is_told_by_an_exception(tmp_path: Path) -> None:
-    done = run("import client", tmp_path)
+    done = run("import conure.client", tmp_path)
     assert done.returncode == 1
     assert done.stderr.endswith(f"\nImportError: {WORDS}")
-    done = run("\ntry:\n    import client\nexcept ImportError as e:\n    print(e)", tmp_path)
+    done = run("\ntry:\n    import conure.client\nexcept ImportError as e:\n    print(e)", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, WORDS, "")
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-import openapi
-from errors import ConureError
+from conure.errors import ConureError
+from conure.http import openapi
+from conure.http.documents import MAX_KEY_BYTES, MAX_NUMBER, MAX_OPERATIONS, Limits
+from conure.http.parameters import PLAIN
+from conure.metrics import Registry
 from httpapi import API
-from kvjson import MAX_KEY_BYTES, MAX_NUMBER, MAX_OPERATIONS, Limits
-from kvrequests import PLAIN
-from metrics import Registry
 from tests.process import ROOT, running
 
 BEYOND = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from origins import Access, Authority, Names, host_of, parse_authority, parse_pattern
+from conure.http.origins import Access, Names
+from conure.values import Authority, host_of, parse_authority, parse_pattern
 
 TOLD = Names(
     ["db.example.com", ".inside.example", "*.below.example"],

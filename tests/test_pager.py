@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from errors import CorruptionError, ForeignDirectory
+from conure.errors import CorruptionError, ForeignDirectory
 from pager import ENVELOPE, LEAF, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Meta, Pager, _meta_page
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from places import Places
+from conure.net.places import Places
 
 
 def fill(places: Places, address: str) -> int:

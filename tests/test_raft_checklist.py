@@ -13,7 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import (
+from conure.cluster.membership import arbiters_warning
+from conure.consensus.members import Configuration, Outlook, Server
+from conure.consensus.messages import (
+    COMMAND,
+    CONFIG,
+    NOOP,
+    Entry,
+    HardState,
+    Message,
+    MessageType,
+    Ready,
+    SnapshotMeta,
+    State,
+)
+from conure.errors import (
     Conflict,
     CorruptionError,
     MemberNotFound,
@@ -21,26 +35,7 @@ from errors import (
     ProtocolViolation,
     Unavailable,
 )
-from membership import arbiters_warning
-from raft import (
-    COMMAND,
-    CONFIG,
-    NOOP,
-    Configuration,
-    Entry,
-    HardState,
-    Message,
-    MessageType,
-    Outlook,
-    Raft,
-    RaftOptions,
-    Ready,
-    Replication,
-    Server,
-    SnapshotMeta,
-    State,
-    bootstrap,
-)
+from raft import Raft, RaftOptions, Replication, bootstrap
 from tests.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
 
 ELECTION = RaftOptions("").election_ticks

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import CorruptionError, VersionTooNew
-from raft import CONFIG, Configuration, HardState, Server, bootstrap
+from conure.consensus.members import Configuration, Server
+from conure.consensus.messages import CONFIG, HardState
+from conure.errors import CorruptionError, VersionTooNew
+from raft import bootstrap
 from tests.raft_cluster import configuration_of, server
 
 texts = st.text(max_size=20)

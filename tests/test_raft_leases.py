@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from errors import ProtocolViolation
-from raft import Configuration, Message, MessageType, Raft, RaftOptions, State, bootstrap
+from conure.consensus.members import Configuration
+from conure.consensus.messages import Message, MessageType, State
+from conure.errors import ProtocolViolation
+from raft import Raft, RaftOptions, bootstrap
 from tests.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
 
 ELECTION = RaftOptions("").election_ticks

@@ -11,23 +11,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from errors import Conflict, MemberNotFound, NotLeader, Unavailable
-from raft import (
+from conure.consensus.members import Configuration
+from conure.consensus.messages import (
     COMMAND,
     NOOP,
-    Configuration,
     Entry,
     HardState,
     Message,
     MessageType,
-    Raft,
-    RaftOptions,
     ReadState,
-    Replication,
     SnapshotMeta,
     State,
-    bootstrap,
 )
+from conure.errors import Conflict, MemberNotFound, NotLeader, Unavailable
+from raft import Raft, RaftOptions, Replication, bootstrap
 from tests.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
 
 ELECTION = RaftOptions("").election_ticks

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import pytest
 
-from errors import ConureError
-from raft import RaftOptions, State
+from conure.consensus.messages import State
+from conure.errors import ConureError
+from raft import RaftOptions
 from tests.raft_cluster import Cluster, Envelope, Node, server
 
 SEEDS = 60

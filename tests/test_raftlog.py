@@ -13,13 +13,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-import raftlog
-from errors import CorruptionError, DiskFailed, DiskFull
-from fileio import FileSystem, OsFileSystem
-from raft import COMMAND, CONFIG, NOOP, Entry, HardState, SnapshotMeta, Storage
-from raftlog import ENTRY_OVERHEAD, RESERVE_BYTES, RESERVE_FILES, Compacted, RaftLog
+from conure.consensus import raftlog
+from conure.consensus.messages import COMMAND, CONFIG, NOOP, Entry, HardState, SnapshotMeta, Storage
+from conure.consensus.raftlog import (
+    ENTRY_OVERHEAD,
+    RESERVE_BYTES,
+    RESERVE_FILES,
+    Compacted,
+    RaftLog,
+)
+from conure.consensus.records import decode_record, encode_record
+from conure.errors import CorruptionError, DiskFailed, DiskFull
+from conure.fileio import FileSystem, OsFileSystem
 from tests.crashfs import SECTOR, CrashFileSystem
-from wire import decode_record, encode_record
 
 DIRECTORY = "/data/raft"
 YOUNGEST = f"{DIRECTORY}/{9:020}.log"

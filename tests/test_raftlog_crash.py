@@ -15,9 +15,9 @@ from typing import Literal
 
 import pytest
 
-from errors import DiskFailed, DiskFull
-from raft import Entry, HardState, SnapshotMeta
-from raftlog import ENTRY_OVERHEAD, RaftLog
+from conure.consensus.messages import Entry, HardState, SnapshotMeta
+from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
+from conure.errors import DiskFailed, DiskFull
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 DIRECTORY = "/data/raft"

@@ -12,8 +12,8 @@ import requests
 import urllib3
 
 import conuresh
-from client import Client
-from errors import NotLeader
+from conure.client.client import Client
+from conure.errors import NotLeader
 from tests.httpservice import FakeBackend, Service
 
 

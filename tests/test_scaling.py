@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import scaling
-from errors import Unavailable
-from scaling import Names
+from conure.errors import Unavailable
+from conure.ops import scaling
+from conure.ops.scaling import Names
 from tests.cluster import Cluster, Member, fetch, wait_until
 from tests.process import ROOT, ServerProcess
 
@@ -22,7 +22,7 @@ NOWHERE = "nobody.invalid"
 BEGIN = """
 import sys
 sys.path.insert(0, {root!r})
-import scaling
+from conure.ops import scaling
 *flags, witnesses = sys.argv[1:]
 scaling.begin(flags[0].partition("=")[2], {peers!r}, witnesses.split(","), flags)
 """

@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import conuredb
-from config import SETTINGS, Address
+from conure.config import SETTINGS, Address
 from conuredb import UNWRITTEN_SHARE, Process, main
 
 MIB = 1 << 20

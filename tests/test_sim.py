@@ -18,12 +18,12 @@ from unittest import mock
 
 import pytest
 
-import snapshots
-from errors import ConureError, DiskFailed, Diverged, ForeignDirectory
-from leases import Lease
-from node import Node
-from raft import State
-from raftlog import RaftLog
+from conure.cluster.leases import Lease
+from conure.cluster.node import Node
+from conure.consensus.messages import State
+from conure.consensus.raftlog import RaftLog
+from conure.errors import ConureError, DiskFailed, Diverged, ForeignDirectory
+from conure.state import snapshots
 from tests.answers import value_of
 from tests.linearizability import Violation
 from tests.sim import (

@@ -12,18 +12,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import snapshots
-import wire
 from btree import BTree, Record
-from errors import CorruptionError, DiskFailed, DiskFull, ProtocolViolation, StorageError
-from fileio import FileSystem, OsFileSystem
-from raft import Entry, EntryKind, HardState, Message, MessageType, SnapshotMeta
-from raftlog import RESERVE_FILES, RaftLog
-from snapshots import CHUNK_BYTES, IncomingSnapshot, OutgoingSnapshot, install, recover
-from store import Inspection, Store
+from conure.consensus.messages import (
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    MessageType,
+    SnapshotHeader,
+    SnapshotMeta,
+)
+from conure.consensus.raftlog import RESERVE_FILES, RaftLog
+from conure.errors import (
+    CorruptionError,
+    DiskFailed,
+    DiskFull,
+    ProtocolViolation,
+    Refused,
+    StorageError,
+    WireError,
+)
+from conure.fileio import FileSystem, OsFileSystem
+from conure.state import codec, snapshots
+from conure.state.codec import encode_records
+from conure.state.machine import Inspection, Store
+from conure.state.snapshots import CHUNK_BYTES, IncomingSnapshot, OutgoingSnapshot, install, recover
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
-from transport import Refused, SnapshotHeader
-from wire import WireError, encode_records
 
 HOME = "/data"
 META = SnapshotMeta(100, 7, b"the members")
@@ -170,7 +184,7 @@ def test_chunks_are_of_like_size_and_a_large_value_goes_alone() -> None:
     assert sizes[-1] < 3 * CHUNK_BYTES + 100
     assert sizes[-2] < CHUNK_BYTES + 100
     assert sum(size > CHUNK_BYTES // 2 for size in sizes) >= len(sizes) - 1
-    assert [row[0] for chunk in chunks for row in wire.decode_records(chunk)] == sorted(content)
+    assert [row[0] for chunk in chunks for row in codec.decode_records(chunk)] == sorted(content)
     assert outgoing(sending_store(content)).header.id != out.header.id
 
 
@@ -187,11 +201,11 @@ def test_a_transfer_goes_on_where_it_broke_off(small_chunks: None) -> None:
         for _ in range(broken_after):
             chunk = next(chunks)
             into.add(chunk)
-            last = wire.decode_records(chunk)[-1][0]
+            last = codec.decode_records(chunk)[-1][0]
         into.interrupted()
         assert into.resume_after() == last
         for chunk in out.chunks(last):
-            assert wire.decode_records(chunk)[0][0] > last
+            assert codec.decode_records(chunk)[0][0] > last
             break
         if broken_after:
             into.add(chunk)  # what the first connection still brings does no harm
@@ -214,22 +228,22 @@ def exchanged(chunks: list[bytes]) -> list[bytes]:
 
 
 def with_an_unordered_chunk(chunks: list[bytes]) -> list[bytes]:
-    rows = wire.decode_records(chunks[2])
+    rows = codec.decode_records(chunks[2])
     rows[-2:] = rows[:-3:-1]
-    return [*chunks[:2], wire.encode_records(rows), *chunks[3:]]
+    return [*chunks[:2], codec.encode_records(rows), *chunks[3:]]
 
 
 def with_a_record_twice(chunks: list[bytes]) -> list[bytes]:
-    rows = wire.decode_records(chunks[2])
-    return [*chunks[:2], wire.encode_records([*rows[:-1], rows[-2]]), *chunks[3:]]
+    rows = codec.decode_records(chunks[2])
+    return [*chunks[:2], codec.encode_records([*rows[:-1], rows[-2]]), *chunks[3:]]
 
 
 def with_too_long_a_key(chunks: list[bytes]) -> list[bytes]:
-    return [*chunks[:2], wire.encode_records([(b"k" + b"z" * 9000, b"", 1, 1, 1, 0)])]
+    return [*chunks[:2], codec.encode_records([(b"k" + b"z" * 9000, b"", 1, 1, 1, 0)])]
 
 
 def with_more_than_announced(chunks: list[bytes]) -> list[bytes]:
-    return [*chunks, wire.encode_records([(b"z", b"", 1, 1, 1, 0)])]
+    return [*chunks, codec.encode_records([(b"z", b"", 1, 1, 1, 0)])]
 
 
 def cut_inside(chunks: list[bytes]) -> list[bytes]:
@@ -354,7 +368,7 @@ def test_sending_goes_on_when_the_tree_is_closed(small_chunks: None) -> None:
     found = [next(chunks)]
     store.tree.close()
     found += chunks
-    assert [row[0] for chunk in found for row in wire.decode_records(chunk)] == sorted(content)
+    assert [row[0] for chunk in found for row in codec.decode_records(chunk)] == sorted(content)
     out.close()
 
 

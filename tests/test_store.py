@@ -11,19 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import wire
 from btree import BTree, Record
-from commands import MAX_KEY_BYTES, Acquire, OpenSession, Outcome, Put, Transaction
-from errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
-from raft import Entry, EntryKind, SnapshotMeta
-from store import LAST_TIME, MARK_EVERY, Checkpoint, Inspection, Store
+from conure.commands import MAX_KEY_BYTES, Acquire, OpenSession, Outcome, Put, Transaction
+from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
+from conure.errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
+from conure.state import codec
+from conure.state.machine import LAST_TIME, MARK_EVERY, Checkpoint, Inspection, Store
 from tests.crashfs import CrashFileSystem
 
 PATH = "/conure.db"
 Command = tuple[bytes, bytes | None]
 
 
-def open_store(fs: CrashFileSystem, configuration: bytes = b"", speaks: int = wire.SPEAKS) -> Store:
+def open_store(
+    fs: CrashFileSystem, configuration: bytes = b"", speaks: int = codec.SPEAKS
+) -> Store:
     tree = BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20)
     return Store(tree, configuration, speaks)
 
@@ -41,7 +43,7 @@ def entries(first: int, *commands: Command, term: int = 1) -> list[Entry]:
             term,
             index,
             EntryKind.COMMAND,
-            wire.encode_delete(key) if value is None else wire.encode_put(key, value),
+            codec.encode_delete(key) if value is None else codec.encode_put(key, value),
         )
         for index, (key, value) in enumerate(commands, first)
     ]
@@ -92,7 +94,7 @@ def test_entries_without_a_command_count_too(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x01", b"\x00" + wire.encode_put(b"k", b"v")[1:], b"\x01\x63\x00\x00\x01k"]
+    "data", [b"", b"\x01", b"\x00" + codec.encode_put(b"k", b"v")[1:], b"\x01\x63\x00\x00\x01k"]
 )
 def test_a_command_nobody_knows_is_never_skipped(data: bytes) -> None:
     store = open_store(CrashFileSystem())
@@ -103,7 +105,7 @@ def test_a_command_nobody_knows_is_never_skipped(data: bytes) -> None:
 def test_a_command_of_a_later_release_says_which_version_is_needed() -> None:
     fs = CrashFileSystem()
     store = open_store(fs)
-    newer = b"\x02" + wire.encode_put(b"k", b"v")[1:]
+    newer = b"\x02" + codec.encode_put(b"k", b"v")[1:]
     with pytest.raises(VersionTooNew, match="entry 2 of the log is of format version 2"):
         store.apply([*entries(1, (b"a", b"1")), Entry(1, 2, EntryKind.COMMAND, newer)])
 
@@ -113,13 +115,13 @@ def test_the_state_remembers_the_newest_version_that_made_it(
 ) -> None:
     """However the log is cut, and in a state that is sent: as a record of its own, which a release
     before never meets, because it is not there before it is needed."""
-    decode = wire.decode_command
-    monkeypatch.setattr(wire, "decode_command", lambda data: decode(b"\x01" + data[1:]))
+    decode = codec.decode_command
+    monkeypatch.setattr(codec, "decode_command", lambda data: decode(b"\x01" + data[1:]))
     fs = CrashFileSystem()
     store = open_store(fs, speaks=3)
     store.apply(entries(1, (b"a", b"1")))
     assert (store.version, len(store.tree)) == (1, 1)
-    newer = [b"\x03" + wire.encode_put(b"k", b"%d" % n)[1:] for n in range(2)]
+    newer = [b"\x03" + codec.encode_put(b"k", b"%d" % n)[1:] for n in range(2)]
     store.apply([Entry(1, i, EntryKind.COMMAND, data) for i, data in enumerate(newer, 2)])
     store.apply(entries(4, (b"b", b"2")))
     assert (store.version, store.records, store.get(b"k") is not None) == (3, 3, True)
@@ -186,7 +188,7 @@ def digest_of(*commands: Command) -> int:
 def test_the_digest_is_a_crc_over_commands_and_what_they_did(store: Store) -> None:
     assert store.digest == 0
     expected = 0
-    put, delete = wire.encode_put(b"a", b"1"), wire.encode_delete(b"a")
+    put, delete = codec.encode_put(b"a", b"1"), codec.encode_delete(b"a")
     for data, done in ((put, 1), (put, 2), (delete, 1), (delete, 0), (put, 1)):
         store.apply([Entry(1, store.applied_index + 1, EntryKind.COMMAND, data)])
         expected = crc32(data, expected ^ done)
@@ -298,7 +300,7 @@ def test_what_expires_next_is_looked_up_anew_in_an_installed_state() -> None:
     fs = CrashFileSystem()
     store, other = open_store(fs), Store(BTree.open(fs, "/other.db", page_size=512), b"")
     assert store.next_due() is None
-    put = wire.encode_transaction(Transaction((), (Put(b"k", b"v", 1000, False),), time=5))
+    put = codec.encode_transaction(Transaction((), (Put(b"k", b"v", 1000, False),), time=5))
     other.apply([Entry(1, 1, EntryKind.COMMAND, put)])
     checkpoint(other)
     store.replace(other.tree, SnapshotMeta(1, 1, b""))
@@ -352,7 +354,7 @@ WHOLE: list[Row] = [
     (b"c", (9).to_bytes(8, "big") + (8).to_bytes(8, "big"), 9, 9, 1, 0),
     (b"e" + TIME + b"a", b"", 3, 3, 1, 0),
     (b"h\x01sa", b"", 4, 4, 1, 0),
-    (b"i" + b"once", b"\x02fp" + wire.encode_outcome(Outcome(5, True)), 5, 5, 1, 9),
+    (b"i" + b"once", b"\x02fp" + codec.encode_outcome(Outcome(5, True)), 5, 5, 1, 9),
     (b"j" + TIME + b"once", b"", 5, 5, 1, 0),
     (b"ka", b"1", 1, 3, 2, 9),
     (b"kb", b"", 2, 2, 1, 0),
@@ -415,11 +417,11 @@ NO_STATE_HOLDS: list[Row] = [
     (b"e12345678", b"x", 1, 1, 1, 0),
     (b"h", b"", 1, 1, 1, 0),
     (b"h\x03ab", b"", 1, 1, 1, 0),
-    (b"i", b"\0" + wire.encode_outcome(Outcome(5, True)), 1, 1, 1, 9),
-    (b"i" + bytes(256), b"\0" + wire.encode_outcome(Outcome(5, True)), 1, 1, 1, 9),
+    (b"i", b"\0" + codec.encode_outcome(Outcome(5, True)), 1, 1, 1, 9),
+    (b"i" + bytes(256), b"\0" + codec.encode_outcome(Outcome(5, True)), 1, 1, 1, 9),
     (b"ik", b"", 1, 1, 1, 9),
     (b"ik", b"\x05x", 1, 1, 1, 9),
-    (b"ik", b"\0" + wire.encode_outcome(Outcome(5, True))[:-1], 1, 1, 1, 9),
+    (b"ik", b"\0" + codec.encode_outcome(Outcome(5, True))[:-1], 1, 1, 1, 9),
     (b"la", b"1234567", 1, 1, 1, 0),
     (b"la", TIME + bytes(256), 1, 1, 1, 0),
     (b"la", (1 << 62).to_bytes(8, "big") + b"s", 1, 1, 1, 0),
@@ -465,7 +467,10 @@ def test_applying_stops_after_a_transaction_or_some_hundred_plain_writes_if_it_i
     put = Transaction((), (Put(b"t", b"1"),))
     log = [
         *entries(1, *[(b"%d" % n, b"v") for n in range(600)]),
-        *[Entry(1, index, EntryKind.COMMAND, wire.encode_transaction(put)) for index in (601, 602)],
+        *[
+            Entry(1, index, EntryKind.COMMAND, codec.encode_transaction(put))
+            for index in (601, 602)
+        ],
         *entries(603, (b"z", b"1")),
     ]
     whole, store = open_store(CrashFileSystem()), open_store(CrashFileSystem())
@@ -487,7 +492,7 @@ def test_the_holdings_of_a_session_are_counted_up_to_a_bound() -> None:
     keys = [Transaction((), (Acquire(b"k%d" % n, b"s", None),), time=1) for n in range(5)]
     store.apply(
         [
-            Entry(1, index, EntryKind.COMMAND, wire.encode_transaction(each))
+            Entry(1, index, EntryKind.COMMAND, codec.encode_transaction(each))
             for index, each in enumerate([session, *keys], 1)
         ]
     )

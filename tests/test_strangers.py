@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 
-import wire
-from raft import COMMAND, CONFIG, Configuration, Entry, Message, MessageType, Server
+from conure.consensus import records
+from conure.consensus.members import Configuration, Server
+from conure.consensus.messages import COMMAND, CONFIG, Entry, Message, MessageType
+from conure.peers import frames
+from conure.state import codec
 from tests.cluster import Cluster, Member, wait_until
 
 KINDS = ("messages", "snapshot", "probe")
@@ -46,14 +49,14 @@ def say(member: Member, message: Message | None = None, **hello: Any) -> dict[st
     }  # fmt: skip
     host, _, port = member.raft_address.rpartition(":")
     with socket.create_connection((host, int(port)), 10) as sock:
-        sock.sendall(wire.encode_frame(json.dumps(facts | hello).encode()))
+        sock.sendall(records.encode_frame(json.dumps(facts | hello).encode()))
         stream = sock.makefile("rb")
-        header = stream.read(wire.FRAME_HEADER_BYTES)
-        answer = json.loads(stream.read(wire.frame_length(header)))
+        header = stream.read(records.FRAME_HEADER_BYTES)
+        answer = json.loads(stream.read(records.frame_length(header)))
         assert isinstance(answer, dict)
         if message is not None:
             try:
-                sock.sendall(wire.encode_message(message))
+                sock.sendall(frames.encode_message(message))
                 sock.shutdown(socket.SHUT_WR)
                 assert stream.read(1) == b""
             except OSError:
@@ -114,7 +117,7 @@ def test_what_a_stranger_says_changes_nothing(cluster: Cluster, what: str) -> No
             "depose": Message(MessageType.HEARTBEAT, "evil", member.name, term + 7),
             "forge": Message(
                 MessageType.APPEND, "evil", member.name, term + 7, index, term, index + 1,
-                entries=[Entry(term + 7, index + 1, COMMAND, wire.encode_put(b"k", b"forged"))],
+                entries=[Entry(term + 7, index + 1, COMMAND, codec.encode_put(b"k", b"forged"))],
             ),
             "members": Message(
                 MessageType.APPEND, "evil", member.name, term + 7, index, term, index + 1,

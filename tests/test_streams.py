@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import streams
-from errors import CorruptionError, NotLeader
-from kvapi import State
+from conure.errors import CorruptionError, NotLeader
+from conure.http import streaming
+from conure.http.keys import State
 from tests.httpdriver import dechunk, wait_until
 from tests.httpservice import FakeBackend, Service
 
@@ -93,7 +93,7 @@ def test_workers_are_bounded_and_come_back(
 def test_who_takes_nothing_is_cut(
     service: Service, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "PATIENCE", 0.1)
+    monkeypatch.setattr(streaming, "PATIENCE", 0.1)
     backend.values = {b"%02d" % n: b"v" * 500_000 for n in range(60)}
     with closing(begin(service, "/kv?prefix=", "Accept: application/x-ndjson")) as client:
         wait_until(lambda: backend.open_states == 1)

@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import store as store_module
-import wire
 from btree import BTree, Record
-from commands import (
+from conure.commands import (
     Acquire,
     Compare,
     Delete,
@@ -40,9 +38,11 @@ from commands import (
     Touch,
     Transaction,
 )
-from errors import CorruptionError
-from raft import Entry, EntryKind, SnapshotMeta
-from store import LAST_TIME, Inspection, Session, Store
+from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
+from conure.errors import CorruptionError
+from conure.state import codec
+from conure.state import machine as store_module
+from conure.state.machine import LAST_TIME, Inspection, Session, Store
 from tests.crashfs import CrashFileSystem
 from tests.model import Command, Model, agree
 
@@ -65,9 +65,9 @@ def entries(first: int, commands: Sequence[Command]) -> list[Entry]:
 
 def encoded(command: Command) -> bytes:
     if isinstance(command, Transaction):
-        return wire.encode_transaction(command)
+        return codec.encode_transaction(command)
     key, value = command
-    return wire.encode_delete(key) if value is None else wire.encode_put(key, value)
+    return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 
 
 class Machine:
@@ -213,7 +213,7 @@ def test_operations_see_what_those_before_them_did(machine: Machine) -> None:
 
 
 def test_an_operation_that_one_before_it_made_impossible_does_nothing(machine: Machine) -> None:
-    """Nobody should propose it; if somebody does, no lock outlives its session (store.py, 8)."""
+    """Nobody should propose it; if somebody does, no lock outlives its session (machine.py, 8)."""
     machine.do(OpenSession(b"s", 100, False, b""))
     machine.put(b"n", b"1")
     outcome = machine.do(
@@ -260,7 +260,7 @@ def test_what_a_transaction_reads_is_bounded(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every node reads it, and a remembered outcome has to fit into a snapshot and a backup."""
-    monkeypatch.setattr("store.READ_BYTES", 100)
+    monkeypatch.setattr("conure.state.machine.READ_BYTES", 100)
     for key in (b"a", b"b", b"c", b"d"):
         machine.put(key, key * 45)
     read = machine.do(Range(b"", None, 9), Get(b"a"), Range(b"", None, 9), Get(b"x")).results
@@ -664,7 +664,7 @@ def test_an_arbiter_passes_over_transactions() -> None:
 
 
 def test_a_transaction_nobody_can_read_is_never_skipped() -> None:
-    data = wire.encode_transaction(Transaction((), (Get(b"a"),)))
+    data = codec.encode_transaction(Transaction((), (Get(b"a"),)))
     for broken in (data[:-1], data + b"\0", data[:27] + b"\xee" + data[28:]):
         with pytest.raises(CorruptionError, match="raft log is corrupt"):
             open_store(CrashFileSystem()).apply([Entry(1, 1, EntryKind.COMMAND, broken)])

@@ -26,15 +26,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import guests
-import transport
-import wire
-from errors import ConureError, StorageError, Unavailable
-from httpserver import HTTPServer
-from metrics import Registry
-from raft import COMMAND, Entry, Message, MessageType, SnapshotMeta
+from conure.consensus import records as records_module
+from conure.consensus.messages import (
+    COMMAND,
+    Entry,
+    Message,
+    MessageType,
+    SnapshotHeader,
+    SnapshotMeta,
+)
+from conure.errors import ConureError, Refused, StorageError, Unavailable
+from conure.http.server import HTTPServer
+from conure.metrics import Registry
+from conure.peers import frames, guests, transport
+from conure.peers.transport import Greeting, Transport
+from conure.state import codec
 from tests.httpdriver import Recorder
-from transport import Greeting, Refused, SnapshotHeader, Transport
 
 CLUSTER = "c1"
 PATIENCE = 10.0
@@ -69,7 +76,7 @@ class Staged:
 
     def add(self, chunk: bytes) -> None:
         self.host.before_add()
-        rows = wire.decode_records(chunk)
+        rows = codec.decode_records(chunk)
         keys = [row[0] for row in rows]
         if keys != sorted(keys) or keys[0] <= (self.records[-1][0] if self.records else b""):
             raise StorageError("the keys are not in order")
@@ -107,7 +114,7 @@ class State:
             yield self.make([(key, self.value, 1, 2, 3, 0) for key in keys[i : i + self.per_chunk]])
 
     def make(self, rows: list[tuple[bytes, bytes, int, int, int, int]]) -> bytes:
-        return wire.encode_records(rows)
+        return codec.encode_records(rows)
 
     def close(self) -> None:
         self.closed += 1
@@ -278,7 +285,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
 
 
 def frame(fields: object) -> bytes:
-    return wire.encode_frame(json.dumps(fields).encode())
+    return records_module.encode_frame(json.dumps(fields).encode())
 
 
 def hello(node: Node, **changes: Any) -> dict[str, Any]:
@@ -300,7 +307,9 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 def read_frame(sock: socket.socket) -> bytes:
     header = read_exactly(sock, 8)
-    return wire.check_frame(header + read_exactly(sock, wire.frame_length(header)))
+    return records_module.check_frame(
+        header + read_exactly(sock, records_module.frame_length(header))
+    )
 
 
 def read_json(sock: socket.socket) -> dict[str, Any]:
@@ -459,9 +468,9 @@ def test_metrics_count_what_is_sent_received_and_dropped(net: Net) -> None:
     a.send("b", 0, b"x" * 1000)
     eventually(lambda: b.messages)
     stranger = net.admitted(b)
-    stranger.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1)))
+    stranger.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1)))
     eventually(lambda: len(b.messages) == 2)
-    size = len(wire.encode_message(b.messages[0]))
+    size = len(frames.encode_message(b.messages[0]))
     assert a.metric('conure_peer_sent_bytes_total{peer="b"}') == size
     assert b.metric('conure_peer_received_bytes_total{peer="a"}') == size
     assert b.metric('conure_peer_received_bytes_total{peer="other"}') == 63
@@ -608,7 +617,8 @@ def test_a_peer_that_reads_again_gets_what_has_waited(net: Net) -> None:
         for i in range(1, 300):
             a.send("b", i, b"y" * 60_000)
         indexes = [
-            wire.decode_message(wire.encode_frame(read_frame(sock))).index for _ in range(300)
+            frames.decode_message(records_module.encode_frame(read_frame(sock))).index
+            for _ in range(300)
         ]
     assert indexes == list(range(300))
 
@@ -697,9 +707,9 @@ def test_refusals_say_why(net: Net, changes: dict[str, Any], why: str) -> None:
         struct.pack(">II", 8193, 0),
         struct.pack(">II", 2**32 - 1, 0),
         struct.pack(">II", 20, 0) + bytes(20),
-        wire.encode_frame(b"no json"),
-        wire.encode_frame(b"[" * 8000),
-        wire.encode_frame(b'{"protocol":' + b"9" * 5000 + b"}"),
+        records_module.encode_frame(b"no json"),
+        records_module.encode_frame(b"[" * 8000),
+        records_module.encode_frame(b'{"protocol":' + b"9" * 5000 + b"}"),
         frame([1, 2]),
         frame({"protocol": 1}),
     ],
@@ -759,7 +769,7 @@ def test_the_bytes_of_a_message_do_not_say_whose_it_is(net: Net) -> None:
     b = net.node("b")
     sock = net.admitted(b)
     message = Message(MessageType.APPEND, "x", "b", 1, incarnation="forged")
-    sock.sendall(wire.encode_message(message))
+    sock.sendall(frames.encode_message(message))
     eventually(lambda: b.messages)
     assert b.messages[0].incarnation == "i-x"
 
@@ -918,7 +928,7 @@ def test_strangers_cannot_keep_a_peer_out(net: Net, monkeypatch: Any) -> None:
     assert sum(thread.name == "peer-in" for thread in threading.enumerate()) <= 8
     assert is_closed(strangers[0])
     message = Message(MessageType.HEARTBEAT, "x", "b", 1, index=4, entries=[])
-    peer.sendall(wire.encode_message(message))  # the admitted one was spared
+    peer.sendall(frames.encode_message(message))  # the admitted one was spared
     eventually(lambda: message in b.messages)
 
 
@@ -980,7 +990,7 @@ def test_a_frame_that_does_not_go_on_ends_its_connection(
         server.start()
     b = net.node("b", watcher=server)
     idle, drips, slow = [net.admitted(b, node_id=node_id) for node_id in "xyz"]
-    message = wire.encode_message(
+    message = frames.encode_message(
         Message(
             MessageType.APPEND, "z", "b", 1, index=7, entries=[Entry(1, 8, COMMAND, b"z" * 600)]
         )
@@ -1008,7 +1018,7 @@ def test_json_is_bounded_in_its_parts_before_it_is_parsed(net: Net, monkeypatch:
     monkeypatch.setattr(json, "loads", parsed.append)
     for bomb in (b"[" * 4000, b"[{}" + b",{}" * 2000 + b"]", b'{"a":' * 1000, b"[1" + b",1" * 3900):
         sock = net.dial(b)
-        sock.sendall(wire.encode_frame(bomb))
+        sock.sendall(records_module.encode_frame(bomb))
         assert is_closed(sock)
     assert not parsed
 
@@ -1019,7 +1029,7 @@ def test_the_end_of_a_snapshot_is_bounded_as_well(net: Net) -> None:
     sock = net.admitted(b, kind="snapshot")
     sock.sendall(frame(header_fields(State("b", 1, sender="x"))))
     assert read_json(sock) == {"after": ""}
-    sock.sendall(wire.encode_frame(b'{"chunks": 0, "more": "' + b"x" * (1 << 20) + b'"}'))
+    sock.sendall(records_module.encode_frame(b'{"chunks": 0, "more": "' + b"x" * (1 << 20) + b'"}'))
     eventually(lambda: b.staged[0].events[-1] == "interrupted")
 
 
@@ -1052,13 +1062,13 @@ def test_the_newest_connection_of_a_node_takes_over_in_order(net: Net) -> None:
     gate = threading.Event()
     b.on_receive = waits_for(gate)
     old = net.admitted(b)
-    old.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=1)))
+    old.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=1)))
     new = net.dial(b)
     new.sendall(frame(hello(b)))
     assert is_closed(old)
     gate.set()
     assert read_json(new)["node_id"] == "b"
-    new.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=2)))
+    new.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=2)))
     eventually(lambda: [message.index for message in b.messages] == [1, 2])
 
 
@@ -1067,7 +1077,7 @@ def test_a_node_that_takes_long_admits_no_further_connection(net: Net, monkeypat
     gate = threading.Event()
     b.on_receive = waits_for(gate)
     old = net.admitted(b)
-    old.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=1)))
+    old.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=1)))
     monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.2)
     for _ in range(2):  # one that was refused doesn't make room for the next one
         new = net.dial(b)
@@ -1076,7 +1086,7 @@ def test_a_node_that_takes_long_admits_no_further_connection(net: Net, monkeypat
     monkeypatch.setattr(transport, "HANDSHAKE_TIME", PATIENCE)
     gate.set()
     newest = net.admitted(b)
-    newest.sendall(wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=2)))
+    newest.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=2)))
     eventually(lambda: [message.index for message in b.messages] == [1, 2])
 
 
@@ -1092,10 +1102,10 @@ def test_a_message_with_another_name_than_admitted_is_not_handed_over(
 ) -> None:
     b = net.node("b")
     sock = net.admitted(b)
-    own = wire.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1))
+    own = frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1))
     sock.sendall(own)
     eventually(lambda: len(b.messages) == 1)
-    sock.sendall(own + wire.encode_message(message))
+    sock.sendall(own + frames.encode_message(message))
     assert is_closed(sock)
     assert len(b.messages) == 1
     assert "a message from" in caplog.text
@@ -1108,7 +1118,7 @@ def test_a_message_with_another_name_than_admitted_is_not_handed_over(
     st.lists(
         st.one_of(
             st.binary(max_size=100),
-            st.binary(min_size=1, max_size=100).map(wire.encode_frame),
+            st.binary(min_size=1, max_size=100).map(records_module.encode_frame),
             st.builds(
                 lambda n, tail: struct.pack(">II", n, 0) + tail,
                 st.integers(0, 2**32 - 1),
@@ -1118,7 +1128,7 @@ def test_a_message_with_another_name_than_admitted_is_not_handed_over(
                 lambda change: bytes(
                     change[1] if i == change[0] else byte
                     for i, byte in enumerate(
-                        wire.encode_message(Message(MessageType.VOTE, "x", "b", 1))
+                        frames.encode_message(Message(MessageType.VOTE, "x", "b", 1))
                     )
                 )
             ),
@@ -1142,7 +1152,7 @@ def test_no_bytes_harm(net: Net, pieces: list[bytes], admitted: bool) -> None:
     b.rounds.clear()
     good = Message(MessageType.HEARTBEAT, "y", "b", 1, index=9, entries=[])
     with net.admitted(b, node_id="y") as peer:
-        peer.sendall(wire.encode_message(good))
+        peer.sendall(frames.encode_message(good))
         eventually(lambda: good in b.messages)
 
 
@@ -1154,7 +1164,7 @@ def test_no_bytes_harm(net: Net, pieces: list[bytes], admitted: bool) -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no node answers"),
         (struct.pack(">II", 1 << 20, 0), "no node answers"),
-        (wire.encode_frame(b"what?"), "no node answers"),
+        (records_module.encode_frame(b"what?"), "no node answers"),
         (frame({"protocol": 1, "node_id": "b"}), "no node answers"),
         (frame({"protocol": 9}), "versions of the protocol"),
         (frame({"refused": "go\naway" + "!" * 5000}), "go.away!!!"),
@@ -1258,7 +1268,7 @@ def test_both_internet_protocols(net: Net) -> None:
 
 def header_fields(state: State, **changes: Any) -> dict[str, Any]:
     """What announces a snapshot, with changes."""
-    message = b64encode(wire.encode_message(state.header.message)).decode()
+    message = b64encode(frames.encode_message(state.header.message)).decode()
     fields = {**state.header._asdict(), "message": message, **changes}
     return {name: value for name, value in fields.items() if value is not ...}
 
@@ -1523,7 +1533,7 @@ def test_a_transfer_rests_as_long_as_it_works(net: Net) -> None:
         {"message": b64encode(b"junk").decode()},
         {
             "message": b64encode(
-                wire.encode_message(Message(MessageType.VOTE, "x", "b", 1))
+                frames.encode_message(Message(MessageType.VOTE, "x", "b", 1))
             ).decode()
         },
         {"digest": -1},
@@ -1556,9 +1566,9 @@ def test_a_snapshot_with_another_name_than_admitted_is_not_begun(
     "data",
     [
         struct.pack(">II", 4, 0) + b"abcd",  # fails its checksum
-        struct.pack(">II", wire.MAX_FRAME_BYTES + 1, 0),
+        struct.pack(">II", records_module.MAX_FRAME_BYTES + 1, 0),
         frame({"chunks": 1}),  # says that a chunk is missing
-        wire.encode_frame(b"{"),
+        records_module.encode_frame(b"{"),
         b"",
     ],
 )
@@ -1576,7 +1586,9 @@ def test_a_stream_that_is_damaged_on_its_way_is_only_interrupted(net: Net, data:
     sock = net.admitted(b, "snapshot")
     sock.sendall(frame(header_fields(state)))
     assert read_json(sock) == {"after": ""}
-    sock.sendall(b"".join(map(wire.encode_frame, state.chunks(b""))) + frame({"chunks": 1}))
+    sock.sendall(
+        b"".join(map(records_module.encode_frame, state.chunks(b""))) + frame({"chunks": 1})
+    )
     assert read_json(sock) == {"done": True}
     assert_complete(b.staged[0], state)
 
@@ -1671,7 +1683,7 @@ def test_the_host_is_not_called_after_close(net: Net) -> None:
 
 
 def message_to(node: Node, index: int, sender: str = "x") -> bytes:
-    return wire.encode_message(Message(MessageType.APPEND, sender, node.id, 1, index=index))
+    return frames.encode_message(Message(MessageType.APPEND, sender, node.id, 1, index=index))
 
 
 def indexes(node: Node) -> list[int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from commands import Committed, Outcome
-from errors import ConureError, OutcomeUnknown, Unavailable
-from raft import COMMAND, Entry
-from waiting import Held, Read, Reads, Writes
+from conure.cluster.pending import Held, Read, Reads, Writes
+from conure.commands import Committed, Outcome
+from conure.consensus.messages import COMMAND, Entry
+from conure.errors import ConureError, OutcomeUnknown, Unavailable
 
 Outcomes = list[type[ConureError] | str | None]
 

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import watch
-from commands import Event, EventKind, prefix_end
-from errors import BadRequest, Compacted, Unavailable
-from metrics import Registry
-from watch import Change, History, Position, Watch, Watchers, parse_event_id
+from conure.commands import Event, EventKind, prefix_end
+from conure.errors import BadRequest, Compacted, Unavailable
+from conure.metrics import Registry
+from conure.service import watchers as watchers_module
+from conure.service.watchers import Watch, Watchers
+from conure.state.history import Change, History, Position, parse_event_id
 
 ALL = (b"", None)
 
@@ -136,7 +137,7 @@ def pumped(watchers: Watchers[FakeSink]) -> Iterator[Watchers[FakeSink]]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [time.monotonic()]
-    monkeypatch.setattr(watch, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watchers_module, "monotonic", lambda: now[0])
     return now
 
 
@@ -295,10 +296,10 @@ def test_everybody_gets_every_event_once_and_in_order(
 ) -> None:
     """Whatever the window, the positions, and where connections are cut (1, 2)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "_STEP", part)
-        patch.setattr(watch, "_PART", part)
-        patch.setattr(watch, "_SCAN", 2)
-        patch.setattr(watch, "_BLOCKS", 4)
+        patch.setattr(watchers_module, "_STEP", part)
+        patch.setattr(watchers_module, "_PART", part)
+        patch.setattr("conure.state.history._SCAN", 2)
+        patch.setattr("conure.state.history._BLOCKS", 4)
         world = World(History(window), interval)
         for step in (*first, *steps):
             match step:
@@ -326,9 +327,11 @@ def test_a_key_belongs_to_the_ranges_that_contain_it(
     ranges: list[tuple[tuple[bytes, bytes | None], bool]], key: bytes
 ) -> None:
     """And a range that nobody is interested in any more leaves nothing behind."""
-    groups: watch._Groups[FakeSink] = watch._Groups()
+    groups: watchers_module._Groups[FakeSink] = watchers_module._Groups()
     waits = [
-        watch.Wait(lambda wait: None, start, end, Position(1), 0.0, lambda has_changed: None)
+        watchers_module.Wait(
+            lambda wait: None, start, end, Position(1), 0.0, lambda has_changed: None
+        )
         for (start, end), _ in ranges
     ]
     for wait in waits:
@@ -784,7 +787,7 @@ def test_a_poll_is_not_answered_by_what_is_only_being_sent(
     history: History, watchers: Watchers[FakeSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pump may be far behind the writer; what counts is the revision."""
-    monkeypatch.setattr(watch, "_STEP", 1)
+    monkeypatch.setattr(watchers_module, "_STEP", 1)
     sink = FakeSink()
     replies: list[bool] = []
     watchers.watch(*ALL, Position(1), sink)
@@ -953,4 +956,4 @@ def test_an_idle_pump_is_woken_at_once(history: History, pumped: Watchers[FakeSi
     until(lambda: replies == [False])
     history.reset(9)
     until(lambda: sink.is_finished)
-    assert time.monotonic() - began < watch.PROGRESS_INTERVAL
+    assert time.monotonic() - began < watchers_module.PROGRESS_INTERVAL

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import wire
-from commands import (
+from conure.commands import (
     Acquire,
     Compare,
     Delete,
@@ -37,8 +36,19 @@ from commands import (
     Touch,
     Transaction,
 )
-from raft import COMMAND, CONFIG, NOOP, Entry, Message, MessageType, SnapshotMeta
-from wire import WireError
+from conure.consensus import records
+from conure.consensus.messages import (
+    COMMAND,
+    CONFIG,
+    NOOP,
+    Entry,
+    Message,
+    MessageType,
+    SnapshotMeta,
+)
+from conure.errors import WireError
+from conure.peers import frames
+from conure.state import codec
 
 U64 = st.integers(0, 2**64 - 1)
 NODE_ID = st.text(max_size=60).filter(lambda text: max(text, default="") < "\ud800")
@@ -104,13 +114,13 @@ def damaged(data: bytes, start: int, damages: list[tuple[int, bytes]]) -> Iterat
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=1024), st.binary(max_size=3000))
 def test_commands_come_back(key: bytes, value: bytes) -> None:
-    assert wire.decode_command(wire.encode_put(key, value)) == (wire.OP_PUT, key, value)
-    assert wire.decode_command(wire.encode_delete(key)) == (wire.OP_DELETE, key, b"")
+    assert codec.decode_command(codec.encode_put(key, value)) == (codec.OP_PUT, key, value)
+    assert codec.decode_command(codec.encode_delete(key)) == (codec.OP_DELETE, key, b"")
 
 
 def test_golden_commands() -> None:
-    assert wire.encode_put(b"k", b"hi").hex() == "010100" + "0001" + "6b" + "6869"
-    assert wire.encode_delete(b"k").hex() == "010200" + "0001" + "6b"
+    assert codec.encode_put(b"k", b"hi").hex() == "010100" + "0001" + "6b" + "6869"
+    assert codec.encode_delete(b"k").hex() == "010200" + "0001" + "6b"
 
 
 @pytest.mark.parametrize(
@@ -131,13 +141,13 @@ def test_golden_commands() -> None:
 )
 def test_a_command_of_a_newer_version_is_named_and_never_guessed(data: str, why: str) -> None:
     with pytest.raises(WireError, match=why):
-        wire.decode_command(bytes.fromhex(data))
+        codec.decode_command(bytes.fromhex(data))
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\x01\x01\x00\x00" + tail))
 def test_any_bytes_are_a_command_or_a_wire_error(data: bytes) -> None:
-    total(wire.decode_command, data)
+    total(codec.decode_command, data)
 
 
 # -- transactions and outcomes -------------------------------------------------------------------
@@ -204,9 +214,9 @@ OUTCOMES = st.builds(
 @settings(deadline=None)
 @given(TRANSACTIONS)
 def test_transactions_come_back(transaction: Transaction) -> None:
-    data = wire.encode_transaction(transaction)
-    assert wire.decode_command(data) == (wire.OP_TRANSACTION, b"", b"")
-    decoded = wire.decode_transaction(data)
+    data = codec.encode_transaction(transaction)
+    assert codec.decode_command(data) == (codec.OP_TRANSACTION, b"", b"")
+    decoded = codec.decode_transaction(data)
     assert decoded == transaction
     for one, other in zip(
         decoded.success + decoded.failure, transaction.success + transaction.failure, strict=True
@@ -220,7 +230,7 @@ def test_transactions_come_back(transaction: Transaction) -> None:
 @settings(deadline=None)
 @given(OUTCOMES)
 def test_outcomes_come_back(outcome: Outcome) -> None:
-    decoded = wire.decode_outcome(wire.encode_outcome(outcome))
+    decoded = codec.decode_outcome(codec.encode_outcome(outcome))
     assert decoded == outcome
     assert isinstance(decoded.refusal, Refusal)
 
@@ -235,14 +245,14 @@ def test_golden_transactions() -> None:
         (Get(b"k"),),
         time=1_700_000_000_000,
     )
-    assert wire.encode_transaction(put).hex() == (
+    assert codec.encode_transaction(put).hex() == (
         HEAD + "0001" "0001" "0001"
         "03" "00" "0001" "00000008" "6b" "0000000000000007"
         "01" "00" "00" "0001" "00000002" "0000000000000bb8" "6b" "6869"
         "04" "00" "00" "0001" "00000000" "0000000000000000" "6b"
     )  # fmt: skip
     once = Transaction((), (), idempotency_key=b"id", fingerprint=b"fp", window=256)
-    assert wire.encode_transaction(once).hex() == (
+    assert codec.encode_transaction(once).hex() == (
         "010300" "0000000000000000" "0000000000000100" "02" "02" "0000" "0000" "0000" "6964" "6670"
     )  # fmt: skip
 
@@ -268,7 +278,7 @@ def test_golden_transactions() -> None:
     ],
 )
 def test_golden_operations(operation: Operation, golden: str) -> None:
-    data = wire.encode_transaction(Transaction((), (operation,)))
+    data = codec.encode_transaction(Transaction((), (operation,)))
     assert data[27:] == bytes.fromhex(golden)
 
 
@@ -282,7 +292,7 @@ def test_golden_outcomes() -> None:
         ),
         repeated=True,
     )
-    assert wire.encode_outcome(done).hex() == (
+    assert codec.encode_outcome(done).hex() == (
         "01" "03" "00" "00" "0000000000000009" "0000000000000000" "0000" "0002"
         "01" "0000000000000002" "0000000000000000" "00000002"
         "01" "0001" "00000002" "0000000000000001" "0000000000000002"
@@ -292,7 +302,7 @@ def test_golden_outcomes() -> None:
         "00" "0000000000000000" "ffffffffffffffff" "00000000"
     )  # fmt: skip
     refused = Outcome(9, False, refusal=Refusal.HELD_BY_ANOTHER, refused_key=b"k", current=8)
-    assert wire.encode_outcome(refused).hex() == (
+    assert codec.encode_outcome(refused).hex() == (
         "01" "00" "05" "00" "0000000000000009" "0000000000000008" "0001" "0000" "6b"
     )  # fmt: skip
 
@@ -322,12 +332,12 @@ def test_golden_outcomes() -> None:
 )
 def test_a_transaction_that_nobody_encodes(tail: str, why: str) -> None:
     with pytest.raises(WireError, match=why):
-        wire.decode_transaction(bytes.fromhex(HEAD + tail))
+        codec.decode_transaction(bytes.fromhex(HEAD + tail))
 
 
 def test_a_put_is_no_transaction() -> None:
     with pytest.raises(WireError, match="no transaction"):
-        wire.decode_transaction(wire.encode_put(b"k", bytes(100)))
+        codec.decode_transaction(codec.encode_put(b"k", bytes(100)))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +359,7 @@ def test_a_put_is_no_transaction() -> None:
 )
 def test_an_outcome_that_nobody_encodes(data: str, why: str) -> None:
     with pytest.raises(WireError, match=why):
-        wire.decode_outcome(bytes.fromhex(data))
+        codec.decode_outcome(bytes.fromhex(data))
 
 
 def canonical(
@@ -374,9 +384,9 @@ def test_any_bytes_are_a_transaction_an_outcome_or_a_wire_error(
         for offset, junk in damages:
             yield from (whole[:offset], whole + junk, junk)
 
-    data = wire.encode_transaction(transaction)
-    canonical(wire.decode_transaction, wire.encode_transaction, broken(data))
-    canonical(wire.decode_outcome, wire.encode_outcome, broken(wire.encode_outcome(outcome)))
+    data = codec.encode_transaction(transaction)
+    canonical(codec.decode_transaction, codec.encode_transaction, broken(data))
+    canonical(codec.decode_outcome, codec.encode_outcome, broken(codec.encode_outcome(outcome)))
 
 
 # -- log records ---------------------------------------------------------------------------------
@@ -385,20 +395,20 @@ def test_any_bytes_are_a_transaction_an_outcome_or_a_wire_error(
 @settings(deadline=None)
 @given(batches(), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.binary(max_size=9))
 def test_records_come_back(batch: list[Entry], salt: int, unsynced: int, around: bytes) -> None:
-    data = wire.encode_record(batch, salt, unsynced)
-    assert [(batch, len(data) - 44)] == list(wire.split_batches(batch, 1 << 30))
+    data = records.encode_record(batch, salt, unsynced)
+    assert [(batch, len(data) - 44)] == list(records.split_batches(batch, 1 << 30))
     buffer = around + data + around
-    record, entries = wire.decode_record(buffer, len(around), salt)
+    record, entries = records.decode_record(buffer, len(around), salt)
     first = batch[0]
     assert record == (len(around) + len(data), unsynced, first.term, first.index, len(batch))
     assert entries == batch
-    assert wire.check_record(buffer, len(around), salt) == record
-    assert wire.read_record_header(buffer, len(around), salt) == record
+    assert records.check_record(buffer, len(around), salt) == record
+    assert records.read_record_header(buffer, len(around), salt) == record
 
 
 def test_golden_record() -> None:
     batch = [Entry(2, 9, COMMAND, b"\x01\x01\x00\x00\x01khi"), Entry(2, 10, NOOP, b"")]
-    assert wire.encode_record(batch, SALT, 3).hex() == (
+    assert records.encode_record(batch, SALT, 3).hex() == (
         "eb167855" "fe17e519" "5a17c0df" "00000012" "00000003" "01" "000000"
         "0000000000000002" "0000000000000009" "00000002"
         "00000008" "00000000" "01" "00" "01010000016b6869"
@@ -406,25 +416,25 @@ def test_golden_record() -> None:
 
 
 def test_every_changed_bit_of_a_record_is_noticed() -> None:
-    data = wire.encode_record([Entry(2, 9, COMMAND, b"data"), Entry(2, 10, NOOP, b"")], SALT, 0)
+    data = records.encode_record([Entry(2, 9, COMMAND, b"data"), Entry(2, 10, NOOP, b"")], SALT, 0)
     for bit in range(8 * len(data)):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(WireError):
-            wire.check_record(bytes(changed), 0, SALT)
-        if 4 <= bit // 8 < wire.RECORD_HEADER_BYTES:
+            records.check_record(bytes(changed), 0, SALT)
+        if 4 <= bit // 8 < records.RECORD_HEADER_BYTES:
             with pytest.raises(WireError, match="header"):
-                wire.read_record_header(bytes(changed), 0, SALT)
+                records.read_record_header(bytes(changed), 0, SALT)
     for size in range(len(data)):
         with pytest.raises(WireError):
-            wire.check_record(data[:size], 0, SALT)
+            records.check_record(data[:size], 0, SALT)
     with pytest.raises(WireError, match="another file"):
-        wire.check_record(data, 0, SALT + 1)
+        records.check_record(data, 0, SALT + 1)
 
 
 def resealed(record: bytes) -> bytes:
     """Make both checksums of a record right again, as a hostile writer would."""
-    header = crc32(record[8 : wire.RECORD_HEADER_BYTES]).to_bytes(4, "big")
+    header = crc32(record[8 : records.RECORD_HEADER_BYTES]).to_bytes(4, "big")
     return crc32(header + record[8:]).to_bytes(4, "big") + header + record[8:]
 
 
@@ -433,17 +443,17 @@ def resealed(record: bytes) -> bytes:
 def test_a_record_with_right_checksums_and_wrong_contents_harms_nobody(
     batch: list[Entry], damages: list[tuple[int, bytes]]
 ) -> None:
-    record = wire.encode_record(batch, SALT, 0)
+    record = records.encode_record(batch, SALT, 0)
     for data in damaged(record, 8, damages):
         for candidate in (data, resealed(data)):
-            total(lambda b: wire.decode_record(b, 0, SALT), candidate)
+            total(lambda b: records.decode_record(b, 0, SALT), candidate)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 210))
 def test_any_bytes_are_a_record_or_a_wire_error(data: bytes, offset: int) -> None:
-    total(lambda b: wire.decode_record(b, offset, SALT), data)
-    total(lambda b: wire.read_record_header(b, offset, SALT), data)
+    total(lambda b: records.decode_record(b, offset, SALT), data)
+    total(lambda b: records.read_record_header(b, offset, SALT), data)
 
 
 @settings(deadline=None)
@@ -452,11 +462,11 @@ def test_splitting_keeps_every_entry_and_both_limits(parts: list[list[Entry]], l
     entries = [
         Entry(term, 0, entry.kind, entry.data) for term, part in enumerate(parts) for entry in part
     ]
-    split = list(wire.split_batches(entries, limit))
+    split = list(records.split_batches(entries, limit))
     assert [entry for batch, _ in split for entry in batch] == entries
     for batch, size in split:
         assert len({entry.term for entry in batch}) == 1
-        assert len(wire.encode_record(batch, SALT, 0)) == wire.RECORD_HEADER_BYTES + size
+        assert len(records.encode_record(batch, SALT, 0)) == records.RECORD_HEADER_BYTES + size
         assert len(batch) == 1 or size <= limit
 
 
@@ -466,9 +476,9 @@ def test_splitting_keeps_every_entry_and_both_limits(parts: list[list[Entry]], l
 @settings(deadline=None)
 @given(messages())
 def test_messages_come_back(message: Message) -> None:
-    frame = wire.encode_message(message)
-    assert wire.frame_length(frame[: wire.FRAME_HEADER_BYTES]) == len(frame) - 8
-    assert wire.decode_message(frame) == message
+    frame = frames.encode_message(message)
+    assert records.frame_length(frame[: records.FRAME_HEADER_BYTES]) == len(frame) - 8
+    assert frames.decode_message(frame) == message
 
 
 def test_no_field_of_a_message_is_left_behind() -> None:
@@ -482,12 +492,12 @@ def test_no_field_of_a_message_is_left_behind() -> None:
     fields = {field.name for field in dataclasses.fields(Message)}
     assert set(values) == fields - of_the_connection
     message = Message(**values)
-    assert wire.decode_message(wire.encode_message(message)) == message
+    assert frames.decode_message(frames.encode_message(message)) == message
     for name, value in values.items():
         plain: dict[str, Any] = {"type": MessageType.VOTE, "sender": "", "to": "", "term": 0}
         plain[name] = value
         message = Message(**plain)
-        decoded = wire.decode_message(wire.encode_message(message))
+        decoded = frames.decode_message(frames.encode_message(message))
         assert decoded == dataclasses.replace(message, entries=list(message.entries))
         assert isinstance(decoded.type, MessageType)
 
@@ -498,7 +508,7 @@ def test_golden_message() -> None:
         hint=6, context=5, reject=True, entries=[Entry(2, 9, NOOP, b"")],
         snapshot=SnapshotMeta(3, 1, b"cfg"),
     )  # fmt: skip
-    assert wire.encode_message(message).hex() == (
+    assert frames.encode_message(message).hex() == (
         "0000006c" "5f960480" "01" "05" "05" "01" "02"
         "0000000000000002" "0000000000000008" "0000000000000001" "0000000000000007"
         "0000000000000006" "0000000000000005" "61" "6263"
@@ -508,17 +518,17 @@ def test_golden_message() -> None:
 
 
 def test_every_changed_bit_of_a_message_is_noticed() -> None:
-    frame = wire.encode_message(
+    frame = frames.encode_message(
         Message(MessageType.APPEND, "a", "b", 1, entries=[Entry(1, 1, COMMAND, b"data")])
     )
     for bit in range(8 * len(frame)):
         changed = bytearray(frame)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(WireError):
-            wire.decode_message(bytes(changed))
+            frames.decode_message(bytes(changed))
     for size in range(len(frame)):
         with pytest.raises(WireError):
-            wire.decode_message(frame[:size])
+            frames.decode_message(frame[:size])
 
 
 @settings(deadline=None, max_examples=60)
@@ -526,46 +536,48 @@ def test_every_changed_bit_of_a_message_is_noticed() -> None:
 def test_a_message_with_a_right_checksum_and_wrong_contents_harms_nobody(
     message: Message, damages: list[tuple[int, bytes]]
 ) -> None:
-    for payload in damaged(wire.encode_message(message)[8:], 0, damages):
-        total(wire.decode_message, struct.pack(">II", len(payload), crc32(payload)) + payload)
+    for payload in damaged(frames.encode_message(message)[8:], 0, damages):
+        total(frames.decode_message, struct.pack(">II", len(payload), crc32(payload)) + payload)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_wire_error(data: bytes) -> None:
-    total(wire.decode_message, data)
-    total(wire.decode_message, struct.pack(">II", len(data), crc32(data)) + data)
-    total(wire.frame_length, data)
+    total(frames.decode_message, data)
+    total(frames.decode_message, struct.pack(">II", len(data), crc32(data)) + data)
+    total(records.frame_length, data)
 
 
 def test_a_frame_that_announces_too_much_is_refused_before_it_is_read() -> None:
-    for length in (0, wire.MAX_FRAME_BYTES + 1, 2**32 - 1):
+    for length in (0, records.MAX_FRAME_BYTES + 1, 2**32 - 1):
         with pytest.raises(WireError, match="a frame of"):
-            wire.frame_length(struct.pack(">II", length, 0))
-    assert wire.frame_length(struct.pack(">II", 100, 0), 100) == 100
+            records.frame_length(struct.pack(">II", length, 0))
+    assert records.frame_length(struct.pack(">II", 100, 0), 100) == 100
     with pytest.raises(WireError, match="1 to 100 are possible"):
-        wire.frame_length(struct.pack(">II", 101, 0), 100)
+        records.frame_length(struct.pack(">II", 101, 0), 100)
     with pytest.raises(WireError, match="cut short"):
-        wire.frame_length(b"\0\0\0\1")
+        records.frame_length(b"\0\0\0\1")
 
 
 def test_a_small_frame_can_not_become_a_mountain_of_entries() -> None:
-    fits = [Entry(1, i, NOOP, b"") for i in range(1, wire.MAX_MESSAGE_ENTRIES + 1)]
-    frame = wire.encode_message(Message(MessageType.APPEND, "a", "b", 1, entries=fits))
-    assert len(wire.decode_message(frame).entries) == wire.MAX_MESSAGE_ENTRIES
+    fits = [Entry(1, i, NOOP, b"") for i in range(1, frames.MAX_MESSAGE_ENTRIES + 1)]
+    frame = frames.encode_message(Message(MessageType.APPEND, "a", "b", 1, entries=fits))
+    assert len(frames.decode_message(frame).entries) == frames.MAX_MESSAGE_ENTRIES
 
-    payload = wire.check_frame(frame)
+    payload = records.check_frame(frame)
     one_more = Message(
         MessageType.APPEND, "a", "b", 1, entries=[Entry(1, len(fits) + 1, NOOP, b"")]
     )
-    batch = wire.check_frame(wire.encode_message(one_more))[55:]  # 53 bytes of fields, "a", "b"
+    batch = records.check_frame(frames.encode_message(one_more))[
+        55:
+    ]  # 53 bytes of fields, "a", "b"
     with pytest.raises(WireError, match="more than 65536 entries"):
-        wire.decode_message(wire.encode_frame(payload + batch))
+        frames.decode_message(records.encode_frame(payload + batch))
 
     n = 5_000_000  # in one batch, and told by its header alone: no bytes stand behind it
     head = struct.pack(">QQI", 1, 1, n)
     with pytest.raises(WireError, match="more than 65536 entries"):
-        wire.decode_message(wire.encode_frame(payload[:55] + struct.pack(">I", 20) + head))
+        frames.decode_message(records.encode_frame(payload[:55] + struct.pack(">I", 20) + head))
 
 
 @pytest.mark.parametrize(
@@ -573,10 +585,10 @@ def test_a_small_frame_can_not_become_a_mountain_of_entries() -> None:
     [(8, 2, "version 2"), (9, 200, "200 is not a valid MessageType"), (10, 8, "flags 0x08")],
 )
 def test_a_message_of_a_newer_version_is_named(at: int, value: int, why: str) -> None:
-    payload = bytearray(wire.encode_message(Message(MessageType.VOTE, "a", "b", 1)))[8:]
+    payload = bytearray(frames.encode_message(Message(MessageType.VOTE, "a", "b", 1)))[8:]
     payload[at - 8] = value
     with pytest.raises(WireError, match=why):
-        wire.decode_message(struct.pack(">II", len(payload), crc32(payload)) + payload)
+        frames.decode_message(struct.pack(">II", len(payload), crc32(payload)) + payload)
 
 
 # -- frames and records of a snapshot ------------------------------------------------------------
@@ -589,25 +601,25 @@ RECORDS = st.lists(
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300))
 def test_frames_come_back(payload: bytes) -> None:
-    frame = wire.encode_frame(payload)
-    assert wire.frame_length(frame[: wire.FRAME_HEADER_BYTES]) == len(payload)
-    assert wire.check_frame(frame) == payload
+    frame = records.encode_frame(payload)
+    assert records.frame_length(frame[: records.FRAME_HEADER_BYTES]) == len(payload)
+    assert records.check_frame(frame) == payload
 
 
 def test_golden_frame() -> None:
-    assert wire.encode_frame(b"hi").hex() == "00000002d8932aac6869"
+    assert records.encode_frame(b"hi").hex() == "00000002d8932aac6869"
 
 
 def test_every_changed_bit_of_a_frame_is_noticed() -> None:
-    frame = wire.encode_frame(b"payload")
+    frame = records.encode_frame(b"payload")
     for bit in range(8 * len(frame)):
         changed = bytearray(frame)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(WireError):
-            wire.check_frame(bytes(changed))
+            records.check_frame(bytes(changed))
     for size in range(len(frame)):
         with pytest.raises(WireError):
-            wire.check_frame(frame[:size])
+            records.check_frame(frame[:size])
 
 
 @settings(deadline=None)
@@ -615,12 +627,12 @@ def test_every_changed_bit_of_a_frame_is_noticed() -> None:
 def test_records_of_a_snapshot_come_back(
     items: list[tuple[bytes, bytes, int, int, int, int]],
 ) -> None:
-    assert wire.decode_records(wire.encode_records(items)) == items
+    assert codec.decode_records(codec.encode_records(items)) == items
 
 
 def test_golden_records() -> None:
     items = [(b"k", b"hi", 3, 9, 2, 0), (b"key", b"", 10, 10, 1, 1 << 40)]
-    assert wire.encode_records(items).hex() == (
+    assert codec.encode_records(items).hex() == (
         "01" "000000" "00000002" "0001" "0003" "00000002" "00000000"
         "0000000000000003" "0000000000000009" "0000000000000002" "0000000000000000"
         "000000000000000a" "000000000000000a" "0000000000000001" "0000010000000000"
@@ -642,7 +654,7 @@ def test_golden_records() -> None:
 )
 def test_records_that_no_node_sends(data: str, why: str) -> None:
     with pytest.raises(WireError, match=why):
-        wire.decode_records(bytes.fromhex(data))
+        codec.decode_records(bytes.fromhex(data))
 
 
 @settings(deadline=None, max_examples=50)
@@ -650,7 +662,7 @@ def test_records_that_no_node_sends(data: str, why: str) -> None:
 def test_any_bytes_are_records_or_a_wire_error(
     items: list[tuple[bytes, bytes, int, int, int, int]], damages: list[tuple[int, bytes]]
 ) -> None:
-    for data in damaged(wire.encode_records(items), 0, damages):
-        total(wire.decode_records, data)
+    for data in damaged(codec.encode_records(items), 0, damages):
+        total(codec.decode_records, data)
     for _, junk in damages:
-        total(wire.decode_records, junk)
+        total(codec.decode_records, junk)

@@ -18,8 +18,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from client import Client
-from errors import ConureError, OutcomeUnknown
+from conure.client import Client
+from conure.errors import ConureError, OutcomeUnknown
 
 WRITERS = 4
 REST_SECONDS = 0.01

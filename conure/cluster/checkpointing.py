@@ -1,0 +1,274 @@
+"""Upkeep of what is on disk: checkpoints of the store, the end of the log and its beginning.
+
+The store's tree lags behind the log. A checkpoint brings it up to date and lets the log be cut,
+so that a restart has little to replay; the next segments of the log are made ahead of need, so
+that a write finds its room.
+
+1. A full disk is no failure as long as nothing half-written matters: a checkpoint that does not
+   fit is dropped and taken again later, and what has to be in the log and isn't waits for room.
+   Until then ``obstacle`` says why writes are refused.
+2. The log is cut behind a durable checkpoint only (S2), and keeps what others still need of it: a
+   follower that finds its entries gone needs the whole state.
+
+:meth:`Upkeep.checkpoint` and :meth:`Upkeep.prepare` belong to one thread at a time, which holds
+``exclusive`` from the beginning of a checkpoint to its end, takes the node's lock for moments and
+works without it otherwise. Whoever replaces the tree's file takes ``exclusive`` first. The other
+methods belong to the holder of the node's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter, sleep
+
+from conure.consensus.messages import SnapshotMeta
+from conure.consensus.raftlog import RaftLog
+from conure.errors import DiskFull
+from conure.metrics import Registry
+from conure.state.machine import Store
+
+__all__ = ["Upkeep", "UpkeepOptions"]
+
+DISK_FULL_RETRY = 1.0
+"""Seconds between attempts to checkpoint onto a full disk."""
+
+SLICE = 0.002
+"""Seconds a checkpoint works before it rests as long, so that requests get their turn."""
+
+RECLAIM_SECONDS = 0.1
+"""Seconds for which long values are reclaimed, before what else is to be kept up gets its turn."""
+
+LOG_TAIL = 4
+"""How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
+
+log = logging.getLogger("conure.node")
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepOptions:
+    """When a checkpoint is due: after so much log, so many entries, so many seconds if anything
+    changed, or half of so many bytes of changed pages in memory (S7)."""
+
+    log_bytes: int
+    entries: int
+    interval: float
+    max_unwritten_bytes: int
+
+
+class Upkeep:
+    """Keeps the log short and the tree durable. *lock* is the node's.
+
+    *keep_from* returns the index up to which others don't need the log any more, or None if there
+    are no others. *may_work* is false when the node has failed. *stopping* is set to end without
+    rests.
+    """
+
+    def __init__(
+        self,
+        options: UpkeepOptions,
+        lock: threading.Lock,
+        raft_log: RaftLog,
+        store: Store,
+        clock: Callable[[], float],
+        registry: Registry,
+        *,
+        keep_from: Callable[[], int | None],
+        may_work: Callable[[], bool],
+        stopping: threading.Event,
+    ) -> None:
+        self.exclusive = threading.Lock()
+        self._options = options
+        self._lock = lock
+        self._log = raft_log
+        self._store = store
+        self._clock = clock
+        self._keep_from = keep_from
+        self._may_work = may_work
+        self._stopping = stopping
+        self._full: DiskFull | None = None  # why the last checkpoint did not fit
+        self._waiting: DiskFull | None = None  # why the log does not have what it should have
+        self._cramped: DiskFull | None = None  # why the next log segment can't be made
+        self._prepare_again_at = 0.0
+        self._checkpointed_at = clock()
+        self._base_bytes = 0  # what size_bytes of the log would be with nothing new in it
+        self._cuts = deque([store.meta])  # the checkpoints at which the log may be cut
+        self._seconds = registry.histogram(
+            "conure_checkpoint_duration_seconds",
+            "Time from the beginning of a checkpoint to its end, in seconds.",
+        )
+        registry.gauge_callback(
+            "conure_disk_full",
+            "1 while there is no room for a checkpoint or for more log, and writes are refused.",
+            lambda: int(self.shortage is not None),
+        )
+
+    @property
+    def obstacle(self) -> DiskFull | None:
+        """Why every write has to be refused, if it has to. Any thread."""
+        return self._waiting or self._full
+
+    @property
+    def shortage(self) -> DiskFull | None:
+        """What there is no room for. Any thread."""
+        return self._waiting or self._full or self._cramped
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether something that has to be in the log waits for room. Any thread."""
+        return self._waiting is not None
+
+    def wait_for_room(self, error: DiskFull) -> None:
+        """Take note that something has to be in the log and finds no room there."""
+        if self._waiting is None:
+            log.error("the log has no room left, so this node waits for some: %s", error)
+        self._waiting = error
+
+    def found_room(self) -> None:
+        """Take note that nothing waits any more."""
+        if self._waiting is not None:
+            log.info("there is room in the log again")
+            self._waiting = None
+
+    def is_urgent(self) -> bool:
+        """Tell whether a restart would have much to apply, or memory much to give back (S7)."""
+        options, store = self._options, self._store
+        return (
+            self._behind() >= options.entries
+            or self._log.size_bytes - self._base_bytes >= options.log_bytes
+            or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
+        )
+
+    def _is_late(self) -> bool:
+        """Tell whether a restart would have more to apply than it should: no time to rest."""
+        return self._behind() >= 2 * self._options.entries
+
+    def _behind(self) -> int:
+        """Return how many entries a restart would have to apply."""
+        return self._store.applied_index - self._store.tree.applied_index
+
+    def is_due(self) -> bool:
+        """Tell whether to checkpoint now."""
+        elapsed = self._clock() - self._checkpointed_at
+        if self.shortage is not None:
+            return elapsed >= DISK_FULL_RETRY
+        return elapsed >= self._options.interval or self.is_urgent()
+
+    def prepare(self) -> None:
+        """Make the segments that the log will need, and its reserve. Raises DiskFailed."""
+        if self._cramped is not None and self._clock() < self._prepare_again_at:
+            return  # every attempt fills what room there is with zeros
+        try:
+            self._log.prepare()
+        except DiskFull as error:
+            # The writes that need the room will be refused, each with the reason.
+            if self._cramped is None:
+                log.error("no room for the next log segment, writes will be refused: %s", error)
+            self._cramped = error
+            self._prepare_again_at = self._clock() + DISK_FULL_RETRY
+        else:
+            self._cramped = None
+
+    def reclaim(self) -> bool:
+        """Free the pages of long values that were replaced or removed, in turns of work and rest;
+        tell whether there are more, after some time. Raises CorruptionError.
+
+        A checkpoint is best begun when there are none: it frees the rest of them under the lock.
+        """
+        until = perf_counter() + RECLAIM_SECONDS
+        while not self._stopping.is_set():
+            with self._lock:
+                if not self._may_work() or not self._store.tree.reclaim(SLICE):
+                    return False
+            if perf_counter() >= until:
+                return True
+            sleep(0.0 if self._is_late() else SLICE)
+        return False
+
+    def checkpoint(self, slice_seconds: float = SLICE) -> None:
+        """Bring the state as of now to disk, then cut the log behind it. Raises DiskFailed.
+
+        Works and rests in turns of *slice_seconds* (0: without rest).
+        """
+        with self.exclusive:
+            self._checkpoint(slice_seconds)
+
+    def cut_positions(self) -> None:
+        """Cut an arbiter's log, under the lock: it needs it for votes, and they need its end.
+
+        On a full disk it is cut sooner, for the sake of the room.
+        """
+        elapsed = self._clock() - self._checkpointed_at
+        if self._log.size_bytes - self._base_bytes < self._options.log_bytes and (
+            self.shortage is None or elapsed < DISK_FULL_RETRY
+        ):
+            return
+        self._checkpointed_at = self._clock()
+        try:
+            self._log.cut(self._store.meta)
+        except DiskFull as error:
+            if self._full is None:
+                log.error("no room to cut the log, it gets longer: %s", error)
+            self._full = error
+        else:
+            self._full = None
+            self._base_bytes = self._log.size_bytes
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        """The log begins behind a snapshot now."""
+        self._cuts = deque([meta])
+        self._base_bytes = self._log.size_bytes
+
+    def _checkpoint(self, slice_seconds: float) -> None:
+        store, raft_log = self._store, self._log
+        with self._lock:
+            is_new = store.applied_index > store.tree.applied_index
+            self._checkpointed_at = self._clock()
+            if not self._may_work() or not (is_new or self._full is not None):
+                return
+            running = store.begin_checkpoint()
+            logged = raft_log.size_bytes
+        started = perf_counter()
+        try:
+            while not running.step(slice_seconds or 1.0):
+                if slice_seconds and not self._stopping.is_set():
+                    if not self._is_late():
+                        sleep(slice_seconds)
+                    self.prepare()
+            running.finish()
+            with self._lock:
+                cut = raft_log.size_bytes
+                self._cut(running.meta)
+                cut -= raft_log.size_bytes
+        except DiskFull as error:
+            running.abort()
+            if self._full is None:
+                log.error("a checkpoint does not fit on the disk, writes are refused: %s", error)
+            self._full = error
+            return
+        self._base_bytes = logged - cut
+        if self._full is not None:
+            log.info("there is room again, writes are accepted")
+            self._full = None
+        seconds = perf_counter() - started
+        self._seconds.observe(seconds)
+        log.debug("checkpoint at index %d in %.3f s", running.meta.index, seconds)
+
+    def _cut(self, checkpoint: SnapshotMeta) -> None:
+        """Cut the log behind a checkpoint, but keep what others will need of it.
+
+        With others about, it is cut at the checkpoint before at most, and not before they have
+        got there; unless the log grows too long over that.
+        """
+        cuts, limit = self._cuts, checkpoint.index
+        needed = self._keep_from()
+        if needed is not None and self._log.size_bytes < LOG_TAIL * self._options.log_bytes:
+            limit = min(cuts[-1].index, needed)
+        cuts.append(checkpoint)
+        while len(cuts) > 1 and cuts[1].index <= limit:
+            cuts.popleft()
+        if cuts[0].index <= limit:
+            self._log.cut(cuts[0])

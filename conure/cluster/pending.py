@@ -1,0 +1,257 @@
+"""Requests that wait inside the node: writes for their commit, reads for their index.
+
+A write that was proposed is answered by what is committed at its index: itself, or something
+else, which proves that it is lost. Loss of leadership alone proves nothing, since the next leader
+may hold the entry and commit it. Who waits too long is told that the outcome is unknown.
+
+The methods return answers to be given: callables that take nothing, for whoever holds the lock to
+call when it has let go of it. Everything here belongs to the holder of the node's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from sys import maxsize
+from typing import NamedTuple
+
+from conure.commands import Committed, Outcome
+from conure.consensus.messages import Entry
+from conure.errors import ConureError, OutcomeUnknown, Unavailable
+
+__all__ = ["Answers", "Held", "Read", "Reads", "Reply", "WriteReply", "Writes"]
+
+
+WriteReply = Callable[[int, int, Committed | ConureError], None]
+"""Told how the commands *start* to *stop* of a batch have ended: done, or why not."""
+
+Reply = Callable[[ConureError | None], None]
+"""Told how something ended: None is done, else why not."""
+
+Answers = list[Callable[[], None]]
+
+Outcomes = Mapping[int, Outcome]
+"""By revision, of the transactions that were applied together."""
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Commands proposed together in a term: entries *first* to *first* + *count* - 1."""
+
+    term: int
+    first: int
+    count: int
+    reply: WriteReply
+    deadline: float
+    answered: int = 0
+
+    def answer(self, stop: int, ended: Outcomes | ConureError) -> Callable[[], None]:
+        """Answer for the commands up to *stop* that have no answer yet."""
+        start, self.answered = self.answered, stop
+        told = ended if isinstance(ended, ConureError) else Committed(self.first, ended)
+        return partial(self.reply, start, stop, told)
+
+
+class Held(NamedTuple):
+    """Encoded commands that are not proposed yet."""
+
+    commands: list[bytes]
+    reply: WriteReply
+    deadline: float
+
+    def answer(self, error: ConureError) -> Callable[[], None]:
+        return partial(self.reply, 0, len(self.commands), error)
+
+
+class Writes:
+    """Batches of commands: proposed ones in the order of being proposed, and those held back."""
+
+    def __init__(self) -> None:
+        self._batches: deque[_Batch] = deque()
+        self._held: deque[Held] = deque()
+        self._held_bytes = 0
+
+    def __bool__(self) -> bool:
+        """Whether there are proposed ones."""
+        return bool(self._batches)
+
+    @property
+    def count(self) -> int:
+        """How many commands have no answer yet, proposed or held back."""
+        proposed = sum([batch.count - batch.answered for batch in self._batches])
+        return proposed + self.held_count
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of the commands that are held back."""
+        return self._held_bytes
+
+    @property
+    def held_count(self) -> int:
+        """How many commands are held back."""
+        return sum([len(held.commands) for held in self._held])
+
+    def hold(self, held: Held) -> None:
+        """Keep commands until they are proposed; deadlines never fall from one to the next."""
+        self._held.append(held)
+        self._held_bytes += sum(map(len, held.commands))
+
+    def release(self, commands: int = maxsize, size: int = maxsize) -> Sequence[Held]:
+        """Return what is held back, to be proposed or refused: the first of it, of so many
+        *commands* or bytes and no more than it takes to reach them."""
+        released = []
+        while self._held and commands > 0 and size > 0:
+            held = self._held.popleft()
+            released.append(held)
+            its_size = sum(map(len, held.commands))
+            self._held_bytes -= its_size
+            commands -= len(held.commands)
+            size -= its_size
+        return released
+
+    def add(self, term: int, first: int, count: int, reply: WriteReply, deadline: float) -> None:
+        """Let a proposed batch wait; deadlines never fall from one to the next."""
+        self._batches.append(_Batch(term, first, count, reply, deadline))
+
+    def applied(self, entries: Sequence[Entry], outcomes: Outcomes) -> Answers:
+        """Answer those whose indexes were committed and applied."""
+        if not self._batches:
+            return []
+        if self._batches[0].term == self._batches[-1].term == entries[-1].term:
+            return self._done(entries[-1].index, outcomes)
+        return self._compared(entries, outcomes)
+
+    def skipped(self, index: int) -> Answers:
+        """Answer those up to an index: what was committed there is hidden in a snapshot."""
+        error = OutcomeUnknown("this node lost its leadership; the write may have been committed")
+        hidden = [batch for batch in self._batches if batch.first <= index]
+        self._batches = deque(batch for batch in self._batches if batch.first > index)
+        return [batch.answer(batch.count, error) for batch in hidden]
+
+    def expired(self, now: float) -> Answers:
+        """Answer those whose time is up."""
+        error = OutcomeUnknown(
+            "the write was not committed in time; it may still be, so read before repeating it"
+        )
+        answers = []
+        while self._batches and self._batches[0].deadline <= now:
+            batch = self._batches.popleft()
+            answers.append(batch.answer(batch.count, error))
+        while self._held and self._held[0].deadline <= now:
+            held = self._held.popleft()
+            self._held_bytes -= sum(map(len, held.commands))
+            answers.append(held.answer(Unavailable("no quorum has taken earlier writes in time")))
+        return answers
+
+    def ended(self, error: ConureError) -> Answers:
+        """Answer all; of what was only held back it is known that it did not happen."""
+        batches, self._batches = self._batches, deque()
+        answers = [batch.answer(batch.count, error) for batch in batches]
+        nothing_happened = Unavailable(f"this write was not begun: {error}")
+        return answers + [held.answer(nothing_happened) for held in self.release()]
+
+    def _done(self, last: int, outcomes: Outcomes) -> Answers:
+        """All that wait were proposed in the term of the last entry, and nothing else was in it.
+        So what was committed at their indexes is what they proposed."""
+        answers = []
+        batches = self._batches
+        while batches and batches[0].first <= last:
+            batch = batches[0]
+            stop = min(batch.count, last - batch.first + 1)
+            answers.append(batch.answer(stop, outcomes))
+            if stop < batch.count:
+                break
+            batches.popleft()
+        return answers
+
+    def _compared(self, entries: Sequence[Entry], outcomes: Outcomes) -> Answers:
+        """Some were proposed in an earlier term, and their indexes may hold other entries now."""
+        first, last = entries[0].index, entries[-1].index
+        lost = Unavailable("another leader took over before this was committed; nothing happened")
+        answers = []
+        waiting: deque[_Batch] = deque()
+        for batch in self._batches:
+            start = batch.first + batch.answered
+            assert start >= first, "a batch was passed over"
+            for index in range(start, min(batch.first + batch.count, last + 1)):
+                is_its_own = entries[index - first].term == batch.term
+                ended = outcomes if is_its_own else lost
+                answers.append(batch.answer(index - batch.first + 1, ended))
+            if batch.answered < batch.count:
+                waiting.append(batch)
+        self._batches = waiting
+        return answers
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    """What waits for its confirmation, or for its *index* to be applied: the reads of so many
+    *requests* that came together."""
+
+    reply: Reply
+    deadline: float
+    requests: int = 1
+    index: int | None = None
+
+
+class Reads:
+    """Reads in the order of being asked for, which is the order they are confirmed in."""
+
+    def __init__(self) -> None:
+        self._reads: deque[Read] = deque()
+        self._held: list[Read] = []  # of these, the last ones: nobody has been asked for them yet
+
+    @property
+    def count(self) -> int:
+        """How many requests wait for their reads."""
+        return sum([read.requests for read in self._reads])
+
+    @property
+    def held_count(self) -> int:
+        """How many reads wait to be released."""
+        return len(self._held)
+
+    def add(self, read: Read) -> None:
+        """Let a read wait; deadlines never fall from one to the next."""
+        self._reads.append(read)
+
+    def hold(self, read: Read) -> None:
+        """Let a read wait that is to be confirmed together with others."""
+        self.add(read)
+        self._held.append(read)
+
+    def release(self) -> list[Read]:
+        """Return what was held, to be confirmed now; some may have expired."""
+        held, self._held = self._held, []
+        return held
+
+    def applied(self, index: int) -> Answers:
+        """Answer those that are confirmed and may be served from the state as of *index*."""
+        answers: Answers = []
+        reads = self._reads
+        while reads and (wanted := reads[0].index) is not None and wanted <= index:
+            answers.append(partial(reads.popleft().reply, None))
+        return answers
+
+    def lost(self, read: Read, error: ConureError) -> Answers:
+        """Answer one that will not be confirmed; it may have expired before."""
+        if read not in self._reads:
+            return []
+        self._reads.remove(read)
+        return [partial(read.reply, error)]
+
+    def expired(self, now: float) -> Answers:
+        """Answer those whose time is up."""
+        error = Unavailable("no quorum has confirmed the read in time")
+        answers: Answers = []
+        while self._reads and self._reads[0].deadline <= now:
+            answers.append(partial(self._reads.popleft().reply, error))
+        return answers
+
+    def ended(self, error: ConureError) -> Answers:
+        """Answer all."""
+        reads, self._reads = self._reads, deque()
+        self._held.clear()
+        return [partial(read.reply, error) for read in reads]

@@ -1,0 +1,1 @@
+"""The other nodes: connections, messages and whole states between them."""

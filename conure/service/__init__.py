@@ -1,0 +1,1 @@
+"""What a front asks of a node."""

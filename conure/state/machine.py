@@ -1,0 +1,965 @@
+"""The replicated state machine: commands in log order in, records out.
+
+Every node applies the same entries in the same order and so holds the same records, byte for
+byte (R7). Nothing here reads a clock, draws a random number or depends on the order of a
+dictionary; what a command needs to know of its time or origin stands in the command.
+
+1. ``apply`` takes each index once and in order. The applied index is stored with the data in
+   one checkpoint, so that a restart applies exactly the entries behind it again.
+2. ``apply`` changes memory only. The log is the write-ahead log; a :class:`Checkpoint` brings
+   the tree to disk beside further writes, and lets the log be cut up to its index.
+3. A command this version does not know ends the node (CorruptionError, or VersionTooNew where a
+   later release reads it): skipping it would make replicas differ. The newest version of all that
+   was applied is part of the state, so that who can't read it is known however the log was cut.
+4. The *digest* is a CRC-32 that runs over all commands and what each of them did. It is stored
+   with every checkpoint and snapshot, so two nodes that have applied the same index and tell
+   different digests hold different records, and R7 is broken on one of them.
+5. A transaction is judged as a whole by the state before it, then done (commands.py): it happens
+   or is refused, never by half.
+6. Nothing expires by itself. What is due is there until an operation ends it (commands.Expire),
+   whose time is that of the state's own ``clock``; this never goes back, whatever the times of
+   transactions do. So what was once seen expired stays so.
+7. Each record with an expiry has exactly one entry in an index by expiry, and no entry is there
+   without its record. Whatever is due is found without looking at anything else.
+8. A session holds a key by two entries, ``l`` and ``h``, that come and go together; both end with
+   the session. The key's record knows nothing of it: anybody may change that.
+
+The first byte of a key in the tree tells what the record is. Numbers have 8 bytes, big-endian:
+
+========================== =====================================================================
+``c``                      clock in milliseconds, number of records with prefixes but ``k``, ``c``
+``e`` expiry key           nothing: the user's *key* expires then
+``h`` n session key        nothing: the *session*, of n bytes (n has 1 byte), holds the user's key
+``i`` key                  length of the fingerprint (1 byte), fingerprint, encoded outcome of the
+                           transaction with this idempotency key
+``j`` expiry key           nothing: the outcome under this idempotency key is forgotten then
+``k`` key                  a user's record
+``l`` key                  fencing token, session that holds the user's key
+``s`` session              ttl in milliseconds, 1 if it deletes what it holds else 0 (1 byte), name
+``t`` expiry session       nothing: the session ends then
+``v``                      the newest format version of all commands (1 byte), once that isn't 1
+========================== =====================================================================
+
+When a record of ``i``, ``k`` or ``s`` expires stands in the record itself (btree.Record).
+
+Everything on :class:`Store` belongs to whoever holds the node's lock. What a :class:`Checkpoint`
+offers is the checkpoint thread's, and a :class:`PinnedState` that of the thread that sends it;
+both call it without that lock.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
+from struct import Struct
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from zlib import crc32
+
+from btree import BTree, Record, Snapshot
+from conure import errors
+from conure.commands import (
+    MAX_KEY_BYTES,
+    READ_BYTES,
+    Acquire,
+    Compare,
+    Delete,
+    DeleteRange,
+    EndSession,
+    EventKind,
+    Expire,
+    Get,
+    Increment,
+    Item,
+    OpenSession,
+    Operation,
+    Outcome,
+    Put,
+    Range,
+    Refusal,
+    Relation,
+    Release,
+    RenewSession,
+    Result,
+    Target,
+    Touch,
+    Transaction,
+    prefix_end,
+)
+from conure.consensus.messages import COMMAND, CONFIG, Entry, SnapshotMeta
+from conure.errors import CorruptionError, ProtocolViolation, VersionTooNew
+from conure.state import codec
+
+if TYPE_CHECKING:
+    from btree import Checkpoint as TreeCheckpoint
+
+__all__ = [
+    "MARK_EVERY",
+    "Census",
+    "Change",
+    "Checkpoint",
+    "Holder",
+    "Inspection",
+    "PinnedState",
+    "Session",
+    "Store",
+]
+
+MARK_EVERY = 1024
+"""The digest is remembered at each index that is a multiple of this."""
+
+LAST_TIME: Final = (1 << 63) - 1
+"""No time is later than this one, in milliseconds since the Unix epoch."""
+
+_MARKS = 64  # how many of these are kept
+_COUNT_STEP = 4096  # keys counted at a time
+_APPLIED_AT_ONCE = 256  # plain writes, in a millisecond or two
+_CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
+_VERSION = b"v"
+_BEHIND_USERS = b"l"
+_EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
+_INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
+_OWN_KINDS = (_CLOCK, _HELD, _ANSWER, _LOCK, _SESSION, _VERSION, *_INDEXES)
+_NEVER = 1 << 63
+_NUMBER_BITS = 62  # of a revision or a version: what no state gets beyond
+_STATE = Struct(">QQ")
+_SESSION_HEAD = Struct(">Q?")
+_NUMBER = re.compile(rb"-?[0-9]{1,19}")
+_LONGEST_NUMBER = 20  # bytes
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
+_NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
+
+Change: TypeAlias = (
+    tuple[int, int, bytes, bytes, int] | tuple[int, int, bytes, bytes, int, bytes | None]
+)
+"""The fields of a commands.Event, in a plain tuple: there is one for every put. The sixth, if it is
+there, is the value before, None if there was no key.
+
+The kind is a plain number, too. The collector of garbage lets go of tuples of such things; of an
+enumeration's it would look at every one again and again, and that takes 0.1 s with a full window.
+"""
+
+
+class Session(NamedTuple):
+    """A session: it ends *ttl* milliseconds after its last renewal, which is at *expiry*."""
+
+    id: bytes
+    ttl: int
+    deletes: bool
+    name: bytes
+    expiry: int
+
+
+class Holder(NamedTuple):
+    """The session that holds a key, and the fencing token it got: the revision of that."""
+
+    session: bytes
+    token: int
+
+
+class Census(NamedTuple):
+    """How many records of which kind a state has; together they are all of the tree's.
+
+    *records* are the users'. *bookkeeping* are the entries by which the state machine finds what
+    expires and what a session holds, and its clock.
+    """
+
+    records: int
+    sessions: int
+    locks: int
+    outcomes: int
+    bookkeeping: int
+
+    @classmethod
+    def of(cls, counts: Mapping[bytes, int]) -> Census:
+        """Sort the numbers of records by the first byte of their keys."""
+        users, sessions, locks, outcomes = [
+            counts.get(kind, 0) for kind in (_USER, _SESSION, _LOCK, _ANSWER)
+        ]
+        others = sum(counts.values()) - users - sessions - locks - outcomes
+        return cls(users, sessions, locks, outcomes, others)
+
+    def describe_own(self) -> str:
+        """Say what there is besides users' records, "" if there is nothing."""
+        shown = zip(self._fields[1:], self[1:], strict=True)
+        return ", ".join(f"{count:,} {_named(name, count)}" for name, count in shown if count)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedState:
+    """The state as of one index, to be read while writes go on. Close it when done.
+
+    One thread at a time; none needs the node's lock.
+    """
+
+    meta: SnapshotMeta
+    digest: int
+    tree: Snapshot
+
+    @property
+    def index(self) -> int:
+        """The last entry that it covers, and so its newest revision."""
+        return self.meta.index
+
+    def close(self) -> None:
+        """Let go of the state; what is read of it from then on is a StorageError."""
+        self.tree.close()
+
+    def get(self, key: bytes) -> Record | None:
+        """Return the record of a user's key, or None."""
+        return self.tree.get(_USER + key)
+
+    def items(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over users' keys and records, start <= key < end, in the order of the keys."""
+        for key, record in self.tree.items(*_bounds(start, end), reverse=reverse):
+            yield key[1:], record
+
+    def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
+        """Return the users' key behind the first *count* of a range; None if there are no more."""
+        keys = self.tree.keys(*_bounds(start, end))
+        found = next(islice(keys, count, None), None)
+        return None if found is None else found[1:]
+
+    def count(self, start: bytes = b"", end: bytes | None = None) -> Iterator[int]:
+        """Count users' keys, start <= key < end: yield how many there are so far, then more.
+
+        Each step takes about a millisecond; the last number is the answer.
+        """
+        keys = self.tree.keys(*_bounds(start, end))
+        total = 0
+        while True:
+            step = len(list(islice(keys, _COUNT_STEP)))
+            total += step
+            yield total
+            if step < _COUNT_STEP:
+                return
+
+
+class Inspection:
+    """Looks at the records of a state that another node sends, in the order of their keys.
+
+    What no state machine makes is refused before it can become this node's state, where it would
+    end the node, and again at each start. *speaks* is the newest version that this node reads.
+    """
+
+    def __init__(self, speaks: int) -> None:
+        self._speaks = speaks
+        # Sums of hashes that nobody outside can foresee: of what the indexes have to hold, less
+        # what they do hold (7, 8).
+        self._expiring = 0
+        self._locks = 0
+        self._own = self._counted = 0  # the state's own records: said to be there, and seen
+
+    def look(self, rows: Sequence[tuple[bytes, bytes, int, int, int, int]]) -> None:
+        """Look at records: key, value, create revision, mod revision, version and expiry each.
+
+        Raises ProtocolViolation, and VersionTooNew for a state that a later release made.
+        """
+        for key, value, create, mod, version, expiry in rows:
+            if not 0 < create <= mod or not version or (mod | version) >> _NUMBER_BITS:
+                raise ProtocolViolation(f"a record of impossible revisions {create} and {mod}")
+            if key[:1] != _USER:
+                self._look_at_own(key, value)
+            elif not 1 < len(key) <= 1 + MAX_KEY_BYTES:
+                raise ProtocolViolation(f"a record with a key of {len(key) - 1} bytes")
+            if expiry:
+                index = _INDEX_OF.get(key[:1])
+                if index is None or expiry > LAST_TIME:
+                    raise ProtocolViolation(f"a record that can't expire at {expiry}")
+                self._expiring += hash(index + expiry.to_bytes(8, "big") + key[1:])
+
+    def finish(self) -> None:
+        """Say whether what was seen is a whole state. Raises ProtocolViolation."""
+        if self._expiring or self._locks:
+            raise ProtocolViolation("a state whose records and indexes contradict each other")
+        if self._own != self._counted:
+            raise ProtocolViolation(
+                f"a state that counts {self._own} records of its own and has {self._counted}"
+            )
+
+    def _look_at_own(self, key: bytes, value: bytes) -> None:
+        kind = key[:1]
+        size = len(value)
+        self._counted += kind != _CLOCK
+        if kind in _INDEXES:
+            is_sound = len(key) >= 9 and not size
+            self._expiring -= hash(key)
+        elif kind == _HELD:
+            is_sound = len(key) >= 2 and len(key) - 2 >= key[1] and not size
+            self._locks -= hash(key)
+        elif kind == _LOCK:
+            is_name = 1 < len(key) <= 1 + MAX_KEY_BYTES
+            is_token = not int.from_bytes(value[:8], "big") >> _NUMBER_BITS
+            is_sound = is_name and is_token and 8 <= size <= 8 + 255
+            self._locks += hash(_held(value[8:]) + key[1:]) if is_sound else 0
+        elif kind == _ANSWER:
+            is_name = 1 < len(key) <= 1 + 255
+            is_sound = is_name and size > 0 and _is_outcome(value[1 + value[0] :])
+        elif kind == _SESSION:
+            is_sound = len(key) <= 1 + 255 and size >= _SESSION_HEAD.size
+        elif key == _VERSION:
+            is_sound = size == 1 and value[0] > 1
+            if is_sound and value[0] > self._speaks:
+                raise VersionTooNew("the state", value[0], self._speaks)
+        else:
+            is_sound = key == _CLOCK and size == _STATE.size
+            clock, self._own = _STATE.unpack(value) if is_sound else (0, 0)
+            is_sound &= clock <= LAST_TIME
+        if not is_sound:
+            raise ProtocolViolation(f"a record {key[:20]!r} that no state holds")
+
+
+class Checkpoint:
+    """A consistent state on its way to disk, begun by :meth:`Store.begin_checkpoint`."""
+
+    def __init__(self, tree: TreeCheckpoint, meta: SnapshotMeta) -> None:
+        self._tree = tree
+        self.meta = meta
+
+    def step(self, seconds: float) -> bool:
+        """Encode and write pages for about *seconds*; tell whether all of them are written."""
+        return self._tree.step(seconds)
+
+    def finish(self) -> None:
+        """Sync the pages and swap the root; the log may be cut at :attr:`meta` after it (S2)."""
+        self._tree.finish()
+
+    def abort(self) -> None:
+        """Give up, after DiskFull: nothing on disk has changed, the next checkpoint does it."""
+        self._tree.abort()
+
+
+class Store:
+    """The state machine over a B-tree.
+
+    *configuration* is the encoded membership as of the tree's applied index, kept here because
+    it changes with the same entries that change the data. ``digest`` and ``clock``, in
+    milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
+    changes are noted down for :meth:`take_events`, and ``keeps_previous`` whether the values before
+    are, too: of the changes of one entry up to READ_BYTES of them. Neither changes the state.
+
+    *speaks* is the newest version that this node reads. Raises VersionTooNew for a state that
+    needs more.
+    """
+
+    tree: BTree
+    applied_index: int
+    applied_term: int
+    digest: int
+    clock: int
+    configuration: bytes
+    _events: list[Change]
+    _outcomes: dict[int, Outcome] | None  # of the entries that are being applied
+    _saved: bytes  # the record of the clock, b"" before there is one
+    _own: int  # records that are neither a user's nor that one
+    _due: int | None  # when the next record expires; None: to be looked up
+    _newest: bytes  # the newest version of a command that was applied, as its first byte
+    _room: int  # bytes that the present transaction may still read
+    _previous_room: int  # bytes of values before that its events may still have
+
+    def __init__(self, tree: BTree, configuration: bytes, speaks: int = codec.SPEAKS) -> None:
+        self.keeps_events = False
+        self.keeps_previous = False
+        self._speaks = speaks
+        self._marks: dict[int, int] = {}
+        self._become(tree, configuration)
+
+    def apply(
+        self, entries: Sequence[Entry], is_over: Callable[[], bool] = lambda: False
+    ) -> Mapping[int, Outcome]:
+        """Apply committed entries, which follow the applied index, until *is_over* says so.
+
+        It is asked after each transaction and after some hundred plain writes; ``applied_index``
+        tells how far this got, one entry at least. Where it stops makes no difference to the state.
+        Returns how the transactions among them ended, by their indexes. All of a transaction
+        happens under one hold of the lock; who proposes it bounds what it reads and deletes.
+
+        Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
+        later release reads, and what the tree raises; the node ends then, since it can neither
+        skip the entry nor go on without it.
+        """
+        assert entries[0].index == self.applied_index + 1
+        self._outcomes = None
+        start = 0
+        while start < len(entries):
+            first = entries[start].index
+            # The digest has to be remembered at each mark.
+            stop = start + min(_APPLIED_AT_ONCE, -first % MARK_EVERY + 1)
+            last = self._apply(entries[start:stop], is_over)
+            start += last.index - first + 1
+            self.applied_index, self.applied_term = last.index, last.term
+            if last.index % MARK_EVERY == 0:
+                self._marks[last.index] = self.digest
+                self._marks.pop(last.index - _MARKS * MARK_EVERY, None)
+            if is_over():
+                break
+        return self._outcomes or _NO_OUTCOMES
+
+    def take_events(self) -> list[Change]:
+        """Return what :meth:`apply` has changed since the last call, in the order of the log.
+
+        Nothing unless ``keeps_events``, and nothing of an installed state.
+        """
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def meta(self) -> SnapshotMeta:
+        """What the state covers: the applied index, its term, the members as of it."""
+        return SnapshotMeta(self.applied_index, self.applied_term, self.configuration)
+
+    def skip(self, entries: Sequence[Entry]) -> None:
+        """Pass over committed entries, as an arbiter does: it keeps who the members are."""
+        for entry in entries:
+            if entry.kind == CONFIG:
+                self.configuration = entry.data
+        self.applied_index = entries[-1].index
+        self.applied_term = entries[-1].term
+
+    def get(self, key: bytes) -> Record | None:
+        """Return the record of a user key as of the applied index, or None."""
+        return self.tree.get(_USER + key)
+
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record of a user key without its value, and the length of that."""
+        return self.tree.heading(_USER + key)
+
+    @property
+    def records(self) -> int:
+        """How many keys users have."""
+        return len(self.tree) - self._own - bool(self._saved)
+
+    def census(self) -> Census:
+        """Count the records by kind; takes as long as it takes to read all but the users' keys."""
+        own = {kind: sum(1 for _ in self.tree.keys(kind, prefix_end(kind))) for kind in _OWN_KINDS}
+        return Census.of({**own, _USER: len(self.tree) - sum(own.values())})
+
+    def next_due(self) -> int | None:
+        """Return when the next record or session expires, in milliseconds since the Unix epoch.
+
+        None if none ever does. Takes no time, or that of three reads if something was changed.
+        """
+        if self._due is None:
+            firsts = [next(self.tree.scan(each, prefix_end(each)), None) for each in _INDEXES]
+            self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
+        return None if self._due == _NEVER else self._due
+
+    @property
+    def version(self) -> int:
+        """The newest format version of all commands that made this state."""
+        return self._newest[0]
+
+    def session(self, session_id: bytes) -> Session | None:
+        """Return the session with an ID, or None."""
+        record = self.tree.get(_SESSION + session_id)
+        return None if record is None else _session(session_id, record)
+
+    def holder(self, key: bytes) -> Holder | None:
+        """Return who holds a user's key, whether or not that has a record; None if nobody."""
+        record = self.tree.get(_LOCK + key)
+        if record is None:
+            return None
+        return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
+
+    def holdings(self, session_id: bytes, key: bytes, most: int) -> int:
+        """Count the keys that a session holds, up to *most*; 0 if *key* is one of them."""
+        held = _held(session_id)
+        if self.tree.heading(held + key) is not None:
+            return 0
+        return sum(1 for _ in islice(self.tree.scan_headings(held, prefix_end(held)), most))
+
+    def digest_at(self, index: int) -> int | None:
+        """Return the digest as of an index: the applied one, or a recent multiple of MARK_EVERY.
+
+        None if it isn't known: of any other index, of one before the last start or snapshot.
+        """
+        return self.digest if index == self.applied_index else self._marks.get(index)
+
+    def last_mark(self) -> tuple[int, int]:
+        """Return the newest multiple of MARK_EVERY whose digest is known, and the digest.
+
+        (0, 0) if none was applied since the start or the last snapshot.
+        """
+        return next(reversed(self._marks.items()), (0, 0))
+
+    def begin_checkpoint(self) -> Checkpoint:
+        """Freeze the state as of the applied index; writes go on beside it."""
+        meta = self.meta
+        return Checkpoint(self.tree.begin_checkpoint(meta.index, meta.term, self.digest), meta)
+
+    def snapshot(self) -> PinnedState:
+        """Pin the state as of the applied index for another thread; takes constant time."""
+        return PinnedState(self.meta, self.digest, self.tree.snapshot())
+
+    def replace(self, tree: BTree, meta: SnapshotMeta) -> None:
+        """Go on with the state of an installed snapshot, and close the tree used so far.
+
+        Who reads a pinned state of that one reads it to its end.
+        """
+        assert (tree.applied_index, tree.applied_term) == (meta.index, meta.term)
+        self.tree.close()
+        self._become(tree, meta.configuration)
+
+    # -- private ---------------------------------------------------------------------------------
+
+    def _become(self, tree: BTree, configuration: bytes) -> None:
+        self.tree = tree
+        self.applied_index = tree.applied_index
+        self.applied_term = tree.applied_term
+        self.digest = tree.applied_digest
+        self.configuration = configuration
+        self._marks.clear()
+        self._events = []
+        state = tree.get(_CLOCK)
+        self._saved = state.value if state else b""
+        self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
+        self._due = None
+        record = tree.get(_VERSION)
+        self._newest = record.value if record else b"\1"
+        if self.version > self._speaks:
+            raise VersionTooNew("the state", self.version, self._speaks)
+
+    def _apply(  # noqa: C901 - every write comes through here, and calls cost time
+        self, entries: Sequence[Entry], is_over: Callable[[], bool]
+    ) -> Entry:
+        """Apply entries, up to the first transaction after which *is_over*; return the last one."""
+        put, delete, outdated = self.tree.put, self.tree.delete, self.tree.outdated
+        decode, put_op, delete_op = codec.decode_command, codec.OP_PUT, codec.OP_DELETE
+        was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
+        note = self._events.append if self.keeps_events else None
+        looks_back = self.keeps_events and self.keeps_previous
+        before: tuple[()] | tuple[bytes | None] = ()
+        digest, newest = self.digest, self._newest
+        must_stop = False
+        for entry in entries:
+            kind = entry.kind
+            if kind == COMMAND:
+                data = entry.data
+                index = entry.index
+                if data[:1] > newest:
+                    newest = self._raise_version(data[:1], index)
+                try:
+                    op, key, value = decode(data)
+                    if looks_back:
+                        before = self._before_entry(op, key)
+                    if op == put_op:
+                        done = put(_USER + key, value, index)
+                        if note:
+                            note((index, was_put, key, value, done, *before))
+                    elif op == delete_op:
+                        done = delete(_USER + key)
+                        if note and done:
+                            note((index, was_deleted, key, b"", 0, *before))
+                    else:
+                        done = self._transact(codec.decode_transaction(data), index)
+                        must_stop = is_over()
+                except errors.WireError as error:
+                    raise CorruptionError("raft log", index, str(error)) from error
+                digest = crc32(data, digest ^ done)
+                if outdated:
+                    self._tidy()
+                    self._save(index)
+                if must_stop:
+                    break
+            elif kind == CONFIG:
+                self.configuration = entry.data
+        self.digest = digest
+        return entry
+
+    def _raise_version(self, newest: bytes, index: int) -> bytes:
+        """Take note that the state depends on a command of a newer format from now on."""
+        if newest[0] > self._speaks:
+            raise VersionTooNew(f"entry {index} of the log", newest[0], self._speaks)
+        self._set(_VERSION, newest, index)
+        self._save(index)
+        self._newest = newest
+        return newest
+
+    # -- private: transactions -------------------------------------------------------------------
+
+    def _transact(self, transaction: Transaction, revision: int) -> int:
+        """Carry a transaction out, keep its outcome for the caller, and return the CRC of that."""
+        self.clock = max(self.clock, min(transaction.time, LAST_TIME))
+        key, fingerprint = transaction.idempotency_key, transaction.fingerprint
+        known = self.tree.get(_ANSWER + key) if key else None
+        if known is not None:
+            outcome = _repeated(known.value, fingerprint, revision)
+        else:
+            outcome = self._decide(transaction, revision)
+            if key:
+                head = bytes((len(fingerprint),)) + fingerprint
+                answer = head + codec.encode_outcome(outcome)
+                self._set(_ANSWER + key, answer, revision, self._after(transaction.window))
+        self._save(revision)
+        if self._outcomes is None:
+            self._outcomes = {}
+        self._outcomes[revision] = outcome
+        return crc32(codec.encode_outcome(outcome))
+
+    def _decide(self, transaction: Transaction, revision: int) -> Outcome:
+        """Choose a branch and do it, or refuse all of it."""
+        unmet = next((each for each in transaction.compares if not self._holds(each)), None)
+        branch = transaction.success if unmet is None else transaction.failure
+        for operation in branch:
+            refusal = self._judge(operation)
+            if refusal:
+                refused_key = getattr(operation, "key", b"")  # a range and a session have none
+                return Outcome(revision, False, (), refusal, refused_key)
+        current = 0
+        if unmet is not None and (heading := self.heading(unmet.key)) is not None:
+            current = heading[0].mod_revision
+        self._room = READ_BYTES
+        results: list[Result] = []
+        for operation in branch:
+            # One that an operation before it has made impossible does nothing: two of them wrote
+            # the same, which whoever proposes transactions doesn't let happen.
+            if results and self._judge(operation):
+                results.append(Result())
+            else:
+                results.append(_STEPS[type(operation)](self, operation, revision))
+        return Outcome(revision, unmet is None, tuple(results), current=current)
+
+    def _holds(self, compare: Compare) -> bool:
+        found: bytes | int = 0
+        if compare.target is Target.VALUE:
+            most = len(cast("bytes", compare.operand)) + 1  # bytes of it that decide
+            value = self.tree.beginning(_USER + compare.key, most)
+            if value is None:
+                return compare.relation is Relation.NOT_EQUAL
+            found = value
+        elif (heading := self.heading(compare.key)) is not None:
+            found = getattr(heading[0], _FIELDS[compare.target])
+        return bool(_RELATIONS[compare.relation](found, compare.operand))
+
+    def _judge(self, operation: Operation) -> Refusal:
+        """Tell why an operation can't be done in the present state, if it can't."""
+        match operation:
+            case Increment():
+                return _sum(self._digits(operation.key), operation.by)[0]
+            case Touch(key) if self.heading(key) is None:
+                return Refusal.KEY_NOT_FOUND
+            case DeleteRange(start, end, limit) if limit:
+                keys = islice(self.tree.keys(*_bounds(start, end)), _one_more(limit))
+                if sum(1 for _ in keys) > limit:
+                    return Refusal.TOO_MANY_KEYS
+            case RenewSession(session) | EndSession(session) | Acquire(_, session, _) if (
+                self.tree.get(_SESSION + session) is None
+            ):
+                return Refusal.SESSION_NOT_FOUND
+            case Acquire(key, session):
+                holder = self.holder(key)
+                if holder is not None and holder.session != session:
+                    return Refusal.HELD_BY_ANOTHER
+            case Release(key, session):
+                holder = self.holder(key)
+                if holder is None or holder.session != session:
+                    return Refusal.NOT_THE_HOLDER
+        return Refusal.NONE
+
+    # -- private: operations, each of which can be done --------------------------------------------
+
+    def _put(self, operation: Put, revision: int) -> Result:
+        key, value, ttl, keep_ttl = operation
+        expiry = self._after(ttl) if ttl else 0
+        if keep_ttl:
+            expiry = self._expiry(key)
+        return Result(items=self._write(key, value, revision, expiry))
+
+    def _delete(self, operation: Delete, revision: int) -> Result:
+        return Result(int(self._remove(operation.key, revision, EventKind.DELETE)))
+
+    def _delete_range(self, operation: DeleteRange, revision: int) -> Result:
+        keys = list(self.tree.keys(*_bounds(operation.start, operation.end)))
+        for key in keys:
+            self._remove(key[1:], revision, EventKind.DELETE)
+        return Result(len(keys))
+
+    def _get(self, operation: Get, _: int) -> Result:
+        key = operation.key
+        if self._room <= 0:
+            heading = self.heading(key)
+            return Result(1, True, (Item(key, None, *heading[0][1:]),)) if heading else Result()
+        record = self.get(key)
+        if record is None:
+            return Result()
+        self._room -= len(record.value)
+        return Result(1, items=(Item(key, *record),))
+
+    def _range(self, operation: Range, _: int) -> Result:
+        start, end, limit, reverse, keys_only = operation
+        items: list[Item] = []
+        more = False
+        for key, (record, size) in self._rows(*_bounds(start, end), reverse, keys_only):
+            more = len(items) == limit or self._room <= 0
+            if more:
+                break
+            items.append(Item(key[1:], None if keys_only else record.value, *record[1:]))
+            # A value that is left out counts, too: every release does it like that (R7).
+            self._room -= len(key) + size
+        return Result(len(items), more, tuple(items))
+
+    def _rows(
+        self, start: bytes, end: bytes | None, reverse: bool, keys_only: bool
+    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+        """Iterate over keys, records and the lengths of their values, which may be left out."""
+        if keys_only:
+            return self.tree.scan_headings(start, end, reverse=reverse)
+        scan = self.tree.scan(start, end, reverse=reverse)
+        return ((key, (record, len(record.value))) for key, record in scan)
+
+    def _increment(self, operation: Increment, revision: int) -> Result:
+        key, by = operation
+        _, total = _sum(self._digits(key), by)
+        items = self._write(key, b"%d" % total, revision, self._expiry(key))
+        return Result(items=items, number=total)
+
+    def _digits(self, key: bytes) -> bytes | None:
+        """Return the value of a key as far as it takes to see whether it is a number."""
+        return self.tree.beginning(_USER + key, _LONGEST_NUMBER + 1)
+
+    def _expiry(self, key: bytes) -> int:
+        heading = self.heading(key)
+        return heading[0].expiry if heading else 0
+
+    def _touch(self, operation: Touch, revision: int) -> Result:
+        key, ttl = operation
+        expiry = self._after(ttl) if ttl else 0
+        record = self.tree.touch(_USER + key, expiry)
+        assert record is not None
+        if expiry:
+            self._index(_USER + key, expiry, revision)
+        self._tidy()
+        return Result(1, items=(Item(key, None, *record[1:]),))
+
+    def _acquire(self, operation: Acquire, revision: int) -> Result:
+        key, session, value = operation
+        holder = self.holder(key)
+        token = holder.token if holder else revision
+        if holder is None:
+            self._set(_LOCK + key, token.to_bytes(8, "big") + session, revision)
+            self._set(_held(session) + key, b"", revision)
+        if value is not None:
+            return Result(items=self._write(key, value, revision, 0), number=token)
+        heading = self.heading(key)
+        items = (Item(key, None, *heading[0][1:]),) if heading else ()
+        return Result(items=items, number=token)
+
+    def _release(self, operation: Release, revision: int) -> Result:
+        key, session, value = operation
+        self._drop(_LOCK + key)
+        self._drop(_held(session) + key)
+        return Result(items=() if value is None else self._write(key, value, revision, 0))
+
+    def _open_session(self, operation: OpenSession, revision: int) -> Result:
+        session, ttl, deletes, name = operation
+        value = _SESSION_HEAD.pack(ttl, deletes) + name
+        self._set(_SESSION + session, value, revision, self._after(ttl))
+        return Result()
+
+    def _renew_session(self, operation: RenewSession, revision: int) -> Result:
+        session = self.session(operation.session)
+        assert session is not None
+        return self._open_session(OpenSession(*session[:4]), revision)
+
+    def _end_session(self, operation: EndSession, revision: int) -> Result:
+        return Result(self._end(operation.session, revision, EventKind.DELETE))
+
+    def _expire(self, operation: Expire, revision: int) -> Result:
+        until = (self.clock + 1).to_bytes(8, "big")
+        scans = [self.tree.scan(index, index + until) for index in _INDEXES]
+        in_time = merge(*scans, key=lambda item: item[0][1:])
+        due = [key for key, _ in islice(in_time, _one_more(operation.limit))]
+        ended, left = 0, operation.limit
+        for key in due:
+            if left <= 0:
+                break
+            left -= 1
+            index, name = key[:1], key[9:]
+            if index == _EXPIRING_KEYS:
+                self._remove(name, revision, EventKind.EXPIRE)
+            elif index == _ENDING_SESSIONS:
+                left -= self._end(name, revision, EventKind.EXPIRE)
+            else:
+                self._drop(_ANSWER + name)
+                self._tidy()
+            ended += 1
+        return Result(ended, ended < len(due))
+
+    def _end(self, session_id: bytes, revision: int, kind: EventKind) -> int:
+        """End a session and return how many keys it has held; they go as *kind*, if at all."""
+        session = self.session(session_id)
+        assert session is not None
+        held = _held(session_id)
+        keys = [key[len(held) :] for key, _ in self.tree.scan(held, prefix_end(held))]
+        for key in keys:
+            self._drop(_LOCK + key)
+            self._drop(held + key)
+            if session.deletes:
+                self._remove(key, revision, kind)
+        self._drop(_SESSION + session_id)
+        self._tidy()
+        return len(keys)
+
+    # -- private: records, and the index of those that expire --------------------------------------
+
+    def _write(self, key: bytes, value: bytes, revision: int, expiry: int) -> tuple[Item]:
+        """Set a user's key."""
+        before = self._before(key)
+        self._set(_USER + key, value, revision, expiry)
+        heading = self.heading(key)
+        assert heading is not None
+        record, _ = heading
+        if self.keeps_events:
+            change = (revision, EventKind.PUT.value, key, value, record.version, *before)
+            self._events.append(change)
+        return (Item(key, None, *record[1:]),)
+
+    def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
+        """Remove a user's key and tell whether it was there."""
+        before = self._before(key)
+        if not self.tree.delete(_USER + key):
+            return False
+        if self.keeps_events:
+            self._events.append((revision, kind.value, key, b"", 0, *before))
+        self._tidy()
+        return True
+
+    def _before(self, key: bytes) -> tuple[()] | tuple[bytes | None]:
+        """Return the value that a user's key has, for the event of its change; or nothing, if that
+        isn't wanted, would be too much of one entry, or can't be read."""
+        if not (self.keeps_events and self.keeps_previous) or self._previous_room <= 0:
+            return ()
+        try:
+            record = self.get(key)
+        except CorruptionError:  # a page that nothing but this needs
+            return ()
+        if record is None:
+            return (None,)
+        self._previous_room -= len(record.value)
+        return (record.value,)
+
+    def _before_entry(self, op: int, key: bytes) -> tuple[()] | tuple[bytes | None]:
+        """Return the same for the one key of a plain command; a transaction looks by itself."""
+        self._previous_room = READ_BYTES
+        return self._before(key) if op in (codec.OP_PUT, codec.OP_DELETE) else ()
+
+    def _set(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
+        """Set a record of any kind, and its entry in the index."""
+        version = self.tree.put(key, value, revision, expiry)
+        if version == 1 and key[:1] != _USER:
+            self._own += 1
+        if expiry:
+            self._index(key, expiry, revision)
+        self._tidy()
+
+    def _drop(self, key: bytes) -> None:
+        """Remove one of the state machine's own records, if it is there."""
+        self._own -= self.tree.delete(key)
+
+    def _index(self, key: bytes, expiry: int, revision: int) -> None:
+        entry = _INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:]
+        self._own += self.tree.put(entry, b"", revision) == 1
+        if self._due is not None:
+            self._due = min(self._due, expiry)
+
+    def _tidy(self) -> None:
+        """Drop the index entries of records that are gone or expire at another time now."""
+        outdated = self.tree.outdated
+        while outdated:
+            key, expiry = outdated.pop()
+            record = self.tree.get(key)
+            if record is None or record.expiry != expiry:
+                self._drop(_INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:])
+                if expiry == self._due:
+                    self._due = None
+
+    def _save(self, revision: int) -> None:
+        """Bring clock and count into the tree, if they have changed."""
+        state = _STATE.pack(self.clock, self._own)
+        if state != self._saved:
+            self.tree.put(_CLOCK, state, revision)
+            self._saved = state
+
+    def _after(self, ttl: int) -> int:
+        """Return the time so many milliseconds from now; never 0, which stands for no time."""
+        return max(1, min(self.clock + ttl, LAST_TIME))
+
+
+_FIELDS = ("value", "version", "create_revision", "mod_revision")  # by commands.Target
+_STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
+    Put: Store._put,
+    Delete: Store._delete,
+    DeleteRange: Store._delete_range,
+    Get: Store._get,
+    Range: Store._range,
+    Increment: Store._increment,
+    Touch: Store._touch,
+    Acquire: Store._acquire,
+    Release: Store._release,
+    OpenSession: Store._open_session,
+    RenewSession: Store._renew_session,
+    EndSession: Store._end_session,
+    Expire: Store._expire,
+}
+
+
+def _is_outcome(data: bytes) -> bool:
+    try:
+        codec.decode_outcome(data)
+    except errors.WireError:
+        return False
+    return True
+
+
+def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
+    """Return where users' keys from *start* to *end* stand in the tree."""
+    return _USER + start, _BEHIND_USERS if end is None else _USER + end
+
+
+def _named(kind: str, count: int) -> str:
+    """Return the name of a field of Census as it stands behind a number."""
+    return kind.removesuffix("s") if count == 1 else kind
+
+
+def _held(session_id: bytes) -> bytes:
+    """Return what all entries of what a session holds begin with."""
+    return _HELD + bytes((len(session_id),)) + session_id
+
+
+def _sum(value: bytes | None, by: int) -> tuple[Refusal, int]:
+    """Return the sum of a key's number and another, or why there is none."""
+    if value is None:
+        value = b"0"
+    if not _NUMBER.fullmatch(value) or not _LEAST <= int(value) <= _MOST:
+        return Refusal.NOT_A_NUMBER, 0
+    total = int(value) + by
+    return Refusal.NONE if _LEAST <= total <= _MOST else Refusal.NUMBER_TOO_LARGE, total
+
+
+def _time_of(entry: bytes) -> int:
+    return int.from_bytes(entry[1:9], "big")
+
+
+def _one_more(limit: int) -> int:
+    return min(limit, sys.maxsize - 1) + 1
+
+
+def _session(session_id: bytes, record: Record) -> Session:
+    ttl, deletes = _SESSION_HEAD.unpack_from(record.value)
+    return Session(session_id, ttl, deletes, record.value[_SESSION_HEAD.size :], record.expiry)
+
+
+def _repeated(answer: bytes, fingerprint: bytes, revision: int) -> Outcome:
+    """Return the outcome of a transaction whose idempotency key is known."""
+    at = 1 + answer[0]
+    if answer[1:at] != fingerprint:
+        return Outcome(revision, False, refusal=Refusal.KEY_REUSED)
+    return codec.decode_outcome(answer[at:])._replace(repeated=True)

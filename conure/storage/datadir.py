@@ -1,0 +1,250 @@
+"""The data directory: who owns it, and which process holds it.
+
+::
+
+    data_dir/
+      LOCK            held by the one process that uses the directory; says which
+      identity.json   {"format": 1, "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
+                      "diverged": …, "checksum": …}
+      conure.db       the B-tree (pager.py, btree.py)
+      incoming-….db   a state that another node is sending (snapshots.py)
+      raft/           log segments, term and vote, snapshot metadata (raftlog.py)
+
+1. One process a directory (flock): the second one is told who holds it.
+2. A directory belongs to one node for ever. Another node's directory, or a folder that holds
+   something else, is refused before anything in it is touched.
+3. ``identity.json`` is the last file that making a directory writes, so a half-made directory
+   is recognised and made again.
+4. The *incarnation* is drawn when the directory is made and never changes. A member whose disk was
+   wiped comes back with another one, and the others see that it has forgotten what it promised.
+5. The role never changes: an arbiter's directory holds no data that another role could begin with.
+6. A directory whose data were found to differ from the cluster's is never served again.
+7. ``checksum`` is the CRC-32, in eight hexadecimal digits, of the file without that field. The
+   file is what :func:`_encoded` makes of its facts, byte for byte, so that any other byte in it is
+   damage. A file with the six fields before it and no checksum is of a version that had none; it
+   is read as it is, and gets one when it is next written. Those versions read by name what they
+   know, so they open a file with a checksum too.
+
+Used by node.py, by one thread at start and stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+from zlib import crc32
+
+from conure.errors import CorruptionError, DiskFull, ForeignDirectory
+from conure.fileio import FileSystem, Lock
+
+__all__ = ["DataDirectory", "Identity", "read_identity", "write_identity"]
+
+FORMAT = 1
+_LOCK = "LOCK"
+_IDENTITY = "identity.json"
+_OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "raft", "lost+found"})
+_ROLES = ("data", "arbiter")
+_WITHOUT_CHECKSUM = {"format", "node_id", "cluster_id", "incarnation", "role", "diverged"}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose data it is. ``cluster_id`` is empty until the node belongs to a cluster."""
+
+    node_id: str
+    cluster_id: str = ""
+    incarnation: str = ""
+    role: str = "data"  # or "arbiter"
+
+
+class DataDirectory:
+    """An open, locked data directory."""
+
+    def __init__(self, fs: FileSystem, path: str, lock: Lock, identity: Identity) -> None:
+        self.fs = fs
+        self.path = path
+        self.identity = identity
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        fs: FileSystem,
+        path: str,
+        node_id: str,
+        *,
+        told_node_id: bool,
+        role: str = "data",
+    ) -> DataDirectory:
+        """Lock the directory and find out whose it is; make it if it is missing or empty.
+
+        *node_id* names a new directory's owner. For an existing one it has to match, unless it
+        is only the default (*told_node_id* false). *role* has to match always.
+
+        Raises DirectoryInUse, ForeignDirectory, CorruptionError, DiskFull or DiskFailed.
+        """
+        fs.make_directory(path)
+        identity_path = os.path.join(path, _IDENTITY)
+        if not fs.exists(identity_path):
+            strangers = sorted(set(fs.list(path)) - _OURS)
+            if strangers:
+                raise ForeignDirectory(
+                    f"{path} holds {strangers[0]!r} and no ConureDB data; "
+                    "name an empty or new directory as data_dir"
+                )
+        holder = f"process {os.getpid()} on {socket.gethostname()} (node {node_id})"
+        lock = fs.lock(os.path.join(path, _LOCK), holder)
+        try:
+            if fs.exists(identity_path):
+                # A killed process may have left a new name to the page cache: the identity's or,
+                # after a snapshot was installed, the tree's. What is acted on has to last.
+                fs.sync_directory(path)
+                identity, diverged = read_identity(fs, identity_path)
+                _refuse_if_unfit(path, identity, diverged, node_id if told_node_id else "", role)
+                return cls(fs, path, lock, identity)
+            directory = cls(fs, path, lock, Identity(node_id, "", uuid.uuid4().hex, role))
+            if directory._holds_data():
+                raise CorruptionError(
+                    identity_path, 0, "the file is missing though there is data beside it"
+                )
+            fs.make_directory(directory.raft_path)
+            directory._write_identity(directory.identity)
+        except BaseException:
+            lock.release()
+            raise
+        return directory
+
+    @property
+    def database_path(self) -> str:
+        return os.path.join(self.path, "conure.db")
+
+    @property
+    def raft_path(self) -> str:
+        return os.path.join(self.path, "raft")
+
+    def begin_cluster(self) -> None:
+        """Give a directory that belongs to no cluster yet one of its own; durable on return."""
+        self.join_cluster(uuid.uuid4().hex)
+
+    def join_cluster(self, cluster_id: str) -> None:
+        """Give a directory that belongs to no cluster yet to this one, for ever.
+
+        Durable on return. Raises DiskFull or DiskFailed.
+        """
+        assert cluster_id
+        assert not self.identity.cluster_id
+        self._write_identity(replace(self.identity, cluster_id=cluster_id))
+
+    def mark_diverged(self, why: str) -> None:
+        """Note that the data differ from the cluster's: opening is refused from now on.
+
+        Durable on return. Raises DiskFull or DiskFailed.
+        """
+        self._write_identity(self.identity, why)
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.release()
+
+    def _holds_data(self) -> bool:
+        fs, raft = self.fs, self.raft_path
+        return fs.exists(self.database_path) or (fs.exists(raft) and bool(fs.list(raft)))
+
+    def _write_identity(self, identity: Identity, diverged: str = "") -> None:
+        path = os.path.join(self.path, _IDENTITY)
+        try:
+            write_identity(self.fs, path + ".new", identity, diverged)
+        except DiskFull:
+            if self.fs.exists(path + ".new"):
+                self.fs.remove(path + ".new")
+            raise
+        self.fs.rename(path + ".new", path)
+        self.fs.sync_directory(self.path)
+        self.identity = identity
+
+
+def _refuse_if_unfit(path: str, identity: Identity, diverged: str, node_id: str, role: str) -> None:
+    """Raise ForeignDirectory if this is not the directory to start with; *node_id* "" fits any."""
+    if node_id not in ("", identity.node_id):
+        raise ForeignDirectory(
+            f"{path} belongs to node {identity.node_id!r}, not to {node_id!r}; "
+            "every node needs a data_dir of its own"
+        )
+    if role != identity.role:
+        raise ForeignDirectory(
+            f"{path} was made for the role {identity.role!r}, not {role!r}, and a role never "
+            f"changes; remove node {identity.node_id!r} from its cluster, "
+            "empty the directory and let it join again"
+        )
+    if diverged:
+        raise ForeignDirectory(
+            f"the data in {path} differ from the cluster's: {diverged}; "
+            f"remove node {identity.node_id!r} from the cluster, "
+            "empty the directory and let it join again"
+        )
+
+
+def write_identity(fs: FileSystem, path: str, identity: Identity, diverged: str = "") -> None:
+    """Write a file of that name for :func:`read_identity`; its directory is left to be synced.
+
+    Raises DiskFull or DiskFailed.
+    """
+    facts = {"format": FORMAT, **asdict(identity), "diverged": diverged}
+    file = fs.open(path, create=True)
+    try:
+        file.truncate(0)
+        file.pwrite(_encoded(facts), 0)
+        file.sync()
+    finally:
+        file.close()
+
+
+def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
+    """Return whose directory it is, and how its data differ from the cluster's, "" if they don't.
+
+    Raises CorruptionError or ForeignDirectory.
+    """
+    file = fs.open(path, read_only=True)
+    try:
+        content = file.pread(64 << 10, 0)
+    finally:
+        file.close()
+    try:
+        facts = json.loads(content)
+        _refuse_if_damaged(path, content, facts)
+        if facts["format"] != FORMAT:
+            raise ForeignDirectory(
+                f"{path} has format {facts['format']!r}, this version reads format {FORMAT}; "
+                "use the version that wrote it or a newer one"
+            )
+        texts = [facts[field.name] for field in fields(Identity)]
+        diverged = facts["diverged"]
+        if "checksum" not in facts and facts.keys() != _WITHOUT_CHECKSUM:
+            raise CorruptionError(path, 0, "it has no checksum, but not the fields of that time")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptionError(path, 0, f"not a ConureDB identity ({error!r})") from error
+    if not all(isinstance(text, str) for text in (*texts, diverged)):
+        raise CorruptionError(path, 0, "a fact that has to be a string is none")
+    identity = Identity(*texts)
+    if not identity.node_id or not identity.incarnation or identity.role not in _ROLES:
+        raise CorruptionError(path, 0, "it names no node, no incarnation or no known role")
+    return identity, diverged
+
+
+def _encoded(facts: Mapping[str, Any]) -> bytes:
+    """Return the file that says so: the facts in their order, and their checksum."""
+    checksum = f"{crc32(json.dumps(facts, indent=2).encode()):08x}"
+    return json.dumps({**facts, "checksum": checksum}, indent=2).encode() + b"\n"
+
+
+def _refuse_if_damaged(path: str, content: bytes, facts: Mapping[str, Any]) -> None:
+    """Raise CorruptionError if a file with a checksum isn't what was written."""
+    if "checksum" in facts:
+        others = {name: fact for name, fact in facts.items() if name != "checksum"}
+        if content != _encoded(others):
+            raise CorruptionError(path, 0, "its checksum doesn't match what it says")
