@@ -251,6 +251,12 @@ def check_command_line(engine: Engine, image: str, version: str) -> None:
         expect(["ConureDB", version], said.split()[:2])
         engine("run", "--rm", image, "--http-adr=:1", status=2)
         tell(said)
+    with step("what an orchestrator's jobs run, by either name; the client"):
+        for words in (["/app/scaling.py"], ["-m", "conure.ops.scaling"]):
+            said = engine("run", "--rm", "--entrypoint=python3", image, *words, "--help")
+            expect(True, "{begin,wait,resize,leave}" in said)
+        client = "from conure.client import Client; print(Client.__name__)"
+        expect("Client", engine("run", "--rm", "--entrypoint=python3", image, "-c", client))
     with step("has neither curl nor a compiler"):
         engine("run", "--rm", "--entrypoint=sh", image, "-c", "! command -v curl gcc cc")
 
