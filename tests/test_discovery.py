@@ -1,4 +1,4 @@
-"""discovery.py: a node asks until it is a member, logs what it is told once, and stops at once."""
+"""joining.py: a node asks until it is a member, logs what it is told once, and stops at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""forward.py: a follower's answers are the leader's, and a write is never sent twice."""
+"""forwarding.py: a follower's answers are the leader's, and a write is never sent twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""watch.py: every event once and in order, whoever comes, lags, leaves and comes back."""
+"""Past events and watches: each once and in order, whoever comes, lags, leaves and comes back."""
 
 from __future__ import annotations
 
