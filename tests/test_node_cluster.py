@@ -1574,6 +1574,15 @@ def test_a_leader_that_can_not_note_that_it_differs_ends_all_the_same() -> None:
     assert pending == []
 
 
+def test_a_leader_is_followed_in_its_term_and_with_its_directory_only() -> None:
+    raft = cluster("n2")["n2"]._raft
+    message = Message(MessageType.AUDIT, "n1", "n2", raft.term, index=1)
+    assert raft.follows(message)
+    assert raft.follows(replace(message, incarnation=raft.leader_incarnation))
+    for change in ({"term": raft.term - 1}, {"sender": "n3"}, {"incarnation": "another"}):
+        assert not raft.follows(replace(message, **change))
+
+
 def test_only_who_leads_now_decides_that_a_replica_differs() -> None:
     lab = cluster("n2", "n3")
     put(lab, b"k", b"v")
@@ -1701,6 +1710,28 @@ def test_a_node_that_was_away_for_long_gets_the_whole_state() -> None:
     lab.stop("n3")
     lab.add("n3")
     assert value_of(lab["n3"], b"05") == b"45"
+
+
+def test_a_state_takes_the_place_of_what_waits_to_be_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = cluster("n2", "n3", checkpoint_log_bytes=500)
+    busy = lab["n3"]
+    busy.call_later = lambda action, seconds: None
+    with monkeypatch.context() as patch:
+        patch.setattr(busy, "_apply_some", lambda: None)
+        put(lab, b"00", b"waits")
+        lab.tick(2)
+        assert busy._unapplied
+        lab.cut.add("n3")
+        for number in range(60):
+            put(lab, b"%02d" % (number % 20), b"%d" % number)
+            checkpoint(lab["n1"])
+        lab.cut.clear()
+        lab.tick_until(lambda: busy._store.applied_index >= lab["n1"]._log.snapshot.index)
+    put(lab, b"after", b"all")
+    lab.tick_until(lambda: value_of(busy, b"after") == b"all")
+    assert value_of(busy, b"00") == b"40"
 
 
 def test_an_arbiter_that_was_away_for_long_begins_behind_the_cut() -> None:

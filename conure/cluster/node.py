@@ -1722,10 +1722,11 @@ class Node:
         That ends this node for good, so it has to be about what this node has told that leader.
         """
         raft = self._raft
-        if message.term != raft.term or self._is_arbiter:
+        if self._is_arbiter:
             return
         if message.type is MessageType.AUDIT_RESPONSE:
-            if raft.state is State.LEADER and raft.has_admitted(message):
+            is_of_this_term = raft.state is State.LEADER and message.term == raft.term
+            if is_of_this_term and raft.has_admitted(message):
                 self._audit.answer(message.sender, message.index, message.context)
             return
         digest = self._store.digest_at(message.index)
