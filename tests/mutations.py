@@ -461,8 +461,8 @@ MUTATIONS = [
     Mutation(
         "a former life of a member answers an audit",
         "conure/cluster/node.py",
-        "if raft.state is State.LEADER and raft.has_admitted(message):",
-        "if raft.state is State.LEADER:",
+        "if is_of_this_term and raft.has_admitted(message):",
+        "if is_of_this_term:",
         CLUSTER_TESTS,
     ),
     Mutation(
