@@ -59,6 +59,7 @@ __all__ = [
     "encode_frame",
     "encode_record",
     "frame_length",
+    "prove_frame",
     "read_record_header",
     "split_batches",
 ]
@@ -69,7 +70,6 @@ _VERSION = 1
 
 BATCH = struct.Struct(">QQI")
 _RECORD = struct.Struct(">IIIIIB3xQQI")
-_RECORD_REST = struct.Struct(">IIIB3xQQI")  # the record's header behind its two checksums
 _PER_ENTRY = 5
 
 _FRAME = struct.Struct(">II")
@@ -235,11 +235,12 @@ def frame_length(header: bytes, most: int = MAX_FRAME_BYTES) -> int:
 
 def check_frame(frame: bytes) -> bytes:
     """Return the payload of a whole frame, its header included. Raises WireError."""
-    _check_frame(frame)
+    prove_frame(frame)
     return frame[FRAME_HEADER_BYTES:]
 
 
-def _check_frame(frame: bytes) -> None:
+def prove_frame(frame: bytes) -> None:
+    """Raise WireError unless a whole frame has the length and the checksum that it says."""
     if frame_length(frame) != len(frame) - FRAME_HEADER_BYTES:
         raise WireError(f"a frame of {len(frame)} bytes has another length than it says")
     if crc32(memoryview(frame)[FRAME_HEADER_BYTES:]) != int.from_bytes(frame[4:8], "big"):

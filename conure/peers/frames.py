@@ -27,10 +27,10 @@ from conure.consensus.records import (
     BATCH,
     FRAME_HEADER_BYTES,
     MAX_FRAME_BYTES,
-    _check_frame,
     decode_batch,
     encode_batch,
     encode_frame,
+    prove_frame,
     split_batches,
 )
 from conure.errors import WireError
@@ -97,7 +97,7 @@ def decode_message(frame: bytes) -> Message:
 
     Raises WireError for anything that :func:`encode_message` of this version doesn't make.
     """
-    _check_frame(frame)
+    prove_frame(frame)
     if frame[FRAME_HEADER_BYTES] != _VERSION:
         raise WireError(
             f"a message of format version {frame[FRAME_HEADER_BYTES]}; "

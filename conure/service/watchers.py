@@ -50,7 +50,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from conure.commands import EventKind, as_texts, prefix_end
 from conure.errors import Compacted, Unavailable
 from conure.metrics import Registry
-from conure.state.history import Change, History, Position, _View, revision_of
+from conure.state.history import Change, History, Position, View, revision_of
 
 __all__ = [
     "PROGRESS_INTERVAL",
@@ -539,7 +539,7 @@ class Watchers(Generic[SinkT]):
         else:
             self._answer(interest, True)
 
-    def _lose_all(self, view: _View) -> None:
+    def _lose_all(self, view: View) -> None:
         """The history has gone past those who were up to date; the others see for themselves."""
         live = [interest for group in self._groups for interest in group.members()]
         for interest in live:
@@ -559,7 +559,7 @@ class Watchers(Generic[SinkT]):
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def _send_wave(self, view: _View) -> None:
+    def _send_wave(self, view: View) -> None:
         """Give those who are up to date what is new, as much of it as goes in one step."""
         if not self._groups:
             self._at = view.end
@@ -598,7 +598,7 @@ class Watchers(Generic[SinkT]):
             watch.at = at
             self._behind.append(watch)
 
-    def _catch_up(self, view: _View, until: float) -> None:
+    def _catch_up(self, view: View, until: float) -> None:
         """Let those who are behind have a part of what they miss, in turn."""
         for _ in range(len(self._behind)):
             interest = self._behind.popleft()
@@ -608,7 +608,7 @@ class Watchers(Generic[SinkT]):
                 break
         self._frames.clear()
 
-    def _advance(self, interest: Watch[SinkT] | Wait, view: _View) -> None:
+    def _advance(self, interest: Watch[SinkT] | Wait, view: View) -> None:
         """Bring one who is behind nearer to those who are up to date, or among them."""
         at = interest.at
         if at is None and interest.position.revision > view.floor:
@@ -633,7 +633,7 @@ class Watchers(Generic[SinkT]):
         else:
             self._behind.append(interest)
 
-    def _read_on(self, watch: Watch[SinkT], view: _View, at: int) -> int:
+    def _read_on(self, watch: Watch[SinkT], view: View, at: int) -> int:
         """Send a watch the next part of what it misses and return where it goes on."""
         if watch.sink.unsent or self._is_full():
             return at

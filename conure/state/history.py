@@ -25,6 +25,7 @@ __all__ = [
     "Change",
     "History",
     "Position",
+    "View",
     "parse_event_id",
     "revision_of",
 ]
@@ -94,7 +95,7 @@ class _Block:
         return sorted(i for i in self._order[first:last] if low <= i < high)
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """The history at one moment. Events are numbered through; *end* is behind the last one."""
 
     blocks: tuple[_Block, ...]
@@ -225,12 +226,12 @@ class History:
             self.floor = self.revision = revision
         self._wake()
 
-    def view(self) -> _View:
+    def view(self) -> View:
         """Return what there is, to be read at leisure."""
         with self._lock:
             blocks = tuple(self._blocks)
             last = blocks[-1]
-            return _View(blocks, last.first + len(last.events), self.floor, self.revision)
+            return View(blocks, last.first + len(last.events), self.floor, self.revision)
 
     def end(self) -> int:
         """Return the number of the event that will be the next."""
