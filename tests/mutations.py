@@ -1634,6 +1634,13 @@ MUTATIONS = [
         ("tests/test_httpserver_streams.py",),
     ),
     Mutation(
+        "http: what has left of a long answer is kept until all has",
+        "conure/http/server.py",
+        "            out[0] = bytes(rest) if len(rest) * 2 < len(rest.obj) else rest",
+        "            out[0] = rest",
+        ("tests/test_httpserver.py",),
+    ),
+    Mutation(
         "http: long reads are admitted whatever streams keep",
         "conure/http/server.py",
         "        if self.safe and reactor.is_full(size):",

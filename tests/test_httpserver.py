@@ -477,6 +477,29 @@ def test_unsent_answers_share_one_bound(end: str) -> None:
     stepped.close()
 
 
+def test_what_has_left_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H5: who reads all but the end of long answers keeps no more of them than is counted."""
+
+    class Long(Recorder):
+        def handle(self, request: Request) -> None:
+            request.respond(200, b"x" * 900_000)
+
+    monkeypatch.setattr(server_module, "_SENT_BYTES", 100_000)
+    stepped = Stepped(Long())
+    stepped.client.send(GET)
+    rounds(stepped, 1)
+    (connection,) = stepped.reactor.connections.values()
+    kept = []
+    while connection.pending:
+        (rest,) = connection.out
+        kept.append(len(rest.obj if isinstance(rest, memoryview) else rest) / len(rest))
+        stepped._read()
+        rounds(stepped, 1)
+    assert max(kept[:-1]) > 1, "some of it was sent"
+    assert max(kept) <= 2
+    stepped.close()
+
+
 def test_a_write_that_was_done_is_not_answered_503() -> None:
     stepped = Stepped(Late(), Limits(max_leaving_bytes=100_000))
     stepped.send(PUT.replace(b"/kv?key=a", b"/?50000") * 10)

@@ -131,7 +131,7 @@ _CONNECT_TIME = 1.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds
 _SILENCE = 15.0  # seconds without a byte of a stream; a watch hears something every 5 s
 _LONG_POLL = 20.0  # seconds that a lock waits at a time
-_BATCH_RECORDS, _BATCH_BYTES = 1000, 512 << 10
+_BATCH_RECORDS, _BATCH_BYTES = 500, 512 << 10
 _PART_KEYS = 10_000  # of a deletion in parts; a server may make them smaller
 _READ_BYTES = 64 << 10
 _BACKUP_MAGIC, _BACKUP_TRAILER = b"CONUREBK", 44  # backup.py has the format
@@ -527,7 +527,7 @@ class Client(_Closing):
     ) -> int:
         """Store many records and return how many: pairs of key and value, or with a *ttl* third.
 
-        A value None deletes its key. They are written in order, in batches of up to 1,000, each of
+        A value None deletes its key. They are written in order, in batches of up to 500, each of
         them whole or not at all. When one fails, those before it are written.
         """
         written = 0

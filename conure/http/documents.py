@@ -89,7 +89,7 @@ MAX_WORK: Final = 5_000
 """Records that the ranges of one change may read or delete, and KiB of values that it writes, all
 together: everybody waits while it is applied."""
 
-MAX_CHANGE_BYTES: Final = 4 << 20
+MAX_CHANGE_BYTES: Final = 2 << 20
 """Bytes of all values that one change brings, for the same reason; a single value may be longer."""
 
 MAX_TTL: Final = 10 * 365 * 86_400_000

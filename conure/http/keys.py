@@ -146,7 +146,7 @@ MAX_RANGE_BYTES = 8 << 20
 MAX_BATCH_LINES = 10_000
 """Lines of a batch."""
 
-MAX_KEYED_LINES = 1_000
+MAX_KEYED_LINES = 500
 """Lines of a batch with an Idempotency-Key: it is one change, and everybody waits for it."""
 
 PART_LINES, PART_BYTES = 500, 1 << 20

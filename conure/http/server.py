@@ -1844,7 +1844,9 @@ class _Connection:
             gone += 1
         del out[:gone]
         if sent:
-            out[0] = memoryview(out[0])[sent:]
+            rest = memoryview(out[0])[sent:]
+            # A view keeps all its bytes, those that have left too, and only the rest is counted.
+            out[0] = bytes(rest) if len(rest) * 2 < len(rest.obj) else rest
 
     def _admit(self, request: Request, answer: _Answer) -> _Answer:
         """Count a long answer, or give another in its place if too much waits already (H5)."""
