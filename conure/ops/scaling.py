@@ -48,7 +48,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-from conure.client.client import Client
+from conure.client import Client
 from conure.errors import Conflict, ConureError, Unavailable
 
 __all__ = ["Names", "begin", "leave", "main", "resize", "wait"]
