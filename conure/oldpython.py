@@ -35,5 +35,5 @@ if _complaint:
     _program = os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "")
     if os.path.dirname(_program) not in (os.path.dirname(_roof), os.path.join(_roof, "ops")):
         raise ImportError(_complaint)
-    sys.stderr.write(f"{os.path.basename(_program)}: {_complaint}\n")
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {_complaint}\n")
     sys.exit(2)

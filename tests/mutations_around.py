@@ -171,6 +171,13 @@ AROUND = [
         ("tests/test_client.py", "tests/test_client_features.py"),
     ),
     Mutation(
+        "an installed command finds another's modules before its own",
+        "conure/commandline.py",
+        "sys.path.insert(0, place)",
+        "sys.path.append(place)",
+        ("tests/test_packaging.py",),
+    ),
+    Mutation(
         "the shell drops the quotes of what is nearly JSON",
         "conure/client/shellwords.py",
         "if typed.startswith(_JSON) and any(",
