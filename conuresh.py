@@ -417,7 +417,7 @@ class Shell:
                 if json:
                     _write_json(_shown_record(record, with_value=not keys))
                 else:
-                    _write_fields(record.key, *([] if keys else [record.value]))
+                    _write_columns(record.key, *([] if keys else [record.value]))
 
     def _count(self, prefix: str = "") -> None:
         _write(f"{self._client.count(os.fsencode(prefix))}\n")
@@ -530,6 +530,9 @@ class Shell:
                 return content.read()
         except OSError as error:
             raise Failed(f"{file}: {error.strerror}") from error
+
+
+# -- the command line ------------------------------------------------------------------------------
 
 
 def _parse(command: Command, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -705,6 +708,9 @@ def _history_file() -> str:
     return os.path.expanduser("~/.conuresh_history")
 
 
+# -- records and events as JSON --------------------------------------------------------------------
+
+
 def _records(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None, float | None]]:
     """Yield what the lines of a file say, for ``Client.load``."""
     for number, line in enumerate(lines, 1):
@@ -736,15 +742,6 @@ def _shown_record(record: Record, *, with_value: bool = True) -> dict[str, Any]:
     return shown
 
 
-def _show_events(watch: Watch, *, as_json: bool) -> None:
-    for event in watch:
-        if as_json:
-            _write_json(_shown_event(event))
-        else:
-            fields = [event.kind.encode(), str(event.revision).encode(), event.key]
-            _write_fields(*fields, *([] if event.value is None else [event.value]))
-
-
 def _shown_event(event: Event) -> dict[str, Any]:
     found = {"key": event.key, "value": event.value, "prev": event.previous}
     return {
@@ -755,13 +752,25 @@ def _shown_event(event: Event) -> dict[str, Any]:
     }
 
 
+# -- output ----------------------------------------------------------------------------------------
+
+
+def _show_events(watch: Watch, *, as_json: bool) -> None:
+    for event in watch:
+        if as_json:
+            _write_json(_shown_event(event))
+        else:
+            columns = [event.kind.encode(), str(event.revision).encode(), event.key]
+            _write_columns(*columns, *([] if event.value is None else [event.value]))
+
+
 def _write_json(found: object) -> None:
     _write(json.dumps(found) + "\n")
 
 
-def _write_fields(*fields: bytes) -> None:
-    """Write a line of fields that anything may be in."""
-    shown = (_printable(each.decode("utf-8", "backslashreplace"), keep="") for each in fields)
+def _write_columns(*columns: bytes) -> None:
+    """Write a line of columns that anything may be in."""
+    shown = (_printable(each.decode("utf-8", "backslashreplace"), keep="") for each in columns)
     _write("\t".join(shown) + "\n")
 
 

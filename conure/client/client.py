@@ -1,4 +1,4 @@
-"""The face of the client: one method for all that can be asked of a cluster.
+"""The client itself: one method for each thing that can be asked of a cluster.
 
 Each method makes of its arguments what the server takes, lets calls.py ask, and makes of the answer
 what the caller gets. What lasts longer than a call is an object of its own: ranges.py, watches.py,
@@ -62,9 +62,9 @@ class Client(Closing):
     *servers* are base URLs. Keys and values are bytes, or text that is sent as UTF-8. With
     *exactly_once* plain puts and deletes are repeated safely, too, at a price that the head of
     this package tells. Every method may be called from any thread and raises a
-    :class:`~errors.ConureError`: ``Unavailable`` if nobody could answer in time (and nothing was
-    changed), ``OutcomeUnknown`` for a write that may or may not have happened, or what the server
-    said. *timeout* has to be shorter than the servers' ``idempotency_window``.
+    :class:`~conure.errors.ConureError`: ``Unavailable`` if nobody could answer in time (and nothing
+    was changed), ``OutcomeUnknown`` for a write that may or may not have happened, or what the
+    server said. *timeout* has to be shorter than the servers' ``idempotency_window``.
 
     Raises ConfigError for a server that is no base URL.
     """
