@@ -150,11 +150,11 @@ AROUND = [
         ("tests/test_client.py",),
     ),
     Mutation(
-        "a client that is closed leaves its watches open",
+        "a conditional put goes without a key",
         "conure/client/client.py",
-        "            watch.close()\n",
-        "            pass\n",
-        ("tests/test_client.py", "tests/test_client_features.py"),
+        "is_plain=target == plain",
+        "is_plain=True",
+        ("tests/test_client.py",),
     ),
     Mutation(
         "a client takes bytes in base64 for text",
