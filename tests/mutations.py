@@ -916,6 +916,27 @@ MUTATIONS = [
         ADMISSION_TESTS,
     ),
     Mutation(
+        "a leader lets a member have another one's address",
+        "conure/cluster/greetings.py",
+        "        _leave_where_it_was_known(moved, configuration)\n",
+        "",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "members that changed places are moved one by one",
+        "conure/cluster/greetings.py",
+        "            self._raft.move(list(moved.values()))",
+        "            self._raft.move(list(moved.values())[:1])",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "two members have one address",
+        "raft.py",
+        "if len({server.raft_address for server in members.servers}) < len(members.servers):",
+        "if not members.servers:",
+        ("tests/test_raft_checklist.py",),
+    ),
+    Mutation(
         "a refusal names the cluster",
         "conure/cluster/greetings.py",
         'self._of_another_cluster(peer), "it belongs to another cluster"',
@@ -1636,8 +1657,8 @@ MUTATIONS = [
     Mutation(
         "http: what has left of a long answer is kept until all has",
         "conure/http/server.py",
-        "            out[0] = bytes(rest) if len(rest) * 2 < len(rest.obj) else rest",
-        "            out[0] = rest",
+        "out[0] = bytes(rest) if len(rest) * 2 < memoryview(rest.obj).nbytes else rest",
+        "out[0] = rest",
         ("tests/test_httpserver.py",),
     ),
     Mutation(

@@ -435,9 +435,9 @@ AROUND = [
     Mutation(
         "a member that moved says so again and again",
         "conure/cluster/greetings.py",
-        "            if here == known:\n",
-        "            if here is known:\n",
-        ("tests/test_cluster.py::test_a_member_that_moves_says_so_in_one_entry",),
+        "            if here != known:\n",
+        "            if here is not known:\n",
+        ("tests/test_node_cluster.py",),
     ),
     # Requests and answers
     Mutation(

@@ -580,6 +580,25 @@ def test_a_member_at_an_address_that_is_taken_does_not_hold_up_others_that_moved
     assert moved.raft_address == "elsewhere:7001"
 
 
+def test_members_that_change_places_are_known_there(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    lab = cluster("n2", "n3", "n4")
+    for node_id in ("n2", "n3", "n4"):
+        lab.stop(node_id)
+    for node_id, place in (("n2", "n3"), ("n3", "n2"), ("n4", "n1")):  # n1's, which stays
+        lab.add(node_id, raft_address=f"{place}:7001")
+    lab.tick(60)
+    members = lab.leader()._members
+    addresses = {server.id: server.raft_address for server in members.servers}
+    assert addresses == {"n1": "n1:7001", "n2": "n3:7001", "n3": "n2:7001", "n4": "n4:7001"}
+    assert set(suffrages(lab.leader()).values()) == {"voter"}
+    told = [message for message in caplog.messages if "is reached at" in message]
+    assert sorted(told) == [
+        "node n2 is reached at n3:7001 now",
+        "node n3 is reached at n2:7001 now",
+    ]
+
+
 def test_a_node_belongs_to_no_cluster_that_takes_it_for_another_one() -> None:
     lab = cluster("n2", "n3")
     lab.wipe("n3")
