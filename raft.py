@@ -1241,7 +1241,7 @@ class Raft:
             self._become_follower(self.term)
 
     def _change(self, configuration: Configuration) -> int:
-        """Append a configuration, one member away from the last one (R4)."""
+        """Append a configuration, one member or addresses away from the last one (R4)."""
         if configuration == self.configuration:
             return self._configurations[-1][0]
         if self.commit_index < self._term_start:
