@@ -17,7 +17,7 @@ One directory holds it all. Every number is big-endian and unsigned::
       10    2   00
       12    8   serial       the slot with the higher one counts
       20    8   term
-      28    …   vote         a node id (UTF-8) or nothing; 00 behind it
+      28    …   vote         a node id (UTF-8) or nothing; 00 after it
      508    4   CRC-32 of bytes 0 to 508
 
     snapshot
@@ -43,14 +43,14 @@ One directory holds it all. Every number is big-endian and unsigned::
       48    1   01 if it was begun in the reserve, else 00
       49   11   00
       60    4   CRC-32 of bytes 0 to 60
-      64    …   records of records.py, one behind the other, then 00 to the end
+      64    …   records of records.py, one after the other, then 00 to the end
 
 **What is never broken**
 
 1. A segment gets its name when its header and everything in older segments is synced. So only the
    youngest segment can have a torn tail (S3).
 2. Bytes of a segment that no record was written to are 00: a spare is zeroed and synced before
-   it is called a spare, and a torn tail is zeroed before anything is written behind it.
+   it is called a spare, and a torn tail is zeroed before anything is written after it.
 3. Records are only ever added. Entries that conflict are cut off by a new segment that begins at
    their index: the segment with the higher sequence counts, at once and for good.
 4. One write into one sector of 512 bytes happens as a whole or not at all. A slot of ``state``
@@ -60,7 +60,7 @@ One directory holds it all. Every number is big-endian and unsigned::
 **Torn or corrupt**: the record at which reading the youngest segment stops was being written when
 the power failed if one of its sectors is still 00, and if no later record says that it was on the
 disk already (records count the entries before them that are not synced yet). It is cut off with
-everything behind it. In any other case the bytes arrived and changed later: CorruptionError. What
+everything after it. In any other case the bytes arrived and changed later: CorruptionError. What
 can't be told apart is a change in the very last group of entries, if the changed record also has
 a whole sector of 00, and sectors at the end of the log that turn into 00 as a whole.
 
@@ -150,7 +150,7 @@ class Compacted(LookupError):
 class _Segment:
     """A segment file and where its records are.
 
-    ``end`` is the offset behind the last record, ``marks`` and ``offsets`` the first index and
+    ``end`` is the offset after the last record, ``marks`` and ``offsets`` the first index and
     the offset of a record every 16 KiB or so.
     """
 
@@ -524,7 +524,7 @@ class RaftLog:
         self._count_bytes()
 
     def reset(self, meta: SnapshotMeta) -> None:
-        """Forget every entry: the log begins behind *meta*, a snapshot that was installed.
+        """Forget every entry: the log begins after *meta*, a snapshot that was installed.
 
         Raises DiskFull, with nothing changed, or DiskFailed.
         """
@@ -880,9 +880,9 @@ def _examine(fs: FileSystem, directory: str, *, read_only: bool = False) -> _Con
 
 
 def _read_records(segment: _Segment, buffer: bytes, terms: _Terms, stop: int | None) -> int:
-    """Take note of a segment's records and return the index behind the last of its entries.
+    """Take note of a segment's records and return the index after the last of its entries.
 
-    *stop* is the first index of the segment behind it; the youngest one has none, and ends where
+    *stop* is the first index of the segment after it; the youngest one has none, and ends where
     its records end.
     """
     index = segment.first
@@ -916,7 +916,7 @@ def _check_order(segment: _Segment, record: Record, index: int, term: int) -> No
 
 
 def _is_torn(segment: _Segment, buffer: bytes, index: int) -> bool:
-    """Tell whether the bytes behind the last good record are what a power failure leaves.
+    """Tell whether the bytes after the last good record are what a power failure leaves.
 
     *index* is the entry that should begin there. False means that the bytes were whole once.
     """
