@@ -627,7 +627,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what was begun in the reserve is forgotten by a restart",
-        "conure/consensus/raftlog.py",
+        "conure/consensus/logfiles.py",
         "*facts, self.is_reserve)",
         "*facts, 0)",
         LOG_TESTS,
@@ -656,13 +656,13 @@ MUTATIONS = [
     Mutation(
         "a snapshot of the log finds no room in the reserve",
         "conure/consensus/raftlog.py",
-        "path = None if had_room else self._take_reserve(len(data))",
+        "path = None if had_room else self._spares.take_reserve(len(data))",
         "path = None",
         LOG_TESTS,
     ),
     Mutation(
         "a file loses its room before it is written",
-        "conure/consensus/raftlog.py",
+        "conure/consensus/logfiles.py",
         "        file.pwrite(data, 0)  # first, so that room that the file has isn't lost\n",
         "        file.truncate(0)\n        file.pwrite(data, 0)\n",
         LOG_TESTS,
@@ -672,6 +672,20 @@ MUTATIONS = [
         "conure/consensus/raftlog.py",
         "self._fs.sync_directory(self._directory)  # before its zeros go, its old name has to",
         "pass",
+        LOG_TESTS,
+    ),
+    Mutation(
+        "a spare is made of a segment whose name may still be there",
+        "conure/consensus/spares.py",
+        "self._fs.sync_directory(self._directory)  # before its bytes go, its old name has to",
+        "pass",
+        LOG_TESTS,
+    ),
+    Mutation(
+        "a record that was on the disk once is cut off as torn",
+        "conure/consensus/logscan.py",
+        "        if record.first_index - record.unsynced > index:\n",
+        "        if record.first_index - record.unsynced > index + 1:\n",
         LOG_TESTS,
     ),
     Mutation(
@@ -1223,7 +1237,7 @@ MUTATIONS = [
     Mutation(
         "what goes into the reserve tries every time to go elsewhere",
         "conure/consensus/raftlog.py",
-        "for may_make in (False, True) if self._is_cramped else (True,):",
+        "for may_make in (False, True) if self._spares.is_cramped else (True,):",
         "for may_make in (True,):",
         FULL_DISK_TESTS,
     ),

@@ -293,7 +293,7 @@ AROUND = [
     ),
     Mutation(
         "the log returns what stands where an entry should be",
-        "conure/consensus/raftlog.py",
+        "conure/consensus/logfiles.py",
         "if len(entries) <= wanted or entries[wanted].index != index:",
         "if len(entries) <= wanted:",
         ("tests/test_raftlog.py",),

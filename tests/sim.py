@@ -77,7 +77,7 @@ from conure.cluster import checkpointing
 from conure.cluster import node as node_module
 from conure.cluster.node import APPLY_SECONDS, Node, NodeOptions
 from conure.commands import EventKind
-from conure.consensus import raftlog
+from conure.consensus import spares
 from conure.consensus.members import Configuration
 from conure.consensus.messages import COMMAND, CONFIG, Entry, Message, MessageType, Ready, State
 from conure.errors import (
@@ -2289,7 +2289,7 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
             mock.patch.object(node_module, "JOIN_AFTER", 1.0),
             mock.patch.object(node_module.log, "exception", exception),
             mock.patch.object(checkpointing, "sleep", sleep),
-            mock.patch.object(raftlog, "RESERVE_BYTES", 1024),  # so that it comes to an end
+            mock.patch.object(spares, "RESERVE_BYTES", 1024),  # so that it comes to an end
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
             mock.patch.object(watchers_module, "monotonic", monotonic),

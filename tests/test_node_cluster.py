@@ -59,7 +59,7 @@ from conure.consensus.messages import (
     SnapshotMeta,
     State,
 )
-from conure.consensus.raftlog import RESERVE_FILES
+from conure.consensus.spares import RESERVE_FILES
 from conure.errors import (
     Conflict,
     ConureError,
@@ -2096,7 +2096,7 @@ def test_a_follower_without_room_for_entries_goes_on_when_there_is_some() -> Non
     assert lab.failed == set()
     assert value_of(lab["n3"], b"k59") is None
     assert value_of(lab["n3"], b"k0") is not None
-    assert len(lab["n3"]._log._reserve) == RESERVE_FILES // 2  # the rest isn't for commands
+    assert len(lab["n3"]._log._spares.reserve) == RESERVE_FILES // 2  # the rest isn't for commands
     lab.disks["n3"].set_capacity(None)
     lab.tick(20)
     assert value_of(lab["n3"], b"k59") == b"v" * 1000
