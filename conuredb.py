@@ -133,9 +133,8 @@ class Process:
             transport = self._listen_to_peers()
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server.port, history)
-            api.backend = transport.host = node
+            api.backend = node
             node.call_later = server.call_later
-            transport.watcher = server
             watchers = api.streams.watchers = Watchers(
                 history, self._registry, broadcast=server.broadcast, is_full=server.is_full
             )
@@ -143,7 +142,7 @@ class Process:
             self._add_metrics(server)
             if config.follower_mode == "forward":
                 api.forward = self._start_forwarder().forward
-            transport.start()
+            transport.start(node, server)
             # What exists by then stays: the collector need not look at it again and again. Nor
             # while the log is applied: that would take a quarter of the time.
             gc.collect()
