@@ -31,7 +31,7 @@ from types import FrameType
 from conure import VERSION
 from conure.cluster.joining import Joiner
 from conure.cluster.node import Node, NodeOptions
-from conure.config import Address, Config, load
+from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http import documents
@@ -43,7 +43,7 @@ from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.service.watchers import Watchers
 from conure.state.history import History
-from conure.values import host_of
+from conure.values import Address, host_of
 from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, MetricsAPI
 
 __all__ = ["main"]

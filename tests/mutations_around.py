@@ -192,6 +192,13 @@ AROUND = [
         ("tests/test_transport.py",),
     ),
     Mutation(
+        "a write uses a connection that has rested for long",
+        "conure/net/outbound.py",
+        "if not is_safe and monotonic() - self._rests_since > self._longest_rest:",
+        "if is_safe and monotonic() - self._rests_since > self._longest_rest:",
+        ("tests/test_forward.py",),
+    ),
+    Mutation(
         "what has waited for too long is passed on to the leader",
         "conure/http/forwarding.py",
         "if now - task.since > self._timeout:",

@@ -23,6 +23,7 @@ from typing import Any, Final
 from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, encode_frame, frame_length
 from conure.errors import WireError
 from conure.peers.guests import is_stalled
+from conure.values import split_address
 
 __all__ = [
     "CONNECT_TIME",
@@ -68,10 +69,7 @@ _KEEPALIVE = (  # seconds of silence, seconds between probes, probes
 
 def connect(address: str) -> socket.socket:
     """Open a connection. Raises OSError, and ValueError for what is no address."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) >= 1 << 16:
-        raise ValueError("it isn't an address of the form host:port")
-    sock = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIME)
+    sock = socket.create_connection(split_address(address), CONNECT_TIME)
     try:
         if sock.getsockname() == sock.getpeername():
             # Where nobody listens on a port of the range for clients, TCP may connect to itself.
