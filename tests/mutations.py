@@ -1286,8 +1286,8 @@ MUTATIONS = [
     Mutation(
         "a member's frame waits for strangers'",
         "conure/peers/guests.py",
-        "                if held + size > MAX_ARRIVING + SMALL_FRAME:\n",
-        "                if held < 0:\n",
+        "                if taken + size > MAX_ARRIVING + SMALL_FRAME:\n",
+        "                if taken < 0:\n",
         TRANSPORT_TESTS,
     ),
     Mutation(

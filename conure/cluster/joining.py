@@ -38,7 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 15.0
-"""Seconds for an answer: a join is answered when a majority has agreed."""
+"""Seconds without a byte of an answer: a join is answered when a majority has agreed."""
 
 LONGEST_EXCHANGE = 20.0
 """Seconds for all of it, however slowly it comes: the next seed may be a better one."""

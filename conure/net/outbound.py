@@ -91,10 +91,11 @@ class Line:
         """Send a request to the server at a base URL and return its answer.
 
         *deadline* is a moment of ``monotonic``, *silence* how many seconds may pass without a byte.
-        A body of more than *most* bytes is an error, or is cut there if it *may_cut_short*; so is
-        an interim answer, behind which the next request would get this one's. *is_safe* tells that
-        the request changes nothing. Raises OSError, among them TimeoutError, and HTTPException,
-        among them MalformedAnswer; the connection is closed then.
+        A body of more than *most* bytes is an error; if one *may_cut_short*, the rest is left
+        unread, and the connection ends with each answer. An interim answer is an error too: the
+        next request would get the one that follows it. *is_safe* tells that the request changes
+        nothing. Raises OSError, among them TimeoutError, and HTTPException, among them
+        MalformedAnswer; the connection is closed then.
         """
         self.was_sent = False
         connection = self._connect(server, is_safe)

@@ -355,7 +355,7 @@ class _Listener(ThreadingTCPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), BaseRequestHandler)
-        self.socket.setblocking(False)  # who is gone before accepting must not hold the thread
+        self.socket.setblocking(False)  # who is gone before accepting must not stop the thread
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:

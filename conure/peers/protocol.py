@@ -15,7 +15,7 @@ have two connections, and a half that broke says nothing about the other. What t
     probe      nothing: the answer to the handshake is what was asked for
     snapshot   dialer: {"message": base64 of the message's frame, "digest": …, "records": …,
                         "id": …}
-               acceptor: {"after": base64 of the last key it holds}, {"needed": false} or
+               acceptor: {"after": base64 of the last key it has}, {"needed": false} or
                          {"refused": why}
                dialer: frames of records with the keys behind that one, then
                        {"chunks": how many of them came over this connection}
