@@ -192,6 +192,13 @@ AROUND = [
         ("tests/test_transport.py",),
     ),
     Mutation(
+        "what was left unread of an answer is the next one",
+        "conure/net/outbound.py",
+        "if response.will_close or may_cut_short:",
+        "if response.will_close:",
+        ("tests/test_outbound.py",),
+    ),
+    Mutation(
         "a write uses a connection that has rested for long",
         "conure/net/outbound.py",
         "if not is_safe and monotonic() - self._rests_since > self._longest_rest:",
