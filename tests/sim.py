@@ -94,7 +94,8 @@ from conure.errors import (
 )
 from conure.metrics import Registry
 from conure.peers.frames import decode_message, encode_message
-from conure.peers.transport import Greeting, Outgoing
+from conure.peers.protocol import Greeting
+from conure.peers.transfer import Outgoing
 from conure.service import watchers as watchers_module
 from conure.service.watchers import Watchers
 from conure.state import codec, snapshots

@@ -77,7 +77,8 @@ from conure.errors import (
 )
 from conure.metrics import Registry
 from conure.peers import frames
-from conure.peers.transport import Greeting, Incoming, Outgoing
+from conure.peers.protocol import Greeting
+from conure.peers.transfer import Incoming, Outgoing
 from conure.state import codec
 from conure.state.machine import Session
 from conure.state.snapshots import IncomingSnapshot

@@ -1,6 +1,6 @@
 """Who may talk to this node, and where the others are: decisions on greetings.
 
-Every connection begins with what a node says of itself (transport.Greeting). It is compared with
+Every connection begins with what a node says of itself (protocol.Greeting). It is compared with
 the latest configuration and with this node's own identity. Another cluster's node gets no further,
 and in its own cluster a node believes
 
@@ -35,7 +35,7 @@ from conure.cluster.addresses import AddressBook
 from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import Message, MessageType, State
 from conure.errors import ConureError, Refused, Unavailable
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from conure.storage.datadir import DataDirectory
 from raft import Raft
 
