@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from conure.cluster.node import Node, NodeOptions
-from conure.consensus.raftlog import RESERVE_BYTES
+from conure.consensus.spares import RESERVE_BYTES
 from conure.errors import ConureError
 from conure.fileio import OsFileSystem
 from conure.metrics import Registry

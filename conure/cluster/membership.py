@@ -23,7 +23,7 @@ from conure.cluster.pending import Reply
 from conure.consensus.members import Configuration, Outlook, Server
 from conure.consensus.messages import State
 from conure.errors import Conflict, ConureError, NotLeader, OutcomeUnknown, Unavailable
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from raft import Raft
 
 __all__ = [

@@ -109,7 +109,8 @@ from conure.errors import (
 )
 from conure.fileio import FileSystem
 from conure.metrics import BATCH_SIZES, Registry
-from conure.peers.transport import Greeting, Outgoing
+from conure.peers.protocol import Greeting
+from conure.peers.transfer import Outgoing
 from conure.state import codec, snapshots
 from conure.state.backup import Backup, Facts
 from conure.state.history import History
