@@ -34,7 +34,6 @@ import io
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -54,14 +53,12 @@ from conure.client import (
 from conure.client.shellwords import NotWords, split
 from conure.client.texts import fields
 from conure.errors import ConureError
+from conure.values import COMMAND
 
 __all__ = ["Shell", "main"]
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 _HISTORY_LINES = 1000
-_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d+)?(?:ms|s|m|h|d))+", re.ASCII)
-_DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LOOK = 0.2  # seconds between two looks at whether a lock is still held
 
 
@@ -73,9 +70,8 @@ class Option(NamedTuple):
 
 
 def _duration(name: str, text: str) -> float:
-    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if seconds <= 0:
+    seconds = COMMAND.parse(text)
+    if not seconds:
         raise Usage(f"{name}={text}: write it like 5s or 500ms")
     return seconds
 

@@ -46,6 +46,7 @@ from conure.errors import (
     TooManyRequests,
     Unavailable,
 )
+from conure.values import parse_server, redirected_to
 
 __all__ = ["DEFAULT_SERVER", "FIRST_PAUSE", "LONGEST_PAUSE", "Calls"]
 
@@ -56,11 +57,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 
 _CONNECT_TIME = 1.0  # seconds
 _NO_SESSION = "there is no such session"
-_URL = re.compile(
-    r"http://(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?)"
-    r"(?::(\d{1,5}))?([/?][^\s]*)?",
-    re.ASCII,
-)
 _ERRORS: dict[int, Callable[[str], ConureError]] = {
     400: BadRequest,
     409: Conflict,
@@ -124,7 +120,7 @@ class Calls:
                 self._remember(server, request)
                 return answer
             if answer.status == 307:
-                leader = _redirected(answer.field("Location"))
+                leader = redirected_to(answer.field("Location"))
                 attempts.problem = f"{server} redirects to {answer.field('Location') or 'nowhere'}"
                 server = leader or self._after(server, request)
                 continue
@@ -243,19 +239,11 @@ class _Attempts:
 
 
 def _base_url(server: str) -> str:
-    match = _URL.fullmatch(server)
-    if match is None or match[3] not in (None, "/") or not 0 < int(match[2] or 80) < 65536:
-        raise ConfigError("server", repr(server), f"no base URL; write it like {DEFAULT_SERVER}")
-    return f"http://{match[1]}:{match[2] or 80}"
-
-
-def _redirected(location: str) -> str | None:
-    """Return the server a redirect names, or None for one that can't be trusted or followed."""
-    match = _URL.fullmatch(location)
     try:
-        return _base_url(location.removesuffix(match[3] or "")) if match else None
-    except ConfigError:
-        return None
+        return parse_server(server)
+    except ValueError as error:
+        why = f"{error}; write it like {DEFAULT_SERVER}"
+        raise ConfigError("server", repr(server), why) from None
 
 
 # -- errors ----------------------------------------------------------------------------------------
