@@ -262,6 +262,20 @@ AROUND = [
         ("tests/test_outbound.py",),
     ),
     Mutation(
+        "an answer takes any number of bytes if it lies about its length",
+        "conure/net/outbound.py",
+        "        if self.room < 0:\n",
+        "        if self.room is None:\n",
+        ("tests/test_outbound.py",),
+    ),
+    Mutation(
+        "an answer that the library can't read ends the thread",
+        "conure/net/outbound.py",
+        "    except Exception as error:  # what the library",
+        "    except UnicodeEncodeError as error:  # what the library",
+        ("tests/test_outbound.py",),
+    ),
+    Mutation(
         "a write uses a connection that has rested for long",
         "conure/net/outbound.py",
         "if not is_safe and monotonic() - self._rests_since > self._longest_rest:",
