@@ -227,6 +227,13 @@ AROUND = [
         ("tests/test_transport.py",),
     ),
     Mutation(
+        "what announces a snapshot may take for ever",
+        "conure/peers/sockets.py",
+        "read_exactly(sock, size, deadline, must_go_on=True)",
+        "read_exactly(sock, size, deadline)",
+        ("tests/test_transport.py",),
+    ),
+    Mutation(
         "who answers in the place of another is spoken to",
         "conure/peers/dialling.py",
         "                self._host.recognise(node_id, greeting)\n",
