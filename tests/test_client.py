@@ -892,3 +892,16 @@ def test_close_while_a_call_runs(make_stub: MakeStub) -> None:
     thread.join()
     assert answers == [b"v"]
     assert db._calls._pool._resting == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*=idna''x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-ffffffffffffffffffff\r\n",
+    ],
+)
+def test_an_answer_that_cannot_be_taken_apart_is_no_answer(stub: StubServer, data: bytes) -> None:
+    stub.acts = [raw(data)] * 50
+    with Client(stub.url, timeout=0.3) as client, pytest.raises(Unavailable, match="malformed"):
+        client.get("k")

@@ -156,12 +156,15 @@ class Connection(HTTPConnection):
             if not self.was_sent:
                 raise
         connected = self.sock
-        response = self.getresponse()
-        answer = Answer(self._server, response.status, response.headers)
-        if request.is_stream and response.status == 200:
-            answer.opened = Stream(self, connected, response)
-        else:
-            answer.body = response.read()
+        try:
+            response = self.getresponse()
+            answer = Answer(self._server, response.status, response.headers)
+            if request.is_stream and response.status == 200:
+                answer.opened = Stream(self, connected, response)
+            else:
+                answer.body = response.read()
+        except (ValueError, OverflowError) as error:  # what the library can't take apart
+            raise HTTPException("a malformed answer") from error
         return answer
 
     def send(self, data: Any) -> None:
@@ -184,6 +187,8 @@ class Stream:
             return self._response.read1(_READ_BYTES)
         except (OSError, HTTPException) as error:
             raise ConnectionFailed(describe(error), was_sent=True) from error
+        except (ValueError, OverflowError) as error:  # what the library can't take apart
+            raise ConnectionFailed("a malformed answer", was_sent=True) from error
 
     def cut(self) -> None:
         """Let whoever reads come to an end. Any thread."""
