@@ -6,29 +6,27 @@ are in memory.
 1. A node is changed in place only in the epoch it was made in. In every later one it first moves
    to another page, and with it the path to it: once per checkpoint or pinned snapshot, not once
    per write (S1). The pager knows when the old page may be used again.
-2. A node made since the last checkpoint is *unwritten* and stays in memory until a checkpoint
-   writes it. Written nodes form the cache, whose bytes are bounded (S7): second chance, and each
-   node counts as its page plus what its objects take. A leaf that is used a few times goes to
-   lists, in the cache only as long as these are a small part of it, and is packed again when a
-   checkpoint has written it.
+2. A node made since the last checkpoint stays in memory until a checkpoint writes it; the others
+   are cached within bounds (S7, ``bufferpool.py``).
 3. A checkpoint freezes the epoch in a moment, writes the frozen nodes in slices beside new writes,
-   syncs, and then makes the meta page name the new root (S2). Until that moment the file holds
-   the last checkpoint unharmed, so one that runs out of space is simply dropped.
+   syncs, and then makes the meta page name the new root (S2, ``writeback.py``). Until that moment
+   the file holds the last checkpoint unharmed, so one that runs out of space is simply dropped.
 4. What a snapshot still sees is never changed. It costs the writer copies, and space until it is
-   closed, but neither ever waits for the other.
+   closed, but neither ever waits for the other (``snapshot.py``).
 5. Bytes that come from the file pass a CRC and bounds checks (S3); whatever a page claims, the
    answer is a CorruptionError or a well-formed record, and no descent is deeper than the root's
-   level. The order of keys is for :meth:`BTree.check` to prove (S4).
-6. Separators in inner nodes are no longer than they need to be.
+   level (``search.py``). The order of keys is for :meth:`BTree.check` to prove (S4,
+   ``treecheck.py``).
+6. Separators in inner nodes are no longer than they need to be (``layout.py``).
 7. A spilled value that is replaced or removed is out of the tree at once; its pages are found one
-   after the other, so they become free by and by (:meth:`BTree.reclaim`), and all of them before
-   the next checkpoint begins. Who writes long values frees more than that takes.
+   after the other, so they become free by and by (:meth:`BTree.maintain`, ``spilled.py``), and all
+   of them before the next checkpoint begins. Who writes long values frees more than that takes.
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
 ``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``, ``len``,
-``bulk_load``, ``begin_checkpoint``, ``check``, ``reclaim``. Any thread at any time: everything on a
-:class:`Snapshot`, the iterators that ``items`` and ``keys`` return, ``stats`` and the methods of
-one :class:`Checkpoint`. The pager's lock guards what these share.
+``bulk_load``, ``begin_checkpoint``, ``check``, ``maintain``. Any thread at any time: everything on
+a snapshot, the iterators that ``items`` and ``keys`` return, ``stats`` and the methods of one
+checkpoint. The pager's lock guards what these share.
 """
 
 from __future__ import annotations
@@ -36,15 +34,14 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from math import inf
-from types import TracebackType
-from typing import Self, TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
-from conure.errors import CorruptionError, StorageError
+from conure.errors import StorageError
 from conure.fileio import FileSystem
 from conure.storage.bufferpool import MANY, BufferPool
 from conure.storage.bulkload import Loader
@@ -56,21 +53,21 @@ from conure.storage.pages import (
     MAX_VALUE,
     NARROW,
     NARROW_HEAD,
-    NARROW_SIZE,
     REF,
     Inner,
     Leaf,
     Limits,
     Node,
     make_cell,
-    new_record,
 )
+from conure.storage.search import Search
+from conure.storage.snapshot import Snapshot, State
 from conure.storage.spilled import SpilledValues
 from conure.storage.treecheck import TreeCheck
 from conure.storage.writeback import Checkpoint
 from pager import ENVELOPE, OVERFLOW, Meta, Pager
 
-__all__ = ["BTree", "BTreeKind", "Snapshot"]
+__all__ = ["BTree", "BTreeKind"]
 
 _RECLAIMED_PAGES = 64  # of values that are out of the tree, freed in one go
 _TAIL_PAGES = 64  # how many pages a checkpoint moves from the end of the file at most
@@ -79,14 +76,15 @@ _MOVE_CHAIN = 320  # a longer overflow chain stays where it is
 
 _Path: TypeAlias = list[tuple[Inner, int]]
 _Group = TypeVar("_Group")
-_Row = TypeVar("_Row")
 
 
 # -- the tree ------------------------------------------------------------------------------------
 
 
 class BTree:
-    """An ordered map from keys to records in one file. See the module for who may call what.
+    """An ordered map from keys to records in one file (engine.StorageEngine).
+
+    See the module for who may call what.
 
     ``applied_index``, ``applied_term`` and ``applied_digest`` are those of the last durable
     checkpoint, kept for the caller. Keys are 1 to ``max_key_bytes`` bytes, values up to 2 GiB.
@@ -106,9 +104,12 @@ class BTree:
         self._capacity, self._minimum, self._inline, self.max_key_bytes = self._limits
         self._pool = BufferPool(pager, cache_bytes)
         self._spilled = SpilledValues(pager, self._pool, self._capacity)
+        self._search = Search(pager, self._pool, self._spilled)
         self._layout = Layout(pager, self._pool, self._capacity)
         self._nodes = self._pool.nodes
-        self._touched = self._pool.touched
+        self._get = self._search.get
+        self._leaf = self._search.leaf
+        self._find = self._search.find
         self._root = meta.root
         self._level = meta.level  # of the root
         self._records = meta.records
@@ -116,7 +117,6 @@ class BTree:
         self._is_loading = False
         self._closed = False
         self._abandoned: deque[int] = deque()  # epochs of snapshots that nobody closed
-        self._descents = 0
 
     @classmethod
     def open(
@@ -149,7 +149,7 @@ class BTree:
         """
         leaf = self._leaf(self._root, self._level, key)
         _, cell = self._find(leaf, key)
-        return None if cell is None else self._heading(leaf.number, cell)
+        return None if cell is None else self._search.heading(leaf.number, cell)
 
     def beginning(self, key: bytes, most: int) -> bytes | None:
         """Return the first *most* bytes of the value of *key*; None if there is no record.
@@ -187,7 +187,15 @@ class BTree:
                 self._pool.epoch += 1
             self._pager.pin(self._pool.epoch - 1)
             self._pool.readers += 1
-        return Snapshot(self, self._root, self._level, self._pool.epoch - 1, self._records)
+        return Snapshot(
+            self._search,
+            self._root,
+            self._level,
+            self._records,
+            self._pool.epoch - 1,
+            closed=self._close_reader,
+            abandoned=self._abandoned.append,
+        )
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -198,7 +206,7 @@ class BTree:
         may be used by any one thread; exhausting or dropping it lets go of the state.
         """
         snapshot = self.snapshot()
-        return chain.from_iterable(_closing(snapshot, snapshot._item_groups(start, end, reverse)))
+        return chain.from_iterable(_closing(snapshot, snapshot.item_groups(start, end, reverse)))
 
     def scan(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -207,7 +215,7 @@ class BTree:
 
         Nothing may be written before it is used up or dropped; the writer's thread only.
         """
-        present = _Present(self, self._root, self._level, self._pool.epoch, self._records)
+        present = State(self._search, self._root, self._level, self._records)
         return present.items(start, end, reverse=reverse)
 
     def scan_headings(
@@ -215,7 +223,7 @@ class BTree:
     ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
         return chain.from_iterable(
-            self._groups(self._root, self._level, start, end, reverse, self._headings)
+            self._search.groups(self._root, self._level, start, end, reverse, self._search.headings)
         )
 
     def keys(
@@ -223,7 +231,7 @@ class BTree:
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, otherwise like :meth:`items`."""
         snapshot = self.snapshot()
-        return chain.from_iterable(_closing(snapshot, snapshot._key_groups(start, end, reverse)))
+        return chain.from_iterable(_closing(snapshot, snapshot.key_groups(start, end, reverse)))
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -432,7 +440,7 @@ class BTree:
             depth=self._level + 1,
             records=self._records,
             cache_bytes=self._pool.cached_bytes,
-            cache_hits=max(0, self._descents - self._pool.misses),
+            cache_hits=max(0, self._search.descents - self._pool.misses),
             cache_misses=self._pool.misses,
             evictions=self._pool.evictions,
             unwritten_pages=self._pool.dirty_pages,
@@ -469,118 +477,12 @@ class BTree:
         """Tell whether the tree is closed and nobody needs its file any more; lock held."""
         return self._closed and not self._pool.readers and self._checkpoint is None
 
-    def _get(self, root: int, level: int, key: bytes) -> Record | None:
-        self._descents += 1
-        leaf = self._leaf(root, level, key)
-        if leaf.page:
-            leaf.uses += 1
-            if leaf.uses >= MANY:
-                self._pool.unpack(leaf)
-        try:
-            _, cell = leaf.find(key)
-        except ValueError as error:
-            raise self._pager.corrupt(leaf.number, str(error)) from error
-        if cell is None:
-            return None
-        if cell[0]:
-            return self._record(leaf.number, key, cell)
-        return new_record((cell[NARROW_SIZE:], *NARROW.unpack_from(cell, 1), 0))
-
-    def _leaf(self, number: int, level: int, key: bytes) -> Leaf:
-        """Return the leaf in which *key* is or would be, below a node of that *level*."""
-        nodes = self._nodes
-        touched = self._touched
-        while True:
-            node = nodes.get(number)
-            if node is None:
-                node = self._pool.fetch(number)
-            else:
-                touched.add(number)
-            if not level:
-                break
-            if not isinstance(node, Inner):
-                raise self._misplaced(number)
-            number = node.children[bisect_right(node.keys, key)]
-            level -= 1
-        if not isinstance(node, Leaf):
-            raise self._misplaced(number)
-        return node
-
-    def _find(self, leaf: Leaf, key: bytes) -> tuple[int, bytes | None]:
-        try:
-            return leaf.find(key)
-        except ValueError as error:
-            raise self._pager.corrupt(leaf.number, str(error)) from error
-
-    def _record(self, number: int, key: bytes, cell: bytes) -> Record:
-        """Return the record of a cell of any kind in the leaf *number*."""
-        record, spilled = self._pool.opened(number, cell)
-        if spilled:
-            chain = self._spilled.chain(key, record.value)
-            return record._replace(value=b"".join([chunk for _, _, chunk in chain]))
-        return record
-
-    def _heading(self, number: int, cell: bytes) -> tuple[Record, int]:
-        record, spilled = self._pool.opened(number, cell)
-        length = REF.unpack(record.value)[1] if spilled else len(record.value)
-        return record._replace(value=b""), length
-
     def _node_at(self, key: bytes, level: int) -> Node:
         """Return the node of a level in which *key* is or would be, or the root below it."""
         node = self._pool.node(self._root)
         while node.level > level and isinstance(node, Inner):
             node = self._child(node, bisect_right(node.keys, key))
         return node
-
-    def _misplaced(self, number: int) -> CorruptionError:
-        return self._pager.corrupt(number, "the page is not of the level it should be")
-
-    def _leaves(
-        self, number: int, level: int, start: bytes, end: bytes | None, reverse: bool
-    ) -> Iterator[Leaf]:
-        """Iterate over the leaves below a node that may hold keys, start <= key < end."""
-        node = self._pool.node(number)
-        if node.level != level:
-            raise self._misplaced(number)
-        if isinstance(node, Leaf):
-            yield node
-            return
-        last = len(node.keys) if end is None else bisect_left(node.keys, end)
-        children = node.children[bisect_right(node.keys, start) : last + 1]
-        for child in reversed(children) if reverse else children:
-            yield from self._leaves(child, level - 1, start, end, reverse)
-
-    def _groups(
-        self,
-        root: int,
-        level: int,
-        start: bytes,
-        end: bytes | None,
-        reverse: bool,
-        read: Callable[[Leaf, list[bytes], int, int, bool], Iterable[_Row]],
-    ) -> Iterator[Iterable[tuple[bytes, _Row]]]:
-        """Iterate over the keys, start <= key < end, leaf by leaf, each with what *read* finds.
-
-        That is given the leaf, its keys in the order wanted, the first of its slots that they come
-        from and the one after the last, and whether the order is reversed.
-        """
-        for leaf in self._leaves(root, level, start, end, reverse):
-            keys = self._pool.keys(leaf)
-            first, last = _bounds(keys, start, end)
-            if first >= last:
-                continue
-            keys = keys[first:last]
-            if reverse:
-                keys.reverse()
-            yield zip(keys, read(leaf, keys, first, last, reverse), strict=True)
-
-    def _headings(
-        self, leaf: Leaf, _: list[bytes], first: int, last: int, reverse: bool
-    ) -> Iterable[tuple[Record, int]]:
-        cells = self._pool.lists(leaf)[1][first:last]
-        if reverse:
-            cells.reverse()
-        return map(self._heading, repeat(leaf.number), cells)
 
     # -- private: changing -----------------------------------------------------------------------
 
@@ -604,7 +506,7 @@ class BTree:
                 node.children[at] = child.number
             node = child
         if level or not isinstance(node, Leaf):
-            raise self._misplaced(node.number)
+            raise self._search.misplaced(node.number)
         if node.uses >= MANY and node.page:
             self._pool.unpack(node)
         return node
@@ -726,7 +628,7 @@ class BTree:
         number = node.children[at]
         child = self._pool.node(number)
         if child.level != node.level - 1:
-            raise self._misplaced(number)
+            raise self._search.misplaced(number)
         return child
 
     def _move_tail(self) -> None:
@@ -794,140 +696,6 @@ class BTree:
         return record.create_revision, record.version
 
 
-class Snapshot:
-    """A state of the tree, pinned until :meth:`close`; a context manager. Any thread may use it.
-
-    What is read of it while another thread closes it ends with StorageError, and is never data of
-    another state.
-    """
-
-    def __init__(self, tree: BTree, root: int, level: int, epoch: int, records: int) -> None:
-        self._tree = tree
-        self._root = root
-        self._level = level
-        self._epoch = epoch
-        self._records = records
-        self._open = True
-
-    def __len__(self) -> int:
-        return self._records
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # The lock may be held by this very thread, in which the collector happens to run.
-        if self._open:
-            self._tree._abandoned.append(self._epoch)
-
-    def get(self, key: bytes) -> Record | None:
-        """Return the record that *key* had."""
-        try:
-            return self._tree._get(self._root, self._level, key)
-        finally:
-            self._refuse_if_closed()
-
-    def items(
-        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, Record]]:
-        """Iterate over keys and records, start <= key < end."""
-        return chain.from_iterable(self._guarded(self._item_groups(start, end, reverse)))
-
-    def keys(
-        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[bytes]:
-        """Iterate over the keys alone; several times faster than :meth:`items`."""
-        return chain.from_iterable(self._guarded(self._key_groups(start, end, reverse)))
-
-    def close(self) -> None:
-        """Let go of the state; calling it again does nothing."""
-        if self._open:
-            self._open = False
-            self._tree._close_reader(self._epoch)
-
-    # -- private ---------------------------------------------------------------------------------
-
-    def _refuse_if_closed(self) -> None:
-        if not self._open:
-            raise StorageError("this state of the tree is closed, its pages may be others by now")
-
-    def _guarded(self, groups: Iterator[_Group]) -> Iterator[_Group]:
-        """Pass on what was taken out of the pages while they were certainly still pinned."""
-        while True:
-            try:
-                group = next(groups, None)
-            finally:
-                self._refuse_if_closed()
-            if group is None:
-                return
-            yield group
-
-    def _record(self, number: int, key: bytes, cell: bytes) -> Record:
-        try:
-            return self._tree._record(number, key, cell)
-        finally:
-            self._refuse_if_closed()
-
-    def _key_groups(
-        self, start: bytes, end: bytes | None, reverse: bool
-    ) -> Iterator[Sequence[bytes]]:
-        tree = self._tree
-        for leaf in tree._leaves(self._root, self._level, start, end, reverse):
-            keys = tree._pool.keys(leaf)
-            first, last = _bounds(keys, start, end)
-            keys = keys[first:last]
-            yield keys[::-1] if reverse else keys
-
-    def _item_groups(
-        self, start: bytes, end: bytes | None, reverse: bool
-    ) -> Iterator[Iterable[tuple[bytes, Record]]]:
-        return self._tree._groups(self._root, self._level, start, end, reverse, self._records_of)
-
-    def _records_of(
-        self, leaf: Leaf, keys: list[bytes], first: int, last: int, reverse: bool
-    ) -> Iterable[Record]:
-        pool = self._tree._pool
-        try:
-            records = leaf.records(first, last)
-        except ValueError as error:
-            raise self._tree._pager.corrupt(leaf.number, str(error)) from error
-        if records is None:
-            # Spilled values come one by one: there is only one in memory at a time.
-            cells = pool.lists(leaf)[1][first:last]
-            if reverse:
-                cells.reverse()
-            return map(self._record, repeat(leaf.number), keys, cells)
-        return reversed([*records]) if reverse else records
-
-
-class _Present(Snapshot):
-    """The state as it is now, for as long as nothing is written: there is nothing to let go of."""
-
-    def __del__(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
-    """Pass the groups on and close the snapshot behind the last one."""
-    with snapshot:
-        yield from groups
-
-
-def _bounds(keys: Sequence[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
-    return bisect_left(keys, start), len(keys) if end is None else bisect_left(keys, end)
-
-
 class BTreeKind:
     """The B-tree as a kind of engine (engine.EngineKind): a state is one file."""
 
@@ -973,3 +741,9 @@ class BTreeKind:
         for path in (place, place + ".new"):
             if fs.exists(path):
                 fs.remove(path)
+
+
+def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
+    """Pass the groups on and close the snapshot behind the last one."""
+    with snapshot:
+        yield from groups

@@ -292,6 +292,20 @@ AROUND = [
         ("tests/test_btree.py",),
     ),
     Mutation(
+        "a closed state goes on being read",
+        "conure/storage/snapshot.py",
+        "        if not self._open:\n",
+        "        if self._open is None:\n",
+        ("tests/test_btree.py", "tests/test_engine.py"),
+    ),
+    Mutation(
+        "a range begins with the leaf after its first",
+        "conure/storage/search.py",
+        "node.children[bisect_right(node.keys, start) : last + 1]",
+        "node.children[bisect_right(node.keys, start) + bool(start) : last + 1]",
+        ("tests/test_btree.py", "tests/test_engine.py"),
+    ),
+    Mutation(
         "an aborted checkpoint forgets its pages",
         "conure/storage/writeback.py",
         "            self._pool.thaw()\n",

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from btree import BTree, Snapshot
+from btree import BTree
 from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
 from conure.fileio import OsFileSystem
 from conure.storage import writeback
@@ -39,6 +39,7 @@ from conure.storage.pages import (
     open_cell,
     separator,
 )
+from conure.storage.snapshot import Snapshot
 from conure.storage.writeback import Checkpoint
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.crashfs import CrashFileSystem
@@ -414,7 +415,7 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(pinned=consumes(snapshots))
     def unpin(self, pinned: tuple[Snapshot, Model]) -> None:
         snapshot, model = pinned
-        if snapshot._tree is self.pair.tree:
+        if snapshot._search is self.pair.tree._search:
             assert list(snapshot.items(reverse=True)) == sorted(model.items(), reverse=True)
             snapshot.close()
 
