@@ -489,26 +489,27 @@ class BTree:
     def _writable(self, key: bytes) -> Leaf:
         """Return the leaf for *key*, which may be changed in place, as may the path to it."""
         nodes = self._nodes
-        epoch = self._pool.epoch
+        pool = self._pool
+        epoch = pool.epoch
         level = self._level
         number = self._root
-        node = nodes.get(number) or self._pool.load(number)
+        node = nodes.get(number) or pool.load(number)
         if node.epoch != epoch:
-            node = self._pool.own(number, node)
+            node = pool.own(number, node)
             self._root = node.number
         while isinstance(node, Inner) and node.level == level:
             level -= 1
             at = bisect_right(node.keys, key)
             number = node.children[at]
-            child = nodes.get(number) or self._pool.load(number)
+            child = nodes.get(number) or pool.load(number)
             if child.epoch != epoch:
-                child = self._pool.own(number, child)
+                child = pool.own(number, child)
                 node.children[at] = child.number
             node = child
         if level or not isinstance(node, Leaf):
             raise self._search.misplaced(node.number)
         if node.uses >= MANY and node.page:
-            self._pool.unpack(node)
+            pool.unpack(node)
         return node
 
     def _free(self, node: Node) -> None:

@@ -24,7 +24,6 @@ entry of a dictionary is there or not.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 
 from conure.storage.engine import Record
 from conure.storage.pages import (
@@ -125,16 +124,6 @@ class BufferPool:
         """Return keys and cells of a leaf, not to be changed. Raises CorruptionError."""
         try:
             return leaf.lists()
-        except ValueError as error:
-            raise self._pager.corrupt(leaf.number, str(error)) from error
-
-    def records(self, leaf: Leaf, first: int, last: int) -> Iterable[Record] | None:
-        """Return the records in some slots of a leaf; None if one of them needs a closer look.
-
-        Raises CorruptionError.
-        """
-        try:
-            return leaf.records(first, last)
         except ValueError as error:
             raise self._pager.corrupt(leaf.number, str(error)) from error
 

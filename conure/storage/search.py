@@ -94,6 +94,8 @@ class Search:
     def heading(self, number: int, cell: bytes) -> tuple[Record, int]:
         """Return the record of a cell in the leaf *number* without its value, and the length of
         that."""
+        if not cell[0]:
+            return new_record((b"", *NARROW.unpack_from(cell, 1), 0)), len(cell) - NARROW_SIZE
         record, spilled = self.pool.opened(number, cell)
         length = REF.unpack(record.value)[1] if spilled else len(record.value)
         return record._replace(value=b""), length
@@ -145,6 +147,10 @@ class Search:
         if reverse:
             cells.reverse()
         return map(self.heading, repeat(leaf.number), cells)
+
+    def corrupt(self, number: int, error: ValueError) -> CorruptionError:
+        """Return the error for a page in which a decoder has found *error*, to be raised."""
+        return self._pager.corrupt(number, str(error))
 
     def misplaced(self, number: int) -> CorruptionError:
         """Return the error for a page that is no node of the level it should be, to be raised."""

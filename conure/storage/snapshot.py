@@ -101,11 +101,13 @@ class State:
     def _records_of(
         self, leaf: Leaf, keys: list[bytes], first: int, last: int, reverse: bool
     ) -> Iterable[Record]:
-        pool = self._search.pool
-        records = pool.records(leaf, first, last)
+        try:
+            records = leaf.records(first, last)
+        except ValueError as error:
+            raise self._search.corrupt(leaf.number, error) from error
         if records is None:
             # Spilled values come one by one: there is only one in memory at a time.
-            cells = pool.lists(leaf)[1][first:last]
+            cells = self._search.pool.lists(leaf)[1][first:last]
             if reverse:
                 cells.reverse()
             return map(self._record, repeat(leaf.number), keys, cells)
@@ -131,7 +133,11 @@ class Snapshot(State):
         closed: Callable[[int], None],
         abandoned: Callable[[int], None],
     ) -> None:
-        super().__init__(search, root, level, records)
+        # What State.__init__ does, without a call: there is a snapshot for every small range.
+        self._search = search
+        self._root = root
+        self._level = level
+        self._records = records
         self._epoch = epoch
         self._closed = closed
         self._abandoned = abandoned
