@@ -68,7 +68,6 @@ from sys import maxsize
 from time import perf_counter, sleep
 from typing import Any, Protocol
 
-from btree import BTree, Record
 from conure import errors
 from conure.cluster import membership
 from conure.cluster import status as status_module
@@ -118,6 +117,8 @@ from conure.state.leaderclock import LeaderClock
 from conure.state.machine import Inspection, PinnedState, Session, Store
 from conure.state.snapshots import IncomingSnapshot, OutgoingSnapshot
 from conure.storage.datadir import DataDirectory
+from conure.storage.engine import EngineOptions, Record, StorageEngine
+from conure.storage.engines import BTREE, kind_named
 from raft import Raft, RaftOptions, bootstrap
 
 __all__ = ["Node", "NodeOptions", "Peers", "check_agreement"]
@@ -177,7 +178,10 @@ TRANSFER_REST = 120.0
 would have gone on by then, if it could."""
 
 STAGED_CACHE_BYTES = 4 << 20
-"""Page cache of a tree that is built from a snapshot."""
+"""Page cache of an engine that is built from a snapshot."""
+
+ENGINE = kind_named(BTREE)
+"""The kind of engine that holds the records."""
 
 Command = tuple[bytes, bytes | None] | Transaction
 """A key and its new value, None to delete it; or a transaction, whose time is set by the node."""
@@ -274,7 +278,7 @@ class Node:
         options: NodeOptions,
         directory: DataDirectory,
         raft_log: RaftLog,
-        tree: BTree,
+        engine: StorageEngine,
         peers: Peers,
         registry: Registry,
         on_failure: Callable[[], None],
@@ -297,7 +301,7 @@ class Node:
         self._turn = _Turn(self)
         self._is_arbiter = directory.identity.role == "arbiter"
         self._versions = Versions(directory.identity.node_id, options.speaks)
-        self._store = self._make_store(tree)
+        self._store = self._make_store(engine)
         self._store.keeps_events = True
         history.reset(self._store.applied_index)
         self._encoded_members = self._store.configuration
@@ -414,17 +418,17 @@ class Node:
                 fs, directory.raft_path, segment_bytes=options.log_segment_bytes
             )
             opened.append(raft_log)
-            snapshots.recover(fs, directory.path, raft_log)
-            tree = _open_tree(fs, directory, options)
-            opened.append(tree)
-            check_agreement(raft_log, tree, directory)
+            snapshots.recover(fs, directory.path, raft_log, ENGINE)
+            engine = _open_engine(fs, directory, options)
+            opened.append(engine)
+            check_agreement(raft_log, engine, directory)
             if not directory.identity.cluster_id and (options.bootstrap or raft_log.last_index):
                 _begin_cluster(options, directory, raft_log)
             return cls(
                 options,
                 directory,
                 raft_log,
-                tree,
+                engine,
                 peers,
                 registry,
                 on_failure,
@@ -517,7 +521,7 @@ class Node:
         self._checkpoint_wanted.set()
         for thread in self._threads:
             thread.join()
-        if self._failure is None and self._store.applied_index > self._store.tree.applied_index:
+        if self._failure is None and self._store.applied_index > self._store.checkpointed_index:
             self._upkeep.checkpoint(0.0)
         with self._upkeep.exclusive, self._turn:
             self._is_working = False
@@ -528,7 +532,7 @@ class Node:
         if incoming is not None:
             incoming.discard()
         self._log.close()
-        self._store.tree.close()
+        self._store.close()
         self._directory.close()
 
     # -- what the routes ask for (httpapi.Backend) -----------------------------------------------
@@ -1014,8 +1018,8 @@ class Node:
             self._directory.fs,
             self._directory.path,
             header,
-            page_size=self._store.tree.stats().page_size,
-            cache_bytes=STAGED_CACHE_BYTES,
+            options=EngineOptions(self._store.stats().page_size, STAGED_CACHE_BYTES),
+            kind=ENGINE,
             inspection=Inspection(self._options.speaks),
             keep_free=self._log.wanted_bytes,
             finished=self._on_snapshot,
@@ -1071,7 +1075,7 @@ class Node:
                 with self._lock:
                     if self._is_working:
                         upkeep.cut_positions()
-            elif upkeep.reclaim():  # the rest of it is next
+            elif upkeep.maintain():  # the rest of it is next
                 self._checkpoint_wanted.set()
             elif upkeep.is_due():
                 upkeep.checkpoint()
@@ -1490,7 +1494,7 @@ class Node:
             self._was_removed, self._left_to = False, None
 
     def _must_brake(self) -> bool:
-        return self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
+        return self._store.unwritten_bytes > self._options.max_unwritten_bytes
 
     def _log_state(self) -> None:
         raft = self._raft
@@ -1827,8 +1831,8 @@ class Node:
             self._store.configuration = meta.configuration
         else:
             directory = self._directory
-            snapshots.install(directory.fs, directory.path, self._log, meta)
-            self._store.replace(_open_tree(directory.fs, directory, self._options), meta)
+            snapshots.install(directory.fs, directory.path, self._log, meta, ENGINE)
+            self._store.replace(_open_engine(directory.fs, directory, self._options), meta)
         self._unapplied.clear()  # the state has all of them
         self._upkeep.installed(meta)
         self._history.reset(meta.index)
@@ -1876,47 +1880,46 @@ class Node:
         gauge(
             "conure_db_size_bytes",
             "Size of the tree's file.",
-            lambda: store.tree.stats().file_bytes,
+            lambda: store.stats().file_bytes,
         )
-        gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.tree.stats().free_bytes)
+        gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.stats().free_bytes)
         gauge("conure_db_records", "Keys of users.", lambda: store.records)
-        gauge("conure_db_depth", "Levels of the tree.", lambda: store.tree.stats().depth)
+        gauge("conure_db_depth", "Levels of the tree.", lambda: store.stats().depth)
         gauge(
             "conure_db_unwritten_pages",
             "Changed pages that wait for the next checkpoint.",
-            lambda: store.tree.stats().unwritten_pages,
+            lambda: store.stats().unwritten_pages,
         )
-        gauge("conure_page_cache_bytes", "Pages in memory.", lambda: store.tree.stats().cache_bytes)
+        gauge("conure_page_cache_bytes", "Pages in memory.", lambda: store.stats().cache_bytes)
         counter(
             "conure_page_cache_hits_total",
             "Pages found there.",
-            lambda: store.tree.stats().cache_hits,
+            lambda: store.stats().cache_hits,
         )
         counter(
             "conure_page_cache_misses_total",
             "Pages read from the file.",
-            lambda: store.tree.stats().cache_misses,
+            lambda: store.stats().cache_misses,
         )
         counter(
             "conure_page_cache_evictions_total",
             "Pages dropped to make room.",
-            lambda: store.tree.stats().evictions,
+            lambda: store.stats().evictions,
         )
 
-    def _make_store(self, tree: BTree) -> Store:
+    def _make_store(self, engine: StorageEngine) -> Store:
         if self._is_arbiter:  # its log is all it has
-            store = Store(tree, self._log.snapshot.configuration, self._options.speaks)
+            store = Store(engine, self._log.snapshot.configuration, self._options.speaks)
             store.applied_index = self._log.snapshot.index
             store.applied_term = self._log.snapshot.term
             return store
-        members = _configuration_at(self._log, tree.applied_index)
-        return Store(tree, members, self._options.speaks)
+        members = _configuration_at(self._log, engine.applied_index)
+        return Store(engine, members, self._options.speaks)
 
 
-def _open_tree(fs: FileSystem, directory: DataDirectory, options: NodeOptions) -> BTree:
-    return BTree.open(
-        fs, directory.database_path, page_size=options.page_size, cache_bytes=options.cache_bytes
-    )
+def _open_engine(fs: FileSystem, directory: DataDirectory, options: NodeOptions) -> StorageEngine:
+    how = EngineOptions(options.page_size, options.cache_bytes)
+    return ENGINE.open(fs, directory.database_path, how, create=True)
 
 
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:
@@ -1939,8 +1942,8 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
     log.info("node %s begins cluster %s", identity.node_id, directory.identity.cluster_id)
 
 
-def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) -> None:
-    """Refuse a log and a tree that can't belong together: one of them has lost something.
+def check_agreement(raft_log: RaftLog, engine: StorageEngine, directory: DataDirectory) -> None:
+    """Refuse a log and an engine that can't belong together: one of them has lost something.
 
     Raises CorruptionError.
     """
@@ -1953,7 +1956,7 @@ def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) ->
     if directory.identity.role == "arbiter":
         return
     path = directory.database_path
-    applied, first = tree.applied_index, raft_log.snapshot.index
+    applied, first = engine.applied_index, raft_log.snapshot.index
     if applied < first:
         raise CorruptionError(
             path, 0, f"it holds entries up to {applied}, the log begins behind {first}"
@@ -1963,9 +1966,9 @@ def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) ->
             path, 0, f"it holds entries up to {applied}, the log ends at {raft_log.last_index}"
         )
     logged = raft_log.term(applied)
-    if logged is not None and logged != tree.applied_term:
+    if logged is not None and logged != engine.applied_term:
         raise CorruptionError(
-            path, 0, f"entry {applied} is of term {tree.applied_term} here, {logged} in the log"
+            path, 0, f"entry {applied} is of term {engine.applied_term} here, {logged} in the log"
         )
 
 
