@@ -88,10 +88,11 @@ class Answers:
                 self._fail_write(requests[position], answers.get(position), ended)
             return
         revision = ended.first + start
+        plain: Sequence[Request]
         if answers:
             plain = self._answer_each(requests, answers, start, stop, ended)
         else:
-            plain = list(requests[start:stop])
+            plain = requests[start:stop]
             for request in plain:
                 _respond_plain(request, revision)
                 revision += 1
@@ -110,7 +111,9 @@ class Answers:
     ) -> None:
         """Answer reads of plain keys; see ``FrontEnd.found``."""
         found = 0
-        fields = contact_field(contact) + index_field(index)
+        fields = index_field(index)
+        if contact is not None:
+            fields = contact_field(contact) + fields
         now = 0
         for request, record in zip(requests, records, strict=True):
             if record is None:

@@ -75,7 +75,7 @@ class Rounds:
         self._backend = backend
         self._slices = Slices(backend)
         self._gathered: list[Gathered[Any]] = []
-        self._joined: Gathered[Any] | None = None  # of several fronts: writes that are still to go
+        self._joined = _joined([])  # of several fronts; writes that are still to go may be left
 
     def gather(self, front: FrontEnd[WaiterT]) -> Gathered[WaiterT]:
         """Return where the requests of a front are gathered. Before the first round."""
@@ -88,25 +88,7 @@ class Rounds:
 
         True asks for another call, before which the answers given so far are to be sent.
         """
-        if len(self._gathered) == 1:
-            return self._end(self._gathered[0])
-        busy = [each for each in self._gathered if not each.is_empty()]
-        if self._joined is not None:
-            busy.insert(0, self._joined)
-            self._joined = None
-        if not busy:
-            return False
-        gathered = busy[0] if len(busy) == 1 else _join(busy)
-        is_left = self._end(gathered)
-        if is_left and gathered not in self._gathered:
-            self._joined = gathered
-        return is_left
-
-    def confirm(self, front: FrontEnd[WaiterT], waiter: WaiterT, look: Look) -> None:
-        """Have one read confirmed, apart from any round. Any thread."""
-        self._backend.confirm_read(partial(self._confirmed, front, [], [], [(waiter, look)]))
-
-    def _end(self, gathered: Gathered[Any]) -> bool:
+        gathered = self._gathered[0] if len(self._gathered) == 1 else self._join()
         front = gathered.front
         has_read = False
         if gathered.stale_readers:
@@ -129,6 +111,17 @@ class Rounds:
             answers, gathered.answers = gathered.answers, {}
             self._backend.write(commands, partial(front.written, writers, answers))
         return bool(gathered.writers)
+
+    def confirm(self, front: FrontEnd[WaiterT], waiter: WaiterT, look: Look) -> None:
+        """Have one read confirmed, apart from any round. Any thread."""
+        self._backend.confirm_read(partial(self._confirmed, front, [], [], [(waiter, look)]))
+
+    def _join(self) -> Gathered[Any]:
+        """Return what the fronts ask for: of the one that asks for something, or of all that do."""
+        busy = [each for each in (self._joined, *self._gathered) if not each.is_empty()]
+        if busy != [self._joined]:
+            self._joined = _joined(busy if len(busy) > 1 else [])
+        return busy[0] if len(busy) == 1 else self._joined
 
     def _confirmed(
         self,
@@ -164,7 +157,7 @@ def _look_each(front: FrontEnd[WaiterT], looks: list[tuple[WaiterT, Look]]) -> T
 # -- several fronts in one round -------------------------------------------------------------------
 
 
-def _join(busy: list[Gathered[Any]]) -> Gathered[Any]:
+def _joined(busy: list[Gathered[Any]]) -> Gathered[Any]:
     """Take what several fronts ask for together, in the order of the fronts."""
     owners: dict[Waiter, FrontEnd[Any]] = {}
     joined: Gathered[Any] = Gathered(_Several(owners))

@@ -54,6 +54,9 @@ class Slices:
             steps = self._answer_in_turns(front, waiters, keys, records, index, contact)
             waiters[0].go_on(steps)
             return
+        if NotRead not in map(type, records):
+            front.found(waiters, records, index, contact)
+            return
         late = _answer_found(front, waiters, records, index, contact, set())
         if late:
             waiters = [waiters[n] for n in late]
