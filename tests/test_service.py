@@ -10,6 +10,7 @@ import pytest
 
 from conure.commands import Committed, EndSession, Put, Transaction
 from conure.errors import ConureError, Forbidden, NotLeader, NotRead, Unavailable
+from conure.http.server import Request
 from conure.metrics import Registry
 from conure.service import slices as slices_module
 from conure.service.backend import Command, Found, KeyValueBackend, WriteReply
@@ -19,6 +20,7 @@ from conure.service.limits import Limits
 from conure.service.requests import Desk, Requests
 from conure.service.watchers import Watchers
 from conure.state.history import History
+from httpapi import API
 from tests.httpservice import FakeBackend, Service
 from tests.lab.lineproto import Line, LineFront, Refer
 from tests.process import Answer
@@ -139,6 +141,28 @@ def test_the_reads_of_all_fronts_share_a_confirmation_and_are_read_once(
     lines = [one.say("GET a"), two.say("GET a"), two.say("SCAN a")]
     end(requests)
     assert [line.answer for line in lines] == ["ERROR no quorum"] * 3
+
+
+def test_http_and_lines_are_in_one_round(
+    monkeypatch: pytest.MonkeyPatch, backend: FakeBackend
+) -> None:
+    said: list[Line] = []
+    handle = API.handle
+
+    def say_a_line_and_handle(api: API, request: Request) -> None:
+        said.append(front.say(f"{request.method} line{' 1' * (request.method == 'PUT')}"))
+        handle(api, request)
+
+    monkeypatch.setattr(API, "handle", say_a_line_and_handle)
+    service = Service(backend)
+    front = LineFront(service.requests)
+    put = service.request("PUT", "/kv?key=http&value=2")
+    assert backend.batches == [[(b"http", b"2"), (b"line", b"1")]]
+    assert (put.headers["x-conure-index"], said.pop().answer) == ("1", "OK 2")
+    assert service.request("GET", "/kv?key=line").body == b"1"
+    assert (backend.confirmations, backend.reads) == (1, [[b"line"]])
+    assert said.pop().answer == "VALUE 1"
+    service.close()
 
 
 def test_what_comes_with_a_write_comes_back_to_its_front(backend: FakeBackend) -> None:
