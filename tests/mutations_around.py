@@ -636,10 +636,10 @@ AROUND = [
         ("tests/test_kvapi.py",),
     ),
     Mutation(
-        "a deletion in parts remembers its first attempt only",
+        "a deletion in parts finds its first attempt in vain for ever",
         "conure/service/parts.py",
         "if self._attempts and transaction.idempotency_key:",
-        "if not self._attempts and transaction.idempotency_key:",
+        "if self._attempts > MAX_ATTEMPTS and transaction.idempotency_key:",
         ("tests/test_kvapi.py",),
     ),
     Mutation(
@@ -671,7 +671,7 @@ AROUND = [
         ("tests/test_kvapi.py",),
     ),
     Mutation(
-        "what takes long is answered before it fails",
+        "what takes long and fails is never answered",
         "conure/service/turns.py",
         "        fail(waiter, error)\n",
         "        pass\n",

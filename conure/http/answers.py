@@ -71,7 +71,7 @@ class Answers:
     # -- what the service tells (front.FrontEnd) -------------------------------------------------
 
     def caller_of(self, request: Request) -> Caller:
-        """Return who asks: nobody says his name yet."""
+        """Return who asks: no client gives a name yet."""
         return Caller(ANONYMOUS, request.peer)
 
     def written(

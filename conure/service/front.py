@@ -90,8 +90,8 @@ class FrontEnd(Protocol[_WaiterT_contra]):
     def failed(
         self, waiter: _WaiterT_contra, error: ConureError, contact: Contact | None = None
     ) -> None:
-        """Answer a waiter with an error, or refer him to the leader; *contact* of a stale read."""
+        """Answer a waiter with an error, or refer it to the leader; *contact* of a stale read."""
 
     def broken(self, waiter: _WaiterT_contra, how: str = "") -> None:
-        """Tell a waiter, where an exception is being handled, that a bug kept him from his answer;
+        """Tell a waiter, where an exception is being handled, that a bug kept it from its answer;
         and the log *how*, unless that is empty, because somebody else does."""

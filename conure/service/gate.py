@@ -1,6 +1,6 @@
 """Who may do what: the one question that every entry point of the service asks first.
 
-A :class:`Gate` is asked with who calls, what he is about to do and to which keys, before anything
+A :class:`Gate` is asked with who calls, what is about to be done and to which keys, before anything
 has happened: a request that is refused has changed nothing. What a command means for keys is
 spelled out here (:func:`steps_of`), for all protocols alike:
 
@@ -48,7 +48,7 @@ _ALL_KEYS = (b"", None)
 
 
 class Caller(NamedTuple):
-    """Who asks: a name, and the address and port of his connection, for a log."""
+    """Who asks: a name, and the address and port of the connection, for a log."""
 
     name: str
     address: str

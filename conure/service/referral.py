@@ -1,6 +1,6 @@
 """What a node does with a request that only the leader can serve.
 
-Each front brings its own way: to send the client there, or to ask the leader on his behalf.
+Each front brings its own way: to send the client there, or to ask the leader on its behalf.
 Protocols only: nothing here runs.
 """
 
@@ -24,5 +24,5 @@ class Referral(Protocol[_WaiterT_contra]):
         """Whether this node asks the leader itself, instead of sending the client there."""
 
     def refer(self, waiter: _WaiterT_contra, error: NotLeader) -> bool:
-        """Answer a waiter by way of the leader whom *error* names; False if that can't be: he is
+        """Answer a waiter by way of the leader whom *error* names; False if that can't be: it is
         to be answered with the error. Any thread; never blocks and never raises."""

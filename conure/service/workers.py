@@ -29,7 +29,7 @@ class Workers:
         return self._busy
 
     def work(self, front: FrontEnd[WaiterT], waiter: WaiterT, action: Callable[[], None]) -> None:
-        """Have a waiter answered by a worker; refuse him when too many are at work."""
+        """Have a waiter answered by a worker; refuse it when too many are at work."""
         with self._lock:
             is_free = self._busy < self._most
             self._busy += is_free
