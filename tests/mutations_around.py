@@ -647,11 +647,7 @@ AROUND = [
         "conure/service/quoting.py",
         "if len(text) <= 100 else",
         "if text else",
-        (
-            "tests/test_kvapi.py",
-            "tests/test_kvjson.py",
-            "tests/test_httpapi.py",
-        ),
+        ("tests/test_service.py",),
     ),
     Mutation(
         "a lock that another session holds is told as its own",

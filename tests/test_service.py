@@ -17,6 +17,7 @@ from conure.service.backend import Command, Found, KeyValueBackend, WriteReply
 from conure.service.freshness import STALE, Contact, Freshness
 from conure.service.gate import Action, AllowAll, Caller, Gate
 from conure.service.limits import Limits
+from conure.service.quoting import shortened, shown
 from conure.service.requests import Desk, Requests
 from conure.service.watchers import Watchers
 from conure.state.history import History
@@ -259,6 +260,15 @@ def test_a_stale_read_has_a_bound(backend: FakeBackend) -> None:
         desk.get(Line(), b"a", bounded)
     desk.look(Line(), b"", None, bounded, lambda _: None)
     assert front.seen[2:] == [(Unavailable, Contact(None))]
+
+
+# -- what messages quote ---------------------------------------------------------------------------
+
+
+def test_a_message_quotes_one_line_of_what_was_sent() -> None:
+    assert shortened("x" * 100) == repr("x" * 100)
+    assert shortened("x" * 101) == repr("x" * 100) + "…"
+    assert shown(b"two\nlines\xff") == r"'two\nlines" + "\ufffd'"
 
 
 # -- the gate --------------------------------------------------------------------------------------
