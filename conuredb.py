@@ -24,7 +24,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from types import FrameType
 
@@ -34,13 +34,16 @@ from conure.cluster.node import Node, NodeOptions
 from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
-from conure.http import documents
+from conure.http.counts import RequestMetrics
 from conure.http.forwarding import Forwarder
 from conure.http.origins import Access, Names
-from conure.http.server import Application, HTTPServer, Limits, Stream
+from conure.http.server import Application, HTTPServer, Limits, Request, Stream
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.ops import offline
 from conure.peers.transport import Transport
+from conure.service.gate import AllowAll
+from conure.service.limits import Limits as RequestLimits
+from conure.service.requests import Requests
 from conure.service.watchers import Watchers
 from conure.state.history import History
 from conure.values import Address, host_of
@@ -120,28 +123,19 @@ class Process:
 
         try:
             # The addresses first: if one is taken, nothing has been touched yet.
-            api = API(
-                self._registry,
-                documents.Limits(
-                    value_bytes=config.max_value_bytes, range_items=config.max_range_items
-                ),
-                idempotency_window=round(config.idempotency_window * 1000),
-                max_scans=config.max_scans,
-                version=VERSION,
-            )
-            server = self._listen_to_clients(api)[0]
+            door = Door()
+            metrics = RequestMetrics(self._registry)
+            server = self._listen_to_clients(door)[0]
             transport = self._listen_to_peers()
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server.port, history)
-            api.backend = node
             node.call_later = server.call_later
-            watchers = api.streams.watchers = Watchers(
+            watchers: Watchers[Stream] = Watchers(
                 history, self._registry, broadcast=server.broadcast, is_full=server.is_full
             )
             self._watchers = watchers
             self._add_metrics(server)
-            if config.follower_mode == "forward":
-                api.forward = self._start_forwarder().forward
+            door.open(self._make_api(node, watchers, metrics))
             transport.start(node, server)
             # What exists by then stays: the collector need not look at it again and again. Nor
             # while the log is applied: that would take a quarter of the time.
@@ -274,6 +268,24 @@ class Process:
             )
         return self._node
 
+    def _make_api(self, node: Node, watchers: Watchers[Stream], metrics: RequestMetrics) -> API:
+        config = self._config
+        limits = RequestLimits(
+            value_bytes=config.max_value_bytes, range_items=config.max_range_items
+        )
+        requests = Requests(node, AllowAll(), watchers, limits, max_workers=config.max_scans)
+        forward = self._start_forwarder().forward if config.follower_mode == "forward" else None
+        return API(
+            node,
+            requests,
+            self._registry,
+            metrics,
+            limits,
+            idempotency_window=round(config.idempotency_window * 1000),
+            forward=forward,
+            version=VERSION,
+        )
+
     def _start_forwarder(self) -> Forwarder:
         config = self._config
         self._forwarder = Forwarder(
@@ -383,6 +395,30 @@ class Process:
         name = args.thread.name if args.thread else "?"
         log.critical("thread %s has ended", name, exc_info=args.exc_value)
         self._on_failure()
+
+
+class Door:
+    """Stands for the API at the server, which needs one to bind its address, until there is a node
+    that knows the address and an API over it. Nothing comes in before: the server starts last."""
+
+    def __init__(self) -> None:
+        self._api: API
+
+    def open(self, api: API) -> None:
+        """Let requests in."""
+        self._api = api
+
+    def handle(self, request: Request) -> None:
+        """Have a request answered."""
+        self._api.handle(request)
+
+    def without_body(self, request: Request) -> Callable[[Request], None] | None:
+        """Return what answers a request whose body is still to come, if that isn't needed."""
+        return self._api.without_body(request)
+
+    def flush(self) -> bool:
+        """End a round."""
+        return self._api.flush()
 
 
 class TextFormatter(logging.Formatter):

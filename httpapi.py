@@ -3,7 +3,8 @@
 ======== ============== ========================================================================
 method   path           answer
 ======== ============== ========================================================================
-…        /kv, /kv/…     keys: keys.py; likewise /txn and /session
+…        /kv, /kv/…     keys: keys.py; /kv/batch and /txn: transactions.py
+…        /session       what holds locks: sessions.py
 GET      /watch         the changes of keys, as they happen: streaming.py
 GET      /backup        everything, as of one revision: streaming.py
 GET      /status        who this node is and whom it follows
@@ -19,7 +20,7 @@ GET      /openapi.json  what there is, as an OpenAPI document: openapi.py
 GET      /              what there is
 ======== ============== ========================================================================
 
-What only the leader can do is answered 307 by the others, or given to ``API.forward``.
+What only the leader can do is answered 307 by the others, or passed on to it: referrals.py.
 
 ``handle`` and ``flush`` are called by the reactor thread only; what is given to the backend as a
 callback may be called from any thread.
@@ -31,18 +32,28 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 from typing import Any, Final, Protocol
 
 from conure.errors import BadRequest, ConureError, MethodNotAllowed, NotFound, NotLeader
-from conure.http import documents, openapi
-from conure.http.documents import json_object, shortened
-from conure.http.keys import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply
-from conure.http.parameters import Scan, flag
+from conure.http import openapi
+from conure.http.answers import JSON, OK, TEXT, Answers
+from conure.http.commits import Commits
+from conure.http.counts import Counts, RequestMetrics
+from conure.http.documents import json_object
+from conure.http.keys import KeyValues
+from conure.http.parameters import flag
+from conure.http.referrals import Forward, HTTPReferral, PassOn, Redirect
 from conure.http.server import Request
+from conure.http.sessions import Sessions
 from conure.http.streaming import Streams
+from conure.http.transactions import Transactions
 from conure.metrics import CONTENT_TYPE as METRICS_TYPE
 from conure.metrics import Registry
+from conure.service.backend import KeyValueBackend, Reply
+from conure.service.limits import Limits
+from conure.service.once import Once
+from conure.service.quoting import shortened
+from conure.service.requests import Requests
 from conure.values import is_address, is_base_url
 
 __all__ = [
@@ -52,7 +63,6 @@ __all__ = [
     "SHORT_BODIES",
     "Backend",
     "Check",
-    "Forward",
     "MetricsAPI",
 ]
 
@@ -67,18 +77,11 @@ PUBLIC = PROBES | {"/", "/openapi.json"}
 
 _READS = ("GET", "HEAD")
 _ALLOW_READS = b"Allow: %b\r\n" % ", ".join(_READS).encode()
-_METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
 
 Check = tuple[str, bool, str]
 """A readiness check: its name, whether it passes, what it found."""
-
-Forward = Callable[[Request, str, Callable[[int], None]], None]
-"""Answers a request with what the server at a base URL says, and tells the status it answered.
-
-Never blocks and never raises; called from any thread.
-"""
 
 
 class Backend(KeyValueBackend, Protocol):
@@ -128,43 +131,44 @@ class Backend(KeyValueBackend, Protocol):
 
 
 class API:
-    """The application behind the HTTP server: routes requests, gathers a round's work.
+    """The application behind the HTTP server: routes requests, and answers those of the cluster.
 
-    *limits* bounds what a request carries, *max_scans* how many long answers there are at a time.
-    The outcome of a request with an Idempotency-Key is remembered for *idempotency_window*
-    milliseconds. *registry* takes the request metrics and is what ``/metrics`` shows. *version* is
-    shown by ``/``. Whoever composes them sets ``backend`` and ``streams.watchers`` before the
-    first request, and ``forward`` if followers are to pass requests on instead of redirecting.
+    *requests* is the service that all fronts share, *limits* bounds what a request carries, and the
+    outcome of a request with an Idempotency-Key is remembered for *idempotency_window*
+    milliseconds. *metrics* counts the requests, *registry* is what ``/metrics`` shows and *version*
+    what ``/`` does. Followers pass requests on with *forward*, or redirect without it.
     """
 
     def __init__(
         self,
+        backend: Backend,
+        requests: Requests,
         registry: Registry,
-        limits: documents.Limits,
+        metrics: RequestMetrics,
+        limits: Limits,
         *,
         idempotency_window: int = 600_000,
-        max_scans: int = 16,
+        forward: Forward | None = None,
         version: str,
     ) -> None:
-        self.backend: Backend
-        self.forward: Forward | None = None
+        self._backend = backend
+        self._requests = requests
         self._registry = registry
         self._version = version
-        self._keys = KeyValues(self, limits, window=idempotency_window)
-        self.streams = Streams(self, limits, max_workers=max_scans)
-        self._requests = registry.counter_family(
-            "conure_http_requests_total",
-            "HTTP requests answered, by route, method and status code.",
-            ("route", "method", "code"),
+        self._routes: dict[str, dict[str, Callable[[Request], None]]] = {}
+        counts = Counts(metrics, self._routes)
+        self._referral: HTTPReferral = (
+            Redirect(counts) if forward is None else PassOn(forward, counts)
         )
-        self._durations = registry.histogram_family(
-            "conure_http_request_duration_seconds",
-            "Time from reading a request to handing over its answer, by route and method.",
-            ("route", "method"),
-        )
-        self._routes: dict[str, dict[str, Callable[[Request], None]]] = {
-            **self._keys.routes(),
-            **self.streams.routes(),
+        self._answers = answers = Answers(backend, counts, self._referral)
+        desk = requests.for_front(answers, self._referral)
+        commits = Commits(desk, Once(idempotency_window))
+        streams = Streams(desk, answers, limits)
+        self._routes |= {
+            **KeyValues(desk, answers, commits, limits, streams.send_range).routes(),
+            **Transactions(desk, answers, commits, limits).routes(),
+            **Sessions(desk, answers, commits).routes(),
+            **streams.routes(),
             "/status": _readable(self._status),
             "/raft/config": _readable(self._members),
             "/raft/stats": _readable(self._raft_stats),
@@ -189,90 +193,34 @@ class API:
                 raise MethodNotAllowed(request.method, sorted(methods))
             action(request)
         except ConureError as error:
-            self.fail(request, error)
+            self._answers.fail(request, error)
 
     def without_body(self, request: Request) -> Callable[[Request], None] | None:
         """Return what redirects a write whose body is still to come, if this node will.
 
         The body could be one that its client can send only once.
         """
-        if self.forward is not None or request.method in _READS:
+        if self._referral.passes_on or request.method in _READS:
             return None
         if request.method not in self._routes.get(request.path, ()):
             return None
-        referral = self.backend.referral()
-        return None if referral is None else partial(self.fail, error=referral)
+        referral = self._backend.referral()
+        return None if referral is None else partial(self._answers.fail, error=referral)
 
     def flush(self) -> bool:
-        """End a round; see :meth:`kvapi.KeyValues.flush`."""
-        return self._keys.flush()
-
-    # -- what the routes have in common (kvapi.Desk) ---------------------------------------------
-
-    def fail(self, request: Request, error: ConureError, fields: bytes = b"") -> None:
-        """Answer with an error: by way of the leader, if that is what is wrong."""
-        status = error.status
-        # What an older log or an older release says of the leader may be no address: nothing is
-        # made of that, a header field least of all.
-        if isinstance(error, NotLeader) and is_base_url(error.leader_http):
-            if self.forward is not None:
-                self.forward(request, error.leader_http, partial(self.count, request))
-                return
-            self._redirect(request, error, fields)
-            status = 307
-        else:
-            if isinstance(error, MethodNotAllowed):
-                fields += b"Allow: %b\r\n" % ", ".join(error.allowed).encode()
-            request.fail(error, headers=fields)
-        self.count(request, status)
-
-    def count(self, request: Request, status: int) -> None:
-        """Count a request that was answered. Any thread."""
-        known = request.path in self._routes
-        self.count_many(
-            request.path if known else "other",
-            request.method if request.method in _METHODS else "other",
-            status,
-            request.started,
-            1,
-        )
-
-    def count_many(self, route: str, method: str, status: int, started: float, times: int) -> None:
-        """Count requests that were answered together. Any thread."""
-        if times:
-            self._requests.labels(route, method, str(status)).inc(times)
-            self._durations.labels(route, method).observe_same(perf_counter() - started, times)
-
-    @property
-    def passes_on(self) -> bool:
-        """Whether what only the leader can do is asked of it by this node, not by the client."""
-        return self.forward is not None
-
-    def wait_for(
-        self, request: Request, key: bytes, after: int, seconds: float, action: Callable[[], None]
-    ) -> None:
-        """Do something when a key has changed after a revision, or the time is over, or the client
-        has left. Raises ConureError."""
-        self.streams.wait_for(request, key, after, seconds, action)
-
-    def work(self, request: Request, action: Callable[[], None]) -> None:
-        """Have something done that takes long, in a thread of its own."""
-        self.streams.work(request, action)
-
-    def stream_range(self, request: Request, scan: Scan, fields: bytes) -> None:
-        """Answer with all the records of a range, a line of JSON each."""
-        self.streams.send_range(request, scan, fields)
+        """End a round; see ``Rounds.end``."""
+        return self._requests.end_round()
 
     # -- the cluster -----------------------------------------------------------------------------
 
     def _status(self, request: Request) -> None:
-        self._respond_json(request, self.backend.status())
+        self._respond_json(request, self._backend.status())
 
     def _members(self, request: Request) -> None:
-        self._respond_json(request, self.backend.members())
+        self._respond_json(request, self._backend.members())
 
     def _raft_stats(self, request: Request) -> None:
-        self._respond_json(request, self.backend.raft_stats())
+        self._respond_json(request, self._backend.raft_stats())
 
     def _join(self, request: Request) -> None:
         is_dry_run = flag(request.parameters(), b"dry_run")
@@ -285,10 +233,10 @@ class API:
         if role not in ("", "data", "arbiter"):
             raise BadRequest(f"Role is {shortened(role)}; it has to be data or arbiter")
         if is_dry_run:
-            self._respond_json(request, self.backend.preview_join(node_id, voter=voter, role=role))
+            self._respond_json(request, self._backend.preview_join(node_id, voter=voter, role=role))
         else:
             reply = partial(self._changed, request)
-            self.backend.join(
+            self._backend.join(
                 node_id,
                 raft_address,
                 http_address,
@@ -305,28 +253,28 @@ class API:
         node_id = _node_id(facts)
         force = _boolean_field(facts, "Force") or force
         if is_dry_run:
-            self._respond_json(request, self.backend.preview_remove(node_id))
+            self._respond_json(request, self._backend.preview_remove(node_id))
         else:
-            self.backend.remove(node_id, force=force, reply=partial(self._changed, request))
+            self._backend.remove(node_id, force=force, reply=partial(self._changed, request))
 
     def _hand_over(self, request: Request) -> None:
         facts = json_object(request.body, '{"ID": "node2"}, or nothing') if request.body else {}
         node_id = _node_id(facts) if "ID" in facts else ""
-        self.backend.hand_over(node_id, partial(self._changed, request))
+        self._backend.hand_over(node_id, partial(self._changed, request))
 
     def _changed(self, request: Request, error: ConureError | None) -> None:
         if error is not None:
-            self.fail(request, error)
+            self._answers.fail(request, error)
         else:
             self._respond(request, 200, OK, TEXT)
 
     # -- health and metrics ----------------------------------------------------------------------
 
     def _livez(self, request: Request) -> None:
-        self._respond_checks(request, [self.backend.liveness()])
+        self._respond_checks(request, [self._backend.liveness()])
 
     def _readyz(self, request: Request) -> None:
-        self._respond_checks(request, self.backend.readiness())
+        self._respond_checks(request, self._backend.readiness())
 
     def _metrics(self, request: Request) -> None:
         self._respond(request, 200, self._registry.render(), METRICS_TYPE)
@@ -357,22 +305,7 @@ class API:
         self._respond(request, 200, json.dumps(facts).encode() + b"\n", JSON)
 
     def _respond(self, request: Request, status: int, body: bytes, content_type: str) -> None:
-        request.respond(status, body, content_type)
-        self.count(request, status)
-
-    def _redirect(self, request: Request, error: NotLeader, fields: bytes) -> None:
-        target = request.path  # a route's path: nothing in it needs encoding
-        if request.query:
-            target += "?" + request.query.decode("latin-1")
-        body = {
-            "leader": error.leader,
-            "leader_id": error.leader_id,
-            "leader_http": error.leader_http,
-        }
-        fields += b"Location: %b\r\n" % (error.leader_http.removesuffix("/") + target).encode(
-            "latin-1"
-        )
-        request.respond(307, json.dumps(body).encode() + b"\n", JSON, fields)
+        self._answers.respond(request, body, content_type, status=status)
 
 
 class MetricsAPI:

@@ -29,6 +29,7 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "Diverged",
+    "Forbidden",
     "ForeignDirectory",
     "KeyNotFound",
     "KeyReused",
@@ -177,6 +178,13 @@ class RequestError(ConureError):
 
 class BadRequest(RequestError):
     """A malformed request, or one with a missing or unusable parameter."""
+
+
+class Forbidden(RequestError):
+    """Whoever asks may not do that; nothing has changed."""
+
+    status = 403
+    title = "forbidden"
 
 
 class KeyNotFound(RequestError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
 from sys import maxsize
@@ -13,11 +13,15 @@ from btree import BTree
 from conure.commands import Committed, Transaction
 from conure.consensus.messages import Entry, EntryKind
 from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
-from conure.http import documents
-from conure.http.keys import Command, Reply, State, WriteReply
+from conure.http.counts import RequestMetrics
 from conure.http.origins import Access
+from conure.http.referrals import Forward
 from conure.http.server import HTTPServer, Limits, Stream
 from conure.metrics import Registry
+from conure.service.backend import Command, Reply, State, WriteReply
+from conure.service.gate import AllowAll, Gate
+from conure.service.limits import Limits as RequestLimits
+from conure.service.requests import Requests
 from conure.service.watchers import Watchers
 from conure.state import codec
 from conure.state.history import History
@@ -27,7 +31,7 @@ from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, Backend, Check
 from tests.crashfs import CrashFileSystem
 from tests.process import Answer
 
-__all__ = ["FakeBackend", "Service"]
+__all__ = ["FakeBackend", "Service", "routes"]
 
 
 class FakeBackend:
@@ -222,6 +226,15 @@ class _FakeBackup:
         pass
 
 
+def routes() -> Mapping[str, Collection[str]]:
+    """Return the methods of each path that is answered."""
+    registry, limits = Registry(), RequestLimits(value_bytes=1, range_items=1)
+    backend, watchers = FakeBackend(), Watchers[Stream](History(), registry)
+    requests = Requests(backend, AllowAll(), watchers, limits, max_workers=1)
+    metrics = RequestMetrics(registry)
+    return API(backend, requests, registry, metrics, limits, version="")._routes
+
+
 class Service:
     """A server with the routes over a backend."""
 
@@ -233,25 +246,44 @@ class Service:
         range_items: int = 1000,
         max_scans: int = 4,
         history: History | None = None,
+        forward: Forward | None = None,
+        gate: Gate | None = None,
+        registry: Registry | None = None,
     ) -> None:
-        self.registry = Registry()
-        of_records = documents.Limits(value_bytes=value_bytes, range_items=range_items)
-        api = API(self.registry, of_records, max_scans=max_scans, version="9.9")
-        api.backend = backend
-        self.api = api
-        limits = Limits(max_body_bytes=16 << 20, max_body_bytes_at=SHORT_BODIES)
-        access = Access(public=PUBLIC, probes=PROBES)
-        self.server = HTTPServer(("127.0.0.1", 0), api, limits, access=access)
+        self.backend = backend
+        self.registry = registry or Registry()
+        of_records = RequestLimits(value_bytes=value_bytes, range_items=range_items)
         self.watchers: Watchers[Stream] = Watchers(
             history or History(),
             self.registry,
-            broadcast=self.server.broadcast,
-            is_full=self.server.is_full,
+            broadcast=self._broadcast,
+            is_full=self._is_full,
         )
-        api.streams.watchers = self.watchers
+        self.requests = Requests(
+            backend, gate or AllowAll(), self.watchers, of_records, max_workers=max_scans
+        )
+        metrics = RequestMetrics(self.registry)
+        self.api = API(
+            backend,
+            self.requests,
+            self.registry,
+            metrics,
+            of_records,
+            forward=forward,
+            version="9.9",
+        )
+        limits = Limits(max_body_bytes=16 << 20, max_body_bytes_at=SHORT_BODIES)
+        access = Access(public=PUBLIC, probes=PROBES)
+        self.server = HTTPServer(("127.0.0.1", 0), self.api, limits, access=access)
         self.watchers.start()
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.port}"
+
+    def _broadcast(self, streams: Collection[Stream], data: bytes) -> None:
+        self.server.broadcast(streams, data)
+
+    def _is_full(self) -> bool:
+        return self.server.is_full()
 
     def close(self) -> None:
         """Stop; no request may be left."""

@@ -15,6 +15,7 @@ import pytest
 from conure.errors import Conflict, DiskFull, NotLeader, Unavailable
 from conure.http import forwarding
 from conure.http.forwarding import FORWARDED, Forwarder
+from conure.metrics import Registry
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer, wait_until
 from tests.stubserver import (
@@ -36,15 +37,14 @@ class Follower(Service):
     """A server whose node follows the one at *leader*, and passes requests on."""
 
     def __init__(self, leader: str, timeout: float = 5.0, idle_timeout: float = 60.0) -> None:
-        self.backend = FakeBackend()
-        super().__init__(self.backend)
+        registry = Registry()
+        self.forwarder = Forwarder("n1", registry, timeout=timeout, idle_timeout=idle_timeout)
+        super().__init__(FakeBackend(), forward=self.forwarder.forward, registry=registry)
         self.follow(leader)
-        self.forwarder = Forwarder("n1", self.registry, timeout=timeout, idle_timeout=idle_timeout)
-        self.api.forward = self.forwarder.forward
         self.forwarder.start()
 
     def follow(self, leader: str) -> None:
-        self.backend.error = NotLeader("10.0.0.9:7001", "n9", leader)
+        backend_of(self).error = NotLeader("10.0.0.9:7001", "n9", leader)
 
     def stop(self) -> None:
         self.forwarder.stop()
@@ -98,8 +98,8 @@ def _follower(leader: Service) -> Iterator[Follower]:
 
 
 def backend_of(service: Service) -> FakeBackend:
-    assert isinstance(service.api.backend, FakeBackend)
-    return service.api.backend
+    assert isinstance(service.backend, FakeBackend)
+    return service.backend
 
 
 # -- what is passed on -----------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_two_followers_that_take_each_other_for_the_leader() -> None:
             answer = follower.request(method, "/kv?key=k", b"v")
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
             assert b"n1 took this node for the leader" in answer.body
-    assert len(one.backend.batches) == len(two.backend.batches) == 2
+    assert len(backend_of(one).batches) == len(backend_of(two).batches) == 2
     one.stop()
     two.stop()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conure.commands import Acquire, Release, Transaction
+from conure.commands import MAX_KEY_BYTES, Acquire, Release, Transaction
 from conure.errors import (
     Conflict,
     ConureError,
@@ -23,10 +23,10 @@ from conure.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from conure.http.documents import MAX_KEY_BYTES
-from conure.http.keys import JSON, Command, WriteReply
+from conure.http.answers import JSON
 from conure.http.server import HTTPServer, Request
 from conure.metrics import Registry
+from conure.service.backend import Command, WriteReply
 from httpapi import PUBLIC, MetricsAPI
 from tests.httpservice import FakeBackend, Service
 
@@ -273,7 +273,7 @@ def test_what_the_backend_says_reaches_the_client(
 
 @pytest.mark.parametrize(("method", "target", "body"), REQUESTS)
 def test_a_follower_may_pass_requests_on_instead(
-    service: Service, backend: FakeBackend, method: str, target: str, body: bytes
+    backend: FakeBackend, method: str, target: str, body: bytes
 ) -> None:
     passed: list[str] = []
 
@@ -282,7 +282,7 @@ def test_a_follower_may_pass_requests_on_instead(
         answered(207)  # before the answer: the client looks at the metrics when it has it
         request.respond(207, b"passed on")
 
-    service.api.forward = forward
+    service = Service(backend, forward=forward)
     backend.error = LEADER
     assert service.request(method, target, body).status == 207
     assert passed == ["http://10.0.0.9:8081" + target.partition("?")[0]]
@@ -291,6 +291,7 @@ def test_a_follower_may_pass_requests_on_instead(
     assert f"conure_http_requests_total{{{counted}}} 1\n" in page
     backend.error = NotLeader()
     assert service.request(method, target, body).status == 503
+    service.close()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -632,12 +633,13 @@ def test_a_leader_and_a_node_that_passes_on_read_the_body(
         request.respond(200)
 
     backend.error = LEADER
-    service.api.forward = forward
+    service = Service(backend, forward=forward)
     assert service.converse(request + b"", 1).startswith(b"HTTP/1.1 200 ")
     assert passed_on == [b"v"]
     empty = put_of(b"key=k", CHUNKED, b"0\r\n\r\n")
     assert service.converse(empty, 1).startswith(b"HTTP/1.1 400 ")
     assert passed_on == [b"v"]
+    service.close()
 
 
 # -- web pages -----------------------------------------------------------------------------------

@@ -29,9 +29,13 @@ from conure.commands import (
     Transaction,
 )
 from conure.errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
-from conure.http import keys as keys_module
-from conure.http.keys import MAX_ATTEMPTS, MAX_BATCH_LINES, MAX_KEYED_LINES, Command, WriteReply
 from conure.http.server import Request
+from conure.http.transactions import MAX_BATCH_LINES, MAX_KEYED_LINES
+from conure.service import promises
+from conure.service import requests as requests_module
+from conure.service import slices as slices_module
+from conure.service.backend import Command, WriteReply
+from conure.service.parts import MAX_ATTEMPTS
 from tests.httpdriver import read_answers, statuses
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer, wait_until
@@ -557,7 +561,7 @@ def test_a_key_of_a_round_is_read_once(
 
 def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is answered, in order; the short ones of other connections don't wait for them."""
-    monkeypatch.setattr(keys_module, "SLICE_BYTES", 50_000)
+    monkeypatch.setattr(slices_module, "SLICE_BYTES", 50_000)
     backend = FakeBackend()
     backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
     service = Service(backend, value_bytes=100_000)
@@ -574,7 +578,7 @@ def test_long_values_of_a_round_are_read_in_slices(monkeypatch: pytest.MonkeyPat
 def test_no_long_value_is_read_once_too_much_waits_for_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keys_module, "SLICE_BYTES", 50_000)
+    monkeypatch.setattr(slices_module, "SLICE_BYTES", 50_000)
     monkeypatch.setattr(Request, "room", property(lambda _: 0))
     backend = FakeBackend()
     backend.values = {b"%d" % n: b"%d" % n * 30_000 + b"\n" for n in range(8)} | {b"s": b"s\n"}
@@ -727,7 +731,7 @@ def test_transactions_wait_for_those_that_may_read_much(
     monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     """Until their outcomes are shown, or nothing came of them. Others go on meanwhile."""
-    monkeypatch.setattr(keys_module, "MAX_PROMISED", 20 << 20)
+    monkeypatch.setattr(promises, "MAX_PROMISED", 20 << 20)
     backend = Committing()
     backend.values = {b"a": b"no number"}
     service = Service(backend, value_bytes=1 << 20)
@@ -756,7 +760,7 @@ def test_a_refused_idempotency_key_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, service: Service, name: str
 ) -> None:
     """Neither its answer, for whoever writes next, nor what the transaction was promised."""
-    monkeypatch.setattr(keys_module, "MAX_PROMISED", 20 << 20)
+    monkeypatch.setattr(promises, "MAX_PROMISED", 20 << 20)
     body = b'{"success": [{"range": {"prefix": "a"}}]}'
     line = b'{"key": "a", "value": "1"}'
     for _ in range(4):
@@ -791,7 +795,7 @@ def test_a_session_holds_a_bounded_number_of_keys(
     monkeypatch: pytest.MonkeyPatch, service: Service
 ) -> None:
     """All of them end with it in one change."""
-    monkeypatch.setattr(keys_module, "MAX_HELD", 3)
+    monkeypatch.setattr(requests_module, "MAX_HELD", 3)
     session = json.loads(ask(service, "POST", "/session?ttl=1h").body)["id"]
     answers = [ask(service, "PUT", f"/kv?key={n}&acquire={session}") for n in range(4)]
     assert [answer.status for answer in answers] == [200, 200, 200, 409]

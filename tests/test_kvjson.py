@@ -29,8 +29,8 @@ from conure.commands import (
 )
 from conure.errors import BadRequest, PayloadTooLarge, RequestError
 from conure.http import documents
-from conure.http.documents import MAX_NUMBER, MAX_OPERATIONS, Limits
 from conure.http.jsonsteps import all_of
+from conure.service.limits import MAX_NUMBER, MAX_OPERATIONS, Limits
 
 LIMITS = Limits(value_bytes=100, range_items=1000)
 

@@ -20,7 +20,7 @@ from tests.httpservice import FakeBackend, Service
 @pytest.fixture(name="leader")
 def _leader() -> Iterator[Service]:
     leader = Service(FakeBackend(), value_bytes=1 << 20)
-    leader.api.backend.values = {b"k": b"kept"}  # type: ignore[attr-defined]
+    leader.backend.values = {b"k": b"kept"}  # type: ignore[attr-defined]
     yield leader
     leader.close()
 
@@ -35,7 +35,7 @@ def _follower(leader: Service) -> Iterator[Service]:
 
 
 def stored(leader: Service) -> bytes:
-    backend = leader.api.backend
+    backend = leader.backend
     assert isinstance(backend, FakeBackend)
     return backend.values[b"k"]
 

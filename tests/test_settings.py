@@ -28,7 +28,7 @@ class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
     PLAYED = ("API", "Forwarder", "History", "HTTPServer", "Joiner", "MetricsAPI", "Node",
-              "Transport", "Watchers", "gc", "signal")  # fmt: skip
+              "Requests", "Transport", "Watchers", "gc", "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -51,7 +51,7 @@ class Received:
     @property
     def kv(self) -> Any:
         """The limits of records."""
-        return self.API.call_args.args[1]
+        return self.API.call_args.args[4]
 
     @property
     def http(self) -> Any:
@@ -115,7 +115,7 @@ ROWS = {
     "follower_mode": [
         Row(
             "forward",
-            lambda r: r.API.return_value.forward is r.Forwarder.return_value.forward,
+            lambda r: r.API.call_args.kwargs["forward"] is r.Forwarder.return_value.forward,
             True,
         )
     ],
@@ -152,7 +152,7 @@ ROWS = {
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
     "max_scans": [
         Row("3", lambda r: r.http.max_streams, 10_000 + 3),
-        Row("3", lambda r: r.API.call_args.kwargs["max_scans"], 3),
+        Row("3", lambda r: r.Requests.call_args.kwargs["max_workers"], 3),
     ],
     "max_range_items": [Row("77", lambda r: r.kv.range_items, 77)],
     "watch_history_bytes": [

@@ -13,7 +13,7 @@ import pytest
 
 from conure.errors import CorruptionError, NotLeader
 from conure.http import streaming
-from conure.http.keys import State
+from conure.service.backend import State
 from tests.httpdriver import dechunk, wait_until
 from tests.httpservice import FakeBackend, Service
 
@@ -79,7 +79,7 @@ def test_workers_are_bounded_and_come_back(
 
     monkeypatch.setattr(backend, "pin", slow_pin)
     clients = [begin(service, "/kv/count", "Connection: close") for _ in range(2)]
-    wait_until(lambda: service.api.streams._workers == 2)
+    wait_until(lambda: service.requests.workers.busy == 2)
     refused = service.request("GET", "/kv/count")
     assert (refused.status, refused.headers["retry-after"]) == (429, "1")
     assert b"max_scans" in refused.body

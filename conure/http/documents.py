@@ -54,24 +54,17 @@ from conure.commands import (
 from conure.errors import BadRequest, PayloadTooLarge
 from conure.http import jsonsteps
 from conure.http.jsonsteps import Steps
+from conure.service.batches import Line
+from conure.service.limits import MAX_NUMBER, MAX_OPERATIONS, MAX_WORK, Limits, check_ttl
+from conure.service.quoting import shortened
 from conure.values import parse_milliseconds
 
 __all__ = [
     "INLINE_BYTES",
-    "MAX_CHANGE_BYTES",
-    "MAX_KEY_BYTES",
-    "MAX_NUMBER",
-    "MAX_OPERATIONS",
-    "MAX_TTL",
-    "MAX_WORK",
-    "Limits",
-    "Line",
-    "check_ttl",
     "json_object",
     "parse_batch",
     "parse_duration",
     "parse_transaction",
-    "shortened",
     "show_item",
     "show_items",
     "show_outcome",
@@ -80,21 +73,6 @@ __all__ = [
 
 INLINE_BYTES: Final = 16 << 10
 """JSON of up to so many bytes is read in one step: a millisecond, whatever stands there."""
-
-MAX_OPERATIONS: Final = 128
-"""Comparisons and operations of one transaction."""
-
-MAX_WORK: Final = 5_000
-"""Records that the ranges of one change may read or delete, and KiB of values that it writes, all
-together: everybody waits while it is applied."""
-
-MAX_CHANGE_BYTES: Final = 2 << 20
-"""Bytes of all values that one change brings, for the same reason; a single value may be longer."""
-
-MAX_TTL: Final = 10 * 365 * 86_400_000
-"""Milliseconds; ten years."""
-
-MAX_NUMBER: Final = (1 << 63) - 1
 
 _RELATIONS = {
     "=": Relation.EQUAL,
@@ -117,40 +95,6 @@ _TRANSACTION = '{"success": [{"put": {"key": "k", "value": "v"}}]}'
 Object = Mapping[str, Any]
 
 _T = TypeVar("_T")
-
-Line = tuple[bytes, bytes | None, int]
-"""Of a batch: key, value (None to delete it) and ttl in milliseconds."""
-
-
-class Limits:
-    """What a request may carry: bytes of a value, records of one answer."""
-
-    __slots__ = ("change_bytes", "deleted_items", "range_items", "text_length", "value_bytes")
-
-    def __init__(self, *, value_bytes: int, range_items: int) -> None:
-        self.value_bytes = value_bytes
-        self.range_items = range_items
-        self.deleted_items = min(range_items, MAX_WORK)
-        self.change_bytes = max(value_bytes, MAX_CHANGE_BYTES)
-        # The longest string that can be of use: a value as base64, or a key.
-        self.text_length = 4 * (max(value_bytes, MAX_KEY_BYTES) // 3 + 1)
-
-    def check_change(self, size: int) -> None:
-        """Raise PayloadTooLarge if the values of one change have too many bytes in all."""
-        if size > self.change_bytes:
-            raise PayloadTooLarge(
-                f"the values have {size:,} bytes in all; one change may write up to "
-                f"{self.change_bytes:,}"
-            )
-
-    def check_value(self, value: bytes, where: str = "") -> bytes:
-        """Return the value. Raises PayloadTooLarge."""
-        if len(value) > self.value_bytes:
-            raise PayloadTooLarge(
-                f"{where}the value has {len(value):,} bytes; the limit is {self.value_bytes:,} "
-                "(max_value_bytes)"
-            )
-        return value
 
 
 # -- out -----------------------------------------------------------------------------------------
@@ -248,15 +192,6 @@ def parse_duration(name: str, text: str) -> int:
     return milliseconds
 
 
-def check_ttl(milliseconds: int, *, least: int = 1, where: str = "") -> int:
-    """Return a time to live in milliseconds. Raises BadRequest."""
-    if not least <= milliseconds <= MAX_TTL:
-        raise BadRequest(
-            f"{where}a ttl is {least} ms at least and {MAX_TTL // 86_400_000} days at most"
-        )
-    return milliseconds
-
-
 def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:
     """Return the transaction that the body of ``POST /txn`` describes.
 
@@ -340,11 +275,6 @@ def parse_batch(text: bytes, limits: Limits, most: int) -> Steps[list[Line]]:
         found.append(_parse_line(record, where, limits))
         yield
     return found
-
-
-def shortened(text: str) -> str:
-    """Return what somebody sent, quoted, and not too long for a line."""
-    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
 
 
 # -- private -------------------------------------------------------------------------------------

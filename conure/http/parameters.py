@@ -16,11 +16,14 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from conure.commands import Compare, Relation, Target, prefix_end
+from conure.commands import MAX_KEY_BYTES, Compare, Relation, Target, prefix_end
 from conure.errors import BadRequest, TargetTooLong
 from conure.http import documents
-from conure.http.documents import MAX_KEY_BYTES, shortened
 from conure.http.server import Headers, Request
+from conure.service.freshness import LINEARIZABLE, STALE, Freshness
+from conure.service.limits import MAX_NUMBER, check_ttl
+from conure.service.quoting import shortened, shown
+from conure.service.scans import Scan
 
 __all__ = [
     "PLAIN",
@@ -28,12 +31,12 @@ __all__ = [
     "Conditions",
     "Named",
     "Query",
-    "Scan",
     "bounds",
     "compares",
     "conditions_of",
     "duration",
     "flag",
+    "freshness_of",
     "key_of",
     "named_by",
     "names_revision",
@@ -43,8 +46,6 @@ __all__ = [
     "refuse_others",
     "scan_of",
     "session_id",
-    "shown",
-    "staleness",
     "ttl_of",
 ]
 
@@ -97,21 +98,6 @@ class Named(NamedTuple):
     key: bytes
     is_stale: bool
     query: Query
-
-
-class Scan:
-    """Which records are asked for, in which order; *limit* None: all there are."""
-
-    __slots__ = ("end", "keys_only", "limit", "reverse", "start")
-
-    def __init__(
-        self, start: bytes, end: bytes | None, limit: int | None, *, reverse: bool, keys_only: bool
-    ) -> None:
-        self.start = start
-        self.end = end
-        self.limit = limit
-        self.reverse = reverse
-        self.keys_only = keys_only
 
 
 # -- header fields -------------------------------------------------------------------------------
@@ -263,10 +249,10 @@ def number(query: Query, name: bytes, least: int) -> int:
     text = query[name]
     digits = text.removeprefix(b"-")
     found = int(text) if digits.isdigit() and len(digits) <= 19 else None
-    if found is None or not least <= found <= documents.MAX_NUMBER:
+    if found is None or not least <= found <= MAX_NUMBER:
         raise BadRequest(
             f"{name.decode()} is {shown(text)}; it has to be a whole number "
-            f"from {least} to {documents.MAX_NUMBER}"
+            f"from {least} to {MAX_NUMBER}"
         )
     return found
 
@@ -280,19 +266,18 @@ def ttl_of(query: Query, example: str, *, least: int = 1) -> int:
     """Return the time to live in milliseconds, *least* at least. Raises BadRequest."""
     if b"ttl" not in query:
         raise BadRequest(f"the ttl is missing; name it in the query: {example}")
-    return documents.check_ttl(duration(query, b"ttl"), least=least)
+    return check_ttl(duration(query, b"ttl"), least=least)
 
 
-def staleness(query: Query) -> tuple[bool, float | None]:
-    """Return whether a stale read will do, and how many seconds old it may be.
-
-    Raises BadRequest.
-    """
+def freshness_of(query: Query) -> Freshness:
+    """Return how old what a read finds may be. Raises BadRequest."""
     limit = duration(query, b"max_stale") / 1000 if b"max_stale" in query else None
     is_stale = flag(query, b"stale")
-    if limit is not None and not is_stale:
-        raise BadRequest("max_stale bounds a stale read; add stale=true, or leave it out")
-    return is_stale, limit
+    if limit is not None:
+        if not is_stale:
+            raise BadRequest("max_stale bounds a stale read; add stale=true, or leave it out")
+        return Freshness(is_stale, limit)
+    return STALE if is_stale else LINEARIZABLE
 
 
 def refuse_others(query: Query, known: frozenset[bytes] | set[bytes]) -> None:
@@ -301,11 +286,6 @@ def refuse_others(query: Query, known: frozenset[bytes] | set[bytes]) -> None:
         if name not in known:
             takes = b", ".join(sorted(known)).decode() or "none"
             raise BadRequest(f"there is no parameter {shown(name)} here; there are: {takes}")
-
-
-def shown(text: bytes) -> str:
-    """Return what somebody sent, as a message quotes it."""
-    return shortened(text.decode(errors="replace"))
 
 
 # -- private -------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""Who may do what: the one question that every entry point of the service asks first.
+
+A :class:`Gate` is asked with who calls, what is about to be done and to which keys, before anything
+has happened: a request that is refused has changed nothing. What a command means for keys is
+spelled out here (:func:`steps_of`), for all protocols alike:
+
+- a comparison reads its key, and so does each operation whose outcome shows what was stored;
+- an acquisition writes its key, so a session holds no key that its caller may not delete;
+- what a session with the behavior ``delete`` holds is removed when it ends, and which keys that
+  will be is known only when the log comes to it: who ends one has to be allowed all keys.
+
+Nothing here has state: any thread may use anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from conure.commands import (
+    Acquire,
+    Delete,
+    DeleteRange,
+    EndSession,
+    Get,
+    Increment,
+    OpenSession,
+    Operation,
+    Put,
+    Range,
+    Release,
+    RenewSession,
+    Touch,
+    Transaction,
+)
+from conure.service.backend import Command
+
+__all__ = ["ANONYMOUS", "NO_KEYS", "Action", "AllowAll", "Caller", "Gate", "Step", "steps_of"]
+
+ANONYMOUS = "anonymous"
+"""The name of a caller who has said no other."""
+
+NO_KEYS = (b"", b"")
+"""The range of what concerns no key."""
+
+_ALL_KEYS = (b"", None)
+
+
+class Caller(NamedTuple):
+    """Who asks: a name, and the address and port of the connection, for a log."""
+
+    name: str
+    address: str
+
+
+class Action(Enum):
+    """What is done to a range of keys."""
+
+    READ = "read"
+    WRITE = "write"
+    WATCH = "watch"
+    SESSION = "session"  # begun, seen, renewed or ended: of no key
+    BACKUP = "backup"
+
+
+class Gate(Protocol):
+    """Decides who may do what. The reactor thread only; must not block."""
+
+    def allow(self, who: Caller, action: Action, start: bytes, end: bytes | None) -> None:
+        """Return if *who* may do that to all keys from *start* up to but not including *end*,
+        None: without end. Raises Forbidden."""
+
+
+class AllowAll:
+    """The gate that lets everybody pass. The service does not even ask it."""
+
+    def allow(self, who: Caller, action: Action, start: bytes, end: bytes | None) -> None:
+        """Return."""
+
+
+Step = tuple[Action, bytes, bytes | None]
+"""What is done to the keys from the first up to but not including the second; None: without end."""
+
+
+def steps_of(command: Command, deletes: Callable[[bytes], bool]) -> Iterator[Step]:
+    """Yield what a command does to which keys, or may do, whichever way it ends.
+
+    *deletes* tells whether the keys that a session holds may be removed with it.
+    """
+    if not isinstance(command, Transaction):
+        yield (Action.WRITE, *_only(command[0]))
+        return
+    for compare in command.compares:
+        yield (Action.READ, *_only(compare.key))
+    for operation in (*command.success, *command.failure):
+        yield from _steps_of_operation(operation, deletes)
+
+
+def _steps_of_operation(operation: Operation, deletes: Callable[[bytes], bool]) -> Iterator[Step]:
+    match operation:
+        case Get(key):
+            yield (Action.READ, *_only(key))
+        case Range(start, end):
+            yield (Action.READ, start, end)
+        case DeleteRange(start, end):
+            yield (Action.WRITE, start, end)
+        case Increment(key) | Touch(key):
+            yield (Action.READ, *_only(key))
+            yield (Action.WRITE, *_only(key))
+        case Put(key) | Delete(key) | Acquire(key) | Release(key):
+            yield (Action.WRITE, *_only(key))
+        case EndSession(session):
+            yield (Action.SESSION, *NO_KEYS)
+            if deletes(session):
+                yield (Action.WRITE, *_ALL_KEYS)
+        case OpenSession() | RenewSession():
+            yield (Action.SESSION, *NO_KEYS)
+        case _:  # what nodes propose to themselves is no request
+            raise AssertionError(operation)
+
+
+def _only(key: bytes) -> tuple[bytes, bytes]:
+    return key, key + b"\0"

@@ -1,0 +1,77 @@
+"""What one request may carry and one change may do, whatever protocol it comes by.
+
+A change is one entry of the log and is applied in one go while everybody waits, so it is bounded
+here, before it is proposed. Nothing here has state: any thread may use anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from conure.commands import MAX_KEY_BYTES
+from conure.errors import BadRequest, PayloadTooLarge
+
+__all__ = [
+    "MAX_CHANGE_BYTES",
+    "MAX_NUMBER",
+    "MAX_OPERATIONS",
+    "MAX_TTL",
+    "MAX_WORK",
+    "Limits",
+    "check_ttl",
+]
+
+MAX_OPERATIONS: Final = 128
+"""Comparisons and operations of one transaction."""
+
+MAX_WORK: Final = 5_000
+"""Records that the ranges of one change may read or delete, and KiB of values that it writes, all
+together: everybody waits while it is applied."""
+
+MAX_CHANGE_BYTES: Final = 2 << 20
+"""Bytes of all values that one change brings, for the same reason; a single value may be longer."""
+
+MAX_TTL: Final = 10 * 365 * 86_400_000
+"""Milliseconds; ten years."""
+
+MAX_NUMBER: Final = (1 << 63) - 1
+
+
+class Limits:
+    """What a request may carry: bytes of a value, records of one answer."""
+
+    __slots__ = ("change_bytes", "deleted_items", "range_items", "text_length", "value_bytes")
+
+    def __init__(self, *, value_bytes: int, range_items: int) -> None:
+        self.value_bytes = value_bytes
+        self.range_items = range_items
+        self.deleted_items = min(range_items, MAX_WORK)
+        self.change_bytes = max(value_bytes, MAX_CHANGE_BYTES)
+        # The longest string that can be of use: a value as base64, or a key.
+        self.text_length = 4 * (max(value_bytes, MAX_KEY_BYTES) // 3 + 1)
+
+    def check_change(self, size: int) -> None:
+        """Raise PayloadTooLarge if the values of one change have too many bytes in all."""
+        if size > self.change_bytes:
+            raise PayloadTooLarge(
+                f"the values have {size:,} bytes in all; one change may write up to "
+                f"{self.change_bytes:,}"
+            )
+
+    def check_value(self, value: bytes, where: str = "") -> bytes:
+        """Return the value. Raises PayloadTooLarge."""
+        if len(value) > self.value_bytes:
+            raise PayloadTooLarge(
+                f"{where}the value has {len(value):,} bytes; the limit is {self.value_bytes:,} "
+                "(max_value_bytes)"
+            )
+        return value
+
+
+def check_ttl(milliseconds: int, *, least: int = 1, where: str = "") -> int:
+    """Return a time to live in milliseconds. Raises BadRequest."""
+    if not least <= milliseconds <= MAX_TTL:
+        raise BadRequest(
+            f"{where}a ttl is {least} ms at least and {MAX_TTL // 86_400_000} days at most"
+        )
+    return milliseconds

@@ -1,0 +1,352 @@
+"""The one service that every front uses: what clients of all protocols may ask of this node.
+
+:class:`Requests` is made once. Each front takes a :class:`Desk` at its construction and hands it
+what its clients ask for; what came of it comes back through the methods of ``front.FrontEnd``.
+
+1. Every entry point asks the gate first, with the waiter's caller, what is to be done and to which
+   keys. A request that the gate refuses raises Forbidden and has changed nothing.
+2. A write is answered after it is committed and applied (R8). A read is answered by what a leader
+   has confirmed (R6), or if it says so by this node's own state as it is.
+3. Whatever is asked for in a round is committed and confirmed together: rounds.py.
+
+The reactor thread calls the desk, unless a method says otherwise. Nothing here knows a protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any, Generic
+
+from conure.commands import Outcome, Put, Transaction
+from conure.errors import Conflict, ConureError
+from conure.service.backend import Backup, Command, KeyValueBackend
+from conure.service.batches import PART_BYTES, PART_LINES, BatchCount, Line
+from conure.service.freshness import LINEARIZABLE, STALE, Contact, Freshness
+from conure.service.front import FrontEnd, WaiterT
+from conure.service.gate import NO_KEYS, Action, AllowAll, Gate, steps_of
+from conure.service.limits import Limits
+from conure.service.parts import PartOfRange
+from conure.service.promises import Promise, Promises
+from conure.service.referral import Referral
+from conure.service.rounds import Gathered, Look, Rounds
+from conure.service.turns import Turns
+from conure.service.watchers import SinkT, Watch, Watchers
+from conure.service.workers import Workers
+from conure.state.history import Position
+
+__all__ = ["MAX_HELD", "Desk", "Opening", "Requests"]
+
+MAX_HELD = 1_000
+"""Keys that a session holds, about: who asks for many at a time may get some more."""
+
+
+class Requests:
+    """What all fronts share: one node, its gate, rounds, workers and watchers."""
+
+    def __init__(
+        self,
+        backend: KeyValueBackend,
+        gate: Gate,
+        watchers: Watchers[Any],
+        limits: Limits,
+        *,
+        max_workers: int,
+    ) -> None:
+        self._backend = backend
+        self._gate = None if isinstance(gate, AllowAll) else gate
+        self._watchers = watchers
+        self._rounds = Rounds(backend)
+        self._promises = Promises(limits)
+        self._workers = Workers(max_workers)
+        self.end_round = self._rounds.end
+        """Ends the round of all fronts; see ``Rounds.end``. The reactor thread."""
+
+    @property
+    def workers(self) -> Workers:
+        """The threads for what takes long."""
+        return self._workers
+
+    def for_front(self, front: FrontEnd[WaiterT], referral: Referral[WaiterT]) -> Desk[WaiterT]:
+        """Return the desk of a front. Before the first round."""
+        return Desk(
+            front,
+            referral,
+            self._backend,
+            self._gate,
+            self._rounds,
+            self._promises,
+            self._workers,
+            self._watchers,
+        )
+
+
+class Desk(Generic[WaiterT]):
+    """Where one front hands its requests over. Made by :meth:`Requests.for_front`."""
+
+    def __init__(
+        self,
+        front: FrontEnd[WaiterT],
+        referral: Referral[WaiterT],
+        backend: KeyValueBackend,
+        gate: Gate | None,
+        rounds: Rounds,
+        promises: Promises,
+        workers: Workers,
+        watchers: Watchers[Any],
+    ) -> None:
+        self._front = front
+        self._referral = referral
+        self._gate = gate
+        self._rounds = rounds
+        self._gathered: Gathered[WaiterT] = rounds.gather(front)
+        self._promises = promises
+        self._workers = workers
+        self._watchers = watchers
+        self.backend = backend
+        """This node's own state, for what a :data:`Look` or a worker reads. Any thread."""
+
+    # -- writes ----------------------------------------------------------------------------------
+
+    def write(self, waiter: WaiterT, command: Command, answer: object = None) -> None:
+        """Take a command into this round. *answer*, unless it is None, comes back with its end:
+        see ``FrontEnd.written``. Raises Forbidden."""
+        if self._gate is not None:
+            self._ask(waiter, command)
+        gathered = self._gathered
+        if answer is not None:
+            gathered.answers[len(gathered.commands)] = answer
+        gathered.commands.append(command)
+        gathered.writers.append(waiter)
+
+    def write_lines(
+        self, waiter: WaiterT, lines: Sequence[Line], answer: object, count: BatchCount
+    ) -> Turns:
+        """Take the lines of a batch into the rounds, a part into each, with the same *answer* for
+        each line. Ends early once the *count* of its entries is over. Raises Forbidden."""
+        if self._gate is not None:
+            for number, (key, value, _) in enumerate(lines, 1):
+                self._ask(waiter, (key, value))
+                if number % PART_LINES == 0:
+                    yield False
+        gathered = self._gathered
+        taken = size = 0
+        for key, value, ttl in lines:
+            if taken >= PART_LINES or size >= PART_BYTES:
+                taken = size = 0
+                yield True  # what there is by now is committed first
+                if count.is_over:
+                    return
+                count.begin()
+            gathered.answers[len(gathered.commands)] = answer
+            gathered.writers.append(waiter)
+            if ttl and value is not None:
+                gathered.commands.append(Transaction((), (Put(key, value, ttl),)))
+            else:
+                gathered.commands.append((key, value))
+            taken += 1
+            size += len(value or b"")
+
+    def promise(self, transaction: Transaction) -> Promise:
+        """Return what a transaction has to be promised, for :meth:`transact`."""
+        return self._promises.promise(transaction)
+
+    def transact(
+        self, waiter: WaiterT, transaction: Transaction, promise: Promise, answer: object
+    ) -> Turns:
+        """Take a transaction that may read much into a round, once its *promise* can be made, which
+        *answer* has to let go whatever comes of it. Raises Forbidden."""
+        if self._gate is not None:
+            self._ask(waiter, transaction)
+        while not promise.take(waiter.room):
+            yield True
+        # Nothing fails from here on, so that the promise is taken back with the answer.
+        gathered = self._gathered
+        gathered.answers[len(gathered.commands)] = answer
+        gathered.commands.append(transaction)
+        gathered.writers.append(waiter)
+
+    def delete_part(
+        self,
+        waiter: WaiterT,
+        whole: Transaction,
+        ended: Callable[[Outcome | ConureError], None],
+    ) -> None:
+        """Delete the first keys of a range, as many as the limit of *whole* says, which deletes
+        the whole range. *ended* is told what came of it, by any thread. Raises Forbidden."""
+        if self._gate is not None:
+            self._ask(waiter, whole)
+        part = PartOfRange(self.backend, whole, lambda part: self.work(waiter, part.commit), ended)
+        self._gathered.looks.append((waiter, lambda _: self.work(waiter, part.commit)))
+
+    def check_holdings(self, session: bytes, key: bytes) -> None:
+        """Raise Conflict if a session holds as many keys as one may; the *key* may be among them.
+        Raises ConureError."""
+        if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
+            raise Conflict(
+                f"the session holds {MAX_HELD:,} keys, which end with it in one change: "
+                "release some, or begin another session"
+            )
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    def get(self, waiter: WaiterT, key: bytes, freshness: Freshness = LINEARIZABLE) -> None:
+        """Take a read of one key into this round; see ``FrontEnd.found``. Raises Forbidden, and
+        Unavailable if this node's own state may be too old."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, Action.READ, key, key + b"\0")
+        gathered = self._gathered
+        if freshness is LINEARIZABLE:
+            gathered.keys.append(key)
+            gathered.readers.append(waiter)
+            return
+        if freshness is not STALE:
+            freshness.check(Contact(self.backend.last_contact()))
+        gathered.stale_keys.append(key)
+        gathered.stale_readers.append(waiter)
+
+    def look(
+        self, waiter: WaiterT, start: bytes, end: bytes | None, freshness: Freshness, look: Look
+    ) -> None:
+        """Have *look* called, by any thread, when the keys of a range may be read from
+        :attr:`backend`: once a leader has confirmed it, or at once. It has to be quick. Raises
+        Forbidden."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, Action.READ, start, end)
+        self._look(waiter, freshness, look)
+
+    def look_at_session(self, waiter: WaiterT, freshness: Freshness, look: Look) -> None:
+        """Have *look* called likewise, to read a session. Raises Forbidden."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, Action.SESSION, *NO_KEYS)
+        self._look(waiter, freshness, look)
+
+    def wait(
+        self,
+        waiter: WaiterT,
+        key: bytes,
+        after: int,
+        seconds: float,
+        freshness: Freshness,
+        look: Look,
+    ) -> None:
+        """Have *look* called likewise, when a key has changed after a revision, or so many seconds
+        are over, or the client has left. Raises ConureError."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, Action.READ, key, key + b"\0")
+        waiter.hold()
+
+        def wait(_: Contact | None) -> None:
+            deadline = monotonic() + seconds
+            # The pump calls it, so it must not take long.
+            waiting = self._watchers.wait_for(
+                key, key + b"\0", after, deadline, lambda _: look_again()
+            )
+            waiter.on_leave(waiting.give_up)
+
+        def look_again() -> None:
+            if freshness.is_stale:
+                self._look_stale(waiter, freshness, look)
+            else:
+                self._rounds.confirm(self._front, waiter, look)
+
+        if self._referral.passes_on:
+            wait(None)  # here, so that the leader has only to be asked what there is
+        else:
+            self._look(waiter, freshness, wait)
+
+    def work(self, waiter: WaiterT, action: Callable[[], None]) -> None:
+        """Have a :data:`Look` carried on by a worker, or refuse it. Any thread."""
+        self._workers.work(self._front, waiter, action)
+
+    def watch(
+        self, waiter: WaiterT, start: bytes, end: bytes | None, *, shows_previous: bool
+    ) -> Opening:
+        """Begin to open a watch of a range. Raises Forbidden, and Unavailable where nothing would
+        come to it."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, Action.WATCH, start, end)
+        self.backend.check_watchable()
+        if shows_previous:  # before the present revision is asked for: no later event is without
+            self._watchers.keep_previous()
+        return Opening(self.backend, self._watchers, start, end, shows_previous=shows_previous)
+
+    def back_up(self, waiter: WaiterT, send: Callable[[int, Backup], None]) -> None:
+        """Have a backup and its revision sent, by a worker, which closes it. Raises Forbidden."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, Action.BACKUP, b"", None)
+        self.work(waiter, partial(self._back_up, send))
+
+    # -- private ---------------------------------------------------------------------------------
+
+    def _back_up(self, send: Callable[[int, Backup], None]) -> None:
+        index, backup = self.backend.backup()
+        try:
+            send(index, backup)
+        finally:
+            backup.close()
+
+    def _look(self, waiter: WaiterT, freshness: Freshness, look: Look) -> None:
+        if freshness.is_stale:
+            self._look_stale(waiter, freshness, look)
+        else:
+            self._gathered.looks.append((waiter, look))
+
+    def _look_stale(self, waiter: WaiterT, freshness: Freshness, look: Look) -> None:
+        contact = Contact(self.backend.last_contact())
+        try:
+            freshness.check(contact)
+            look(contact)
+        except ConureError as error:
+            self._front.failed(waiter, error, contact)
+
+    def _ask(self, waiter: WaiterT, command: Command) -> None:
+        """Ask the gate about all that a command may do. Raises Forbidden."""
+        for action, start, end in steps_of(command, self._deletes):
+            self._ask_for_range(waiter, action, start, end)
+
+    def _ask_for_range(
+        self, waiter: WaiterT, action: Action, start: bytes, end: bytes | None
+    ) -> None:
+        assert self._gate is not None
+        self._gate.allow(self._front.caller_of(waiter), action, start, end)
+
+    def _deletes(self, session: bytes) -> bool:
+        """Tell whether the keys that a session holds may be removed with it."""
+        _, found = self.backend.session(session)
+        return found is None or isinstance(found, ConureError) or found.deletes
+
+
+class Opening:
+    """A watch that is about to begin. The reactor thread; made by :meth:`Desk.watch`."""
+
+    def __init__(
+        self,
+        backend: KeyValueBackend,
+        watchers: Watchers[Any],
+        start: bytes,
+        end: bytes | None,
+        *,
+        shows_previous: bool,
+    ) -> None:
+        self._backend = backend
+        self._watchers = watchers
+        self._start = start
+        self._end = end
+        self._shows_previous = shows_previous
+
+    def now(self) -> Position:
+        """Return the position behind all that has happened."""
+        index, _ = self._backend.get_all([])
+        return Position(index + 1)
+
+    def check(self, position: Position) -> None:
+        """Raise what speaks against a watch from there, as long as that can be answered."""
+        self._watchers.check(position)
+
+    def begin(self, position: Position, sink: SinkT) -> Watch[SinkT]:
+        """Send what happens from a position on to a sink. Raises Unavailable."""
+        return self._watchers.watch(
+            self._start, self._end, position, sink, shows_previous=self._shows_previous
+        )

@@ -1,0 +1,227 @@
+"""A round: what the requests of all fronts ask for until the reactor has none left to take in.
+
+1. All writes of a round become one proposal, and all its linearizable reads share one confirmation
+   (R6), whichever fronts they came by.
+2. Reads are answered, and sent, before the writes are synced: :meth:`Rounds.end` returns True to be
+   called again, for the writes, once that is done.
+3. Each front has lists of its own. Where one front alone has something to do, its lists are handed
+   on as they are; only where several have, they are joined, and what came of them is taken apart.
+
+The reactor thread gathers and ends; whichever thread commits or confirms brings the replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic
+
+from conure.commands import Committed
+from conure.errors import ConureError
+from conure.service.backend import Command, Found, KeyValueBackend
+from conure.service.freshness import Contact
+from conure.service.front import FrontEnd, Waiter, WaiterT
+from conure.service.gate import Caller
+from conure.service.slices import Slices
+from conure.service.turns import Turns, begin
+
+__all__ = ["Gathered", "Look", "Rounds"]
+
+Look = Callable[[Contact | None], None]
+"""Answers a read, given the contact of a stale one. May raise ConureError."""
+
+
+class Gathered(Generic[WaiterT]):
+    """What the requests of one front ask for in this round; filled by its desk."""
+
+    __slots__ = (
+        "answers",
+        "commands",
+        "front",
+        "keys",
+        "looks",
+        "readers",
+        "stale_keys",
+        "stale_readers",
+        "writers",
+    )
+
+    def __init__(self, front: FrontEnd[WaiterT]) -> None:
+        self.front = front
+        self.clear()
+
+    def clear(self) -> None:
+        """Ask for nothing any more; what was asked for stays with whoever has taken it."""
+        # Writes, each with its waiter, and by position what is to be given back with their ends;
+        # reads of plain keys, and others; stale reads of plain keys.
+        self.commands: list[Command] = []
+        self.writers: list[WaiterT] = []
+        self.answers: dict[int, Any] = {}
+        self.keys: list[bytes] = []
+        self.readers: list[WaiterT] = []
+        self.looks: list[tuple[WaiterT, Look]] = []
+        self.stale_keys: list[bytes] = []
+        self.stale_readers: list[WaiterT] = []
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is asked for."""
+        return not (self.writers or self.readers or self.looks or self.stale_readers)
+
+
+class Rounds:
+    """Ends the rounds of all fronts."""
+
+    def __init__(self, backend: KeyValueBackend) -> None:
+        self._backend = backend
+        self._slices = Slices(backend)
+        self._gathered: list[Gathered[Any]] = []
+        self._joined = _joined([])  # of several fronts; writes that are still to go may be left
+
+    def gather(self, front: FrontEnd[WaiterT]) -> Gathered[WaiterT]:
+        """Return where the requests of a front are gathered. Before the first round."""
+        gathered = Gathered(front)
+        self._gathered.append(gathered)
+        return gathered
+
+    def end(self) -> bool:
+        """End a round: answer its reads together, then commit its writes as one batch.
+
+        True asks for another call, before which the answers given so far are to be sent.
+        """
+        gathered = self._gathered[0] if len(self._gathered) == 1 else self._join()
+        front = gathered.front
+        has_read = False
+        if gathered.stale_readers:
+            readers, gathered.stale_readers = gathered.stale_readers, []
+            keys, gathered.stale_keys = gathered.stale_keys, []
+            # Asked before the records are read: they are at least as new as this contact.
+            contact = Contact(self._backend.last_contact())
+            self._slices.answer(front, readers, keys, contact)
+            has_read = True
+        if gathered.readers or gathered.looks:
+            readers, gathered.readers = gathered.readers, []
+            keys, gathered.keys = gathered.keys, []
+            looks, gathered.looks = gathered.looks, []
+            reply = partial(self._confirmed, front, readers, keys, looks)
+            self._backend.confirm_read(reply, len(readers) + len(looks))
+            has_read = True
+        if gathered.writers and not has_read:
+            writers, gathered.writers = gathered.writers, []
+            commands, gathered.commands = gathered.commands, []
+            answers, gathered.answers = gathered.answers, {}
+            self._backend.write(commands, partial(front.written, writers, answers))
+        return bool(gathered.writers)
+
+    def confirm(self, front: FrontEnd[WaiterT], waiter: WaiterT, look: Look) -> None:
+        """Have one read confirmed, apart from any round. Any thread."""
+        self._backend.confirm_read(partial(self._confirmed, front, [], [], [(waiter, look)]))
+
+    def _join(self) -> Gathered[Any]:
+        """Return what the fronts ask for: of the one that asks for something, or of all that do."""
+        busy = [each for each in (self._joined, *self._gathered) if not each.is_empty()]
+        if busy != [self._joined]:
+            self._joined = _joined(busy if len(busy) > 1 else [])
+        return busy[0] if len(busy) == 1 else self._joined
+
+    def _confirmed(
+        self,
+        front: FrontEnd[WaiterT],
+        readers: list[WaiterT],
+        keys: list[bytes],
+        looks: list[tuple[WaiterT, Look]],
+        error: ConureError | None,
+    ) -> None:
+        if error is None:
+            if readers:
+                self._slices.answer(front, readers, keys, None)
+            if looks:
+                begin(looks[0][0], _look_each(front, looks), front.failed)
+            return
+        for reader in readers:
+            front.failed(reader, error)
+        for looker, _ in looks:
+            front.failed(looker, error)
+
+
+def _look_each(front: FrontEnd[WaiterT], looks: list[tuple[WaiterT, Look]]) -> Turns:
+    for waiter, look in looks:
+        try:
+            look(None)
+        except ConureError as error:
+            front.failed(waiter, error)
+        except Exception:  # noqa: BLE001 - those behind it are to be answered all the same
+            front.broken(waiter, "not answered")
+        yield False
+
+
+# -- several fronts in one round -------------------------------------------------------------------
+
+
+def _joined(busy: list[Gathered[Any]]) -> Gathered[Any]:
+    """Take what several fronts ask for together, in the order of the fronts."""
+    owners: dict[Waiter, FrontEnd[Any]] = {}
+    joined: Gathered[Any] = Gathered(_Several(owners))
+    for each in busy:
+        for waiters in (each.writers, each.readers, each.stale_readers):
+            owners |= dict.fromkeys(waiters, each.front)
+        owners |= {waiter: each.front for waiter, _ in each.looks}
+        before = len(joined.commands)
+        joined.answers |= {before + n: answer for n, answer in each.answers.items()}
+        joined.commands += each.commands
+        joined.writers += each.writers
+        joined.keys += each.keys
+        joined.readers += each.readers
+        joined.looks += each.looks
+        joined.stale_keys += each.stale_keys
+        joined.stale_readers += each.stale_readers
+        each.clear()
+    return joined
+
+
+class _Several:
+    """Stands for several fronts, and gives to each what is its own."""
+
+    def __init__(self, owners: Mapping[Waiter, FrontEnd[Any]]) -> None:
+        self._owners = owners
+
+    def caller_of(self, waiter: Waiter) -> Caller:
+        return self._owners[waiter].caller_of(waiter)
+
+    def written(
+        self,
+        waiters: Sequence[Waiter],
+        answers: Mapping[int, Any],
+        start: int,
+        stop: int,
+        ended: Committed | ConureError,
+    ) -> None:
+        for front, first, last in self._runs(waiters, start, stop):
+            front.written(waiters, answers, first, last, ended)
+
+    def found(
+        self,
+        waiters: Sequence[Waiter],
+        records: Sequence[Found],
+        index: int,
+        contact: Contact | None,
+    ) -> None:
+        for front, start, stop in self._runs(waiters, 0, len(waiters)):
+            front.found(waiters[start:stop], records[start:stop], index, contact)
+
+    def failed(self, waiter: Waiter, error: ConureError, contact: Contact | None = None) -> None:
+        self._owners[waiter].failed(waiter, error, contact)
+
+    def broken(self, waiter: Waiter, how: str = "") -> None:
+        self._owners[waiter].broken(waiter, how)
+
+    def _runs(
+        self, waiters: Sequence[Waiter], start: int, stop: int
+    ) -> Iterator[tuple[FrontEnd[Any], int, int]]:
+        """Yield the fronts of waiters, and from where to where one after another is of the same."""
+        while start < stop:
+            front = self._owners[waiters[start]]
+            end = start + 1
+            while end < stop and self._owners[waiters[end]] is front:
+                end += 1
+            yield front, start, end
+            start = end
