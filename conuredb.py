@@ -36,8 +36,10 @@ from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirec
 from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http import documents
 from conure.http.forwarding import Forwarder
+from conure.http.limits import Limits
 from conure.http.origins import Access, Names
-from conure.http.server import Application, HTTPServer, Limits, Stream
+from conure.http.server import Application, HTTPServer
+from conure.http.stream import Stream
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.ops import offline
 from conure.peers.transport import Transport
@@ -134,10 +136,10 @@ class Process:
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server.port, history)
             api.backend = transport.host = node
-            node.call_later = server.call_later
-            transport.watcher = server
+            node.call_later = server.reactor.call_later
+            transport.watcher = server.reactor
             watchers = api.streams.watchers = Watchers(
-                history, self._registry, broadcast=server.broadcast, is_full=server.is_full
+                history, self._registry, broadcast=server.broadcast, is_full=server.reactor.is_full
             )
             self._watchers = watchers
             self._add_metrics(server)

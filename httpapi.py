@@ -39,7 +39,7 @@ from conure.http import documents, openapi
 from conure.http.documents import json_object, shortened
 from conure.http.keys import JSON, OK, TEXT, KeyValueBackend, KeyValues, Reply
 from conure.http.parameters import Scan, flag
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.http.streaming import Streams
 from conure.metrics import CONTENT_TYPE as METRICS_TYPE
 from conure.metrics import Registry

@@ -15,8 +15,10 @@ from conure.consensus.messages import Entry, EntryKind
 from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
 from conure.http import documents
 from conure.http.keys import Command, Reply, State, WriteReply
+from conure.http.limits import Limits
 from conure.http.origins import Access
-from conure.http.server import HTTPServer, Limits, Stream
+from conure.http.server import HTTPServer
+from conure.http.stream import Stream
 from conure.metrics import Registry
 from conure.service.watchers import Watchers
 from conure.state import codec
@@ -245,7 +247,7 @@ class Service:
             history or History(),
             self.registry,
             broadcast=self.server.broadcast,
-            is_full=self.server.is_full,
+            is_full=self.server.reactor.is_full,
         )
         api.streams.watchers = self.watchers
         self.watchers.start()

@@ -25,7 +25,8 @@ from conure.errors import (
 )
 from conure.http.documents import MAX_KEY_BYTES
 from conure.http.keys import JSON, Command, WriteReply
-from conure.http.server import HTTPServer, Request
+from conure.http.request import Request
+from conure.http.server import HTTPServer
 from conure.metrics import Registry
 from httpapi import PUBLIC, MetricsAPI
 from tests.httpservice import FakeBackend, Service

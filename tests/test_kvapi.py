@@ -31,7 +31,7 @@ from conure.commands import (
 from conure.errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
 from conure.http import keys as keys_module
 from conure.http.keys import MAX_ATTEMPTS, MAX_BATCH_LINES, MAX_KEYED_LINES, Command, WriteReply
-from conure.http.server import Request
+from conure.http.request import Request
 from tests.httpdriver import read_answers, statuses
 from tests.httpservice import FakeBackend, Service
 from tests.process import Answer, wait_until
@@ -675,7 +675,7 @@ def test_a_transaction_that_can_not_be_read_is_answered_after_its_turns(service:
     body = b'{"success": [' + b"[]," * 100_000 + b"[]]}"
     answer = ask(service, "POST", "/txn", body)
     assert (answer.status, b"8,192 values" in answer.body) == (413, True)
-    assert service.server._reactor.arriving == 0
+    assert service.server.reactor.arriving == 0
 
 
 @pytest.mark.parametrize("path", ["/join", "/remove", "/leader", "/session"])

@@ -146,7 +146,7 @@ class Node:
         self.registry = Registry()
         self.transport = Transport((host, port), self.registry)
         self.transport.host = self
-        self.transport.watcher = watcher
+        self.transport.watcher = None if watcher is None else watcher.reactor
         self.transport.start()
 
     @property
@@ -1691,7 +1691,7 @@ def indexes(node: Node) -> list[int]:
 
 
 def watched(server: HTTPServer) -> int:
-    return len(server._reactor.watched)
+    return len(server.reactor.watched)
 
 
 def test_a_watcher_hands_over_what_comes_in_its_own_thread(net: Net) -> None:

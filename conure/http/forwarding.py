@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.metrics import Registry
 
 __all__ = ["FORWARDED", "Forwarder"]

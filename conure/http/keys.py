@@ -113,7 +113,7 @@ from conure.http.parameters import (
     staleness,
     ttl_of,
 )
-from conure.http.server import Body, Request
+from conure.http.request import Body, Request
 
 __all__ = [
     "Command",

@@ -20,7 +20,8 @@ from conure.commands import Compare, Relation, Target, prefix_end
 from conure.errors import BadRequest, TargetTooLong
 from conure.http import documents
 from conure.http.documents import MAX_KEY_BYTES, shortened
-from conure.http.server import Headers, Request
+from conure.http.head import Headers
+from conure.http.request import Request
 
 __all__ = [
     "PLAIN",

@@ -41,7 +41,8 @@ from conure.http.parameters import (
     refuse_conditions_of_read,
     refuse_others,
 )
-from conure.http.server import Request, Stream
+from conure.http.request import Request
+from conure.http.stream import Stream
 from conure.service.watchers import Watchers
 from conure.state.history import Position, parse_event_id
 
