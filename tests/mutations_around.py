@@ -25,7 +25,7 @@ AROUND = [
         "who is sent much waits for all who are sent little",
         "conure/net/reactor.py",
         "            for each in long[:1]:\n"
-        "                self._try(each.send, each)\n            dirty += long[1:]\n",
+        "                self.guard(each.send, each)\n            dirty += long[1:]\n",
         "            dirty += long\n",
         ("tests/test_httpserver.py",),
     ),

@@ -182,7 +182,7 @@ class HTTPFront:
     def _make_room(self) -> None:
         """Close those who have been in the reserve for the longest."""
         for connection in list(self.reserved)[: -self.places.reserve]:
-            connection.close()
+            self._reactor.guard(connection.close, connection)
 
     def _fail_round(self) -> None:
         reactor = self._reactor

@@ -379,8 +379,18 @@ class Reactor:
         """Return whether so much waits for clients that reads are taken one by one."""
         return self.leaving > self.bounds.max_leaving_bytes // 2
 
+    def guard(self, action: Callable[[], None], connection: Connection) -> None:
+        """Call a method of a connection, which ends if that fails."""
+        try:
+            action()
+        except OSError:
+            connection.close()
+        except Exception:
+            self.log.exception("a connection failed")
+            connection.close()
+
     def take_turns(self, turn: Turn) -> None:
-        """Carry something on from the next turns on."""
+        """Carry something on, from the next round's turns on."""
         self.turns.append(turn)
 
     def round(self) -> bool:
@@ -481,7 +491,7 @@ class Reactor:
             if self._is_over(last, visit):
                 self.resumed += resumed[number:]
                 return
-            self._try(connection.resume, connection)
+            self.guard(connection.resume, connection)
 
     def _is_over(self, last: int, visit: float) -> bool:
         """Tell whether the round has taken in enough: peers must not wait long for the next one.
@@ -524,23 +534,13 @@ class Reactor:
         if connection.interest & IN and self.connections.get(descriptor) is connection:
             self.late[descriptor] = IN
 
-    def _try(self, action: Callable[[], None], connection: Connection) -> None:
-        """Call a method of a connection, which ends if that fails."""
-        try:
-            action()
-        except OSError:
-            connection.close()
-        except Exception:
-            self.log.exception("a connection failed")
-            connection.close()
-
     def _feed_sources(self) -> None:
         """Feed as many of the sources that are ready as a round has time for."""
         ready = self.ready
         for _ in range(min(len(ready), _WAVE)):
             connection = ready.popleft().unqueue()
             if connection is not None:
-                self._try(connection.feed, connection)
+                self.guard(connection.feed, connection)
 
     def _tell_waiting(self) -> None:
         self.tell_waiting = False
@@ -580,13 +580,13 @@ class Reactor:
             long = [each for each in dirty if each.pending > SENT_TOGETHER]
             dirty = [each for each in dirty if each.pending <= SENT_TOGETHER]
             for each in long[:1]:
-                self._try(each.send, each)
+                self.guard(each.send, each)
             dirty += long[1:]
         for number, connection in enumerate(dirty):
             if self.bytes_out >= last or perf_counter() > until:
                 self.dirty = dirty[number:] + self.dirty
                 break
-            self._try(connection.send, connection)
+            self.guard(connection.send, connection)
 
     def _take_posted(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -604,7 +604,7 @@ class Reactor:
         if self.is_full():
             self._relieve()
         for connection in list(self.connections.values()):
-            self._try(connection.check_deadlines, connection)
+            self.guard(connection.check_deadlines, connection)
 
     def _relieve(self) -> None:
         """Drop whom sources feed and who have taken nothing for the longest, until there is room
@@ -618,7 +618,7 @@ class Reactor:
         for _, connection in blocked:
             if not self.is_full(self.bounds.max_leaving_bytes // 4):
                 break
-            self._try(connection.drop, connection)
+            self.guard(connection.drop, connection)
 
     def _is_drained(self) -> bool:
         if not self.late:
