@@ -44,8 +44,7 @@ class Link(Protocol):
     def send(self) -> Callable[[bytes | memoryview], int]:
         """Send what can be sent at once; return how many bytes that was."""
 
-    @property
-    def send_pieces(self) -> Callable[[Sequence[bytes | memoryview]], int]:
+    def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Do as ``send`` with several pieces in a row, without copying them together."""
 
     def shut(self) -> None:
@@ -61,7 +60,7 @@ class Link(Protocol):
 class PlainLink:
     """A TCP socket as it is, or another stream socket; it is made non-blocking before."""
 
-    __slots__ = ("descriptor", "receive", "send", "send_pieces", "socket")
+    __slots__ = ("descriptor", "receive", "send", "socket")
 
     pending = False
     principal = ""
@@ -72,7 +71,9 @@ class PlainLink:
         # The socket's own methods: a call more for each request would be one too many.
         self.receive = connected.recv
         self.send = connected.send
-        self.send_pieces = connected.sendmsg
+
+    def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
+        return self.socket.sendmsg(pieces)
 
     def shut(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
