@@ -218,8 +218,8 @@ class HTTPServer(Listener, ThreadingHTTPServer):
         limits = limits or Limits()
         tell = on_fatal or _ignore
         used = reactor or Reactor(bounds_of(limits), tell, "http")
-        self.front = HTTPFront(used, application, limits, access or Access())
         try:
+            self.front = HTTPFront(used, application, limits, access or Access())
             super().__init__(address, used, self.front, tell, "http")
         except BaseException:
             if reactor is None:
