@@ -36,8 +36,11 @@ from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirec
 from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http.counts import RequestMetrics
 from conure.http.forwarding import Forwarder
+from conure.http.limits import Limits
 from conure.http.origins import Access, Names
-from conure.http.server import Application, HTTPServer, Limits, Request, Stream
+from conure.http.request import Request
+from conure.http.server import Application, HTTPServer
+from conure.http.stream import Stream
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.ops import offline
 from conure.peers.transport import Transport
@@ -129,14 +132,14 @@ class Process:
             transport = self._listen_to_peers()
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server.port, history)
-            node.call_later = server.call_later
+            node.call_later = server.reactor.call_later
             watchers: Watchers[Stream] = Watchers(
-                history, self._registry, broadcast=server.broadcast, is_full=server.is_full
+                history, self._registry, broadcast=server.broadcast, is_full=server.reactor.is_full
             )
             self._watchers = watchers
             self._add_metrics(server)
             door.open(self._make_api(node, watchers, metrics))
-            transport.start(node, server)
+            transport.start(node, server.reactor)
             # What exists by then stays: the collector need not look at it again and again. Nor
             # while the log is applied: that would take a quarter of the time.
             gc.collect()

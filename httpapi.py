@@ -43,7 +43,7 @@ from conure.http.documents import json_object
 from conure.http.keys import KeyValues
 from conure.http.parameters import flag
 from conure.http.referrals import Forward, HTTPReferral, PassOn, Redirect
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.http.sessions import Sessions
 from conure.http.streaming import Streams
 from conure.http.transactions import Transactions

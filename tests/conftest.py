@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conure.http import server
+from conure.net import reactor
 from tests.httpservice import FakeBackend, Service
 from tests.stubserver import MakeStub, StubServer
 
@@ -18,8 +18,8 @@ from tests.stubserver import MakeStub, StubServer
 def _patient_rounds() -> Iterator[None]:
     """Let no machine under load split a round of a test's own server: tests count rounds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "_ROUND_TIME", 60.0)
-        patch.setattr(server, "_SENDING_TIME", 60.0)
+        patch.setattr(reactor, "_ROUND_TIME", 60.0)
+        patch.setattr(reactor, "_SENDING_TIME", 60.0)
         yield
 
 

@@ -18,8 +18,18 @@ from contextlib import contextmanager
 import pytest
 
 from conure.errors import ConureError
+from conure.http import connection as connection_module
+from conure.http import request as request_module
 from conure.http import server as server_module
-from conure.http.server import HTTPServer, Limits, Request, Stream, _Reactor
+from conure.http.connection import HTTPConnection
+from conure.http.limits import Limits
+from conure.http.origins import Access
+from conure.http.request import Request
+from conure.http.server import HTTPFront, HTTPServer, bounds_of
+from conure.http.stream import Stream
+from conure.net import reactor as reactor_module
+from conure.net.link import PlainLink
+from conure.net.reactor import Reactor
 
 _CHUNK_SIZE = re.compile(rb"([0-9a-f]+)\r\n")
 
@@ -181,15 +191,25 @@ def exchange(server: HTTPServer, data: bytes) -> bytes:
         return read_all(client)
 
 
+def connections_of(reactor: Reactor) -> list[HTTPConnection]:
+    """Return the HTTP connections that rest in a reactor."""
+    return [each for each in reactor.connections.values() if isinstance(each, HTTPConnection)]
+
+
 class Stepped:
     """One connection to a reactor that runs only when told to."""
 
-    def __init__(self, application: object, limits: Limits | None = None) -> None:
+    def __init__(
+        self, application: object, limits: Limits | None = None, access: Access | None = None
+    ) -> None:
         self.failures: list[BaseException] = []
-        self.reactor = _Reactor(
+        limits = limits or Limits()
+        self.reactor = Reactor(bounds_of(limits), self.failures.append, "http")
+        self.front = HTTPFront(
+            self.reactor,
             application,  # type: ignore[arg-type]
-            limits or Limits(),
-            self.failures.append,
+            limits,
+            access or Access(),
         )
         self.reactor.ident = threading.get_ident()
         self.received = b""
@@ -198,7 +218,11 @@ class Stepped:
         ours.setblocking(False)
         theirs.setblocking(False)
         self.client = theirs
-        self.reactor.adopt(ours, ("127.0.0.1", 1))
+        self.adopt(ours)
+
+    def adopt(self, ours: socket.socket, peer: tuple[str, int] = ("127.0.0.1", 1)) -> None:
+        """Let another socket be a client's."""
+        self.reactor.adopt(self.front, PlainLink(ours), peer)
 
     def send(self, data: bytes) -> None:
         """Send *data* if the server still reads, and run until it has nothing to do at once."""
@@ -232,12 +256,10 @@ class Stepped:
         self.client.close()
         for connection in list(self.reactor.connections.values()):
             connection.close()
-        self.reactor.epoll.close()
-        self.reactor._waker.close()
-        self.reactor._wakened.close()
+        self.reactor.close()
 
     def _wake(self) -> None:
-        self.reactor._wake()  # so that no round waits
+        self.reactor.wake()  # so that no round waits
 
     def _read(self) -> bool:
         before = len(self.received)
@@ -254,7 +276,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(server_module, "perf_counter", lambda: self.now)
+        for module in (reactor_module, connection_module, request_module, server_module):
+            monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
     def sleep(self, stepped: Stepped, seconds: float) -> None:
         self.now += seconds

@@ -14,9 +14,11 @@ from conure.commands import Committed, Transaction
 from conure.consensus.messages import Entry, EntryKind
 from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
 from conure.http.counts import RequestMetrics
+from conure.http.limits import Limits
 from conure.http.origins import Access
 from conure.http.referrals import Forward
-from conure.http.server import HTTPServer, Limits, Stream
+from conure.http.server import HTTPServer
+from conure.http.stream import Stream
 from conure.metrics import Registry
 from conure.service.backend import Command, Reply, State, WriteReply
 from conure.service.gate import AllowAll, Gate
@@ -283,7 +285,7 @@ class Service:
         self.server.broadcast(streams, data)
 
     def _is_full(self) -> bool:
-        return self.server.is_full()
+        return self.server.reactor.is_full()
 
     def close(self) -> None:
         """Stop; no request may be left."""

@@ -16,15 +16,16 @@ AROUND = [
     ),
     Mutation(
         "who is sent little waits for who is sent much",
-        "conure/http/server.py",
+        "conure/net/reactor.py",
         "        if len(dirty) > _FEW:\n            long",
         "        if len(dirty) > 10 * _FEW:\n            long",
         ("tests/test_httpserver.py",),
     ),
     Mutation(
         "who is sent much waits for all who are sent little",
-        "conure/http/server.py",
-        "            self._each(long[:1], _Connection.send)\n            dirty += long[1:]\n",
+        "conure/net/reactor.py",
+        "            for each in long[:1]:\n"
+        "                self.guard(each.send, each)\n            dirty += long[1:]\n",
         "            dirty += long\n",
         ("tests/test_httpserver.py",),
     ),
@@ -631,14 +632,14 @@ AROUND = [
     # Requests and answers
     Mutation(
         "a body has two lengths",
-        "conure/http/server.py",
-        '        if length is not None:\n            raise _Refusal(400, "both',
-        '        if length is None:\n            raise _Refusal(400, "both',
+        "conure/http/grammar.py",
+        '        if length is not None:\n            raise Refusal(400, "both',
+        '        if length is None:\n            raise Refusal(400, "both',
         ("tests/test_httpserver.py",),
     ),
     Mutation(
         "a length is any number that Python knows",
-        "conure/http/server.py",
+        "conure/http/grammar.py",
         "if not (length.isascii() and length.isdigit()):",
         'if not length.lstrip("+").isdigit():',
         ("tests/test_httpserver.py",),

@@ -237,21 +237,21 @@ def test_who_may_ask_is_as_the_settings_say() -> None:
     servers = process._listen_to_clients(MetricsAPI(Registry()))
     try:
         for server in servers:
-            reactor = server._reactor
+            front = server.front
             for host in ("db.example", "in.example", "seed.example", socket.gethostname()):
-                assert host in reactor.access.names
-            assert "evil.example" not in reactor.access.names
-            assert "moved.example" not in reactor.access.names
-            assert reactor.places.share == 1024
-            assert reactor.places._identify("192.0.2.7") == ""
-            assert reactor.places._identify("192.0.3.7") == "192.0.3.7"
-        assert servers[0]._reactor.access.probes == {"/livez", "/readyz"}
-        assert "/openapi.json" in servers[0]._reactor.access.public
-        assert servers[1]._reactor.access.probes == {"/metrics"}
-        assert not servers[1]._reactor.access.public
+                assert host in front.access.names
+            assert "evil.example" not in front.access.names
+            assert "moved.example" not in front.access.names
+            assert front.places.share == 1024
+            assert front.places._identify("192.0.2.7") == ""
+            assert front.places._identify("192.0.3.7") == "192.0.3.7"
+        assert servers[0].front.access.probes == {"/livez", "/readyz"}
+        assert "/openapi.json" in servers[0].front.access.public
+        assert servers[1].front.access.probes == {"/metrics"}
+        assert not servers[1].front.access.public
         node = type("Known", (), {"names": lambda _: ("http://moved.example:8081", "raft:7001")})
         process._node = node()
-        assert "moved.example" in servers[0]._reactor.access.names
+        assert "moved.example" in servers[0].front.access.names
     finally:
         for server in servers:
             server.drain(0)

@@ -24,7 +24,8 @@ from conure.errors import (
     Unavailable,
 )
 from conure.http.answers import JSON
-from conure.http.server import HTTPServer, Request
+from conure.http.request import Request
+from conure.http.server import HTTPServer
 from conure.metrics import Registry
 from conure.service.backend import Command, WriteReply
 from httpapi import PUBLIC, MetricsAPI

@@ -18,19 +18,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from conure.errors import BadRequest, ConureError, KeyNotFound, NotLeader
-from conure.http import server as server_module
-from conure.http.server import Body, HTTPServer, Limits, Request, decode_form, error_body
+from conure.http import connection as connection_module
+from conure.http import known as known_module
+from conure.http.limits import Limits
+from conure.http.request import Body, Request, decode_form, error_body
+from conure.http.server import HTTPServer
+from conure.net import listener as listener_module
+from conure.net import reactor as reactor_module
 from tests.httpdriver import (
     Clock,
     Recorder,
     Stepped,
     bytewise,
     connect,
+    connections_of,
     exchange,
     play,
     read_all,
@@ -423,18 +431,18 @@ def test_unfinished_bodies_share_one_bound() -> None:
     with serving(Recorder(), limits) as server:
         first = socket.create_connection(("127.0.0.1", server.port))
         first.sendall(head + b"x" * 900)
-        wait_until(lambda: server._reactor.arriving == 900)
+        wait_until(lambda: server.reactor.arriving == 900)
         second = exchange(server, head + b"y" * 900)
         assert statuses(second) == [503]
         assert b"Retry-After: 1\r\n" in second
-        wait_until(lambda: server._reactor.arriving == 900)
+        wait_until(lambda: server.reactor.arriving == 900)
         first.sendall(b"x" * 100)
         assert first.recv(1000).startswith(b"HTTP/1.1 200 ")
-        assert server._reactor.arriving == 0
+        assert server.reactor.arriving == 0
         first.sendall(head + b"x" * 900)
-        wait_until(lambda: server._reactor.arriving == 900)
+        wait_until(lambda: server.reactor.arriving == 900)
         first.close()
-        wait_until(lambda: server._reactor.arriving == 0)
+        wait_until(lambda: server.reactor.arriving == 0)
 
 
 class Late:
@@ -461,7 +469,7 @@ def test_unsent_answers_share_one_bound(end: str) -> None:
     stepped.client.send(get(target=b"/?1000000") * 40)
     stepped._wake()
     stepped.reactor.round()
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     assert 8_000_000 < stepped.reactor.leaving < 10_000_000
     assert stepped.reactor.leaving == connection.pending
     if end == "reset":
@@ -484,16 +492,16 @@ def test_what_has_left_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         def handle(self, request: Request) -> None:
             request.respond(200, b"x" * 900_000)
 
-    monkeypatch.setattr(server_module, "_SENT_BYTES", 100_000)
+    monkeypatch.setattr(reactor_module, "_SENT_BYTES", 100_000)
     stepped = Stepped(Long())
     stepped.client.send(GET)
     rounds(stepped, 1)
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     kept = []
     while connection.pending:
         (rest,) = connection.out
-        whole = memoryview(rest.obj if isinstance(rest, memoryview) else rest)
-        kept.append(whole.nbytes / len(rest))
+        whole = cast("bytes", rest.obj if isinstance(rest, memoryview) else rest)
+        kept.append(len(whole) / len(rest))
         stepped._read()
         rounds(stepped, 1)
     assert max(kept[:-1]) > 1, "some of it was sent"
@@ -515,7 +523,7 @@ def test_answers_before_their_turn_count_until_the_client_goes() -> None:
     stepped.send(get(target=b"/keep") + get(target=b"/big?size=100000") * 3)
     assert stepped.reactor.leaving == 300_000
     stepped.client.close()
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     connection.close()
     application.kept[0].respond(200, b"x" * 100_000)
     assert stepped.reactor.leaving == 0
@@ -554,7 +562,7 @@ def test_what_one_flush_answers_is_sent_before_the_next() -> None:
     for method in (b"PUT", b"GET"):
         client, adopted = socket.socketpair()
         adopted.setblocking(False)
-        stepped.reactor.adopt(adopted, ("127.0.0.1", 1))
+        stepped.adopt(adopted, ("127.0.0.1", 1))
         client.sendall(method + b" /kv HTTP/1.1\r\n" + HOST + b"\r\n")
         clients.append(client)
     writer, reader = clients
@@ -600,7 +608,7 @@ def test_what_a_request_knows() -> None:
 
 def test_requests_share_a_parsed_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered never changes an answer, and takes bounded room."""
-    monkeypatch.setattr(server_module, "_KNOWN_TARGETS", 3)
+    monkeypatch.setattr(known_module, "_KNOWN_TARGETS", 3)
     seen: list[Request] = []
 
     def handle(request: Request) -> None:
@@ -616,9 +624,9 @@ def test_requests_share_a_parsed_target(monkeypatch: pytest.MonkeyPatch) -> None
     for number in range(10):
         stepped.send(get(target=b"/k?n=%d" % number))
         assert seen[-1].parameters() == {b"n": b"%d" % number}
-        assert 0 < len(stepped.reactor.targets) <= 3
+        assert 0 < len(stepped.front.known.targets) <= 3
     stepped.send(get(target=b"/k?long=" + 1000 * b"x"))
-    assert all(len(target) < 1000 for target in stepped.reactor.targets)
+    assert all(len(target) < 1000 for target in stepped.front.known.targets)
     for _ in range(2):  # the target of OPTIONS alone
         stepped.send(b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n")
         assert seen[-1].path == "*"
@@ -796,7 +804,7 @@ def test_requests_behind_an_unanswered_one_wait_in_bounded_memory() -> None:
     assert len(application.kept) == 4
     for _ in range(10):
         stepped.send(get(b"X: " + b"a" * 30000 + b"\r\n"))
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     assert len(connection.buffer) < 140_000
     answered = 0
     while answered < 10:
@@ -906,7 +914,7 @@ def test_slow_request_is_ended(clock: Clock, beginning: bytes) -> None:
     assert statuses(stepped.received)[-1] == 408
     clock.sleep(stepped, 3)
     assert not stepped.reactor.connections
-    assert stepped.reactor.refused == {408: 1}
+    assert stepped.front.refused == {408: 1}
     stepped.close()
 
 
@@ -956,7 +964,7 @@ def test_late_answer_can_be_read(clock: Clock) -> None:
 
 
 def test_client_that_writes_on_after_the_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_LINGER_BYTES", 1000)
+    monkeypatch.setattr(connection_module, "_LINGER_BYTES", 1000)
     stepped = Stepped(Recorder())
     stepped.send(get(b"Connection: close\r\n"))
     stepped.send(bytes(1000))
@@ -1005,8 +1013,8 @@ def test_long_answer_leaves_nothing_behind() -> None:
     stepped = Stepped(Recorder())
     for _ in range(2):
         stepped.send(get(target=b"/big?size=5000000"))
-        (connection,) = stepped.reactor.connections.values()
-        assert connection.interest == server_module._IN
+        (connection,) = connections_of(stepped.reactor)
+        assert connection.interest == reactor_module.IN
         assert connection.pending == 0
     assert stepped.received.count(b"x" * 1000) == 10_000
     stepped.close()
@@ -1016,7 +1024,7 @@ def test_event_of_an_older_connection_is_ignored() -> None:
     """A descriptor's number is used again: its new owner may have nothing to read yet."""
     stepped = Stepped(Recorder())
     (descriptor,) = stepped.reactor.connections
-    stepped.reactor._receive([(descriptor, server_module._IN)])
+    stepped.reactor._receive([(descriptor, reactor_module.IN)])
     stepped.reactor._receive([(descriptor, select.EPOLLHUP | select.EPOLLERR)])
     stepped.send(GET)
     assert statuses(stepped.received) == [200]
@@ -1030,7 +1038,7 @@ def test_reset_while_nothing_is_read() -> None:
         client.sendall(get(b"Connection: close\r\n", b"/keep"))
         application.wait_for(1)
         client.sendall(GET)
-        (connection,) = server._reactor.connections.values()
+        (connection,) = connections_of(server.reactor)
         wait_until(lambda: connection.interest == 0)
         reset(client)
         wait_until(lambda: server.connections_open == 0)
@@ -1102,7 +1110,7 @@ def test_no_descriptors_left_does_not_spin(
     monkeypatch.setattr(HTTPServer, "get_request", get_request)
     with serving() as server:
         assert statuses(exchange(server, GET)) == [200]
-    assert tries[3] - tries[0] >= 3 * server_module._ACCEPT_PAUSE * 0.9
+    assert tries[3] - tries[0] >= 3 * listener_module._ACCEPT_PAUSE * 0.9
     assert caplog.text.count("can't accept") == 1
 
 
@@ -1193,10 +1201,10 @@ def in_reactor(server: HTTPServer, action: Callable[[], None]) -> None:
             done.set()
 
     with ours, theirs:
-        server.watch(ours, act)
+        server.reactor.register(ours, act)
         theirs.send(b"!")
         assert done.wait(10)
-        server.unwatch(ours)
+        server.reactor.unregister(ours)
 
 
 def test_what_is_answered_for_a_watched_socket_leaves_at_once() -> None:
@@ -1213,7 +1221,7 @@ def test_what_is_answered_for_a_watched_socket_leaves_at_once() -> None:
         in_reactor(server, act)
         assert statuses(read_answers(client, 1)) == [200]
         assert names == ["http-reactor"]
-        assert not server._reactor.watched
+        assert not server.reactor.registered
         assert statuses(exchange(server, GET)) == [200]  # with the descriptor of that socket
 
 
@@ -1227,14 +1235,14 @@ def test_watching_begins_before_the_start_and_ends_after_the_end() -> None:
             came.set()
 
     with ours, theirs:
-        server.watch(ours, act)
+        server.reactor.register(ours, act)
         theirs.send(b"!")
         server.start()
         assert came.wait(10)
         assert server.drain(10)
-        server.unwatch(ours)
-        server.watch(ours, came.clear)
-        server.unwatch(ours)
+        server.reactor.unregister(ours)
+        server.reactor.register(ours, came.clear)
+        server.reactor.unregister(ours)
     assert came.is_set()
 
 
@@ -1246,8 +1254,8 @@ def test_watched_sockets_are_served_while_draining() -> None:
         ended: list[bool] = []
         drain = threading.Thread(target=lambda: ended.append(server.drain(10)))
         drain.start()
-        wait_until(lambda: server._reactor.draining)
-        in_reactor(server, lambda: server.call_later(lambda: request.respond(200), 0.0))
+        wait_until(lambda: server.reactor.draining)
+        in_reactor(server, lambda: server.reactor.call_later(lambda: request.respond(200), 0.0))
         assert statuses(read_all(client)) == [200]
         client.close()  # or the other side lingers
         drain.join(10)
@@ -1266,7 +1274,7 @@ def test_an_action_that_raises_ends_the_reactor_and_is_told(later: bool) -> None
     def act() -> None:
         ours.recv(1)
         if later:
-            server.call_later(boom, 0.0005)
+            server.reactor.call_later(boom, 0.0005)
         else:
             boom()
 
@@ -1275,17 +1283,17 @@ def test_an_action_that_raises_ends_the_reactor_and_is_told(later: bool) -> None
 
     ours, theirs = socket.socketpair()
     with ours, theirs, serving(on_fatal=on_fatal) as server:
-        server.watch(ours, act)
+        server.reactor.register(ours, act)
         theirs.send(b"!")
         assert died.wait(10)
-        server.unwatch(ours)
+        server.reactor.unregister(ours)
     assert isinstance(told[0], RuntimeError)
 
 
 def test_what_is_to_be_done_later_follows_the_answers_and_the_next_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_module, "_TICK", 10.0)
+    monkeypatch.setattr(reactor_module, "_TICK", 10.0)
     application = Recorder()
     events = application.events
     stepped = Stepped(application)
@@ -1300,7 +1308,7 @@ def test_what_is_to_be_done_later_follows_the_answers_and_the_next_requests(
 
     try:
         reactor.epoll.register(ours.fileno(), select.EPOLLIN)
-        reactor.watched[ours.fileno()] = act
+        reactor.registered[ours.fileno()] = act
         stepped.send(get(target=b"/keep"))
         theirs.send(b"!")
         reactor.round()
@@ -1341,12 +1349,12 @@ def test_the_reactor_stays_awake_for_what_is_about_to_come(
         now += 1
         yields += 1
 
-    monkeypatch.setattr(server_module, "perf_counter", lambda: now)
-    monkeypatch.setattr(server_module, "sched_yield", sched_yield)
-    monkeypatch.setattr(server_module, "_TICK", 0.001)
-    monkeypatch.setattr(server_module, "_AWAKE_FOR_ANSWERS", 20.0)
-    monkeypatch.setattr(server_module, "_AWAKE_FOR_CLIENTS", 10.0)
-    monkeypatch.setattr(server_module, "_FEW", 0 if state == "many" else 1)
+    monkeypatch.setattr(reactor_module, "perf_counter", lambda: now)
+    monkeypatch.setattr(reactor_module, "sched_yield", sched_yield)
+    monkeypatch.setattr(reactor_module, "_TICK", 0.001)
+    monkeypatch.setattr(reactor_module, "_AWAKE_FOR_ANSWERS", 20.0)
+    monkeypatch.setattr(reactor_module, "_AWAKE_FOR_CLIENTS", 10.0)
+    monkeypatch.setattr(reactor_module, "_FEW", 0 if state == "many" else 1)
     stepped = Stepped(Recorder())
     reactor = stepped.reactor
     stepped.client.send(get(target=b"/keep" if state == "unanswered" else b"/kv"))
@@ -1366,12 +1374,12 @@ def test_the_reactor_stays_awake_for_what_is_about_to_come(
 def test_any_thread_has_something_done_later_by_a_reactor_that_sleeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_module, "_TICK", 60.0)
+    monkeypatch.setattr(reactor_module, "_TICK", 60.0)
     told: queue.Queue[int] = queue.Queue()
     with serving() as server:
         time.sleep(0.05)  # asleep by then, or the test proves less
-        server.call_later(lambda: told.put(threading.get_ident()), 0.0)
-        assert told.get(timeout=30) == server._reactor.ident
+        server.reactor.call_later(lambda: told.put(threading.get_ident()), 0.0)
+        assert told.get(timeout=30) == server.reactor.ident
 
 
 def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much(
@@ -1383,13 +1391,12 @@ def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much(
     clock = Clock(monkeypatch)
     sent: list[int] = []
 
-    def send(connection: SimpleNamespace) -> None:
-        clock.now += server_module._SENDING_TIME / 100
-        sent.append(connection.pending)
+    def send(pending: int) -> None:
+        clock.now += reactor_module._SENDING_TIME / 100
+        sent.append(pending)
 
-    monkeypatch.setattr(server_module._Connection, "send", send)
     sizes = [1 << 20] * 300 + [100] * 50
-    reactor.dirty = [SimpleNamespace(pending=size) for size in sizes]  # type: ignore[misc]
+    reactor.dirty = [SimpleNamespace(pending=size, send=partial(send, size)) for size in sizes]
     reactor._send()
     assert sent[:51] == [1 << 20] + [100] * 50
     assert len(sent) == pytest.approx(101, abs=1)
@@ -1404,7 +1411,7 @@ def test_a_round_is_shared_among_the_connections(
     monkeypatch: pytest.MonkeyPatch, *, has_body: bool
 ) -> None:
     """Who sends many requests at once gives way to the others after a while."""
-    monkeypatch.setattr(server_module, "_ROUND_TIME", 6.0)
+    monkeypatch.setattr(reactor_module, "_ROUND_TIME", 6.0)
     clock = Clock(monkeypatch)
     application = Recorder()
     handle = application.handle
@@ -1418,7 +1425,7 @@ def test_a_round_is_shared_among_the_connections(
     reactor = stepped.reactor
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    reactor.adopt(ours, ("127.0.0.1", 2))
+    stepped.adopt(ours, ("127.0.0.1", 2))
     many = b"POST /many HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1" if has_body else PUT
     stepped.client.send(many * 40)
     theirs.send(get(target=b"/livez"))
@@ -1439,7 +1446,7 @@ def test_a_round_is_shared_among_the_connections(
 def test_many_requests_hold_up_neither_peers_nor_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_module, "_ROUND", 4)
+    monkeypatch.setattr(reactor_module, "_ROUND", 4)
     stepped = Stepped(Recorder())
     reactor = stepped.reactor
     pairs = [socket.socketpair() for _ in range(11)]
@@ -1450,9 +1457,9 @@ def test_many_requests_hold_up_neither_peers_nor_each_other(
             ours.setblocking(False)
             theirs.setblocking(False)
         for ours, _ in clients:
-            reactor.adopt(ours, ("127.0.0.1", 1))
+            stepped.adopt(ours, ("127.0.0.1", 1))
         reactor.epoll.register(peer.fileno(), select.EPOLLIN)
-        reactor.watched[peer.fileno()] = lambda: served.append(len(peer.recv(9)))
+        reactor.registered[peer.fileno()] = lambda: served.append(len(peer.recv(9)))
         for _, theirs in clients:
             theirs.send(GET)
         for number in range(1, 4):
@@ -1472,7 +1479,7 @@ def test_many_requests_hold_up_neither_peers_nor_each_other(
 
 
 def test_runs_that_had_to_wait_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_ROUND", 2)
+    monkeypatch.setattr(reactor_module, "_ROUND", 2)
     stepped = Stepped(Recorder())
     pairs = [socket.socketpair() for _ in range(6)]
     answers = [b""] * len(pairs)
@@ -1482,10 +1489,10 @@ def test_runs_that_had_to_wait_are_answered_in_order(monkeypatch: pytest.MonkeyP
             ours.setblocking(False)
             theirs.settimeout(10)
             theirs.sendall(run)
-            stepped.reactor.adopt(ours, ("127.0.0.1", 1))
+            stepped.adopt(ours, ("127.0.0.1", 1))
         while stepped.reactor.requests < 10 * len(pairs):
             before = stepped.reactor.requests
-            stepped.reactor._wake()
+            stepped.reactor.wake()
             stepped.reactor.round()
             assert stepped.reactor.requests - before <= 4
         stepped.reactor.round()
@@ -1718,9 +1725,9 @@ def test_what_takes_long_takes_turns_with_all_else() -> None:
         each.setblocking(False)
     served: list[bytes] = []
     try:
-        reactor.adopt(ours, ("127.0.0.1", 2))
+        stepped.adopt(ours, ("127.0.0.1", 2))
         reactor.epoll.register(peer.fileno(), select.EPOLLIN)
-        reactor.watched[peer.fileno()] = lambda: served.append(peer.recv(9))
+        reactor.registered[peer.fileno()] = lambda: served.append(peer.recv(9))
         stepped.client.send(post(b"/work", b"x" * 100) + PUT)
         rounds(stepped, 3)
         assert reactor.arriving == 100
@@ -1750,7 +1757,7 @@ def test_steps_of_a_client_that_went_away_are_dropped() -> None:
     stepped.client.send(post(b"/work", b"x" * 100))
     rounds(stepped, 3)
     assert (stepped.reactor.arriving, application.closed) == (100, [])
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     connection.close()
     rounds(stepped, 2)
     assert application.closed == ["/work"]
@@ -1789,7 +1796,7 @@ def test_bodies_that_come_all_the_time_starve_nobodys_turns(
     stepped.client.send(post(b"/work", b"x"))
     while not stepped.reactor.turns:
         rounds(stepped, 1)
-    monkeypatch.setattr(server_module, "_ROUND_BYTES", 0)  # as if each round had taken enough
+    monkeypatch.setattr(reactor_module, "_ROUND_BYTES", 0)  # as if each round had taken enough
     rounds(stepped, 8)
     stepped.run()
     assert statuses(stepped.received) == [200]
@@ -1807,7 +1814,7 @@ def test_bodies_that_are_being_read_share_the_bound_of_those_that_arrive() -> No
     stepped = Stepped(Catching(1000, pauses=True), Limits(max_arriving_bytes=150))
     ours, other = socket.socketpair()
     ours.setblocking(False)
-    stepped.reactor.adopt(ours, ("127.0.0.1", 2))
+    stepped.adopt(ours, ("127.0.0.1", 2))
     stepped.client.send(post(b"/work", b"x" * 100))
     rounds(stepped, 2)
     other.send(post(b"/work", b"x" * 100))
@@ -1832,14 +1839,14 @@ def test_steps_may_be_handed_over_by_another_thread() -> None:
         (request,) = application.wait_for(1)
         request.go_on(steps(request))
         assert statuses(read_answers(client, 1)) == [200]
-        assert done == [server._reactor.ident]
+        assert done == [server.reactor.ident]
 
 
 def test_a_round_takes_requests_for_so_long_only(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """However long each of them takes; a connection goes on where it was."""
-    monkeypatch.setattr(server_module, "_ROUND_TIME", 0.006)
+    monkeypatch.setattr(reactor_module, "_ROUND_TIME", 0.006)
 
     class Slow(Recorder):
         def handle(self, request: Request) -> None:
@@ -1849,7 +1856,7 @@ def test_a_round_takes_requests_for_so_long_only(
     stepped = Stepped(Slow())
     ours, other = socket.socketpair()
     ours.setblocking(False)
-    stepped.reactor.adopt(ours, ("127.0.0.1", 2))
+    stepped.adopt(ours, ("127.0.0.1", 2))
     stepped.client.send(b"".join(get(target=b"/%d" % n) for n in range(16)))
     other.send(GET)
     before = clock.now
@@ -1909,11 +1916,11 @@ def test_long_answers_are_sent_in_turns_and_never_copied(monkeypatch: pytest.Mon
         def handle(self, request: Request) -> None:
             request.respond(200, body)
 
-    monkeypatch.setattr(server_module, "_SENT_BYTES", 100_000)
+    monkeypatch.setattr(reactor_module, "_SENT_BYTES", 100_000)
     stepped = Stepped(Long())
     stepped.client.send(GET * 2)
     rounds(stepped, 1)
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     first = connection.out[0]
     assert isinstance(first, memoryview)
     assert first.obj is body

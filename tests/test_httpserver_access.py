@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from conure.http import server as server_module
+from conure.http import connection as connection_module
+from conure.http.limits import Limits
 from conure.http.origins import Access, Judgement, Names
-from conure.http.server import HTTPServer, Limits, Request
+from conure.http.request import Request
+from conure.http.server import HTTPServer
 from conure.values import Authority
 from tests.httpdriver import (
     Clock,
@@ -20,6 +22,7 @@ from tests.httpdriver import (
     Streamer,
     bytewise,
     connect,
+    connections_of,
     exchange,
     play,
     read_all,
@@ -238,9 +241,9 @@ class Crowd:
     """Connections to a reactor that runs only when told to, from addresses as the test says."""
 
     def __init__(self, limits: Limits) -> None:
-        self.stepped = Stepped(Recorder(), limits)
+        self.stepped = Stepped(Recorder(), limits, ACCESS)
         self.reactor = self.stepped.reactor
-        self.reactor.access = ACCESS
+        self.front = self.stepped.front
         self.stepped.client.close()
         self.run()
         assert not self.reactor.connections
@@ -249,11 +252,11 @@ class Crowd:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.settimeout(10)
-        self.reactor.adopt(ours, (address, 1))
+        self.stepped.adopt(ours, (address, 1))
         return theirs
 
     def run(self) -> None:
-        self.reactor._wake()
+        self.reactor.wake()
         self.reactor.round()
 
     def ask(self, client: socket.socket, data: bytes) -> bytes:
@@ -346,7 +349,7 @@ def test_a_connection_in_the_reserve_has_little_time(monkeypatch: pytest.MonkeyP
         clock.now += 3
         crowd.run()
         assert len(crowd.reactor.connections) == len(idle)
-        assert not crowd.reactor.reserved
+        assert not crowd.front.reserved
     crowd.stepped.close()
 
 
@@ -362,7 +365,7 @@ def test_who_has_waited_longest_in_the_reserve_gives_way() -> None:
         assert statuses(read_all(clients[3])) == [200]
         # Faster than the reactor can follow: there is an end to that, too.
         more = [stack.enter_context(crowd.join("127.0.0.1")) for _ in range(9)]
-        assert len(crowd.reactor.connections) <= 4 + crowd.reactor.places.reserve
+        assert len(crowd.reactor.connections) <= 4 + crowd.front.places.reserve
         assert more[-1].recv(10) == b""
     crowd.stepped.close()
 
@@ -412,7 +415,7 @@ HEADS = {
 def test_a_head_that_comes_byte_by_byte_is_looked_at_once(head: bytes) -> None:
     """Some bytes twice, where a line end may begin; but not all of them for each that comes."""
     stepped = Stepped(Recorder())
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     Watched.looked = 0
     for octet in bytewise(head):
         connection.advance(Watched(connection.buffer + octet))
@@ -478,7 +481,7 @@ def test_a_body_that_is_not_needed_is_not_waited_for(fields: bytes, body: bytes)
 def test_a_long_body_may_follow_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sends all of a body before it reads must find the answer, and no reset."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(server_module, "_LINGER_BYTES", 1000)
+    monkeypatch.setattr(connection_module, "_LINGER_BYTES", 1000)
     stepped = Stepped(Elsewhere(), Limits(max_body_bytes=50_000))
     stepped.client.send(request_of(b"PUT /kv", fields=CHUNKED))
     stepped._wake()

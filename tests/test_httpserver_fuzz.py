@@ -16,7 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conure.http.server import HTTPServer, Limits, Request, Stream, decode_form
+from conure.http.limits import Limits
+from conure.http.request import Request, decode_form
+from conure.http.server import HTTPServer
+from conure.http.stream import Stream
 from tests.httpdriver import (
     Stepped,
     Streamer,
@@ -300,7 +303,7 @@ class Model:
     def respond(self, number: int) -> None:
         if number < len(self.application.kept):
             request = self.application.kept[number]
-            if request._answer is None:
+            if request.answer is None:
                 request.respond(200, b"kept")
 
     def run(self) -> None:

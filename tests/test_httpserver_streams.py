@@ -16,13 +16,19 @@ import pytest
 
 from conure.errors import ConureError, TooManyRequests
 from conure.http import server as server_module
-from conure.http.server import Limits, Request, Stream
+from conure.http.limits import Limits
+from conure.http.request import Request
+from conure.http.stream import Stream, broadcast
+from conure.net import reactor as reactor_module
+from conure.net import sockets
+from conure.net.link import PlainLink
 from tests.httpdriver import (
     Clock,
     Recorder,
     Stepped,
     Streamer,
     connect,
+    connections_of,
     dechunk,
     exchange,
     play,
@@ -254,7 +260,7 @@ def test_input_behind_a_stream_is_kept_in_bounded_memory() -> None:
     stepped, _, stream = begun()
     for _ in range(10):
         stepped.send(get(b"/kv", b"X: " + b"a" * 30000 + b"\r\n"))
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     assert len(connection.buffer) < 140_000
     stream.finish()
     stepped.run()
@@ -355,7 +361,7 @@ def test_streams_share_one_bound() -> None:
     stepped = Stepped(application, Limits(max_leaving_bytes=1000))
     other, adopted = socket.socketpair()
     adopted.setblocking(False)
-    stepped.reactor.adopt(adopted, ("127.0.0.1", 2))
+    stepped.adopt(adopted, ("127.0.0.1", 2))
     with other:
         stepped.send(get(b"/keep") + STREAM)
         other.sendall(STREAM)
@@ -441,11 +447,11 @@ def test_who_makes_a_long_body_waits_for_the_reader() -> None:
         producer.join()
         assert dechunk(body_of(data)) == (piece * 200, b"")
         assert most <= 400_000
-        assert server._reactor.leaving == 0
+        assert server.reactor.leaving == 0
 
 
 def test_next_piece_of_a_stream_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_TICK", 60.0)
+    monkeypatch.setattr(reactor_module, "_TICK", 60.0)
     application = Streamer()
     with serving(application) as server, connect(server) as client:
         client.sendall(STREAM)
@@ -523,7 +529,7 @@ def test_leaving_is_found_out_though_input_was_ignored_before() -> None:
         client.sendall(get(b"/keep", b"Connection: close\r\n"))
         (request,) = application.wait_for(1)
         client.sendall(GET)
-        (connection,) = server._reactor.connections.values()
+        (connection,) = connections_of(server.reactor)
         wait_until(lambda: connection.interest == 0)
         ended = threading.Event()
         request.stream(200, "text/plain").on_close(ended.set)
@@ -574,7 +580,7 @@ def test_client_that_stopped_sending_before_the_stream_began() -> None:
         client.sendall(get(b"/keep"))
         client.shutdown(socket.SHUT_WR)
         (request,) = application.wait_for(1)
-        (connection,) = server._reactor.connections.values()
+        (connection,) = connections_of(server.reactor)
         wait_until(lambda: connection.ended)
         stream = request.stream(200, "text/plain")
         stream.send(b"late")
@@ -719,7 +725,7 @@ def test_finished_stream_that_is_not_read_is_visibly_incomplete(
         client = socket.create_connection(listener.getsockname(), timeout=10)
         adopted, peer = listener.accept()
     adopted.setblocking(False)
-    stepped.reactor.adopt(adopted, peer)
+    stepped.adopt(adopted, peer)
     with client:
         client.sendall(STREAM if half_closed else OLD_STREAM)
         while not application.streams:
@@ -727,7 +733,11 @@ def test_finished_stream_that_is_not_read_is_visibly_incomplete(
         data = receive_until(client, b"\r\n\r\n")
         if half_closed:
             client.shutdown(socket.SHUT_WR)
-            connection = stepped.reactor.connections[adopted.fileno()]
+            (connection,) = (
+                each
+                for each in connections_of(stepped.reactor)
+                if each.descriptor == adopted.fileno()
+            )
             while not connection.ended:
                 stepped.run()
             receive_until(client, b"0", data)
@@ -792,7 +802,7 @@ def test_broadcast() -> None:
         ] * 3
         assert bodies[4:] == [expected] * 2
         application.wait_for_ends(7)
-        reactor = server._reactor
+        reactor = server.reactor
         assert reactor.queued == 0
         for client in clients:
             client.close()
@@ -803,17 +813,11 @@ def test_broadcast_drops_who_reads_too_slowly() -> None:
     stepped = Stepped(application)
     stepped.send(get(b"/keep") + STREAM)
     (stream,) = application.streams
-    server = type("Server", (), {"_reactor": stepped.reactor})()
-    server_module.HTTPServer.broadcast(server, [stream], b"x" * 90)
-    server_module.HTTPServer.broadcast(server, [stream], b"x" * 90)
+    broadcast(stepped.reactor, [stream], b"x" * 90)
+    broadcast(stepped.reactor, [stream], b"x" * 90)
     assert not stream.send(b"x")
     assert stepped.reactor.streams_dropped == 1
     stepped.close()
-
-
-def broadcast(stepped: Stepped, streams: list[Stream], data: bytes) -> None:
-    server = type("Server", (), {"_reactor": stepped.reactor})()
-    server_module.HTTPServer.broadcast(server, streams, data)
 
 
 class Listeners:
@@ -829,7 +833,7 @@ class Listeners:
             ours.setblocking(False)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             theirs.settimeout(10)
-            self.reactor.adopt(ours, ("127.0.0.1", number))
+            self.stepped.adopt(ours, ("127.0.0.1", number))
             theirs.sendall(get(b"/keep") + STREAM if held else STREAM)
             self.clients.append(theirs)
         self.stepped.run()
@@ -856,7 +860,7 @@ class Listeners:
 
 def test_a_broadcast_counts_once_until_the_last_has_taken_it() -> None:
     listeners = Listeners(3, Limits(), held=True)
-    broadcast(listeners.stepped, listeners.streams, b"x" * 100_000)
+    broadcast(listeners.reactor, listeners.streams, b"x" * 100_000)
     once = listeners.reactor.queued
     assert 100_000 < once < 100_100
     listeners.streams[0].send(b"y" * 1000)
@@ -867,7 +871,7 @@ def test_a_broadcast_counts_once_until_the_last_has_taken_it() -> None:
     assert listeners.reactor.queued >= once  # the others keep it still
     listeners.clients[1].close()
     listeners.stepped.run()
-    listeners.reactor.connections[second._connection.descriptor].close()
+    listeners.reactor.connections[second.connection].close()
     assert listeners.reactor.queued >= once
     third.respond(200)
     listeners.drain()
@@ -879,9 +883,9 @@ def test_what_all_have_is_moved_in_pieces_and_arrives_whole() -> None:
     """H7: a piece of what others keep as well is copied, so it is a small one."""
     listeners = Listeners(2, Limits())
     data = bytes(range(256)) * 2000
-    broadcast(listeners.stepped, listeners.streams, data)
+    broadcast(listeners.reactor, listeners.streams, data)
     listeners.stepped.run()
-    for connection in listeners.reactor.connections.values():
+    for connection in connections_of(listeners.reactor):
         assert connection.pending <= 64 << 10
     received = b""
     for stream in listeners.streams:
@@ -900,8 +904,8 @@ def test_streams_that_are_not_read_stay_within_the_bound(monkeypatch: pytest.Mon
     bound = 1_000_000
     listeners = Listeners(40, Limits(max_leaving_bytes=bound))
     reactor = listeners.reactor
-    broadcast(listeners.stepped, listeners.streams, b"x" * 500_000)
-    broadcast(listeners.stepped, listeners.streams[:20], b"y" * 600_000)
+    broadcast(listeners.reactor, listeners.streams, b"x" * 500_000)
+    broadcast(listeners.reactor, listeners.streams[:20], b"y" * 600_000)
     assert reactor.is_full()
     clock.sleep(listeners.stepped, 0.1)
     # Little moves on while it is full; and it is kept once for those who have yet to take it.
@@ -945,8 +949,8 @@ def test_long_reads_are_refused_for_what_streams_keep() -> None:
 
 def test_many_streams_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round feeds some of them and takes requests; what came meanwhile leaves together."""
-    monkeypatch.setattr(server_module, "_WAVE", 2)
-    monkeypatch.setattr(server_module, "_TICK", 60.0)
+    monkeypatch.setattr(reactor_module, "_WAVE", 2)
+    monkeypatch.setattr(reactor_module, "_TICK", 60.0)
     application = Streamer()
     stepped = Stepped(application)
     reactor = stepped.reactor
@@ -954,9 +958,9 @@ def test_many_streams_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for ours, theirs in pairs:
             ours.setblocking(False)
-            reactor.adopt(ours, ("127.0.0.1", 1))
+            stepped.adopt(ours, ("127.0.0.1", 1))
             theirs.sendall(STREAM)
-            reactor._wake()
+            reactor.wake()
             reactor.round()
         for _, theirs in pairs:
             theirs.recv(1000)
@@ -998,7 +1002,7 @@ def test_requests_in_flight_are_bounded() -> None:
     assert refused.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
     assert b"\r\nRetry-After: 1\r\n" in head_of(refused)
     assert json.loads(body_of(refused))["title"] == "too many requests"
-    assert stepped.reactor.refused == {429: 2}
+    assert stepped.front.refused == {429: 2}
     assert stepped.reactor.in_flight == 0
     stepped.close()
 
@@ -1181,7 +1185,7 @@ def test_long_body_may_be_completed_while_draining() -> None:
         ended: list[bool] = []
         drain = threading.Thread(target=lambda: ended.append(server.drain(10)))
         drain.start()
-        wait_until(lambda: server._reactor.draining)
+        wait_until(lambda: server.reactor.draining)
         stream.send(bytes(3_000_000))
         stream.finish()
         assert dechunk(body_of(read_all(client))) == (bytes(6_000_000), b"")
@@ -1277,7 +1281,7 @@ def test_request_ids_share_one_parsed_head() -> None:
     for number in range(50):
         stepped.send(get(b"/", fields % number) + b"abc")
     stepped.send(named(b"caf\xe9"))
-    assert len(stepped.reactor.heads) == 1
+    assert len(stepped.front.known.heads) == 1
     assert [request.id for request in seen] == [*(f"r{number}" for number in range(50)), ""]
     for request in seen[:50]:
         assert request.headers.get("x-request-id") == request.id
@@ -1342,7 +1346,7 @@ def test_slow_request_is_logged(
     assert warnings(caplog) == [
         f"slow: GET '/keep' (request r1) key '{key}'… of 127.0.0.1:1 answered 200 after 2.000 s"
     ]
-    assert stepped.reactor.slow_requests == 3
+    assert stepped.front.slow_requests == 3
     stepped.close()
 
 
@@ -1369,7 +1373,7 @@ def test_overload_does_not_flood_the_log(
     clock = Clock(monkeypatch)
     application = Recorder()
     stepped = Stepped(application, Limits(max_pipelined=1000))
-    (connection,) = stepped.reactor.connections.values()
+    (connection,) = connections_of(stepped.reactor)
     connection.run = 1000
     stepped.send(get(b"/keep") * 100)
     clock.sleep(stepped, 5)
@@ -1385,7 +1389,7 @@ def test_overload_does_not_flood_the_log(
     application.kept[-1].respond(200)
     clock.sleep(stepped, 2)
     assert len(warnings(caplog)) == 1
-    assert stepped.reactor.slow_requests == 101
+    assert stepped.front.slow_requests == 101
     stepped.close()
 
 
@@ -1419,10 +1423,12 @@ def test_dead_machines_are_found_out() -> None:
     """What is accepted has the system's probes of silent connections."""
     with serving() as server, connect(server):
         wait_until(lambda: server.connections_open == 1)
-        (connection,) = server._reactor.connections.values()
-        assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        idle = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-        assert idle == server_module._KEEPALIVE
+        (connection,) = connections_of(server.reactor)
+        assert isinstance(connection.link, PlainLink)
+        connected = connection.link.socket
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        assert idle == sockets.KEEPALIVE
 
 
 def test_who_stops_sending_amid_a_chunk_gets_that_chunk_as_it_is() -> None:
@@ -1437,7 +1443,9 @@ def test_who_stops_sending_amid_a_chunk_gets_that_chunk_as_it_is() -> None:
         server.broadcast(streams, data)
         wait_until(lambda: all(stream._offset for stream in streams))
         client.shutdown(socket.SHUT_WR)
-        connection = streams[1]._connection
+        (connection,) = (
+            each for each in connections_of(server.reactor) if each.stream is streams[1]
+        )
         wait_until(lambda: connection.ended)
         streams[1].finish()
         content, _ = dechunk(read_all(client))

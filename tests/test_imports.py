@@ -135,7 +135,7 @@ def test_nobody_decides_by_the_wall_clock() -> None:
         "conuredb",
         "conure.metrics",
         "conure.cluster.node",
-        "conure.http.server",
+        "conure.http.known",
         "conure.ops.offline",
     }
     wall = {"time", "time_ns", "gmtime", "localtime", "ctime", "strftime"}

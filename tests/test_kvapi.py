@@ -29,7 +29,7 @@ from conure.commands import (
     Transaction,
 )
 from conure.errors import ConureError, CorruptionError, NotLeader, OutcomeUnknown, Unavailable
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.http.transactions import MAX_BATCH_LINES, MAX_KEYED_LINES
 from conure.service import promises
 from conure.service import requests as requests_module
@@ -679,7 +679,7 @@ def test_a_transaction_that_can_not_be_read_is_answered_after_its_turns(service:
     body = b'{"success": [' + b"[]," * 100_000 + b"[]]}"
     answer = ask(service, "POST", "/txn", body)
     assert (answer.status, b"8,192 values" in answer.body) == (413, True)
-    assert service.server._reactor.arriving == 0
+    assert service.server.reactor.arriving == 0
 
 
 @pytest.mark.parametrize("path", ["/join", "/remove", "/leader", "/session"])

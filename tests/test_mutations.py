@@ -18,6 +18,7 @@ UNMUTATED: dict[str, str] = {
     "conure/service/backend.py": "protocols",
     "conure/service/front.py": "protocols",
     "conure/service/referral.py": "a protocol",
+    "conure/http/limits.py": "numbers: the tests of whoever keeps to them give others",
 }
 """Modules that need no mutation, and why."""
 

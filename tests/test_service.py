@@ -10,7 +10,7 @@ import pytest
 
 from conure.commands import Committed, EndSession, Put, Transaction
 from conure.errors import ConureError, Forbidden, NotLeader, NotRead, Unavailable
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.metrics import Registry
 from conure.service import slices as slices_module
 from conure.service.backend import Command, Found, KeyValueBackend, WriteReply

@@ -39,7 +39,7 @@ from conure.errors import ConureError, Refused, StorageError, Unavailable
 from conure.http.server import HTTPServer
 from conure.metrics import Registry
 from conure.peers import accepting, dialling, frames, guests, inbox, peer, sockets, transfer
-from conure.peers.accepting import Watcher
+from conure.peers.accepting import Registrar
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
 from conure.state import codec
@@ -130,7 +130,7 @@ class Node:
         node_id: str,
         port: int = 0,
         host: str = "127.0.0.1",
-        watcher: Watcher | None = None,
+        registrar: Registrar | None = None,
     ) -> None:
         self.id = node_id
         self.cluster = CLUSTER
@@ -147,7 +147,7 @@ class Node:
         self.before_add: Callable[[], None] = lambda: None
         self.registry = Registry()
         self.transport = Transport((host, port), self.registry)
-        self.transport.start(self, watcher)
+        self.transport.start(self, registrar)
 
     @property
     def address(self) -> str:
@@ -233,9 +233,9 @@ class Net:
         node_id: str,
         port: int = 0,
         host: str = "127.0.0.1",
-        watcher: Watcher | None = None,
+        registrar: Registrar | None = None,
     ) -> Node:
-        node = Node(node_id, port, host, watcher)
+        node = Node(node_id, port, host, registrar)
         self.stack.callback(node.transport.close)
         return node
 
@@ -774,15 +774,15 @@ def test_the_bytes_of_a_message_do_not_say_whose_it_is(net: Net) -> None:
     assert b.messages[0].incarnation == "i-x"
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("is_registered", [False, True])
 def test_connections_are_closed_when_their_other_end_is_believed_no_more(
-    net: Net, caplog: pytest.LogCaptureFixture, watched: bool
+    net: Net, caplog: pytest.LogCaptureFixture, is_registered: bool
 ) -> None:
     a = net.node("a")
-    server = net.reactor() if watched else None
+    server = net.reactor() if is_registered else None
     if server is not None:
         server.start()
-    b = net.node("b", watcher=server)
+    b = net.node("b", registrar=server.reactor if server else None)
     a.knows(b)
     b.knows(a)
     a.send("b")
@@ -948,17 +948,17 @@ def test_who_is_believed_but_no_member_takes_no_members_place(net: Net) -> None:
     assert len(list(b.transport._acceptor._guests.sockets())) <= guests.MAX_STRANGERS + 1
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("is_registered", [False, True])
 def test_what_arrives_and_is_not_complete_is_bounded_over_all_connections(
-    net: Net, monkeypatch: Any, watched: bool
+    net: Net, monkeypatch: Any, is_registered: bool
 ) -> None:
     monkeypatch.setattr(guests, "MAX_ARRIVING", 4 << 20)
     for module in (guests, inbox):
         monkeypatch.setattr(module, "SMALL_FRAME", 64 << 10)
-    server = net.reactor() if watched else None
+    server = net.reactor() if is_registered else None
     if server is not None:
         server.start()
-    b = net.node("b", watcher=server)
+    b = net.node("b", registrar=server.reactor if server else None)
     b.members = "a"
     begun = struct.pack(">II", 2 << 20, 0) + bytes(1 << 20)
     socks = []
@@ -980,17 +980,17 @@ def test_what_arrives_and_is_not_complete_is_bounded_over_all_connections(
     assert is_closed(socks[0])  # which had to make room
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("is_registered", [False, True])
 def test_a_frame_that_does_not_go_on_ends_its_connection(
-    net: Net, monkeypatch: Any, watched: bool
+    net: Net, monkeypatch: Any, is_registered: bool
 ) -> None:
     monkeypatch.setattr(guests, "FRAME_TIME", 0.2)
     monkeypatch.setattr(guests, "SLOWEST", 1000)
     monkeypatch.setattr(accepting, "_LOOK", 0.02)
-    server = net.reactor() if watched else None
+    server = net.reactor() if is_registered else None
     if server is not None:
         server.start()
-    b = net.node("b", watcher=server)
+    b = net.node("b", registrar=server.reactor if server else None)
     idle, drips, slow = [net.admitted(b, node_id=node_id) for node_id in "xyz"]
     message = frames.encode_message(
         Message(
@@ -1699,7 +1699,7 @@ def test_the_host_is_not_called_after_close(net: Net) -> None:
     assert len(b.rounds) == calls
 
 
-# -- messages that a watcher reads ---------------------------------------------------------------
+# -- messages that a registrar reads ---------------------------------------------------------------
 
 
 def message_to(node: Node, index: int, sender: str = "x") -> bytes:
@@ -1710,13 +1710,13 @@ def indexes(node: Node) -> list[int]:
     return [message.index for message in node.messages]
 
 
-def watched(server: HTTPServer) -> int:
-    return len(server._reactor.watched)
+def registered(server: HTTPServer) -> int:
+    return len(server.reactor.registered)
 
 
-def test_a_watcher_hands_over_what_comes_in_its_own_thread(net: Net) -> None:
+def test_a_registrar_hands_over_what_comes_in_its_own_thread(net: Net) -> None:
     server = net.reactor()
-    node = net.node("a", watcher=server)
+    node = net.node("a", registrar=server.reactor)
     threads: set[str] = set()
     node.on_receive = lambda _: threads.add(threading.current_thread().name)
     early = net.admitted(node)
@@ -1760,12 +1760,12 @@ ENDS = (end_by_close, end_by_reset, end_by_garbage, end_by_another_name, end_by_
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_watched_connection_that_ends_leaves_nothing(
+def test_a_registered_connection_that_ends_leaves_nothing(
     net: Net, end: Callable[[socket.socket, Node], None]
 ) -> None:
     server = net.reactor()
     server.start()
-    node = net.node("a", watcher=server)
+    node = net.node("a", registrar=server.reactor)
     before = descriptors()
     for index in range(3):
         sock = net.admitted(node)
@@ -1777,7 +1777,7 @@ def test_a_watched_connection_that_ends_leaves_nothing(
         if sock.fileno() >= 0:
             assert is_closed(sock)
         sock.close()
-        eventually(lambda: not watched(server) and not node.transport._acceptor._guests._guests)
+        eventually(lambda: not registered(server) and not node.transport._acceptor._guests._guests)
     eventually(lambda: descriptors() <= before)
     assert indexes(node) == [0, 1, 2]
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
@@ -1785,18 +1785,18 @@ def test_a_watched_connection_that_ends_leaves_nothing(
         assert client.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_nothing_behind_an_error_is_handed_over_however_often_the_watcher_calls(net: Net) -> None:
+def test_nothing_behind_an_error_is_handed_over_however_often_the_registrar_calls(net: Net) -> None:
     actions: list[Callable[[], None]] = []
 
     class ByHand:
-        def watch(self, sock: socket.socket, action: Callable[[], None]) -> None:
+        def register(self, sock: socket.socket, action: Callable[[], None]) -> None:
             actions.append(action)
 
-        def unwatch(self, sock: socket.socket) -> None:
+        def unregister(self, sock: socket.socket) -> None:
             gate.wait(PATIENCE)
 
     gate = threading.Event()
-    node = net.node("a", watcher=ByHand())
+    node = net.node("a", registrar=ByHand())
     sock = net.admitted(node)
     eventually(lambda: actions)
     actions[0]()  # without input
@@ -1812,24 +1812,24 @@ def test_nothing_behind_an_error_is_handed_over_however_often_the_watcher_calls(
     assert node.messages == []
 
 
-def test_the_newest_watched_connection_takes_the_place_of_the_older_one(net: Net) -> None:
+def test_the_newest_registered_connection_takes_the_place_of_the_older_one(net: Net) -> None:
     server = net.reactor()
     server.start()
-    node = net.node("a", watcher=server)
+    node = net.node("a", registrar=server.reactor)
     for index in range(20):  # descriptors are used again and again
         sock = net.admitted(node)
         sock.sendall(message_to(node, index))
         eventually(lambda: len(node.messages) == index + 1)  # noqa: B023 - called at once
     assert indexes(node) == list(range(20))
-    eventually(lambda: watched(server) == 1)
+    eventually(lambda: registered(server) == 1)
 
 
-def test_a_watcher_that_has_ended_leaves_no_thread_behind(
+def test_a_registrar_that_has_ended_leaves_no_thread_behind(
     net: Net, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = net.reactor()
     server.start()
-    node = net.node("a", watcher=server)
+    node = net.node("a", registrar=server.reactor)
     before = net.admitted(node)
     before.sendall(message_to(node, 0))
     eventually(lambda: node.messages)
@@ -1845,13 +1845,13 @@ def test_a_watcher_that_has_ended_leaves_no_thread_behind(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_close_ends_what_a_watcher_reads(net: Net) -> None:
+def test_close_ends_what_a_registrar_reads(net: Net) -> None:
     server = net.reactor()
     server.start()
-    node = net.node("a", watcher=server)
+    node = net.node("a", registrar=server.reactor)
     sock = net.admitted(node)
     sock.sendall(message_to(node, 0)[:-1])
     eventually(lambda: node.metric('conure_peer_received_bytes_total{peer="other"}'))
     node.transport.close()
     assert is_closed(sock)
-    assert not watched(server)
+    assert not registered(server)

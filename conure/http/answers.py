@@ -23,7 +23,7 @@ from conure.http.counts import Counts
 from conure.http.fields import OF_RECORD, contact_field, index_field, record_fields, ttl_field
 from conure.http.jsonsteps import Steps
 from conure.http.referrals import HTTPReferral
-from conure.http.server import Body, Request
+from conure.http.request import Body, Request
 from conure.service.backend import Found, KeyValueBackend
 from conure.service.freshness import Contact
 from conure.service.gate import ANONYMOUS, Caller

@@ -9,7 +9,7 @@ from conure.commands import Operation, Transaction
 from conure.http.answers import Answer
 from conure.http.jsonsteps import Steps, all_of
 from conure.http.parameters import Conditions, conditions_of, refuse_conditions
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.service.once import Once, fingerprint
 from conure.service.requests import Desk
 

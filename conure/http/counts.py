@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 from time import perf_counter
 
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.metrics import Registry
 
 __all__ = ["Counts", "RequestMetrics"]

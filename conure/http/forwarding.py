@@ -37,7 +37,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.metrics import Registry
 from conure.net.outbound import Answer, Line, encode_request
 

@@ -90,7 +90,7 @@ from conure.http.parameters import (
     session_id,
     ttl_of,
 )
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.service.freshness import STALE, Contact
 from conure.service.limits import MAX_NUMBER, Limits
 from conure.service.refusals import error_of

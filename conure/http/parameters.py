@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 from conure.commands import MAX_KEY_BYTES, Compare, Relation, Target, prefix_end
 from conure.errors import BadRequest, TargetTooLong
 from conure.http import documents
-from conure.http.server import Headers, Request
+from conure.http.head import Headers
+from conure.http.request import Request
 from conure.service.freshness import LINEARIZABLE, STALE, Freshness
 from conure.service.limits import MAX_NUMBER, check_ttl
 from conure.service.quoting import shortened, shown

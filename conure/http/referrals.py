@@ -12,7 +12,7 @@ from typing import Final
 
 from conure.errors import NotLeader
 from conure.http.counts import Counts
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.values import is_base_url
 
 __all__ = ["Forward", "HTTPReferral", "PassOn", "Redirect"]

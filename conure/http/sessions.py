@@ -29,7 +29,7 @@ from conure.http.parameters import (
     session_id,
     ttl_of,
 )
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.service.freshness import Contact
 from conure.service.once import session_of
 from conure.service.quoting import shown

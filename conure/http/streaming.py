@@ -37,7 +37,7 @@ from conure.http.parameters import (
     refuse_conditions_of_read,
     refuse_others,
 )
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.service.backend import Backup
 from conure.service.limits import Limits
 from conure.service.requests import Desk, Opening

@@ -26,7 +26,7 @@ from conure.http.answers import JSON, Answers, FullAnswer, Route
 from conure.http.commits import Commits, fingerprint_of
 from conure.http.fields import index_field
 from conure.http.parameters import Conditions, conditions_of, refuse_conditions, refuse_others
-from conure.http.server import Request
+from conure.http.request import Request
 from conure.service.batches import BatchCount, Line
 from conure.service.limits import Limits
 from conure.service.promises import Promise

@@ -1,7 +1,7 @@
 """Connections that other nodes open to this one: who may have one, and who reads what it brings.
 
 One thread accepts, within the bounds of guests.py, and gives each connection a thread of its own:
-it shakes hands, and then reads, receives a snapshot (transfer.py), or sleeps while a watcher reads
+it shakes hands, and then reads, receives a snapshot (transfer.py), or sleeps while others read
 the messages (inbox.py). The newest connection of a node takes the place of its older one, which has
 ended by then: what a node sends is handed over in order (duty 4 of transport.py). A connection is
 in the table before the host decides on its other end, so that none slips through when what the host
@@ -39,7 +39,7 @@ from conure.peers.protocol import (
 from conure.peers.threads import Threads
 from conure.peers.transfer import Incoming, receive
 
-__all__ = ["MAX_WAITING", "Acceptor", "Answering", "Watcher"]
+__all__ = ["MAX_WAITING", "Acceptor", "Answering", "Registrar"]
 
 MAX_WAITING = 3
 """Connections of one node and kind that may wait until what an earlier one has brought is taken."""
@@ -55,7 +55,7 @@ log = logging.getLogger("conure.transport")
 
 class Answering(Protocol):
     """The part of the host that is asked about nodes that have dialled, and told what they send.
-    Called by the threads of the connections, or the watcher's."""
+    Called by the threads of the connections, or the registrar's."""
 
     def greeting(self) -> Greeting:
         """Return what this node says of itself; its id never changes."""
@@ -78,14 +78,14 @@ class Answering(Protocol):
         """Prepare for a snapshot; None if it isn't needed any more. Raises Refused."""
 
 
-class Watcher(Protocol):
+class Registrar(Protocol):
     """A thread that waits for many sockets. A node that reads its peers' messages in the thread
     that serves its clients answers them without waking another one."""
 
-    def watch(self, sock: socket.socket, action: Callable[[], None]) -> None:
+    def register(self, sock: socket.socket, action: Callable[[], None]) -> None:
         """Call *action* in that thread whenever the socket has input."""
 
-    def unwatch(self, sock: socket.socket) -> None:
+    def unregister(self, sock: socket.socket) -> None:
         """Undo that."""
 
 
@@ -117,7 +117,7 @@ class Acceptor:
     """
 
     _host: Answering  # as of start()
-    _watcher: Watcher | None
+    _registrar: Registrar | None
 
     def __init__(
         self,
@@ -146,10 +146,10 @@ class Acceptor:
         self._listener = _Listener(address, self)
         self.port = int(self._listener.server_address[1])
 
-    def start(self, host: Answering, watcher: Watcher | None) -> None:
-        """Begin to answer; once. *watcher* reads the messages, if not the connections' threads."""
+    def start(self, host: Answering, registrar: Registrar | None) -> None:
+        """Begin to answer; once. *registrar* reads the messages, or the connections' threads."""
         self._host = host
-        self._watcher = watcher
+        self._registrar = registrar
         self._started = True
         self._threads.spawn("peer-accept", self._listener.serve_forever, _ACCEPT_TICK)
 
@@ -309,21 +309,21 @@ class Acceptor:
             self._received_from(peer.node_id),
             partial(self._expect, sock),
         )
-        sock.settimeout(_LOOK if self._watcher is None else 0.0)
+        sock.settimeout(_LOOK if self._registrar is None else 0.0)
         with self._lock:
             if self._stopping.is_set() or self._callers[sock].why_dropped:
                 return
             self._inboxes[sock] = inbox
         try:
-            if self._watcher is None:
+            if self._registrar is None:
                 while not inbox.has_ended.is_set():
                     inbox.take()
                     inbox.end_if_stalled()
             else:
-                self._watcher.watch(sock, inbox.take)
+                self._registrar.register(sock, inbox.take)
                 while not inbox.has_ended.wait(_LOOK):
                     inbox.end_if_stalled()
-                self._watcher.unwatch(sock)
+                self._registrar.unregister(sock)
         finally:
             with self._lock:
                 del self._inboxes[sock]

@@ -31,7 +31,7 @@ class Inbox:
 
     *receive* is given the messages of each read, *expect* the size of a frame that is too large for
     its room to be taken for granted (Guests.expect, which may raise WireError). Whoever finds input
-    calls :meth:`take`: the connection's own thread, or the watcher's while that one waits for the
+    calls :meth:`take`: the connection's own thread, or the registrar's while that one waits for the
     end. ``has_ended`` may be set by any thread, and nothing is handed over after that; ``error``,
     raised by the connection's thread, says why if it wasn't the other side's will.
     """
@@ -60,7 +60,7 @@ class Inbox:
 
     def take(self) -> None:
         """Read once, and hand over the messages that are complete; nothing behind an error."""
-        if self.has_ended.is_set():  # a watcher may call once more
+        if self.has_ended.is_set():  # a registrar may call once more
             return
         try:
             size = self._sock.recv_into(self._space)

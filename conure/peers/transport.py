@@ -40,7 +40,7 @@ from conure.consensus.messages import Message
 from conure.errors import ConureError, Refused
 from conure.metrics import Counter, Registry
 from conure.peers import sockets
-from conure.peers.accepting import Acceptor, Answering, Watcher
+from conure.peers.accepting import Acceptor, Answering, Registrar
 from conure.peers.dialling import Calling, Dialler
 from conure.peers.frames import encode_message
 from conure.peers.peer import Peer
@@ -104,14 +104,14 @@ class Transport:
         )
         self.port = self._acceptor.port
 
-    def start(self, host: Host, watcher: Watcher | None = None) -> None:
+    def start(self, host: Host, registrar: Registrar | None = None) -> None:
         """Begin to answer; returns at once. Once, before anything is sent.
 
-        *watcher* reads the messages, if not a thread for each connection.
+        *registrar* reads the messages, if not a thread for each connection.
         """
         self._host = host
         self._dialler.start(host)
-        self._acceptor.start(host, watcher)
+        self._acceptor.start(host, registrar)
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """Tell where the others are: node id to ``host:port``.

@@ -1,0 +1,85 @@
+"""A byte stream to whoever is connected: what a connection reads from and writes to.
+
+A connection knows a :class:`Link` and not whether the bytes on the wire are encrypted.
+:class:`PlainLink` is a socket and nothing else. Nothing is parsed here, and nothing ever waits.
+A link belongs to one thread, that of its connection.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from conure.net.sockets import reset_on_close
+
+__all__ = ["Link", "PlainLink"]
+
+
+class Link(Protocol):
+    """Whatever its bytes are wrapped in, it behaves as a non-blocking socket.
+
+    BlockingIOError means "not now", of either direction, and any other OSError that the link is
+    broken. A link that has to read before it can write, or the other way round, keeps that to
+    itself: ``ssl.SSLWantReadError`` is an OSError and no BlockingIOError, so it never leaves here.
+    """
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes can be received that the socket, and so epoll, no longer announces."""
+
+    @property
+    def principal(self) -> str:
+        """Whom the other side's certificate names; empty if there is none."""
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's, for epoll; the same until the link is closed."""
+
+    @property
+    def receive(self) -> Callable[[int], bytes]:
+        """Return at most so many bytes of what has come; none at the end of the stream."""
+
+    @property
+    def send(self) -> Callable[[bytes | memoryview], int]:
+        """Send what can be sent at once; return how many bytes that was."""
+
+    def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
+        """Do as ``send`` with several pieces in a row, without copying them together."""
+
+    def shut(self) -> None:
+        """Say that nothing more will be sent; it can still be received. Raises OSError."""
+
+    def reset_on_close(self, *, resets: bool) -> None:
+        """Say whether :meth:`close` shows as a broken connection. Raises OSError."""
+
+    def close(self) -> None:
+        """Let go of the socket."""
+
+
+class PlainLink:
+    """A TCP socket as it is, or another stream socket; it is made non-blocking before."""
+
+    __slots__ = ("descriptor", "receive", "send", "socket")
+
+    pending = False
+    principal = ""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.descriptor = connected.fileno()
+        # The socket's own methods: a call more for each request would be one too many.
+        self.receive = connected.recv
+        self.send = connected.send
+
+    def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
+        return self.socket.sendmsg(pieces)
+
+    def shut(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset_on_close(self, *, resets: bool) -> None:
+        reset_on_close(self.socket, resets=resets)
+
+    def close(self) -> None:
+        self.socket.close()

@@ -1,0 +1,136 @@
+"""An address on which clients are accepted, and the thread that does so.
+
+A :class:`Listener` binds, accepts, and hands each connection to a reactor together with the front
+end that is to speak with it. Several listeners may share a reactor. It never reads or writes what
+clients send; where connections have to be turned away, the front end does it (places.py counts).
+
+Accepting runs in the thread of :meth:`Listener.serve_forever`, which is the listener's own after
+:meth:`Listener.start`. ``connections_accepted`` may be read from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from socketserver import BaseRequestHandler, TCPServer
+from time import sleep
+from typing import Any
+
+from conure.net.link import PlainLink
+from conure.net.reactor import FrontEnd, Reactor
+from conure.net.sockets import keep_alive, no_delay
+
+__all__ = ["Listener"]
+
+_ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener(TCPServer):
+    """Accepts on *address* for *reactor* and *front*; the reactor knows the front end already.
+
+    *on_fatal* is told, in the accepting thread, when that ended by an exception. *name* is what
+    its thread and its log are called. Raises OSError where *address* can't be bound; an empty host
+    means every address, IPv6 and IPv4.
+    """
+
+    request_queue_size = 4096
+    allow_reuse_address = True
+    allow_reuse_port = False  # or a second server would bind the same port and share its clients
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        reactor: Reactor,
+        front: FrontEnd,
+        on_fatal: Callable[[BaseException], None],
+        name: str,
+    ) -> None:
+        self.reactor = reactor
+        self.connections_accepted = 0
+        self._front = front
+        self._on_fatal = on_fatal
+        self._name = name
+        self.log = logging.getLogger(f"conure.{name}")
+        self._accepting = False
+        self._out_of_descriptors = False
+        host, port = address
+        if not host and socket.has_dualstack_ipv6():
+            host = "::"
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host.strip("[]"), port), BaseRequestHandler)
+        self.socket.setblocking(False)
+        keep_alive(self.socket)  # a connection that sends nothing would not notice a dead machine
+
+    @property
+    def port(self) -> int:
+        """The port that is bound: the one asked for, or the system's choice for 0."""
+        return int(self.server_address[1])
+
+    def start(self) -> None:
+        """Serve in threads of the listener's and the reactor's own; returns at once."""
+        self._accepting = True
+        name = f"{self._name}-accept"
+        threading.Thread(target=self._accept_forever, name=name, daemon=True).start()
+
+    def serve_forever(self, poll_interval: float = 0.1) -> None:
+        """Serve, accepting in this thread, until another thread calls :meth:`stop`."""
+        self._accepting = True
+        self.reactor.start()
+        super().serve_forever(poll_interval)
+
+    def stop(self) -> None:
+        """Accept nothing more, but for what the system has accepted for us by now.
+
+        Not from the thread of :meth:`serve_forever`. The reactor goes on.
+        """
+        if self._accepting:
+            self.shutdown()
+            with contextlib.suppress(OSError):  # what the system has accepted for us is in flight
+                for _ in range(self.request_queue_size):
+                    self.process_request(*self.get_request())
+        self.server_close()
+
+    # -- what socketserver calls; the accepting thread ------------------------------------------
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            only6 = int(self.server_address[0] != "::")
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
+        TCPServer.server_bind(self)  # a subclass's may ask the DNS for our name, and hang
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            accepted = self.socket.accept()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                if not self._out_of_descriptors:
+                    self.log.warning("can't accept connections for now: %s", error.strerror)
+                self._out_of_descriptors = True
+                sleep(_ACCEPT_PAUSE)  # the backlog stays readable: don't spin on it
+            raise
+        self._out_of_descriptors = False
+        return accepted
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections_accepted += 1
+        request.setblocking(False)
+        no_delay(request)
+        self.reactor.adopt(self._front, PlainLink(request), client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        self.log.warning("a connection was lost before its first request", exc_info=True)
+
+    # -- private --------------------------------------------------------------------------------
+
+    def _accept_forever(self) -> None:
+        try:
+            self.serve_forever()
+        except BaseException as error:
+            self.log.critical("the accepting thread ended", exc_info=True)
+            self._on_fatal(error)
