@@ -1884,7 +1884,7 @@ MUTATIONS = [
     Mutation(
         "net: clients in the backlog are left there",
         "conure/net/listener.py",
-        "                for _ in range(self.request_queue_size):",
+        "                for _ in range(_BACKLOG):",
         "                for _ in range(0):",
         ("tests/test_httpserver.py",),
     ),

@@ -29,6 +29,7 @@ Threads: ``Application`` is called in the reactor thread only. Accepting runs in
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Collection
 from http.server import ThreadingHTTPServer
 from math import inf
@@ -44,7 +45,7 @@ from conure.http.origins import Access
 from conure.http.request import Request, Turns
 from conure.http.stream import Stream, broadcast
 from conure.net.link import Link
-from conure.net.listener import Listener
+from conure.net.listener import Listener, bind
 from conure.net.places import Places
 from conure.net.reactor import Bounds, Reactor
 
@@ -202,13 +203,13 @@ class HTTPServer(Listener, ThreadingHTTPServer):
     *on_fatal* is told, in the thread concerned, when the reactor or the accepting thread ended by
     an exception: the server is dead then, and the process should end. *access* says under which
     names and to which web pages it answers. With a *reactor*, the server shares that one, whose
-    bounds count then and not those of *limits*; else it makes one of its own. Raises OSError where
-    *address* can't be bound; an empty host means every address, IPv6 and IPv4.
+    bounds count then and not those of *limits*; else it makes one of its own. *address* is one to
+    bind, or a socket that :func:`bind` has returned. Raises OSError where it can't be bound.
     """
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: tuple[str, int] | socket.socket,
         application: Application,
         limits: Limits | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
@@ -217,14 +218,10 @@ class HTTPServer(Listener, ThreadingHTTPServer):
     ) -> None:
         limits = limits or Limits()
         tell = on_fatal or _ignore
+        bound = address if isinstance(address, socket.socket) else bind(address)
         used = reactor or Reactor(bounds_of(limits), tell, "http")
-        try:
-            self.front = HTTPFront(used, application, limits, access or Access())
-            super().__init__(address, used, self.front, tell, "http")
-        except BaseException:
-            if reactor is None:
-                used.close()
-            raise
+        self.front = HTTPFront(used, application, limits, access or Access())
+        super().__init__(bound, used, self.front, tell, "http")
 
     @property
     def connections_open(self) -> int:

@@ -1,7 +1,7 @@
 """An address on which clients are accepted, and the thread that does so.
 
-A :class:`Listener` binds, accepts, and hands each connection to a reactor together with the front
-end that is to speak with it. Several listeners may share a reactor. It never reads or writes what
+:func:`bind` takes an address, before anything else is begun. A :class:`Listener` accepts there, and
+hands each connection to a reactor together with the front end that is to speak with it. Several listeners may share a reactor. It never reads or writes what
 clients send; where connections have to be turned away, the front end does it (places.py counts).
 
 Accepting runs in the thread of :meth:`Listener.serve_forever`, which is the listener's own after
@@ -24,27 +24,50 @@ from conure.net.link import PlainLink
 from conure.net.reactor import FrontEnd, Reactor
 from conure.net.sockets import keep_alive, no_delay
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "bind"]
 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-class Listener(TCPServer):
-    """Accepts on *address* for *reactor* and *front*; the reactor knows the front end already.
+_BACKLOG = 4096  # connections that the system accepts for us, until somebody takes them
 
-    *on_fatal* is told, in the accepting thread, when that ended by an exception. *name* is what
-    its thread and its log are called. Raises OSError where *address* can't be bound; an empty host
-    means every address, IPv6 and IPv4.
+
+def bind(address: tuple[str, int]) -> socket.socket:
+    """Return a socket that listens on an address; clients wait there until they are accepted.
+
+    An empty host means every address, IPv6 and IPv4. Nobody else can bind the port meanwhile, but
+    who came before has left it at once. Raises OSError where the address can't be bound.
     """
+    host, port = address
+    if not host and socket.has_dualstack_ipv6():
+        host = "::"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host.strip("[]"), port))
+        bound.listen(_BACKLOG)
+        bound.setblocking(False)
+        keep_alive(bound)  # a connection that sends nothing would not notice a dead machine
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
-    request_queue_size = 4096
-    allow_reuse_address = True
-    allow_reuse_port = False  # or a second server would bind the same port and share its clients
+
+class Listener(TCPServer):
+    """Accepts on a *bound* socket for *reactor* and *front*, which the reactor knows already.
+
+    The socket is the listener's from then on. *on_fatal* is told, in the accepting thread, when
+    that ended by an exception. *name* is what its thread and its log are called.
+    """
 
     def __init__(
         self,
-        address: tuple[str, int],
+        bound: socket.socket,
         reactor: Reactor,
         front: FrontEnd,
         on_fatal: Callable[[BaseException], None],
@@ -58,14 +81,9 @@ class Listener(TCPServer):
         self.log = logging.getLogger(f"conure.{name}")
         self._accepting = False
         self._out_of_descriptors = False
-        host, port = address
-        if not host and socket.has_dualstack_ipv6():
-            host = "::"
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host.strip("[]"), port), BaseRequestHandler)
-        self.socket.setblocking(False)
-        keep_alive(self.socket)  # a connection that sends nothing would not notice a dead machine
+        super().__init__(bound.getsockname(), BaseRequestHandler, bind_and_activate=False)
+        self.socket.close()  # the one that the base class has made
+        self.socket = bound
 
     @property
     def port(self) -> int:
@@ -92,17 +110,11 @@ class Listener(TCPServer):
         if self._accepting:
             self.shutdown()
             with contextlib.suppress(OSError):  # what the system has accepted for us is in flight
-                for _ in range(self.request_queue_size):
+                for _ in range(_BACKLOG):
                     self.process_request(*self.get_request())
         self.server_close()
 
     # -- what socketserver calls; the accepting thread ------------------------------------------
-
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6:
-            only6 = int(self.server_address[0] != "::")
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
-        TCPServer.server_bind(self)  # a subclass's may ask the DNS for our name, and hang
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
