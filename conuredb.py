@@ -30,7 +30,8 @@ from types import FrameType
 
 from conure import VERSION
 from conure.cluster.joining import Joiner
-from conure.cluster.node import Node, NodeOptions
+from conure.cluster.node import Node
+from conure.cluster.options import NodeOptions
 from conure.config import Address, Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
@@ -132,9 +133,8 @@ class Process:
             server = self._listen_to_clients(api)[0]
             transport = self._listen_to_peers()
             history = History(max_bytes=config.watch_history_bytes)
-            node = self._open_node(transport, server.port, history)
+            node = self._open_node(transport, server, history)
             api.backend = transport.host = node
-            node.call_later = server.call_later
             transport.watcher = server
             watchers = api.streams.watchers = Watchers(
                 history, self._registry, broadcast=server.broadcast, is_full=server.is_full
@@ -235,14 +235,14 @@ class Process:
         remedy = "stop whatever uses it, or choose another address"
         return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
 
-    def _open_node(self, transport: Transport, http_port: int, history: History) -> Node:
+    def _open_node(self, transport: Transport, server: HTTPServer, history: History) -> Node:
         config = self._config
         options = NodeOptions(
             node_id=config.node_id,
             told_node_id=config.told_node_id,
             data_dir=config.data_dir,
             raft_address=config.raft_advertised(transport.port),
-            http_address=config.http_advertised(http_port),
+            http_address=config.http_advertised(server.port),
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
@@ -260,7 +260,13 @@ class Process:
         )
         try:
             self._node = Node.open(
-                options, OsFileSystem(), transport, self._registry, self._on_failure, history
+                options,
+                OsFileSystem(),
+                transport,
+                self._registry,
+                self._on_failure,
+                history,
+                call_later=server.call_later,
             )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error

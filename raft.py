@@ -210,6 +210,7 @@ class Raft:
     *storage* holds the log and *hard_state* what was last made durable of it. *applied* is the
     last index that the state machine holds durably, *configuration* the members as of it (an
     empty one for a node that was never a member). *rng* draws the election time-outs.
+    *check_format* raises Conflict for a version of encoded members that one of them can't read.
     """
 
     def __init__(
@@ -220,6 +221,8 @@ class Raft:
         applied: int,
         configuration: Configuration,
         rng: random.Random,
+        *,
+        check_format: Callable[[int, Configuration], None] | None = None,
     ) -> None:
         self.options = options
         self.id = options.node_id
@@ -233,9 +236,8 @@ class Raft:
         self.progress: dict[str, Progress] = {}  # of the other servers, while leading
         self.has_handed_over = False  # a leader, in this term: see transfer_leadership()
         self.has_room = True  # whether the disk takes more of the log; the driver says so
-        self.check_format: Callable[[int, Configuration], None] | None = None
-        """Raises Conflict for a version of encoded members that one of them can't read."""
 
+        self._check_format = check_format
         self._log = LogView(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
         self._configurations = [(applied, configuration)]  # the committed one and those behind
@@ -1153,7 +1155,7 @@ class Raft:
             return
         for server in self.configuration.servers:
             if server.suffrage == "staging" and self.caught_up(server.id):
-                with suppress(Conflict):  # see check_format
+                with suppress(Conflict):  # see _check_format
                     self.promote(server.id)
                 return
 
@@ -1231,8 +1233,8 @@ class Raft:
             raise Unavailable("another change of members is under way; try again shortly")
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
-        if self.check_format is not None:
-            self.check_format(entry.data[0], configuration)
+        if self._check_format is not None:
+            self._check_format(entry.data[0], configuration)
         found = _configurations_in([entry])  # may raise, so before anything has changed
         self._log.append([entry])
         self._adopt(found)

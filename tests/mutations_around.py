@@ -413,7 +413,7 @@ AROUND = [
     ),
     Mutation(
         "a node that was removed goes on with those who watch at it",
-        "conure/cluster/node.py",
+        "conure/cluster/roster.py",
         "            self._history.reset(self._store.applied_index)  # whoever",
         "            pass  # whoever",
         ("tests/test_node_cluster.py",),
@@ -421,8 +421,8 @@ AROUND = [
     Mutation(
         "watches begin at an arbiter, to which nothing comes",
         "conure/cluster/node.py",
-        '            if self._is_arbiter:\n                raise Unavailable("an arbiter keeps',
-        '            if self._failure:\n                raise Unavailable("an arbiter keeps',
+        'self._standing.is_arbiter:\n                raise Unavailable("an arbiter keeps',
+        'self._standing.failure:\n                raise Unavailable("an arbiter keeps',
         ("tests/test_node_cluster.py",),
     ),
     Mutation(
@@ -548,8 +548,29 @@ AROUND = [
         ("tests/test_conuredb_process.py",),
     ),
     Mutation(
+        "a log that is shorter than the tree is begun with",
+        "conure/cluster/opening.py",
+        "    if applied > raft_log.last_index:\n",
+        "    if applied > raft_log.last_index + 1_000_000:\n",
+        ("tests/test_offline.py",),
+    ),
+    Mutation(
+        "an arbiter is asked for records",
+        "conure/cluster/standing.py",
+        "        if self.is_arbiter:\n            raise self.not_leader()\n",
+        "",
+        ("tests/test_node_cluster.py",),
+    ),
+    Mutation(
+        "a reply that fails keeps the others from theirs",
+        "conure/cluster/turns.py",
+        "            except Exception:  # one of them",
+        "            except ZeroDivisionError:  # one of them",
+        ("tests/test_node_cluster.py",),
+    ),
+    Mutation(
         "misses of the page cache are shown as hits",
-        "conure/cluster/node.py",
+        "conure/cluster/gauges.py",
         "lambda: store.tree.stats().cache_hits,",
         "lambda: store.tree.stats().cache_misses,",
         ("tests/test_node.py",),

@@ -41,7 +41,7 @@ from itertools import starmap
 from typing import Any, Final, NoReturn, TypeVar
 
 from btree import BTree, Record
-from conure.cluster.node import check_agreement
+from conure.cluster.opening import check_agreement
 from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
 from conure.consensus.raftlog import RaftLog

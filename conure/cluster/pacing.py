@@ -1,0 +1,144 @@
+"""When requests that wait are taken up: gathered, until a batch or a round is worth its price.
+
+While proposed writes wait for their quorum, others gather, to be proposed together with what comes
+of the clients that are answered then. Of a write that was not proposed it is certain that it did
+not happen. Reads wait for the confirmation of those before them in the same way, and both for the
+clients that either of them has just answered: until all have asked again, or for a moment.
+
+:class:`Pacing` says when; proposing.py makes the batch. Everything here belongs to the holder of
+the node's lock, but for :meth:`Pacing.gather`, which takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from conure.cluster.applying import Applying
+from conure.cluster.pending import Reads, Writes
+from conure.cluster.turns import CallLater, Turn
+from conure.consensus.messages import State
+from conure.errors import NotLeader
+from raft import Raft
+
+__all__ = ["Before", "Pacing"]
+
+GATHER = 100e-6
+"""Seconds that held requests wait at most for those of clients who have just been answered: one
+batch of all is faster than two of halves, and one question whether this still leads than two."""
+
+WORTH_A_BATCH = 64
+"""Held commands that wait for no others: a sync is shared by enough of them."""
+
+
+Before = tuple[bool, bool, int]
+"""Whether writes and whether a confirmation of reads were under way when a step began, and how many
+requests waited for them."""
+
+
+class Pacing:
+    """Says when what waits in *writes* and *reads* is taken up by the node whose core is *raft*.
+
+    *take_held* takes it up; *call_later* has that done in a moment. *has_leases* is whether reads
+    are answered by leases.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        writes: Writes,
+        reads: Reads,
+        applying: Applying,
+        turn: Turn,
+        take_held: Callable[[], None],
+        call_later: CallLater,
+        *,
+        has_leases: bool,
+    ) -> None:
+        self._raft = raft
+        self._writes = writes
+        self._reads = reads
+        self._applying = applying
+        self._turn = turn
+        self._take_held = take_held
+        self._call_later = call_later
+        self._has_leases = has_leases
+        self._last_proposed = 0, 0  # term and index of the last command
+        self._crowd = 0  # requests that waited before the last answers
+        self.is_pausing = False
+        """Whether answers are being sent, to clients whose next requests are waited for."""
+
+    def note_proposed(self, term: int, index: int) -> None:
+        """Take note of the last command of a batch that was proposed."""
+        self._last_proposed = term, index
+
+    def is_busy(self) -> bool:
+        """Tell whether proposed writes wait for their quorum, or to be applied."""
+        if self._applying.backlog:
+            return True
+        raft = self._raft
+        term, index = self._last_proposed  # in another term it may be lost
+        return term == raft.term and raft.commit_index < index and raft.state is State.LEADER
+
+    def must_hold_reads(self) -> bool:
+        """Tell whether a read is to be confirmed together with others.
+
+        Not where there are leases: if an answer takes longer than a tick, their rounds follow each
+        other without a gap in which the held reads would be asked for.
+        """
+        return not self._has_leases and (
+            self.is_pausing or self._raft.is_confirming or self._reads.held_count > 0
+        )
+
+    def confirm(self) -> None:
+        """Ask once for all held reads whether this is still the leader, or refuse them.
+
+        Not while others are being confirmed: the fewer such rounds, the more time for requests.
+        """
+        if self.is_pausing or self._raft.is_confirming:
+            return
+        for read in self._reads.release():
+            try:
+                read.index = self._raft.read_index(read)
+            except NotLeader as error:
+                self._turn.finished += self._reads.lost(read, error)
+
+    def before(self, *, reads: bool) -> Before:
+        """Note what is under way before a step that may end it; *reads* is whether the step's end
+        of a confirmation counts."""
+        was_busy, was_confirming = self.is_busy(), reads and self._raft.is_confirming
+        waiting = self._count_waiting() if was_busy or was_confirming else 0
+        return was_busy, was_confirming, waiting
+
+    def has_answered(self, before: Before) -> bool:
+        """Tell whether the step has answered those who waited, and begin a pause if so: whoever
+        calls it calls :meth:`gather` when the answers are sent."""
+        was_busy, was_confirming, waiting = before
+        has_answered = (was_busy and not self.is_busy()) or (
+            was_confirming and not self._raft.is_confirming
+        )
+        if has_answered:
+            self._crowd = max(waiting, self._crowd) if self.is_pausing else waiting
+            self.is_pausing = True
+        return has_answered
+
+    def gather(self) -> None:
+        """Answers have been sent: if requests are held, take along those that follow. Takes the
+        lock."""
+        with self._turn.lock:
+            held = self._writes.held_count
+            self.is_pausing &= held > 0 or self._reads.held_count > 0
+            is_pausing = self.is_pausing
+        if is_pausing:
+            self._call_later(self._take_held, GATHER if held < WORTH_A_BATCH else 0.0)
+
+    def end_pause(self) -> None:
+        """Wait for nobody any more."""
+        self.is_pausing = False
+
+    def end_pause_if_all_are_back(self) -> None:
+        """Wait for no more requests than there were before the last answers."""
+        if self.is_pausing and self._count_waiting() >= self._crowd:
+            self.is_pausing = False
+
+    def _count_waiting(self) -> int:
+        return self._writes.count + self._reads.count
