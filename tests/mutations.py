@@ -155,8 +155,8 @@ MUTATIONS = [
     Mutation(
         "proposals are accepted while leadership is handed over",
         "raft.py",
-        'if self._transferee:\n            raise Unavailable("leadership',
-        'if not self._transferee == self._transferee:\n            raise Unavailable("leadership',
+        'if leading.transferee:\n            raise Unavailable("leadership',
+        'if leading.transferee == "-":\n            raise Unavailable("leadership',
     ),
     # Replication and commit (R3)
     Mutation(
@@ -168,7 +168,7 @@ MUTATIONS = [
     Mutation(
         "an entry of an earlier term is committed by counting",
         "raft.py",
-        "if index > self.commit_index and index >= self._term_start:",
+        "if index > self.commit_index and index >= leading.term_start:",
         "if index > self.commit_index:",
     ),
     Mutation(
@@ -244,26 +244,26 @@ MUTATIONS = [
     Mutation(
         "a read is answered before the term's first commit",
         "raft.py",
-        "if self._is_in_round or self.commit_index < self._term_start:",
-        "if self._is_in_round:",
+        "if leading.is_in_round or self.commit_index < leading.term_start:",
+        "if leading.is_in_round:",
     ),
     Mutation(
         "a lone voter answers a read before its first commit",
         "raft.py",
-        "if self._is_alone() and self.commit_index >= self._term_start:",
+        "if self._is_alone() and self.commit_index >= leading.term_start:",
         "if self._is_alone():",
     ),
     Mutation(
         "a read joins a round that began before it came",
         "raft.py",
-        "self._waiting_reads.append(context)",
-        "(self._round_reads or self._waiting_reads).append(context)",
+        "leading.waiting_reads.append(context)",
+        "(leading.round_reads or leading.waiting_reads).append(context)",
     ),
     Mutation(
         "a read is confirmed by fewer than a quorum",
         "raft.py",
-        "if self._is_in_round and confirmed >= configuration.quorum:",
-        "if self._is_in_round and confirmed >= configuration.quorum - 1:",
+        "if leading.is_in_round and confirmed >= configuration.quorum:",
+        "if leading.is_in_round and confirmed >= configuration.quorum - 1:",
     ),
     Mutation(
         "a read that was held back is confirmed by the round before it",
@@ -294,13 +294,13 @@ MUTATIONS = [
     Mutation(
         "a change of members before the term's first commit",
         "raft.py",
-        'if self.commit_index < self._term_start:\n            raise Unavailable("this',
+        'if self.commit_index < leading.term_start:\n            raise Unavailable("this',
         'if self.term < 0:\n            raise Unavailable("this',
     ),
     Mutation(
         "a learner votes before it has caught up",
         "raft.py",
-        "and progress.match >= self._trail[0]",
+        "and progress.match >= leading.trail[0]",
         "and progress.match >= 0",
     ),
     Mutation(
@@ -319,21 +319,21 @@ MUTATIONS = [
     Mutation(
         "a lease outlives a hand-over",
         "raft.py",
-        "        self.has_handed_over = True\n",
+        "        leading.has_handed_over = True\n",
         "",
     ),
     Mutation(
         "a hand-over voids no lease that is held",
         "raft.py",
-        "return None if self.has_handed_over else self._lease_since",
-        "return self._lease_since",
+        "leading is None or leading.has_handed_over else leading.lease_since",
+        "leading is None else leading.lease_since",
         LEASE_TESTS,
     ),
     Mutation(
         "a lease outlives its term",
         "raft.py",
-        "self._next_renewal = self._round_renewal = self._lease_since = None",
-        "self._next_renewal = self._round_renewal = None",
+        "leading, self._leading = self._leading, None",
+        "leading = self._leading",
         LEASE_TESTS,
     ),
     Mutation(
@@ -367,26 +367,26 @@ MUTATIONS = [
     Mutation(
         "a leader that is removed confirms with its own voice",
         "raft.py",
-        "            for voter in configuration.voters\n        )\n        if self._is_in_round",
+        "            for voter in configuration.voters\n        )\n        if leading.is_in_round",
         "            for voter in {*configuration.voters, self.id}\n"
         "        )\n"
-        "        if self._is_in_round",
+        "        if leading.is_in_round",
         LEASE_TESTS,
     ),
     Mutation(
         "a learner confirms",
         "raft.py",
-        "            for voter in configuration.voters\n        )\n        if self._is_in_round",
+        "            for voter in configuration.voters\n        )\n        if leading.is_in_round",
         "            for voter in [server.id for server in configuration.servers]\n"
         "        )\n"
-        "        if self._is_in_round",
+        "        if leading.is_in_round",
         LEASE_TESTS,
     ),
     Mutation(
         "a lease counts from the next round",
         "raft.py",
-        "self._round_renewal, self._next_renewal = self._next_renewal, None",
-        "self._round_renewal = self._next_renewal",
+        "leading.round_renewal, leading.next_renewal = leading.next_renewal, None",
+        "leading.round_renewal = leading.next_renewal",
         LEASE_TESTS,
     ),
     Mutation(
@@ -585,8 +585,8 @@ MUTATIONS = [
     Mutation(
         "an answer counts that may be older than the question",
         "raft.py",
-        "self.progress[voter].heard > since)",
-        "self.progress[voter].heard >= since)",
+        "others[voter].heard > since)",
+        "others[voter].heard >= since)",
         ("tests/test_raft_checklist.py",),
     ),
     Mutation(
@@ -796,14 +796,14 @@ MUTATIONS = [
     Mutation(
         "a leader without room keeps its office",
         "raft.py",
-        "            self._defer()\n",
+        "            self._defer(leading)\n",
         "            pass\n",
         (*FULL_DISK_TESTS, "tests/test_raft_checklist.py"),
     ),
     Mutation(
         "leaders without room hand over to each other without end",
         "raft.py",
-        "if successor and self.progress[successor].match > self._log.persisted:",
+        "if successor and leading.progress[successor].match > self._log.persisted:",
         "if successor:",
         (*FULL_DISK_TESTS, "tests/test_raft_checklist.py"),
     ),
@@ -1093,7 +1093,7 @@ MUTATIONS = [
     Mutation(
         "an answer for reads that were not asked about counts",
         "raft.py",
-        "and message.context > self._read_round",
+        "and message.context > self._leading.read_round",
         "and message.context < 0",
     ),
     Mutation(

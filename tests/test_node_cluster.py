@@ -865,7 +865,9 @@ def test_a_lone_node_holds_nothing_back() -> None:
 
 def rounds(lab: Lab) -> int:
     """How many rounds n1 has begun to confirm reads."""
-    return lab["n1"]._raft._read_round
+    leading = lab["n1"]._raft._leading
+    assert leading is not None
+    return leading.read_round
 
 
 def test_reads_gather_while_others_are_confirmed_and_need_no_tick() -> None:
@@ -1104,7 +1106,7 @@ def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -
 
 
 def test_what_is_held_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conure.cluster.proposing.MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr("conure.cluster.node.MAX_HELD_BYTES", 1000)
     lab = cluster("n2", "n3")
     outcomes = [begin(lab["n1"], (b"k", b"v" * 600)) for _ in range(4)]
     assert [type(each[0]) for each in outcomes] == [str, str, str, Unavailable]

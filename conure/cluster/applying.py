@@ -106,7 +106,8 @@ class Applying:
             self._history.extend(store.take_events(), store.applied_index)
             self._applied_at = clock()
         self._raft.applied(store.applied_index)
-        self._roster.follow()
+        if store.configuration is not self._roster.encoded:
+            self._roster.adopt()
         self._turn.finished += self._writes.applied(done, outcomes)
         if not self._is_arbiter and self._upkeep.is_urgent():
             self._want_checkpoint()

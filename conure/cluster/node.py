@@ -123,6 +123,9 @@ BRAKE = 0.02
 HOUSEKEEPING = 0.1
 """Seconds between two looks at whether a checkpoint or a log segment is needed."""
 
+MAX_HELD_BYTES = 64 << 20
+"""Commands that may wait until those before them have their quorum."""
+
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a member that doesn't lead to reach the others."""
 
@@ -490,7 +493,8 @@ class Node:
         with self._turn:
             try:
                 self._standing.refuse_if_not_leading()
-                proposals.refuse_if_too_many()
+                if writes.held_bytes > MAX_HELD_BYTES:
+                    raise Unavailable("too many writes wait for a quorum; try again shortly")
             except ConureError as error:
                 self._turn.finished.append(partial(reply, 0, len(commands), error))
                 return
@@ -983,9 +987,8 @@ class Node:
 
     def _carry_out_all(self) -> None:
         room = self._room
-        stalled = room.take_stalled()
-        if stalled is not None:
-            self._carry_out(stalled)
+        if room.stalled is not None:
+            self._carry_out(room.take_stalled())
         while room.stalled is None and (ready := self._raft.ready()) is not None:
             self._carry_out(ready)
 

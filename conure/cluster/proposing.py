@@ -21,15 +21,12 @@ from conure.cluster.turns import Turn
 from conure.cluster.versions import Versions
 from conure.commands import Transaction
 from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
-from conure.errors import Conflict, ConureError, OutcomeUnknown, Unavailable
+from conure.errors import Conflict, ConureError, OutcomeUnknown
 from conure.metrics import Histogram
 from conure.state import codec
 from raft import Raft
 
 __all__ = ["Command", "Proposals"]
-
-MAX_HELD_BYTES = 64 << 20
-"""Commands that may wait until those before them have their quorum."""
 
 MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
 """Held commands, and their bytes, after which no more are proposed in one go: to log and apply
@@ -77,11 +74,6 @@ class Proposals:
         self._clock = clock
         self._timeout = timeout
         self._batch_sizes = batch_sizes
-
-    def refuse_if_too_many(self) -> None:
-        """Raise Unavailable if so much is held that no more may be."""
-        if self._writes.held_bytes > MAX_HELD_BYTES:
-            raise Unavailable("too many writes wait for a quorum; try again shortly")
 
     def hold(self, commands: Sequence[Command], reply: WriteReply) -> None:
         """Encode commands and let them wait until they are proposed. A transaction gets its time

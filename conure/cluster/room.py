@@ -68,8 +68,9 @@ class Room:
         self._note()
         return True
 
-    def take_stalled(self) -> Ready | None:
-        """Return what was stalled, to be carried out from its beginning."""
+    def take_stalled(self) -> Ready:
+        """Return what is stalled, to be carried out from its beginning."""
+        assert self.stalled is not None
         stalled, self.stalled = self.stalled, None
         return stalled
 

@@ -30,23 +30,20 @@ class Roster:
         self._raft = raft
         self._store = store
         self._history = history
-        self._encoded = store.configuration
-        self.members = Configuration.decode(self._encoded)
+        self.encoded = store.configuration
+        """The committed ones as the state machine has them; the same object as long as it has them.
+        """
+        self.members = Configuration.decode(self.encoded)
         """The committed ones."""
         self.was_removed = False
         """Whether this node was removed while it ran, and not added again."""
         self.left_to: Server | None = None
         """Who led when this node was removed."""
 
-    def follow(self) -> None:
-        """Take over the members of the state, if they are others by now."""
-        if self._store.configuration is not self._encoded:
-            self.adopt()
-
     def adopt(self) -> None:
-        """The committed members have changed."""
-        self._encoded = self._store.configuration
-        members = Configuration.decode(self._encoded)
+        """The committed members have changed: take over those of the state."""
+        self.encoded = self._store.configuration
+        members = Configuration.decode(self.encoded)
         was_member = self.members.get(self._raft.id) is not None
         self.members = members
         if was_member and members.get(self._raft.id) is None:
