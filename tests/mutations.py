@@ -1868,7 +1868,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a round reads all long values in one go",
-        "conure/cluster/node.py",
+        "conure/cluster/reading.py",
         "if left <= 0 and self._is_longer(key, longest):",
         "if left < -(1 << 60) and self._is_longer(key, longest):",
         ("tests/test_node.py",),

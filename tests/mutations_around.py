@@ -420,7 +420,7 @@ AROUND = [
     ),
     Mutation(
         "watches begin at an arbiter, to which nothing comes",
-        "conure/cluster/node.py",
+        "conure/cluster/reading.py",
         'self._standing.is_arbiter:\n                raise Unavailable("an arbiter keeps',
         'self._standing.failure:\n                raise Unavailable("an arbiter keeps',
         ("tests/test_node_cluster.py",),

@@ -1179,7 +1179,9 @@ def test_what_is_due_ends_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     lab = cluster("n2")
     do(lab, *[Put(b"%d" % number, b"v", ttl=100) for number in range(5)])
     lab.tick_until(lambda: len(lab["n1"]._store.tree) == 1)  # but for the clock
-    kinds = [kind for block in lab["n1"]._history.view().blocks for _, kind, *_ in block.events]
+    kinds = [
+        kind for block in lab["n1"]._applying._history.view().blocks for _, kind, *_ in block.events
+    ]
     assert kinds == [EventKind.PUT] * 5 + [EventKind.EXPIRE] * 5
 
 
@@ -1212,7 +1214,7 @@ def test_a_session_and_what_it_holds_are_seen_until_it_ends() -> None:
     lab.tick(25)
     assert lab["n2"].look(b"k")[1:] == (None, None)
     assert lab["n2"].session(b"s")[1] is None
-    ((*_, last),) = [b.events for b in lab["n2"]._history.view().blocks]
+    ((*_, last),) = [b.events for b in lab["n2"]._applying._history.view().blocks]
     _, kind, key, _, _ = last[:5]
     assert (kind, key) == (EventKind.EXPIRE, b"k")
 
@@ -1244,13 +1246,15 @@ def test_only_a_member_with_records_can_be_watched() -> None:
         lab["stranger"].check_watchable()
     put(lab, b"k", b"v")
     lab.tick(5)
-    events = lab["n3"]._history.view()
+    events = lab["n3"]._applying._history.view()
     assert lab.remove("n3") is None
     lab.tick(5)
     with pytest.raises(Unavailable, match="this node is of no cluster; watch at another"):
         lab["n3"].check_watchable()
-    assert lab["n3"]._history.view().floor > events.revision, "those who watch there are ended"
-    assert lab["n2"]._history.view().floor == 0
+    assert lab["n3"]._applying._history.view().floor > events.revision, (
+        "those who watch there are ended"
+    )
+    assert lab["n2"]._applying._history.view().floor == 0
 
 
 def test_a_log_that_is_damaged_while_it_is_read_ends_the_node_and_sends_nothing() -> None:
@@ -1284,9 +1288,9 @@ def test_an_installed_state_begins_another_history() -> None:
         checkpoint(lab["n1"])
     lab.add("n3")
     lab.tick(20)
-    history = lab["n3"]._history
-    assert history.floor > lab["n1"]._history.floor
-    assert history.events < lab["n1"]._history.events
+    history = lab["n3"]._applying._history
+    assert history.floor > lab["n1"]._applying._history.floor
+    assert history.events < lab["n1"]._applying._history.events
     put(lab, b"after", b"all")
     lab.tick(5)
     revision, _, key, _, _ = history.view().blocks[-1].events[-1][:5]

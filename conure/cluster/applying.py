@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from conure.cluster.checkpointing import Upkeep
 from conure.cluster.pending import Writes
 from conure.cluster.roster import Roster
+from conure.cluster.standing import Standing
 from conure.cluster.turns import Turn
 from conure.commands import Outcome
 from conure.consensus.messages import Entry
@@ -46,13 +47,12 @@ class Applying:
         history: History,
         writes: Writes,
         roster: Roster,
+        standing: Standing,
         upkeep: Upkeep,
         turn: Turn,
         clock: Callable[[], float],
         seconds: float,
         want_checkpoint: Callable[[], None],
-        *,
-        is_arbiter: bool,
     ) -> None:
         self._raft = raft
         self._store = store
@@ -64,7 +64,7 @@ class Applying:
         self._clock = clock
         self._seconds = seconds
         self._want_checkpoint = want_checkpoint
-        self._is_arbiter = is_arbiter
+        self._is_arbiter = standing.is_arbiter
         self._until = 0.0  # when it has been applied for long enough
         self._applied_at = 0.0  # when something was applied last
         self.backlog: list[Entry] = []

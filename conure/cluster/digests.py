@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from conure.cluster.roster import Roster
+from conure.cluster.standing import Standing
 from conure.consensus.messages import Message, MessageType, State
 from conure.consensus.raftlog import RaftLog
 from conure.errors import DiskFull, Diverged
@@ -87,10 +88,9 @@ class Audits:
         store: Store,
         directory: DataDirectory,
         roster: Roster,
+        standing: Standing,
         send: Callable[[Message], None],
         fail: Callable[[Exception], None],
-        *,
-        is_arbiter: bool,
     ) -> None:
         self._raft = raft
         self._log = raft_log
@@ -99,7 +99,7 @@ class Audits:
         self._roster = roster
         self._send = send
         self._fail = fail
-        self._is_arbiter = is_arbiter
+        self._is_arbiter = standing.is_arbiter
         self._told = ("", 0, 0)  # the last answer: to whom, in which term, as of when
         self.current = Audit()
         """The leader's last question, and the answers to it."""

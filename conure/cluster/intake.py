@@ -17,6 +17,7 @@ from conure.cluster.applying import Applying
 from conure.cluster.checkpointing import DISK_FULL_RETRY
 from conure.cluster.greetings import Admission
 from conure.cluster.room import Room
+from conure.cluster.standing import Standing
 from conure.consensus.messages import EntryKind, Message
 from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
 from conure.errors import DiskFull, ProtocolViolation, VersionTooNew
@@ -44,11 +45,10 @@ class Intake:
         room: Room,
         applying: Applying,
         admission: Admission,
+        standing: Standing,
         clock: Callable[[], float],
         on_full: Callable[[DiskFull], object],
         speaks: int,
-        *,
-        is_arbiter: bool,
     ) -> None:
         self._log = raft_log
         self._room = room
@@ -57,7 +57,7 @@ class Intake:
         self._clock = clock
         self._on_full = on_full
         self._speaks = speaks
-        self._is_arbiter = is_arbiter
+        self._is_arbiter = standing.is_arbiter
         self._warn_again_at = 0.0  # of a lack of room
         self._make_again_at = 0.0  # room for a leader's entries, after there was none
         self._untold = 0  # messages that were dropped without a word since

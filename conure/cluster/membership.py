@@ -16,6 +16,8 @@ to whoever holds that lock.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +52,9 @@ __all__ = [
     "preview_remove",
     "resembles",
 ]
+
+
+log = logging.getLogger("conure.node")
 
 
 @dataclass(slots=True)
@@ -273,6 +278,24 @@ class Membership:
                 needs_leadership=False,
             )
         )
+
+    def resign(self, timeout: float) -> None:
+        """Hand leadership over, if this node has it and somebody can take it, within some seconds.
+        Waits for that: for the main thread alone."""
+        with self._turn.lock:
+            if self._raft.state is not State.LEADER or len(self._raft.configuration.voters) < 2:
+                return
+        ended = threading.Event()
+        outcome: list[ConureError | None] = []
+
+        def reply(error: ConureError | None) -> None:
+            outcome.append(error)
+            ended.set()
+
+        self.hand_over("", reply)
+        if not ended.wait(timeout) or outcome[0] is not None:
+            why = outcome[0] if outcome else "nobody took it in time"
+            log.warning("leadership was not handed over: %s", why)
 
     def _pursue(self, change: Change) -> None:
         """Take a change up; its reply is told how it ends. Takes the lock."""

@@ -84,6 +84,7 @@ from conure.cluster.options import NodeOptions
 from conure.cluster.pacing import Pacing
 from conure.cluster.pending import Read, Reads, Reply, WriteReply, Writes
 from conure.cluster.proposing import Command, Proposals
+from conure.cluster.reading import LocalState
 from conure.cluster.room import Room
 from conure.cluster.roster import Roster
 from conure.cluster.standing import Standing
@@ -96,7 +97,6 @@ from conure.errors import (
     ConureError,
     DiskFull,
     NotLeader,
-    NotRead,
     OutcomeUnknown,
     ProtocolViolation,
     Refused,
@@ -106,7 +106,7 @@ from conure.errors import (
 from conure.fileio import FileSystem
 from conure.metrics import Registry
 from conure.peers.transport import Greeting
-from conure.state.backup import Backup, Facts
+from conure.state.backup import Backup
 from conure.state.history import History
 from conure.state.machine import PinnedState, Session
 from conure.state.snapshots import IncomingSnapshot
@@ -174,20 +174,23 @@ class Node:
         self._log = raft_log
         self._peers = peers
         self._on_failure = on_failure
-        self._history = history
         self._call_later = call_later
         self._clock = clock
-        self._wall = wall
-        self._turn = Turn(self._must_go_on, self.go_on, call_later)
+        self._turn = turn = Turn(self._must_go_on, self.go_on, call_later)
         self._will_go_on = False  # that has been asked for
+        self._heard: float | None = None  # when a leader was heard last
+        self._ticks = 0
+        self._checkpoint_wanted = threading.Event()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
 
         # The core, and what is replicated.
-        self._versions = Versions(identity.node_id, options.speaks)
-        self._store = make_store(parts, options.speaks)
-        self._store.keeps_events = True
-        history.reset(self._store.applied_index)
+        self._versions = versions = Versions(identity.node_id, options.speaks)
+        self._store = store = make_store(parts, options.speaks)
+        store.keeps_events = True
+        history.reset(store.applied_index)
         election_ticks = ticks_in(options.election_timeout, TICK)
-        self._raft = Raft(
+        self._raft = raft = Raft(
             RaftOptions(
                 identity.node_id,
                 incarnation=identity.incarnation,
@@ -196,124 +199,94 @@ class Node:
             ),
             raft_log,
             raft_log.hard_state,
-            self._store.applied_index,
-            Configuration.decode(self._store.configuration),
+            store.applied_index,
+            Configuration.decode(store.configuration),
             rng,
-            check_format=self._versions.check,
+            check_format=versions.check,
         )
-        self._roster = Roster(self._raft, self._store, history)
-        self._standing = Standing(self._raft, self._roster, is_arbiter=is_arbiter)
-        self._last_role = (self._raft.state, self._raft.leader_id)  # as last logged
-        self._heard: float | None = None  # when a leader was heard last
-        self._ticks = 0
-
-        # Threads.
-        self._checkpoint_wanted = threading.Event()
-        self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._upkeep = Upkeep(
+        self._last_role = (raft.state, raft.leader_id)  # as last logged
+        self._roster = roster = Roster(raft, store, history)
+        self._standing = standing = Standing(raft, roster, is_arbiter=is_arbiter)
+        self._upkeep = upkeep = Upkeep(
             UpkeepOptions(
                 options.checkpoint_log_bytes,
                 options.checkpoint_entries,
                 options.checkpoint_interval,
                 options.max_unwritten_bytes,
             ),
-            self._turn.lock,
+            turn.lock,
             raft_log,
-            self._store,
+            store,
             clock,
             registry,
             keep_from=self._keep_from,
-            may_work=lambda: self._standing.is_working,
+            may_work=lambda: standing.is_working,
             stopping=self._stopped,
         )
-        observed = add_gauges(registry, self._raft, raft_log, self._store)
+        observed = add_gauges(registry, raft, raft_log, store)
 
         # Requests that wait, and the others.
-        self._writes = Writes()
-        self._reads = Reads()
-        self._changes = Changes(self._raft)
-        self._admission = Admission(
-            self._raft,
-            directory,
-            peers,
-            options.raft_address,
-            options.http_address,
-            round(options.election_timeout * 1000),
+        self._writes = writes = Writes()
+        self._reads = reads = Reads()
+        self._changes = Changes(raft)
+        told_timeout = round(options.election_timeout * 1000)
+        self._admission = admission = Admission(
+            raft, directory, peers, options.raft_address, options.http_address, told_timeout
         )
-        self._lease = Lease(self._raft, options.election_timeout, TICK, clock)
+        self._lease = Lease(raft, options.election_timeout, TICK, clock)
 
-        # The duties.
-        self._applying = Applying(
-            self._raft,
-            self._store,
+        # The duties of a step, in the order in which they know of each other.
+        want_checkpoint, seconds = self._checkpoint_wanted.set, options.apply_seconds
+        self._applying = applying = Applying(
+            raft,
+            store,
             history,
-            self._writes,
-            self._roster,
-            self._upkeep,
-            self._turn,
+            writes,
+            roster,
+            standing,
+            upkeep,
+            turn,
             clock,
-            options.apply_seconds,
-            self._checkpoint_wanted.set,
-            is_arbiter=is_arbiter,
+            seconds,
+            want_checkpoint,
         )
         self._transfers = Transfers(
             options,
             directory,
-            self._raft,
+            raft,
             raft_log,
-            self._store,
+            store,
             history,
             peers,
-            self._writes,
-            self._roster,
-            self._standing,
-            self._upkeep,
-            self._applying,
-            self._turn,
+            writes,
+            roster,
+            standing,
+            upkeep,
+            applying,
+            turn,
             clock,
             is_stalled=lambda: self._room.stalled is not None,
             take=self._take_state,
         )
-        self._room = Room(
-            self._raft,
-            raft_log,
-            self._upkeep,
-            self._standing,
-            self._transfers.install,
-            clock,
-            observed.sync_seconds,
+        install, sync_seconds = self._transfers.install, observed.sync_seconds
+        self._room = room = Room(raft, raft_log, upkeep, standing, install, clock, sync_seconds)
+        has_leases = options.read_mode == "lease"
+        self._pacing = pacing = Pacing(
+            raft, writes, reads, applying, turn, self.take_held, call_later, has_leases=has_leases
         )
-        self._pacing = Pacing(
-            self._raft,
-            self._writes,
-            self._reads,
-            self._applying,
-            self._turn,
-            self.take_held,
-            call_later,
-            has_leases=options.read_mode == "lease",
-        )
-        self._expiries = Expiries(
-            self._raft,
-            raft_log,
-            self._store,
-            self._writes,
-            self._upkeep,
-            clock,
-            wall,
-            options.write_timeout,
+        self._expiries = expiries = Expiries(
+            raft, raft_log, store, writes, upkeep, clock, wall, options.write_timeout
         )
         self._proposals = Proposals(
-            self._raft,
+            raft,
             raft_log,
-            self._writes,
-            self._pacing,
-            self._room,
-            self._upkeep,
-            self._versions,
-            self._expiries,
-            self._turn,
+            writes,
+            pacing,
+            room,
+            upkeep,
+            versions,
+            expiries,
+            turn,
             self._refused,
             self._fail,
             clock,
@@ -321,34 +294,20 @@ class Node:
             observed.batch_sizes,
         )
         self._intake = Intake(
-            raft_log,
-            self._room,
-            self._applying,
-            self._admission,
-            clock,
-            self._refused,
-            options.speaks,
-            is_arbiter=is_arbiter,
+            raft_log, room, applying, admission, standing, clock, self._refused, options.speaks
         )
         self._audits = Audits(
-            self._raft,
-            raft_log,
-            self._store,
-            directory,
-            self._roster,
-            peers.send,
-            self._fail,
-            is_arbiter=is_arbiter,
+            raft, raft_log, store, directory, roster, standing, peers.send, self._fail
         )
         self._membership = Membership(
-            self._raft,
+            raft,
             self._changes,
             peers,
-            self._admission,
-            self._roster,
-            self._standing,
-            self._upkeep,
-            self._turn,
+            admission,
+            roster,
+            standing,
+            upkeep,
+            turn,
             clock,
             options.write_timeout,
             options.election_timeout,
@@ -357,6 +316,7 @@ class Node:
             check_peer=self._check_peer,
             drive=self._drive,
         )
+        self._local = LocalState(raft, store, directory, standing, expiries, turn, wall)
 
     @classmethod
     def open(
@@ -440,20 +400,7 @@ class Node:
 
     def resign(self, timeout: float = 2.0) -> None:
         """Hand leadership over, if this node has it and somebody can take it. Main thread."""
-        with self._turn.lock:
-            if self._raft.state is not State.LEADER or len(self._raft.configuration.voters) < 2:
-                return
-        ended = threading.Event()
-        outcome: list[ConureError | None] = []
-
-        def reply(error: ConureError | None) -> None:
-            outcome.append(error)
-            ended.set()
-
-        self.hand_over("", reply)
-        if not ended.wait(timeout) or outcome[0] is not None:
-            why = outcome[0] if outcome else "nobody took it in time"
-            log.warning("leadership was not handed over: %s", why)
+        self._membership.resign(timeout)
 
     def stop(self) -> None:
         """End the threads, write a last checkpoint unless the node has failed, close the files.
@@ -554,102 +501,45 @@ class Node:
         Once values of *most* bytes are read, none of more than *longest* bytes is any more, and
         NotRead is in its place.
         """
-        left = most
-        found: list[Record | ConureError | None] = []
-        with self._turn.lock:
-            index = self._store.applied_index
-            try:
-                self._standing.refuse_if_no_records()
-            except ConureError as error:
-                return index, [error] * len(keys)
-            get = self._store.get
-            for key in keys:
-                try:
-                    if left <= 0 and self._is_longer(key, longest):
-                        found.append(NotRead())
-                        continue
-                    record = get(key)
-                    found.append(record)
-                    if record is not None:
-                        left -= len(record.value)
-                except StorageError as error:
-                    log.error("a read met a damaged tree: %s", error)
-                    found.append(error)
-        return index, found
-
-    def _is_longer(self, key: bytes, most: int) -> bool:
-        heading = self._store.heading(key)
-        return heading is not None and heading[1] > most
+        return self._local.get_all(keys, most, longest)
 
     def pin(self) -> PinnedState:
         """Return this node's state as of now, for any thread; whoever gets it closes it.
 
         Raises Unavailable, and NotLeader on an arbiter.
         """
-        with self._turn.lock:
-            self._standing.refuse_if_no_records()
-            return self._store.snapshot()
+        return self._local.pin()
 
     def look(self, key: bytes) -> tuple[int, Record | ConureError | None, tuple[bytes, int] | None]:
         """Return the same of one key, and which session holds it, with its fencing token."""
-        with self._turn.lock:
-            index = self._store.applied_index
-            try:
-                self._standing.refuse_if_no_records()
-                return index, self._store.get(key), self._store.holder(key)
-            except ConureError as error:
-                return index, error, None
+        return self._local.look(key)
 
     def session(self, session: bytes) -> tuple[int, Session | ConureError | None]:
         """Return the revision of this node's state, and a session in it, or what went wrong."""
-        with self._turn.lock:
-            index = self._store.applied_index
-            try:
-                self._standing.refuse_if_no_records()
-                return index, self._store.session(session)
-            except ConureError as error:
-                return index, error
+        return self._local.session(session)
 
     def holdings(self, session: bytes, key: bytes, most: int) -> int:
         """Count the keys that a session holds, up to *most*, in the leader's state; 0 if *key* is
         one of them, and elsewhere, where nothing is decided by it. Raises ConureError."""
-        with self._turn.lock:
-            if self._raft.state is not State.LEADER or self._standing.is_arbiter:
-                return 0
-            return self._store.holdings(session, key, most)
+        return self._local.holdings(session, key, most)
 
     def backup(self) -> tuple[int, Backup]:
         """Return the revision of this node's state, and a backup of it, for any one thread.
 
         Raises Unavailable, and NotLeader on an arbiter.
         """
-        state = self.pin()
-        try:
-            identity = self._directory.identity
-            facts = Facts(identity.cluster_id, identity.node_id, int(self._wall() * 1000))
-            return state.meta.index, Backup(state, facts)
-        except BaseException:
-            state.close()
-            raise
+        return self._local.backup()
 
     def check_watchable(self) -> None:
         """Raise Unavailable where nothing, or nothing any more, would come to a watch."""
-        with self._turn.lock:
-            self._standing.refuse_if_failed()
-            if self._standing.is_arbiter:
-                raise Unavailable("an arbiter keeps no records; watch at another server")
-            if self._raft.configuration.get(self._raft.id) is None:
-                raise Unavailable("this node is of no cluster; watch at another server")
+        self._local.check_watchable()
 
     def time(self) -> int:
         """Return what expiries are counted by, in milliseconds since the Unix epoch.
 
         Exact on the leader; elsewhere by this node's own wall clock.
         """
-        with self._turn.lock:
-            if self._raft.state is State.LEADER:
-                return self._expiries.time()
-            return max(self._store.clock, int(self._wall() * 1000))
+        return self._local.time()
 
     def last_contact(self) -> float | None:
         """Return how long ago a leader was heard, in seconds: 0 on the leader, None for never."""
