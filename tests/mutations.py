@@ -733,8 +733,8 @@ MUTATIONS = [
     Mutation(
         "a node goes on before term and vote found room",
         "conure/cluster/node.py",
-        "if not self._standing.is_working or self._room.stalled is not None:",
-        "if not self._standing.is_working:",
+        "not self._standing.is_working or self._room.stalled is not None\n",
+        "not self._standing.is_working\n",
         FULL_DISK_TESTS,
     ),
     Mutation(

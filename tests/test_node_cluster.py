@@ -1736,7 +1736,7 @@ def test_a_state_takes_the_place_of_what_waits_to_be_applied(
     busy = lab["n3"]
     lab.later["n3"] = lambda action, seconds: None
     with monkeypatch.context() as patch:
-        patch.setattr(busy._applying, "apply_some", lambda: None)
+        patch.setattr(busy._applying, "apply_some", list)
         put(lab, b"00", b"waits")
         lab.tick(2)
         assert busy._applying.backlog
@@ -2379,7 +2379,7 @@ def test_who_has_no_time_to_apply_takes_no_more_than_it_may_keep(
     busy = lab["n3"]
     lab.later["n3"] = lambda action, seconds: None
     with monkeypatch.context() as patch:
-        patch.setattr(busy._applying, "apply_some", lambda: None)
+        patch.setattr(busy._applying, "apply_some", list)
         for number in range(30):
             put(lab, b"%d" % number, b"v")
         assert 5 < len(busy._applying.backlog) < 15

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from conure.cluster.checkpointing import Upkeep
-from conure.cluster.pending import Writes
+from conure.cluster.pending import Answers, Writes
 from conure.cluster.roster import Roster
 from conure.cluster.standing import Standing
-from conure.cluster.turns import Turn
 from conure.commands import Outcome
 from conure.consensus.messages import Entry
 from conure.state.history import History
@@ -49,7 +48,6 @@ class Applying:
         roster: Roster,
         standing: Standing,
         upkeep: Upkeep,
-        turn: Turn,
         clock: Callable[[], float],
         seconds: float,
         want_checkpoint: Callable[[], None],
@@ -60,7 +58,6 @@ class Applying:
         self._writes = writes
         self._roster = roster
         self._upkeep = upkeep
-        self._turn = turn
         self._clock = clock
         self._seconds = seconds
         self._want_checkpoint = want_checkpoint
@@ -82,16 +79,18 @@ class Applying:
             seconds = max(seconds, min(rest, APPLY_SHARE * seconds))
         self._until = now + seconds
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Apply committed entries, or let them wait behind those that are still to be applied."""
+    def add(self, entries: Sequence[Entry]) -> Answers:
+        """Apply committed entries, or let them wait behind those that are still to be applied.
+        Returns and raises the same as :meth:`apply_some`."""
         is_next = not self.backlog
         self.backlog += entries
         if is_next and self._clock() < self._until:
-            self.apply_some()
+            return self.apply_some()
+        return []
 
-    def apply_some(self) -> None:
-        """Apply entries of the backlog, as many as there is time for in one go, and answer the
-        writes that they were. Raises what ends the node."""
+    def apply_some(self) -> Answers:
+        """Apply entries of the backlog, as many as there is time for in one go; return the answers
+        to the writes that they were. Raises what ends the node."""
         store, entries = self._store, self.backlog
         outcomes: Mapping[int, Outcome] = {}
         if self._is_arbiter:
@@ -108,6 +107,7 @@ class Applying:
         self._raft.applied(store.applied_index)
         if store.configuration is not self._roster.encoded:
             self._roster.adopt()
-        self._turn.finished += self._writes.applied(done, outcomes)
+        answers = self._writes.applied(done, outcomes)
         if not self._is_arbiter and self._upkeep.is_urgent():
             self._want_checkpoint()
+        return answers

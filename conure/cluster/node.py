@@ -176,12 +176,11 @@ class Node:
         self._on_failure = on_failure
         self._call_later = call_later
         self._clock = clock
-        self._turn = turn = Turn(self._must_go_on, self.go_on, call_later)
-        self._will_go_on = False  # that has been asked for
         self._heard: float | None = None  # when a leader was heard last
         self._ticks = 0
         self._checkpoint_wanted = threading.Event()
         self._stopped = threading.Event()
+        lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
         # The core, and what is replicated.
@@ -214,7 +213,7 @@ class Node:
                 options.checkpoint_interval,
                 options.max_unwritten_bytes,
             ),
-            turn.lock,
+            lock,
             raft_log,
             store,
             clock,
@@ -229,13 +228,6 @@ class Node:
         self._writes = writes = Writes()
         self._reads = reads = Reads()
         self._changes = Changes(raft)
-        told_timeout = round(options.election_timeout * 1000)
-        self._admission = admission = Admission(
-            raft, directory, peers, options.raft_address, options.http_address, told_timeout
-        )
-        self._lease = Lease(raft, options.election_timeout, TICK, clock)
-
-        # The duties of a step, in the order in which they know of each other.
         want_checkpoint, seconds = self._checkpoint_wanted.set, options.apply_seconds
         self._applying = applying = Applying(
             raft,
@@ -245,11 +237,18 @@ class Node:
             roster,
             standing,
             upkeep,
-            turn,
             clock,
             seconds,
             want_checkpoint,
         )
+        self._turn = turn = Turn(lock, applying, standing, self.go_on, call_later)
+        told_timeout = round(options.election_timeout * 1000)
+        self._admission = admission = Admission(
+            raft, directory, peers, options.raft_address, options.http_address, told_timeout
+        )
+        self._lease = Lease(raft, options.election_timeout, TICK, clock)
+
+        # The duties of a step, in the order in which they know of each other.
         self._transfers = Transfers(
             options,
             directory,
@@ -690,7 +689,7 @@ class Node:
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Take messages from an admitted node, all that have arrived together."""
-        self._serve(partial(self._take, messages), reads=True)
+        self._serve(messages)
 
     def take_held(self) -> None:
         """Take up the requests that came while others waited for their quorum, or refuse them."""
@@ -702,7 +701,7 @@ class Node:
 
     def go_on(self) -> None:
         """Apply more of what is committed (7)."""
-        self._serve(self._apply_more, reads=False)
+        self._serve(None)
 
     def unreachable(self, node_id: str) -> None:
         """Take note that messages to a node were lost."""
@@ -773,31 +772,41 @@ class Node:
 
     # -- steps in which others may be answered ---------------------------------------------------
 
-    def _serve(self, step: Callable[[], bool], *, reads: bool) -> None:
-        """Take a turn for a step that may answer who waits; it returns whether it did anything.
+    def _serve(self, messages: Sequence[Message] | None) -> None:
+        """Take a turn with messages, or None: with what is still to be applied. Takes the lock.
 
-        Who gets these answers may have more to ask, so their next requests are gathered. *reads* is
-        whether the end of a confirmation counts as well. Takes the lock.
+        Who is answered then may have more to ask, so their next requests are gathered (6). The end
+        of a confirmation counts where messages have brought it.
         """
-        pacing = self._pacing
-        has_answered = must_brake = False
+        raft, pacing = self._raft, self._pacing
+        has_answered = False
         try:
             with self._turn:
-                before = pacing.before(reads=reads)
-                if not step():
+                if messages is not None and (
+                    not self._standing.is_working or self._room.stalled is not None
+                ):
                     return
+                was_busy = pacing.is_busy()
+                was_confirming = messages is not None and raft.is_confirming
+                waiting = pacing.count_waiting() if was_busy or was_confirming else 0
+                if messages is None:
+                    self._apply_more()
+                else:
+                    self._take(messages)
                 must_brake = self._must_brake()
-                has_answered = pacing.has_answered(before)
+                has_answered = (was_busy and not pacing.is_busy()) or (
+                    was_confirming and not raft.is_confirming
+                )
+                if has_answered:
+                    pacing.pause(waiting)
         finally:
             if has_answered:
                 self._call_later(pacing.gather, 0.0)
         if must_brake:
             sleep(BRAKE)  # the leader waits for this node's acknowledgements, or goes on without
 
-    def _take(self, messages: Sequence[Message]) -> bool:
-        """Take what has arrived, as far as there is room for it; False if nothing can be now."""
-        if not self._standing.is_working or self._room.stalled is not None:
-            return False
+    def _take(self, messages: Sequence[Message]) -> None:
+        """Take what has arrived, as far as there is room for it."""
         try:
             if self._intake.hears(messages):
                 for message in self._intake.that_fit(messages):
@@ -806,20 +815,11 @@ class Node:
             self._fail(error)
         else:
             self._drive()
-        return True
 
-    def _apply_more(self) -> bool:
-        self._will_go_on = False
+    def _apply_more(self) -> None:
+        self._turn.went_on()
         if self._standing.is_working:
             self._go_on()
-        return True
-
-    def _must_go_on(self) -> bool:
-        """Tell at the end of a turn whether to ask for :meth:`go_on`; once, until it comes."""
-        if not self._applying.backlog or self._will_go_on or not self._standing.is_working:
-            return False
-        self._will_go_on = True
-        return True
 
     def _write_waiting(self) -> None:
         """Write what waits for room, if there is some now. Takes the locks."""
@@ -867,7 +867,7 @@ class Node:
         applying.begin_share()
         try:
             if applying.backlog:
-                applying.apply_some()
+                self._turn.finished += applying.apply_some()
             if not applying.backlog:
                 self._take_held()
         except Exception as error:  # noqa: BLE001 - see _drive
@@ -896,7 +896,7 @@ class Node:
         if ready.must_persist:
             self._room.persist(ready)
         if ready.committed:
-            self._applying.add(ready.committed)
+            self._turn.finished += self._applying.add(ready.committed)
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
 

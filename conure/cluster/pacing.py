@@ -20,7 +20,7 @@ from conure.consensus.messages import State
 from conure.errors import NotLeader
 from raft import Raft
 
-__all__ = ["Before", "Pacing"]
+__all__ = ["Pacing"]
 
 GATHER = 100e-6
 """Seconds that held requests wait at most for those of clients who have just been answered: one
@@ -28,11 +28,6 @@ batch of all is faster than two of halves, and one question whether this still l
 
 WORTH_A_BATCH = 64
 """Held commands that wait for no others: a sync is shared by enough of them."""
-
-
-Before = tuple[bool, bool, int]
-"""Whether writes and whether a confirmation of reads were under way when a step began, and how many
-requests waited for them."""
 
 
 class Pacing:
@@ -102,24 +97,11 @@ class Pacing:
             except NotLeader as error:
                 self._turn.finished += self._reads.lost(read, error)
 
-    def before(self, *, reads: bool) -> Before:
-        """Note what is under way before a step that may end it; *reads* is whether the step's end
-        of a confirmation counts."""
-        was_busy, was_confirming = self.is_busy(), reads and self._raft.is_confirming
-        waiting = self._count_waiting() if was_busy or was_confirming else 0
-        return was_busy, was_confirming, waiting
-
-    def has_answered(self, before: Before) -> bool:
-        """Tell whether the step has answered those who waited, and begin a pause if so: whoever
-        calls it calls :meth:`gather` when the answers are sent."""
-        was_busy, was_confirming, waiting = before
-        has_answered = (was_busy and not self.is_busy()) or (
-            was_confirming and not self._raft.is_confirming
-        )
-        if has_answered:
-            self._crowd = max(waiting, self._crowd) if self.is_pausing else waiting
-            self.is_pausing = True
-        return has_answered
+    def pause(self, waiting: int) -> None:
+        """Wait for what comes of those who are answered now, of so many who were *waiting*.
+        Whoever calls it calls :meth:`gather` when the answers are sent."""
+        self._crowd = max(waiting, self._crowd) if self.is_pausing else waiting
+        self.is_pausing = True
 
     def gather(self) -> None:
         """Answers have been sent: if requests are held, take along those that follow. Takes the
@@ -137,8 +119,9 @@ class Pacing:
 
     def end_pause_if_all_are_back(self) -> None:
         """Wait for no more requests than there were before the last answers."""
-        if self.is_pausing and self._count_waiting() >= self._crowd:
+        if self.is_pausing and self.count_waiting() >= self._crowd:
             self.is_pausing = False
 
-    def _count_waiting(self) -> int:
+    def count_waiting(self) -> int:
+        """Return how many requests have no answer yet."""
         return self._writes.count + self._reads.count

@@ -12,7 +12,9 @@ import logging
 import threading
 from collections.abc import Callable
 
+from conure.cluster.applying import Applying
 from conure.cluster.pending import Answers
+from conure.cluster.standing import Standing
 
 __all__ = ["CallLater", "Turn"]
 
@@ -27,29 +29,51 @@ log = logging.getLogger("conure.node")
 class Turn:
     """The node's lock, taken for one step; what the step has finished is answered behind it.
 
-    *must_go_on* is asked under the lock, at the end of each turn, whether more is to be applied and
-    nobody is going to; if so, *go_on* is handed to *call_later*.
+    If *applying* has more to apply at the end of a turn, *go_on* is handed to *call_later*: once,
+    until it comes and says so by :meth:`went_on`.
     """
 
-    __slots__ = ("_call_later", "_go_on", "_must_go_on", "finished", "lock")
+    __slots__ = (
+        "_applying",
+        "_call_later",
+        "_go_on",
+        "_standing",
+        "_will_go_on",
+        "finished",
+        "lock",
+    )
 
     def __init__(
-        self, must_go_on: Callable[[], bool], go_on: Callable[[], None], call_later: CallLater
+        self,
+        lock: threading.Lock,
+        applying: Applying,
+        standing: Standing,
+        go_on: Callable[[], None],
+        call_later: CallLater,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock = lock
         """The node's lock itself, for who looks at something and finishes nothing."""
         self.finished: Answers = []
         """What is answered at the end of the turn; for the holder of the lock."""
-        self._must_go_on = must_go_on
+        self._applying = applying
+        self._standing = standing
         self._go_on = go_on
         self._call_later = call_later
+        self._will_go_on = False  # that has been asked for
+
+    def went_on(self) -> None:
+        """Take note, with the lock, that *go_on* has come."""
+        self._will_go_on = False
 
     def __enter__(self) -> None:
         self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
         finished, self.finished = self.finished, []
-        must_go_on = self._must_go_on()
+        must_go_on = (
+            bool(self._applying.backlog) and self._standing.is_working and not self._will_go_on
+        )
+        self._will_go_on |= must_go_on
         self.lock.release()
         if must_go_on:
             self._call_later(self._go_on, 0.0)
