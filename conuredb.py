@@ -32,7 +32,7 @@ from conure import VERSION
 from conure.cluster.joining import Joiner
 from conure.cluster.node import Node
 from conure.cluster.options import NodeOptions
-from conure.config import Address, Config, load
+from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http import documents
@@ -44,7 +44,7 @@ from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.service.watchers import Watchers
 from conure.state.history import History
-from conure.values import host_of
+from conure.values import Address, host_of
 from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, MetricsAPI
 
 __all__ = ["main"]
@@ -134,8 +134,7 @@ class Process:
             transport = self._listen_to_peers()
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, server, history)
-            api.backend = transport.host = node
-            transport.watcher = server
+            api.backend = node
             watchers = api.streams.watchers = Watchers(
                 history, self._registry, broadcast=server.broadcast, is_full=server.is_full
             )
@@ -143,7 +142,7 @@ class Process:
             self._add_metrics(server)
             if config.follower_mode == "forward":
                 api.forward = self._start_forwarder().forward
-            transport.start()
+            transport.start(node, server)
             # What exists by then stays: the collector need not look at it again and again. Nor
             # while the log is applied: that would take a quarter of the time.
             gc.collect()

@@ -1089,6 +1089,25 @@ class Raft:
         """
         return self._change(self._check_leading(), self.check_addition(server))
 
+    def move(self, moved: Sequence[Server]) -> int:
+        """Give members their new addresses, all in one entry: two may have changed places.
+
+        No member comes, goes or gets a vote by it, so R4 holds whatever their number. Returns and
+        raises what :meth:`add_learner` does, and MemberNotFound; Conflict as well if two members
+        would have one address.
+        """
+        leading = self._check_leading()
+        members = self.configuration
+        for server in moved:
+            known = self._member(server.id)
+            here = replace(
+                known, raft_address=server.raft_address, http_address=server.http_address
+            )
+            members = members.with_server(here)
+        if len({server.raft_address for server in members.servers}) < len(members.servers):
+            raise Conflict("two members would have one address")
+        return self._change(leading, members)
+
     def promote(self, node_id: str) -> int:
         """Make a learner a voter; see :meth:`add_learner` for what is returned and raised.
 
@@ -1257,7 +1276,7 @@ class Raft:
             self._become_follower(self.term)
 
     def _change(self, leading: _Leadership, configuration: Configuration) -> int:
-        """Append a configuration, one member away from the last one (R4)."""
+        """Append a configuration, one member or addresses away from the last one (R4)."""
         if configuration == self.configuration:
             return self._configurations[-1][0]
         if self.commit_index < leading.term_start:

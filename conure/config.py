@@ -42,43 +42,29 @@ from typing import NamedTuple
 
 from conure import VERSION
 from conure.errors import ConfigError
-from conure.values import ADDRESS, BASE_URL, host_of, is_ipv6, parse_pattern
+from conure.values import (
+    Address,
+    bracketed,
+    host_of,
+    parse_base_url,
+    parse_listening_address,
+    parse_pattern,
+    parse_seconds,
+    parse_size,
+    show_size,
+)
 
-__all__ = ["SETTINGS", "Address", "Config", "Setting", "load"]
+__all__ = ["SETTINGS", "Config", "Setting", "load"]
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_BYTES = {
-    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": _KIB, "mib": _MIB, "gib": _GIB, "tib": _TIB,
-    "ki": _KIB, "mi": _MIB, "gi": _GIB, "ti": _TIB,
-}  # fmt: skip
 _TRUE = frozenset({"true", "t", "1", "yes", "on"})
 _FALSE = frozenset({"false", "f", "0", "no", "off"})
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+", re.ASCII)
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
-_SIZE = re.compile(r"(\d+) ?([A-Za-z]*)", re.ASCII)
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # What Kubernetes puts into every pod's environment for a service named "conure" or "conure-…".
 _KUBERNETES = re.compile(
     r"CONURE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
 _OTHER_PROGRAMS = frozenset({"CONURE_SERVER"})  # read by the shell
-
-
-class Address(NamedTuple):
-    """A host and a TCP port, as :func:`socket.bind` takes them; ``str()`` is ``host:port``."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{_bracketed(self.host)}:{self.port}"
-
-    @property
-    def is_wildcard(self) -> bool:
-        """Whether this names every interface, so that nobody can connect to it by this name."""
-        return self.host == "" or _is_unspecified(self.host)
 
 
 class Setting(NamedTuple):
@@ -173,7 +159,7 @@ class Config:
             return self.http_advertise
         raft = self.raft_advertise or self.raft_addr
         host = raft.host if self.http_addr.is_wildcard else self.http_addr.host
-        return f"http://{_bracketed(host)}:{bound_port}"
+        return f"http://{bracketed(host)}:{bound_port}"
 
     def own_hosts(self) -> tuple[str, ...]:
         """Return the hosts by which these settings name this node, or may name it.
@@ -268,10 +254,10 @@ def _choice(*choices: str) -> Callable[[str], str]:
 
 
 def _duration(minimum: str, maximum: str) -> Callable[[str], float]:
-    low, high = _seconds(minimum), _seconds(maximum)
+    low, high = parse_seconds(minimum), parse_seconds(maximum)
 
     def parse(text: str) -> float:
-        seconds = _seconds(text)
+        seconds = parse_seconds(text)
         if not low <= seconds <= high:
             raise ValueError(f"{text} is out of range; use {minimum} to {maximum}")
         return seconds
@@ -279,23 +265,12 @@ def _duration(minimum: str, maximum: str) -> Callable[[str], float]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    if _DURATION.fullmatch(text):
-        return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
-    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
-        raise ValueError(f"{text} has no unit; write {text}s for seconds or {text}ms")
-    raise ValueError(f"{text!r} is no duration; write it like 3s, 500ms or 1m30s")
-
-
 def _size(minimum: int, maximum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        match = _SIZE.fullmatch(text)
-        if match is None or (unit := match[2].lower()) not in _BYTES:
-            raise ValueError(f"{text!r} is no size; write it like 4096, 64KiB or 1MB")
-        size = int(match[1]) * _BYTES[unit]
+        size = parse_size(text)
         if not minimum <= size <= maximum:
             raise ValueError(
-                f"{text} is out of range; use {_shown_size(minimum)} to {_shown_size(maximum)}"
+                f"{text} is out of range; use {show_size(minimum)} to {show_size(maximum)}"
             )
         return size
 
@@ -320,15 +295,8 @@ def _count(minimum: int, maximum: int) -> Callable[[str], int]:
     return parse
 
 
-def _bind_address(text: str) -> Address:
-    match = ADDRESS.fullmatch(text)
-    if match is None:
-        raise ValueError(_address_hint(text))
-    return _address(match[1], match[2], match[3])
-
-
 def _optional_address(text: str) -> Address | None:
-    return _bind_address(text) if text else None
+    return parse_listening_address(text) if text else None
 
 
 def _reachable_address(text: str) -> Address | None:
@@ -339,17 +307,7 @@ def _reachable_address(text: str) -> Address | None:
 
 
 def _optional_base_url(text: str) -> str:
-    return _base_url(text) if text else ""
-
-
-def _base_url(text: str) -> str:
-    match = BASE_URL.fullmatch(text)
-    if match is None or match[1] != "http" or match[3] == "":  # this version has no https
-        raise ValueError(f"{text!r} is no base URL; write it like http://10.0.0.5:8081")
-    address = _address(match[2], match[3], match[4] or "80")
-    if address.is_wildcard or address.port == 0:
-        raise ValueError(f"nobody can connect to {text}; name a node's host and port")
-    return f"http://{address}"
+    return parse_base_url(text) if text else ""
 
 
 def _listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
@@ -370,47 +328,10 @@ def _network(text: str) -> str:
         raise ValueError(f"{text!r} is no address or network ({error}); {why}") from None
 
 
-def _address(ipv6: str | None, host: str, port: str) -> Address:
-    if ipv6 is not None and not is_ipv6(ipv6):
-        raise ValueError(f"[{ipv6}] is no IPv6 address; write it like [::1]:{port}")
-    if int(port) > 65535:
-        raise ValueError(f"{port} is no TCP port; use 0 to 65535")
-    return Address(host if ipv6 is None else ipv6, int(port))
-
-
-def _address_hint(text: str) -> str:
-    hint = "write it like 127.0.0.1:8081, :8081 or [::1]:8081"
-    if text.isdecimal():
-        return f"{text} is a port without an address; write :{text}"
-    if "://" in text:
-        return f"{text!r} is a URL; {hint}"
-    if text.count(":") > 1:
-        return f"{text!r} is no host and port; an IPv6 address goes in brackets: [::1]:8081"
-    return f"{text!r} is no host and port; {hint}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _is_unspecified(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
 def _shown(value: object) -> str:
     if isinstance(value, tuple) and not isinstance(value, Address):
         return ",".join(value)
     return "" if value is None else str(value)
-
-
-def _shown_size(size: int) -> str:
-    for unit, factor in (("TiB", _TIB), ("GiB", _GIB), ("MiB", _MIB), ("KiB", _KIB)):
-        if size >= factor and size % factor == 0:
-            return f"{size // factor}{unit}"
-    return str(size)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -422,8 +343,10 @@ SETTINGS: tuple[Setting, ...] = (
        is_name=True),
     _S("data_dir", "DIRECTORY", "./data", "where this node keeps everything; one node each",
        _directory, is_name=True),
-    _S("raft_addr", "ADDRESS", "127.0.0.1:7001", "where peers are listened to", _bind_address),
-    _S("http_addr", "ADDRESS", ":8081", "where the HTTP API is served", _bind_address),
+    _S("raft_addr", "ADDRESS", "127.0.0.1:7001", "where peers are listened to",
+       parse_listening_address),
+    _S("http_addr", "ADDRESS", ":8081", "where the HTTP API is served",
+       parse_listening_address),
     _S("raft_advertise", "ADDRESS", "",
        "the address peers connect to; empty: raft_addr, which then has to name a host",
        _reachable_address),
@@ -444,7 +367,7 @@ SETTINGS: tuple[Setting, ...] = (
        "without node_id and seeds)", _boolean),
     _S("seeds", "URLS", "",
        "base URLs of members, comma-separated, that this node asks to add it; also --join",
-       _listed(_base_url), alias="join"),
+       _listed(parse_base_url), alias="join"),
     _S("role", "ROLE", "data",
        "data keeps the records; arbiter keeps none and only votes",
        _choice("data", "arbiter")),

@@ -57,7 +57,7 @@ class File(Protocol):
     def pwrite(self, data: bytes, offset: int) -> None: ...
 
     def pwritev(self, buffers: Sequence[bytes], offset: int) -> None:
-        """Write the buffers one behind the other, beginning at *offset*."""
+        """Write the buffers one after the other, beginning at *offset*."""
 
     def allocate(self, offset: int, size: int) -> None:
         """Fill the range with zeros, so that later writes into it need no new space."""

@@ -125,7 +125,7 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(map(float, bounds))
-        # For each thread: how many values are in each bucket, and behind them their sum.
+        # For each thread: how many values are in each bucket, and after them their sum.
         self._cells: dict[int, list[float]] = {}
 
     def observe(self, value: float) -> None:

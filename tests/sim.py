@@ -78,7 +78,7 @@ from conure.cluster import node as node_module
 from conure.cluster.node import Node
 from conure.cluster.options import APPLY_SECONDS, NodeOptions
 from conure.commands import EventKind
-from conure.consensus import raftlog
+from conure.consensus import spares
 from conure.consensus.members import Configuration
 from conure.consensus.messages import COMMAND, CONFIG, Entry, Message, MessageType, Ready, State
 from conure.errors import (
@@ -95,7 +95,8 @@ from conure.errors import (
 )
 from conure.metrics import Registry
 from conure.peers.frames import decode_message, encode_message
-from conure.peers.transport import Greeting, Outgoing
+from conure.peers.protocol import Greeting
+from conure.peers.transfer import Outgoing
 from conure.service import watchers as watchers_module
 from conure.service.watchers import Watchers
 from conure.state import codec, snapshots
@@ -2291,7 +2292,7 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
             mock.patch.object(node_module, "JOIN_AFTER", 1.0),
             mock.patch.object(node_module.log, "exception", exception),
             mock.patch.object(checkpointing, "sleep", sleep),
-            mock.patch.object(raftlog, "RESERVE_BYTES", 1024),  # so that it comes to an end
+            mock.patch.object(spares, "RESERVE_BYTES", 1024),  # so that it comes to an end
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
             mock.patch.object(watchers_module, "monotonic", monotonic),

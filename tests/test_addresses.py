@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conure.cluster.addresses import LINGER, MAX_STRANGERS, AddressBook
 from conure.consensus.members import Configuration, Server
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 
 
 def book(*servers: Server) -> AddressBook:

@@ -14,7 +14,7 @@ import pytest
 from conure.cluster.node import Node
 from conure.consensus.messages import Message, MessageType, State
 from conure.errors import Conflict, ConureError, Refused
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from tests.answers import value_of
 from tests.test_node_cluster import Lab, begin, put, suffrages
 

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure import VERSION
-from conure.config import SETTINGS, Address, Config, load
+from conure.config import SETTINGS, Config, load
 from conure.errors import ConfigError
+from conure.values import Address
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config.example.yaml"

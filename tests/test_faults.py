@@ -23,7 +23,7 @@ import pytest
 
 from conure.cluster.node import Node
 from conure.cluster.options import NodeOptions
-from conure.consensus.raftlog import RESERVE_BYTES
+from conure.consensus.spares import RESERVE_BYTES
 from conure.errors import ConureError
 from conure.fileio import OsFileSystem
 from conure.metrics import Registry

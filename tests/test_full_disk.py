@@ -15,7 +15,8 @@ from conure.cluster.node import Node
 from conure.commands import Put
 from conure.consensus import raftlog
 from conure.consensus.messages import COMMAND, Entry, Message, MessageType, State
-from conure.consensus.raftlog import ENTRY_OVERHEAD, RESERVE_FILES, RaftLog
+from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
+from conure.consensus.spares import RESERVE_BYTES, RESERVE_FILES
 from conure.errors import (
     ConureError,
     DiskFull,
@@ -43,9 +44,9 @@ def fill_logs(lab: Lab, *node_ids: str) -> None:
     for node_id in node_ids:
         log = lab[node_id]._log
         lab[node_id]._upkeep.prepare()
-        for _, path in log._spares:
+        for _, path in log._spares.ready:
             lab.disks[node_id].remove(path)
-        log._spares.clear()
+        log._spares.ready.clear()
         seal(log)
     fill(lab, *node_ids)
 
@@ -61,7 +62,7 @@ def write_to_the_end(lab: Lab, node_id: str) -> None:
     log = lab[node_id]._log
     while True:
         left = log._segments[-1].size - log._segments[-1].end
-        most = max([left, *[size - 64 for size, _ in log._spares]])
+        most = max([left, *[size - 64 for size, _ in log._spares.ready]])
         if left < 100:
             if most == left:
                 break
@@ -143,7 +144,7 @@ def test_elections_and_changes_of_members_go_on_where_all_disks_are_full() -> No
     free(lab, *NAMES)
     put(lab, b"a", b"c")
     assert not lab.leader()._log._segments[-1].is_reserve
-    assert len(lab.leader()._log._reserve) == RESERVE_FILES
+    assert len(lab.leader()._log._spares.reserve) == RESERVE_FILES
 
 
 def test_a_voter_joins_where_the_leaders_disk_is_full() -> None:
@@ -251,8 +252,8 @@ def test_a_follower_without_room_tries_to_make_some_at_times_only(has_reserve: b
         use_up_reserve(lab, "n3")
     log, term = lab["n3"]._log, lab["n1"]._raft.term
     disk, attempts = lab.disks["n3"], []
-    made = log._make_spare
-    log._make_spare = lambda *of, **how: attempts.append(of) or made(*of, **how)  # type: ignore[method-assign, func-returns-value]
+    made = log._spares._make
+    log._spares._make = lambda *of, **how: attempts.append(of) or made(*of, **how)  # type: ignore[method-assign, func-returns-value]
 
     def append() -> bool:
         last = log.last_index
@@ -531,7 +532,7 @@ def test_a_snapshot_leaves_the_log_of_its_receiver_some_room() -> None:
     outgoing = OutgoingSnapshot(asked, store.snapshot())
     (chunk,) = outgoing.chunks(b"")
     wanted = node._log.wanted_bytes
-    assert wanted == 2 * 4096 + RESERVE_FILES * raftlog.RESERVE_BYTES
+    assert wanted == 2 * 4096 + RESERVE_FILES * RESERVE_BYTES
     disk.set_capacity(disk.used_bytes() + wanted + len(chunk) - 1)
     incoming = node.begin_snapshot(outgoing.header)
     assert incoming is not None

@@ -492,7 +492,8 @@ def test_what_has_left_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     while connection.pending:
         (rest,) = connection.out
-        kept.append(len(rest.obj if isinstance(rest, memoryview) else rest) / len(rest))
+        whole = memoryview(rest.obj if isinstance(rest, memoryview) else rest)
+        kept.append(whole.nbytes / len(rest))
         stepped._read()
         rounds(stepped, 1)
     assert max(kept[:-1]) > 1, "some of it was sent"

@@ -20,7 +20,7 @@ WINGS: dict[str, set[str]] = {
     "net": {""},
     "state": {"", "consensus", "storage", "btree"},
     "peers": {"", "consensus", "net"},
-    "cluster": {"", "consensus", "storage", "state", "peers", "raft", "btree"},
+    "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft", "btree"},
     "service": {"", "state"},
     "http": {"", "net", "state", "service"},
     "client": {""},

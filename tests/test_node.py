@@ -44,7 +44,8 @@ from conure.errors import (
 )
 from conure.fileio import FileSystem, OsFileSystem
 from conure.metrics import Registry
-from conure.peers.transport import Greeting, Outgoing
+from conure.peers.protocol import Greeting
+from conure.peers.transfer import Outgoing
 from raft import Raft
 from tests.answers import outcomes_of, value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash

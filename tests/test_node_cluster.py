@@ -62,7 +62,7 @@ from conure.consensus.messages import (
     SnapshotMeta,
     State,
 )
-from conure.consensus.raftlog import RESERVE_FILES
+from conure.consensus.spares import RESERVE_FILES
 from conure.errors import (
     Conflict,
     ConureError,
@@ -80,7 +80,8 @@ from conure.errors import (
 )
 from conure.metrics import Registry
 from conure.peers import frames
-from conure.peers.transport import Greeting, Incoming, Outgoing
+from conure.peers.protocol import Greeting
+from conure.peers.transfer import Incoming, Outgoing
 from conure.state import codec
 from conure.state.machine import Session
 from conure.state.snapshots import IncomingSnapshot
@@ -589,6 +590,25 @@ def test_a_member_at_an_address_that_is_taken_does_not_hold_up_others_that_moved
     moved = lab.leader()._roster.members.get("n3")
     assert moved is not None
     assert moved.raft_address == "elsewhere:7001"
+
+
+def test_members_that_change_places_are_known_there(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    lab = cluster("n2", "n3", "n4")
+    for node_id in ("n2", "n3", "n4"):
+        lab.stop(node_id)
+    for node_id, place in (("n2", "n3"), ("n3", "n2"), ("n4", "n1")):  # n1's, which stays
+        lab.add(node_id, raft_address=f"{place}:7001")
+    lab.tick(60)
+    members = lab.leader()._roster.members
+    addresses = {server.id: server.raft_address for server in members.servers}
+    assert addresses == {"n1": "n1:7001", "n2": "n3:7001", "n3": "n2:7001", "n4": "n4:7001"}
+    assert set(suffrages(lab.leader()).values()) == {"voter"}
+    told = [message for message in caplog.messages if "is reached at" in message]
+    assert sorted(told) == [
+        "node n2 is reached at n3:7001 now",
+        "node n3 is reached at n2:7001 now",
+    ]
 
 
 def test_a_node_belongs_to_no_cluster_that_takes_it_for_another_one() -> None:
@@ -2094,7 +2114,7 @@ def test_a_follower_without_room_for_entries_goes_on_when_there_is_some() -> Non
     assert lab.failed == set()
     assert value_of(lab["n3"], b"k59") is None
     assert value_of(lab["n3"], b"k0") is not None
-    assert len(lab["n3"]._log._reserve) == RESERVE_FILES // 2  # the rest isn't for commands
+    assert len(lab["n3"]._log._spares.reserve) == RESERVE_FILES // 2  # the rest isn't for commands
     lab.disks["n3"].set_capacity(None)
     lab.tick(20)
     assert value_of(lab["n3"], b"k59") == b"v" * 1000

@@ -796,6 +796,23 @@ def test_a_member_may_move_without_losing_its_vote() -> None:
     assert leader.raft.last_index == index
 
 
+def test_members_may_change_places_in_one_entry() -> None:
+    cluster, leader = leader_of("a", "b", "c", "d")
+    voters = leader.raft.configuration.voters
+    swapped = [Server("b", "c:7001", "http://c:8081"), Server("c", "b:7001", "http://b:8081")]
+    index = leader.raft.last_index
+    leader.change(lambda: leader.raft.move(swapped))
+    cluster.settle()
+    assert leader.raft.last_index == index + 1
+    members = cluster["d"].raft.configuration
+    assert [members.get("b"), members.get("c")] == swapped
+    assert members.voters == voters
+    with pytest.raises(Conflict, match="one address"):
+        leader.raft.move([Server("b", "d:7001")])
+    with pytest.raises(MemberNotFound):
+        leader.raft.move([Server("z", "z:7001")])
+
+
 def test_a_removed_leader_steps_down_even_if_nobody_takes_over() -> None:
     cluster, leader = leader_of("a", "b", "c")
     leader.change(lambda: leader.raft.remove("a"))

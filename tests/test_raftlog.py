@@ -13,22 +13,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from conure.consensus import raftlog
+from conure.consensus.logscan import examine
 from conure.consensus.messages import COMMAND, CONFIG, NOOP, Entry, HardState, SnapshotMeta, Storage
-from conure.consensus.raftlog import (
-    ENTRY_OVERHEAD,
-    RESERVE_BYTES,
-    RESERVE_FILES,
-    Compacted,
-    RaftLog,
-)
+from conure.consensus.raftlog import ENTRY_OVERHEAD, Compacted, RaftLog
 from conure.consensus.records import decode_record, encode_record
+from conure.consensus.spares import RESERVE_BYTES, RESERVE_FILES
 from conure.errors import CorruptionError, DiskFailed, DiskFull
 from conure.fileio import FileSystem, OsFileSystem
 from tests.crashfs import SECTOR, CrashFileSystem
 
 DIRECTORY = "/data/raft"
 YOUNGEST = f"{DIRECTORY}/{9:020}.log"
+
+
+def check(fs: FileSystem, directory: str) -> None:
+    examine(fs, directory, read_only=True).close()
 
 
 def entries(first: int, last: int, term: int = 1, size: int = 40) -> list[Entry]:
@@ -655,7 +654,7 @@ def test_a_torn_tail_is_cut_off_for_good() -> None:
     file = torn.open(path)
     file.pwrite(bytes(SECTOR), SECTOR)  # a sector of it never arrived, the ones behind it did
     file.sync()
-    raftlog.check(torn, DIRECTORY)
+    check(torn, DIRECTORY)
     before = torn.contents(path)
     log = open_log(torn)
     kept = log.last_index
@@ -673,14 +672,14 @@ def test_check_changes_nothing(tmp_path: os.PathLike[str]) -> None:
     fs, _ = small_log()
     before = {name: fs.contents(f"{DIRECTORY}/{name}") for name in fs.list(DIRECTORY)}
     syncs = fs.syncs
-    raftlog.check(fs, DIRECTORY)
+    check(fs, DIRECTORY)
     assert {name: fs.contents(f"{DIRECTORY}/{name}") for name in fs.list(DIRECTORY)} == before
     assert fs.syncs == syncs
     with pytest.raises(FileNotFoundError):
-        raftlog.check(OsFileSystem(), os.path.join(tmp_path, "nothing"))
+        check(OsFileSystem(), os.path.join(tmp_path, "nothing"))
     fs.corrupt(YOUNGEST, 150)
     with pytest.raises(CorruptionError):
-        raftlog.check(fs, DIRECTORY)
+        check(fs, DIRECTORY)
 
 
 @pytest.mark.parametrize("name", ["state", "snapshot", f"{1:020}.log"])

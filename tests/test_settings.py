@@ -17,7 +17,8 @@ from unittest.mock import MagicMock
 import pytest
 
 import conuredb
-from conure.config import SETTINGS, Address
+from conure.config import SETTINGS
+from conure.values import Address
 from conuredb import UNWRITTEN_SHARE, Process, main
 
 MIB = 1 << 20

@@ -22,7 +22,8 @@ from conure.consensus.messages import (
     SnapshotHeader,
     SnapshotMeta,
 )
-from conure.consensus.raftlog import RESERVE_FILES, RaftLog
+from conure.consensus.raftlog import RaftLog
+from conure.consensus.spares import RESERVE_FILES
 from conure.errors import (
     CorruptionError,
     DiskFailed,
@@ -609,7 +610,7 @@ def test_a_disk_that_fails_at_any_call_leaves_the_old_state_or_the_new(
         if member.fs.failure_is_due:
             break
         if kind != "io" and error is None:  # what is small finds room in the log's reserve
-            assert len(member.log._reserve) == RESERVE_FILES - 1
+            assert len(member.log._spares.reserve) == RESERVE_FILES - 1
         elif kind != "io":
             # Nothing but a whole state still takes space, and a later attempt can work.
             assert all(name.endswith(".db") for name in staged(member.fs))

@@ -38,8 +38,10 @@ from conure.consensus.messages import (
 from conure.errors import ConureError, Refused, StorageError, Unavailable
 from conure.http.server import HTTPServer
 from conure.metrics import Registry
-from conure.peers import frames, guests, transport
-from conure.peers.transport import Greeting, Transport
+from conure.peers import accepting, dialling, frames, guests, inbox, peer, sockets, transfer
+from conure.peers.accepting import Watcher
+from conure.peers.protocol import Greeting
+from conure.peers.transport import Transport
 from conure.state import codec
 from tests.httpdriver import Recorder
 
@@ -62,7 +64,7 @@ def waits_for(gate: threading.Event) -> Callable[[object], None]:
 
 
 class Staged:
-    """A transport.Incoming in memory."""
+    """A transfer.Incoming in memory."""
 
     def __init__(self, host: Node, header: SnapshotHeader) -> None:
         self.host = host
@@ -92,7 +94,7 @@ class Staged:
 
 
 class State:
-    """A transport.Outgoing in memory: *records*, some to a chunk."""
+    """A transfer.Outgoing in memory: *records*, some to a chunk."""
 
     def __init__(self, to: str, records: int, *, sender: str = "a", value: bytes = b"v" * 100):
         message = Message(
@@ -128,7 +130,7 @@ class Node:
         node_id: str,
         port: int = 0,
         host: str = "127.0.0.1",
-        watcher: HTTPServer | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.id = node_id
         self.cluster = CLUSTER
@@ -145,9 +147,7 @@ class Node:
         self.before_add: Callable[[], None] = lambda: None
         self.registry = Registry()
         self.transport = Transport((host, port), self.registry)
-        self.transport.host = self
-        self.transport.watcher = watcher
-        self.transport.start()
+        self.transport.start(self, watcher)
 
     @property
     def address(self) -> str:
@@ -233,7 +233,7 @@ class Net:
         node_id: str,
         port: int = 0,
         host: str = "127.0.0.1",
-        watcher: HTTPServer | None = None,
+        watcher: Watcher | None = None,
     ) -> Node:
         node = Node(node_id, port, host, watcher)
         self.stack.callback(node.transport.close)
@@ -270,10 +270,10 @@ class Net:
 
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 1.0)
-    monkeypatch.setattr(transport, "RESUMPTION_PAUSE", 0.01)
-    monkeypatch.setattr(transport, "MAX_BACKOFF", 0.1)
-    monkeypatch.setattr(transport, "_ACCEPT_TICK", 0.005)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 1.0)
+    monkeypatch.setattr(transfer, "RESUMPTION_PAUSE", 0.01)
+    monkeypatch.setattr(peer, "MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(accepting, "_ACCEPT_TICK", 0.005)
     threads, before = set(threading.enumerate()), descriptors()
     net = Net()
     with net.stack:
@@ -510,7 +510,7 @@ def test_a_peer_that_restarts_elsewhere_is_found_there(net: Net) -> None:
 
 
 def test_an_address_that_is_put_right_is_tried_at_once(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", 60.0)
+    monkeypatch.setattr(peer, "BACKOFF", 60.0)
     a, b = net.pair()
     a.transport.set_peers({"b": "no address"})
     a.send("b")
@@ -524,8 +524,8 @@ def test_a_peer_that_accepts_and_closes_is_dialled_less_and_less(
     net: Net, monkeypatch: Any
 ) -> None:
     """What opens a connection and ends it at once, such as a proxy without a node, is no peer."""
-    monkeypatch.setattr(transport, "BACKOFF", 0.02)
-    monkeypatch.setattr(transport, "MAX_BACKOFF", 60.0)
+    monkeypatch.setattr(peer, "BACKOFF", 0.02)
+    monkeypatch.setattr(peer, "MAX_BACKOFF", 60.0)
     a, listener = net.node("a"), net.listener()
     a.transport.set_peers({"b": address(listener)})
     dialled = []
@@ -540,7 +540,7 @@ def test_a_peer_that_accepts_and_closes_is_dialled_less_and_less(
 
 
 def test_a_peer_that_dials_is_dialled_back_at_once(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", 60.0)
+    monkeypatch.setattr(peer, "BACKOFF", 60.0)
     a, b = net.pair()
     b.transport.close()
     a.send("b", 1)
@@ -579,7 +579,7 @@ def test_only_trouble_that_is_new_is_logged(net: Net, caplog: pytest.LogCaptureF
 
 
 def test_a_peer_that_reads_nothing_costs_a_bounded_queue(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "MAX_QUEUED_BYTES", 4 << 20)
+    monkeypatch.setattr(peer, "MAX_QUEUED_BYTES", 4 << 20)
     a, b = net.pair()
     listener = net.listener()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -625,7 +625,7 @@ def test_a_peer_that_reads_again_gets_what_has_waited(net: Net) -> None:
 
 def test_silence_is_noticed(net: Net, monkeypatch: Any) -> None:
     # As of a peer whose process is stopped: its system accepts, and takes bytes up to a point.
-    monkeypatch.setattr(transport, "SILENCE", 0.3)
+    monkeypatch.setattr(dialling, "SILENCE", 0.3)
     a = net.node("a")
     listener = net.listener()
     a.transport.set_peers({"b": address(listener)})
@@ -642,7 +642,7 @@ def test_a_peer_whose_process_is_stopped_costs_nobody_else(net: Net, monkeypatch
     a, b = net.pair()
     a.send("b")
     eventually(lambda: b.messages)
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.3)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 0.3)
     stopped = net.listener()
     a.transport.set_peers({"b": b.address, "stopped": address(stopped)})
     for i in range(100):
@@ -828,13 +828,13 @@ def test_what_has_arrived_by_a_connection_that_is_closed_is_not_handed_over(net:
     sock = net.admitted(b)
     sock.sendall(message_to(b, 1))
     assert began.wait(PATIENCE)
-    stream = next(iter(b.transport._streams.values()))
+    inbox_ = next(iter(b.transport._acceptor._inboxes.values()))
     sock.sendall(message_to(b, 2))
-    assert select.select([stream._sock], [], [], PATIENCE)[0]
+    assert select.select([inbox_._sock], [], [], PATIENCE)[0]
     b.transport.judge(lambda peer, known_as: False, lambda peer: True)
     gate.set()
     assert is_closed(sock)
-    eventually(lambda: not b.transport._callers)
+    eventually(lambda: not b.transport._acceptor._callers)
     assert [message.index for message in b.messages] == [1]
 
 
@@ -872,7 +872,7 @@ def test_who_is_refused_is_told_no_more_than_is_meant_for_it(
 
 
 def test_a_slow_handshake_is_ended_however_slow(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.2)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 0.2)
     b = net.node("b")
     silent, slow = net.dial(b), net.dial(b)
     began = time.monotonic()
@@ -899,7 +899,7 @@ def test_a_plain_visit_leaves_no_trace(net: Net, caplog: pytest.LogCaptureFixtur
 def test_strangers_cannot_fill_the_log(
     net: Net, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(transport, "_MAX_TOLD", 3)
+    monkeypatch.setattr(accepting, "_MAX_TOLD", 3)
     b = net.node("b")
 
     def visit(size: int) -> None:
@@ -910,7 +910,7 @@ def test_strangers_cannot_fill_the_log(
     for size in range(10):
         visit(size)
     assert len(caplog.records) == 3
-    monkeypatch.setattr(transport, "_TOLD_TIME", 0.0)
+    monkeypatch.setattr(accepting, "_TOLD_TIME", 0.0)
     visit(10)
     assert len(caplog.records) == 4
 
@@ -918,7 +918,7 @@ def test_strangers_cannot_fill_the_log(
 def test_strangers_cannot_keep_a_peer_out(net: Net, monkeypatch: Any) -> None:
     monkeypatch.setattr(guests, "MAX_INCOMING", 5)
     monkeypatch.setattr(guests, "MAX_STRANGERS", 2)
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 60.0)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 60.0)
     b = net.node("b")
     peer = net.admitted(b)
     strangers = [net.dial(b) for _ in range(20)]
@@ -945,7 +945,7 @@ def test_who_is_believed_but_no_member_takes_no_members_place(net: Net) -> None:
     assert is_closed(strangers[0])
     strangers[-1].sendall(message_to(b, 5, sender=f"s{len(strangers) - 1}"))
     eventually(lambda: 5 in indexes(b))
-    assert len(list(b.transport._guests.sockets())) <= guests.MAX_STRANGERS + 1
+    assert len(list(b.transport._acceptor._guests.sockets())) <= guests.MAX_STRANGERS + 1
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -953,7 +953,7 @@ def test_what_arrives_and_is_not_complete_is_bounded_over_all_connections(
     net: Net, monkeypatch: Any, watched: bool
 ) -> None:
     monkeypatch.setattr(guests, "MAX_ARRIVING", 4 << 20)
-    for module in (guests, transport):
+    for module in (guests, inbox):
         monkeypatch.setattr(module, "SMALL_FRAME", 64 << 10)
     server = net.reactor() if watched else None
     if server is not None:
@@ -966,7 +966,9 @@ def test_what_arrives_and_is_not_complete_is_bounded_over_all_connections(
         socks.append(net.admitted(b, node_id=f"s{number}"))
         with contextlib.suppress(OSError):  # it may be ended amid it
             socks[-1].sendall(begun)
-        eventually(lambda: b.transport._guests.arriving)  # the first has the room before others ask
+        eventually(
+            lambda: b.transport._acceptor._guests.arriving
+        )  # the first has the room before others ask
     for sock in socks[1:]:
         assert is_closed(sock)
     a = net.node("a")
@@ -984,7 +986,7 @@ def test_a_frame_that_does_not_go_on_ends_its_connection(
 ) -> None:
     monkeypatch.setattr(guests, "FRAME_TIME", 0.2)
     monkeypatch.setattr(guests, "SLOWEST", 1000)
-    monkeypatch.setattr(transport, "_LOOK", 0.02)
+    monkeypatch.setattr(accepting, "_LOOK", 0.02)
     server = net.reactor() if watched else None
     if server is not None:
         server.start()
@@ -1035,7 +1037,7 @@ def test_the_end_of_a_snapshot_is_bounded_as_well(net: Net) -> None:
 
 def test_only_so_many_connections_of_a_node_wait(net: Net, monkeypatch: Any) -> None:
     """Whoever has the name of a member has no more than a few of its places."""
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 5.0)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 5.0)
     b = net.node("b")
     gate, entered = threading.Event(), threading.Event()
 
@@ -1047,10 +1049,10 @@ def test_only_so_many_connections_of_a_node_wait(net: Net, monkeypatch: Any) -> 
     net.admitted(b).sendall(message_to(b, 1))
     assert entered.wait(PATIENCE)
     waiting = []
-    for _ in range(transport.MAX_WAITING):
+    for _ in range(accepting.MAX_WAITING):
         waiting.append(net.dial(b))
         waiting[-1].sendall(frame(hello(b)))
-        eventually(lambda: b.transport._places["messages", "x"].users == len(waiting) + 1)
+        eventually(lambda: b.transport._acceptor._places["messages", "x"].users == len(waiting) + 1)
     more = net.dial(b)
     more.sendall(frame(hello(b)))
     assert "too many connections wait" in read_json(more)["refused"]
@@ -1078,12 +1080,12 @@ def test_a_node_that_takes_long_admits_no_further_connection(net: Net, monkeypat
     b.on_receive = waits_for(gate)
     old = net.admitted(b)
     old.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=1)))
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.2)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 0.2)
     for _ in range(2):  # one that was refused doesn't make room for the next one
         new = net.dial(b)
         new.sendall(frame(hello(b)))
         assert "earlier connection" in read_json(new)["refused"]
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", PATIENCE)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", PATIENCE)
     gate.set()
     newest = net.admitted(b)
     newest.sendall(frames.encode_message(Message(MessageType.HEARTBEAT, "x", "b", 1, index=2)))
@@ -1235,17 +1237,17 @@ def test_a_probe_of_an_address_where_no_node_is(net: Net) -> None:
 
 
 def test_only_so_many_probes_at_a_time(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 0.3)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 0.3)
     a, b = net.node("a"), net.node("b")
     silent = net.listener(backlog=20)
     found: list[Greeting | ConureError] = []
-    for _ in range(transport.MAX_PROBES):
+    for _ in range(dialling.MAX_PROBES):
         a.transport.probe(address(silent), "b", found.append)
     assert found == []
     assert "try again" in str(probe(a, b.address, "b"))
-    eventually(lambda: len(found) == transport.MAX_PROBES)
+    eventually(lambda: len(found) == dialling.MAX_PROBES)
     assert all(isinstance(error, Unavailable) for error in found)
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", PATIENCE)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", PATIENCE)
     assert probe(a, b.address, "b") == b.greeting()
 
 
@@ -1382,7 +1384,7 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(net: Net) -> None:
     a, b = net.pair()
     state = State("b", 6_000)  # 600 chunks
     breaks = range(30, 600, 60)
-    assert len(breaks) > transport.RESUMPTIONS  # but each gets further than the one before
+    assert len(breaks) > transfer.RESUMPTIONS  # but each gets further than the one before
 
     def cut(n: int) -> None:
         if n in breaks:  # a newer connection of the same node ends the older one
@@ -1431,7 +1433,7 @@ def test_a_transfer_without_progress_is_given_up(net: Net) -> None:
     listener = net.listener()
     a.transport.set_peers({"b": address(listener)})
     a.transport.send_snapshot(State("b", 100))
-    for _ in range(1 + transport.RESUMPTIONS):
+    for _ in range(1 + transfer.RESUMPTIONS):
         assert a.sent == []
         with accept(listener) as sock:
             assert read_json(sock)["records"] == 100
@@ -1443,7 +1445,7 @@ def test_a_transfer_without_progress_is_given_up(net: Net) -> None:
 def test_an_answer_that_is_none_breaks_the_transfer_off(
     net: Net, answer: object, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(transport, "RESUMPTIONS", 0)
+    monkeypatch.setattr(transfer, "RESUMPTIONS", 0)
     a = net.node("a")
     listener = net.listener()
     a.transport.set_peers({"b": address(listener)})
@@ -1455,8 +1457,8 @@ def test_an_answer_that_is_none_breaks_the_transfer_off(
 
 
 def test_silence_of_either_side_ends_a_transfer(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "PROGRESS_TIME", 0.1)
-    monkeypatch.setattr(transport, "RESUMPTIONS", 0)
+    monkeypatch.setattr(sockets, "PROGRESS_TIME", 0.1)
+    monkeypatch.setattr(transfer, "RESUMPTIONS", 0)
     a, b = net.node("a"), net.node("b")
     listener = net.listener()
     a.transport.set_peers({"b": address(listener)})
@@ -1471,8 +1473,8 @@ def test_silence_of_either_side_ends_a_transfer(net: Net, monkeypatch: Any) -> N
 
 
 def test_the_end_of_a_transfer_may_take_longer_than_its_parts(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "PROGRESS_TIME", 0.2)
-    monkeypatch.setattr(transport, "RESUMPTIONS", 0)
+    monkeypatch.setattr(sockets, "PROGRESS_TIME", 0.2)
+    monkeypatch.setattr(transfer, "RESUMPTIONS", 0)
     a, b = net.pair()
     monkeypatch.setattr(Staged, "finish", lambda staged: time.sleep(0.4))
     a.transport.send_snapshot(State("b", 10))
@@ -1597,9 +1599,9 @@ def test_a_stream_that_is_damaged_on_its_way_is_only_interrupted(net: Net, data:
 
 
 def test_close_ends_whatever_is_going_on(net: Net, monkeypatch: Any) -> None:
-    monkeypatch.setattr(transport, "HANDSHAKE_TIME", 60.0)
-    monkeypatch.setattr(transport, "RESUMPTION_PAUSE", 60.0)
-    monkeypatch.setattr(transport, "CONNECT_TIME", 0.4)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIME", 60.0)
+    monkeypatch.setattr(transfer, "RESUMPTION_PAUSE", 60.0)
+    monkeypatch.setattr(sockets, "CONNECT_TIME", 0.4)
     a, b = net.pair()
     full = net.listener(backlog=0)  # with one that waits in it, further ones can't connect
     net.stack.enter_context(socket.create_connection(full.getsockname()))
@@ -1757,7 +1759,7 @@ def test_a_watched_connection_that_ends_leaves_nothing(
         if sock.fileno() >= 0:
             assert is_closed(sock)
         sock.close()
-        eventually(lambda: not watched(server) and not node.transport._guests._guests)
+        eventually(lambda: not watched(server) and not node.transport._acceptor._guests._guests)
     eventually(lambda: descriptors() <= before)
     assert indexes(node) == [0, 1, 2]
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
@@ -1776,17 +1778,16 @@ def test_nothing_behind_an_error_is_handed_over_however_often_the_watcher_calls(
             gate.wait(PATIENCE)
 
     gate = threading.Event()
-    node = net.node("a")
-    node.transport.watcher = ByHand()
+    node = net.node("a", watcher=ByHand())
     sock = net.admitted(node)
     eventually(lambda: actions)
     actions[0]()  # without input
     sock.sendall(message_to(node, 666, sender="y"))
-    stream = next(iter(node.transport._streams.values()))
-    while not stream.has_ended.is_set():
+    inbox_ = next(iter(node.transport._acceptor._inboxes.values()))
+    while not inbox_.has_ended.is_set():
         actions[0]()
     sock.sendall(message_to(node, 1))
-    assert select.select([stream._sock], [], [], PATIENCE)[0]
+    assert select.select([inbox_._sock], [], [], PATIENCE)[0]
     actions[0]()
     gate.set()
     assert is_closed(sock)
@@ -1817,12 +1818,12 @@ def test_a_watcher_that_has_ended_leaves_no_thread_behind(
     server.drain(0)
     after = net.admitted(node, node_id="y")  # is greeted, and read no more
     after.sendall(message_to(node, 1, sender="y"))
-    eventually(lambda: len(node.transport._streams) == 2)
+    eventually(lambda: len(node.transport._acceptor._inboxes) == 2)
     node.transport.close()
     assert is_closed(before)
     assert is_closed(after)
     assert indexes(node) == [0]
-    assert not node.transport._streams
+    assert not node.transport._acceptor._inboxes
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

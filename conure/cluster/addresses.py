@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from conure.consensus.members import Configuration, Server
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 
 __all__ = ["AddressBook"]
 

@@ -1,6 +1,6 @@
 """Who may talk to this node, and where the others are: decisions on greetings.
 
-Every connection begins with what a node says of itself (transport.Greeting). It is compared with
+Every connection begins with what a node says of itself (protocol.Greeting). It is compared with
 the latest configuration and with this node's own identity. Another cluster's node gets no further,
 and in its own cluster a node believes
 
@@ -26,6 +26,7 @@ Belongs to the holder of the node's lock.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -33,8 +34,8 @@ from typing import Protocol
 from conure.cluster.addresses import AddressBook
 from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import Message, MessageType, State
-from conure.errors import Conflict, ConureError, Refused, Unavailable
-from conure.peers.transport import Greeting
+from conure.errors import ConureError, Refused, Unavailable
+from conure.peers.protocol import Greeting
 from conure.storage.datadir import DataDirectory
 from raft import Raft
 
@@ -233,11 +234,12 @@ class Admission:
             self._roads.probe(address, node_id, lambda _: None, self.known_as(node_id))
 
     def follow_addresses(self) -> None:
-        """Let a configuration entry follow for each member that is at another address now, if
+        """Let a configuration entry follow for the members that are at other addresses now, if
         this node leads."""
         if self._raft.state is not State.LEADER:
             return
         configuration = self._raft.configuration
+        moved: dict[str, Server] = {}
         for greeting in (self.greeting(), *self._book.greetings()):
             known = configuration.get(greeting.node_id)
             if known is None or not _is_same(known, greeting):
@@ -245,18 +247,18 @@ class Admission:
             here = replace(
                 known, raft_address=greeting.raft_address, http_address=greeting.http_address
             )
-            if here == known:
-                continue
-            try:
-                self._raft.add_learner(here)  # of a member it changes the addresses only
-            except Conflict as error:  # another member has it, which may be about to move
-                log.debug("the new address of %s has to wait: %s", here.id, error)
-                continue
-            except Unavailable as error:
-                log.debug("the new address of %s has to wait: %s", here.id, error)
-            else:
+            if here != known:
+                moved[here.id] = here
+        _leave_where_it_was_known(moved, configuration)
+        if not moved:
+            return
+        try:
+            self._raft.move(list(moved.values()))
+        except Unavailable as error:
+            log.debug("the new addresses of %s have to wait: %s", ", ".join(moved), error)
+        else:
+            for here in moved.values():
                 log.info("node %s is reached at %s now", here.id, here.raft_address)
-            return  # one at a time (R4)
 
     # -- private ---------------------------------------------------------------------------------
 
@@ -289,6 +291,18 @@ class Admission:
             f"{peer.node_id} is a member with another data directory; if this one lost its "
             f"disk, remove {peer.node_id} from the cluster before it joins again"
         )
+
+
+def _leave_where_it_was_known(moved: dict[str, Server], configuration: Configuration) -> None:
+    """Drop from *moved* who would be where another member is, which may be about to move."""
+    taken = [""]
+    while taken:
+        after = [moved.get(server.id, server) for server in configuration.servers]
+        at = Counter(server.raft_address for server in after)
+        taken = [node_id for node_id, here in moved.items() if at[here.raft_address] > 1]
+        for node_id in taken:
+            log.debug("the new address of %s is another member's", node_id)
+            del moved[node_id]
 
 
 def _is_same(known: Server, peer: Greeting) -> bool:

@@ -15,19 +15,18 @@ whoever made the joiner.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import random
-import re
-import socket
 import threading
 from collections.abc import Callable, Sequence
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from time import monotonic
 from typing import Any
 
 from conure.errors import ConureError, Unavailable
+from conure.net.outbound import Line, MalformedAnswer, encode_request
+from conure.values import redirected_to
 
 __all__ = ["Joiner"]
 
@@ -39,7 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 15.0
-"""Seconds for an answer: a join is answered when a majority has agreed."""
+"""Seconds without a byte of an answer: a join is answered when a majority has agreed."""
 
 LONGEST_EXCHANGE = 20.0
 """Seconds for all of it, however slowly it comes: the next seed may be a better one."""
@@ -47,8 +46,6 @@ LONGEST_EXCHANGE = 20.0
 STOP_TIMEOUT = 0.5
 MAX_REDIRECTS = 3
 MAX_ANSWER_BYTES = 4096
-
-_LOCATION = re.compile(r"(http://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?)(?:[/?].*)?")
 
 log = logging.getLogger("conure.discovery")
 
@@ -70,7 +67,7 @@ class Joiner:
         self._needed = needed
         self._told: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._socket: socket.socket | None = None  # of the latest attempt
+        self._line = Line(connect_timeout=CONNECT_TIMEOUT)
         self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
 
     def start(self) -> None:
@@ -80,8 +77,7 @@ class Joiner:
     def stop(self) -> None:
         """Stop asking, at once; an attempt that is under way is cut off or comes to nothing."""
         self._stopping.set()
-        if self._socket is not None:
-            _cut(self._socket)
+        self._line.cut()
         self._thread.join(STOP_TIMEOUT)  # longer only for a connection that is still being made
 
     # -- the thread --------------------------------------------------------------------------------
@@ -120,45 +116,32 @@ class Joiner:
             status, location, line = self._post(server, body)
             if status == 200 and line == "OK":
                 return
-            match = _LOCATION.fullmatch(location) if status == 307 else None
-            if match is None:
+            leader = redirected_to(location) if status == 307 else None
+            if leader is None:
                 raise Unavailable(line or f"it answered {status}")
-            server = match[1]
+            server = leader
         raise Unavailable("it redirects in a circle")
 
     def _post(self, server: str, body: bytes) -> tuple[int, str, str]:
         """Return the status, the target of a redirect and the first line of what was said."""
-        connection = HTTPConnection(server.removeprefix("http://"), timeout=CONNECT_TIMEOUT)
-        with contextlib.closing(connection):
-            try:
-                connection.connect()
-            except (ValueError, OverflowError) as error:  # a name with an empty label, say
-                raise OSError("there can be no such address") from error
-            self._socket = connection.sock
-            if self._stopping.is_set():  # looked at after the socket can be seen by stop()
-                raise Unavailable("this node is stopping")
-            connection.sock.settimeout(ANSWER_TIMEOUT)
-            limit = threading.Timer(LONGEST_EXCHANGE, _cut, [connection.sock])
-            limit.daemon = True
-            limit.start()
-            try:
-                connection.request("POST", "/join", body, {"Content-Type": "application/json"})
-                response = connection.getresponse()
-                text = response.read(MAX_ANSWER_BYTES).decode(errors="replace")
-            except ValueError as error:
-                raise OSError("its answer is malformed") from error
-            finally:
-                limit.cancel()
+        fields = [("Content-Type", "application/json")]
+        message = encode_request("POST", server, b"/join", fields, body)
+        try:
+            answer = self._line.exchange(
+                server,
+                message,
+                monotonic() + LONGEST_EXCHANGE,
+                most=MAX_ANSWER_BYTES,
+                silence=ANSWER_TIMEOUT,
+                may_cut_short=True,
+            )
+        except MalformedAnswer as error:
+            raise OSError("its answer is malformed") from error
+        text = answer.body.decode(errors="replace")
         line = "".join(filter(str.isprintable, text.strip().partition("\n")[0]))
-        return response.status, response.getheader("Location", ""), line
+        return answer.status, answer.header("location", ""), line
 
     def _tell(self, seed: str, what: str, level: int) -> None:
         if self._told.get(seed) != what and not self._stopping.is_set():
             self._told[seed] = what
             log.log(level, "seed %s %s", seed, what)
-
-
-def _cut(sock: socket.socket) -> None:
-    """End what a thread waits for at a socket."""
-    with contextlib.suppress(OSError):  # closed a moment ago
-        sock.shutdown(socket.SHUT_RDWR)

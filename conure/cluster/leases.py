@@ -26,7 +26,7 @@ import logging
 from collections.abc import Callable
 
 from conure.consensus.members import Server
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from raft import Raft
 
 __all__ = ["LEASE_SHARE", "Lease", "ticks_in"]

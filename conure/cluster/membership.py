@@ -39,7 +39,7 @@ from conure.errors import (
     Refused,
     Unavailable,
 )
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from raft import Raft
 
 __all__ = [

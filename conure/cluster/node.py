@@ -105,7 +105,7 @@ from conure.errors import (
 )
 from conure.fileio import FileSystem
 from conure.metrics import Registry
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from conure.state.backup import Backup
 from conure.state.history import History
 from conure.state.machine import PinnedState, Session

@@ -14,7 +14,7 @@ from conure.cluster.versions import Versions
 from conure.consensus.members import Server
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 from conure.state.machine import Store
 from conure.storage.datadir import Identity
 from raft import Raft

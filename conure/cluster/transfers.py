@@ -30,7 +30,7 @@ from conure.cluster.turns import Turn
 from conure.consensus.messages import Message, SnapshotHeader, SnapshotMeta
 from conure.consensus.raftlog import RaftLog
 from conure.errors import Refused
-from conure.peers.transport import Outgoing
+from conure.peers.transfer import Outgoing
 from conure.state import snapshots
 from conure.state.history import History
 from conure.state.machine import Inspection, Store

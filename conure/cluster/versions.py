@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from conure.consensus.members import Configuration, Server
 from conure.errors import Conflict, Refused
-from conure.peers.transport import Greeting
+from conure.peers.protocol import Greeting
 
 __all__ = ["Versions"]
 

@@ -1,4 +1,4 @@
-"""The log as the core sees it: what is on the disk, and behind it what isn't yet.
+"""The log as the core sees it: what is on the disk, and after it what isn't yet.
 
 Of raft.py alone, and so under its driver's lock.
 """
@@ -146,7 +146,7 @@ class LogView:
             self.offset = applied + 1
 
     def restore(self, meta: SnapshotMeta) -> None:
-        """Begin anew behind a snapshot that the driver is going to install."""
+        """Begin anew after a snapshot that the driver is going to install."""
         self.installing = meta
         self._last_slice = (0, 0, [])
         self.recent = []
@@ -157,7 +157,7 @@ class LogView:
         self.epoch += 1
 
     def installed(self, meta: SnapshotMeta) -> None:
-        """Storage begins behind this snapshot now."""
+        """Storage begins after this snapshot now."""
         if self.installing == meta:
             self.installing = None
             self.persisted = max(self.persisted, meta.index)

@@ -130,7 +130,7 @@ class Storage(Protocol):
     """What the core reads of the durable log. Nothing here writes.
 
     What a storage shows when a core is made over it is durable. Later it may lag behind what was
-    handed out in :class:`Ready`, and run behind the cut that the driver made at its front.
+    handed out in :class:`Ready`, and lag behind the cut that the driver made at its front.
     """
 
     @property
@@ -139,7 +139,7 @@ class Storage(Protocol):
 
     @property
     def last_index(self) -> int:
-        """The last index; ``snapshot.index`` when there is no entry behind it."""
+        """The last index; ``snapshot.index`` when there is no entry after it."""
 
     @property
     def snapshot(self) -> SnapshotMeta:
@@ -181,7 +181,7 @@ class Ready:
        with ``snapshot`` replaced by what that one covers (an arbiter needs the message only),
        and tells the end by :meth:`Raft.report_snapshot`.
     4. ``snapshot``: replace the state machine by the snapshot that was received with it, and the
-       log by an empty one that starts behind it; then ``entries``: append them, dropping what
+       log by an empty one that starts after it; then ``entries``: append them, dropping what
        the log holds at or after the first one's index. Make it all durable.
     5. Call :meth:`Raft.persisted` with this Ready (R2), if it has something of 1 or 4
        (:attr:`must_persist`). 4 and 5 may lag behind other calls, and several Readys may share

@@ -1,262 +1,67 @@
 """The durable Raft log: entries in segments, term and vote, and where the log begins.
 
-One directory holds it all. Every number is big-endian and unsigned::
+One directory holds it all; logfiles.py and spares.py say what is in the files::
 
     state                   term and vote, in two slots that are written in turn
     snapshot                the last entry that was cut away, and the configuration as of it
     <first index>.log       a segment, named by 20 digits; the one made last is written to
-    <n>.spare               a segment to come, full of zeros
-    <n>.reserve             the same, small, for what has to be written on a full disk (below)
-    <n>.old                 a segment that is no longer needed, to be made a spare or removed
-    <n>.tmp                 half made; removed by the next open
-
-    state: slot 0 at byte 0, slot 1 at byte 4096; slot n has the even or odd serial numbers
-       0    8   magic        "CONURVOT"
-       8    1   version      01
-       9    1   length of the vote
-      10    2   00
-      12    8   serial       the slot with the higher one counts
-      20    8   term
-      28    …   vote         a node id (UTF-8) or nothing; 00 behind it
-     508    4   CRC-32 of bytes 0 to 508
-
-    snapshot
-       0    8   magic        "CONURSNP"
-       8    1   version      01
-       9    3   00
-      12    8   index, 0 if nothing was cut away
-      20    8   term
-      28    8   sequence     segments with a lower one are of no use any more
-      36    4   length of the configuration
-      40    …   configuration as raft.Configuration encodes it
-       …    4   CRC-32 of everything before it
-
-    segment
-       0    8   magic        "CONURLOG"
-       8    1   version      01
-       9    3   00
-      12    4   salt         of every record in this file
-      16    8   sequence     one more than that of the segment made before
-      24    8   first index
-      32    8   term of the entry before it
-      40    8   size of the file
-      48    1   01 if it was begun in the reserve, else 00
-      49   11   00
-      60    4   CRC-32 of bytes 0 to 60
-      64    …   records of records.py, one behind the other, then 00 to the end
+    <n>.spare, <n>.reserve  segments to come
+    <n>.old, <n>.tmp        segments that are gone, and half made ones
 
 **What is never broken**
 
 1. A segment gets its name when its header and everything in older segments is synced. So only the
    youngest segment can have a torn tail (S3).
 2. Bytes of a segment that no record was written to are 00: a spare is zeroed and synced before
-   it is called a spare, and a torn tail is zeroed before anything is written behind it.
+   it is called a spare, and a torn tail is zeroed before anything is written after it.
 3. Records are only ever added. Entries that conflict are cut off by a new segment that begins at
    their index: the segment with the higher sequence counts, at once and for good.
-4. One write into one sector of 512 bytes happens as a whole or not at all. A slot of ``state``
-   is one sector, so a slot that fails its check is corrupt, never torn.
-5. ``snapshot`` is replaced as a whole (written aside, synced, renamed) before a segment goes.
+4. ``snapshot`` is replaced as a whole (written aside, synced, renamed) before a segment goes.
 
-**Torn or corrupt**: the record at which reading the youngest segment stops was being written when
-the power failed if one of its sectors is still 00, and if no later record says that it was on the
-disk already (records count the entries before them that are not synced yet). It is cut off with
-everything behind it. In any other case the bytes arrived and changed later: CorruptionError. What
-can't be told apart is a change in the very last group of entries, if the changed record also has
-a whole sector of 00, and sectors at the end of the log that turn into 00 as a whole.
+``reserve`` refuses clients' writes when neither the segment that is written to nor a spare has room
+for them. What nobody can refuse any more goes on in the reserve, as far as spares.py allows. When
+that is gone too, ``append``, ``cut`` and ``reset`` raise DiskFull and may be called again.
 
-**The reserve**: four files of 16 KiB beside the spares, for a disk that is full. ``reserve``
-refuses clients' writes when neither the segment that is written to nor a spare has room for them.
-What nobody can refuse any more goes on in the reserve:
-
-- no-ops and configurations take all of it, commands (expiries, and what a leader has sent) no more
-  than half. A record takes 44 bytes and 5 for each entry beside its data. So the half that commands
-  leave alone has room for 666 no-ops, and one file for a configuration of a hundred usual members,
-  or of the 19 largest that there can be;
-- a segment that begins in it takes nothing else: as soon as there is room, the next record begins
-  one in a spare, and ``prepare`` makes the reserve anew;
-- a ``snapshot`` that finds no room is written into a file of it.
-
-When that is gone too, ``append``, ``cut`` and ``reset`` raise DiskFull and may be called again. On
-a file system that copies on write any write may find the disk full, into whatever file it goes:
-the same. A release that knows of no reserve leaves its files alone, and reads a segment that was
-begun in it like any other.
-
-``prepare`` may be called by any thread at any time before ``close``; one lock guards the lists of
-spares that it hands over. Everything else belongs to the owner of the log (the node's lock).
+``prepare``, ``wanted_bytes`` and ``give_up_reserve`` may be called by any thread at any time before
+``close``. Everything else belongs to the owner of the log (the node's lock).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import struct
-import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final, NamedTuple
-from zlib import crc32
+from typing import Final
 
-from conure.consensus.messages import COMMAND, Entry, HardState, SnapshotMeta
-from conure.consensus.records import (
-    MAX_NODE_ID_BYTES,
-    RECORD_HEADER_BYTES,
-    Record,
-    check_record,
-    decode_record,
-    encode_record,
-    read_record_header,
-    split_batches,
+from conure.consensus.logfiles import (
+    FIRST_RECORD,
+    SLOT_DISTANCE,
+    Segment,
+    create,
+    encode_slot,
+    encode_snapshot,
+    replace_file,
 )
-from conure.errors import CorruptionError, DiskFull, WireError
-from conure.fileio import File, FileSystem
+from conure.consensus.logscan import Contents, Terms, examine
+from conure.consensus.messages import COMMAND, Entry, HardState, SnapshotMeta
+from conure.consensus.records import RECORD_HEADER_BYTES, encode_record, split_batches
+from conure.consensus.spares import RESERVE_FILES, Spare, Spares, file_size
+from conure.errors import DiskFull
+from conure.fileio import FileSystem
 
-__all__ = ["ENTRY_OVERHEAD", "Compacted", "RaftLog", "check"]
+__all__ = ["ENTRY_OVERHEAD", "Compacted", "RaftLog"]
 
 ENTRY_OVERHEAD: Final = RECORD_HEADER_BYTES + 5
 """How many bytes an entry takes beside its data, at most: what ``reserve`` has to count in."""
 
-RESERVE_BYTES = 16 << 10
-"""The size of a file of the reserve."""
-
-RESERVE_FILES: Final = 4
-"""How many of them there are; commands leave half of them alone."""
-
-_SECTOR = 512
-_VERSION = 1
-_SLOT_MAGIC, _SNAPSHOT_MAGIC, _SEGMENT_MAGIC = b"CONURVOT", b"CONURSNP", b"CONURLOG"
-_SLOT = struct.Struct(">8sBB2xQQ")
-_SLOT_DISTANCE = 4096
-_SNAPSHOT = struct.Struct(">8sB3xQQQI")
-_SEGMENT = struct.Struct(">8sB3xIQQQQB11x")
-_CHECKSUM = struct.Struct(">I")
-_FIRST_RECORD = _SEGMENT.size + _CHECKSUM.size
-
-_SPARES = 2
 _BATCH_BYTES = 1 << 20  # a record of several entries; what reading one of them costs at worst
-_MARK_BYTES = 16 << 10  # between two marks of a segment's index
 _CACHED_ENTRY_BYTES = 120  # what an Entry takes in memory beside its data
-
-
-_Spare = tuple[int, str]
-"""The size of a file of zeros, and its path."""
 
 
 class Compacted(LookupError):
     """The entry is no longer in the log; the snapshot covers it."""
-
-
-class _Segment:
-    """A segment file and where its records are.
-
-    ``end`` is the offset behind the last record, ``marks`` and ``offsets`` the first index and
-    the offset of a record every 16 KiB or so.
-    """
-
-    __slots__ = (
-        "end",
-        "file",
-        "first",
-        "is_reserve",
-        "marks",
-        "offsets",
-        "path",
-        "previous_term",
-        "salt",
-        "sequence",
-        "size",
-    )
-
-    def __init__(
-        self,
-        file: File,
-        path: str,
-        salt: int,
-        sequence: int,
-        first: int,
-        previous_term: int,
-        size: int,
-        is_reserve: int,
-    ) -> None:
-        self.file = file
-        self.path = path
-        self.salt = salt
-        self.sequence = sequence
-        self.first = first
-        self.previous_term = previous_term
-        self.size = size
-        self.is_reserve = bool(is_reserve)
-        self.end = _FIRST_RECORD
-        self.marks: list[int] = []
-        self.offsets: list[int] = []
-
-    def header(self) -> bytes:
-        facts = (self.salt, self.sequence, self.first, self.previous_term, self.size)
-        header = _SEGMENT.pack(_SEGMENT_MAGIC, _VERSION, *facts, self.is_reserve)
-        return header + _CHECKSUM.pack(crc32(header))
-
-    def has_room(self, size: int) -> bool:
-        return self.end + size <= self.size
-
-    def added(self, index: int, size: int) -> None:
-        """Take note of a record of *size* bytes at the end, its first entry *index*."""
-        if not self.marks or self.end - self.offsets[-1] >= _MARK_BYTES:
-            self.marks.append(index)
-            self.offsets.append(self.end)
-        self.end += size
-
-    def offset_of(self, index: int) -> int:
-        """Return the offset of the mark at or before *index*."""
-        mark = bisect_right(self.marks, index) - 1
-        return self.offsets[mark] if mark >= 0 else _FIRST_RECORD
-
-    def read(self, index: int) -> list[Entry]:
-        """Return the entries from *index* to the next mark, at least one (S3)."""
-        mark = bisect_right(self.marks, index) - 1
-        start = self.offsets[mark]
-        end = self.offsets[mark + 1] if mark + 1 < len(self.offsets) else self.end
-        buffer = self.file.pread(end - start, start)
-        entries: list[Entry] = []
-        offset = 0
-        try:
-            while offset < end - start:
-                record, more = decode_record(buffer, offset, self.salt)
-                entries += more
-                offset = record.end
-        except WireError as error:
-            raise CorruptionError(self.path, start + offset, str(error)) from error
-        wanted = index - self.marks[mark]
-        if len(entries) <= wanted or entries[wanted].index != index:
-            raise CorruptionError(self.path, start, f"entry {index} is not where it was written")
-        return entries[wanted:]
-
-
-class _Terms:
-    """The term of every entry, as the indexes at which a new term begins."""
-
-    __slots__ = ("starts", "terms")
-
-    def __init__(self, index: int, term: int) -> None:
-        self.starts = [index]
-        self.terms = [term]
-
-    def at(self, index: int) -> int:
-        return self.terms[bisect_right(self.starts, index) - 1]
-
-    def add(self, index: int, term: int) -> None:
-        if term != self.terms[-1]:
-            self.starts.append(index)
-            self.terms.append(term)
-
-    def cut_before(self, index: int) -> None:
-        position = bisect_right(self.starts, index) - 1
-        del self.starts[:position], self.terms[:position]
-        self.starts[0] = max(self.starts[0], index)
-
-    def cut_from(self, index: int) -> None:
-        position = bisect_right(self.starts, index - 1)
-        del self.starts[position:], self.terms[position:]
 
 
 class _Cache:
@@ -292,21 +97,6 @@ class _Cache:
         del self.entries[:gone]
 
 
-class _Contents(NamedTuple):
-    """What a directory holds, as :func:`_examine` found it."""
-
-    state_file: File
-    serial: int
-    hard_state: HardState
-    snapshot: SnapshotMeta
-    segments: list[_Segment]
-    dead: list[_Segment]
-    terms: _Terms
-    last_index: int
-    sequence: int
-    torn: bool
-
-
 class RaftLog:
     """The log of one node; also the Storage that raft.py reads through.
 
@@ -316,7 +106,7 @@ class RaftLog:
 
     def __init__(self, fs: FileSystem, directory: str, segment_bytes: int, cache_bytes: int):
         """For :meth:`open` only."""
-        found = _examine(fs, directory)
+        found = examine(fs, directory)
         self.hard_state = found.hard_state
         self.snapshot = found.snapshot
         self.last_index = found.last_index
@@ -332,20 +122,12 @@ class RaftLog:
         self._sequence = found.sequence
         self._synced = found.last_index
         self._cache = _Cache(cache_bytes)
-        self._preparing = threading.Lock()  # held by whoever makes a spare; taken before _lock
-        self._lock = threading.Lock()  # guards the four below
-        self._spares: list[_Spare] = []
-        self._reserve: list[_Spare] = []
-        self._old: list[str] = []
-        self._number = 0
-        self._is_cramped = False  # the last attempt to make a spare has found no room
-        self._find_spares()
+        self._spares = Spares(fs, directory, segment_bytes)
         self._make_trustworthy(found)
         for segment in found.dead:
             self._retire(segment)
         self._count_bytes()
-        with contextlib.suppress(DiskFull):  # prepare() says so, and goes on trying
-            self._fill_reserve()
+        self._spares.fill_reserve()
 
     @classmethod
     def open(
@@ -362,8 +144,8 @@ class RaftLog:
         memory the latest entries may take. What it returns is on disk, even if the process that
         wrote it was killed before its sync. Raises CorruptionError, DiskFull or DiskFailed.
         """
-        assert segment_bytes > _FIRST_RECORD + RECORD_HEADER_BYTES
-        _create(fs, directory)
+        assert segment_bytes > FIRST_RECORD + RECORD_HEADER_BYTES
+        create(fs, directory)
         return cls(fs, directory, segment_bytes, cache_bytes)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -437,7 +219,7 @@ class RaftLog:
         if state == self.hard_state:
             return
         serial = self._serial + 1
-        self._state_file.pwrite(_encode_slot(serial, state), serial % 2 * _SLOT_DISTANCE)
+        self._state_file.pwrite(encode_slot(serial, state), serial % 2 * SLOT_DISTANCE)
         self._state_file.sync()
         self._serial = serial
         self.hard_state = state
@@ -473,15 +255,13 @@ class RaftLog:
             last = self._segments[-1]
             if last.end + nbytes <= last.size and not last.is_reserve:
                 return
-        self._find_spare(nbytes + _FIRST_RECORD, may_make=may_make)
+        self._spares.find(nbytes + FIRST_RECORD, may_make=may_make)
 
     def may_use_reserve(self, nbytes: int, *, commands: bool) -> bool:
         """Tell whether the reserve has room for entries of *nbytes*, counted as for
         :meth:`reserve`; whether there are *commands* among them decides how much of it is theirs.
         """
-        with self._lock:
-            left = len(self._reserve)
-            fits = any(size >= nbytes + _FIRST_RECORD for size, _ in self._reserve)
+        left, fits = self._spares.room_in_reserve(nbytes + FIRST_RECORD)
         spared = RESERVE_FILES // 2 if commands else 0
         if left < spared:
             return False
@@ -493,13 +273,11 @@ class RaftLog:
     @property
     def wanted_bytes(self) -> int:
         """How much free space the log may need for the next files that it makes. Any thread."""
-        return _SPARES * self._segment_bytes + RESERVE_FILES * RESERVE_BYTES
+        return self._spares.wanted_bytes
 
     def give_up_reserve(self) -> None:
         """Let something else have the room of the reserve. Raises DiskFailed."""
-        with self._preparing:
-            while (path := self._take_reserve(0)) is not None:
-                self._fs.remove(path)
+        self._spares.give_up_reserve()
 
     def cut(self, meta: SnapshotMeta) -> None:
         """Forget the entries up to *meta.index*, and remember its configuration.
@@ -524,14 +302,14 @@ class RaftLog:
         self._count_bytes()
 
     def reset(self, meta: SnapshotMeta) -> None:
-        """Forget every entry: the log begins behind *meta*, a snapshot that was installed.
+        """Forget every entry: the log begins after *meta*, a snapshot that was installed.
 
         Raises DiskFull, with nothing changed, or DiskFailed.
         """
         self._write_snapshot(meta, self._sequence + 1)
         self.snapshot = meta
         self.last_index = self._synced = meta.index
-        self._terms = _Terms(meta.index, meta.term)
+        self._terms = Terms(meta.index, meta.term)
         self._drop_segments(self._segments)
         self._cache.clear()
         self._count_bytes()
@@ -544,18 +322,15 @@ class RaftLog:
 
         Raises DiskFull, leaving nothing half made, or DiskFailed.
         """
-        working = True
-        while working:
-            with self._preparing:  # one step at a time: the owner may be waiting for it
-                working = self._prepare_one()
+        self._spares.prepare()
 
     def check(self) -> None:
         """Read everything back and compare it with what this object believes.
 
         Raises CorruptionError for what is wrong on disk.
         """
-        found = _examine(self._fs, self._directory, read_only=True)
-        _close(found)
+        found = examine(self._fs, self._directory, read_only=True)
+        found.close()
         assert not found.torn
         assert found.hard_state == self.hard_state
         assert found.snapshot == self.snapshot
@@ -613,31 +388,31 @@ class RaftLog:
     def _find_segment(self, batch: Sequence[Entry], size: int) -> None:
         """Let the last segment be one that takes a record: a new one, or one of the reserve."""
         first = batch[0].index
-        needed = size + _FIRST_RECORD
+        needed = size + FIRST_RECORD
         # Where none could be made lately it isn't tried again as long as the reserve has room.
-        for may_make in (False, True) if self._is_cramped else (True,):
+        for may_make in (False, True) if self._spares.is_cramped else (True,):
             try:
-                spare = self._find_spare(needed, may_make=may_make)
-                return self._begin_segment(first, spare, self._spares)
+                spare = self._spares.find(needed, may_make=may_make)
+                return self._begin_segment(first, spare, is_reserve=False)
             except DiskFull as error:
                 full = error
             if self.may_use_reserve(size, commands=any(e.kind == COMMAND for e in batch)):
                 last = self._segments[-1] if self._segments else None
                 if last and last.is_reserve and last.has_room(size) and first > self.last_index:
                     return None
-                in_reserve = self._smallest(self._reserve, needed)
+                in_reserve = self._spares.find_in_reserve(needed)
                 if in_reserve is not None:  # or entries conflict, and can't go on in the last one
-                    return self._begin_segment(first, in_reserve, self._reserve)
+                    return self._begin_segment(first, in_reserve, is_reserve=True)
         raise full
 
-    def _begin_segment(self, first: int, spare: _Spare, spares: list[_Spare]) -> None:
-        """Make one of the *spares* the segment that entry *first* begins, and cut off the entries
-        from there on."""
+    def _begin_segment(self, first: int, spare: Spare, *, is_reserve: bool) -> None:
+        """Make a spare or a file of the reserve the segment that entry *first* begins, and cut off
+        the entries from there on."""
         self.sync()
         previous_term = self.term(first - 1)
         assert previous_term is not None
         file_size, spare_path = spare
-        segment = _Segment(
+        segment = Segment(
             self._fs.open(spare_path),
             os.path.join(self._directory, f"{first:020}.log"),
             salt=int.from_bytes(os.urandom(4), "big") | 1,
@@ -645,7 +420,7 @@ class RaftLog:
             first=first,
             previous_term=previous_term,
             size=file_size,
-            is_reserve=spares is self._reserve,
+            is_reserve=is_reserve,
         )
         try:
             segment.file.pwrite(segment.header(), 0)
@@ -655,8 +430,7 @@ class RaftLog:
             raise
         self._fs.rename(spare_path, segment.path)
         self._fs.sync_directory(self._directory)
-        with self._lock:
-            spares.remove(spare)
+        self._spares.take(spare)
         self._sequence += 1
         superseded = [s for s in self._segments if s.first >= first]
         self._drop_segments(superseded, replaced_by=segment.path)
@@ -671,7 +445,7 @@ class RaftLog:
         self.last_index = self._synced = first - 1
         self._count_bytes()
 
-    def _drop_segments(self, segments: list[_Segment], *, replaced_by: str = "") -> None:
+    def _drop_segments(self, segments: list[Segment], *, replaced_by: str = "") -> None:
         self._segments = [s for s in self._segments if s not in segments]
         for segment in segments:
             if segment.path == replaced_by:
@@ -680,140 +454,35 @@ class RaftLog:
                 self._retire(segment)
 
     def _count_bytes(self) -> None:
-        self.size_bytes = sum(s.end - _FIRST_RECORD for s in self._segments[1:])
+        self.size_bytes = sum(s.end - FIRST_RECORD for s in self._segments[1:])
         if self.first_index <= self.last_index:
             oldest = self._segments[0]
             self.size_bytes += oldest.end - oldest.offset_of(self.first_index)
 
-    # -- private: spares -------------------------------------------------------------------------
-
-    def _find_spares(self) -> None:
-        for name in self._fs.list(self._directory):
-            stem, _, kind = name.rpartition(".")
-            path = os.path.join(self._directory, name)
-            if kind not in ("spare", "reserve", "old", "tmp"):
-                continue
-            if stem.isdigit():
-                self._number = max(self._number, int(stem))
-            if kind in ("spare", "reserve"):
-                self._spares_of(kind).append((self._size(path), path))
-            elif kind == "old":
-                self._old.append(path)
-            else:
-                self._fs.remove(path)
-
-    def _size(self, path: str) -> int:
-        file = self._fs.open(path, read_only=True)
-        try:
-            return file.size()
-        finally:
-            file.close()
-
-    def _spares_of(self, kind: str) -> list[_Spare]:
-        return self._reserve if kind == "reserve" else self._spares
-
-    def _find_spare(self, size: int, *, may_make: bool = True) -> _Spare:
-        """Return the smallest spare that has *size* bytes, making one if need be. DiskFull if that
-        finds no room, or may not be tried."""
-        spare = self._smallest(self._spares, size)
-        if spare is None and not may_make:
-            raise DiskFull(f"there was no room for more log in {self._directory} a moment ago")
-        if spare is None:
-            with self._preparing:  # and while we waited for it, one may have been made
-                spare = self._smallest(self._spares, size)
-                if spare is None:
-                    spare = self._make_spare(max(size, self._segment_bytes), None)
-        return spare
-
-    def _smallest(self, spares: list[_Spare], size: int) -> _Spare | None:
-        with self._lock:
-            return min((spare for spare in spares if spare[0] >= size), default=None)
-
-    def _take_reserve(self, size: int) -> str | None:
-        """Take a file of *size* bytes away from the reserve, if there is one; return its path."""
-        spare = self._smallest(self._reserve, size)
-        if spare is None:
-            return None
-        with self._lock:
-            self._reserve.remove(spare)
-        return spare[1]
-
-    def _fill_reserve(self) -> None:
-        while len(self._reserve) < RESERVE_FILES:
-            self._prepare_one()
-
-    def _prepare_one(self) -> bool:
-        """Make a file that is missing, or remove one that isn't needed; False: all done."""
-        with self._lock:
-            lacking = RESERVE_FILES - len(self._reserve)
-            missing = len(self._spares) < _SPARES
-            old = self._old.pop() if self._old else None
-        if lacking > 0:
-            self._make_spare(RESERVE_BYTES, old, kind="reserve")
-            if lacking == 1:
-                self._fs.sync_directory(self._directory)  # it is there to outlast a crash
-        elif missing:
-            self._make_spare(self._segment_bytes, old)
-        elif old is not None:
-            self._fs.remove(old)
-        return lacking > 0 or missing or old is not None
-
-    def _make_spare(self, size: int, old: str | None, *, kind: str = "spare") -> _Spare:
-        """Make a file of zeros, from an old segment if one is given (its blocks are there)."""
-        temporary = self._new_path("tmp")
-        if old is not None:
-            self._fs.rename(old, temporary)
-            self._fs.sync_directory(self._directory)  # before its bytes go, its old name has to
-        try:
-            file = self._fs.open(temporary, create=True)
-            try:
-                file.truncate(min(size, file.size()))
-                file.allocate(0, size)
-                file.sync()
-            finally:
-                file.close()
-        except DiskFull:
-            if self._fs.exists(temporary):
-                self._fs.remove(temporary)
-            self._is_cramped = True
-            raise
-        self._is_cramped = False
-        spare = (size, self._new_path(kind))
-        self._fs.rename(temporary, spare[1])
-        with self._lock:
-            self._spares_of(kind).append(spare)
-        return spare
+    # -- private: what is cut away ---------------------------------------------------------------
 
     def _write_snapshot(self, meta: SnapshotMeta, sequence: int) -> None:
         """Write ``snapshot``, on a full disk into a file of the reserve."""
-        data = _encode_snapshot(meta, sequence)
+        data = encode_snapshot(meta, sequence)
         temporary = os.path.join(self._directory, "snapshot.tmp")
         try:
-            _replace(self._fs, self._directory, "snapshot", data)
+            replace_file(self._fs, self._directory, "snapshot", data)
         except DiskFull:
-            had_room = self._fs.exists(temporary) and self._size(temporary) >= len(data)
-            path = None if had_room else self._take_reserve(len(data))
+            had_room = self._fs.exists(temporary) and file_size(self._fs, temporary) >= len(data)
+            path = None if had_room else self._spares.take_reserve(len(data))
             if path is None:
                 raise
             self._fs.rename(path, temporary)
             self._fs.sync_directory(self._directory)  # before its zeros go, its old name has to
-            _replace(self._fs, self._directory, "snapshot", data)
+            replace_file(self._fs, self._directory, "snapshot", data)
 
-    def _retire(self, segment: _Segment) -> None:
+    def _retire(self, segment: Segment) -> None:
         segment.file.close()
-        path = self._new_path("old")
-        self._fs.rename(segment.path, path)
-        with self._lock:
-            self._old.append(path)
-
-    def _new_path(self, kind: str) -> str:
-        with self._lock:
-            self._number += 1
-            return os.path.join(self._directory, f"{self._number}.{kind}")
+        self._spares.retire(segment.path)
 
     # -- private: opening ------------------------------------------------------------------------
 
-    def _make_trustworthy(self, found: _Contents) -> None:
+    def _make_trustworthy(self, found: Contents) -> None:
         """Put on disk what was found, for a killed process may have left it to the page cache."""
         if found.segments:
             last = found.segments[-1]
@@ -822,257 +491,6 @@ class RaftLog:
             last.file.sync()
         found.state_file.sync()
         self._fs.sync_directory(self._directory)
-
-
-def check(fs: FileSystem, directory: str) -> None:
-    """Read a log that nobody has open, and change nothing. Any thread.
-
-    A torn tail is in order: the next open cuts it off. Raises CorruptionError for anything that
-    isn't, and FileNotFoundError if there is no log.
-    """
-    _close(_examine(fs, directory, read_only=True))
-
-
-# -- private: what opening and checking read ---------------------------------------------------
-
-
-def _examine(fs: FileSystem, directory: str, *, read_only: bool = False) -> _Contents:
-    """Read and check everything in a log's directory, changing nothing."""
-    snapshot, first_sequence = _read_snapshot(fs, directory)
-    state_path = os.path.join(directory, "state")
-    try:
-        state_file = fs.open(state_path, read_only=read_only)
-    except FileNotFoundError:
-        raise CorruptionError(state_path, 0, "the file is missing") from None
-    serial, hard_state = _read_state(state_file)
-    segments: list[_Segment] = []
-    dead: list[_Segment] = []
-    for segment in _read_segments(fs, directory, read_only=read_only):
-        if segment.sequence < first_sequence:
-            dead.append(segment)
-            continue
-        while segments and segments[-1].first >= segment.first:
-            dead.append(segments.pop())
-        segments.append(segment)
-
-    if segments and segments[0].first > snapshot.index + 1:
-        why = f"the entries from {snapshot.index + 1} on are missing: a file before it is gone"
-        raise CorruptionError(segments[0].path, 0, why)
-    index, term = snapshot.index + 1, snapshot.term
-    terms = _Terms(snapshot.index, snapshot.term)
-    if segments:
-        index, term = segments[0].first, segments[0].previous_term
-        terms = _Terms(index - 1, term)
-    torn = False
-    for segment, successor in zip(segments, [*segments[1:], None], strict=False):
-        if segment.first != index or segment.previous_term != terms.at(index - 1):
-            why = f"it doesn't continue the log, which ends at entry {index - 1}"
-            raise CorruptionError(segment.path, 0, why)
-        buffer = segment.file.pread(segment.size, 0)
-        index = _read_records(segment, buffer, terms, successor.first if successor else None)
-        torn = successor is None and bool(buffer[segment.end :].strip(b"\0"))
-    _check_snapshot(directory, snapshot, terms, index - 1)
-    terms.cut_before(snapshot.index)
-    sequence = max([first_sequence - 1, *(s.sequence for s in segments + dead)])
-    return _Contents(
-        state_file, serial, hard_state, snapshot, segments, dead, terms, index - 1, sequence, torn
-    )
-
-
-def _read_records(segment: _Segment, buffer: bytes, terms: _Terms, stop: int | None) -> int:
-    """Take note of a segment's records and return the index behind the last of its entries.
-
-    *stop* is the first index of the segment behind it; the youngest one has none, and ends where
-    its records end.
-    """
-    index = segment.first
-    while stop is None or index < stop:
-        try:
-            record = check_record(buffer, segment.end, segment.salt)
-        except WireError as error:
-            if stop is None and _is_torn(segment, buffer, index):
-                break
-            raise CorruptionError(segment.path, segment.end, str(error)) from error
-        _check_order(segment, record, index, terms.terms[-1])
-        terms.add(index, record.term)
-        segment.added(index, record.end - segment.end)
-        index += record.entries
-    if stop is not None:
-        terms.cut_from(stop)
-        return stop
-    return index
-
-
-def _check_order(segment: _Segment, record: Record, index: int, term: int) -> None:
-    why = ""
-    if record.first_index != index:
-        why = f"entry {record.first_index} stands where {index} belongs"
-    elif record.term < term:
-        why = f"term {record.term} follows term {term}"
-    elif record.unsynced > index - segment.first:
-        why = "a record of a segment that was never written"
-    if why:
-        raise CorruptionError(segment.path, segment.end, why)
-
-
-def _is_torn(segment: _Segment, buffer: bytes, index: int) -> bool:
-    """Tell whether the bytes behind the last good record are what a power failure leaves.
-
-    *index* is the entry that should begin there. False means that the bytes were whole once.
-    """
-    start = segment.end
-    try:
-        end = read_record_header(buffer, start, segment.salt).end
-    except WireError:
-        end = start + RECORD_HEADER_BYTES
-    if not _has_blank_sector(buffer, start, end):
-        return False
-    salt = segment.salt.to_bytes(4, "big")
-    found = buffer.find(salt, start)
-    while found >= 0:
-        try:
-            record = read_record_header(buffer, found - 8, segment.salt)
-        except WireError:
-            found = buffer.find(salt, found + 1)
-            continue
-        if record.first_index - record.unsynced > index:
-            return False  # when that one was written, ours was on disk
-        found = buffer.find(salt, record.end)
-    return True
-
-
-def _has_blank_sector(buffer: bytes, start: int, end: int) -> bool:
-    """Tell whether a sector of the bytes from *start* to *end* has nothing but 00 from there."""
-    for sector in range(start - start % _SECTOR, min(end, len(buffer)), _SECTOR):
-        if not buffer[max(start, sector) : sector + _SECTOR].strip(b"\0"):
-            return True
-    return start >= len(buffer)
-
-
-def _check_snapshot(directory: str, snapshot: SnapshotMeta, terms: _Terms, last_index: int) -> None:
-    path = os.path.join(directory, "snapshot")
-    if last_index < snapshot.index:
-        raise CorruptionError(path, 12, f"the log ends at {last_index}, before the snapshot")
-    if terms.at(snapshot.index) != snapshot.term:
-        raise CorruptionError(path, 20, "the log has another term at the snapshot's last entry")
-
-
-def _read_segments(fs: FileSystem, directory: str, *, read_only: bool) -> list[_Segment]:
-    """Return every segment, open, in the order in which they were made."""
-    segments = []
-    for name in fs.list(directory):
-        if not name.endswith(".log"):
-            continue
-        path = os.path.join(directory, name)
-        file = fs.open(path, read_only=read_only)
-        header = file.pread(_FIRST_RECORD, 0)
-        _check_header(path, header, _SEGMENT_MAGIC, _FIRST_RECORD)
-        _, _, *facts = _SEGMENT.unpack_from(header)
-        segment = _Segment(file, path, *facts)
-        if name != f"{segment.first:020}.log":
-            why = f"its first entry is {segment.first}, not what its name says"
-            raise CorruptionError(path, 24, why)
-        if file.size() != segment.size:
-            why = f"it has {file.size()} bytes and should have {segment.size}"
-            raise CorruptionError(path, 40, why)
-        segments.append(segment)
-    return sorted(segments, key=attrgetter("sequence"))
-
-
-def _read_state(file: File) -> tuple[int, HardState]:
-    found = []
-    for slot in (0, 1):
-        offset = slot * _SLOT_DISTANCE
-        data = file.pread(_SECTOR, offset)
-        _check_header(file.path, data, _SLOT_MAGIC, _SECTOR, offset)
-        _, _, vote_length, serial, term = _SLOT.unpack_from(data)
-        if serial % 2 != slot:
-            raise CorruptionError(file.path, offset, "a slot in the other one's place")
-        vote = data[_SLOT.size : _SLOT.size + vote_length].decode()
-        found.append((serial, HardState(term, vote)))
-    return max(found)
-
-
-def _read_snapshot(fs: FileSystem, directory: str) -> tuple[SnapshotMeta, int]:
-    path = os.path.join(directory, "snapshot")
-    file = fs.open(path, read_only=True)
-    data = file.pread(file.size(), 0)
-    file.close()
-    _check_header(path, data, _SNAPSHOT_MAGIC, _SNAPSHOT.size + _CHECKSUM.size)
-    _, _, index, term, sequence, length = _SNAPSHOT.unpack_from(data)
-    if len(data) != _SNAPSHOT.size + length + _CHECKSUM.size:
-        raise CorruptionError(path, 36, f"a configuration of {length} bytes that it doesn't hold")
-    configuration = data[_SNAPSHOT.size : _SNAPSHOT.size + length]
-    return SnapshotMeta(index, term, configuration), sequence
-
-
-def _check_header(path: str, data: bytes, magic: bytes, size: int, offset: int = 0) -> None:
-    """Check the magic, the version and the checksum at the end of at least *size* bytes."""
-    if len(data) < size:
-        raise CorruptionError(path, offset, f"{len(data)} bytes are too few")
-    if crc32(data[:-4]) != _CHECKSUM.unpack_from(data, len(data) - 4)[0]:
-        raise CorruptionError(path, offset, "a checksum that doesn't match")
-    if data[:8] != magic:
-        raise CorruptionError(path, offset, f"it doesn't begin with {magic.decode()}")
-    if data[8] != _VERSION:
-        raise CorruptionError(path, offset, f"format version {data[8]}; this is {_VERSION}")
-
-
-def _close(found: _Contents) -> None:
-    found.state_file.close()
-    for segment in found.segments + found.dead:
-        segment.file.close()
-
-
-# -- private: the two small files ----------------------------------------------------------------
-
-
-def _create(fs: FileSystem, directory: str) -> None:
-    """Make an empty log if there is none; ``snapshot`` comes last and says that it is complete."""
-    fs.make_directory(directory)
-    names = fs.list(directory)
-    if "snapshot" in names:
-        return
-    used = any(name.endswith(".log") for name in names)
-    if "state" in names:
-        file = fs.open(os.path.join(directory, "state"), read_only=True)
-        used = used or _read_state(file)[0] > 1
-        file.close()
-    if used:
-        raise CorruptionError(os.path.join(directory, "snapshot"), 0, "the file is missing")
-    state = HardState()
-    gap = bytes(_SLOT_DISTANCE - _SECTOR)
-    _replace(fs, directory, "state", _encode_slot(0, state) + gap + _encode_slot(1, state))
-    _replace(fs, directory, "snapshot", _encode_snapshot(SnapshotMeta(), 1))
-
-
-def _encode_slot(serial: int, state: HardState) -> bytes:
-    vote = state.vote.encode()
-    assert len(vote) <= MAX_NODE_ID_BYTES
-    slot = _SLOT.pack(_SLOT_MAGIC, _VERSION, len(vote), serial, state.term) + vote
-    slot = slot.ljust(_SECTOR - _CHECKSUM.size, b"\0")
-    return slot + _CHECKSUM.pack(crc32(slot))
-
-
-def _encode_snapshot(meta: SnapshotMeta, sequence: int) -> bytes:
-    size = len(meta.configuration)
-    data = _SNAPSHOT.pack(_SNAPSHOT_MAGIC, _VERSION, meta.index, meta.term, sequence, size)
-    data += meta.configuration
-    return data + _CHECKSUM.pack(crc32(data))
-
-
-def _replace(fs: FileSystem, directory: str, name: str, data: bytes) -> None:
-    """Put a file in place of the one of that name, durably, as a whole or not at all."""
-    temporary = os.path.join(directory, f"{name}.tmp")
-    file = fs.open(temporary, create=True)
-    try:
-        file.pwrite(data, 0)  # first, so that room that the file has isn't lost
-        file.truncate(len(data))
-        file.sync()
-    finally:
-        file.close()
-    fs.rename(temporary, os.path.join(directory, name))
-    fs.sync_directory(directory)
 
 
 def _up_to(entries: list[Entry], max_bytes: int) -> list[Entry]:

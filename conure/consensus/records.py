@@ -17,10 +17,10 @@ of 64 entries some ten times cheaper than 64 records would be::
 **Log record**: a batch as raftlog.py writes it. ``salt`` belongs to the segment file, so what
 another file or an earlier life of this one left behind is never taken for a record::
 
-       0    4   CRC-32 of everything behind it
+       0    4   CRC-32 of everything after it
        4    4   CRC-32 of bytes 8 to 44: the length can be trusted even if the data can't
        8    4   salt
-      12    4   length of the batch behind byte 44
+      12    4   length of the batch after byte 44
       16    4   how many entries before this batch were not synced when it was written
       20    1   version      01
       21    3   00
@@ -81,7 +81,7 @@ assert _RECORD.size == 44
 
 
 class Record(NamedTuple):
-    """What a log record's header says, with ``end``, the offset of the byte behind the record."""
+    """What a log record's header says, with ``end``, the offset of the byte after the record."""
 
     end: int
     unsynced: int

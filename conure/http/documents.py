@@ -26,11 +26,9 @@ stands.
 from __future__ import annotations
 
 import json
-import re
 from base64 import b64decode, b64encode
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from conure.commands import (
@@ -56,6 +54,7 @@ from conure.commands import (
 from conure.errors import BadRequest, PayloadTooLarge
 from conure.http import jsonsteps
 from conure.http.jsonsteps import Steps
+from conure.values import parse_milliseconds
 
 __all__ = [
     "INLINE_BYTES",
@@ -108,14 +107,10 @@ _NUMBERS = {
     "create_revision": Target.CREATE_REVISION,
     "mod_revision": Target.MOD_REVISION,
 }
-_DURATION = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
 _decode = json.JSONDecoder().decode
 _ITEMS_PER_STEP = 32
 _LONGEST_DURATION = 64  # characters
-_SECONDS_ONLY = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _PLAIN_LINE = {"key", "value"}
-_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 _TRANSACTION = '{"success": [{"put": {"key": "k", "value": "v"}}]}'
 
@@ -245,7 +240,12 @@ def parse_duration(name: str, text: str) -> int:
     """
     if len(text) > _LONGEST_DURATION:
         raise BadRequest(f"{name} is {shortened(text)}, which is too long for a duration")
-    return _parse_duration(name, text)
+    milliseconds = parse_milliseconds(text)
+    if milliseconds is None:
+        raise BadRequest(
+            f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
+        )
+    return milliseconds
 
 
 def check_ttl(milliseconds: int, *, least: int = 1, where: str = "") -> int:
@@ -377,17 +377,6 @@ def _parse_line(record: Any, where: str, limits: Limits) -> Line:
             raise BadRequest(f"{where} deletes the key; a value or ttl makes no sense there")
         return found, None, 0
     return found, _value(record, where, limits), _ttl(record, where)
-
-
-@lru_cache(256)
-def _parse_duration(name: str, text: str) -> int:
-    if _SECONDS_ONLY.fullmatch(text):
-        return round(float(text) * 1000)
-    if not _DURATION.fullmatch(text):
-        raise BadRequest(
-            f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
-        )
-    return round(sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
 
 
 def _read_object(text: bytes, example: str, limits: Limits) -> Steps[dict[str, Any]]:

@@ -28,20 +28,18 @@ to whoever made the forwarder. The lock guards the queue and is never held durin
 
 from __future__ import annotations
 
-import contextlib
-import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
 from conure.http.server import Request
 from conure.metrics import Registry
+from conure.net.outbound import Answer, Line, encode_request
 
 __all__ = ["FORWARDED", "Forwarder"]
 
@@ -76,14 +74,16 @@ class Forwarder:
     def __init__(
         self, node_id: str, registry: Registry, *, timeout: float, idle_timeout: float
     ) -> None:
-        self._mark = f"{FORWARDED}: {node_id}\r\n"
+        self._node_id = node_id
         self._timeout = timeout + MARGIN
         self._changed = threading.Condition(threading.Lock())
         self._waiting: deque[_Task] = deque()
         self._waiting_bytes = 0
         self._stopping = False
         longest_rest = min(LONGEST_REST, idle_timeout / 2)
-        self._lines = [_Line(longest_rest) for _ in range(THREADS)]
+        self._lines = [
+            Line(connect_timeout=CONNECT_TIMEOUT, longest_rest=longest_rest) for _ in range(THREADS)
+        ]
         self._threads = [
             threading.Thread(target=self._run, args=(line,), name=f"forward-{number}", daemon=True)
             for number, line in enumerate(self._lines)
@@ -164,7 +164,7 @@ class Forwarder:
 
     # -- a thread of the pool ----------------------------------------------------------------------
 
-    def _run(self, line: _Line) -> None:
+    def _run(self, line: Line) -> None:
         while (task := self._next()) is not None:
             try:
                 answer = self._ask(line, task)
@@ -175,7 +175,7 @@ class Forwarder:
                 task.request.respond(*answer)
         line.close()
 
-    def _ask(self, line: _Line, task: _Task) -> _Answer:
+    def _ask(self, line: Line, task: _Task) -> _Relayed:
         """Return the leader's answer. Raises Unavailable or OutcomeUnknown."""
         now = monotonic()
         if now - task.since > self._timeout:
@@ -186,7 +186,9 @@ class Forwarder:
         is_last = False
         while True:
             try:
-                answer = line.exchange(task.server, message, deadline, is_read=is_read)
+                answer = line.exchange(
+                    task.server, message, deadline, most=MAX_ANSWER_BYTES, is_safe=is_read
+                )
             except (OSError, HTTPException) as error:
                 problem = f"passing this on to {task.server} failed ({_describe(error)})"
                 if line.was_sent and not is_read:
@@ -199,7 +201,7 @@ class Forwarder:
                 continue
             if 300 <= answer.status < 400 and answer.status != 304:
                 raise Unavailable(f"{task.server} leads no more; try again shortly")
-            return answer
+            return _relay(answer)
 
     def _encode(self, task: _Task) -> bytes:
         request = task.request
@@ -208,17 +210,11 @@ class Forwarder:
         target = request.path.encode()  # a route's path: nothing in it needs encoding
         if request.query:
             target += b"?" + _without_wait(request.query)
-        fields = f"Host: {task.server.removeprefix('http://')}\r\n{self._mark}"
-        for name in _PASSED_ON:
-            if (value := request.headers.get(name)) is not None:
-                fields += f"{name}: {value}\r\n"
-        return b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
-            method.encode(),
-            target,
-            fields.encode("latin-1", "replace"),  # an address may be any text
-            len(request.body),
-            request.body,
-        )
+        fields = [
+            (name, value) for name in _PASSED_ON if (value := request.headers.get(name)) is not None
+        ]
+        fields.append((FORWARDED, self._node_id))
+        return encode_request(method, task.server, target, fields, request.body)
 
     def _fail(self, task: _Task, error: ConureError) -> None:
         self._count(task, error.status)
@@ -241,8 +237,8 @@ class _Task(NamedTuple):
         return len(self.request.query) + len(self.request.body)
 
 
-class _Answer(NamedTuple):
-    """What :meth:`httpserver.Request.respond` takes."""
+class _Relayed(NamedTuple):
+    """What :meth:`Request.respond` takes."""
 
     status: int
     body: bytes
@@ -250,125 +246,15 @@ class _Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...]
 
 
-class _Line:
-    """One thread's connection to the leader, kept from one request to the next.
-
-    ``was_sent`` says whether any byte of the last request has left. Only ``cut`` is for others.
-    """
-
-    def __init__(self, longest_rest: float) -> None:
-        self.was_sent = False
-        self._longest_rest = longest_rest
-        self._server = ""
-        self._socket: _Socket | None = None
-        self._rests_since = 0.0
-        self._is_cut = False
-
-    def exchange(self, server: str, message: bytes, deadline: float, *, is_read: bool) -> _Answer:
-        """Send a request and return its answer. Raises OSError or HTTPException."""
-        self.was_sent = False
-        connection = self._connect(server, is_read)
-        connection.deadline = deadline
-        try:
-            self._send(connection, message)
-            with contextlib.closing(HTTPResponse(connection)) as response:
-                answer = self._receive(response)
-        except BaseException:
-            self.close()
-            raise
-        if response.will_close:
-            self.close()
-        self._rests_since = monotonic()
-        return answer
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def cut(self) -> None:
-        """End what is under way, and let nothing begin. Any thread."""
-        self._is_cut = True
-        connection = self._socket
-        if connection is not None:
-            with contextlib.suppress(OSError):  # closed a moment ago
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def _connect(self, server: str, is_read: bool) -> _Socket:
-        if self._socket is not None:
-            if server == self._server and self._is_usable(self._socket, is_read):
-                return self._socket
-            self.close()
-        host, _, port = server.removeprefix("http://").rpartition(":")
-        try:
-            plain = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT)
-        except (ValueError, OverflowError) as error:  # a name with an empty label, say
-            raise OSError("there can be no such address") from error
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _Socket(plain.family, plain.type, plain.proto, plain.detach())
-        self._server, self._socket = server, connection
-        if self._is_cut:  # looked at after the socket can be seen by cut()
-            self.close()
-            raise ConnectionAbortedError(_STOPPING)
-        return connection
-
-    def _receive(self, response: HTTPResponse) -> _Answer:
-        response.begin()
-        if response.status < 200:
-            raise HTTPException("an interim answer")  # the next request must not get the last one
-        if (response.length or 0) > MAX_ANSWER_BYTES:
-            raise HTTPException("an answer of impossible length")
-        try:
-            # Without a limit only if there is a length: what is cut short is noticed that way.
-            body = response.read(MAX_ANSWER_BYTES + 1 if response.length is None else None)
-        except ValueError as error:
-            raise HTTPException("an answer in malformed chunks") from error
-        if len(body) > MAX_ANSWER_BYTES:
-            raise HTTPException("an answer of impossible length")
-        fields = tuple(
-            (name, _one_line(value))
-            for name, value in response.getheaders()
-            if name.lower() in _RELAYED or name.lower().startswith("x-conure-")
-        )
-        content_type = _one_line(response.getheader("Content-Type", "text/plain"))
-        return _Answer(response.status, body, content_type, fields)
-
-    def _is_usable(self, connection: socket.socket, is_read: bool) -> bool:
-        if not is_read and monotonic() - self._rests_since > self._longest_rest:
-            return False
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return not poll.poll(0)  # what comes in unasked is the end, or nothing that we understand
-
-    def _send(self, connection: _Socket, message: bytes) -> None:
-        connection.limit()
-        try:
-            count = connection.send(message)  # if this fails the kernel has taken nothing
-            self.was_sent = True
-            if count < len(message):
-                connection.sendall(memoryview(message)[count:])
-        except (BrokenPipeError, ConnectionResetError):
-            # A server may refuse a body while it is being sent; its reason can still be read.
-            if not self.was_sent:
-                raise
-
-
-class _Socket(socket.socket):
-    """Waits for input up to one moment, in however many pieces it comes."""
-
-    deadline = 0.0
-
-    def limit(self) -> None:
-        """Let the next call wait until the deadline. Raises TimeoutError if it has passed."""
-        left = self.deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.settimeout(left)
-
-    def recv_into(self, *args: Any, **named: Any) -> int:
-        self.limit()
-        return super().recv_into(*args, **named)
+def _relay(answer: Answer) -> _Relayed:
+    """Return what of an answer is relayed to the client."""
+    fields = tuple(
+        (name, _one_line(value))
+        for name, value in answer.headers
+        if name.lower() in _RELAYED or name.lower().startswith("x-conure-")
+    )
+    content_type = _one_line(answer.header("content-type", "text/plain"))
+    return _Relayed(answer.status, answer.body, content_type, fields)
 
 
 def _without_wait(query: bytes) -> bytes:

@@ -1846,7 +1846,7 @@ class _Connection:
         if sent:
             rest = memoryview(out[0])[sent:]
             # A view keeps all its bytes, those that have left too, and only the rest is counted.
-            out[0] = bytes(rest) if len(rest) * 2 < len(rest.obj) else rest
+            out[0] = bytes(rest) if len(rest) * 2 < memoryview(rest.obj).nbytes else rest
 
     def _admit(self, request: Request, answer: _Answer) -> _Answer:
         """Count a long answer, or give another in its place if too much waits already (H5)."""

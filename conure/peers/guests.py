@@ -1,4 +1,4 @@
-"""Incoming connections of the Raft port: who may have one, and how much of what arrives is held.
+"""Incoming connections of the Raft port: who may have one, and how many bytes may be on their way.
 
 Before a handshake anybody may be at the other end, and after it somebody who is believed only
 because this node is behind, or of no cluster yet. So members come first in both:
@@ -13,7 +13,7 @@ because this node is behind, or of no cluster yet. So members come first in both
 3. A frame that has begun has ``FRAME_TIME`` to be complete, and a second more for every
    ``SLOWEST`` bytes of it that have come.
 
-:class:`Guests` belongs to the holder of the transport's lock.
+Whoever calls a method of :class:`Guests` has the lock of accepting.py; nothing here waits.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Guests:
         guest.arriving = 0
         if size <= SMALL_FRAME:
             return []
-        held = self.arriving
+        taken = self.arriving
         strangers = [(s, g) for s, g in self._guests.items() if g.arriving and not g.is_member()]
         ended: list[socket.socket] = []
         if not guest.is_member():
@@ -120,11 +120,11 @@ class Guests:
         else:
             fits = True
             for each, stranger in strangers:
-                if held + size > MAX_ARRIVING + SMALL_FRAME:
-                    held -= stranger.arriving
+                if taken + size > MAX_ARRIVING + SMALL_FRAME:
+                    taken -= stranger.arriving
                     stranger.arriving, stranger.is_leaving = 0, True
                     ended.append(each)
-        if not fits or held + size > MAX_ARRIVING + SMALL_FRAME:
+        if not fits or taken + size > MAX_ARRIVING + SMALL_FRAME:
             raise WireError(f"a frame of {size} bytes, while too much else arrives: send it again")
         guest.arriving = size
         return ended

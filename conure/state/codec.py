@@ -104,7 +104,7 @@ so that both nodes come to hold the same, down to revisions::
        …    …   the keys, then the values
 
 **What a node speaks** (:data:`SPEAKS`) is the newest version of any of these, and of a
-configuration (members.py), that it reads. Its greeting says so (transport.py), and nothing newer is
+configuration (members.py), that it reads. Its greeting says so (protocol.py), and nothing newer is
 proposed before all members say that they read it (versions.py): so an old release and a new one
 can share a cluster while it is upgraded.
 """

@@ -59,7 +59,7 @@ _numbers = count(1)  # no two transfers of this process share a file
 
 
 class OutgoingSnapshot:
-    """A pinned state to be sent (transport.Outgoing); it closes the state with itself.
+    """A pinned state to be sent (transfer.Outgoing); it closes the state with itself.
 
     *message* is the SNAPSHOT message of the core; in ``header`` it names what *state* covers.
     """
@@ -97,7 +97,7 @@ class OutgoingSnapshot:
 
 
 class IncomingSnapshot:
-    """A state that is being received (transport.Incoming), built as a tree of its own.
+    """A state that is being received (transfer.Incoming), built as a tree of its own.
 
     *page_size* and *cache_bytes* are those of the staged tree; *inspection* looks at what comes
     from another node; *finished* is called at the end of :meth:`finish`. *keep_free* is how many

@@ -1,0 +1,198 @@
+"""The one way in which a server asks another server by HTTP.
+
+A :class:`Line` connects, sends a request that somebody has encoded, and reads the answer whole. All
+of that is bounded: connecting in time, the exchange by a deadline however slowly the bytes come,
+the answer in its length. What is asked, and what a failure means, is for the caller: forwarding.py
+passes requests on to a leader, joining.py asks the seeds. The client library (client/) has a way of
+its own: it reads answers without a length, and runs where there is no server.
+
+No redirect is followed here, nothing is sent twice, and nothing of an answer is understood but its
+framing.
+
+Threads: a line belongs to one thread; only :meth:`Line.cut` is for others.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from http.client import HTTPException, HTTPResponse
+from time import monotonic
+from typing import Any, NamedTuple
+
+from conure.values import split_base_url
+
+__all__ = ["Answer", "Line", "MalformedAnswer", "encode_request"]
+
+
+class MalformedAnswer(HTTPException):
+    """A body that can't be taken apart."""
+
+
+class Answer(NamedTuple):
+    """What a server has answered."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str, default: str) -> str:
+        """Return the first value of a header field, whose name is in small letters."""
+        return next((value for each, value in self.headers if each.lower() == name), default)
+
+
+def encode_request(
+    method: str, server: str, target: bytes, fields: Iterable[tuple[str, str]], body: bytes
+) -> bytes:
+    """Return a request for the server at a base URL, with a length whatever its method is."""
+    head = f"Host: {server.removeprefix('http://').removesuffix('/')}\r\n"
+    for name, value in fields:
+        head += f"{name}: {value}\r\n"
+    return b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        method.encode(),
+        target,
+        head.encode("latin-1", "replace"),  # an address may be any text
+        len(body),
+        body,
+    )
+
+
+class Line:
+    """A connection to one server at a time, kept from one request to the next.
+
+    Connecting takes *connect_timeout* seconds at most. A connection that has rested for more than
+    *longest_rest* seconds is used for safe requests only. ``was_sent`` says whether any byte of the
+    last request has left: if none has, nobody has carried it out.
+    """
+
+    def __init__(self, *, connect_timeout: float, longest_rest: float = 0.0) -> None:
+        self.was_sent = False
+        self._connect_timeout = connect_timeout
+        self._longest_rest = longest_rest
+        self._server = ""
+        self._socket: _Socket | None = None
+        self._rests_since = 0.0
+        self._is_cut = False
+
+    def exchange(
+        self,
+        server: str,
+        message: bytes,
+        deadline: float,
+        *,
+        most: int,
+        is_safe: bool = False,
+        silence: float = math.inf,
+        may_cut_short: bool = False,
+    ) -> Answer:
+        """Send a request to the server at a base URL and return its answer.
+
+        *deadline* is a moment of ``monotonic``, *silence* how many seconds may pass without a byte.
+        A body of more than *most* bytes is an error; if one *may_cut_short*, the rest is left
+        unread, and the connection ends with each answer. An interim answer is an error too: the
+        next request would get the one that follows it. *is_safe* tells that the request changes
+        nothing. Raises OSError, among them TimeoutError, and HTTPException, among them
+        MalformedAnswer; the connection is closed then.
+        """
+        self.was_sent = False
+        connection = self._connect(server, is_safe)
+        connection.deadline, connection.silence = deadline, silence
+        try:
+            self._send(connection, message)
+            with closing(HTTPResponse(connection)) as response:
+                answer = _read(response, most, may_cut_short)
+        except BaseException:
+            self.close()
+            raise
+        if response.will_close or may_cut_short:
+            self.close()
+        self._rests_since = monotonic()
+        return answer
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def cut(self) -> None:
+        """End what is under way, and let nothing begin. Any thread."""
+        self._is_cut = True
+        connection = self._socket
+        if connection is not None:
+            with suppress(OSError):  # closed a moment ago
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _connect(self, server: str, is_safe: bool) -> _Socket:
+        if self._socket is not None:
+            if server == self._server and self._is_usable(self._socket, is_safe):
+                return self._socket
+            self.close()
+        try:
+            plain = socket.create_connection(split_base_url(server), self._connect_timeout)
+        except (ValueError, OverflowError) as error:  # a name with an empty label, say
+            raise OSError("there can be no such address") from error
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = _Socket(plain.family, plain.type, plain.proto, plain.detach())
+        self._server, self._socket = server, connection
+        if self._is_cut:  # looked at after the socket can be seen by cut()
+            self.close()
+            raise ConnectionAbortedError("this node is stopping; ask another server")
+        return connection
+
+    def _is_usable(self, connection: socket.socket, is_safe: bool) -> bool:
+        if not is_safe and monotonic() - self._rests_since > self._longest_rest:
+            return False
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        return not poll.poll(0)  # what comes in unasked is the end, or nothing that we understand
+
+    def _send(self, connection: _Socket, message: bytes) -> None:
+        connection.limit()
+        try:
+            count = connection.send(message)  # if this fails the kernel has taken nothing
+            self.was_sent = True
+            if count < len(message):
+                connection.sendall(memoryview(message)[count:])
+        except (BrokenPipeError, ConnectionResetError):
+            # A server may refuse a body while it is being sent; its reason can still be read.
+            if not self.was_sent:
+                raise
+
+
+class _Socket(socket.socket):
+    """Waits for input up to one moment, in however many pieces it comes."""
+
+    deadline = 0.0
+    silence = math.inf
+
+    def limit(self) -> None:
+        """Let the next call wait until the deadline. Raises TimeoutError if it has passed."""
+        left = self.deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(min(left, self.silence))
+
+    def recv_into(self, *args: Any, **named: Any) -> int:
+        self.limit()
+        return super().recv_into(*args, **named)
+
+
+def _read(response: HTTPResponse, most: int, may_cut_short: bool) -> Answer:
+    response.begin()
+    if response.status < 200:
+        raise HTTPException("an interim answer")  # the next request must not get the last one
+    if (response.length or 0) > most and not may_cut_short:
+        raise HTTPException("an answer of impossible length")
+    try:
+        # Without a limit only if there is a length: what is cut short is noticed that way.
+        size = most if may_cut_short else most + 1 if response.length is None else None
+        body = response.read(size)
+    except ValueError as error:
+        raise MalformedAnswer("an answer in malformed chunks") from error
+    if len(body) > most:
+        raise HTTPException("an answer of impossible length")
+    return Answer(response.status, response.getheaders(), body)

@@ -1,0 +1,387 @@
+"""Connections that other nodes open to this one: who may have one, and who reads what it brings.
+
+One thread accepts, within the bounds of guests.py, and gives each connection a thread of its own:
+it shakes hands, and then reads, receives a snapshot (transfer.py), or sleeps while a watcher reads
+the messages (inbox.py). The newest connection of a node takes the place of its older one, which has
+ended by then: what a node sends is handed over in order (duty 4 of transport.py). A connection is
+in the table before the host decides on its other end, so that none slips through when what the host
+goes by changes in between (:meth:`Acceptor.judge`). The host is called without any lock of this
+file, but for the question whether somebody is a member.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from time import monotonic, sleep
+from typing import Any, Protocol
+
+from conure.consensus.messages import Message, SnapshotHeader
+from conure.errors import ConureError, Refused, WireError
+from conure.metrics import Counter
+from conure.peers import sockets
+from conure.peers.guests import MAX_INCOMING, Guests
+from conure.peers.inbox import Inbox
+from conure.peers.protocol import (
+    MAX_HANDSHAKE,
+    NOT_BELIEVED,
+    Greeting,
+    check_hello,
+    encode_answer,
+    encode_refusal,
+)
+from conure.peers.threads import Threads
+from conure.peers.transfer import Incoming, receive
+
+__all__ = ["MAX_WAITING", "Acceptor", "Answering", "Watcher"]
+
+MAX_WAITING = 3
+"""Connections of one node and kind that may wait until what an earlier one has brought is taken."""
+
+_LOOK = 1.0  # seconds between two looks at whether a frame goes on
+_ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread is to end
+_ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
+_MAX_TOLD = 256  # refusals that are remembered, so that each is logged once; more are not logged
+_TOLD_TIME = 600.0  # seconds after which all of them are forgotten
+
+log = logging.getLogger("conure.transport")
+
+
+class Answering(Protocol):
+    """The part of the host that is asked about nodes that have dialled, and told what they send.
+    Called by the threads of the connections, or the watcher's."""
+
+    def greeting(self) -> Greeting:
+        """Return what this node says of itself; its id never changes."""
+
+    def admit(self, kind: str, to: str, peer: Greeting, known_as: str) -> None:
+        """Decide on a node that has dialled this one, looking for *to*. Raises Refused.
+
+        *kind* is ``messages``, ``snapshot`` or ``probe``, *known_as* the incarnation that the node
+        takes this one to have, "" if it doesn't say.
+        """
+
+    def is_member(self, peer: Greeting) -> bool:
+        """Tell whether that is a member, as it was admitted. The one question that is asked with a
+        lock of the transport held: the answer takes none."""
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        """Take messages of one node, all that were read in one go."""
+
+    def begin_snapshot(self, header: SnapshotHeader) -> Incoming | None:
+        """Prepare for a snapshot; None if it isn't needed any more. Raises Refused."""
+
+
+class Watcher(Protocol):
+    """A thread that waits for many sockets. A node that reads its peers' messages in the thread
+    that serves its clients answers them without waking another one."""
+
+    def watch(self, sock: socket.socket, action: Callable[[], None]) -> None:
+        """Call *action* in that thread whenever the socket has input."""
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Undo that."""
+
+
+@dataclass(slots=True)
+class _End:
+    """Who is at the other end of a connection, by the handshake."""
+
+    greeting: Greeting
+    known_as: str  # what it takes this node for
+    why_dropped: str = ""
+
+
+@dataclass(slots=True)
+class _Place:
+    """What the connections of one kind from one node take one after the other."""
+
+    newest: socket.socket | None = None
+    users: int = 0  # whoever has it, and those who wait for it
+    is_taken: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Acceptor:
+    """The connections of one Raft port: bound at once, accepted from :meth:`start` on.
+
+    *stopping* is set when the transport is closed, before :meth:`stop` is called; *threads* run the
+    connections. *refused* counts those that are, *received_from* returns the counter for the bytes
+    of a node, and *hurry* is told which node has just dialled: it is there. Raises OSError if the
+    address can't be bound.
+    """
+
+    _host: Answering  # as of start()
+    _watcher: Watcher | None
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        stopping: threading.Event,
+        threads: Threads,
+        refused: Counter,
+        received_from: Callable[[str], Counter],
+        hurry: Callable[[str], None],
+    ) -> None:
+        self._stopping = stopping
+        self._threads = threads
+        self._refused = refused
+        self._received_from = received_from
+        self._hurry = hurry
+        # Guards what follows. Held for moments, and no other lock is taken under it.
+        self._lock = threading.Lock()
+        self._guests = Guests()
+        self._places: dict[tuple[str, str], _Place] = {}  # kind and node
+        self._callers: dict[socket.socket, _End] = {}
+        self._inboxes: dict[socket.socket, Inbox] = {}
+        self._told: set[tuple[str, str]] = set()  # IP address and what was logged of it
+        self._told_since = monotonic()
+        self._started = False
+
+        self._listener = _Listener(address, self)
+        self.port = int(self._listener.server_address[1])
+
+    def start(self, host: Answering, watcher: Watcher | None) -> None:
+        """Begin to answer; once. *watcher* reads the messages, if not the connections' threads."""
+        self._host = host
+        self._watcher = watcher
+        self._started = True
+        self._threads.spawn("peer-accept", self._listener.serve_forever, _ACCEPT_TICK)
+
+    def judge(self, believes: Callable[[Greeting, str], bool]) -> None:
+        """Close the connections whose other end isn't believed any more. Any thread; never blocks.
+
+        *believes* is asked about each by its greeting and what it takes this node for, by this
+        thread, without any lock.
+        """
+        with self._lock:
+            ends = [*self._callers.items()]
+        for sock, end in [
+            item for item in ends if not believes(item[1].greeting, item[1].known_as)
+        ]:
+            end.why_dropped = NOT_BELIEVED
+            with self._lock:
+                inbox = self._inboxes.get(sock)
+            if inbox is not None:
+                inbox.has_ended.set()  # what has arrived is not handed over either
+            sockets.shut(sock)
+
+    def stop(self) -> None:
+        """Accept no more; returns when that has ended."""
+        if self._started:
+            self._listener.shutdown()
+        self._listener.server_close()
+
+    def close(self) -> None:
+        """End every connection; their threads notice. After :meth:`stop`."""
+        with self._lock:
+            still_open = [*self._guests.sockets()]
+            inboxes = [*self._inboxes.values()]
+        for sock in still_open:
+            sockets.shut(sock)
+        for inbox in inboxes:
+            inbox.has_ended.set()  # whoever reads it may have ended before
+
+    # -- the accepting thread, and each connection's at its ends ---------------------------------
+
+    def has_room(self, sock: socket.socket, ip: str) -> bool:
+        """Take an incoming connection into account, if there is room for one more (1)."""
+        with self._lock:
+            if self._stopping.is_set():
+                return False
+            has_room, ended = self._guests.enter(sock, ip)
+        if ended is not None:
+            sockets.shut(ended)
+        if ended is not None or not has_room:
+            self._refused.inc()
+        return has_room
+
+    def serve(self, sock: socket.socket, address: Any) -> None:
+        """Shake hands, and take what the connection brings until it ends. Its own thread."""
+        whose = f"{address[0]}:{address[1]}"
+        try:
+            sockets.configure(sock)
+            hello = sockets.read_handshake(sock, MAX_HANDSHAKE)
+            kind, to, peer, known_as = check_hello(hello)
+            whose = f"{peer.node_id} ({whose})"
+            end = _End(peer, known_as)
+            if kind != "probe":
+                with self._lock:
+                    self._callers[sock] = end
+            self._host.admit(kind, to, peer, known_as)
+            if kind == "probe":
+                self._answer(sock)
+                return
+            with self._lock:
+                self._guests.recognise(sock, partial(self._host.is_member, peer))
+            with self._place(sock, kind, peer.node_id):
+                self._answer(sock)
+                self._hurry(peer.node_id)
+                if kind == "messages":
+                    self._read_messages(sock, peer)
+                else:
+                    self._receive_snapshot(sock, peer)
+            if end.why_dropped and self._is_news(address[0], end.why_dropped):
+                log.warning("closed the connection of %s: %s", whose, end.why_dropped)
+        except OSError as error:
+            log.debug("a connection of %s has ended: %s", whose, sockets.reason(error))
+        except WireError as error:
+            if self._is_news(address[0], str(error)):
+                log.warning("closed a connection of %s: %s", whose, error)
+        except ConureError as error:
+            self._refused.inc()
+            if self._is_news(address[0], str(error)):
+                log.warning("refused a connection of %s: %s", whose, error)
+            with suppress(OSError):  # it has gone, and need not know
+                sockets.write_json(sock, encode_refusal(error))
+
+    def leave(self, sock: socket.socket) -> None:
+        """Forget a connection that has ended."""
+        with self._lock:
+            self._guests.leave(sock)
+            self._callers.pop(sock, None)
+
+    def spawn(self, target: Callable[..., None], *arguments: Any) -> None:
+        """Give a connection its thread."""
+        self._threads.spawn("peer-in", target, *arguments)
+
+    # -- private: incoming connections, each in its own thread -----------------------------------
+
+    def _answer(self, sock: socket.socket) -> None:
+        sockets.write_json(sock, encode_answer(self._host.greeting()))
+
+    def _expect(self, sock: socket.socket, size: int) -> None:
+        """Make room for a frame that has begun to come in. Raises WireError (1)."""
+        with self._lock:
+            ended = self._guests.expect(sock, size)
+        for each in ended:
+            sockets.shut(each)
+
+    def _is_news(self, ip: str, why: str) -> bool:
+        """Return whether to log this: whoever is refused comes again and again (1)."""
+        with self._lock:
+            if monotonic() - self._told_since > _TOLD_TIME:
+                self._told.clear()
+                self._told_since = monotonic()
+            if (ip, why) in self._told or len(self._told) >= _MAX_TOLD:
+                return False
+            self._told.add((ip, why))
+            return True
+
+    @contextmanager
+    def _place(self, sock: socket.socket, kind: str, node_id: str) -> Iterator[None]:
+        """Be the newest connection of a node; the older one has ended by then (4).
+
+        Raises Refused if that takes too long.
+        """
+        with self._lock:
+            place = self._places.setdefault((kind, node_id), _Place())
+            if place.users > MAX_WAITING:
+                raise Refused("too many connections wait for what an earlier one has brought")
+            older, place.newest = place.newest, sock
+            place.users += 1
+        try:
+            if older is not None:
+                sockets.shut(older)
+            if not place.is_taken.acquire(timeout=sockets.HANDSHAKE_TIME):
+                raise Refused("what an earlier connection has brought is still being taken in")
+            try:
+                yield
+            finally:
+                place.is_taken.release()
+        finally:
+            with self._lock:
+                place.users -= 1
+                if not place.users:
+                    del self._places[kind, node_id]
+
+    def _read_messages(self, sock: socket.socket, peer: Greeting) -> None:
+        inbox = Inbox(
+            sock,
+            peer,
+            self._host.greeting().node_id,
+            self._host.receive,
+            self._received_from(peer.node_id),
+            partial(self._expect, sock),
+        )
+        sock.settimeout(_LOOK if self._watcher is None else 0.0)
+        with self._lock:
+            if self._stopping.is_set() or self._callers[sock].why_dropped:
+                return
+            self._inboxes[sock] = inbox
+        try:
+            if self._watcher is None:
+                while not inbox.has_ended.is_set():
+                    inbox.take()
+                    inbox.end_if_stalled()
+            else:
+                self._watcher.watch(sock, inbox.take)
+                while not inbox.has_ended.wait(_LOOK):
+                    inbox.end_if_stalled()
+                self._watcher.unwatch(sock)
+        finally:
+            with self._lock:
+                del self._inboxes[sock]
+        if inbox.error is not None:
+            raise inbox.error
+
+    def _receive_snapshot(self, sock: socket.socket, peer: Greeting) -> None:
+        receive(
+            sock,
+            peer,
+            self._host.greeting().node_id,
+            self._host.begin_snapshot,
+            partial(self._received_from, peer.node_id),
+            partial(self._expect, sock),
+        )
+
+
+class _Listener(ThreadingTCPServer):
+    """Accepts, within bounds; gives each connection a thread."""
+
+    allow_reuse_address = True
+    request_queue_size = MAX_INCOMING
+
+    def __init__(self, address: tuple[str, int], acceptor: Acceptor) -> None:
+        self._acceptor = acceptor
+        host, port = address[0].strip("[]"), address[1]
+        if not host and socket.has_dualstack_ipv6():
+            host = "::"
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), BaseRequestHandler)
+        self.socket.setblocking(False)  # who is gone before accepting must not stop the thread
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            only_six = self.server_address[0] != "::"
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_six)
+        super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            sleep(_ACCEPT_PAUSE)  # it would be ready again at once, and fail again
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self._acceptor.has_room(request, client_address[0])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._acceptor.spawn(self.process_request_thread, request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self._acceptor.serve(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._acceptor.leave(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.exception("a connection of %s:%d has failed", *client_address[:2])
