@@ -4,6 +4,8 @@
 # make check    format, lint, types, import table and tests: what a change must pass
 # make format   what a formatter and a linter can put right by themselves
 # make bench    the comparison with etcd, redis, sqlite3 and LMDB
+# make wheel    build/conuredb-VERSION-py3-none-any.whl, for pip
+# make pyz      build/conuredb.pyz, the server and the shell in one file that Python runs as it is
 # make clean    removes what the others have made
 #
 # make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
@@ -25,7 +27,7 @@ BENCH_READY := $(VENV)/.bench-requirements
 ENGINE := $(or $(shell command -v podman || command -v docker),docker)
 IMAGE := docker.io/conuredb/conuredb
 
-.PHONY: run cluster test check format bench clean
+.PHONY: run cluster test check format bench wheel pyz clean
 .PHONY: chart-check image-check image-check-cluster image-check-dev k8s-images k8s-check
 
 run:
@@ -54,6 +56,12 @@ format: $(READY)
 bench: $(BENCH_READY)
 	$(BIN)/python -m bench
 
+wheel: $(READY)
+	$(BIN)/python tools/packages.py wheel
+
+pyz:
+	$(PYTHON) tools/packages.py pyz
+
 chart-check: $(READY)
 	$(BIN)/python tools/chart_check.py
 
@@ -80,7 +88,7 @@ k8s-check:
 	$(PYTHON) tools/k8s_check.py --image=$(IMAGE)
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build conuredb.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

@@ -17,9 +17,8 @@ Exit status: 0 done, 1 not found or refused, 2 wrong usage; of ``lock`` that of 
    events are lines with escapes everywhere; as JSON they are exact.
 3. Ctrl-C gives up the line or the command, Ctrl-D leaves.
 4. A word is an option only where a command has an option of that name; behind ``--`` none is.
-5. A line of a script or a terminal is split as a POSIX shell does it, with one exception: a word
-   that begins with ``{`` or ``[`` and is JSON from there is taken as it stands, spaces, quotes and
-   all. One that is none and has quotes is refused, because they would be lost.
+5. A line of a script or a terminal is split as a POSIX shell does it, but that JSON is one word
+   (conure/client/shellwords.py).
 
 One thread, besides that of a lock. Leaders are followed by the client; the prompt names the server
 it talks to.
@@ -35,16 +34,14 @@ import io
 import json
 import math
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from conure.client.client import (
+from conure.client import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT,
     DEFAULT_TTL,
@@ -53,18 +50,15 @@ from conure.client.client import (
     Record,
     Watch,
 )
+from conure.client.shellwords import NotWords, split
+from conure.client.texts import fields
 from conure.errors import ConureError
+from conure.values import COMMAND
 
-__all__ = ["Shell", "main", "split"]
+__all__ = ["Shell", "main"]
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 _HISTORY_LINES = 1000
-_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d+)?(?:ms|s|m|h|d))+", re.ASCII)
-_DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SPACES = " \t\r\n"
-_JSON, _QUOTES = ("{", "["), "\"'\\"
-_DECODER = json.JSONDecoder()
 _LOOK = 0.2  # seconds between two looks at whether a lock is still held
 
 
@@ -76,9 +70,8 @@ class Option(NamedTuple):
 
 
 def _duration(name: str, text: str) -> float:
-    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if seconds <= 0:
+    seconds = COMMAND.parse(text)
+    if not seconds:
         raise Usage(f"{name}={text}: write it like 5s or 500ms")
     return seconds
 
@@ -336,10 +329,10 @@ class Shell:
         return worst
 
     def run_line(self, line: str) -> int:
-        """Carry out a line, split into words as a POSIX shell does it; but JSON is one (5)."""
+        """Carry out a line (5); a blank one is done."""
         try:
             words = split(line)
-        except Usage as error:
+        except NotWords as error:
             _complain(f"{self._prefix}{error}")
             return _USAGE
         return self.run(words) if words else _OK
@@ -420,7 +413,7 @@ class Shell:
                 if json:
                     _write_json(_shown_record(record, with_value=not keys))
                 else:
-                    _write_fields(record.key, *([] if keys else [record.value]))
+                    _write_columns(record.key, *([] if keys else [record.value]))
 
     def _count(self, prefix: str = "") -> None:
         _write(f"{self._client.count(os.fsencode(prefix))}\n")
@@ -535,46 +528,7 @@ class Shell:
             raise Failed(f"{file}: {error.strerror}") from error
 
 
-def split(line: str) -> list[str]:
-    """Split a line into words (5). Raises Usage."""
-    words: list[str] = []
-    rest = io.StringIO(line)
-    lexer = shlex.shlex(rest, posix=True)
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    while True:
-        start = rest.tell()
-        while start < len(line) and line[start] in _SPACES:
-            start += 1
-        end = _end_of_json(line, start)
-        if end is not None:
-            words.append(line[start:end])
-            rest.seek(end)
-            continue
-        try:
-            word = lexer.get_token()
-        except ValueError as error:
-            raise Usage(f"{str(error).lower()}; every quote needs its counterpart") from None
-        if word is None:
-            return words
-        typed = line[start : rest.tell()].rstrip(_SPACES)
-        if typed.startswith(_JSON) and any(char in typed for char in _QUOTES):
-            raise Usage(
-                f"{typed}: this is no JSON, and its quotes would be lost; put '...' around it, "
-                "or write it without quotes"
-            )
-        words.append(word)
-
-
-def _end_of_json(line: str, start: int) -> int | None:
-    """Return where the JSON ends that begins at a place of a line, None if there is none."""
-    if not line.startswith(_JSON, start):
-        return None
-    try:
-        _, end = _DECODER.raw_decode(line, start)
-    except (ValueError, RecursionError):
-        return None
-    return end if line[end : end + 1] in _SPACES else None
+# -- the command line ------------------------------------------------------------------------------
 
 
 def _parse(command: Command, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -750,6 +704,9 @@ def _history_file() -> str:
     return os.path.expanduser("~/.conuresh_history")
 
 
+# -- records and events as JSON --------------------------------------------------------------------
+
+
 def _records(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None, float | None]]:
     """Yield what the lines of a file say, for ``Client.load``."""
     for number, line in enumerate(lines, 1):
@@ -773,7 +730,7 @@ def _records(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None, floa
 def _shown_record(record: Record, *, with_value: bool = True) -> dict[str, Any]:
     """Return a record as the server shows it."""
     texts = {"key": record.key} | ({"value": record.value} if with_value else {})
-    shown = _shown_texts(texts)
+    shown = fields(texts)
     facts = record._asdict()
     for name in ("create_revision", "mod_revision", "version", "ttl", "session", "fencing_token"):
         if facts[name] is not None:
@@ -781,12 +738,17 @@ def _shown_record(record: Record, *, with_value: bool = True) -> dict[str, Any]:
     return shown
 
 
-def _shown_texts(texts: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        return {name: text.decode() for name, text in texts.items()}
-    except UnicodeDecodeError:
-        coded: dict[str, Any] = {name: b64encode(text).decode() for name, text in texts.items()}
-        return {**coded, "encoding": "base64"}
+def _shown_event(event: Event) -> dict[str, Any]:
+    found = {"key": event.key, "value": event.value, "prev": event.previous}
+    return {
+        "event": event.kind,
+        "revision": event.revision,
+        **fields({name: text for name, text in found.items() if text is not None}),
+        "version": event.version,
+    }
+
+
+# -- output ----------------------------------------------------------------------------------------
 
 
 def _show_events(watch: Watch, *, as_json: bool) -> None:
@@ -794,27 +756,17 @@ def _show_events(watch: Watch, *, as_json: bool) -> None:
         if as_json:
             _write_json(_shown_event(event))
         else:
-            fields = [event.kind.encode(), str(event.revision).encode(), event.key]
-            _write_fields(*fields, *([] if event.value is None else [event.value]))
-
-
-def _shown_event(event: Event) -> dict[str, Any]:
-    found = {"key": event.key, "value": event.value, "prev": event.previous}
-    return {
-        "event": event.kind,
-        "revision": event.revision,
-        **_shown_texts({name: text for name, text in found.items() if text is not None}),
-        "version": event.version,
-    }
+            columns = [event.kind.encode(), str(event.revision).encode(), event.key]
+            _write_columns(*columns, *([] if event.value is None else [event.value]))
 
 
 def _write_json(found: object) -> None:
     _write(json.dumps(found) + "\n")
 
 
-def _write_fields(*fields: bytes) -> None:
-    """Write a line of fields that anything may be in."""
-    shown = (_printable(each.decode("utf-8", "backslashreplace"), keep="") for each in fields)
+def _write_columns(*columns: bytes) -> None:
+    """Write a line of columns that anything may be in."""
+    shown = (_printable(each.decode("utf-8", "backslashreplace"), keep="") for each in columns)
     _write("\t".join(shown) + "\n")
 
 

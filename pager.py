@@ -90,6 +90,7 @@ from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirector
 from conure.fileio import File, FileSystem
 
 __all__ = [
+    "BATCH_PAGES",
     "ENVELOPE",
     "FREE_MAP",
     "INNER",
@@ -97,10 +98,17 @@ __all__ = [
     "MAX_PAGE_SIZE",
     "MIN_PAGE_SIZE",
     "OVERFLOW",
+    "SYNC_BYTES",
     "FreeSpace",
     "Meta",
     "Pager",
 ]
+
+BATCH_PAGES = 32
+"""Pages that are encoded and written in one go, by whoever writes many."""
+
+SYNC_BYTES = 4 << 20
+"""So much is written before a sync: the log's own syncs never queue for long."""
 
 MIN_PAGE_SIZE = 256
 MAX_PAGE_SIZE = 65536

@@ -1,8 +1,9 @@
 """Tells in one line that this Python is too old; imported by each program before all else.
 
 Whatever has to be told by it is read by the old Python first: this file and those that import it
-(conuredb.py, conuresh.py, scaling.py, client.py) keep to a syntax that Python 3.7 can read, and
-import it before anything that can't be read or found there. tests/test_imports.py holds them to it.
+(conuredb.py, conuresh.py, commandline.py, scaling.py, client/__init__.py) keep to a syntax that
+Python 3.7 can read, and import it before anything that can't be read or found there.
+tests/test_imports.py holds them to it.
 
 Its import ends a program of ours with status 2. To a program that imports the client it is an
 ImportError.
@@ -34,5 +35,5 @@ if _complaint:
     _program = os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "")
     if os.path.dirname(_program) not in (os.path.dirname(_roof), os.path.join(_roof, "ops")):
         raise ImportError(_complaint)
-    sys.stderr.write(f"{os.path.basename(_program)}: {_complaint}\n")
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {_complaint}\n")
     sys.exit(2)

@@ -206,7 +206,7 @@ def split_base_url(text: str) -> tuple[str, int]:
     match = _BASE_URL.fullmatch(text)
     if match is None or match[1] != "http":  # this version has no https
         raise ValueError("it isn't a base URL of the form http://host:port")
-    return split_address(f"{match[2] or match[3]}:{match[4] or 80}")
+    return split_address(f"{match[2] or match[3] or ''}:{match[4] or 80}")
 
 
 def parse_listening_address(text: str) -> Address:

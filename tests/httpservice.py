@@ -9,7 +9,7 @@ from http.client import HTTPConnection
 from sys import maxsize
 from typing import Any
 
-from btree import BTree, Record
+from btree import BTree
 from conure.commands import Committed, Transaction
 from conure.consensus.messages import Entry, EntryKind
 from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
@@ -22,6 +22,7 @@ from conure.service.watchers import Watchers
 from conure.state import codec
 from conure.state.history import History
 from conure.state.machine import Session, Store
+from conure.storage.engine import Record
 from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, Backend, Check
 from tests.crashfs import CrashFileSystem
 from tests.process import Answer

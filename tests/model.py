@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from btree import Record
 from conure.commands import (
     Acquire,
     Compare,
@@ -33,6 +32,7 @@ from conure.commands import (
     Transaction,
 )
 from conure.state.machine import Session, Store
+from conure.storage.engine import Record
 
 __all__ = ["Command", "Model", "agree"]
 
@@ -263,11 +263,11 @@ class Model:
 
 def agree(store: Store, model: Model) -> None:
     """Assert that the store holds what the model does, and nothing else."""
-    assert {key for key, _ in store.tree.items()} == model.tree_keys()
-    assert {key[1:]: record for key, record in store.tree.items(b"k", b"l")} == model.records
-    found = [store.session(key[1:]) for key, _ in store.tree.items(b"s", b"t")]
+    assert {key for key, _ in store.engine.items()} == model.tree_keys()
+    assert {key[1:]: record for key, record in store.engine.items(b"k", b"l")} == model.records
+    found = [store.session(key[1:]) for key, _ in store.engine.items(b"s", b"t")]
     assert found == sorted(model.sessions.values())
-    held = [key[1:] for key, _ in store.tree.items(b"l", b"m")]
+    held = [key[1:] for key, _ in store.engine.items(b"l", b"m")]
     assert {key: store.holder(key) for key in held} == model.locks
     assert (store.clock, store.records) == (model.clock, len(model.records))
     assert store.next_due() == min([each[0] for each in model.expiring()], default=None)

@@ -606,8 +606,8 @@ MUTATIONS = [
     Mutation(
         "what expires next is remembered of the state before a snapshot",
         "conure/state/machine.py",
-        "        self._due = None\n        record = tree.get(_VERSION)",
-        '        self._due = getattr(self, "_due", None)\n        record = tree.get(_VERSION)',
+        "        self._due = None\n        record = engine.get(_VERSION)",
+        '        self._due = getattr(self, "_due", None)\n        record = engine.get(_VERSION)',
         ("tests/test_store.py",),
     ),
     Mutation(
@@ -1015,14 +1015,14 @@ MUTATIONS = [
         "            self._history.extend(store.take_events(), store.applied_index)\n",
         "            self._history.extend(store.take_events(), store.applied_index)\n"
         "            if self._raft.state is not State.LEADER:\n"
-        '                for key, _ in list(store.tree.items(b"i", b"j")):\n'
-        "                    store.tree.delete(key)\n",
+        '                for key, _ in list(store.engine.items(b"i", b"j")):\n'
+        "                    store.engine.delete(key)\n",
         SIMULATION,
     ),
     Mutation(
         "a repetition happens again",
         "conure/state/machine.py",
-        "known = self.tree.get(_ANSWER + key) if key else None",
+        "known = self.engine.get(_ANSWER + key) if key else None",
         "known = None",
         SIMULATION,
     ),
@@ -1044,8 +1044,8 @@ MUTATIONS = [
         "a read finds out that a key has expired",
         "conure/state/machine.py",
         '        """Return the record of a user key as of the applied index, or None."""\n'
-        "        return self.tree.get(_USER + key)",
-        "        found = self.tree.get(_USER + key)\n"
+        "        return self.engine.get(_USER + key)",
+        "        found = self.engine.get(_USER + key)\n"
         "        return None if found and 0 < found.expiry <= self.clock else found",
         SIMULATION,
     ),

@@ -101,6 +101,7 @@ from conure.service import watchers as watchers_module
 from conure.service.watchers import Watchers
 from conure.state import codec, snapshots
 from conure.state.history import History, Position
+from conure.storage import writeback
 from raft import Raft
 from tests.crashfs import SECTOR, CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
 from tests.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
@@ -1417,7 +1418,7 @@ class Simulation:
         """Compare a node's records with those that others had at the same index (R7)."""
         content = 0
         with machine.disk.without_faults():
-            for key, record in machine.node._store.tree.items():
+            for key, record in machine.node._store.engine.items():
                 content = crc32(repr((key, *record)).encode(), content)
         seen = self._contents.setdefault(machine.applied, content)
         self.expect(seen == content, f"{machine.name} has other records at {machine.applied} (R7)")
@@ -2130,7 +2131,7 @@ class Simulation:
             if machine.up and not machine.keeping:
                 machine.node._log.check()
                 if machine.role == "data":
-                    machine.node._store.tree.check()
+                    machine.node._store.engine.check()
                     self.check_contents(machine)
         if self.broken is not None:
             raise self.broken
@@ -2294,6 +2295,7 @@ def fake_world() -> Iterator[Callable[[Simulation], None]]:
             mock.patch.object(checkpointing, "sleep", sleep),
             mock.patch.object(spares, "RESERVE_BYTES", 1024),  # so that it comes to an end
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
+            mock.patch.object(writeback, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
             mock.patch.object(watchers_module, "monotonic", monotonic),
             mock.patch.object(watchers_module, "_PART", 300),  # so that some are behind

@@ -25,7 +25,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from btree import Record
 from conure.cluster.node import Node
 from conure.commands import (
     Acquire,
@@ -50,6 +49,7 @@ from conure.commands import (
     Transaction,
 )
 from conure.errors import ConureError, OutcomeUnknown
+from conure.storage.engine import Record
 from tests.linearizability import DELETE, PUT, Call, Seen, check_calls
 from tests.linearizability import Operation as Register
 from tests.model import Command, Model

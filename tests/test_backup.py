@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree, Record
+from btree import BTree
 from conure.commands import Acquire, OpenSession, Put, Transaction
 from conure.consensus.members import Configuration
 from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
@@ -41,11 +41,14 @@ from conure.state.backup import (
 from conure.state.codec import encode_records, encode_transaction
 from conure.state.machine import PinnedState, Store
 from conure.storage.datadir import Identity
+from conure.storage.engine import Record
+from conure.storage.engines import BTREE, kind_named
 from tests.answers import value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.test_node import open_node, started, write
 
 FILE, HOME = "/b.backup", "/new"
+KIND = kind_named(BTREE)
 META = SnapshotMeta(1 << 33, 7, b"the members of old")
 FACTS = Facts("c0ffee", "n\xf6de", 1_795_378_244_799)
 Content = dict[bytes, Record]
@@ -93,7 +96,9 @@ def ignore(doing: str, done: int, total: int) -> None:
 
 def restored(fs: FileSystem, **changes: str) -> Identity:
     facts = {"node_id": "n1", "raft_address": "127.0.0.1:7001", "http_address": "http://h:1"}
-    made = restore(fs, FILE, HOME, **{**facts, **changes}, page_size=1024, progress=ignore)
+    made = restore(
+        fs, FILE, HOME, **{**facts, **changes}, kind=KIND, page_size=1024, progress=ignore
+    )
     assert made.header == BackupFile(fs, FILE).header
     return made.identity
 
@@ -298,7 +303,7 @@ def test_a_node_goes_on_where_the_backup_ends(count: int) -> None:
         assert members[0]["address"] == "127.0.0.1:7001"
     with started(fs, data_dir=HOME) as node:
         assert value_of(node, b"new") == b"value"
-        assert len(node._store.tree) == len(content) + 1
+        assert len(node._store.engine) == len(content) + 1
 
 
 def test_sessions_locks_and_expiry_come_along() -> None:
@@ -382,8 +387,8 @@ def test_pages_that_are_too_small_for_the_keys_are_no_reason_to_lose_anything() 
     with pytest.raises(ForeignDirectory):
         open_node(fs, data_dir=HOME)
     made = restore(
-        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", page_size=4096,
-        progress=ignore,
+        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", kind=KIND,
+        page_size=4096, progress=ignore,
     )  # fmt: skip
     assert made.header.records == 1
     assert content_of(fs) == content
@@ -411,8 +416,8 @@ def test_progress_ends_at_the_whole_of_each_pass(small_chunks: None) -> None:
     fs = disk_with(taken(some_content(200)))
     seen: list[tuple[str, int, int]] = []
     restore(
-        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", page_size=1024,
-        progress=lambda *facts: seen.append(facts),
+        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", kind=KIND,
+        page_size=1024, progress=lambda *facts: seen.append(facts),
     )  # fmt: skip
     size = len(fs.contents(FILE))
     assert {total for _, _, total in seen} == {size}
@@ -440,7 +445,7 @@ def assert_nothing_or_all(fs: CrashFileSystem, content: Content) -> None:
             return  # it had not begun
     assert fs.list(HOME) == ["LOCK", "conure.db", "identity.json", "raft"]
     with started(fs, data_dir=HOME, bootstrap=False) as node:
-        assert dict(node._store.tree.items()) == content
+        assert dict(node._store.engine.items()) == content
         assert node.status()["applied_index"] > META.index
 
 
@@ -471,7 +476,7 @@ def test_what_was_restored_is_on_the_disk() -> None:
     restored(fs)
     after = fs.after_crash("dropped")
     with started(after, data_dir=HOME, bootstrap=False) as node:
-        assert dict(node._store.tree.items()) == content
+        assert dict(node._store.engine.items()) == content
 
 
 @pytest.mark.parametrize("mode", ["dropped", "random"])

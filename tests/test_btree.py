@@ -22,10 +22,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-import btree
-from btree import BTree, Checkpoint, Record, Snapshot
+from btree import BTree
 from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
 from conure.fileio import OsFileSystem
+from conure.storage import writeback
+from conure.storage.engine import Record
 from conure.storage.pages import (
     CELL_OVERHEAD,
     NODE_BYTES,
@@ -38,6 +39,8 @@ from conure.storage.pages import (
     open_cell,
     separator,
 )
+from conure.storage.snapshot import Snapshot
+from conure.storage.writeback import Checkpoint
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.crashfs import CrashFileSystem
 
@@ -81,14 +84,14 @@ class Pair:
         assert report.records == len(self.tree) == len(self.model)
         assert list(self.tree.items()) == sorted(self.model.items())
         tree = self.tree
-        unwritten = [*tree._unwritten.values(), *tree._frozen.values()]
+        unwritten = [*tree._pool.unwritten.values(), *tree._pool.frozen.values()]
         in_lists = sum(len(page.keys) for page in unwritten if isinstance(page, Leaf))
         page_bytes = tree.stats().page_size + NODE_BYTES
         assert tree.unwritten_bytes == len(unwritten) * page_bytes + in_lists * RECORD_BYTES
-        assert tree.stats().cache_bytes == sum(tree._ring.values())
-        cached = [tree._nodes[number] for number in tree._ring]
+        assert tree.stats().cache_bytes == sum(tree._pool._ring.values())
+        cached = [tree._pool.nodes[number] for number in tree._pool._ring]
         in_lists = sum(len(node.keys) for node in cached if isinstance(node, Leaf))
-        assert tree._cached_in_lists == in_lists
+        assert tree._pool._cached_in_lists == in_lists
 
 
 @pytest.fixture
@@ -167,16 +170,16 @@ def test_the_pages_of_a_value_become_free_by_and_by(pair: Pair) -> None:
     assert len(read) < 39  # leaves, and no page of a value
     pair.put(b"k39", b"short")
     free = tree.stats().free_pages
-    assert tree.reclaim(0.0)
+    assert tree.maintain(0.0)
     assert free < tree.stats().free_pages
-    while tree.reclaim(0.0):
+    while tree.maintain(0.0):
         pass
     tree._pager.read = pages  # type: ignore[method-assign]
-    assert not tree._replaced
+    assert not tree._spilled._replaced
     pair.put(b"k39", bytes(9000))
     pair.delete(b"k39")
     pair.checkpoint()  # frees what is left before it begins
-    assert not tree._replaced
+    assert not tree._spilled._replaced
     pair.checkpoint()
     assert tree.stats().free_pages > tree.stats().pages // 2
 
@@ -228,13 +231,13 @@ def test_many_keys_in_every_order(pair: Pair, order: str) -> None:
         pair.put(key, key)
     pair.verify()
     report = pair.tree.check()
-    fill = report.used_bytes / ((report.leaf_pages + report.inner_pages) * 236)
+    fill = report.used_bytes / ((report.kinds["leaf"] + report.kinds["inner"]) * 236)
     assert fill > {"ascending": 0.9, "descending": 0.5, "random": 0.55}[order]
     random.Random(2).shuffle(keys)
     for key in keys[:-1]:
         pair.delete(key)
     report = pair.tree.check()
-    assert (report.depth, report.leaf_pages) == (1, 1)
+    assert (report.depth, report.kinds["leaf"]) == (1, 1)
 
 
 def test_separators_are_short(pair: Pair) -> None:
@@ -242,7 +245,7 @@ def test_separators_are_short(pair: Pair) -> None:
     for _ in range(300):
         pair.put(rng.randbytes(60), b"")
     report = pair.tree.check()
-    assert report.inner_pages < report.leaf_pages / 8
+    assert report.kinds["inner"] < report.kinds["leaf"] / 8
 
 
 def test_scans_in_both_directions_with_every_bound(pair: Pair) -> None:
@@ -270,7 +273,7 @@ def test_values_of_every_size(pair: Pair, size: int) -> None:
     pair.reopen()
     assert pair.tree.get(b"k") == pair.model[b"k"]
     pair.put(b"k", b"")
-    assert pair.tree.check().overflow_pages == 0
+    assert pair.tree.check().kinds["overflow"] == 0
 
 
 def test_records_widen_in_place_for_expiries_versions_and_large_revisions(pair: Pair) -> None:
@@ -412,7 +415,7 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(pinned=consumes(snapshots))
     def unpin(self, pinned: tuple[Snapshot, Model]) -> None:
         snapshot, model = pinned
-        if snapshot._tree is self.pair.tree:
+        if snapshot._search is self.pair.tree._search:
             assert list(snapshot.items(reverse=True)) == sorted(model.items(), reverse=True)
             snapshot.close()
 
@@ -743,7 +746,7 @@ def test_a_tree_larger_than_its_cache_stays_within_it(pair: Pair) -> None:
     assert 0 < stats.cache_bytes <= pair.cache_bytes < stats.file_bytes
     assert stats.evictions > 0
     assert stats.unwritten_pages == pair.tree.dirty_pages == pair.tree.unwritten_bytes == 0
-    held = sum(node.used for node in pair.tree._nodes.values())
+    held = sum(node.used for node in pair.tree._pool.nodes.values())
     assert held <= pair.cache_bytes
 
 
@@ -761,7 +764,7 @@ def test_unwritten_bytes_are_about_what_they_take(size: int) -> None:
 
 def test_a_leaf_goes_to_lists_when_it_is_used_much_and_is_packed_when_written(pair: Pair) -> None:
     def in_lists() -> list[bool]:
-        leaves = [node for node in pair.tree._nodes.values() if isinstance(node, Leaf)]
+        leaves = [node for node in pair.tree._pool.nodes.values() if isinstance(node, Leaf)]
         return [not leaf.page for leaf in leaves]
 
     for _ in range(2):
@@ -787,7 +790,7 @@ def test_lists_are_a_small_part_of_the_cache(pair: Pair) -> None:
     for key in sorted(pair.model)[:150]:
         for _ in range(30):
             assert pair.tree.get(key) == pair.model[key]
-    assert 0 < pair.tree._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 4
+    assert 0 < pair.tree._pool._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 4
 
 
 def test_the_cost_of_a_write_does_not_grow_with_the_tree() -> None:
@@ -833,7 +836,7 @@ def test_bulk_load_fills_pages(pair: Pair, count: int) -> None:
     pair.model = records
     report = pair.tree.check()
     if count == 3000:
-        assert report.used_bytes > 0.8 * 236 * (report.leaf_pages + report.inner_pages)
+        assert report.used_bytes > 0.8 * 236 * (report.kinds["leaf"] + report.kinds["inner"])
     pair.checkpoint()
     for i in range(0, count, 3):
         pair.delete(b"%05d" % i)
@@ -922,7 +925,7 @@ def test_a_checkpoint_shows_the_state_it_began_with(pair: Pair) -> None:
 
 
 def test_large_checkpoints_sync_in_portions(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(btree, "_SYNC_BYTES", 64 * 256)
+    monkeypatch.setattr(writeback, "SYNC_BYTES", 64 * 256)
     for i in range(2000):
         pair.put(b"%04d" % i, b"")
     written = pair.tree.dirty_pages
@@ -1224,7 +1227,7 @@ def test_no_page_is_moved_that_was_never_written(
             else:
                 snapshot.close()
                 snapshot = None
-        unwritten = set(tree._unwritten)
+        unwritten = set(tree._pool.unwritten)
         moved.clear()
         running = tree.begin_checkpoint(revision, 1)
         assert unwritten.isdisjoint(moved)

@@ -19,26 +19,26 @@ def grown() -> BTree:
         tree.put(b"%04d" % number, b"v" * (400 if number % 50 == 0 else 10), number + 1)
     assert tree.stats().depth == 3
     report = tree.check()
-    assert report.overflow_pages == 12
+    assert report.kinds["overflow"] == 12
     return tree
 
 
 def root(tree: BTree) -> Inner:
-    found = tree._unwritten[tree._root]
+    found = tree._pool.unwritten[tree._root]
     assert isinstance(found, Inner)
     return found
 
 
 def lowest(tree: BTree) -> Inner:
     """The first node above leaves."""
-    found = tree._unwritten[root(tree).children[0]]
+    found = tree._pool.unwritten[root(tree).children[0]]
     assert isinstance(found, Inner)
     return found
 
 
 def leaf(tree: BTree, at: int = 1) -> Leaf:
     """A leaf in lists."""
-    found = tree._unwritten[lowest(tree).children[at]]
+    found = tree._pool.unwritten[lowest(tree).children[at]]
     assert isinstance(found, Leaf)
     if found.page:
         found.unpack()
@@ -121,9 +121,9 @@ def give_two_records_one_value(tree: BTree) -> None:
 def free_a_page_of_the_file(tree: BTree) -> None:
     tree.checkpoint(300, 1)
     tree.check()
-    node = tree._load(tree._root)
+    node = tree._pool.load(tree._root)
     while isinstance(node, Inner):
-        node = tree._load(node.children[0])
+        node = tree._pool.load(node.children[0])
     tree._pager.free(node.number, 0, 1)
 
 

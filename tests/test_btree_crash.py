@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from btree import BTree, Record
+from btree import BTree
 from conure.errors import CorruptionError, DiskFailed, DiskFull, StorageError
+from conure.storage.engine import Record
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 State = dict[bytes, Record]

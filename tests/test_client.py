@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conure.client import client
-from conure.client.client import Client, Event, LockLost
+from conure.client import Client, Event, LockLost, calls
 from conure.errors import (
     BadRequest,
     Compacted,
@@ -192,7 +191,7 @@ def test_two_servers_that_point_at_each_other_until_one_leads(make_stub: MakeStu
 @pytest.fixture
 def slow_to_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of half a second, a client spends the second half waiting: it ends amid no exchange."""
-    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.25)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.25)
 
 
 @pytest.mark.usefixtures("slow_to_repeat")
@@ -356,7 +355,7 @@ def test_a_connection_closed_while_resting_costs_no_write(db: Client, stub: Stub
 
 def wait_until_closed(db: Client, events: int = select.POLLIN) -> None:
     """Wait until a connection that rests in the pool has seen one of *events*."""
-    ((connection,),) = db._resting.values()
+    ((connection,),) = db._calls._pool._resting.values()
     poll = select.poll()
     poll.register(connection.sock, events)
     assert poll.poll(5_000)
@@ -369,7 +368,7 @@ def test_a_write_of_which_no_byte_was_sent_is_repeated(
     db.put("k", "1")
     wait_until_closed(db, select.POLLHUP)
     # The reset comes between the look at the connection and the first byte.
-    monkeypatch.setattr("conure.client.client._Connection.is_quiet", lambda connection: True)
+    monkeypatch.setattr("conure.client.connections.Connection.is_quiet", lambda connection: True)
     db.put("k", "2")
     assert stub.values == {b"k": b"2"}
     assert [body for _, _, body in stub.requests] == [b"1", b"2"]
@@ -513,7 +512,7 @@ def test_a_list_that_was_not_begun_is_repeated(db: Client, stub: StubServer) -> 
 def test_a_list_ends_when_nothing_comes(
     db: Client, stub: StubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conure.client.client._SILENCE", 0.1)
+    monkeypatch.setattr("conure.client.connections._SILENCE", 0.1)
     stub.acts = [stream(line("a"), end="stay", X_Conure_Index="9")]
     items = db.items()
     assert next(items).key == b"a"
@@ -542,7 +541,7 @@ END = sse("end", "", reason="this node is stopping")
 def test_a_watch_goes_on_behind_its_last_event(
     make_stub: MakeStub, lost: list[Callable[[object], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conure.client.client._SILENCE", 0.3)
+    monkeypatch.setattr("conure.client.connections._SILENCE", 0.3)
     one, two = make_stub(), make_stub()
     one.acts = [lost[0]]
     two.acts = [*lost[1:], stream(sse("progress", "7.1", revision=6), PUT_7B, GONE_8, end="stay")]
@@ -892,4 +891,17 @@ def test_close_while_a_call_runs(make_stub: MakeStub) -> None:
     stub.released.set()  # the read is repeated on a new connection, which isn't kept
     thread.join()
     assert answers == [b"v"]
-    assert db._resting == {}
+    assert db._calls._pool._resting == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*=idna''x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-ffffffffffffffffffff\r\n",
+    ],
+)
+def test_an_answer_that_cannot_be_taken_apart_is_no_answer(stub: StubServer, data: bytes) -> None:
+    stub.acts = [raw(data)] * 50
+    with Client(stub.url, timeout=0.3) as client, pytest.raises(Unavailable, match="malformed"):
+        client.get("k")

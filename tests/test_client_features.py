@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import conuresh
-from conure.client import client as client_module
-from conure.client.client import Client, Event, LockHeld, Op, Page, Record, TxnResult, when
+from conure.client import Client, Event, LockHeld, Op, Page, Record, TxnResult, when
+from conure.client.connections import Connection
 from conure.errors import BadRequest, Compacted, Conflict, NotFound, PreconditionFailed
 from tests import forkserver
 from tests.cluster import Cluster
@@ -94,7 +94,7 @@ def test_counters(db: Client) -> None:
 def test_an_answer_that_is_lost_is_asked_for_again_and_not_done_again(
     db: Client, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange = client_module._Connection.exchange
+    exchange = Connection.exchange
     lost: list[str] = []
 
     def lose(connection: Any, request: Any) -> Any:
@@ -104,7 +104,7 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_not_done_again(
             raise ConnectionResetError
         return answer
 
-    monkeypatch.setattr("conure.client.client._Connection.exchange", lose)
+    monkeypatch.setattr("conure.client.connections.Connection.exchange", lose)
     assert db.increment("n") == 1
     lost.clear()
     db.put("c", "v", if_revision=0)

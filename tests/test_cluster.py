@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from conure.client.client import Client
+from conure.client import Client
 from tests.cluster import Cluster, Member, free_port, free_ports, wait_until
 from tests.process import ROOT, Answer, ServerProcess
 

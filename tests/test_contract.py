@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from btree import BTree
 from conure import VERSION
-from conure.client.client import Client
+from conure.client import Client
 from conure.config import SETTINGS
 from conure.errors import PayloadTooLarge
 from conure.fileio import OsFileSystem

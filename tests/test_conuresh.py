@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import conuresh
+from conure.client.shellwords import NotWords, split
 from conuresh import COMMANDS, _completion
 from tests import forkserver
 from tests.stubserver import StubServer, close, close_and_stop_listening, hang, refuse
@@ -419,15 +419,15 @@ def test_completion() -> None:
     ],
 )  # fmt: skip
 def test_json_is_one_word_as_it_stands(line: str, words: list[str]) -> None:
-    assert conuresh.split(line) == words
+    assert split(line) == words
 
 
 @pytest.mark.parametrize(
     "word", ['{"a":1', '{"a":1}x', '{a:"1"}', "['x']", '[1,"2"', "[" * 5000 + '"x"', r"{a\ b}"]
 )
 def test_quotes_that_would_be_lost_are_refused(word: str) -> None:
-    with pytest.raises(conuresh.Usage, match=r"is no JSON, and its quotes would be lost; put '"):
-        conuresh.split(f"put k {word}")
+    with pytest.raises(NotWords, match=r"is no JSON, and its quotes would be lost; put '"):
+        split(f"put k {word}")
 
 
 @given(st.text(alphabet="ab \t\"'\\\\-=#\r\n\x0b\u00a0"))
@@ -435,10 +435,10 @@ def test_all_other_lines_are_split_as_ever(line: str) -> None:
     try:
         expected = shlex.split(line)
     except ValueError:
-        with pytest.raises(conuresh.Usage):
-            conuresh.split(line)
+        with pytest.raises(NotWords):
+            split(line)
     else:
-        assert conuresh.split(line) == expected
+        assert split(line) == expected
 
 
 def test_a_script_stores_json_as_it_was_typed(stub: StubServer) -> None:

@@ -252,12 +252,20 @@ def test_a_stranger_that_says_yes_to_anything_is_passed_over(
     assert lines(caplog) == [f"seed {stranger.url} did not add this node: <!doctype html>"]
 
 
-def test_an_answer_in_malformed_chunks_ends_nothing(
-    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n-5\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-ffffffffffffffffffff\r\n",
+        b"Content-Type: multipart/x; boundary*=idna''x\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_malformed_answer_ends_nothing(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture, fields: bytes
 ) -> None:
     caplog.set_level(logging.INFO)
     stub = make_stub()
-    stub.acts = [raw(b"HTTP/1.1 503 x\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n")] * 1000
+    stub.acts = [raw(b"HTTP/1.1 503 x\r\n" + fields)] * 1000
     asking(stub.url)
     wait_until(lambda: len(stub.requests) >= 3)
     assert lines(caplog) == [f"seed {stub.url} can't be asked: its answer is malformed"]

@@ -343,6 +343,24 @@ def test_an_interim_answer_leaves_nothing_for_the_next_request(
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n-ffffffffffffffffffff\r\n",
+        b"Content-Type: multipart/x; boundary*=idna''x\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_malformed_answer_costs_one_request_and_no_thread(
+    stub: StubServer, monkeypatch: pytest.MonkeyPatch, fields: bytes
+) -> None:
+    monkeypatch.setattr(forwarding, "THREADS", 1)
+    follower = Follower(stub.url)
+    stub.acts = [raw(b"HTTP/1.1 200 OK\r\n" + fields)]
+    assert follower.request("PUT", "/kv?key=k", b"v").status == 504
+    assert follower.request("PUT", "/kv?key=k", b"v").status == 200
+    follower.stop()
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         b"Content-Length: 999999999999999999\r\n\r\n",

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import Record
 from conure.commands import (
     Compare,
     Expire,
@@ -21,6 +20,7 @@ from conure.commands import (
     Target,
     Transaction,
 )
+from conure.storage.engine import Record
 from tests.linearizability import (
     DELETE,
     GET,

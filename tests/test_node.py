@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from btree import Record
+from btree import BTree
 from conure.cluster import applying, checkpointing
 from conure.cluster import node as node_module
 from conure.cluster.node import Node, Peers
@@ -46,6 +46,7 @@ from conure.fileio import FileSystem, OsFileSystem
 from conure.metrics import Registry
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
+from conure.storage.engine import Record
 from raft import Raft
 from tests.answers import outcomes_of, value_of
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
@@ -141,7 +142,7 @@ def assert_failed_by_the_disk(node: Node) -> None:
 
 def check(node: Node) -> None:
     """See that the tree and the log hold what they believe to hold (S3, S4)."""
-    node._store.tree.check()
+    node._store.engine.check()
     node._log.check()
 
 
@@ -202,7 +203,7 @@ class Ledger:
             assert value in self.possible[key], (key, value, self.possible[key])
             self.possible[key] = [value]
         held = sum(value is not None for value in found.values())
-        assert len(node._store.tree) == held  # and nothing that nobody wrote
+        assert len(node._store.engine) == held  # and nothing that nobody wrote
 
 
 def live(node: Node, ledger: Ledger) -> None:
@@ -634,7 +635,7 @@ def test_a_stop_leaves_a_checkpoint_of_everything() -> None:
     with started(fs) as node:
         write(node, *[(b"%d" % n, b"v") for n in range(20)])
         applied = node.status()["applied_index"]
-    with contextlib.closing(open_node(fs)._store.tree) as tree:
+    with contextlib.closing(open_node(fs)._store.engine) as tree:
         assert tree.applied_index == applied
         assert len(tree) == 20
 
@@ -818,7 +819,9 @@ def test_metrics_tell_what_the_node_is_made_of() -> None:
     for number in range(120):
         value_of(node, b"%03d" % number)
     write(node, *((b"%03d" % number, b"") for number in range(7)))
-    stats, status = node._store.tree.stats(), node.status()
+    stats, status = node._store.stats(), node.status()
+    assert isinstance(node._store.engine, BTree)
+    pool = node._store.engine._pool
     log_files = [fs.contents(f"/data/raft/{n}") for n in fs.list("/data/raft") if n[0] == "0"]
     wanted = {
         "conure_raft_term": status["term"],
@@ -829,9 +832,9 @@ def test_metrics_tell_what_the_node_is_made_of() -> None:
         "conure_db_size_bytes": len(fs.contents("/data/conure.db")),
         "conure_db_free_bytes": 512 * stats.free_pages,
         "conure_db_records": 83,
-        "conure_db_depth": node._store.tree.check().depth,
-        "conure_db_unwritten_pages": len(node._store.tree._unwritten),
-        "conure_page_cache_bytes": sum(node._store.tree._ring.values()),
+        "conure_db_depth": node._store.engine.check().depth,
+        "conure_db_unwritten_pages": len(pool.unwritten),
+        "conure_page_cache_bytes": sum(pool._ring.values()),
         "conure_page_cache_hits_total": stats.cache_hits,
         "conure_page_cache_misses_total": stats.cache_misses,
         "conure_page_cache_evictions_total": stats.evictions,
@@ -890,7 +893,7 @@ def test_a_checkpoint_rests_until_a_restart_would_have_too_much_to_apply(
     behind: list[int] = []  # at each rest, what a restart would apply
 
     def pause(_: float) -> None:
-        behind.append(node._store.applied_index - node._store.tree.applied_index)
+        behind.append(node._store.applied_index - node._store.engine.applied_index)
         if writes_go_on:
             write(node, *[(b"%d" % n, b"again") for n in range(250)])
 
@@ -938,7 +941,7 @@ def test_writers_are_slowed_while_changed_pages_take_too_much(
         assert not brakes
         assert write(node, *[(b"%d" % n, bytes(50_000)) for n in range(10)]) == [None] * 10
         assert brakes
-        wait_until(lambda: node._store.tree.unwritten_bytes < bound // 2)
+        wait_until(lambda: node._store.engine.unwritten_bytes < bound // 2)
 
 
 # -- reads of many bytes ---------------------------------------------------------------------------
@@ -1047,15 +1050,15 @@ def test_long_values_to_be_reclaimed_keep_nothing_else_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However many there are, the log is prepared; a checkpoint is begun when there are none."""
-    monkeypatch.setattr(checkpointing, "RECLAIM_SECONDS", 0.0)
+    monkeypatch.setattr(checkpointing, "MAINTAIN_SECONDS", 0.0)
     with started(CrashFileSystem()) as node:
         rest(node)
         node._stopped.clear()
         assert write(node, (b"k", b"v")) == [None]
-        tree, left = node._store.tree, [True] * 3
+        tree, left = node._store.engine, [True] * 3
         prepared: list[int] = []
         assert tree.applied_index < node._store.applied_index
-        monkeypatch.setattr(tree, "reclaim", lambda _: bool(left) and left.pop())
+        monkeypatch.setattr(tree, "maintain", lambda _: bool(left) and left.pop())
         monkeypatch.setattr(node._upkeep, "is_due", lambda: True)
         monkeypatch.setattr(node._upkeep, "prepare", lambda: prepared.append(len(left)))
         for count in (3, 2, 1):

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from btree import Record
 from conure import errors
 from conure.cluster import pacing, transfers
 from conure.cluster.leases import LEASE_SHARE, MAX_TOLD
@@ -85,6 +84,7 @@ from conure.peers.transfer import Incoming, Outgoing
 from conure.state import codec
 from conure.state.machine import Session
 from conure.state.snapshots import IncomingSnapshot
+from conure.storage.engine import Record
 from tests.answers import Ended, outcomes_of, value_of
 from tests.crashfs import CrashFileSystem
 
@@ -412,7 +412,7 @@ def test_an_arbiter_holds_no_data_and_keeps_two_data_nodes_writable() -> None:
     put(lab, b"k", b"v")
     with pytest.raises(NotLeader):
         value_of(lab["a"], b"k")
-    assert len(lab["a"]._store.tree) == 0
+    assert len(lab["a"]._store.engine) == 0
     lab.stop("n2")
     put(lab, b"k", b"w")
     lab.stop("a")
@@ -1198,7 +1198,7 @@ def test_what_is_due_ends_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conure.cluster.expiring.MAX_EXPIRED", 2)
     lab = cluster("n2")
     do(lab, *[Put(b"%d" % number, b"v", ttl=100) for number in range(5)])
-    lab.tick_until(lambda: len(lab["n1"]._store.tree) == 1)  # but for the clock
+    lab.tick_until(lambda: len(lab["n1"]._store.engine) == 1)  # but for the clock
     kinds = [
         kind for block in lab["n1"]._applying._history.view().blocks for _, kind, *_ in block.events
     ]
@@ -1704,7 +1704,7 @@ def test_a_lone_node_cuts_its_log_at_each_checkpoint_others_keep_a_tail() -> Non
     node = lab["n1"]
     seen = [node._log.snapshot.index]
     for number in range(4):
-        before = node._store.tree.applied_index
+        before = node._store.engine.applied_index
         put(lab, b"k", b"%d" % number)
         checkpoint(node)
         assert node._log.snapshot.index == before
@@ -1721,7 +1721,7 @@ def test_a_node_that_was_away_for_a_moment_gets_the_entries_that_it_lacks() -> N
     for number in range(4):
         put(lab, b"%d" % number, b"v")
         checkpoint(node)
-    assert node._log.snapshot.index <= has < node._store.tree.applied_index
+    assert node._log.snapshot.index <= has < node._store.engine.applied_index
     lab.sent.clear()
     lab.add("n3")
     lab.tick(20)
@@ -1739,8 +1739,8 @@ def test_a_node_that_was_away_for_long_gets_the_whole_state() -> None:
     lab.add("n3")
     lab.tick(20)
     assert lab["n3"]._store.digest == lab["n1"]._store.digest
-    assert list(lab["n3"]._store.tree.items()) == list(lab["n1"]._store.tree.items())
-    lab["n3"]._store.tree.check()
+    assert list(lab["n3"]._store.engine.items()) == list(lab["n1"]._store.engine.items())
+    lab["n3"]._store.engine.check()
     lab["n3"]._log.check()
     put(lab, b"after", b"all")
     lab.tick(5)
@@ -1818,7 +1818,7 @@ def test_a_state_that_no_leader_sends_is_dropped() -> None:
     lab["n1"].hand_over("n3", lambda _: None)
     lab.tick_until(lambda: lab["n2"]._raft.leader_id == "n3")
     incoming.finish()
-    state.tree.close()
+    state.reader.close()
     assert lab.failed == set()
     assert staged(lab, "n2") == []
     put(lab, b"k", b"w")
@@ -1949,7 +1949,7 @@ def test_the_log_is_kept_behind_a_state_that_is_on_its_way() -> None:
         begin(lab["n1"], (b"k", b"%d" % number * 10))
         go_on()
         checkpoint(lab["n1"])
-    assert lab["n1"]._store.tree.applied_index > index
+    assert lab["n1"]._store.engine.applied_index > index
     assert lab["n1"]._log.snapshot.index <= index
     lab.snapshots.clear()
     outgoing.close()
@@ -2518,7 +2518,7 @@ def test_an_older_release_does_not_skip_what_it_can_not_read() -> None:
     lab.tick(5)
     node = lab["n3"]
     node._log.close()  # killed: the entry is in the log and not in the tree's file
-    node._store.tree.close()
+    node._store.engine.close()
     node._directory.close()
     del lab.nodes["n3"]
     lab.add("n3", speaks=1)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPException
+from typing import Any
 
 import pytest
 
@@ -73,14 +74,70 @@ def test_silence_and_the_deadline_end_an_exchange(make_stub: MakeStub, line: Lin
     assert not line.was_sent
 
 
-def test_malformed_chunks_are_told_apart(make_stub: MakeStub, line: Line) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n-5\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-ffffffffffffffffffff\r\n",
+        b"Content-Type: multipart/x; boundary*=idna''x\r\nContent-Length: 0\r\n\r\n",
+        b"Content-Type: multipart/x; boundary*=\0''x\r\nContent-Length: 0\r\n\r\n",
+        b"Content-Type: multipart/x; x*%b*=x\r\nContent-Length: 0\r\n\r\n" % (b"1" * 5000),
+    ],
+)
+@pytest.mark.parametrize("may_cut_short", [False, True])
+def test_what_can_not_be_taken_apart_is_an_error_of_its_own(
+    make_stub: MakeStub, line: Line, fields: bytes, may_cut_short: bool
+) -> None:
     stub = make_stub()
-    stub.acts = [raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n")]
+    stub.acts = [raw(b"HTTP/1.1 200 OK\r\n" + fields)]
     with pytest.raises(MalformedAnswer):
+        line.exchange(stub.url, GET, soon(), most=9, may_cut_short=may_cut_short)
+    stub.values[b"k"] = b"v"
+    assert line.exchange(stub.url, GET, soon(), most=9).body == b"v"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n",
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"100 Continue\r\n\r\n",
+    ],
+)
+def test_an_answer_is_bounded_whatever_it_says_of_its_length(
+    make_stub: MakeStub, line: Line, start: bytes
+) -> None:
+    """A chunk of size -1 has all that comes; trailers and interim answers are skipped."""
+    sent = 0
+
+    def flood(handler: Any) -> None:
+        nonlocal sent
+        again = b"HTTP/1.1 100 Continue\r\n\r\n" if start.startswith(b"100") else b"X: y\r\n"
+        handler.wfile.write(b"HTTP/1.1 " + start)
+        piece = again * (64 << 10)
+        while sent < 64 << 20:
+            handler.wfile.write(piece)
+            sent += len(piece)
+
+    stub = make_stub()
+    stub.acts = [flood]
+    with pytest.raises(HTTPException, match="impossible length"):
         line.exchange(stub.url, GET, soon(), most=9)
+    stub.stop()
+    assert sent < 64 << 20
 
 
-@pytest.mark.parametrize("server", ["http://a..b:80", "http://h:99999", "https://h:1", "h:1", ""])
+def test_small_chunks_make_a_long_answer(make_stub: MakeStub, line: Line) -> None:
+    stub = make_stub()
+    body = b"400\r\n%b\r\n" % bytes(1024) * 4096 + b"0\r\n\r\n"
+    stub.acts = [raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)]
+    assert len(line.exchange(stub.url, GET, soon(), most=4 << 20).body) == 4 << 20
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["http://a..b:80", "http://h:99999", "http://:80", "http://[]:80", "https://h:1", "h:1", ""],
+)
 def test_what_is_no_address(line: Line, server: str) -> None:
     with pytest.raises(OSError, match="no such address"):
         line.exchange(server, GET, soon(), most=9)

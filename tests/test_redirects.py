@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 import conuresh
-from conure.client.client import Client
+from conure.client import Client
 from conure.errors import NotLeader
 from tests.httpservice import FakeBackend, Service
 

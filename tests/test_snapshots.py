@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree, Record
+from btree import BTree
 from conure.consensus.messages import (
     Entry,
     EntryKind,
@@ -38,9 +38,12 @@ from conure.state import codec, snapshots
 from conure.state.codec import encode_records
 from conure.state.machine import Inspection, Store
 from conure.state.snapshots import CHUNK_BYTES, IncomingSnapshot, OutgoingSnapshot, install, recover
+from conure.storage.engine import EngineOptions, Record
+from conure.storage.engines import BTREE, kind_named
 from tests.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 HOME = "/data"
+KIND = kind_named(BTREE)
 META = SnapshotMeta(100, 7, b"the members")
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random", "random")
 Content = dict[bytes, Record]
@@ -106,8 +109,8 @@ def incoming(
         fs,
         HOME,
         header,
-        page_size=1024,
-        cache_bytes=1 << 16,
+        kind=KIND,
+        options=EngineOptions(1024, 1 << 16),
         finished=finished,
         inspection=Inspection(1),
         keep_free=keep_free,
@@ -157,17 +160,17 @@ def test_a_state_arrives_as_it_was(count: int, small_chunks: None) -> None:
     keys = sorted(content)
     for number, chunk in enumerate(out.chunks(into.resume_after())):
         for key in keys[number::7][:40]:
-            store.tree.delete(key)
-            store.tree.put(key, b"later", 200 + number)
-        store.tree.checkpoint(200 + number, 8)
+            store.engine.delete(key)
+            store.engine.put(key, b"later", 200 + number)
+        store.engine.checkpoint(200 + number, 8)
         into.add(chunk)
     assert not finished
     into.finish()
     assert finished == [into]
     out.close()
-    store.tree.check()
+    store.engine.check()
     log = RaftLog.open(fs, HOME + "/raft")
-    install(fs, HOME, log, into.meta)
+    install(fs, HOME, log, into.meta, KIND)
     into.discard()  # it is installed: this must not touch it
     tree = BTree.open(fs, HOME + "/conure.db", create=False)
     assert content_of(tree) == content
@@ -212,7 +215,7 @@ def test_a_transfer_goes_on_where_it_broke_off(small_chunks: None) -> None:
             into.add(chunk)  # what the first connection still brings does no harm
         feed(into, out.chunks(last))
         log = RaftLog.open(fs, HOME + "/raft")
-        install(fs, HOME, log, META)
+        install(fs, HOME, log, META, KIND)
         assert content_of(BTree.open(fs, HOME + "/conure.db")) == content
 
 
@@ -357,7 +360,7 @@ def test_sending_ends_when_the_state_is_closed(small_chunks: None) -> None:
     out.close()
     with pytest.raises(StorageError, match="closed"):
         list(chunks)
-    assert store.tree.stats().readers == 0
+    assert store.engine.stats().readers == 0
 
 
 def test_sending_goes_on_when_the_tree_is_closed(small_chunks: None) -> None:
@@ -367,7 +370,7 @@ def test_sending_goes_on_when_the_tree_is_closed(small_chunks: None) -> None:
     out = outgoing(store)
     chunks = out.chunks(b"")
     found = [next(chunks)]
-    store.tree.close()
+    store.engine.close()
     found += chunks
     assert [row[0] for chunk in found for row in codec.decode_records(chunk)] == sorted(content)
     out.close()
@@ -394,7 +397,7 @@ def test_two_transfers_do_not_meet(small_chunks: None) -> None:
     feed(second, new.chunks(second.resume_after()))
     first.discard()
     log = RaftLog.open(fs, HOME + "/raft")
-    install(fs, HOME, log, META)
+    install(fs, HOME, log, META, KIND)
     assert BTree.open(fs, HOME + "/conure.db").applied_digest == 2
     first.discard()
     second.discard()
@@ -423,11 +426,16 @@ def test_a_value_of_64_mib_passes(tmp_path: Path) -> None:
     out = outgoing(Store(tree, b""))
     (tmp_path / "home").mkdir()
     into = IncomingSnapshot(
-        fs, str(tmp_path / "home"), out.header, page_size=4096, cache_bytes=4 << 20, finished=ignore
+        fs,
+        str(tmp_path / "home"),
+        out.header,
+        kind=KIND,
+        options=EngineOptions(4096, 4 << 20),
+        finished=ignore,
     )
     feed(into, out.chunks(b""))
     log = RaftLog.open(fs, str(tmp_path / "home" / "raft"))
-    install(fs, str(tmp_path / "home"), log, into.meta)
+    install(fs, str(tmp_path / "home"), log, into.meta, KIND)
     received = BTree.open(fs, str(tmp_path / "home" / "conure.db"), create=False)
     assert received.get(b"klarge") == Record(value, 9, 9, 1)
     assert received.get(b"kz") == Record(b"small", 10, 10, 1)
@@ -475,8 +483,8 @@ def test_neither_side_needs_much_memory(tmp_path: Path) -> None:
             fs,
             str(tmp_path / "home"),
             out.header,
-            page_size=4096,
-            cache_bytes=1 << 18,
+            kind=KIND,
+            options=EngineOptions(4096, 1 << 18),
             finished=ignore,
         )
         feed(into, out.chunks(b""))
@@ -514,7 +522,7 @@ class Member:
         into = incoming(self.fs, out.header)
         feed(into, out.chunks(b""))
         try:
-            install(self.fs, HOME, self.log, META)
+            install(self.fs, HOME, self.log, META, KIND)
         except (DiskFailed, DiskFull):
             into.discard()  # as its driver does, which is about to end
             raise
@@ -524,7 +532,7 @@ def restarted(fs: FileSystem) -> str:
     """Start again on this disk; tell which state was found, after proving that it is whole."""
     log = RaftLog.open(fs, HOME + "/raft", segment_bytes=4096)
     log.check()
-    recover(fs, HOME, log)
+    recover(fs, HOME, log, KIND)
     assert not staged(fs)
     tree = BTree.open(fs, HOME + "/conure.db", create=False)
     content = content_of(tree)
@@ -584,7 +592,7 @@ def test_power_loss_while_recovering_changes_nothing() -> None:
                 second.crash_at_sync = at_sync
                 try:
                     log = RaftLog.open(second, HOME + "/raft", segment_bytes=4096)
-                    recover(second, HOME, log)
+                    recover(second, HOME, log, KIND)
                     crashed = False
                 except SimulatedCrash:
                     pass
@@ -651,7 +659,7 @@ def test_an_installed_state_stays_in_place_when_it_goes_on() -> None:
     tree.checkpoint(120, 7, 120)
     log.cut(SnapshotMeta(110, 7, b"the members"))
     after = fs.after_crash("dropped")
-    recover(after, HOME, RaftLog.open(after, HOME + "/raft"))
+    recover(after, HOME, RaftLog.open(after, HOME + "/raft"), KIND)
     assert BTree.open(after, HOME + "/conure.db").applied_index == 120
 
 
@@ -660,13 +668,13 @@ def test_only_a_complete_state_of_that_index_is_installed() -> None:
     for meta in (SnapshotMeta(101, 7), SnapshotMeta(100, 6)):
         receive(member.fs, outgoing(sending_store(member.new, 100)))
         with pytest.raises(StorageError, match="no received state"):
-            install(member.fs, HOME, member.log, meta)
+            install(member.fs, HOME, member.log, meta, KIND)
     fs = member.fs
     incoming(fs, outgoing(sending_store({})).header)  # begun, not complete
     for name in staged(fs)[:2]:
         fs.remove(f"{HOME}/{name}")
     with pytest.raises(StorageError, match="no received state"):
-        install(fs, HOME, member.log, META)
+        install(fs, HOME, member.log, META, KIND)
     assert restarted(fs) == "old"
 
 
@@ -680,7 +688,7 @@ def test_a_left_over_never_replaces_what_is_further() -> None:
     tree.close()
     log = RaftLog.open(fs, HOME + "/raft")
     log.reset(META)
-    recover(fs, HOME, log)
+    recover(fs, HOME, log, KIND)
     assert BTree.open(fs, HOME + "/conure.db").applied_index == 120
     assert not staged(fs)
 
@@ -689,5 +697,5 @@ def test_an_arbiter_has_nothing_to_recover() -> None:
     fs = home()
     log = RaftLog.open(fs, HOME + "/raft")
     log.reset(META)
-    recover(fs, HOME, log)
+    recover(fs, HOME, log, KIND)
     assert fs.list(HOME) == ["raft"]

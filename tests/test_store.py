@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree, Record
+from btree import BTree
 from conure.commands import MAX_KEY_BYTES, Acquire, OpenSession, Outcome, Put, Transaction
 from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
 from conure.errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
 from conure.state import codec
 from conure.state.machine import LAST_TIME, MARK_EVERY, Checkpoint, Inspection, Store
+from conure.storage.engine import Record
 from tests.crashfs import CrashFileSystem
 
 PATH = "/conure.db"
@@ -34,7 +35,7 @@ def open_store(
 def store() -> Iterator[Store]:
     store = open_store(CrashFileSystem())
     yield store
-    store.tree.check()
+    store.engine.check()
 
 
 def entries(first: int, *commands: Command, term: int = 1) -> list[Entry]:
@@ -120,23 +121,23 @@ def test_the_state_remembers_the_newest_version_that_made_it(
     fs = CrashFileSystem()
     store = open_store(fs, speaks=3)
     store.apply(entries(1, (b"a", b"1")))
-    assert (store.version, len(store.tree)) == (1, 1)
+    assert (store.version, len(store.engine)) == (1, 1)
     newer = [b"\x03" + codec.encode_put(b"k", b"%d" % n)[1:] for n in range(2)]
     store.apply([Entry(1, i, EntryKind.COMMAND, data) for i, data in enumerate(newer, 2)])
     store.apply(entries(4, (b"b", b"2")))
     assert (store.version, store.records, store.get(b"k") is not None) == (3, 3, True)
     checkpoint(store)
-    store.tree.close()
+    store.engine.close()
     again = open_store(fs, speaks=3)
     assert (again.version, again.records) == (3, 3)
-    again.tree.close()
+    again.engine.close()
     with pytest.raises(VersionTooNew, match="the state is of format version 3"):
         open_store(fs, speaks=2)
 
 
 def test_user_keys_have_a_room_of_their_own(store: Store) -> None:
     store.apply(entries(1, (b"k", b"1"), (b"\0", b"2"), (b"\xff", b"3")))
-    assert [key for key, _ in store.tree.items()] == [b"k\0", b"kk", b"k\xff"]
+    assert [key for key, _ in store.engine.items()] == [b"k\0", b"kk", b"k\xff"]
 
 
 def test_a_checkpoint_holds_its_index_and_what_comes_later_does_not_touch_it() -> None:
@@ -156,7 +157,7 @@ def test_a_checkpoint_holds_its_index_and_what_comes_later_does_not_touch_it() -
     assert all((record := again.get(b"%d" % n)) and record.value == b"old" for n in range(50))
     assert again.get(b"later") is None
     assert store.get(b"8") is None
-    store.tree.check()
+    store.engine.check()
 
 
 def test_a_checkpoint_that_does_not_fit_is_given_up_and_done_again() -> None:
@@ -173,7 +174,7 @@ def test_a_checkpoint_that_does_not_fit_is_given_up_and_done_again() -> None:
     checkpoint(store)
     again = open_store(fs.after_crash("dropped"))
     assert again.applied_index == 41
-    assert len(again.tree) == 41
+    assert len(again.engine) == 41
 
 
 # -- the digest ----------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_the_same_command_to_other_data_gives_another_digest(later: Command) -> 
     sound, broken = open_store(CrashFileSystem()), open_store(CrashFileSystem())
     for each in (sound, broken):
         each.apply(entries(1, (b"a", b"1")))
-    broken.tree.delete(b"ka")  # what no log has asked for
+    broken.engine.delete(b"ka")  # what no log has asked for
     for each in (sound, broken):
         each.apply(entries(2, later, (b"b", b"3")))
     assert sound.digest != broken.digest
@@ -265,7 +266,7 @@ def test_a_pinned_state_is_that_of_its_index(store: Store) -> None:
     )
     digest = store.digest
     state = store.snapshot()
-    meta, pinned_digest, tree = state.meta, state.digest, state.tree
+    meta, pinned_digest, tree = state.meta, state.digest, state.reader
     store.apply([*entries(4, (b"a", None), term=5), Entry(5, 5, EntryKind.CONFIG, b"others")])
     assert meta == SnapshotMeta(3, 4, b"members")
     assert pinned_digest == digest != store.digest
@@ -288,8 +289,8 @@ def test_a_store_goes_on_with_an_installed_state() -> None:
     assert store.digest_at(MARK_EVERY) is None  # of a history that is not this state's
     store.apply(entries(9001, (b"a", b"newer"), term=8))
     assert store.get(b"a") == Record(b"newer", 5, 9001, 3)
-    assert len(list(pinned.tree.items())) == 2 * MARK_EVERY
-    pinned.tree.close()
+    assert len(list(pinned.reader.items())) == 2 * MARK_EVERY
+    pinned.reader.close()
     other.check()
     with pytest.raises(AssertionError):
         store.replace(other, SnapshotMeta(9002, 8))
@@ -303,9 +304,9 @@ def test_what_expires_next_is_looked_up_anew_in_an_installed_state() -> None:
     put = codec.encode_transaction(Transaction((), (Put(b"k", b"v", 1000, False),), time=5))
     other.apply([Entry(1, 1, EntryKind.COMMAND, put)])
     checkpoint(other)
-    store.replace(other.tree, SnapshotMeta(1, 1, b""))
+    store.replace(other.engine, SnapshotMeta(1, 1, b""))
     assert store.next_due() == 1005
-    store.tree.check()
+    store.engine.check()
 
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"\0", b"a\0", b"long" * 30])
@@ -336,14 +337,14 @@ def test_the_same_entries_give_the_same_records_however_they_come(
             fs = fs.after_crash("dropped")
             winding = open_store(fs)  # and the log is applied again from there
     assert winding.digest == straight.digest
-    assert list(winding.tree.items()) == list(straight.tree.items())
+    assert list(winding.engine.items()) == list(straight.engine.items())
     model: dict[bytes, bytes] = {}
     for key, value in commands:
         model.pop(key, None)
         if value is not None:
             model[key] = value
-    assert {key[1:]: record.value for key, record in winding.tree.items()} == model
-    winding.tree.check()
+    assert {key[1:]: record.value for key, record in winding.engine.items()} == model
+    winding.engine.check()
 
 
 # -- a state that another node sends ---------------------------------------------------------------
@@ -483,7 +484,7 @@ def test_applying_stops_after_a_transaction_or_some_hundred_plain_writes_if_it_i
     assert stops == [256, 512, 601, 602, 603]
     assert outcomes == [601, 602]
     assert (store.digest, store.applied_term) == (whole.digest, whole.applied_term)
-    assert list(store.tree.items()) == list(whole.tree.items())
+    assert list(store.engine.items()) == list(whole.engine.items())
 
 
 def test_the_holdings_of_a_session_are_counted_up_to_a_bound() -> None:

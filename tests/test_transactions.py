@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree, Record
+from btree import BTree
 from conure.commands import (
     Acquire,
     Compare,
@@ -43,6 +43,7 @@ from conure.errors import CorruptionError
 from conure.state import codec
 from conure.state import machine as store_module
 from conure.state.machine import LAST_TIME, Inspection, Session, Store
+from conure.storage.engine import Record
 from tests.crashfs import CrashFileSystem
 from tests.model import Command, Model, agree
 
@@ -107,7 +108,7 @@ class Machine:
 def machine() -> Iterator[Machine]:
     machine = Machine()
     yield machine
-    machine.store.tree.check()
+    machine.store.engine.check()
 
 
 def refused(outcome: Outcome) -> Refusal:
@@ -187,7 +188,7 @@ def test_the_first_comparison_that_fails_says_where_its_key_stands(machine: Mach
 def test_a_refused_transaction_leaves_nothing_but_its_revision(machine: Machine) -> None:
     """All or nothing, in either branch (commands.py, 1)."""
     machine.put(b"a", b"no number")
-    before = list(machine.store.tree.items(b"k"))
+    before = list(machine.store.engine.items(b"k"))
     operations = (Put(b"b", b"1"), Delete(b"a"), Increment(b"a", 1), Put(b"c", b"1"))
     for branches in ((operations, ()), ((), operations)):
         compare = Compare(b"x", Target.VERSION, Relation.EQUAL, 0 if branches[0] else 1)
@@ -195,7 +196,7 @@ def test_a_refused_transaction_leaves_nothing_but_its_revision(machine: Machine)
         assert outcome is not None
         assert refused(outcome) is Refusal.NOT_A_NUMBER
         assert outcome.refused_key == b"a"
-    assert list(machine.store.tree.items(b"k")) == before
+    assert list(machine.store.engine.items(b"k")) == before
     assert [event.key for event in machine.events()] == [b"a"]
     assert machine.store.applied_index == 3
 
@@ -345,7 +346,7 @@ def test_touches_split_and_merge_pages(machine: Machine) -> None:
     keys = [b"%03d" % n for n in range(200)]
     for key in keys:
         machine.put(key, key * (1 + int(key) % 7 * 5))
-    before = dict(store.tree.items(b"k", b"l"))
+    before = dict(store.engine.items(b"k", b"l"))
     running = store.begin_checkpoint()
     while not running.step(1.0):
         pass
@@ -354,10 +355,10 @@ def test_touches_split_and_merge_pages(machine: Machine) -> None:
     for ttl in (50, 60, 0):
         for key in keys:
             machine.do(Touch(key, ttl))
-        store.tree.check()
-        pages.append(store.tree.check().leaf_pages)
+        store.engine.check()
+        pages.append(store.engine.check().kinds["leaf"])
         touched = {key: record._replace(expiry=ttl) for key, record in before.items()}
-        assert dict(store.tree.items(b"k", b"l")) == touched
+        assert dict(store.engine.items(b"k", b"l")) == touched
         assert (store.next_due(), store.records) == (ttl or None, 200)
     assert pages[0] > pages[2]
 
@@ -376,7 +377,7 @@ def test_what_a_put_does_to_the_expiry(machine: Machine) -> None:
     assert (machine.expiry(b"k"), machine.store.next_due()) == (0, None)
     machine.do(Put(b"new", b"", keep_ttl=True))
     assert machine.expiry(b"new") == 0
-    assert [key for key, _ in machine.store.tree.items(b"e", b"f")] == []
+    assert [key for key, _ in machine.store.engine.items(b"e", b"f")] == []
 
 
 def test_expiry_is_an_operation_and_nothing_else(machine: Machine) -> None:
@@ -406,7 +407,7 @@ def test_what_is_due_first_ends_first_whatever_it_is(machine: Machine) -> None:
             (
                 machine.store.next_due(),
                 outcome.results[0].total,
-                len([*machine.store.tree.items(b"i", b"j")]),
+                len([*machine.store.engine.items(b"i", b"j")]),
             )
         )
     assert left == [(20, 1, 1), (30, 1, 1), (40, 1, 0), (None, 1, 0), (None, 0, 0)]
@@ -469,7 +470,7 @@ def test_one_session_holds_a_key(machine: Machine) -> None:
     assert again.results == first.results  # the token stays
     assert machine.do(Release(b"k", b"s", b"free")).results[0].items[0].version == 2
     assert machine.store.holder(b"k") is None
-    assert [*machine.store.tree.items(b"h", b"i")] == []
+    assert [*machine.store.engine.items(b"h", b"i")] == []
     assert refused(machine.do(Release(b"k", b"s", None))) is Refusal.NOT_THE_HOLDER
     assert machine.do(Acquire(b"k", b"t", None)).results[0].number == machine.store.applied_index
 
@@ -510,7 +511,7 @@ def test_the_end_of_a_session_lets_go_of_what_it_held(
         assert gone == {(kind, b"s/1"), (kind, b"s/\xff")}
     else:
         assert gone == ({(kind, b"s/\xff")} if by_time else set())
-    assert len([*store.tree.items(b"h", b"i")]) == len([*store.tree.items(b"l", b"m")]) == 6
+    assert len([*store.engine.items(b"h", b"i")]) == len([*store.engine.items(b"l", b"m")]) == 6
     assert machine.do(EndSession(b"s\xff")).results == (Result(3),)
     assert store.holder(b"s2/1") is not None
 
@@ -523,7 +524,7 @@ def test_what_a_session_holds_counts_for_the_limit(machine: Machine) -> None:
     assert machine.do(Expire(6), time=50).results == (Result(1, True),)
     assert machine.store.session(b"s") is None
     assert machine.do(Expire(1)).results == (Result(1),)
-    assert machine.store.records == len(machine.store.tree) - 1 == 0
+    assert machine.store.records == len(machine.store.engine) - 1 == 0
 
 
 # -- exactly once --------------------------------------------------------------------------------
@@ -649,7 +650,7 @@ def test_an_installed_state_brings_its_clock_and_no_events() -> None:
     source.apply(entries(1, [Transaction((), (Put(b"k", b"1", 50),), time=100), (b"l", b"2")]))
     store.apply(entries(1, [(b"x", b"1"), Transaction((), (Put(b"y", b"1", 5),), time=900)]))
     other = BTree.open(fs, "/other.db", page_size=512)
-    other.bulk_load(source.tree.items())
+    other.bulk_load(source.engine.items())
     meta = SnapshotMeta(20, 2, b"members")
     other.checkpoint(meta.index, meta.term, source.digest)
     store.replace(other, meta)
@@ -660,7 +661,7 @@ def test_an_installed_state_brings_its_clock_and_no_events() -> None:
 def test_an_arbiter_passes_over_transactions() -> None:
     store = open_store(CrashFileSystem())
     store.skip(entries(1, [Transaction((), (Put(b"k", b"1"),), time=100), (b"l", b"2")]))
-    assert (store.applied_index, store.digest, len(store.tree)) == (2, 0, 0)
+    assert (store.applied_index, store.digest, len(store.engine)) == (2, 0, 0)
 
 
 def test_a_transaction_nobody_can_read_is_never_skipped() -> None:
@@ -676,7 +677,7 @@ def test_other_outcomes_give_another_digest() -> None:
     for value in (None, b"1", b"2"):
         store = open_store(CrashFileSystem())
         if value is not None:
-            store.tree.put(b"kk", value, 1)  # what no log has asked for
+            store.engine.put(b"kk", value, 1)  # what no log has asked for
         store.apply(entries(1, [Transaction((), (Get(b"k"),))]))
         digests.add(store.digest)
     assert len(digests) == 3
@@ -697,8 +698,8 @@ def test_a_pinned_state_is_read_by_users_keys() -> None:
     assert state.get(b"s") is None
     assert list(state.count()) == [4096, 8192, 9000]
     assert list(state.count(b"1", b"2")) == [1000]
-    assert (store.records, len([*store.tree.items(b"k", b"l")])) == (1000, 1000)
-    state.tree.close()
+    assert (store.records, len([*store.engine.items(b"k", b"l")])) == (1000, 1000)
+    state.reader.close()
 
 
 # -- beside the model ----------------------------------------------------------------------------
@@ -778,9 +779,9 @@ def test_the_store_does_what_the_model_does(commands: list[Command]) -> None:
         for key, (_, token) in model.locks.items():
             assert token >= tokens.get(key, 0)  # a fencing token only grows
             tokens[key] = token
-    machine.store.tree.check()
+    machine.store.engine.check()
     inspection = Inspection(machine.store.version)  # what any commands make, another node takes
-    inspection.look([(key, *record) for key, record in machine.store.tree.items()])
+    inspection.look([(key, *record) for key, record in machine.store.engine.items()])
     inspection.finish()
 
 
@@ -815,9 +816,9 @@ def test_the_same_transactions_end_the_same_however_they_come(
             fs = fs.after_crash("dropped")
             winding = open_store(fs)  # and the log is applied again from there
     assert winding.digest == straight.digest
-    assert list(winding.tree.items()) == list(straight.tree.items())
+    assert list(winding.engine.items()) == list(straight.engine.items())
     agree(winding, model)
-    winding.tree.check()
+    winding.engine.check()
 
 
 @settings(deadline=None, max_examples=100)
@@ -829,7 +830,7 @@ def test_what_events_say_was_there_before_was_there(commands: list[Command]) -> 
     log = entries(1, commands)
     assert looking_back.apply(log) == plain.apply(log)
     assert looking_back.digest == plain.digest
-    assert list(looking_back.tree.items()) == list(plain.tree.items())
+    assert list(looking_back.engine.items()) == list(plain.engine.items())
     events = looking_back.take_events()
     assert [event[:5] for event in events] == plain.take_events()
     values: dict[bytes, bytes] = {}
@@ -854,14 +855,15 @@ def test_no_more_of_a_long_value_is_read_than_a_comparison_takes(
         pass
     running.finish()
     read: list[int] = []
-    chain = store.tree._chain
+    assert isinstance(store.engine, BTree)
+    chain = store.engine._spilled.chain
 
     def noted(key: bytes, ref: bytes) -> Iterator[tuple[int, int, bytes]]:
         for number, epoch, chunk in chain(key, ref):
             read.append(len(chunk))
             yield number, epoch, chunk
 
-    monkeypatch.setattr(store.tree, "_chain", noted)
+    monkeypatch.setattr(store.engine._spilled, "chain", noted)
     log = entries(3, [
         Transaction((Compare(b"k", Target.VALUE, relation, operand),), (Get(b"none"),), ()),
         Transaction((), (Increment(b"n", 1),)),

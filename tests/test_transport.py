@@ -1014,6 +1014,24 @@ def test_a_frame_that_does_not_go_on_ends_its_connection(
     eventually(lambda: len(b.messages) == 2)
 
 
+def test_what_announces_a_snapshot_goes_on_or_its_connection_ends(
+    net: Net, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(guests, "FRAME_TIME", 0.2)
+    monkeypatch.setattr(guests, "SLOWEST", 1000)
+    b = net.node("b")
+    sock = net.admitted(b, kind="snapshot")
+    sock.settimeout(0.01)
+    announcement, sent, ended = frame(header_fields(State("b", 1, sender="x"))), 0, False
+    with contextlib.suppress(ConnectionError):
+        while not ended and sent < 100:
+            sock.sendall(announcement[sent : sent + 1])
+            sent += 1
+            with contextlib.suppress(TimeoutError):
+                ended = sock.recv(1) == b""
+    assert sent < 100 < len(announcement)
+
+
 def test_json_is_bounded_in_its_parts_before_it_is_parsed(net: Net, monkeypatch: Any) -> None:
     b = net.node("b")
     parsed: list[bytes] = []

@@ -1,6 +1,6 @@
 """Upkeep of what is on disk: checkpoints of the store, the end of the log and its beginning.
 
-The store's tree lags behind the log. A checkpoint brings it up to date and lets the log be cut,
+The state on disk lags behind the log. A checkpoint brings it up to date and lets the log be cut,
 so that a restart has little to replay; the next segments of the log are made ahead of need, so
 that a write finds its room.
 
@@ -12,7 +12,7 @@ that a write finds its room.
 
 :meth:`Upkeep.checkpoint` and :meth:`Upkeep.prepare` belong to one thread at a time, which holds
 ``exclusive`` from the beginning of a checkpoint to its end, takes the node's lock for moments and
-works without it otherwise. Whoever replaces the tree's file takes ``exclusive`` first. The other
+works without it otherwise. Whoever replaces the store's files takes ``exclusive`` first. The other
 methods belong to the holder of the node's lock.
 """
 
@@ -39,8 +39,8 @@ DISK_FULL_RETRY = 1.0
 SLICE = 0.002
 """Seconds a checkpoint works before it rests as long, so that requests get their turn."""
 
-RECLAIM_SECONDS = 0.1
-"""Seconds for which long values are reclaimed, before what else is to be kept up gets its turn."""
+MAINTAIN_SECONDS = 0.1
+"""Seconds for which the store is maintained, before what else is to be kept up gets its turn."""
 
 LOG_TAIL = 4
 """How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
@@ -60,7 +60,7 @@ class UpkeepOptions:
 
 
 class Upkeep:
-    """Keeps the log short and the tree durable. *lock* is the node's.
+    """Keeps the log short and the store durable. *lock* is the node's.
 
     *keep_from* returns the index up to which others don't need the log any more, or None if there
     are no others. *may_work* is false when the node has failed. *stopping* is set to end without
@@ -139,7 +139,7 @@ class Upkeep:
         return (
             self._behind() >= options.entries
             or self._log.size_bytes - self._base_bytes >= options.log_bytes
-            or store.tree.unwritten_bytes >= options.max_unwritten_bytes // 2
+            or store.unwritten_bytes >= options.max_unwritten_bytes // 2
         )
 
     def _is_late(self) -> bool:
@@ -148,7 +148,7 @@ class Upkeep:
 
     def _behind(self) -> int:
         """Return how many entries a restart would have to apply."""
-        return self._store.applied_index - self._store.tree.applied_index
+        return self._store.applied_index - self._store.checkpointed_index
 
     def is_due(self) -> bool:
         """Tell whether to checkpoint now."""
@@ -172,16 +172,16 @@ class Upkeep:
         else:
             self._cramped = None
 
-    def reclaim(self) -> bool:
-        """Free the pages of long values that were replaced or removed, in turns of work and rest;
-        tell whether there are more, after some time. Raises CorruptionError.
+    def maintain(self) -> bool:
+        """Let the store do what it has put off, in turns of work and rest; tell whether there is
+        more, after some time. Raises CorruptionError.
 
-        A checkpoint is best begun when there are none: it frees the rest of them under the lock.
+        A checkpoint is best begun when there is nothing: it does the rest under the lock.
         """
-        until = perf_counter() + RECLAIM_SECONDS
+        until = perf_counter() + MAINTAIN_SECONDS
         while not self._stopping.is_set():
             with self._lock:
-                if not self._may_work() or not self._store.tree.reclaim(SLICE):
+                if not self._may_work() or not self._store.maintain(SLICE):
                     return False
             if perf_counter() >= until:
                 return True
@@ -225,7 +225,7 @@ class Upkeep:
     def _checkpoint(self, slice_seconds: float) -> None:
         store, raft_log = self._store, self._log
         with self._lock:
-            is_new = store.applied_index > store.tree.applied_index
+            is_new = store.applied_index > store.checkpointed_index
             self._checkpointed_at = self._clock()
             if not self._may_work() or not (is_new or self._full is not None):
                 return

@@ -47,30 +47,30 @@ def add_gauges(registry: Registry, raft: Raft, raft_log: RaftLog, store: Store) 
     gauge(
         "conure_db_size_bytes",
         "Size of the tree's file.",
-        lambda: store.tree.stats().file_bytes,
+        lambda: store.stats().file_bytes,
     )
-    gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.tree.stats().free_bytes)
+    gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.stats().free_bytes)
     gauge("conure_db_records", "Keys of users.", lambda: store.records)
-    gauge("conure_db_depth", "Levels of the tree.", lambda: store.tree.stats().depth)
+    gauge("conure_db_depth", "Levels of the tree.", lambda: store.stats().depth)
     gauge(
         "conure_db_unwritten_pages",
         "Changed pages that wait for the next checkpoint.",
-        lambda: store.tree.stats().unwritten_pages,
+        lambda: store.stats().unwritten_pages,
     )
-    gauge("conure_page_cache_bytes", "Pages in memory.", lambda: store.tree.stats().cache_bytes)
+    gauge("conure_page_cache_bytes", "Pages in memory.", lambda: store.stats().cache_bytes)
     counter(
         "conure_page_cache_hits_total",
         "Pages found there.",
-        lambda: store.tree.stats().cache_hits,
+        lambda: store.stats().cache_hits,
     )
     counter(
         "conure_page_cache_misses_total",
         "Pages read from the file.",
-        lambda: store.tree.stats().cache_misses,
+        lambda: store.stats().cache_misses,
     )
     counter(
         "conure_page_cache_evictions_total",
         "Pages dropped to make room.",
-        lambda: store.tree.stats().evictions,
+        lambda: store.stats().evictions,
     )
     return histograms

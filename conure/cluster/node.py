@@ -67,7 +67,6 @@ from sys import maxsize
 from time import sleep
 from typing import Any, Protocol
 
-from btree import Record
 from conure.cluster import membership
 from conure.cluster import status as shown
 from conure.cluster.applying import Applying
@@ -110,6 +109,7 @@ from conure.state.backup import Backup
 from conure.state.history import History
 from conure.state.machine import PinnedState, Session
 from conure.state.snapshots import IncomingSnapshot
+from conure.storage.engine import Record
 from raft import Raft, RaftOptions
 
 __all__ = ["Node", "Peers"]
@@ -413,7 +413,7 @@ class Node:
         for thread in self._threads:
             thread.join()
         is_whole = self._standing.failure is None
-        if is_whole and self._store.applied_index > self._store.tree.applied_index:
+        if is_whole and self._store.applied_index > self._store.checkpointed_index:
             self._upkeep.checkpoint(0.0)
         with self._upkeep.exclusive, self._turn:
             self._standing.end()
@@ -424,7 +424,7 @@ class Node:
         if incoming is not None:
             incoming.discard()
         self._log.close()
-        self._store.tree.close()
+        self._store.close()
         self._directory.close()
 
     # -- what the routes ask for (httpapi.Backend) -----------------------------------------------
@@ -762,7 +762,7 @@ class Node:
                 with self._turn.lock:
                     if self._standing.is_working:
                         upkeep.cut_positions()
-            elif upkeep.reclaim():  # the rest of it is next
+            elif upkeep.maintain():  # the rest of it is next
                 self._checkpoint_wanted.set()
             elif upkeep.is_due():
                 upkeep.checkpoint()
@@ -952,7 +952,7 @@ class Node:
         return self._options.read_mode == "lease" and self._lease.holds()
 
     def _must_brake(self) -> bool:
-        return self._store.tree.unwritten_bytes > self._options.max_unwritten_bytes
+        return self._store.unwritten_bytes > self._options.max_unwritten_bytes
 
     def _log_role(self) -> None:
         raft = self._raft

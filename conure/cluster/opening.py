@@ -1,11 +1,11 @@
 """The start of a node: its data directory opened or made, and what is in it held against itself.
 
-:func:`open_parts` opens the directory, the log and the tree, finishes what a crash has left of a
-received state, compares log and tree, and begins a cluster if that is wanted. What it gives belongs
-together, or it raises and has closed everything again. Called by ``Node.open`` before there is a
+:func:`open_parts` opens the directory, the log and the engine, finishes what a crash has left of a
+received state, compares log and engine, and begins a cluster if that is wanted. What it gives
+belongs together, or it raises and has closed everything again. Called by ``Node.open`` before there is a
 node, a lock or a second thread; the offline tools call :func:`check_agreement` likewise. Nothing
-here may be called once the node runs, but for :func:`open_tree`, when a received state replaces
-the tree.
+here may be called once the node runs, but for :func:`open_engine`, when a received state replaces
+the engine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple, Protocol
 
-from btree import BTree
 from conure.cluster.options import NodeOptions
 from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import EntryKind
@@ -23,17 +22,23 @@ from conure.fileio import FileSystem
 from conure.state import snapshots
 from conure.state.machine import Store
 from conure.storage.datadir import DataDirectory
+from conure.storage.engine import EngineOptions, StorageEngine
+from conure.storage.engines import BTREE, kind_named
 from raft import Raft, bootstrap
 
 __all__ = [
+    "ENGINE",
     "Parts",
     "check_agreement",
     "configuration_at",
     "describe_start",
     "make_store",
+    "open_engine",
     "open_parts",
-    "open_tree",
 ]
+
+ENGINE = kind_named(BTREE)
+"""The kind of engine that holds the records."""
 
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
@@ -52,7 +57,7 @@ class Parts(NamedTuple):
 
     directory: DataDirectory
     raft_log: RaftLog
-    tree: BTree
+    engine: StorageEngine
 
     def close(self) -> None:
         """Close all of it, the last opened first."""
@@ -77,42 +82,38 @@ def open_parts(options: NodeOptions, fs: FileSystem) -> Parts:
     try:
         raft_log = RaftLog.open(fs, directory.raft_path, segment_bytes=options.log_segment_bytes)
         opened.append(raft_log)
-        snapshots.recover(fs, directory.path, raft_log)
-        tree = open_tree(directory, options)
-        opened.append(tree)
-        check_agreement(raft_log, tree, directory)
+        snapshots.recover(fs, directory.path, raft_log, ENGINE)
+        engine = open_engine(directory, options)
+        opened.append(engine)
+        check_agreement(raft_log, engine, directory)
         if not directory.identity.cluster_id and (options.bootstrap or raft_log.last_index):
             _begin_cluster(options, directory, raft_log)
-        return Parts(directory, raft_log, tree)
+        return Parts(directory, raft_log, engine)
     except BaseException:
         for each in reversed(opened):
             each.close()
         raise
 
 
-def open_tree(directory: DataDirectory, options: NodeOptions) -> BTree:
-    """Open or make the tree of a data directory, with the page size and cache of the options.
+def open_engine(directory: DataDirectory, options: NodeOptions) -> StorageEngine:
+    """Open or make the engine of a data directory, with the page size and cache of the options.
 
     Raises CorruptionError, DiskFull or DiskFailed.
     """
-    return BTree.open(
-        directory.fs,
-        directory.database_path,
-        page_size=options.page_size,
-        cache_bytes=options.cache_bytes,
-    )
+    how = EngineOptions(options.page_size, options.cache_bytes)
+    return ENGINE.open(directory.fs, directory.database_path, how, create=True)
 
 
 def make_store(parts: Parts, speaks: int) -> Store:
-    """Return the state machine over the tree, with the members as of what the tree holds; an
+    """Return the state machine over the engine, with the members as of what the engine holds; an
     arbiter's log is all it has."""
-    directory, raft_log, tree = parts
+    directory, raft_log, engine = parts
     if directory.identity.role == "arbiter":
-        store = Store(tree, raft_log.snapshot.configuration, speaks)
+        store = Store(engine, raft_log.snapshot.configuration, speaks)
         store.applied_index = raft_log.snapshot.index
         store.applied_term = raft_log.snapshot.term
         return store
-    return Store(tree, configuration_at(raft_log, tree.applied_index), speaks)
+    return Store(engine, configuration_at(raft_log, engine.applied_index), speaks)
 
 
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:
@@ -135,8 +136,8 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
     log.info("node %s begins cluster %s", identity.node_id, directory.identity.cluster_id)
 
 
-def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) -> None:
-    """Refuse a log and a tree that can't belong together: one of them has lost something.
+def check_agreement(raft_log: RaftLog, engine: StorageEngine, directory: DataDirectory) -> None:
+    """Refuse a log and an engine that can't belong together: one of them has lost something.
 
     Raises CorruptionError.
     """
@@ -149,7 +150,7 @@ def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) ->
     if directory.identity.role == "arbiter":
         return
     path = directory.database_path
-    applied, first = tree.applied_index, raft_log.snapshot.index
+    applied, first = engine.applied_index, raft_log.snapshot.index
     if applied < first:
         raise CorruptionError(
             path, 0, f"it holds entries up to {applied}, the log begins behind {first}"
@@ -159,9 +160,9 @@ def check_agreement(raft_log: RaftLog, tree: BTree, directory: DataDirectory) ->
             path, 0, f"it holds entries up to {applied}, the log ends at {raft_log.last_index}"
         )
     logged = raft_log.term(applied)
-    if logged is not None and logged != tree.applied_term:
+    if logged is not None and logged != engine.applied_term:
         raise CorruptionError(
-            path, 0, f"entry {applied} is of term {tree.applied_term} here, {logged} in the log"
+            path, 0, f"entry {applied} is of term {engine.applied_term} here, {logged} in the log"
         )
 
 

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from sys import maxsize
 
-from btree import Record
 from conure.cluster.expiring import Expiries
 from conure.cluster.standing import Standing
 from conure.cluster.turns import Turn
@@ -19,6 +18,7 @@ from conure.errors import ConureError, NotRead, StorageError, Unavailable
 from conure.state.backup import Backup, Facts
 from conure.state.machine import PinnedState, Session, Store
 from conure.storage.datadir import DataDirectory
+from conure.storage.engine import Record
 from raft import Raft
 
 __all__ = ["LocalState"]

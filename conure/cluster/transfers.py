@@ -7,7 +7,7 @@ to each at a time. What is received is staged beside the state that goes on serv
 1. A state is begun and installed only by a node whose term and vote are durable, and begun only for
    the leader of its present term or a later one.
 2. Of two transfers the later one counts; the end of the one before it changes nothing.
-3. Whoever installs holds ``Upkeep.exclusive``, because a checkpoint wants the tree's file as well.
+3. Whoever installs holds ``Upkeep.exclusive``, because a checkpoint wants those files as well.
 
 Each method says who may call it. No file is written under the node's lock but by
 :meth:`Transfers.install`.
@@ -21,7 +21,7 @@ from typing import Protocol
 
 from conure.cluster.applying import Applying
 from conure.cluster.checkpointing import Upkeep
-from conure.cluster.opening import open_tree
+from conure.cluster.opening import ENGINE, open_engine
 from conure.cluster.options import NodeOptions
 from conure.cluster.pending import Writes
 from conure.cluster.roster import Roster
@@ -36,6 +36,7 @@ from conure.state.history import History
 from conure.state.machine import Inspection, Store
 from conure.state.snapshots import IncomingSnapshot, OutgoingSnapshot
 from conure.storage.datadir import DataDirectory
+from conure.storage.engine import EngineOptions
 from raft import Raft
 
 __all__ = ["Senders", "Transfers"]
@@ -45,7 +46,7 @@ TRANSFER_REST = 120.0
 would have gone on by then, if it could."""
 
 STAGED_CACHE_BYTES = 4 << 20
-"""Page cache of a tree that is built from a snapshot."""
+"""Page cache of an engine that is built from a snapshot."""
 
 log = logging.getLogger("conure.node")
 
@@ -172,8 +173,8 @@ class Transfers:
             self._directory.fs,
             self._directory.path,
             header,
-            page_size=self._store.tree.stats().page_size,
-            cache_bytes=STAGED_CACHE_BYTES,
+            options=EngineOptions(self._store.stats().page_size, STAGED_CACHE_BYTES),
+            kind=ENGINE,
             inspection=Inspection(self._options.speaks),
             keep_free=self._log.wanted_bytes,
             finished=self._on_received,
@@ -233,8 +234,8 @@ class Transfers:
             self._store.configuration = meta.configuration
         else:
             directory = self._directory
-            snapshots.install(directory.fs, directory.path, self._log, meta)
-            self._store.replace(open_tree(directory, self._options), meta)
+            snapshots.install(directory.fs, directory.path, self._log, meta, ENGINE)
+            self._store.replace(open_engine(directory, self._options), meta)
         self._applying.backlog.clear()  # the state has all of them
         self._upkeep.installed(meta)
         self._history.reset(meta.index)

@@ -2,9 +2,10 @@
 
 A :class:`Line` connects, sends a request that somebody has encoded, and reads the answer whole. All
 of that is bounded: connecting in time, the exchange by a deadline however slowly the bytes come,
-the answer in its length. What is asked, and what a failure means, is for the caller: forwarding.py
-passes requests on to a leader, joining.py asks the seeds. The client library (client/) has a way of
-its own: it reads answers without a length, and runs where there is no server.
+the answer in its length, and in all the bytes that it takes. What is asked, and what a failure
+means, is for the caller: forwarding.py passes requests on to a leader, joining.py asks the seeds.
+The client library (client/) has a way of its own: it reads answers without a length, and runs where
+there is no server.
 
 No redirect is followed here, nothing is sent twice, and nothing of an answer is understood but its
 framing.
@@ -28,8 +29,11 @@ from conure.values import split_base_url
 __all__ = ["Answer", "Line", "MalformedAnswer", "encode_request"]
 
 
+_BESIDE = 1 << 20  # bytes that an answer may take beside its body: head, trailer
+
+
 class MalformedAnswer(HTTPException):
-    """A body that can't be taken apart."""
+    """An answer that can't be taken apart."""
 
 
 class Answer(NamedTuple):
@@ -100,6 +104,7 @@ class Line:
         self.was_sent = False
         connection = self._connect(server, is_safe)
         connection.deadline, connection.silence = deadline, silence
+        connection.room = 2 * most + _BESIDE  # chunks may be so small that half of it is sizes
         try:
             self._send(connection, message)
             with closing(HTTPResponse(connection)) as response:
@@ -164,10 +169,14 @@ class Line:
 
 
 class _Socket(socket.socket):
-    """Waits for input up to one moment, in however many pieces it comes."""
+    """Waits for input up to one moment, in however many pieces it comes, and takes so many bytes.
+
+    A chunk whose size is -1 has everything that comes, to the standard library.
+    """
 
     deadline = 0.0
     silence = math.inf
+    room = 0
 
     def limit(self) -> None:
         """Let the next call wait until the deadline. Raises TimeoutError if it has passed."""
@@ -178,21 +187,27 @@ class _Socket(socket.socket):
 
     def recv_into(self, *args: Any, **named: Any) -> int:
         self.limit()
-        return super().recv_into(*args, **named)
+        size = super().recv_into(*args, **named)
+        self.room -= size
+        if self.room < 0:
+            raise HTTPException("an answer of impossible length")
+        return size
 
 
 def _read(response: HTTPResponse, most: int, may_cut_short: bool) -> Answer:
-    response.begin()
-    if response.status < 200:
-        raise HTTPException("an interim answer")  # the next request must not get the last one
-    if (response.length or 0) > most and not may_cut_short:
-        raise HTTPException("an answer of impossible length")
     try:
+        response.begin()
+        if response.status < 200:
+            raise HTTPException("an interim answer")  # the next request must not get the last one
+        if (response.length or 0) > most and not may_cut_short:
+            raise HTTPException("an answer of impossible length")
         # Without a limit only if there is a length: what is cut short is noticed that way.
         size = most if may_cut_short else most + 1 if response.length is None else None
         body = response.read(size)
-    except ValueError as error:
-        raise MalformedAnswer("an answer in malformed chunks") from error
+    except (OSError, HTTPException):
+        raise
+    except Exception as error:  # what the library says of odd sizes and parameters has many types
+        raise MalformedAnswer("an answer that can't be taken apart") from error
     if len(body) > most:
         raise HTTPException("an answer of impossible length")
     return Answer(response.status, response.getheaders(), body)

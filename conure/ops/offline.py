@@ -13,8 +13,8 @@ command                      does
    reading, through a :class:`_View` in which renames and removals only seem to happen: so the code
    that a start would run sees what it would make of the directory, and the disk doesn't.
 2. They hold the directory's lock meanwhile; a server that runs there is named and left alone.
-3. The tree is as of its last checkpoint. After a clean stop that is everything. After a crash the
-   log holds more, and how much is said; a start applies it.
+3. The records are as of the last checkpoint. After a clean stop that is everything. After a crash
+   the log holds more, and how much is said; a start applies it.
 4. A line of ``dump`` has ``key``, ``value``, ``create_revision``, ``mod_revision``, ``version``,
    and if the key expires ``expiry`` in milliseconds since the Unix epoch. Where key or value aren't
    UTF-8 both are in base64, and ``encoding`` says so.
@@ -35,12 +35,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
 from typing import Any, Final, NoReturn, TypeVar
 
-from btree import BTree, Record
 from conure.cluster.opening import check_agreement
 from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
@@ -51,10 +50,15 @@ from conure.state import snapshots
 from conure.state.backup import UNFINISHED, Progress, restore
 from conure.state.machine import Store
 from conure.storage.datadir import DataDirectory, read_identity
+from conure.storage.engine import EngineOptions, Record, StorageEngine
+from conure.storage.engines import BTREE, kind_named
 
 __all__ = ["COMMANDS", "run"]
 
 COMMANDS: Final = ("restore", "check", "stats", "dump")
+
+ENGINE: Final = kind_named(BTREE)
+"""The kind of engine that holds the records."""
 
 CACHE_BYTES: Final = 4 << 20
 """Memory for pages, and as much again for entries of the log."""
@@ -202,6 +206,7 @@ def _restore(
             node_id=config.node_id,
             raft_address=config.raft_advertised(config.raft_addr.port),
             http_address=config.http_advertised(config.http_addr.port),
+            kind=ENGINE,
             page_size=config.page_size,
             progress=progress,
         )
@@ -237,7 +242,7 @@ def _check(stopped: _Stopped, progress: _ProgressLine, *, quiet: bool) -> int:
     if raft_log is not None:
         lines.append(_describe_log(raft_log))
     if stopped.holds_records:
-        lines += _check_tree(stopped, raft_log, faults)
+        lines += _check_records(stopped, raft_log, faults)
     progress.end()
     if not quiet:
         print("\n".join(lines if faults else [*lines, "all in order"]))
@@ -246,22 +251,18 @@ def _check(stopped: _Stopped, progress: _ProgressLine, *, quiet: bool) -> int:
     return 1 if faults else 0
 
 
-def _check_tree(stopped: _Stopped, raft_log: RaftLog | None, faults: list[str]) -> list[str]:
-    tree = _attempt(partial(stopped.open_tree, raft_log), faults)
-    if tree is None:
+def _check_records(stopped: _Stopped, raft_log: RaftLog | None, faults: list[str]) -> list[str]:
+    engine = _attempt(partial(stopped.open_engine, raft_log), faults)
+    if engine is None:
         return []
     if raft_log is not None:
-        _attempt(partial(stopped.check_agreement, raft_log, tree), faults)
-    report = _attempt(tree.check, faults)
+        _attempt(partial(stopped.check_agreement, raft_log, engine), faults)
+    report = _attempt(engine.check, faults)
     if report is None:
         return []
-    pages = ", ".join(
-        f"{getattr(report, field.name):,} {field.name.removesuffix('_pages')}"
-        for field in fields(report)
-        if field.name.endswith("_pages")
-    )
-    as_of = f"as of entry {tree.applied_index} of term {tree.applied_term}"
-    census = Store(tree, b"").census()
+    pages = ", ".join(f"{count:,} {kind}" for kind, count in report.kinds.items())
+    as_of = f"as of entry {engine.applied_index} of term {engine.applied_term}"
+    census = Store(engine, b"").census()
     own = census.describe_own()
     return [
         f"tree: {census.records:,} records {as_of}, {report.pages:,} pages ({pages})",
@@ -298,13 +299,13 @@ def _stats(stopped: _Stopped, *, as_json: bool) -> int:
         "snapshot_term": snapshot.term,
     }
     if stopped.holds_records:
-        tree = stopped.open_tree(raft_log)
-        figures = tree.stats()
+        engine = stopped.open_engine(raft_log)
+        figures = engine.stats()
         facts |= {
-            "applied_index": tree.applied_index,
-            "applied_term": tree.applied_term,
-            "digest": tree.applied_digest,
-            **Store(tree, b"").census()._asdict(),
+            "applied_index": engine.applied_index,
+            "applied_term": engine.applied_term,
+            "digest": engine.applied_digest,
+            **Store(engine, b"").census()._asdict(),
             "tree_records": figures.records,
             "depth": figures.depth,
             "page_size": figures.page_size,
@@ -328,12 +329,11 @@ def _dump(stopped: _Stopped, prefix: bytes, progress: Progress) -> int:
             f"{stopped.path} belongs to an arbiter, which keeps no records; name a data node's"
         )
     raft_log = stopped.open_log()
-    tree = stopped.open_tree(raft_log)
-    store = Store(tree, b"")
-    behind = raft_log.last_index - tree.applied_index
+    store = Store(stopped.open_engine(raft_log), b"")
+    behind = raft_log.last_index - store.applied_index
     if behind:
         print(
-            f"conuredb: these are the records as of entry {tree.applied_index}; {behind} entries "
+            f"conuredb: these are the records as of entry {store.applied_index}; {behind} entries "
             "that follow are in the log only: start the node and stop it to have all of them",
             file=sys.stderr,
         )
@@ -344,7 +344,7 @@ def _dump(stopped: _Stopped, prefix: bytes, progress: Progress) -> int:
         written += len(lines)
         if not prefix and not sys.stdout.isatty():
             progress("dumping", written, store.records)
-    state.tree.close()
+    state.close()
     return 0
 
 
@@ -405,7 +405,7 @@ class _Stopped:
         holder = f"process {os.getpid()} on {socket.gethostname()} (reading it)"
         self.path = path
         self._lock: Lock = fs.lock(os.path.join(path, "LOCK"), holder)
-        self._opened: list[RaftLog | BTree] = []
+        self._opened: list[RaftLog | StorageEngine] = []
         try:
             self._view = _View(fs, path, progress)
             self.identity, self.diverged = read_identity(self._view, identity_path)
@@ -427,24 +427,25 @@ class _Stopped:
         self._opened.append(raft_log)
         return raft_log
 
-    def open_tree(self, raft_log: RaftLog | None) -> BTree:
-        """Open the tree: the one that a start would put in place, if it would.
+    def open_engine(self, raft_log: RaftLog | None) -> StorageEngine:
+        """Open the records: those that a start would put in place, if it would.
 
         Raises CorruptionError and DiskFailed.
         """
         if raft_log is not None:
-            snapshots.recover(self._view, self.path, raft_log)
+            snapshots.recover(self._view, self.path, raft_log, ENGINE)
         path = self._directory.database_path
         try:
-            tree = BTree.open(self._view, path, cache_bytes=CACHE_BYTES, create=False)
+            how = EngineOptions(cache_bytes=CACHE_BYTES)
+            engine = ENGINE.open(self._view, path, how, create=False)
         except FileNotFoundError:
             raise CorruptionError(path, 0, "the file is missing") from None
-        self._opened.append(tree)
-        return tree
+        self._opened.append(engine)
+        return engine
 
-    def check_agreement(self, raft_log: RaftLog, tree: BTree) -> None:
-        """Prove that log and tree belong together. Raises CorruptionError."""
-        check_agreement(raft_log, tree, self._directory)
+    def check_agreement(self, raft_log: RaftLog, engine: StorageEngine) -> None:
+        """Prove that log and records belong together. Raises CorruptionError."""
+        check_agreement(raft_log, engine, self._directory)
 
     def describe(self) -> str:
         mine = self.identity

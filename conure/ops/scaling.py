@@ -48,7 +48,8 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-from conure.client.client import Client
+from conure import commandline
+from conure.client import Client
 from conure.errors import Conflict, ConureError, Unavailable
 
 __all__ = ["Names", "begin", "leave", "main", "resize", "wait"]
@@ -206,8 +207,7 @@ def _find_cluster(servers: Sequence[str]) -> tuple[str, str]:
 
 
 def _become_server(*flags: str) -> NoReturn:
-    step = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    script = os.path.join(step, "conuredb.py")
+    script = os.path.join(commandline.step(), "conuredb.py")
     os.execv(sys.executable, [sys.executable, script, *flags])  # noqa: S606
 
 

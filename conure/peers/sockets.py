@@ -161,11 +161,13 @@ def read_handshake(sock: socket.socket, most: int) -> dict[str, Any]:
 
 
 def read_json(sock: socket.socket, most: int, deadline: float | None = None) -> dict[str, Any]:
-    """Read a frame of at most so many bytes that is a JSON object. Raises OSError and WireError."""
+    """Read a frame of at most so many bytes that is a JSON object. Raises OSError and WireError.
+
+    One that has begun goes on, or is complete by the *deadline*.
+    """
     header = read_exactly(sock, FRAME_HEADER_BYTES, deadline)
-    return parse_json(
-        check_frame(header + read_exactly(sock, frame_length(header, most), deadline))
-    )
+    size = frame_length(header, most)
+    return parse_json(check_frame(header + read_exactly(sock, size, deadline, must_go_on=True)))
 
 
 def write_json(sock: socket.socket, fields: Mapping[str, Any]) -> None:

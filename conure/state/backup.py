@@ -67,6 +67,7 @@ from conure.state.codec import decode_records
 from conure.state.machine import Census, PinnedState
 from conure.state.snapshots import IncomingSnapshot, OutgoingSnapshot
 from conure.storage.datadir import Identity, write_identity
+from conure.storage.engine import EngineKind, EngineOptions
 
 __all__ = [
     "UNFINISHED",
@@ -84,7 +85,7 @@ PIECE_BYTES: Final = 512 << 10
 """The most bytes that :meth:`Backup.chunks` yields at a time."""
 
 CACHE_BYTES: Final = 4 << 20
-"""Page cache of the tree that is built; it is only written."""
+"""Page cache of the engine that is built; it is only written."""
 
 UNFINISHED: Final = "RESTORE-UNFINISHED.json"
 """The name of ``identity.json`` until a restore has ended."""
@@ -152,7 +153,7 @@ class Backup:
             term=state.meta.term,
             digest=state.digest,
             taken=facts.taken,
-            records=len(state.tree),
+            records=len(state.reader),
             cluster_id=facts.cluster_id,
             node_id=facts.node_id,
         )
@@ -343,6 +344,7 @@ def restore(
     node_id: str,
     raft_address: str,
     http_address: str,
+    kind: EngineKind,
     page_size: int,
     progress: Progress,
 ) -> Restored:
@@ -363,12 +365,13 @@ def restore(
         lock = fs.lock(os.path.join(directory, "LOCK"), holder)
         try:
             _refuse_if_occupied(fs, directory)
-            _remove_leftovers(fs, directory)
+            _remove_leftovers(fs, directory, kind)
             identity = Identity(node_id, uuid.uuid4().hex, uuid.uuid4().hex)
             member = Server(node_id, raft_address, http_address, incarnation=identity.incarnation)
             write_identity(fs, os.path.join(directory, UNFINISHED), identity)
             fs.sync_directory(directory)
-            _build(fs, directory, backup, Configuration((member,)), page_size, progress)
+            options = EngineOptions(page_size, CACHE_BYTES)
+            _build(fs, directory, backup, Configuration((member,)), kind, options, progress)
             fs.rename(os.path.join(directory, UNFINISHED), os.path.join(directory, _IDENTITY))
             fs.sync_directory(directory)
         finally:
@@ -390,17 +393,15 @@ def _refuse_if_occupied(fs: FileSystem, directory: str) -> None:
         )
 
 
-def _remove_leftovers(fs: FileSystem, directory: str) -> None:
+def _remove_leftovers(fs: FileSystem, directory: str, kind: EngineKind) -> None:
     """Remove what a restore that didn't end has made, all but the name that says so."""
+    kind.remove(fs, os.path.join(directory, _DATABASE))
+    for place in snapshots.staged_places(fs, directory):
+        kind.remove(fs, place)
     raft = os.path.join(directory, _RAFT)
-    paths = [os.path.join(directory, name) for name in set(fs.list(directory)) - _KEPT]
     if fs.exists(raft):
-        paths.remove(raft)
-        paths += [os.path.join(raft, name) for name in fs.list(raft)]
-    for path in paths:
-        if not path.endswith(UNFINISHED):
-            fs.remove(path)
-    if fs.exists(raft):
+        for name in fs.list(raft):
+            fs.remove(os.path.join(raft, name))
         fs.sync_directory(raft)
     fs.sync_directory(directory)
 
@@ -410,10 +411,11 @@ def _build(
     directory: str,
     backup: BackupFile,
     members: Configuration,
-    page_size: int,
+    kind: EngineKind,
+    options: EngineOptions,
     progress: Progress,
 ) -> None:
-    """Put the tree and the log in place, as if the backup were a snapshot from a leader."""
+    """Put the records and the log in place, as if the backup were a snapshot from a leader."""
     header = backup.header
     meta = SnapshotMeta(header.index, header.term, members.encode())
     message = Message(MessageType.SNAPSHOT, "", "", header.term, snapshot=meta)
@@ -421,8 +423,8 @@ def _build(
         fs,
         directory,
         SnapshotHeader(message, header.digest, header.records, uuid.uuid4().hex),
-        page_size=page_size,
-        cache_bytes=CACHE_BYTES,
+        kind=kind,
+        options=options,
         finished=lambda _: None,
     )
     try:
@@ -430,7 +432,9 @@ def _build(
             incoming.add(payload)
         incoming.finish()
     except ProtocolViolation as error:  # the file was found to be in order
-        why = f"{error}; its keys may be too long for pages of {page_size} bytes (page_size)"
+        why = (
+            f"{error}; its keys may be too long for pages of {options.page_size} bytes (page_size)"
+        )
         raise StorageError(why) from error
     except BaseException:
         incoming.discard()
@@ -438,6 +442,6 @@ def _build(
     raft_log = RaftLog.open(fs, os.path.join(directory, _RAFT))
     try:
         raft_log.set_hard_state(HardState(header.term))
-        snapshots.install(fs, directory, raft_log, meta)
+        snapshots.install(fs, directory, raft_log, meta, kind)
     finally:
         raft_log.close()

@@ -7,7 +7,7 @@ dictionary; what a command needs to know of its time or origin stands in the com
 1. ``apply`` takes each index once and in order. The applied index is stored with the data in
    one checkpoint, so that a restart applies exactly the entries behind it again.
 2. ``apply`` changes memory only. The log is the write-ahead log; a :class:`Checkpoint` brings
-   the tree to disk beside further writes, and lets the log be cut up to its index.
+   the engine's state to disk beside further writes, and lets the log be cut up to its index.
 3. A command this version does not know ends the node (CorruptionError, or VersionTooNew where a
    later release reads it): skipping it would make replicas differ. The newest version of all that
    was applied is part of the state, so that who can't read it is known however the log was cut.
@@ -24,7 +24,7 @@ dictionary; what a command needs to know of its time or origin stands in the com
 8. A session holds a key by two entries, ``l`` and ``h``, that come and go together; both end with
    the session. The key's record knows nothing of it: anybody may change that.
 
-The first byte of a key in the tree tells what the record is. Numbers have 8 bytes, big-endian:
+The first byte of a key in the engine tells what the record is. Numbers have 8 bytes, big-endian:
 
 ========================== =====================================================================
 ``c``                      clock in milliseconds, number of records with prefixes but ``k``, ``c``
@@ -40,7 +40,7 @@ The first byte of a key in the tree tells what the record is. Numbers have 8 byt
 ``v``                      the newest format version of all commands (1 byte), once that isn't 1
 ========================== =====================================================================
 
-When a record of ``i``, ``k`` or ``s`` expires stands in the record itself (btree.Record).
+When a record of ``i``, ``k`` or ``s`` expires stands in the record itself (engine.Record).
 
 Everything on :class:`Store` belongs to whoever holds the node's lock. What a :class:`Checkpoint`
 offers is the checkpoint thread's, and a :class:`PinnedState` that of the thread that sends it;
@@ -58,10 +58,9 @@ from heapq import merge
 from itertools import islice
 from struct import Struct
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 from zlib import crc32
 
-from btree import BTree, Record, Snapshot
 from conure import errors
 from conure.commands import (
     MAX_KEY_BYTES,
@@ -94,9 +93,13 @@ from conure.commands import (
 from conure.consensus.messages import COMMAND, CONFIG, Entry, SnapshotMeta
 from conure.errors import CorruptionError, ProtocolViolation, VersionTooNew
 from conure.state import codec
-
-if TYPE_CHECKING:
-    from btree import Checkpoint as TreeCheckpoint
+from conure.storage.engine import Checkpoint as EngineCheckpoint
+from conure.storage.engine import (
+    EngineStats,
+    Reader,
+    Record,
+    StorageEngine,
+)
 
 __all__ = [
     "MARK_EVERY",
@@ -164,7 +167,7 @@ class Holder(NamedTuple):
 
 
 class Census(NamedTuple):
-    """How many records of which kind a state has; together they are all of the tree's.
+    """How many records of which kind a state has; together they are all of the engine's.
 
     *records* are the users'. *bookkeeping* are the entries by which the state machine finds what
     expires and what a session holds, and its clock.
@@ -200,7 +203,7 @@ class PinnedState:
 
     meta: SnapshotMeta
     digest: int
-    tree: Snapshot
+    reader: Reader
 
     @property
     def index(self) -> int:
@@ -209,22 +212,22 @@ class PinnedState:
 
     def close(self) -> None:
         """Let go of the state; what is read of it from then on is a StorageError."""
-        self.tree.close()
+        self.reader.close()
 
     def get(self, key: bytes) -> Record | None:
         """Return the record of a user's key, or None."""
-        return self.tree.get(_USER + key)
+        return self.reader.get(_USER + key)
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, Record]]:
         """Iterate over users' keys and records, start <= key < end, in the order of the keys."""
-        for key, record in self.tree.items(*_bounds(start, end), reverse=reverse):
+        for key, record in self.reader.items(*_bounds(start, end), reverse=reverse):
             yield key[1:], record
 
     def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
         """Return the users' key behind the first *count* of a range; None if there are no more."""
-        keys = self.tree.keys(*_bounds(start, end))
+        keys = self.reader.keys(*_bounds(start, end))
         found = next(islice(keys, count, None), None)
         return None if found is None else found[1:]
 
@@ -233,7 +236,7 @@ class PinnedState:
 
         Each step takes about a millisecond; the last number is the answer.
         """
-        keys = self.tree.keys(*_bounds(start, end))
+        keys = self.reader.keys(*_bounds(start, end))
         total = 0
         while True:
             step = len(list(islice(keys, _COUNT_STEP)))
@@ -320,27 +323,27 @@ class Inspection:
 class Checkpoint:
     """A consistent state on its way to disk, begun by :meth:`Store.begin_checkpoint`."""
 
-    def __init__(self, tree: TreeCheckpoint, meta: SnapshotMeta) -> None:
-        self._tree = tree
+    def __init__(self, checkpoint: EngineCheckpoint, meta: SnapshotMeta) -> None:
+        self._checkpoint = checkpoint
         self.meta = meta
 
     def step(self, seconds: float) -> bool:
-        """Encode and write pages for about *seconds*; tell whether all of them are written."""
-        return self._tree.step(seconds)
+        """Write for about *seconds*; tell whether all is written."""
+        return self._checkpoint.step(seconds)
 
     def finish(self) -> None:
-        """Sync the pages and swap the root; the log may be cut at :attr:`meta` after it (S2)."""
-        self._tree.finish()
+        """Make the state durable; the log may be cut at :attr:`meta` after it (S2)."""
+        self._checkpoint.finish()
 
     def abort(self) -> None:
         """Give up, after DiskFull: nothing on disk has changed, the next checkpoint does it."""
-        self._tree.abort()
+        self._checkpoint.abort()
 
 
 class Store:
-    """The state machine over a B-tree.
+    """The state machine over a storage engine, which nobody else writes to.
 
-    *configuration* is the encoded membership as of the tree's applied index, kept here because
+    *configuration* is the encoded membership as of the engine's applied index, kept here because
     it changes with the same entries that change the data. ``digest`` and ``clock``, in
     milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
     changes are noted down for :meth:`take_events`, and ``keeps_previous`` whether the values before
@@ -350,7 +353,7 @@ class Store:
     needs more.
     """
 
-    tree: BTree
+    engine: StorageEngine
     applied_index: int
     applied_term: int
     digest: int
@@ -365,12 +368,14 @@ class Store:
     _room: int  # bytes that the present transaction may still read
     _previous_room: int  # bytes of values before that its events may still have
 
-    def __init__(self, tree: BTree, configuration: bytes, speaks: int = codec.SPEAKS) -> None:
+    def __init__(
+        self, engine: StorageEngine, configuration: bytes, speaks: int = codec.SPEAKS
+    ) -> None:
         self.keeps_events = False
         self.keeps_previous = False
         self._speaks = speaks
         self._marks: dict[int, int] = {}
-        self._become(tree, configuration)
+        self._become(engine, configuration)
 
     def apply(
         self, entries: Sequence[Entry], is_over: Callable[[], bool] = lambda: False
@@ -383,7 +388,7 @@ class Store:
         happens under one hold of the lock; who proposes it bounds what it reads and deletes.
 
         Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
-        later release reads, and what the tree raises; the node ends then, since it can neither
+        later release reads, and what the engine raises; the node ends then, since it can neither
         skip the entry nor go on without it.
         """
         assert entries[0].index == self.applied_index + 1
@@ -426,21 +431,23 @@ class Store:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record of a user key as of the applied index, or None."""
-        return self.tree.get(_USER + key)
+        return self.engine.get(_USER + key)
 
     def heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return the record of a user key without its value, and the length of that."""
-        return self.tree.heading(_USER + key)
+        return self.engine.heading(_USER + key)
 
     @property
     def records(self) -> int:
         """How many keys users have."""
-        return len(self.tree) - self._own - bool(self._saved)
+        return len(self.engine) - self._own - bool(self._saved)
 
     def census(self) -> Census:
         """Count the records by kind; takes as long as it takes to read all but the users' keys."""
-        own = {kind: sum(1 for _ in self.tree.keys(kind, prefix_end(kind))) for kind in _OWN_KINDS}
-        return Census.of({**own, _USER: len(self.tree) - sum(own.values())})
+        own = {
+            kind: sum(1 for _ in self.engine.keys(kind, prefix_end(kind))) for kind in _OWN_KINDS
+        }
+        return Census.of({**own, _USER: len(self.engine) - sum(own.values())})
 
     def next_due(self) -> int | None:
         """Return when the next record or session expires, in milliseconds since the Unix epoch.
@@ -448,7 +455,7 @@ class Store:
         None if none ever does. Takes no time, or that of three reads if something was changed.
         """
         if self._due is None:
-            firsts = [next(self.tree.scan(each, prefix_end(each)), None) for each in _INDEXES]
+            firsts = [next(self.engine.scan(each, prefix_end(each)), None) for each in _INDEXES]
             self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
         return None if self._due == _NEVER else self._due
 
@@ -459,12 +466,12 @@ class Store:
 
     def session(self, session_id: bytes) -> Session | None:
         """Return the session with an ID, or None."""
-        record = self.tree.get(_SESSION + session_id)
+        record = self.engine.get(_SESSION + session_id)
         return None if record is None else _session(session_id, record)
 
     def holder(self, key: bytes) -> Holder | None:
         """Return who holds a user's key, whether or not that has a record; None if nobody."""
-        record = self.tree.get(_LOCK + key)
+        record = self.engine.get(_LOCK + key)
         if record is None:
             return None
         return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
@@ -472,9 +479,9 @@ class Store:
     def holdings(self, session_id: bytes, key: bytes, most: int) -> int:
         """Count the keys that a session holds, up to *most*; 0 if *key* is one of them."""
         held = _held(session_id)
-        if self.tree.heading(held + key) is not None:
+        if self.engine.heading(held + key) is not None:
             return 0
-        return sum(1 for _ in islice(self.tree.scan_headings(held, prefix_end(held)), most))
+        return sum(1 for _ in islice(self.engine.scan_headings(held, prefix_end(held)), most))
 
     def digest_at(self, index: int) -> int | None:
         """Return the digest as of an index: the applied one, or a recent multiple of MARK_EVERY.
@@ -490,39 +497,64 @@ class Store:
         """
         return next(reversed(self._marks.items()), (0, 0))
 
+    @property
+    def checkpointed_index(self) -> int:
+        """The applied index of the last durable checkpoint. Any thread."""
+        return self.engine.applied_index
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """About how much memory changes take that no checkpoint has written. Any thread."""
+        return self.engine.unwritten_bytes
+
+    def maintain(self, seconds: float) -> bool:
+        """Let the engine do for about *seconds* what it has put off; tell whether there is more.
+
+        Raises CorruptionError.
+        """
+        return self.engine.maintain(seconds)
+
+    def stats(self) -> EngineStats:
+        """Return the engine's figures. Any thread."""
+        return self.engine.stats()
+
+    def close(self) -> None:
+        """Close the engine; what no checkpoint has made durable is dropped."""
+        self.engine.close()
+
     def begin_checkpoint(self) -> Checkpoint:
         """Freeze the state as of the applied index; writes go on beside it."""
         meta = self.meta
-        return Checkpoint(self.tree.begin_checkpoint(meta.index, meta.term, self.digest), meta)
+        return Checkpoint(self.engine.begin_checkpoint(meta.index, meta.term, self.digest), meta)
 
     def snapshot(self) -> PinnedState:
         """Pin the state as of the applied index for another thread; takes constant time."""
-        return PinnedState(self.meta, self.digest, self.tree.snapshot())
+        return PinnedState(self.meta, self.digest, self.engine.snapshot())
 
-    def replace(self, tree: BTree, meta: SnapshotMeta) -> None:
-        """Go on with the state of an installed snapshot, and close the tree used so far.
+    def replace(self, engine: StorageEngine, meta: SnapshotMeta) -> None:
+        """Go on with the state of an installed snapshot, and close the engine used so far.
 
         Who reads a pinned state of that one reads it to its end.
         """
-        assert (tree.applied_index, tree.applied_term) == (meta.index, meta.term)
-        self.tree.close()
-        self._become(tree, meta.configuration)
+        assert (engine.applied_index, engine.applied_term) == (meta.index, meta.term)
+        self.engine.close()
+        self._become(engine, meta.configuration)
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _become(self, tree: BTree, configuration: bytes) -> None:
-        self.tree = tree
-        self.applied_index = tree.applied_index
-        self.applied_term = tree.applied_term
-        self.digest = tree.applied_digest
+    def _become(self, engine: StorageEngine, configuration: bytes) -> None:
+        self.engine = engine
+        self.applied_index = engine.applied_index
+        self.applied_term = engine.applied_term
+        self.digest = engine.applied_digest
         self.configuration = configuration
         self._marks.clear()
         self._events = []
-        state = tree.get(_CLOCK)
+        state = engine.get(_CLOCK)
         self._saved = state.value if state else b""
         self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
         self._due = None
-        record = tree.get(_VERSION)
+        record = engine.get(_VERSION)
         self._newest = record.value if record else b"\1"
         if self.version > self._speaks:
             raise VersionTooNew("the state", self.version, self._speaks)
@@ -531,7 +563,7 @@ class Store:
         self, entries: Sequence[Entry], is_over: Callable[[], bool]
     ) -> Entry:
         """Apply entries, up to the first transaction after which *is_over*; return the last one."""
-        put, delete, outdated = self.tree.put, self.tree.delete, self.tree.outdated
+        put, delete, outdated = self.engine.put, self.engine.delete, self.engine.outdated
         decode, put_op, delete_op = codec.decode_command, codec.OP_PUT, codec.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self.keeps_events else None
@@ -589,7 +621,7 @@ class Store:
         """Carry a transaction out, keep its outcome for the caller, and return the CRC of that."""
         self.clock = max(self.clock, min(transaction.time, LAST_TIME))
         key, fingerprint = transaction.idempotency_key, transaction.fingerprint
-        known = self.tree.get(_ANSWER + key) if key else None
+        known = self.engine.get(_ANSWER + key) if key else None
         if known is not None:
             outcome = _repeated(known.value, fingerprint, revision)
         else:
@@ -631,7 +663,7 @@ class Store:
         found: bytes | int = 0
         if compare.target is Target.VALUE:
             most = len(cast("bytes", compare.operand)) + 1  # bytes of it that decide
-            value = self.tree.beginning(_USER + compare.key, most)
+            value = self.engine.beginning(_USER + compare.key, most)
             if value is None:
                 return compare.relation is Relation.NOT_EQUAL
             found = value
@@ -647,11 +679,11 @@ class Store:
             case Touch(key) if self.heading(key) is None:
                 return Refusal.KEY_NOT_FOUND
             case DeleteRange(start, end, limit) if limit:
-                keys = islice(self.tree.keys(*_bounds(start, end)), _one_more(limit))
+                keys = islice(self.engine.keys(*_bounds(start, end)), _one_more(limit))
                 if sum(1 for _ in keys) > limit:
                     return Refusal.TOO_MANY_KEYS
             case RenewSession(session) | EndSession(session) | Acquire(_, session, _) if (
-                self.tree.get(_SESSION + session) is None
+                self.engine.get(_SESSION + session) is None
             ):
                 return Refusal.SESSION_NOT_FOUND
             case Acquire(key, session):
@@ -677,7 +709,7 @@ class Store:
         return Result(int(self._remove(operation.key, revision, EventKind.DELETE)))
 
     def _delete_range(self, operation: DeleteRange, revision: int) -> Result:
-        keys = list(self.tree.keys(*_bounds(operation.start, operation.end)))
+        keys = list(self.engine.keys(*_bounds(operation.start, operation.end)))
         for key in keys:
             self._remove(key[1:], revision, EventKind.DELETE)
         return Result(len(keys))
@@ -711,8 +743,8 @@ class Store:
     ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
         """Iterate over keys, records and the lengths of their values, which may be left out."""
         if keys_only:
-            return self.tree.scan_headings(start, end, reverse=reverse)
-        scan = self.tree.scan(start, end, reverse=reverse)
+            return self.engine.scan_headings(start, end, reverse=reverse)
+        scan = self.engine.scan(start, end, reverse=reverse)
         return ((key, (record, len(record.value))) for key, record in scan)
 
     def _increment(self, operation: Increment, revision: int) -> Result:
@@ -723,7 +755,7 @@ class Store:
 
     def _digits(self, key: bytes) -> bytes | None:
         """Return the value of a key as far as it takes to see whether it is a number."""
-        return self.tree.beginning(_USER + key, _LONGEST_NUMBER + 1)
+        return self.engine.beginning(_USER + key, _LONGEST_NUMBER + 1)
 
     def _expiry(self, key: bytes) -> int:
         heading = self.heading(key)
@@ -732,7 +764,7 @@ class Store:
     def _touch(self, operation: Touch, revision: int) -> Result:
         key, ttl = operation
         expiry = self._after(ttl) if ttl else 0
-        record = self.tree.touch(_USER + key, expiry)
+        record = self.engine.touch(_USER + key, expiry)
         assert record is not None
         if expiry:
             self._index(_USER + key, expiry, revision)
@@ -774,7 +806,7 @@ class Store:
 
     def _expire(self, operation: Expire, revision: int) -> Result:
         until = (self.clock + 1).to_bytes(8, "big")
-        scans = [self.tree.scan(index, index + until) for index in _INDEXES]
+        scans = [self.engine.scan(index, index + until) for index in _INDEXES]
         in_time = merge(*scans, key=lambda item: item[0][1:])
         due = [key for key, _ in islice(in_time, _one_more(operation.limit))]
         ended, left = 0, operation.limit
@@ -798,7 +830,7 @@ class Store:
         session = self.session(session_id)
         assert session is not None
         held = _held(session_id)
-        keys = [key[len(held) :] for key, _ in self.tree.scan(held, prefix_end(held))]
+        keys = [key[len(held) :] for key, _ in self.engine.scan(held, prefix_end(held))]
         for key in keys:
             self._drop(_LOCK + key)
             self._drop(held + key)
@@ -825,7 +857,7 @@ class Store:
     def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
         """Remove a user's key and tell whether it was there."""
         before = self._before(key)
-        if not self.tree.delete(_USER + key):
+        if not self.engine.delete(_USER + key):
             return False
         if self.keeps_events:
             self._events.append((revision, kind.value, key, b"", 0, *before))
@@ -853,7 +885,7 @@ class Store:
 
     def _set(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> None:
         """Set a record of any kind, and its entry in the index."""
-        version = self.tree.put(key, value, revision, expiry)
+        version = self.engine.put(key, value, revision, expiry)
         if version == 1 and key[:1] != _USER:
             self._own += 1
         if expiry:
@@ -862,30 +894,30 @@ class Store:
 
     def _drop(self, key: bytes) -> None:
         """Remove one of the state machine's own records, if it is there."""
-        self._own -= self.tree.delete(key)
+        self._own -= self.engine.delete(key)
 
     def _index(self, key: bytes, expiry: int, revision: int) -> None:
         entry = _INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:]
-        self._own += self.tree.put(entry, b"", revision) == 1
+        self._own += self.engine.put(entry, b"", revision) == 1
         if self._due is not None:
             self._due = min(self._due, expiry)
 
     def _tidy(self) -> None:
         """Drop the index entries of records that are gone or expire at another time now."""
-        outdated = self.tree.outdated
+        outdated = self.engine.outdated
         while outdated:
             key, expiry = outdated.pop()
-            record = self.tree.get(key)
+            record = self.engine.get(key)
             if record is None or record.expiry != expiry:
                 self._drop(_INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:])
                 if expiry == self._due:
                     self._due = None
 
     def _save(self, revision: int) -> None:
-        """Bring clock and count into the tree, if they have changed."""
+        """Bring clock and count into the engine, if they have changed."""
         state = _STATE.pack(self.clock, self._own)
         if state != self._saved:
-            self.tree.put(_CLOCK, state, revision)
+            self.engine.put(_CLOCK, state, revision)
             self._saved = state
 
     def _after(self, ttl: int) -> int:
@@ -920,7 +952,7 @@ def _is_outcome(data: bytes) -> bool:
 
 
 def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
-    """Return where users' keys from *start* to *end* stand in the tree."""
+    """Return where users' keys from *start* to *end* stand in the engine."""
     return _USER + start, _BEHIND_USERS if end is None else _USER + end
 
 

@@ -1,22 +1,23 @@
 """The state on its way between nodes: pinned and sent, received and staged, installed or dropped.
 
 A follower whose missing entries the leader has cut from its log gets the leader's state instead
-(paper 7). The leader pins the tree as of its applied index and sends all records in the order of
-their keys; the follower builds a tree of its own from them in a second file, beside the state it
-still has, and changes over when all of it is there.
+(paper 7). The leader pins its state as of its applied index and sends all records in the order of
+their keys; the follower fills an engine of its own with them at another place, beside the state it
+still has, and changes over when all of it is there. What lies at a place, one file or several, is
+for the engine's kind to know (engine.EngineKind).
 
 ====================== =========================================================================
-``incoming-<n>.db``    a tree that is being built, each transfer has its own; it is complete when
-                       its meta page names the index and term of the snapshot, and not before
+``incoming-<n>.db``    where a state is being built, each transfer has its own; it is complete when
+                       a checkpoint of it has the index and term of the snapshot, and not before
 ``incoming-0.db``      the one that is being installed, no longer its transfer's to remove
-``incoming-….db.new``  its beginning, for a moment (pager.py)
+``incoming-….db…``     whatever else its kind needs there, such as its beginning (pager.py)
 ====================== =========================================================================
 
-1. A staged tree is *complete* only when every record that was announced is in it, in ascending
+1. A staged state is *complete* only when every record that was announced is in it, in ascending
    order, from another node each of them one that a state machine makes (store.Inspection), and
    it is durable. Any other stream is an error and leaves no file behind.
 2. :func:`install` has one commit point: the log that begins behind the snapshot. Before it a
-   crash leaves the old state with the old log; behind it the staged tree is on the disk, and the
+   crash leaves the old state with the old log; behind it the staged state is on the disk, and the
    next start puts it in place (:func:`recover`).
 3. A transfer that broke off goes on behind the last key that arrived. Records that come twice are
    dropped: under one id they are the same.
@@ -39,22 +40,22 @@ from dataclasses import replace
 from itertools import count
 from uuid import uuid4
 
-from btree import BTree, Record
 from conure.consensus.messages import Message, SnapshotHeader, SnapshotMeta
 from conure.consensus.raftlog import RaftLog
 from conure.errors import DiskFull, ProtocolViolation, Refused, StorageError
 from conure.fileio import FileSystem
 from conure.state.codec import decode_records, encode_records
 from conure.state.machine import Inspection, PinnedState
+from conure.storage.engine import EngineKind, EngineOptions, Record, StorageEngine
 
-__all__ = ["IncomingSnapshot", "OutgoingSnapshot", "install", "recover"]
+__all__ = ["IncomingSnapshot", "OutgoingSnapshot", "install", "recover", "staged_places"]
 
 CHUNK_BYTES = 256 << 10
 """About how many bytes of records are sent in one piece; one large value may take more."""
 
 _RECORD_OVERHEAD = 38  # what a record takes in a chunk beside its key and value
 _LEAST_RECORD = 15  # bytes that any record takes in a file
-_DATABASE, _STAGED, _CLAIMED = "conure.db", "incoming-", "incoming-0.db"
+_DATABASE, _STAGED, _SUFFIX, _CLAIMED = "conure.db", "incoming-", ".db", "incoming-0.db"
 _numbers = count(1)  # no two transfers of this process share a file
 
 
@@ -68,10 +69,10 @@ class OutgoingSnapshot:
         self.header = SnapshotHeader(
             message=replace(message, snapshot=state.meta),
             digest=state.digest,
-            records=len(state.tree),
+            records=len(state.reader),
             id=uuid4().hex,
         )
-        self._tree = state.tree
+        self._reader = state.reader
 
     def chunks(self, after: bytes) -> Iterator[bytes]:
         """Encode the records whose keys are greater than *after*; b"" begins at the start.
@@ -80,7 +81,7 @@ class OutgoingSnapshot:
         """
         rows: list[tuple[bytes, bytes, int, int, int, int]] = []
         size = 0
-        for key, record in self._tree.items(after and after + b"\0"):
+        for key, record in self._reader.items(after and after + b"\0"):
             more = len(key) + len(record.value) + _RECORD_OVERHEAD
             if rows and size + more > CHUNK_BYTES:
                 yield encode_records(rows)
@@ -93,13 +94,13 @@ class OutgoingSnapshot:
 
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
-        self._tree.close()
+        self._reader.close()
 
 
 class IncomingSnapshot:
-    """A state that is being received (transfer.Incoming), built as a tree of its own.
+    """A state that is being received (transfer.Incoming), built by an engine of its own.
 
-    *page_size* and *cache_bytes* are those of the staged tree; *inspection* looks at what comes
+    *kind* and *options* are those of the staged engine; *inspection* looks at what comes
     from another node; *finished* is called at the end of :meth:`finish`. *keep_free* is how many
     bytes of the disk it leaves to others. Raises ProtocolViolation, DiskFull or DiskFailed.
     """
@@ -110,8 +111,8 @@ class IncomingSnapshot:
         directory: str,
         header: SnapshotHeader,
         *,
-        page_size: int,
-        cache_bytes: int,
+        kind: EngineKind,
+        options: EngineOptions,
         finished: Callable[[IncomingSnapshot], None],
         inspection: Inspection | None = None,
         keep_free: int = 0,
@@ -121,24 +122,25 @@ class IncomingSnapshot:
         self.header = header
         self.meta = header.message.snapshot
         self._fs = fs
+        self._kind = kind
         self._directory = directory
         self._keep_free = keep_free
         self._check_room(_LEAST_RECORD * header.records)
-        self._path = os.path.join(directory, f"{_STAGED}{next(_numbers)}.db")
+        self._path = os.path.join(directory, f"{_STAGED}{next(_numbers)}{_SUFFIX}")
         self._finished = finished
         self._lock = threading.Lock()
         self._last = b""
         self._records = 0
         self._inspection = inspection
         self._is_finishing = False
-        self._tree: BTree | None = None
+        self._engine: StorageEngine | None = None
         try:
-            tree = BTree.open(fs, self._path, page_size=page_size, cache_bytes=cache_bytes)
+            engine = kind.open(fs, self._path, options, create=True)
         except BaseException:
             self._drop()
             raise
-        self._tree = tree
-        self._loader = tree.loader()
+        self._engine = engine
+        self._loader = engine.loader()
 
     @property
     def progress(self) -> int | None:
@@ -149,7 +151,7 @@ class IncomingSnapshot:
     def resume_after(self) -> bytes:
         """Return the last key that has arrived, b"" at the beginning."""
         with self._lock:
-            self._staged_tree()
+            self._staged_engine()
             return self._last
 
     def add(self, chunk: bytes) -> None:
@@ -159,7 +161,7 @@ class IncomingSnapshot:
         fit, DiskFull and DiskFailed, and gives the transfer up; Refused if it is over already.
         """
         with self._lock:
-            self._staged_tree()
+            self._staged_engine()
             try:
                 self._add(chunk)
             except BaseException:
@@ -172,7 +174,7 @@ class IncomingSnapshot:
         Raises like :meth:`add`.
         """
         with self._lock:
-            tree = self._staged_tree()
+            engine = self._staged_engine()
             try:
                 if self._records != self.header.records:
                     raise ProtocolViolation(
@@ -182,12 +184,12 @@ class IncomingSnapshot:
                     self._inspection.finish()
                 self._is_finishing = True
                 self._loader.finish()
-                tree.checkpoint(self.meta.index, self.meta.term, self.header.digest)
+                engine.checkpoint(self.meta.index, self.meta.term, self.header.digest)
             except BaseException:
                 self._drop()
                 raise
-            tree.close()
-            self._tree = None
+            engine.close()
+            self._engine = None
         self._finished(self)
 
     def interrupted(self) -> None:
@@ -203,10 +205,10 @@ class IncomingSnapshot:
 
     # -- private, with the lock held -------------------------------------------------------------
 
-    def _staged_tree(self) -> BTree:
-        if self._tree is None:
+    def _staged_engine(self) -> StorageEngine:
+        if self._engine is None:
             raise Refused("this snapshot is complete or was given up")
-        return self._tree
+        return self._engine
 
     def _add(self, chunk: bytes) -> None:
         rows = decode_records(chunk)
@@ -235,75 +237,63 @@ class IncomingSnapshot:
             )
 
     def _drop(self) -> None:
-        if self._tree is not None:
-            self._tree.close()
-            self._tree = None
-        for path in (self._path, self._path + ".new"):
-            if self._fs.exists(path):
-                self._fs.remove(path)
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        self._kind.remove(self._fs, self._path)
 
 
-def install(fs: FileSystem, directory: str, raft_log: RaftLog, meta: SnapshotMeta) -> None:
-    """Make a complete staged tree the state of this node, and *meta* the beginning of its log.
+def install(
+    fs: FileSystem, directory: str, raft_log: RaftLog, meta: SnapshotMeta, kind: EngineKind
+) -> None:
+    """Make a complete staged state that of this node, and *meta* the beginning of its log.
 
-    The tree in use stays open and readable; open the new one when this returns. Raises StorageError
-    if no such tree is there and DiskFull, with nothing changed, or DiskFailed, after which only
-    :func:`recover` can tell how far it came.
+    The engine in use stays open and readable; open the new one when this returns. Raises
+    StorageError if no such state is there and DiskFull, with nothing changed, or DiskFailed, after
+    which only :func:`recover` can tell how far it came.
     """
-    staged = _complete_at(fs, directory, meta)
+    staged = _complete_at(fs, directory, meta, kind)
     if staged is None:
         raise StorageError(f"{directory} holds no received state as of index {meta.index}")
     # Behind the commit point it is all there is of the state: if the disk fails then, who gives
     # the transfer up must not find it.
     claimed = os.path.join(directory, _CLAIMED)
-    fs.rename(staged, claimed)
+    kind.rename(fs, staged, claimed)
     raft_log.reset(meta)
-    _put_in_place(fs, directory, claimed)
+    kind.put_in_place(fs, claimed, os.path.join(directory, _DATABASE))
 
 
-def recover(fs: FileSystem, directory: str, raft_log: RaftLog) -> None:
+def recover(fs: FileSystem, directory: str, raft_log: RaftLog, kind: EngineKind) -> None:
     """Finish an installation that a crash has interrupted, and remove what else was staged.
 
-    At the start, before the tree is opened. Raises CorruptionError, DiskFull or DiskFailed.
+    At the start, before the engine is opened. Raises CorruptionError, DiskFull or DiskFailed.
     """
     meta = raft_log.snapshot
     database = os.path.join(directory, _DATABASE)
-    if _staged(fs, directory) and _applied(fs, database)[0] < meta.index:
-        staged = _complete_at(fs, directory, meta)
+    if staged_places(fs, directory) and kind.applied(fs, database)[0] < meta.index:
+        staged = _complete_at(fs, directory, meta, kind)
         if staged is not None:
-            _put_in_place(fs, directory, staged)
-    for path in _staged(fs, directory):
-        fs.remove(path)
+            kind.put_in_place(fs, staged, database)
+    for place in staged_places(fs, directory):
+        kind.remove(fs, place)
 
 
-def _complete_at(fs: FileSystem, directory: str, meta: SnapshotMeta) -> str | None:
-    """Return the path of a durable staged tree as of *meta*; by R7 any of them will do."""
-    for path in _staged(fs, directory):
-        if path.endswith(".db") and _applied(fs, path) == (meta.index, meta.term):
-            file = fs.open(path)
-            try:
-                file.sync()  # its own transfer may be about to do that
-            finally:
-                file.close()
-            return path
+def staged_places(fs: FileSystem, directory: str) -> list[str]:
+    """Return the places at which there is something of a staged state, whole or not."""
+    places = set()
+    for name in fs.list(directory):
+        if name.startswith(_STAGED):
+            place, suffix, _ = name.partition(_SUFFIX)
+            places.add(os.path.join(directory, place + suffix))
+    return sorted(places)
+
+
+def _complete_at(
+    fs: FileSystem, directory: str, meta: SnapshotMeta, kind: EngineKind
+) -> str | None:
+    """Return the place of a durable staged state as of *meta*; by R7 any of them will do."""
+    for place in staged_places(fs, directory):
+        if place.endswith(_SUFFIX) and kind.applied(fs, place) == (meta.index, meta.term):
+            kind.sync(fs, place)  # its own transfer may be about to do that
+            return place
     return None
-
-
-def _put_in_place(fs: FileSystem, directory: str, staged: str) -> None:
-    fs.rename(staged, os.path.join(directory, _DATABASE))
-    fs.sync_directory(directory)
-
-
-def _applied(fs: FileSystem, path: str) -> tuple[int, int]:
-    """Return index and term of the tree in a file, zeros without one."""
-    if not fs.exists(path):
-        return 0, 0
-    tree = BTree.open(fs, path, create=False)
-    tree.close()
-    return tree.applied_index, tree.applied_term
-
-
-def _staged(fs: FileSystem, directory: str) -> list[str]:
-    return [
-        os.path.join(directory, name) for name in fs.list(directory) if name.startswith(_STAGED)
-    ]

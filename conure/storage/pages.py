@@ -47,12 +47,14 @@ from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple, TypeAlias, cast
 
+from conure.storage.engine import Record
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 
 __all__ = [
     "CELL_OVERHEAD",
     "CHILD",
     "CHUNK",
+    "MAX_VALUE",
     "NARROW",
     "NARROW_HEAD",
     "NARROW_SIZE",
@@ -63,10 +65,10 @@ __all__ = [
     "WIDEST",
     "Inner",
     "Leaf",
+    "Limits",
     "Node",
     "Overflow",
     "Page",
-    "Record",
     "chunk_of",
     "cuts",
     "decode_node",
@@ -85,6 +87,7 @@ WIDEST = _HEADS[3].size
 CELL_OVERHEAD = 4  # two offsets
 CHILD = 6  # bytes an inner node spends on a child beside its separator: number and offset
 REF = Struct("<II")  # first overflow page, length of the value
+MAX_VALUE = 1 << 31  # bytes of a value
 CHUNK = Struct("<II")  # index in the chain, bytes in this page
 
 _BASE = ENVELOPE.size
@@ -98,27 +101,34 @@ RECORD_BYTES = 100
 SEPARATOR_BYTES = 64
 
 
-class Record(NamedTuple):
-    """A value and its history.
-
-    Revisions are log indexes: *create_revision* of the write that made the key, *mod_revision* of
-    the last one; *version* counts the writes since the key was made. *expiry* is in milliseconds
-    since the Unix epoch, 0 for never; the tree keeps it and leaves its meaning to the caller.
-    """
-
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    version: int
-    expiry: int = 0
-
-
 new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
 
 _make = cast("Callable[[type[Record], Iterable[object]], Record]", tuple.__new__)
 _FIELDS = itemgetter(4, 1, 2, 3, 0)  # of a narrow cell in a record's order: no flags, no expiry
 
 _NOTHING: list[bytes] = []  # the lists of a packed leaf; never changed
+
+
+class Limits(NamedTuple):
+    """What fits a page, in bytes.
+
+    A record takes at most half of a leaf and a separator a third of an inner node, so that
+    whatever is too full can be cut in two that are not. A key and its value that take more than
+    *inline* together are *spilled*: the value goes to overflow pages.
+    """
+
+    capacity: int  # of a node
+    minimum: int  # what takes less is joined with a neighbour
+    inline: int
+    max_key_bytes: int
+
+    @classmethod
+    def of(cls, page_size: int) -> Limits:
+        """Return the limits of pages of that size."""
+        capacity = page_size - 4 - ENVELOPE.size
+        inline = (capacity - CELL_OVERHEAD) // 2 - CELL_OVERHEAD - WIDEST
+        longest = min(inline - REF.size, (capacity - 24) // 3)
+        return cls(capacity, capacity // 4, inline, longest)
 
 
 class Leaf:

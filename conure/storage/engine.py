@@ -1,0 +1,339 @@
+"""The seam of storage engines: what the state machine and its neighbours ask of one, and of a kind.
+
+An engine is an ordered map from keys to records. What is written to it changes memory only; a
+checkpoint makes the present state durable as a whole, with the index and term of the last entry
+that it covers. What came after the last checkpoint is lost in a crash, and the log has it.
+
+Whoever uses an engine knows these protocols and no engine. One is found by its name in
+``engines.py``. Nothing here reads, writes or decides anything.
+
+Threads: there is one writer at a time, in the caller's lock, and "under the caller's lock" below
+means that lock. "Any thread" needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from conure.fileio import FileSystem
+
+__all__ = [
+    "CheckReport",
+    "Checkpoint",
+    "EngineKind",
+    "EngineOptions",
+    "EngineStats",
+    "Loader",
+    "Reader",
+    "Record",
+    "StorageEngine",
+]
+
+
+class Record(NamedTuple):
+    """A value and its history.
+
+    Revisions are log indexes: *create_revision* of the write that made the key, *mod_revision* of
+    the last one; *version* counts the writes since the key was made. *expiry* is in milliseconds
+    since the Unix epoch, 0 for never; the engine keeps it and leaves its meaning to the caller.
+    """
+
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    expiry: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine is opened. *page_size*, in bytes, counts only when its files are made;
+    *cache_bytes* bounds what it keeps in memory of what is on disk."""
+
+    page_size: int = 4096
+    cache_bytes: int = 64 << 20
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Figures of an engine; sizes are in bytes. Cheap to take, whatever the number of records.
+
+    A *page* is what the engine reads, checks and caches in one piece. *free_bytes* are those of
+    *file_bytes* that no record needs; *depth* is in how many levels it looks a key up. Cache hits
+    and misses are those of point reads. *unwritten_pages* wait for a checkpoint, *readers* are
+    the states that are pinned, and *txid* is the number of the last durable checkpoint.
+    """
+
+    page_size: int
+    pages: int
+    free_pages: int
+    file_bytes: int
+    free_bytes: int
+    depth: int
+    records: int
+    cache_bytes: int
+    cache_hits: int
+    cache_misses: int
+    evictions: int
+    unwritten_pages: int
+    readers: int
+    txid: int
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What :meth:`StorageEngine.check` counted.
+
+    *kinds* tells how many of the pages are of which kind, in the order in which they are shown.
+    *used_bytes* is what records and the ways to them take, long values apart.
+    """
+
+    records: int = 0
+    pages: int = 0
+    depth: int = 0
+    used_bytes: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """A pinned state, which no later write changes. Any thread, until :meth:`close`.
+
+    What is read of it afterwards is a StorageError. Reading raises CorruptionError and DiskFailed.
+    """
+
+    def __len__(self) -> int: ...
+
+    def get(self, key: bytes) -> Record | None:
+        """Return the record that *key* had, or None."""
+
+    def items(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over keys and records, start <= key < end, in the order of the keys."""
+
+    def keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Iterate over the keys alone, which is cheaper."""
+
+    def close(self) -> None:
+        """Let go of the state; calling it again does nothing."""
+
+
+class Checkpoint(Protocol):
+    """A state on its way to the disk. One thread, without the caller's lock; writes go on beside.
+
+    Call :meth:`step` until it returns True and then :meth:`finish`; or :meth:`abort`.
+    """
+
+    def step(self, seconds: float) -> bool:
+        """Write for about *seconds*; return whether all is written. Raises DiskFull, DiskFailed."""
+
+    def finish(self) -> None:
+        """Make it the durable state, atomically: after a crash there is this one or the one before.
+
+        The ``applied`` figures of the engine are those of this checkpoint from then on. Raises
+        DiskFull, then :meth:`abort` is due, and DiskFailed.
+        """
+
+    def abort(self) -> None:
+        """Give it up. The last checkpoint stays the durable state, the next one writes what this
+        one did not."""
+
+
+class Loader(Protocol):
+    """Fills an empty engine with sorted items. One thread at a time, without the caller's lock.
+
+    Memory stays bounded. After an error, or to give up, :meth:`abort`.
+    """
+
+    def add(self, items: Iterable[tuple[bytes, Record]]) -> None:
+        """Take items whose keys ascend, over all calls.
+
+        Raises ValueError if they don't or are too long, DiskFull and DiskFailed.
+        """
+
+    def finish(self) -> int:
+        """Make the items the content, all at once, and return how many there are.
+
+        They become durable with the next checkpoint. Raises DiskFull and DiskFailed.
+        """
+
+    def abort(self) -> None:
+        """Leave the engine empty, as it was. After :meth:`finish` it does nothing."""
+
+
+class StorageEngine(Protocol):
+    """An ordered map from keys to records, as the state machine uses it.
+
+    Everything but ``stats`` and ``close`` is for the holder of the caller's lock, and what reads
+    or writes raises CorruptionError and DiskFailed. An engine never expires a record by itself.
+    """
+
+    @property
+    def applied_index(self) -> int:
+        """The index that the last durable checkpoint was given; 0 before the first. Any thread."""
+
+    @property
+    def applied_term(self) -> int:
+        """The term that it was given. Any thread."""
+
+    @property
+    def applied_digest(self) -> int:
+        """The digest that it was given. Any thread."""
+
+    @property
+    def max_key_bytes(self) -> int:
+        """The length of the longest key it takes; the shortest has one byte."""
+
+    @property
+    def outdated(self) -> list[tuple[bytes, int]]:
+        """Each key whose record with an expiry was changed or removed, and that expiry, for a
+        caller that keeps an index of them. It is always the same list; whoever reads it empties
+        it."""
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """About how much memory changes take that no checkpoint has written. Any thread."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, key: bytes) -> Record | None:
+        """Return the record of *key*, or None."""
+
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record of *key* without its value, and how many bytes that has.
+
+        Nothing of a long value is read.
+        """
+
+    def beginning(self, key: bytes, most: int) -> bytes | None:
+        """Return the first *most* bytes of the value of *key*; None if there is no record.
+
+        No more of a long value is read than it takes.
+        """
+
+    def put(self, key: bytes, value: bytes, revision: int, expiry: int = 0) -> int:
+        """Set *key*: a new record of version 1, or the next version of the one there is.
+
+        Returns the version. Raises ValueError if key or value are too long.
+        """
+
+    def delete(self, key: bytes) -> bool:
+        """Remove *key* and return whether it was there."""
+
+    def touch(self, key: bytes, expiry: int) -> Record | None:
+        """Set the expiry of *key* and nothing else; return the record, or None if there is none."""
+
+    def scan(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over keys and records, start <= key < end, in the order of the keys.
+
+        Nothing may be written before the iterator is used up or dropped; for a few records it is
+        the cheapest.
+        """
+
+    def scan_headings(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+        """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
+
+    def items(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record]]:
+        """Iterate over the state of the moment of the call, whatever is written meanwhile.
+
+        Any one thread may use the iterator; exhausting or dropping it lets go of the state.
+        """
+
+    def keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Iterate over the keys alone, otherwise like :meth:`items`."""
+
+    def snapshot(self) -> Reader:
+        """Pin the present state for reading in any thread, in constant time. Close it."""
+
+    def begin_checkpoint(self, index: int, term: int, digest: int = 0) -> Checkpoint:
+        """Freeze the present state for writing, in about a millisecond; one at a time.
+
+        It may take longer if :meth:`maintain` has work left.
+        """
+
+    def checkpoint(self, index: int, term: int, digest: int = 0) -> None:
+        """Make the present state durable in one go. Raises DiskFull; it may be tried again."""
+
+    def loader(self) -> Loader:
+        """Return what fills this empty engine step by step; until its end nothing else may write.
+
+        Raises ValueError if it isn't empty, or if a checkpoint or another load is running.
+        """
+
+    def maintain(self, seconds: float) -> bool:
+        """Do for about *seconds* what was put off, and tell whether more of it is left.
+
+        A checkpoint is best begun when nothing is left. What an engine puts off may grow by
+        writes only, so that calling this often enough comes to an end.
+        """
+
+    def stats(self) -> EngineStats:
+        """Return the engine's figures. Any thread."""
+
+    def check(self) -> CheckReport:
+        """Prove that everything on disk and in memory is in order, and return what was counted.
+
+        Without a running checkpoint. Raises CorruptionError.
+        """
+
+    def close(self) -> None:
+        """Close the files; what no checkpoint has made durable is dropped. Any thread.
+
+        Pinned states can be read to their end, and a checkpoint that is running may end.
+        """
+
+
+class EngineKind(Protocol):
+    """A kind of engine: how its states lie on the disk. For the thread that owns the directory.
+
+    A state lies at a *place*: a path at which there is a file, or a directory if the kind needs
+    several. Whatever else a kind makes beside it has a name that begins with that path, so that
+    places that don't begin with one another never meet. Raises DiskFull and DiskFailed.
+    """
+
+    @property
+    def name(self) -> str:
+        """By this it is chosen."""
+
+    def open(
+        self, fs: FileSystem, place: str, options: EngineOptions, *, create: bool
+    ) -> StorageEngine:
+        """Open the last durable state at *place*; with *create*, an empty one if there is none.
+
+        A new one is there whole or not at all. Raises FileNotFoundError, ForeignDirectory and
+        CorruptionError.
+        """
+
+    def applied(self, fs: FileSystem, place: str) -> tuple[int, int]:
+        """Return index and term of the durable state at *place*, zeros if there is none.
+
+        Raises like :meth:`open`.
+        """
+
+    def sync(self, fs: FileSystem, place: str) -> None:
+        """Make the state at *place* outlast a power failure, whoever has written it."""
+
+    def rename(self, fs: FileSystem, place: str, new: str) -> None:
+        """Let the state be at *new*, where there is none, for this process; a power failure may
+        undo that."""
+
+    def put_in_place(self, fs: FileSystem, staged: str, place: str) -> None:
+        """Let the state at *staged* be the one at *place*, instead of the one there.
+
+        It is atomic, and durable on return. Who has the former one open can go on reading it.
+        """
+
+    def remove(self, fs: FileSystem, place: str) -> None:
+        """Remove what there is at *place*, half-made or whole, if anything is."""
