@@ -3,9 +3,9 @@
 :func:`open_parts` opens the directory, the log and the engine, finishes what a crash has left of a
 received state, compares log and engine, and begins a cluster if that is wanted. What it gives
 belongs together, or it raises and has closed everything again. Called by ``Node.open`` before there
-is a node, a lock or a second thread; the offline tools call :func:`check_agreement` likewise. Nothing
-here may be called once the node runs, but for :func:`open_engine`, when a received state replaces
-the engine.
+is a node, a lock or a second thread; the offline tools call :func:`check_agreement` likewise.
+Nothing here may be called once the node runs, but for :func:`open_engine`, when a received state
+replaces the engine.
 """
 
 from __future__ import annotations
