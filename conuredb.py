@@ -24,13 +24,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from queue import SimpleQueue
 from types import FrameType
 
 from conure import VERSION
 from conure.cluster.joining import Joiner
-from conure.cluster.node import Node, NodeOptions
+from conure.cluster.node import Node
+from conure.cluster.options import NodeOptions
 from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
@@ -38,10 +40,11 @@ from conure.http.counts import RequestMetrics
 from conure.http.forwarding import Forwarder
 from conure.http.limits import Limits
 from conure.http.origins import Access, Names
-from conure.http.request import Request
-from conure.http.server import Application, HTTPServer
-from conure.http.stream import Stream
+from conure.http.server import Application, HTTPServer, bounds_of
+from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
+from conure.net.listener import bind
+from conure.net.reactor import Reactor
 from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.service.gate import AllowAll
@@ -101,6 +104,8 @@ class Process:
         self._wakened: socket.socket  # a byte in it: look at the reasons
         self._waker: socket.socket
         # What runs, in the order of being started.
+        self._bound: dict[str, socket.socket] = {}  # by the setting that names the address
+        self._reactor: Reactor | None = None
         self._servers: list[HTTPServer] = []
         self._transport: Transport | None = None
         self._node: Node | None = None
@@ -126,20 +131,22 @@ class Process:
 
         try:
             # The addresses first: if one is taken, nothing has been touched yet.
-            door = Door()
-            metrics = RequestMetrics(self._registry)
-            server = self._listen_to_clients(door)[0]
+            self._bind_addresses()
             transport = self._listen_to_peers()
+            metrics = RequestMetrics(self._registry)
+            reactor = self._reactor = Reactor(bounds_of(self._limits()), self._on_fatal, "http")
             history = History(max_bytes=config.watch_history_bytes)
-            node = self._open_node(transport, server.port, history)
-            node.call_later = server.reactor.call_later
-            watchers: Watchers[Stream] = Watchers(
-                history, self._registry, broadcast=server.broadcast, is_full=server.reactor.is_full
+            node = self._open_node(transport, reactor, history)
+            watchers = self._watchers = Watchers(
+                history,
+                self._registry,
+                broadcast=partial(broadcast, reactor),
+                is_full=reactor.is_full,
             )
-            self._watchers = watchers
+            api = self._make_api(node, watchers, metrics)
+            server = self._serve_clients(api, reactor)
             self._add_metrics(server)
-            door.open(self._make_api(node, watchers, metrics))
-            transport.start(node, server.reactor)
+            transport.start(node, reactor)
             # What exists by then stays: the collector need not look at it again and again. Nor
             # while the log is applied: that would take a quarter of the time.
             gc.collect()
@@ -180,27 +187,41 @@ class Process:
                 open_files,
             )
 
-    def _listen_to_clients(self, api: Application) -> list[HTTPServer]:
+    def _bind_addresses(self) -> None:
+        """Take the addresses for clients; nobody is accepted there yet."""
+        for setting in ("http_addr", "metrics_addr"):
+            address = getattr(self._config, setting)
+            if address is None:
+                continue
+            try:
+                self._bound[setting] = bind(address)
+            except OSError as error:
+                raise self._taken(setting, address, error) from error
+
+    def _serve_clients(self, api: Application, reactor: Reactor) -> HTTPServer:
+        """Make the servers for what is bound; the one for clients shares the node's reactor."""
         config = self._config
         own = (*config.own_hosts(), socket.gethostname())
         names = Names(config.allowed_hosts, own, self._known_as)
+        limits, tell = self._limits(), self._on_fatal
         access = Access(names, PUBLIC, PROBES)
-        self._listen("http_addr", config.http_addr, api, access)
-        if config.metrics_addr is not None:
+        bound = self._bound["http_addr"]
+        server = HTTPServer(bound, api, limits, tell, access, reactor)
+        self._servers.append(server)
+        if "metrics_addr" in self._bound:  # of its own, so that it answers whatever clients do
             metrics = MetricsAPI(self._registry)
             access = Access(names, probes=frozenset({"/metrics"}))
-            self._listen("metrics_addr", config.metrics_addr, metrics, access)
-        return self._servers
+            bound = self._bound["metrics_addr"]
+            self._servers.append(HTTPServer(bound, metrics, limits, tell, access))
+        return server
 
     def _known_as(self) -> list[str]:
         """Return the hosts by which the cluster knows this node, once there is one."""
         return [host_of(address) for address in self._node.names()] if self._node else []
 
-    def _listen(
-        self, setting: str, address: Address, application: Application, access: Access
-    ) -> HTTPServer:
+    def _limits(self) -> Limits:
         config = self._config
-        limits = Limits(
+        return Limits(
             max_body_bytes=max(config.max_body_bytes, config.max_value_bytes),
             max_body_bytes_at=SHORT_BODIES,
             max_connections=self._max_connections,
@@ -211,12 +232,6 @@ class Process:
             request_timeout=config.request_timeout,
             idle_timeout=config.idle_timeout,
         )
-        try:
-            server = HTTPServer(address, application, limits, self._on_fatal, access)
-        except OSError as error:
-            raise self._taken(setting, address, error) from error
-        self._servers.append(server)
-        return server
 
     def _listen_to_peers(self) -> Transport:
         address = self._config.raft_addr
@@ -231,14 +246,14 @@ class Process:
         remedy = "stop whatever uses it, or choose another address"
         return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
 
-    def _open_node(self, transport: Transport, http_port: int, history: History) -> Node:
+    def _open_node(self, transport: Transport, reactor: Reactor, history: History) -> Node:
         config = self._config
         options = NodeOptions(
             node_id=config.node_id,
             told_node_id=config.told_node_id,
             data_dir=config.data_dir,
             raft_address=config.raft_advertised(transport.port),
-            http_address=config.http_advertised(http_port),
+            http_address=config.http_advertised(self._bound["http_addr"].getsockname()[1]),
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
@@ -256,7 +271,13 @@ class Process:
         )
         try:
             self._node = Node.open(
-                options, OsFileSystem(), transport, self._registry, self._on_failure, history
+                options,
+                OsFileSystem(),
+                transport,
+                self._registry,
+                self._on_failure,
+                history,
+                call_later=reactor.call_later,
             )
         except (DirectoryInUse, ForeignDirectory) as error:
             raise ConfigError("data_dir", config.sources["data_dir"], str(error)) from error
@@ -315,6 +336,10 @@ class Process:
         for server in self._servers:
             if not server.drain(self._config.shutdown_timeout):
                 log.warning("some requests were still in flight and have been cut off")
+        for bound in self._bound.values():  # those for which no server was made
+            bound.close()
+        if self._reactor is not None and not self._servers:
+            self._reactor.close()
         if self._forwarder is not None:
             self._forwarder.stop()
         if self._transport is not None:
@@ -398,30 +423,6 @@ class Process:
         name = args.thread.name if args.thread else "?"
         log.critical("thread %s has ended", name, exc_info=args.exc_value)
         self._on_failure()
-
-
-class Door:
-    """Stands for the API at the server, which needs one to bind its address, until there is a node
-    that knows the address and an API over it. Nothing comes in before: the server starts last."""
-
-    def __init__(self) -> None:
-        self._api: API
-
-    def open(self, api: API) -> None:
-        """Let requests in."""
-        self._api = api
-
-    def handle(self, request: Request) -> None:
-        """Have a request answered."""
-        self._api.handle(request)
-
-    def without_body(self, request: Request) -> Callable[[Request], None] | None:
-        """Return what answers a request whose body is still to come, if that isn't needed."""
-        return self._api.without_body(request)
-
-    def flush(self) -> bool:
-        """End a round."""
-        return self._api.flush()
 
 
 class TextFormatter(logging.Formatter):

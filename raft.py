@@ -76,7 +76,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -153,6 +153,35 @@ class Progress:
     confirmed: int = 0  # the last read round it answered
 
 
+@dataclass(slots=True)
+class _Leadership:
+    """What a node knows and owes as the leader of one term: made on its election, dropped when it
+    leads no more. Only the core reads and writes it."""
+
+    term_start: int  # the index of its NOOP
+    trail: deque[int]  # the last index at each tick, for an election time-out
+    progress: dict[str, Progress] = field(default_factory=dict)  # of the other servers
+    has_handed_over: bool = False  # see Raft.transfer_leadership()
+    transferee: str = ""
+    transfer_deadline: int = 0
+    patient_until: int = 0  # check-quorum gives those who are left time to answer
+    uncommitted: deque[tuple[int, int]] = field(default_factory=deque)
+    """The last index and the bytes of each proposal."""
+    uncommitted_bytes: int = 0
+    read_round: int = 0
+    round_index: int = 0
+    is_in_round: bool = False
+    round_reads: list[object] = field(default_factory=list)
+    """Confirmed by the round that is on its way."""
+    waiting_reads: list[object] = field(default_factory=list)
+    """They share the next one."""
+    # The driver's clock before a round that renews the lease (R9): of the next one, of the one that
+    # is on its way, and of the last that was confirmed.
+    next_renewal: float | None = None
+    round_renewal: float | None = None
+    lease_since: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RaftOptions:
     """Settings of one node.
@@ -187,6 +216,8 @@ def bootstrap(configuration: Configuration) -> tuple[HardState, Entry]:
     return HardState(1, ""), Entry(1, 1, CONFIG, configuration.encode())
 
 
+_NOBODY: Final[Mapping[str, Progress]] = {}  # whom a follower feeds
+
 # -- the node ------------------------------------------------------------------------------------
 
 _FROM_LEADER = frozenset({MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT})
@@ -210,6 +241,7 @@ class Raft:
     *storage* holds the log and *hard_state* what was last made durable of it. *applied* is the
     last index that the state machine holds durably, *configuration* the members as of it (an
     empty one for a node that was never a member). *rng* draws the election time-outs.
+    *check_format* raises Conflict for a version of encoded members that one of them can't read.
     """
 
     def __init__(
@@ -220,6 +252,8 @@ class Raft:
         applied: int,
         configuration: Configuration,
         rng: random.Random,
+        *,
+        check_format: Callable[[int, Configuration], None] | None = None,
     ) -> None:
         self.options = options
         self.id = options.node_id
@@ -230,12 +264,9 @@ class Raft:
         self.commit_index = applied
         self.applied_index = applied
         self.configuration = configuration  # the latest in the log, committed or not (R4)
-        self.progress: dict[str, Progress] = {}  # of the other servers, while leading
-        self.has_handed_over = False  # a leader, in this term: see transfer_leadership()
         self.has_room = True  # whether the disk takes more of the log; the driver says so
-        self.check_format: Callable[[int, Configuration], None] | None = None
-        """Raises Conflict for a version of encoded members that one of them can't read."""
 
+        self._check_format = check_format
         self._log = LogView(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
         self._configurations = [(applied, configuration)]  # the committed one and those behind
@@ -266,24 +297,8 @@ class Raft:
         self._verified = 0
         self._acknowledged = 0
 
-        # A leader.
-        self._term_start = 0  # the index of its NOOP
-        self._trail: deque[int] = deque(maxlen=options.election_ticks)  # last index, each tick
-        self._transferee = ""
-        self._transfer_deadline = 0
-        self._patient_until = 0  # check-quorum gives those who are left time to answer
-        self._uncommitted: deque[tuple[int, int]] = deque()  # last index and bytes of proposals
-        self._uncommitted_bytes = 0
-        self._read_round = 0
-        self._round_index = 0
-        self._is_in_round = False
-        self._round_reads: list[object] = []  # confirmed by the round that is on its way
-        self._waiting_reads: list[object] = []  # share the next one
-        # The driver's clock before a round that renews the lease (R9): of the next one, of the
-        # one that is on its way, and of the last that was confirmed in this term.
-        self._next_renewal: float | None = None
-        self._round_renewal: float | None = None
-        self._lease_since: float | None = None
+        # A leader; None on all others.
+        self._leading: _Leadership | None = None
 
         # Collected for the next Ready.
         self._saved = hard_state
@@ -301,8 +316,8 @@ class Raft:
         """Let one unit of time pass."""
         self._now += 1
         self._elapsed += 1
-        if self.state is State.LEADER:
-            self._tick_leader()
+        if self._leading is not None:
+            self._tick_leader(self._leading)
         elif self._elapsed >= self._timeout + self._reluctance():
             self.leader_id = ""
             self._reset_timer()
@@ -348,7 +363,8 @@ class Raft:
         it was admitted with (R4). A message that says nothing of its sender's is believed."""
         if not message.incarnation:
             return True
-        progress = self.progress.get(message.sender)  # it may be on its way out
+        leading = self._leading  # and the sender may be on its way out
+        progress = None if leading is None else leading.progress.get(message.sender)
         server = progress.server if progress else self.configuration.get(message.sender)
         return server is not None and server.incarnation in ("", message.incarnation)
 
@@ -380,8 +396,9 @@ class Raft:
         elif (
             message.type is MessageType.HEARTBEAT_RESPONSE
             and message.term == self.term
-            and message.sender in self.progress  # and so this node leads
-            and message.context > self._read_round
+            and self._leading is not None
+            and message.sender in self._leading.progress
+            and message.context > self._leading.read_round
         ):
             raise ProtocolViolation(f"{message.sender} answers a question that was never asked")
 
@@ -404,15 +421,15 @@ class Raft:
         Unavailable, and has changed nothing then.
         """
         assert commands
-        self._check_leading()
-        if self._uncommitted_bytes >= self.options.max_uncommitted_bytes:
+        leading = self._check_leading()
+        if leading.uncommitted_bytes >= self.options.max_uncommitted_bytes:
             raise Unavailable("too many writes wait for a quorum; try again shortly")
         term = self.term
         first = self._log.last_index + 1
         self._log.append([Entry(term, i, COMMAND, data) for i, data in enumerate(commands, first)])
         size = sum(map(len, commands))
-        self._uncommitted.append((self._log.last_index, size))
-        self._uncommitted_bytes += size
+        leading.uncommitted.append((self._log.last_index, size))
+        leading.uncommitted_bytes += size
         return first
 
     def read_index(self, context: object) -> int | None:
@@ -422,11 +439,12 @@ class Raft:
         Otherwise None, and *context* comes back in ``Ready.reads`` or ``Ready.lost_reads``; all
         that come in while one round is on its way share the next. Raises NotLeader.
         """
-        if self.state is not State.LEADER:
+        leading = self._leading
+        if leading is None:
             raise self._not_leader()
-        if self._is_alone() and self.commit_index >= self._term_start:
+        if self._is_alone() and self.commit_index >= leading.term_start:
             return self.commit_index
-        self._waiting_reads.append(context)
+        leading.waiting_reads.append(context)
         return None
 
     @property
@@ -441,14 +459,14 @@ class Raft:
 
     @property
     def may_read(self) -> bool:
-        """Whether a leader has committed an entry of its term, without which there is no
-        linearizable read and no change of members (R4, R6)."""
-        return self.commit_index >= self._term_start
+        """Whether this node leads and has committed an entry of its term, without which there is
+        no linearizable read and no change of members (R4, R6)."""
+        return self._leading is not None and self.commit_index >= self._leading.term_start
 
     @property
     def is_confirming(self) -> bool:
         """Whether a read round is on its way: a read that is asked for now has to wait for it."""
-        return self._is_in_round
+        return self._leading is not None and self._leading.is_in_round
 
     def renew_lease(self, now: float) -> None:
         """Let the next read round renew this leader's lease (R9); a leader alone needs none.
@@ -456,8 +474,9 @@ class Raft:
         *now* is what the driver's monotonic clock shows. Nothing happens where no lease would
         be granted: nobody leads here, or leadership was handed over in this term.
         """
-        if self.state is State.LEADER and not self.has_handed_over and not self._is_alone():
-            self._next_renewal = now
+        leading = self._leading
+        if leading is not None and not leading.has_handed_over and not self._is_alone():
+            leading.next_renewal = now
 
     @property
     def lease_since(self) -> float | None:
@@ -466,7 +485,8 @@ class Raft:
         None where nothing says so: this node does not lead, no round has been confirmed in this
         term, or leadership was handed over in it. The time-out is the shortest of the voters'.
         """
-        return None if self.has_handed_over else self._lease_since
+        leading = self._leading
+        return None if leading is None or leading.has_handed_over else leading.lease_since
 
     def persisted(self, ready: Ready) -> None:
         """Take note that the hard state, snapshot and entries of *ready* are durable."""
@@ -476,8 +496,8 @@ class Raft:
             log.installed(ready.snapshot)
         if ready.entries and ready.epoch == log.epoch:
             log.persisted = ready.entries[-1].index
-        if self.state is State.LEADER:
-            self._advance_commit()
+        if self._leading is not None:
+            self._advance_commit(self._leading)
         elif self.state is State.CANDIDATE and ready.hard_state == (self.term, self.id):
             self._count_vote(self.id, granted=True)
         elif self.leader_id and min(self._verified, log.persisted) > self._acknowledged:
@@ -491,7 +511,7 @@ class Raft:
 
     def report_unreachable(self, node_id: str) -> None:
         """Take note that messages to the node were probably lost: it is probed again."""
-        progress = self.progress.get(node_id)
+        progress = None if self._leading is None else self._leading.progress.get(node_id)
         if progress is not None and progress.state is Replication.PIPELINE:
             self._probe(progress, progress.match + 1)
 
@@ -499,7 +519,7 @@ class Raft:
         """Take note that the node has installed a snapshot up to *index*, or with None that the
         transfer has failed; it is tried again when the node answers an election time-out later:
         one that refuses it, for want of room say, isn't asked without end."""
-        progress = self.progress.get(node_id)
+        progress = None if self._leading is None else self._leading.progress.get(node_id)
         if progress is not None and progress.state is Replication.SNAPSHOT:
             self._probe(progress, max(progress.match, index or 0) + 1)
             if index is None:
@@ -510,11 +530,11 @@ class Raft:
 
     def ready(self) -> Ready | None:
         """Return what the driver has to do now, or None. Each thing is handed out once."""
-        log = self._log
-        if self.state is State.LEADER:
-            if self._waiting_reads or self._next_renewal is not None:
-                self._begin_read_round()
-            self._replicate()
+        log, leading = self._log, self._leading
+        if leading is not None:
+            if leading.waiting_reads or leading.next_renewal is not None:
+                self._begin_read_round(leading)
+            self._replicate(leading)
         committed = min(self.commit_index, log.persisted)
         unsaved = (self.term, self.vote) != self._saved
         if not (
@@ -548,6 +568,16 @@ class Raft:
             ready.reads, self._reads = self._reads, []
             ready.lost_reads, self._lost_reads = self._lost_reads, []
         return ready
+
+    @property
+    def progress(self) -> Mapping[str, Progress]:
+        """What a leader knows of the other servers; on all others nothing."""
+        return _NOBODY if self._leading is None else self._leading.progress
+
+    @property
+    def has_handed_over(self) -> bool:
+        """Whether this node leads and has begun to hand over: see :meth:`transfer_leadership`."""
+        return self._leading is not None and self._leading.has_handed_over
 
     @property
     def last_index(self) -> int:
@@ -625,14 +655,9 @@ class Raft:
         self.leader_id, self.leader_incarnation = leader_id, incarnation
         self._reset_timer()
         self._verified = self._acknowledged = 0
-        self.progress = {}
-        self._transferee = ""
-        self._uncommitted.clear()
-        self._uncommitted_bytes = 0
-        self._lost_reads += self._round_reads + self._waiting_reads
-        self._round_reads, self._waiting_reads = [], []
-        self._is_in_round = False
-        self._next_renewal = self._round_renewal = self._lease_since = None
+        leading, self._leading = self._leading, None
+        if leading is not None:
+            self._lost_reads += leading.round_reads + leading.waiting_reads
 
     def _become_pre_candidate(self) -> None:
         """Ask whether an election could be won, before disturbing anyone with a new term."""
@@ -710,18 +735,15 @@ class Raft:
         self.state = State.LEADER
         self.leader_id, self.leader_incarnation = self.id, self.options.incarnation
         self._elapsed = 0
-        self._patient_until = 0
-        self.has_handed_over = False
-        self._term_start = self._log.last_index + 1
-        self._read_round = 0
-        self._track_servers()
-        for progress in self.progress.values():
+        start = self._log.last_index + 1
+        trail = deque([start], maxlen=self.options.election_ticks)
+        self._leading = leading = _Leadership(start, trail)
+        self._track_servers(leading)
+        for progress in leading.progress.values():
             progress.heard = self._now  # time to answer, before check-quorum looks
         # Nothing of an earlier term is committed, no read answered and no member changed before
         # an entry of this term is (R3, R4, R6). So there is one at once.
-        self._log.append([Entry(self.term, self._term_start, NOOP, b"")])
-        self._trail.clear()
-        self._trail.append(self._term_start)
+        self._log.append([Entry(self.term, start, NOOP, b"")])
 
     def _answer_late(self, message: Message) -> None:
         """Answer from a later term, where silence could last for ever.
@@ -734,34 +756,35 @@ class Raft:
         elif message.type in _FROM_LEADER:
             self._send(MessageType.APPEND_RESPONSE, message.sender, reject=True)
 
-    def _tick_leader(self) -> None:
-        self._trail.append(self._log.last_index)
-        is_patient = self._now <= self._patient_until
+    def _tick_leader(self, leading: _Leadership) -> None:
+        leading.trail.append(self._log.last_index)
+        is_patient = self._now <= leading.patient_until
         if not is_patient and self._count_active(self.configuration) < self.configuration.quorum:
             self._become_follower(self.term)  # R5: a new leader may exist, out of reach
             return
-        if self._transferee and self._now >= self._transfer_deadline:
-            self._transferee = ""
+        if leading.transferee and self._now >= leading.transfer_deadline:
+            leading.transferee = ""
             if self._is_removed():
                 self._become_follower(self.term)
                 return
         if self._elapsed >= self.options.heartbeat_ticks:
             self._elapsed = 0
-            self._send_heartbeats()
-        self._promote_staged()
+            self._send_heartbeats(leading)
+        self._promote_staged(leading)
         if not self.has_room and self._now % self.options.election_ticks == 0:
-            self._defer()
+            self._defer(leading)
 
-    def _defer(self) -> None:
+    def _defer(self, leading: _Leadership) -> None:
         """Hand over to a voter that has made durable what waits for room here, if there is one."""
-        successor = self._successor() if not self._transferee else ""
-        if successor and self.progress[successor].match > self._log.persisted:
+        successor = self._successor(leading) if not leading.transferee else ""
+        if successor and leading.progress[successor].match > self._log.persisted:
             self.transfer_leadership(successor)
 
     def _count_active(self, configuration: Configuration) -> int:
         """Return how many voters of it have answered within an election time-out."""
+        others = self.progress
         return sum(
-            voter == self.id or (voter in self.progress and self._is_active(self.progress[voter]))
+            voter == self.id or (voter in others and self._is_active(others[voter]))
             for voter in configuration.voters
         )
 
@@ -770,13 +793,13 @@ class Raft:
 
     # -- log replication, the leader's side (paper 5.3) ------------------------------------------
 
-    def _replicate(self) -> None:
+    def _replicate(self, leading: _Leadership) -> None:
         """Send new entries to whoever can take them, and probes where they are due.
 
         A commit alone is no reason to write: the next entries tell it, or the next heartbeat.
         """
         last = self._log.last_index
-        for progress in self.progress.values():
+        for progress in leading.progress.values():
             if progress.next <= last:
                 while progress.state is Replication.PIPELINE and self._has_more(progress):
                     self._send_append(progress)
@@ -842,18 +865,21 @@ class Raft:
             progress.state = Replication.SNAPSHOT
             self._send(MessageType.SNAPSHOT, node_id, snapshot=self._log.base)
 
-    def _send_heartbeats(self) -> None:
-        for node_id, progress in self.progress.items():
+    def _send_heartbeats(self, leading: _Leadership) -> None:
+        for node_id, progress in leading.progress.items():
             self._send(
                 MessageType.HEARTBEAT,
                 node_id,
                 commit=min(progress.match, self.commit_index),
-                context=self._read_round,
+                context=leading.read_round,
             )
 
     def _on_append_response(self, message: Message) -> None:
-        progress = self.progress.get(message.sender)
-        if progress is None or message.index > self._log.last_index:
+        leading = self._leading
+        if leading is None or message.index > self._log.last_index:
+            return
+        progress = leading.progress.get(message.sender)
+        if progress is None:
             return
         progress.heard = self._now
         if message.reject:
@@ -872,10 +898,10 @@ class Raft:
         ):
             progress.state = Replication.PIPELINE
             progress.next = message.index + 1
-        if message.sender == self._transferee and progress.match == self._log.last_index:
+        if message.sender == leading.transferee and progress.match == self._log.last_index:
             self._send(MessageType.TIMEOUT_NOW, message.sender)
         if message.index > self.commit_index:
-            self._advance_commit()
+            self._advance_commit(leading)
 
     def _on_rejection(self, progress: Progress, message: Message) -> None:
         """Go back to where the logs may agree, skipping a term at a time (paper 5.3).
@@ -901,31 +927,32 @@ class Raft:
         progress.inflight.clear()
 
     def _on_heartbeat_response(self, message: Message) -> None:
-        progress = self.progress.get(message.sender)
-        if progress is None:
+        leading = self._leading
+        progress = None if leading is None else leading.progress.get(message.sender)
+        if leading is None or progress is None:
             return
         progress.heard = self._now
         if progress.match < self._log.last_index and progress.sent < self._now:
             progress.due = True  # it answers and lags: what was sent may be lost
         progress.confirmed = max(progress.confirmed, message.context)
-        self._confirm_reads()
+        self._confirm_reads(leading)
 
-    def _advance_commit(self) -> None:
+    def _advance_commit(self, leading: _Leadership) -> None:
         """Commit what a quorum holds durably, if it is of this term (R3; paper 5.4.2)."""
         configuration = self.configuration
         matches = sorted(
             [
-                self._log.persisted if voter == self.id else self.progress[voter].match
+                self._log.persisted if voter == self.id else leading.progress[voter].match
                 for voter in configuration.voters
             ]
         )
         index = matches[-configuration.quorum]
-        if index > self.commit_index and index >= self._term_start:
+        if index > self.commit_index and index >= leading.term_start:
             self._commit(index)
-            while self._uncommitted and self._uncommitted[0][0] <= index:
-                self._uncommitted_bytes -= self._uncommitted.popleft()[1]
-            if self._is_removed() and not self._transferee:
-                self._leave()
+            while leading.uncommitted and leading.uncommitted[0][0] <= index:
+                leading.uncommitted_bytes -= leading.uncommitted.popleft()[1]
+            if self._is_removed() and not leading.transferee:
+                self._leave(leading)
 
     # -- log replication, the follower's side (paper 5.3) ----------------------------------------
 
@@ -1060,7 +1087,7 @@ class Raft:
         become "staging". Raises NotLeader, Unavailable (R4: another change is under way) and
         what :meth:`check_addition` raises.
         """
-        return self._change(self.check_addition(server))
+        return self._change(self._check_leading(), self.check_addition(server))
 
     def move(self, moved: Sequence[Server]) -> int:
         """Give members their new addresses, all in one entry: two may have changed places.
@@ -1069,7 +1096,7 @@ class Raft:
         raises what :meth:`add_learner` does, and MemberNotFound; Conflict as well if two members
         would have one address.
         """
-        self._check_leading()
+        leading = self._check_leading()
         members = self.configuration
         for server in moved:
             known = self._member(server.id)
@@ -1079,18 +1106,19 @@ class Raft:
             members = members.with_server(here)
         if len({server.raft_address for server in members.servers}) < len(members.servers):
             raise Conflict("two members would have one address")
-        return self._change(members)
+        return self._change(leading, members)
 
     def promote(self, node_id: str) -> int:
         """Make a learner a voter; see :meth:`add_learner` for what is returned and raised.
 
         Unavailable as well while it has not caught up (thesis 4.2.1) or doesn't answer.
         """
-        self._check_leading()
+        leading = self._check_leading()
         server = self._member(node_id)
         if server.suffrage != "voter" and not self.caught_up(node_id):
             raise Unavailable(f"{node_id} has not caught up with the log yet; try again shortly")
-        return self._change(self.configuration.with_server(replace(server, suffrage="voter")))
+        members = self.configuration.with_server(replace(server, suffrage="voter"))
+        return self._change(leading, members)
 
     def remove(self, node_id: str, *, force: bool = False) -> int:
         """Remove a member, this one too; see :meth:`add_learner` for what is returned and raised.
@@ -1099,9 +1127,10 @@ class Raft:
         hands over. Raises what :meth:`check_removal` raises. Those on whom it then depends, and
         who didn't answer before a removal by *force*, have an election time-out to do so.
         """
-        index = self._change(self.check_removal(node_id, force=force))
+        leading = self._check_leading()
+        index = self._change(leading, self.check_removal(node_id, force=force))
         if force:
-            self._patient_until = self._now + self.options.election_ticks
+            leading.patient_until = self._now + self.options.election_ticks
         return index
 
     def check_addition(self, server: Server) -> Configuration:
@@ -1160,28 +1189,33 @@ class Raft:
         """Tell whether a quorum of these members has answered after tick *since*. Who has died
         counts as active for an election time-out more; with this a change can wait for certainty.
         """
+        others = self.progress
         answers = sum(
-            voter == self.id or (voter in self.progress and self.progress[voter].heard > since)
+            voter == self.id or (voter in others and others[voter].heard > since)
             for voter in configuration.voters
         )
         return answers >= configuration.quorum
 
-    def _promote_staged(self) -> None:
+    def _promote_staged(self, leading: _Leadership) -> None:
         """Make a voter of a staging server that has caught up, one at a time (R4)."""
-        if self._transferee or self._is_changing() or self.commit_index < self._term_start:
+        if leading.transferee or self._is_changing() or self.commit_index < leading.term_start:
             return
         for server in self.configuration.servers:
             if server.suffrage == "staging" and self.caught_up(server.id):
-                with suppress(Conflict):  # see check_format
+                with suppress(Conflict):  # see _check_format
                     self.promote(server.id)
                 return
 
     def caught_up(self, node_id: str) -> bool:
         """Return whether a server answers and holds all that was in the log an election time-out
         ago: becoming a voter, it would delay no commit for longer (thesis 4.2.1)."""
-        progress = self.progress.get(node_id)
+        leading = self._leading
+        progress = None if leading is None else leading.progress.get(node_id)
         return (
-            progress is not None and self._is_active(progress) and progress.match >= self._trail[0]
+            leading is not None
+            and progress is not None
+            and self._is_active(progress)
+            and progress.match >= leading.trail[0]
         )
 
     def slowest_match(self) -> int:
@@ -1201,21 +1235,22 @@ class Raft:
         asked to take over may still be elected whenever it gets the message, whatever others
         have promised to this leader. There is no lease any more (R9).
         """
-        if self.state is not State.LEADER:
+        leading = self._leading
+        if leading is None:
             raise self._not_leader()
-        to = to or self._successor()
+        to = to or self._successor(leading)
         if not to:
             raise Unavailable("there is no other voter that could take over")
         self._member(to)
         if not self.configuration.may_lead(to):
             raise Conflict(f"{to} can't lead: it is a learner or an arbiter")
         if to == self.id:
-            self._transferee = ""
+            leading.transferee = ""
             return
-        self._transferee = to
-        self.has_handed_over = True
-        self._transfer_deadline = self._now + self.options.election_ticks
-        if self.progress[to].match == self._log.last_index:
+        leading.transferee = to
+        leading.has_handed_over = True
+        leading.transfer_deadline = self._now + self.options.election_ticks
+        if leading.progress[to].match == self._log.last_index:
             self._send(MessageType.TIMEOUT_NOW, to)
 
     def _on_timeout_now(self, _: Message) -> None:
@@ -1223,35 +1258,35 @@ class Raft:
         if self.state is State.FOLLOWER and self._may_campaign():
             self._become_candidate(force=True)
 
-    def _successor(self) -> str:
+    def _successor(self, leading: _Leadership) -> str:
         """Return the active voter with the longest log that may lead, or ""."""
         able = [
             (progress.match, node_id)
-            for node_id, progress in self.progress.items()
+            for node_id, progress in leading.progress.items()
             if self.configuration.may_lead(node_id) and self._is_active(progress)
         ]
         return max(able)[1] if able else ""
 
-    def _leave(self) -> None:
+    def _leave(self, leading: _Leadership) -> None:
         """Hand over, now that this leader's own removal is committed (thesis 4.2.2)."""
-        successor = self._successor()
+        successor = self._successor(leading)
         if successor:
             self.transfer_leadership(successor)  # _tick_leader() ends it if nothing comes of it
         else:
             self._become_follower(self.term)
 
-    def _change(self, configuration: Configuration) -> int:
+    def _change(self, leading: _Leadership, configuration: Configuration) -> int:
         """Append a configuration, one member or addresses away from the last one (R4)."""
         if configuration == self.configuration:
             return self._configurations[-1][0]
-        if self.commit_index < self._term_start:
+        if self.commit_index < leading.term_start:
             raise Unavailable("this leader has just been elected; try again shortly")
         if self._is_changing():
             raise Unavailable("another change of members is under way; try again shortly")
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
-        if self.check_format is not None:
-            self.check_format(entry.data[0], configuration)
+        if self._check_format is not None:
+            self._check_format(entry.data[0], configuration)
         found = _configurations_in([entry])  # may raise, so before anything has changed
         self._log.append([entry])
         self._adopt(found)
@@ -1279,22 +1314,24 @@ class Raft:
         """Keep the last committed configuration and what is behind it."""
         while len(self._configurations) > 1 and self._configurations[1][0] <= self.commit_index:
             del self._configurations[0]
-        if self.state is State.LEADER:
-            for node_id, progress in self.progress.items():
+        if self._leading is not None:
+            for node_id, progress in self._leading.progress.items():
                 if self.configuration.get(node_id) is None:
                     self._send_append(progress)  # it hears of the commit, and keeps quiet
-            self._track_servers()
+            self._track_servers(self._leading)
 
     def _adopt_configuration(self) -> None:
         self.configuration = self._configurations[-1][1]
         self._announce_configuration = True
-        if self.state is State.LEADER:
-            self._track_servers()
-            self._confirm_reads()  # with fewer voters, those who have answered may be a quorum
+        if self._leading is not None:
+            self._track_servers(self._leading)
+            self._confirm_reads(
+                self._leading
+            )  # with fewer voters, those who have answered may be a quorum
 
-    def _track_servers(self) -> None:
+    def _track_servers(self, leading: _Leadership) -> None:
         """Have a Progress for each member; a removed one is kept until that is committed."""
-        known, self.progress = self.progress, {}
+        known, leading.progress = leading.progress, {}
         for _, configuration in self._configurations:
             for server in configuration.servers:
                 if server.id == self.id:
@@ -1305,7 +1342,7 @@ class Raft:
                     progress = Progress(server, 0, self._log.last_index + 1, silent)
                     known[server.id] = progress
                 progress.server = server
-                self.progress[server.id] = progress
+                leading.progress[server.id] = progress
 
     def _member(self, node_id: str) -> Server:
         server = self.configuration.get(node_id)
@@ -1318,31 +1355,32 @@ class Raft:
     def _is_alone(self) -> bool:
         return self.configuration.voters == (self.id,)
 
-    def _begin_read_round(self) -> None:
+    def _begin_read_round(self, leading: _Leadership) -> None:
         """Take the commit index, then ask whether this is still the leader (R6)."""
-        if self._is_in_round or self.commit_index < self._term_start:
+        if leading.is_in_round or self.commit_index < leading.term_start:
             return
-        self._is_in_round = True
-        self._read_round += 1
-        self._round_index = self.state_index
-        self._round_reads, self._waiting_reads = self._waiting_reads, []
-        self._round_renewal, self._next_renewal = self._next_renewal, None
-        self._send_heartbeats()
-        self._confirm_reads()
+        leading.is_in_round = True
+        leading.read_round += 1
+        leading.round_index = self.state_index
+        leading.round_reads, leading.waiting_reads = leading.waiting_reads, []
+        leading.round_renewal, leading.next_renewal = leading.next_renewal, None
+        self._send_heartbeats(leading)
+        self._confirm_reads(leading)
 
-    def _confirm_reads(self) -> None:
+    def _confirm_reads(self, leading: _Leadership) -> None:
         """Answer the reads of this round, and renew the lease, if a quorum has answered (R9)."""
         configuration = self.configuration
         confirmed = sum(
-            voter == self.id or self.progress[voter].confirmed >= self._read_round
+            voter == self.id or leading.progress[voter].confirmed >= leading.read_round
             for voter in configuration.voters
         )
-        if self._is_in_round and confirmed >= configuration.quorum:
-            self._is_in_round = False
-            self._reads += [ReadState(self._round_index, context) for context in self._round_reads]
-            self._round_reads = []
-            if self._round_renewal is not None:
-                self._lease_since = self._round_renewal
+        if leading.is_in_round and confirmed >= configuration.quorum:
+            leading.is_in_round = False
+            index = leading.round_index
+            self._reads += [ReadState(index, context) for context in leading.round_reads]
+            leading.round_reads = []
+            if leading.round_renewal is not None:
+                leading.lease_since = leading.round_renewal
 
     # -- helpers ---------------------------------------------------------------------------------
 
@@ -1351,11 +1389,14 @@ class Raft:
         stamp = self.options.incarnation
         self._messages.append(Message(kind, self.id, to, term, incarnation=stamp, **fields))
 
-    def _check_leading(self) -> None:
-        if self.state is not State.LEADER:
+    def _check_leading(self) -> _Leadership:
+        """Return what this node has as a leader that takes proposals and changes of members."""
+        leading = self._leading
+        if leading is None:
             raise self._not_leader()
-        if self._transferee:
+        if leading.transferee:
             raise Unavailable("leadership is being handed over; try again shortly")
+        return leading
 
     def _not_leader(self) -> NotLeader:
         leader = self.configuration.get(self.leader_id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from conure.cluster.node import Command, Node
+from conure.cluster.node import Node
+from conure.cluster.proposing import Command
 from conure.commands import Committed
 from conure.errors import ConureError
 

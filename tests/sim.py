@@ -75,7 +75,8 @@ from zlib import crc32
 import btree
 from conure.cluster import checkpointing
 from conure.cluster import node as node_module
-from conure.cluster.node import APPLY_SECONDS, Node, NodeOptions
+from conure.cluster.node import Node
+from conure.cluster.options import APPLY_SECONDS, NodeOptions
 from conure.commands import EventKind
 from conure.consensus import spares
 from conure.consensus.members import Configuration
@@ -457,11 +458,11 @@ class Machine:
                 clock=self.clock,
                 wall=self.wall,
                 rng=rng,
+                call_later=partial(self._call_later, generation),
             )
             self.watchers = Watchers(
                 self.history, registry, broadcast=_broadcast, progress_interval=0.5
             )
-            self.node.call_later = partial(self._call_later, generation)
             self.world.watch(self)
             self.node.recover()
         except (ConureError, SimulatedCrash) as error:
@@ -487,7 +488,7 @@ class Machine:
 
     def _on_failure(self, generation: int) -> None:
         if generation == self.generation:
-            self.failure = self.node._failure
+            self.failure = self.node._standing.failure
 
     def _is_excused(self, error: BaseException) -> bool:
         return self.disk.is_dead or isinstance(error, self.excuses)
@@ -669,7 +670,7 @@ class Machine:
 def _waits(machine: Machine) -> bool:
     """Tell whether something that a node has to write waits for room, though time may pass before
     it finds that there is some: it looks once a second."""
-    return bool(machine.node._unwritten) or machine.node._stalled is not None
+    return bool(machine.node._room.unwritten) or machine.node._room.stalled is not None
 
 
 # -- the network ---------------------------------------------------------------------------------
@@ -1278,14 +1279,15 @@ class Simulation:
                 self.fail(f"{machine.name} was sent nonsense: {message}", error)
                 raise
 
-        node, time = machine.node, machine.node._time
+        expiries = machine.node._expiries
+        time = expiries.time
 
         def watched_time() -> int:
             found = time()
             self._check_time(machine, found)
             return found
 
-        node._time = watched_time  # type: ignore[method-assign]
+        expiries.time = watched_time  # type: ignore[method-assign]
         raft.ready = watched_ready  # type: ignore[method-assign]
         raft.step = watched_step  # type: ignore[method-assign]
 
@@ -1800,7 +1802,7 @@ class Simulation:
         """Tell whether a machine has lost its disk and is still a member with the old one."""
         if machine.is_wiped and machine.up:
             members = [
-                other.node._members.get(machine.name)
+                other.node._roster.members.get(machine.name)
                 for other in self.machines.values()
                 if other.up
             ]

@@ -302,7 +302,7 @@ def test_who_is_behind_and_in_a_later_term_is_heard_by_a_leader_it_does_not_know
     assert lab.join("n2") is None
     lead(lab, "n2")
     n3 = lab["n3"]
-    with n3._lock:
+    with n3._monitor.lock:
         n3._raft._become_candidate(force=True)
         n3._raft._become_candidate(force=True)
         n3._drive()
@@ -345,7 +345,7 @@ def test_a_leader_gives_a_member_no_address_of_another_disk() -> None:
     n2.admit("messages", "n2", impostor, n2.greeting().incarnation)
     lead(lab, "n2")
     lab.tick(30)
-    member = n2._members.get("n3")
+    member = n2._roster.members.get("n3")
     assert member is not None
     assert member.raft_address == "n3:7001"
 

@@ -17,6 +17,7 @@ import pytest
 import conuredb
 from conure.config import load
 from conure.metrics import Registry
+from conure.net.reactor import Bounds, Reactor
 from conuredb import MAX_OPEN_FILES, JSONFormatter, TextFormatter, main, raise_file_limit
 from httpapi import MetricsAPI
 from tests.process import ROOT, running, wait_until
@@ -234,7 +235,10 @@ def test_who_may_ask_is_as_the_settings_say() -> None:
     argv += ["--raft-advertise=in.example:7001", "--seeds=http://seed.example:8081"]
     config = load(argv, {})
     process = conuredb.Process(config)
-    servers = process._listen_to_clients(MetricsAPI(Registry()))
+    process._bind_addresses()
+    reactor = Reactor(Bounds(), lambda error: pytest.fail(str(error)), "http")
+    process._serve_clients(MetricsAPI(Registry()), reactor)
+    servers = process._servers
     try:
         for server in servers:
             front = server.front

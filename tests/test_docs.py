@@ -253,7 +253,7 @@ def test_the_table_of_header_fields_has_our_own() -> None:
 def test_the_table_of_checks_has_each_of_them() -> None:
     table = [row[0].strip("`") for row in rows(section(OPERATIONS, "## Health"))]
     assert table == re.findall(
-        r'\("(\w+)", \w', source("node")[source("node").index("def liveness") :]
+        r'\("(\w+)", \w', source("status")[source("status").index("def liveness") :]
     )
 
 

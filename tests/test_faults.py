@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from conure.cluster.node import Node, NodeOptions
+from conure.cluster.node import Node
+from conure.cluster.options import NodeOptions
 from conure.consensus.spares import RESERVE_BYTES
 from conure.errors import ConureError
 from conure.fileio import OsFileSystem

@@ -300,7 +300,7 @@ def test_a_cluster_without_any_room_waits_says_so_and_goes_on(
     leader = lab.leader()
     assert leader._upkeep.is_waiting
     assert "the log waits for room" in disk_of(leader)
-    assert len(leader._unwritten) < 70
+    assert len(leader._room.unwritten) < 70
     assert caplog.text.count("the log has no room left") <= 2  # each node that leads says it once
     assert value_of(leader, b"a") == b"b"  # stale reads go on
     (answer,) = read(leader)
@@ -334,7 +334,7 @@ def test_a_leader_without_room_for_its_first_entry_reads_by_the_others_disks() -
     lab["n1"].hand_over("n2", answers.append)
     lab.tick_until(lambda: lab["n2"]._raft.state is State.LEADER)
     lab.tick(3)
-    assert lab["n2"]._unwritten
+    assert lab["n2"]._room.unwritten
     assert lab["n2"]._raft.may_read
     answers = read(lab["n2"])
     lab.tick_until(lambda: bool(answers))
@@ -445,7 +445,7 @@ def test_a_replica_that_differs_is_marked_on_a_full_disk() -> None:
 
 
 def stand_again(node: Node) -> None:
-    with node._turn:
+    with node._monitor:
         node._raft._become_follower(node._raft.term)
         node._raft._become_candidate(force=True)
         node._drive()
@@ -461,7 +461,7 @@ def test_the_vote_of_a_candidate_need_not_wait_for_what_waits_for_room() -> None
         stand_again(node)
         lab.settle()
         assert node._raft.state is State.LEADER  # of two voters, so its own vote has counted
-        assert len([ready for ready in node._unwritten if ready.entries]) == count
+        assert len([ready for ready in node._room.unwritten if ready.entries]) == count
     free(lab, "n1")
     put(lab, b"a", b"c")
     node._log.check()
@@ -476,12 +476,12 @@ def test_terms_that_pass_while_a_node_waits_for_room_take_no_memory() -> None:
     node = lab["n3"]
     stand_again(node)
     lab.settle()
-    assert len(node._unwritten) == 1  # its first entry
+    assert len(node._room.unwritten) == 1  # its first entry
     for _ in range(20):
         term = node._raft.term + 1
         node.receive([Message(MessageType.HEARTBEAT, "n2", "n3", term)])
         assert node._log.hard_state.term == term
-    assert len(node._unwritten) == 1
+    assert len(node._room.unwritten) == 1
     assert not lab.failed
 
 
@@ -506,17 +506,17 @@ def test_a_snapshot_that_finds_no_room_at_its_end_is_installed_later(
 
     monkeypatch.setattr(raftlog.RaftLog, "reset", full)
     lab.cut.clear()
-    lab.tick_until(lambda: bool(lab["n3"]._unwritten))
+    lab.tick_until(lambda: bool(lab["n3"]._room.unwritten))
     lab.tick(20)
     assert not lab.failed
     assert lab["n3"]._raft.state is State.FOLLOWER
     monkeypatch.setattr(raftlog.RaftLog, "reset", reset)
     pass_time(lab, ["n3"])
-    assert lab["n3"]._unwritten  # there is no room yet
+    assert lab["n3"]._room.unwritten  # there is no room yet
     put(lab, b"k", b"v")
     free(lab, "n3")
     lab.tick(20)
-    assert not lab["n3"]._unwritten
+    assert not lab["n3"]._room.unwritten
     assert lab["n3"]._store.applied_index == lab["n1"]._store.applied_index
     if role == "data":
         assert lab["n3"]._store.digest == lab["n1"]._store.digest
@@ -554,7 +554,7 @@ def test_a_snapshot_ends_the_wait_of_what_it_makes_void() -> None:
     fill(lab, "n3", cow=True)
     put(lab, b"a", b"c")
     lab.tick(3)
-    assert lab["n3"]._unwritten
+    assert lab["n3"]._room.unwritten
     lab.cut.add("n3")
     for number in range(60):
         put(lab, b"%02d" % (number % 20), b"%d" % number)
@@ -563,7 +563,7 @@ def test_a_snapshot_ends_the_wait_of_what_it_makes_void() -> None:
     lab.disks["n3"].set_capacity(None)  # it doesn't know that yet
     lab.cut.clear()
     lab.tick_until(lambda: lab["n3"]._log.snapshot.index > 0)
-    assert not lab["n3"]._unwritten
+    assert not lab["n3"]._room.unwritten
     pass_time(lab, ["n3"])
     assert not lab["n3"]._upkeep.is_waiting
     lab.tick(5)
@@ -605,7 +605,7 @@ def test_nothing_overtakes_what_waits_for_room() -> None:
     stand_again(lab["n1"])
     lab.settle()
     assert lab["n1"]._raft.state is State.LEADER
-    assert len([ready for ready in lab["n1"]._unwritten if ready.entries]) == 2
+    assert len([ready for ready in lab["n1"]._room.unwritten if ready.entries]) == 2
     assert not lab.failed
     free(lab, "n1")
     assert outcome == [None]
@@ -632,7 +632,7 @@ def test_a_follower_that_waits_acknowledges_nothing_and_takes_no_more() -> None:
     for number in range(20):
         put(lab, b"k", b"%d" % number)
     lab.tick(5)
-    waiting = lab["n3"]._unwritten
+    waiting = lab["n3"]._room.unwritten
     assert len(waiting) == 1
     progress = lab["n1"]._raft.progress["n3"]
     assert progress.match < waiting[0].entries[0].index
@@ -651,7 +651,7 @@ def test_a_vote_that_finds_no_room_is_not_given_before_it_is_written() -> None:
     lab.cut.add("n1")
     lab.sent.clear()
     lab.tick(60)
-    stalled = lab["n3"]._stalled
+    stalled = lab["n3"]._room.stalled
     assert stalled is not None
     assert stalled.hard_state is not None
     written = lab["n3"]._log.hard_state.term
@@ -667,7 +667,7 @@ def test_a_vote_that_finds_no_room_is_not_given_before_it_is_written() -> None:
     assert lab["n2"]._raft.state is not State.LEADER
     free(lab, "n3")
     put(lab, b"a", b"c")
-    assert lab["n3"]._stalled is None
+    assert lab["n3"]._room.stalled is None
     assert not lab["n3"]._upkeep.is_waiting
 
 
@@ -686,7 +686,7 @@ def test_a_node_whose_term_waits_for_room_takes_no_snapshot() -> None:
         incoming.add(chunk)
     fill(lab, "n3", cow=True)
     lab.cut = {"n1"}
-    lab.tick_until(lambda: node._stalled is not None)
+    lab.tick_until(lambda: node._room.stalled is not None)
     lab.disks["n3"].set_capacity(None)  # it doesn't know that yet
     term = incoming.header.message.term = node._raft.term
     incoming.finish()
@@ -696,6 +696,6 @@ def test_a_node_whose_term_waits_for_room_takes_no_snapshot() -> None:
     with pytest.raises(Refused, match="takes no snapshot"):
         node.begin_snapshot(outgoing.header)
     pass_time(lab, ["n3"])
-    assert node._stalled is None
+    assert node._room.stalled is None
     outgoing.close()
     assert not lab.failed

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from btree import BTree
-from conure.cluster import checkpointing
+from conure.cluster import applying, checkpointing
 from conure.cluster import node as node_module
-from conure.cluster.node import Node, NodeOptions
+from conure.cluster.node import Node, Peers
+from conure.cluster.options import NodeOptions
 from conure.commands import Committed, Increment, Outcome, Transaction
 from conure.consensus.messages import Entry, HardState, Message, MessageType
 from conure.consensus.raftlog import RaftLog
@@ -101,9 +102,15 @@ def options(**changes: Any) -> NodeOptions:
 
 
 def open_node(
-    fs: FileSystem, on_failure: Callable[[], None] = lambda: None, **changes: Any
+    fs: FileSystem,
+    on_failure: Callable[[], None] = lambda: None,
+    peers: Peers | None = None,
+    given: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Node:
-    return Node.open(options(**changes), fs, Nobody(), Registry(), on_failure)
+    """*given* is what else the node is opened with, by name."""
+    wired = given or {}
+    return Node.open(options(**changes), fs, peers or Nobody(), Registry(), on_failure, **wired)
 
 
 @contextlib.contextmanager
@@ -130,7 +137,7 @@ def rest(node: Node) -> None:
 def assert_failed_by_the_disk(node: Node) -> None:
     """See that a failure was the disk's fault and not a bug that a failure hides."""
     allowed = (type(None), SimulatedCrash, DiskFailed, DiskFull)
-    assert isinstance(node._failure, allowed), repr(node._failure)
+    assert isinstance(node._standing.failure, allowed), repr(node._standing.failure)
 
 
 def check(node: Node) -> None:
@@ -142,9 +149,9 @@ def check(node: Node) -> None:
 def write(node: Node, *commands: Command) -> list[ConureError | None]:
     """Write, and return how each command ended; each has to be answered exactly once."""
     outcomes = outcomes_of(node.write, commands)
-    if "unanswered" in outcomes and node._unwritten:
-        node._write_again_at = 0.0  # what a second of waiting would do
-    if node._failure is None:  # some may be applied later, by another thread
+    if "unanswered" in outcomes and node._room.unwritten:
+        node._room._write_again_at = 0.0  # what a second of waiting would do
+    if node._standing.failure is None:  # some may be applied later, by another thread
         wait_until(lambda: "unanswered" not in outcomes)
     answered = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     assert len(answered) == len(commands)
@@ -167,7 +174,7 @@ def checkpoint(node: Node) -> None:
         node._upkeep.checkpoint(0.0)
         node._upkeep.prepare()
     except Exception as error:
-        with node._lock:
+        with node._monitor.lock:
             node._fail(error)
         raise
 
@@ -262,9 +269,9 @@ class Witness(Nobody):
     *kept* has the term and vote of the disk beside each message.
     """
 
-    def __init__(self, fs: CrashFileSystem, other: Greeting) -> None:
+    def __init__(self, fs: CrashFileSystem) -> None:
         self.fs = fs
-        self.other = other
+        self.other: Greeting | ConureError = Unavailable("nobody is there yet")
         self.kept: list[tuple[Message, HardState]] = []
 
     def send(self, message: Message) -> None:
@@ -438,11 +445,11 @@ def lives_of_one_disk(seed: int) -> None:
 def test_term_and_vote_are_on_the_disk_before_a_message_that_tells_them() -> None:
     """If the power fails when the vote has left, it is remembered (R1)."""
     fs = CrashFileSystem()
-    node = open_node(fs)
+    peers = Witness(fs)
+    node = open_node(fs, peers=peers)
     node.recover()
     cluster_id = node.greeting().cluster_id
-    other = Greeting("n2", cluster_id, "another disk", "data", "n2:7001", "http://n2:8081")
-    node._peers = peers = Witness(fs, other)
+    peers.other = Greeting("n2", cluster_id, "another disk", "data", "n2:7001", "http://n2:8081")
     node.join("n2", "n2:7001", "", voter=True, role="", reply=lambda _: None)
     term = node.status()["term"]
 
@@ -970,9 +977,9 @@ def test_long_values_beyond_a_bound_are_not_read(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_committed_is_applied_by_and_by() -> None:
     """Reads wait for what they have to see, writes for their own entries, and new ones for both."""
-    with started(CrashFileSystem(), apply_seconds=0.0) as node:
-        later: list[Callable[[], None]] = []
-        node.call_later = lambda action, _: later.append(action)
+    later: list[Callable[[], None]] = []
+    given = {"call_later": lambda action, _: later.append(action)}
+    with started(CrashFileSystem(), given=given, apply_seconds=0.0) as node:
         transactions = [Transaction((), (Increment(b"n", 1),)) for _ in range(3)]
         ended: list[tuple[int, int]] = []
 
@@ -1006,17 +1013,17 @@ def test_what_is_committed_is_applied_by_and_by() -> None:
 
 def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A follower whose clients read without a pause would fall behind without end otherwise."""
-    monkeypatch.setattr(node_module, "MAX_BATCH", 8)
-    with started(CrashFileSystem()) as node:
+    monkeypatch.setattr(applying, "LONG_BACKLOG", 8)
+    now = time.monotonic()
+    later: list[Callable[[], None]] = []
+    given = {"call_later": lambda action, _: later.append(action), "clock": lambda: now}
+    with started(CrashFileSystem(), given=given) as node:
         rest(node)
-        later: list[Callable[[], None]] = []
-        node.call_later = lambda action, _: later.append(action)
-        now, slices = node._clock(), []
-        node._clock = lambda: now
+        slices: list[float] = []
         apply = node._store.apply
 
         def noted(entries: Sequence[Entry], is_over: Callable[[], bool]) -> Mapping[int, Outcome]:
-            slices.append(round(node._until - now, 3))
+            slices.append(round(node._applying._until - now, 3))
             assert not is_over()
             return apply(entries[:1])
 
@@ -1033,7 +1040,7 @@ def test_a_start_applies_all_of_its_log() -> None:
     fs = CrashFileSystem()
     with started(fs, apply_seconds=0.0) as node:
         assert write(node, *[(b"%d" % n, b"v") for n in range(600)]) == [None] * 600
-        node._failure = DiskFailed("no last checkpoint")
+        node._standing.fail(DiskFailed("no last checkpoint"))
     with started(fs, apply_seconds=0.0) as node:
         assert node._store.records == 600
         node.write([Transaction((), (Increment(b"n", 1),))] * 3, lambda *_: None)

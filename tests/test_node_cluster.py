@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 from conure import errors
-from conure.cluster import node as node_module
+from conure.cluster import pacing, transfers
 from conure.cluster.leases import LEASE_SHARE, MAX_TOLD
 from conure.cluster.membership import newcomer
-from conure.cluster.node import TICK, Command, Node, NodeOptions
+from conure.cluster.monitor import CallLater
+from conure.cluster.node import TICK, Node
+from conure.cluster.options import NodeOptions
+from conure.cluster.proposing import Command
 from conure.commands import (
     Acquire,
     Committed,
@@ -150,6 +153,7 @@ class Lab:
         self.cut: set[str] = set()  # nodes that nobody reaches, and that reach nobody
         self.refused: list[str] = []
         self.connecting: dict[str, set[str]] = {}  # by node, to whom it wanted connections
+        self.later: dict[str, CallLater] = {}  # by node, unless all is done at once
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -178,10 +182,17 @@ class Lab:
             clock=lambda: self.now,
             wall=lambda: EPOCH + self.now + self.ahead.get(node_id, 0.0),
             rng=random.Random(node_id),
+            call_later=lambda action, seconds: self.call_later(node_id, action, seconds),
         )
         self.nodes[node_id] = node
         node.recover()
         return node
+
+    def call_later(self, node_id: str, action: Callable[[], None], seconds: float) -> None:
+        if node_id in self.later:
+            self.later[node_id](action, seconds)
+        else:
+            action()
 
     def stop(self, node_id: str) -> None:
         self.nodes.pop(node_id).stop()
@@ -451,7 +462,7 @@ def test_a_member_that_moved_is_found_and_one_entry_follows() -> None:
     last = lab["n1"]._raft.last_index
     lab.add("n3", raft_address="elsewhere:7001", http_address="http://elsewhere:8081")
     lab.tick(60)
-    server = lab.leader()._members.get("n3")
+    server = lab.leader()._roster.members.get("n3")
     assert server is not None
     assert (server.raft_address, server.http_address) == ("elsewhere:7001", "http://elsewhere:8081")
     put(lab, b"k", b"v")
@@ -473,7 +484,7 @@ def test_an_arbiter_that_moved_is_found_without_a_leader() -> None:
     assert lab["n1"]._raft.state is not State.LEADER
     lab.add("a", role="arbiter", raft_address="elsewhere:7001")
     put(lab, b"k", b"v")
-    server = lab.leader()._members.get("a")
+    server = lab.leader()._roster.members.get("a")
     assert server is not None
     assert server.raft_address == "elsewhere:7001"
 
@@ -494,7 +505,7 @@ def test_a_cluster_that_moved_as_a_whole_finds_itself_by_its_seeds() -> None:
         assert isinstance(answers[0], NotLeader)
     put(lab, b"k", b"w")
     lab.tick(60)
-    addresses = {server.id: server.raft_address for server in lab["n3"]._members.servers}
+    addresses = {server.id: server.raft_address for server in lab["n3"]._roster.members.servers}
     assert addresses == {n: f"new-{n}:7001" for n in ("n1", "n2", "n3")}
 
 
@@ -564,7 +575,7 @@ def test_a_member_that_comes_back_at_once_is_found_at_its_new_address() -> None:
     assert suffrages(lab["n1"])["n3"] == "voter"
     lab.tick(30)
     assert value_of(lab["n3"], b"k") == b"v"
-    member = lab["n1"]._members.get("n3")
+    member = lab["n1"]._roster.members.get("n3")
     assert member is not None
     assert member.raft_address == "elsewhere:7001"
 
@@ -576,7 +587,7 @@ def test_a_member_at_an_address_that_is_taken_does_not_hold_up_others_that_moved
     lab.add("n2", raft_address="n4:7001")  # n4's, which is dead
     lab.add("n3", raft_address="elsewhere:7001")
     lab.tick(60)
-    moved = lab.leader()._members.get("n3")
+    moved = lab.leader()._roster.members.get("n3")
     assert moved is not None
     assert moved.raft_address == "elsewhere:7001"
 
@@ -589,7 +600,7 @@ def test_members_that_change_places_are_known_there(caplog: pytest.LogCaptureFix
     for node_id, place in (("n2", "n3"), ("n3", "n2"), ("n4", "n1")):  # n1's, which stays
         lab.add(node_id, raft_address=f"{place}:7001")
     lab.tick(60)
-    members = lab.leader()._members
+    members = lab.leader()._roster.members
     addresses = {server.id: server.raft_address for server in members.servers}
     assert addresses == {"n1": "n1:7001", "n2": "n3:7001", "n3": "n2:7001", "n4": "n4:7001"}
     assert set(suffrages(lab.leader()).values()) == {"voter"}
@@ -771,7 +782,7 @@ class Later(list[tuple[Callable[[], None], float]]):
 
 def paused(lab: Lab) -> Later:
     later = Later()
-    lab["n1"].call_later = lambda action, seconds: later.append((action, seconds))
+    lab.later["n1"] = lambda action, seconds: later.append((action, seconds))
     return later
 
 
@@ -846,8 +857,8 @@ def test_nobody_is_waited_for_once_all_who_were_answered_have_asked_again() -> N
     ("held", "waits"),
     [
         (0, []),
-        (1, [node_module.GATHER]),
-        (63, [node_module.GATHER]),
+        (1, [pacing.GATHER]),
+        (63, [pacing.GATHER]),
         (64, [0.0]),
     ],
 )
@@ -874,7 +885,9 @@ def test_a_lone_node_holds_nothing_back() -> None:
 
 def rounds(lab: Lab) -> int:
     """How many rounds n1 has begun to confirm reads."""
-    return lab["n1"]._raft._read_round
+    leading = lab["n1"]._raft._leading
+    assert leading is not None
+    return leading.read_round
 
 
 def test_reads_gather_while_others_are_confirmed_and_need_no_tick() -> None:
@@ -899,7 +912,7 @@ def test_a_read_that_comes_while_answers_are_sent_goes_with_those_held_back() ->
     assert later.act() == 0.0
     answers.append(read(lab["n1"]))
     assert rounds(lab) == before + 1
-    assert later.act() == node_module.GATHER
+    assert later.act() == pacing.GATHER
     lab.settle()
     assert answers == [[None]] * 4
     assert rounds(lab) == before + 2
@@ -995,13 +1008,13 @@ def test_reads_that_are_held_back_are_answered_once_however_it_ends(end: str) ->
         lab.cut |= {"n2", "n3"}
         lab.tick(5)
     elif end == "failure":
-        with node._turn:
+        with node._monitor:
             node._fail(CorruptionError("conure.db", 0, "it is torn"))
     elif end == "stop":
         lab.stop("n1")
     else:
         lab.settle()  # the first one is answered
-        with node._lock:
+        with node._monitor.lock:
             node._raft._become_follower(node._raft.term)
             node._raft._become_candidate(force=True)
             node._drive()
@@ -1073,7 +1086,7 @@ def test_writes_that_are_held_back_are_proposed_by_who_leads_again() -> None:
     later, node = paused(lab), lab["n1"]
     outcomes = [begin(node, (b"k", b"1")), begin(node, (b"k", b"2"))]
     lab.settle()
-    with node._lock:  # loses leadership and has it again before its turn comes
+    with node._monitor.lock:  # loses leadership and has it again before its turn comes
         node._raft._become_follower(node._raft.term)
         node._raft._become_candidate(force=True)
         node._drive()
@@ -1100,7 +1113,7 @@ def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -
         lab.disks["n1"].set_capacity(lab.disks["n1"].used_bytes())
         expected = DiskFull
     elif end == "failure":
-        with node._turn:
+        with node._monitor:
             node._fail(CorruptionError("conure.db", 0, "it is torn"))
         assert isinstance(proposed[0], OutcomeUnknown)
     else:
@@ -1182,11 +1195,13 @@ def test_time_goes_on_at_a_leader_whose_wall_clock_is_behind() -> None:
 
 
 def test_what_is_due_ends_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conure.cluster.node.MAX_EXPIRED", 2)
+    monkeypatch.setattr("conure.cluster.expiring.MAX_EXPIRED", 2)
     lab = cluster("n2")
     do(lab, *[Put(b"%d" % number, b"v", ttl=100) for number in range(5)])
     lab.tick_until(lambda: len(lab["n1"]._store.engine) == 1)  # but for the clock
-    kinds = [kind for block in lab["n1"]._history.view().blocks for _, kind, *_ in block.events]
+    kinds = [
+        kind for block in lab["n1"]._applying._history.view().blocks for _, kind, *_ in block.events
+    ]
     assert kinds == [EventKind.PUT] * 5 + [EventKind.EXPIRE] * 5
 
 
@@ -1219,7 +1234,7 @@ def test_a_session_and_what_it_holds_are_seen_until_it_ends() -> None:
     lab.tick(25)
     assert lab["n2"].look(b"k")[1:] == (None, None)
     assert lab["n2"].session(b"s")[1] is None
-    ((*_, last),) = [b.events for b in lab["n2"]._history.view().blocks]
+    ((*_, last),) = [b.events for b in lab["n2"]._applying._history.view().blocks]
     _, kind, key, _, _ = last[:5]
     assert (kind, key) == (EventKind.EXPIRE, b"k")
 
@@ -1251,13 +1266,15 @@ def test_only_a_member_with_records_can_be_watched() -> None:
         lab["stranger"].check_watchable()
     put(lab, b"k", b"v")
     lab.tick(5)
-    events = lab["n3"]._history.view()
+    events = lab["n3"]._applying._history.view()
     assert lab.remove("n3") is None
     lab.tick(5)
     with pytest.raises(Unavailable, match="this node is of no cluster; watch at another"):
         lab["n3"].check_watchable()
-    assert lab["n3"]._history.view().floor > events.revision, "those who watch there are ended"
-    assert lab["n2"]._history.view().floor == 0
+    assert lab["n3"]._applying._history.view().floor > events.revision, (
+        "those who watch there are ended"
+    )
+    assert lab["n2"]._applying._history.view().floor == 0
 
 
 def test_a_log_that_is_damaged_while_it_is_read_ends_the_node_and_sends_nothing() -> None:
@@ -1275,8 +1292,8 @@ def test_a_log_that_is_damaged_while_it_is_read_ends_the_node_and_sends_nothing(
     lab.sent.clear()
     lab.add("n3")
     lab.tick_until(lambda: "n1" in lab.failed)
-    assert isinstance(leader._failure, CorruptionError)
-    assert leader._failure.file == segment.path
+    assert isinstance(leader._standing.failure, CorruptionError)
+    assert leader._standing.failure.file == segment.path
     assert not [m for m in lab.sent if m.sender == "n1" and m.to == "n3" and m.entries]
     put(lab, b"after", b"the others go on")
     lab.tick(10)
@@ -1291,9 +1308,9 @@ def test_an_installed_state_begins_another_history() -> None:
         checkpoint(lab["n1"])
     lab.add("n3")
     lab.tick(20)
-    history = lab["n3"]._history
-    assert history.floor > lab["n1"]._history.floor
-    assert history.events < lab["n1"]._history.events
+    history = lab["n3"]._applying._history
+    assert history.floor > lab["n1"]._applying._history.floor
+    assert history.events < lab["n1"]._applying._history.events
     put(lab, b"after", b"all")
     lab.tick(5)
     revision, _, key, _, _ = history.view().blocks[-1].events[-1][:5]
@@ -1552,7 +1569,7 @@ def test_a_replica_that_differs_stops_and_stays_stopped() -> None:
     put(lab, b"k", b"v")
     lab["n3"]._store.digest ^= 1
     lab.tick_until(lambda: "n3" in lab.failed)
-    assert isinstance(lab["n3"]._failure, Diverged)
+    assert isinstance(lab["n3"]._standing.failure, Diverged)
     with pytest.raises(Unavailable):
         value_of(lab["n3"], b"k")
     put(lab, b"k", b"w")
@@ -1590,7 +1607,7 @@ def test_a_leader_that_can_not_note_that_it_differs_ends_all_the_same() -> None:
     lab.disks["n1"].set_capacity(0)
     pending: list[ConureError | None] = []
     lab.tick_until(lambda: "n1" in lab.failed)
-    assert isinstance(lab["n1"]._failure, Diverged)
+    assert isinstance(lab["n1"]._standing.failure, Diverged)
     assert pending == []
 
 
@@ -1608,13 +1625,13 @@ def test_only_who_leads_now_decides_that_a_replica_differs() -> None:
     put(lab, b"k", b"v")
     lab.tick(3)
     node, term = lab["n2"], lab["n1"]._raft.term
-    node._told = ("n1", term, node._store.applied_index)
+    node._audits._told = ("n1", term, node._store.applied_index)
     for sender, said in (("n3", term), ("n1", term - 1), ("n1", term)):
-        assert node._failure is None
+        assert node._standing.failure is None
         verdict = Message(MessageType.AUDIT, sender, "n2", said, index=node._store.applied_index)
         verdict.reject, verdict.context = True, node._store.digest ^ 1
         node.receive([verdict])
-    assert isinstance(node._failure, Diverged)
+    assert isinstance(node._standing.failure, Diverged)
 
 
 def test_a_verdict_that_answers_nothing_ends_nobody() -> None:
@@ -1623,12 +1640,12 @@ def test_a_verdict_that_answers_nothing_ends_nobody() -> None:
     put(lab, b"k", b"v")
     lab.tick(30)
     raft, store = lab["n3"]._raft, lab["n3"]._store
-    told, lab["n3"]._told = lab["n3"]._told, ("", 0, 0)
+    told, lab["n3"]._audits._told = lab["n3"]._audits._told, ("", 0, 0)
     for sender, term in (("n1", raft.term), ("n2", raft.term), ("n1", 0), ("n1", 1 << 63)):
         verdict = Message(MessageType.AUDIT, sender, "n3", term, index=store.applied_index)
         verdict.context, verdict.reject = store.digest ^ 1, True
         lab["n3"].receive([verdict])
-    lab["n3"]._told = told
+    lab["n3"]._audits._told = told
     for sender, index in (("n2", told[2]), ("n1", told[2] + 1), ("n1", (1 << 64) - 1)):
         verdict = Message(MessageType.AUDIT, sender, "n3", raft.term, index=index)
         verdict.context, verdict.reject = store.digest ^ 1, True
@@ -1640,8 +1657,8 @@ def test_what_a_former_life_of_a_member_says_of_its_digest_counts_for_nothing() 
     """Nor is a question answered, or a verdict taken, of one of the leader's."""
     lab = cluster("n2", "n3")
     put(lab, b"k", b"v")
-    lab.tick_until(lambda: lab["n1"]._audit.index == lab["n1"]._store.applied_index)
-    raft, audit, store = lab["n1"]._raft, lab["n1"]._audit, lab["n2"]._store
+    lab.tick_until(lambda: lab["n1"]._audits.current.index == lab["n1"]._store.applied_index)
+    raft, audit, store = lab["n1"]._raft, lab["n1"]._audits.current, lab["n2"]._store
     answer = Message(MessageType.AUDIT_RESPONSE, "n2", "n1", raft.term, index=audit.index)
     answer.context, answer.incarnation = store.digest ^ 1, "a former one"
     lab["n1"].receive([answer])
@@ -1675,7 +1692,7 @@ def test_busy_replicas_are_compared_at_marks() -> None:
 def checkpoint(node: Node) -> None:
     node._upkeep.checkpoint(0.0)
     node._upkeep.prepare()
-    assert node._failure is None
+    assert node._standing.failure is None
 
 
 def test_a_lone_node_cuts_its_log_at_each_checkpoint_others_keep_a_tail() -> None:
@@ -1737,12 +1754,12 @@ def test_a_state_takes_the_place_of_what_waits_to_be_applied(
 ) -> None:
     lab = cluster("n2", "n3", checkpoint_log_bytes=500)
     busy = lab["n3"]
-    busy.call_later = lambda action, seconds: None
+    lab.later["n3"] = lambda action, seconds: None
     with monkeypatch.context() as patch:
-        patch.setattr(busy, "_apply_some", lambda: None)
+        patch.setattr(busy._applying, "apply_some", list)
         put(lab, b"00", b"waits")
         lab.tick(2)
-        assert busy._unapplied
+        assert busy._applying.backlog
         lab.cut.add("n3")
         for number in range(60):
             put(lab, b"%02d" % (number % 20), b"%d" % number)
@@ -1873,11 +1890,11 @@ def test_an_installed_state_tells_who_the_members_are() -> None:
         put(lab, b"%02d" % (number % 20), b"%d" % number)
         checkpoint(lab["n1"])
     lab.add("n3", checkpoint_log_bytes=500)
-    assert lab["n3"]._members.get("n4") is None
+    assert lab["n3"]._roster.members.get("n4") is None
     lab.tick(20)
     assert lab["n3"]._log.snapshot.index == lab["n3"]._store.applied_index
-    assert lab["n3"]._members == lab["n1"]._members
-    assert lab["n3"]._members.get("n4") is not None
+    assert lab["n3"]._roster.members == lab["n1"]._roster.members
+    assert lab["n3"]._roster.members.get("n4") is not None
 
 
 def test_a_write_whose_end_is_hidden_in_a_snapshot_is_of_unknown_outcome() -> None:
@@ -1963,10 +1980,10 @@ def test_a_state_that_does_not_go_on_leaves_no_file() -> None:
     assert far is not None
     rows = [(b"ka", b"v", 1, 1, 1, 0)]
     lab["n2"].housekeep()
-    lab.now += node_module.TRANSFER_REST - 1
+    lab.now += transfers.TRANSFER_REST - 1
     far.add(codec.encode_records(rows))
     lab["n2"].housekeep()
-    lab.now += node_module.TRANSFER_REST - 1
+    lab.now += transfers.TRANSFER_REST - 1
     lab["n2"].housekeep()
     assert len(staged(lab, "n2")) == 1  # a record has come meanwhile
     lab.now += 2
@@ -2029,14 +2046,14 @@ def test_a_second_transfer_waits_for_the_one_of_an_earlier_term() -> None:
     incoming = lab["n3"].begin_snapshot(outgoing.header)
     assert incoming is not None
     lab.snapshots.clear()
-    with lab["n1"]._lock:
+    with lab["n1"]._monitor.lock:
         lab["n1"]._raft._become_follower(lab["n1"]._raft.term)
         lab["n1"]._raft._become_candidate(force=True)
         lab["n1"]._drive()
     sent = len(lab.sent)
     lab.tick(20)
     assert lab["n1"]._raft.state is State.LEADER
-    assert lab["n1"]._transfers  # and nothing but this one goes to n3
+    assert lab["n1"]._transfers.outgoing  # and nothing but this one goes to n3
     assert lab["n3"]._store.digest != lab["n1"]._store.digest
     assert len(lab.sent) > sent
     for chunk in outgoing.chunks(b""):
@@ -2045,7 +2062,7 @@ def test_a_second_transfer_waits_for_the_one_of_an_earlier_term() -> None:
     outgoing.close()
     lab["n1"].snapshot_sent("n3", incoming.meta.index)
     lab.tick(20)
-    assert not lab["n1"]._transfers
+    assert not lab["n1"]._transfers.outgoing
     assert lab["n3"]._store.digest == lab["n1"]._store.digest
 
 
@@ -2060,7 +2077,7 @@ def test_a_snapshot_message_without_its_data_does_nothing() -> None:
     applied = lab["n2"]._store.applied_index
     lab["n2"].receive([fake])
     assert lab["n2"]._store.applied_index == applied
-    assert lab["n2"]._failure is None
+    assert lab["n2"]._standing.failure is None
 
 
 def test_a_node_that_was_stopped_takes_nothing_any_more() -> None:
@@ -2377,15 +2394,15 @@ def spoken(node: Node) -> str:
 def test_who_has_no_time_to_apply_takes_no_more_than_it_may_keep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("conure.cluster.node.MAX_UNAPPLIED", 5)
+    monkeypatch.setattr("conure.cluster.intake.MAX_UNAPPLIED", 5)
     lab = cluster("n2", "n3")
     busy = lab["n3"]
-    busy.call_later = lambda action, seconds: None
+    lab.later["n3"] = lambda action, seconds: None
     with monkeypatch.context() as patch:
-        patch.setattr(busy, "_apply_some", lambda: None)
+        patch.setattr(busy._applying, "apply_some", list)
         for number in range(30):
             put(lab, b"%d" % number, b"v")
-        assert 5 < len(busy._unapplied) < 15
+        assert 5 < len(busy._applying.backlog) < 15
         assert busy._log.last_index < lab["n1"]._log.last_index
     lab.tick_until(lambda: value_of(busy, b"29") == b"v")
     assert busy._log.last_index == lab["n1"]._log.last_index
@@ -2507,8 +2524,8 @@ def test_an_older_release_does_not_skip_what_it_can_not_read() -> None:
     lab.add("n3", speaks=1)
     lab["n3"].receive([Message(MessageType.HEARTBEAT, "n1", "n3", lab["n1"]._raft.term, commit=99)])
     assert lab.failed == {"n3"}
-    assert isinstance(lab["n3"]._failure, VersionTooNew)
-    assert "run a release of ConureDB that speaks version 2" in str(lab["n3"]._failure)
+    assert isinstance(lab["n3"]._standing.failure, VersionTooNew)
+    assert "run a release of ConureDB that speaks version 2" in str(lab["n3"]._standing.failure)
     lab.failed.clear()
     lab.stop("n3")
     lab.add("n3", speaks=2)

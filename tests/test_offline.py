@@ -18,7 +18,7 @@ import pytest
 
 import conuredb
 from btree import BTree
-from conure.cluster.node import _configuration_at
+from conure.cluster.opening import configuration_at
 from conure.commands import Acquire, Increment, OpenSession, Operation, Put, Transaction
 from conure.consensus.messages import Entry, EntryKind
 from conure.consensus.raftlog import RaftLog
@@ -83,7 +83,7 @@ def backup_of(data: Path, file: Path) -> Backup:
     fs = OsFileSystem()
     raft_log = RaftLog.open(fs, str(data / "raft"))
     tree = BTree.open(fs, str(data / DATABASE), create=False)
-    store = Store(tree, _configuration_at(raft_log, tree.applied_index))
+    store = Store(tree, configuration_at(raft_log, tree.applied_index))
     backup = Backup(store.snapshot(), Facts("0ld", "node0", 1_795_378_244_799))
     file.write_bytes(b"".join(backup.chunks()))
     backup.close()

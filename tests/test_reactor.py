@@ -11,7 +11,7 @@ import pytest
 
 from conure.http.server import HTTPServer
 from conure.net.link import Link, PlainLink
-from conure.net.listener import Listener
+from conure.net.listener import Listener, bind
 from conure.net.reactor import IN, Bounds, Reactor
 from tests.httpdriver import Recorder, connect, exchange, read_all, statuses, wait_until
 
@@ -102,7 +102,7 @@ def test_one_reactor_serves_two_front_ends_on_two_addresses() -> None:
     application = Recorder()
     server = HTTPServer(("127.0.0.1", 0), application, reactor=reactor)
     front = Echo(reactor)
-    echo = Listener(("127.0.0.1", 0), reactor, front, fail, "echo")
+    echo = Listener(bind(("127.0.0.1", 0)), reactor, front, fail, "echo")
     try:
         server.start()
         echo.start()

@@ -28,13 +28,14 @@ class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
     PLAYED = ("API", "Forwarder", "History", "HTTPServer", "Joiner", "MetricsAPI", "Node",
-              "Requests", "Transport", "Watchers", "gc", "signal")  # fmt: skip
+              "Reactor", "Requests", "Transport", "Watchers", "bind", "gc", "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
             setattr(self, name, MagicMock(name=name))
             monkeypatch.setattr(conuredb, name, getattr(self, name))
         self.HTTPServer.return_value.port = 8181
+        self.bind.return_value.getsockname.return_value = ("", 8181)
         self.Transport.return_value.port = 7171
         monkeypatch.setattr(conuredb, "raise_file_limit", lambda: 1 << 40)
         monkeypatch.setattr(conuredb, "others_who_may_write", lambda _: "")
@@ -65,7 +66,7 @@ class Received:
 
     @property
     def addresses(self) -> list[Any]:
-        return [call.args[0] for call in self.HTTPServer.call_args_list]
+        return [call.args[0] for call in self.bind.call_args_list]
 
     @property
     def forwarder(self) -> Any:

@@ -184,7 +184,7 @@ def writing(world: Simulation, commands: list[tuple[bytes, bytes | None]]) -> Pr
 
 def is_behind(machine: Machine, key: bytes) -> bool:
     """Tell whether a snapshot is coming in and has got behind that key."""
-    incoming = machine.node._incoming
+    incoming = machine.node._transfers.incoming
     return incoming is not None and incoming.resume_after() > key
 
 
@@ -280,8 +280,8 @@ def test_a_snapshot_goes_on_where_the_network_was_cut() -> None:
         reached = b""
         for interruptions in (1, 2, 3):
             assert world.run_until(partial(is_behind, machine, reached))
-            assert machine.node._incoming is not None
-            reached = machine.node._incoming.resume_after()
+            assert machine.node._transfers.incoming is not None
+            reached = machine.node._transfers.incoming.resume_after()
             world.network.cut |= {(machine.name, name) for name in world.machines}
             assert world.run_until(partial(are_interrupted, world, interruptions))
             world.network.heal()

@@ -10,31 +10,51 @@ learner that catches up, or for a leader that has just been elected needs no ret
    A member that nobody can reach would cost the quorum a voter (thesis 4.2).
 2. A change that was proposed and whose commit was not seen is *unknown*, and says so.
 
-Everything here belongs to whoever holds the node's lock.
+:class:`Membership` is what the routes ask; it takes the node's lock itself. All else here belongs
+to whoever holds that lock.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from conure.cluster.checkpointing import Upkeep
+from conure.cluster.greetings import Admission, Roads
+from conure.cluster.monitor import Monitor
 from conure.cluster.pending import Reply
+from conure.cluster.roster import Roster
+from conure.cluster.standing import Standing
 from conure.consensus.members import Configuration, Outlook, Server
 from conure.consensus.messages import State
-from conure.errors import Conflict, ConureError, NotLeader, OutcomeUnknown, Unavailable
+from conure.errors import (
+    Conflict,
+    ConureError,
+    NotLeader,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
 from conure.peers.protocol import Greeting
 from raft import Raft
 
 __all__ = [
     "Change",
     "Changes",
+    "Membership",
     "arbiters_warning",
     "newcomer",
     "preview_join",
     "preview_remove",
     "resembles",
 ]
+
+
+log = logging.getLogger("conure.node")
 
 
 @dataclass(slots=True)
@@ -118,6 +138,247 @@ class Changes:
             change.hindrance = error  # for now: another look may find it gone
         else:
             change.is_begun, change.hindrance = True, None
+
+
+class Membership:
+    """Joins, removals and hand-overs, for the node whose core is *raft*.
+
+    *greeting* is what the node says of itself; *hear* notes what a node reads that was recognised,
+    and raises Refused where that isn't enough; *check_peer* raises Refused where it isn't any more.
+    *drive* carries out what the core asks for. *write_timeout* and *election_timeout* are in
+    seconds, by *clock*.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        changes: Changes,
+        roads: Roads,
+        admission: Admission,
+        roster: Roster,
+        standing: Standing,
+        upkeep: Upkeep,
+        monitor: Monitor,
+        clock: Callable[[], float],
+        write_timeout: float,
+        election_timeout: float,
+        *,
+        greeting: Callable[[], Greeting],
+        hear: Callable[[Greeting], None],
+        check_peer: Callable[[Greeting], None],
+        drive: Callable[[], None],
+    ) -> None:
+        self._raft = raft
+        self._changes = changes
+        self._roads = roads
+        self._admission = admission
+        self._roster = roster
+        self._standing = standing
+        self._upkeep = upkeep
+        self._monitor = monitor
+        self._clock = clock
+        self._write_timeout = write_timeout
+        self._election_timeout = election_timeout
+        self._greeting = greeting
+        self._hear = hear
+        self._check_peer = check_peer
+        self._drive = drive
+
+    def join(
+        self,
+        node_id: str,
+        raft_address: str,
+        http_address: str,
+        *,
+        voter: bool,
+        role: str,
+        reply: Reply,
+        incarnation: str = "",
+    ) -> None:
+        """Make a node a member, after asking it who it is; *reply* is told once it is one.
+
+        A voter begins as a learner. If it takes long to catch up, the answer comes before that,
+        and the leader makes it a voter as soon as it has. Without a leader nothing can change,
+        but a member that asks from a new address is found there from now on: there may be no
+        leader because nobody knew where the others had gone.
+
+        *incarnation* is the node's own, if it is known: a node that was a member before believes
+        who asks by that, though all whom it knew have left.
+        """
+        refusal: ConureError | None = None
+        with self._monitor.lock:
+            try:
+                self._standing.refuse_if_not_leading()
+            except ConureError as error:
+                refusal = error
+            is_lost = not self._raft.leader_id and self._raft.configuration.get(node_id) is not None
+        if refusal is not None:
+            if is_lost and node_id != self._raft.id:
+                found = partial(self._on_found, node_id, reply, refusal)
+                self._roads.probe(raft_address, node_id, found, self._known_as(node_id))
+            else:
+                reply(refusal)
+            return
+        asked = partial(
+            self._on_probed,
+            node_id,
+            raft_address,
+            http_address,
+            voter=voter,
+            role=role,
+            reply=reply,
+        )
+        if node_id == self._raft.id:
+            asked(self._greeting())
+        else:
+            self._roads.probe(raft_address, node_id, asked, incarnation or self._known_as(node_id))
+
+    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
+        """End a node's membership; *reply* is told once that is committed.
+
+        *force* insists although too few of the others answer at this moment.
+        """
+
+        asked = self._raft.ticks
+
+        def attempt() -> None:
+            configuration = self._raft.configuration
+            if configuration.get(node_id) is None and self._roster.members.get(node_id) is not None:
+                return  # on its way out already
+            rest = self._raft.check_removal(node_id, force=force)
+            if not force and not self._raft.have_answered(rest, asked):
+                raise Unavailable("too few of the members that stay have answered in time")
+            self._raft.remove(node_id, force=force)
+
+        self._pursue(
+            Change(
+                attempt,
+                lambda members: members.get(node_id) is None,
+                reply,
+                self._clock() + self._write_timeout,
+                lambda _: OutcomeUnknown(
+                    f"the removal of {node_id} was not committed in time; see GET /raft/config"
+                ),
+            )
+        )
+
+    def hand_over(self, node_id: str, reply: Reply) -> None:
+        """Hand leadership to a member, or with "" to the most up to date; told when it has it."""
+
+        self._pursue(
+            Change(
+                partial(self._raft.transfer_leadership, node_id),
+                lambda _: (
+                    self._raft.leader_id == node_id
+                    or (not node_id and self._raft.leader_id not in ("", self._raft.id))
+                ),
+                reply,
+                self._clock() + 2 * self._election_timeout + 1.0,
+                lambda _: Unavailable(f"{node_id or 'nobody'} has not taken over; try again"),
+                needs_leadership=False,
+            )
+        )
+
+    def resign(self, timeout: float) -> None:
+        """Hand leadership over, if this node has it and somebody can take it, within some seconds.
+        Waits for that: for the main thread alone."""
+        with self._monitor.lock:
+            if self._raft.state is not State.LEADER or len(self._raft.configuration.voters) < 2:
+                return
+        ended = threading.Event()
+        outcome: list[ConureError | None] = []
+
+        def reply(error: ConureError | None) -> None:
+            outcome.append(error)
+            ended.set()
+
+        self.hand_over("", reply)
+        if not ended.wait(timeout) or outcome[0] is not None:
+            why = outcome[0] if outcome else "nobody took it in time"
+            log.warning("leadership was not handed over: %s", why)
+
+    def _pursue(self, change: Change) -> None:
+        """Take a change up; its reply is told how it ends. Takes the lock."""
+        with self._monitor:
+            try:
+                self._standing.refuse_if_not_leading()
+                if change.needs_leadership and self._upkeep.is_waiting:
+                    assert self._upkeep.shortage is not None
+                    raise self._upkeep.shortage
+            except ConureError as error:
+                self._monitor.finished.append(partial(change.reply, error))
+            else:
+                self._changes.add(change)
+                self._drive()
+
+    def _on_probed(
+        self,
+        node_id: str,
+        raft_address: str,
+        http_address: str,
+        found: Greeting | ConureError,
+        *,
+        voter: bool,
+        role: str,
+        reply: Reply,
+    ) -> None:
+        """Go on with a join, now that it is known who is at the address."""
+        if isinstance(found, ConureError):
+            reply(Conflict(f"{node_id} was not added: {found}"))
+            return
+        try:
+            with self._monitor.lock:
+                self._admission.check_newcomer(node_id, found)
+                self._hear(found)
+            server = newcomer(
+                found,
+                self._raft.configuration.get(node_id),
+                raft_address=raft_address,
+                http_address=http_address,
+                voter=voter,
+                role=role,
+            )
+        except (Conflict, Refused) as error:
+            reply(Conflict(f"{node_id} was not added: {error}"))
+            return
+
+        def attempt() -> None:
+            self._check_peer(found)  # what the log holds may have risen since
+            self._raft.add_learner(server)
+
+        self._pursue(
+            Change(
+                attempt,
+                lambda members: resembles(members.get(node_id), server),
+                reply,
+                self._clock() + self._write_timeout,
+                lambda members: (
+                    None  # a learner, and a voter as soon as it has caught up
+                    if members.get(node_id) == server
+                    else OutcomeUnknown(
+                        f"{node_id} was not made a member in time; see GET /raft/config"
+                    )
+                ),
+            )
+        )
+
+    def _on_found(
+        self, node_id: str, reply: Reply, refusal: ConureError, found: Greeting | ConureError
+    ) -> None:
+        """Take note where a member is, though nothing else can be done for it now."""
+        if isinstance(found, Greeting):
+            try:
+                with self._monitor.lock:
+                    self._admission.check_newcomer(node_id, found)
+                    if self._standing.is_working and found.cluster_id:
+                        self._admission.meet(found)
+            except Refused as error:
+                refusal = Conflict(str(error))
+        reply(refusal)
+
+    def _known_as(self, node_id: str) -> str:
+        with self._monitor.lock:
+            return self._admission.known_as(node_id)
 
 
 def newcomer(

@@ -1,20 +1,28 @@
-"""What a node shows of itself to people: the answers to ``/status``, ``/raft/config`` and
-``/raft/stats``. Nothing here changes anything; call it under the node's lock."""
+"""What a node shows of itself to people: the answers to ``/status``, ``/raft/config``,
+``/raft/stats`` and ``/readyz``, and what a join has to be told. Nothing here changes anything; call
+it with the node's lock."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from conure.cluster.checkpointing import Upkeep
+from conure.cluster.leases import Lease
+from conure.cluster.standing import Standing
 from conure.cluster.versions import Versions
 from conure.consensus.members import Server
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
+from conure.peers.protocol import Greeting
 from conure.state.machine import Store
 from conure.storage.datadir import Identity
 from raft import Raft
 
-__all__ = ["members", "raft_stats", "status"]
+__all__ = ["Check", "facts", "liveness", "members", "raft_stats", "readiness", "status"]
+
+Check = tuple[str, bool, str]
+"""What is checked, whether it passes, and why."""
 
 
 def status(raft: Raft, store: Store, identity: Identity, version: str) -> dict[str, Any]:
@@ -87,6 +95,44 @@ def raft_stats(
         "num_peers": sum(voter != raft.id for voter in configuration.voters),
     }
     return {name: str(value) for name, value in facts.items()}
+
+
+def liveness(standing: Standing) -> Check:
+    """Tell whether the process can go on at all; no quorum is asked. Any thread, without a lock."""
+    failure = standing.failure
+    return ("process", failure is None, str(failure or "ok"))
+
+
+def readiness(
+    raft: Raft, store: Store, upkeep: Upkeep, lease: Lease, standing: Standing
+) -> list[Check]:
+    """Tell whether a node can serve requests, check by check."""
+    full = upkeep.shortage
+    leader = raft.configuration.get(raft.leader_id)
+    behind = max(0, raft.state_index - store.applied_index)
+    waits = ", and the log waits for room" if upkeep.is_waiting else ""
+    is_member = raft.configuration.get(raft.id) is not None
+    is_stopping = standing.is_stopping
+    return [
+        liveness(standing),
+        ("member", is_member, "ok" if is_member else "of no cluster"),
+        ("leader", leader is not None, leader.id if leader else "none is known"),
+        ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
+        ("disk", True, f"full, writes are refused{waits}: {full}" if full else "ok"),
+        ("timeouts", True, lease.differences or "ok"),
+        ("stopping", not is_stopping, "yes" if is_stopping else "no"),
+    ]
+
+
+def facts(greeting: Greeting) -> dict[str, Any]:
+    """Return what ``POST /join`` has to be told to make a node a member. Any thread."""
+    return {
+        "ID": greeting.node_id,
+        "RaftAddr": greeting.raft_address,
+        "HTTPAddr": greeting.http_address,
+        "Role": greeting.role,
+        "Incarnation": greeting.incarnation,
+    }
 
 
 def _suffrage(server: Server) -> str:

@@ -1,8 +1,9 @@
 """An address on which clients are accepted, and the thread that does so.
 
 :func:`bind` takes an address, before anything else is begun. A :class:`Listener` accepts there, and
-hands each connection to a reactor together with the front end that is to speak with it. Several listeners may share a reactor. It never reads or writes what
-clients send; where connections have to be turned away, the front end does it (places.py counts).
+hands each connection to a reactor together with the front end that is to speak with it. Several
+listeners may share a reactor. It never reads or writes what clients send; where connections have to
+be turned away, the front end does it (places.py counts).
 
 Accepting runs in the thread of :meth:`Listener.serve_forever`, which is the listener's own after
 :meth:`Listener.start`. ``connections_accepted`` may be read from any thread.

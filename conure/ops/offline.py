@@ -40,7 +40,7 @@ from functools import partial
 from itertools import starmap
 from typing import Any, Final, NoReturn, TypeVar
 
-from conure.cluster.node import check_agreement
+from conure.cluster.opening import check_agreement
 from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
 from conure.consensus.raftlog import RaftLog

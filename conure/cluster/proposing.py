@@ -1,0 +1,147 @@
+"""Writes on their way into the log: encoded, held, and proposed as one batch of entries.
+
+A batch takes what is held, up to MAX_BATCH commands, once :class:`Pacing` lets it go. Room in the
+log is reserved before the core hears of it, so that a full disk refuses a write and nothing else.
+From then on a write is answered by what is committed at its index.
+
+Everything here belongs to the holder of the node's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+from conure.cluster.checkpointing import Upkeep
+from conure.cluster.expiring import Expiries
+from conure.cluster.monitor import Monitor
+from conure.cluster.pacing import Pacing
+from conure.cluster.pending import Held, WriteReply, Writes
+from conure.cluster.room import Room
+from conure.cluster.versions import Versions
+from conure.commands import Transaction
+from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
+from conure.errors import Conflict, ConureError, OutcomeUnknown
+from conure.metrics import Histogram
+from conure.state import codec
+from raft import Raft
+
+__all__ = ["Command", "Proposals"]
+
+MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
+"""Held commands, and their bytes, after which no more are proposed in one go: to log and apply
+them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
+
+Command = tuple[bytes, bytes | None] | Transaction
+"""A key and its new value, None to delete it; or a transaction, whose time is set by the node."""
+
+
+class Proposals:
+    """Proposes to *raft* what is held in *writes*.
+
+    *refused* is told why a write was refused and returns what to answer; *fail* ends the node.
+    *timeout* is how long a write may take, in seconds. *batch_sizes* observes commands a batch.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        raft_log: RaftLog,
+        writes: Writes,
+        pacing: Pacing,
+        room: Room,
+        upkeep: Upkeep,
+        versions: Versions,
+        expiries: Expiries,
+        monitor: Monitor,
+        refused: Callable[[ConureError], ConureError],
+        fail: Callable[[Exception], None],
+        clock: Callable[[], float],
+        timeout: float,
+        batch_sizes: Histogram,
+    ) -> None:
+        self._raft = raft
+        self._log = raft_log
+        self._writes = writes
+        self._pacing = pacing
+        self._room = room
+        self._upkeep = upkeep
+        self._versions = versions
+        self._expiries = expiries
+        self._monitor = monitor
+        self._refused = refused
+        self._fail = fail
+        self._clock = clock
+        self._timeout = timeout
+        self._batch_sizes = batch_sizes
+
+    def hold(self, commands: Sequence[Command], reply: WriteReply) -> None:
+        """Encode commands and let them wait until they are proposed. A transaction gets its time
+        here."""
+        encoded = self._encode(commands)
+        self._writes.hold(Held(encoded, reply, self._clock() + self._timeout))
+
+    def propose(self) -> None:
+        """Make one batch of log entries of the held writes, all that it takes, or refuse them.
+
+        None while others wait for their quorum. So a batch grows while the one before it is sent
+        and synced, and the disks sync for many. But nothing waits behind what waits for room.
+        """
+        pacing = self._pacing
+        if pacing.is_pausing or (pacing.is_busy() and not self._room.unwritten):
+            return
+        held = self._writes.release(MAX_BATCH, MAX_BATCH_BYTES)
+        if not held:
+            return
+        commands = list(chain.from_iterable([each.commands for each in held]))
+        newest = codec.newest_version(commands)
+        if newest > 1:
+            held = self._that_all_read(held)
+            commands = list(chain.from_iterable([each.commands for each in held]))
+            if not commands:
+                return
+        try:
+            obstacle = self._upkeep.obstacle
+            if obstacle is not None:
+                raise obstacle
+            self._log.reserve(sum(map(len, commands)) + ENTRY_OVERHEAD * len(commands))
+            first = self._raft.propose(commands)
+        except ConureError as error:
+            self._monitor.finished += [each.answer(self._refused(error)) for each in held]
+            return
+        except Exception as error:  # noqa: BLE001 - a bug; see Node._drive
+            self._fail(error)
+            unknown = OutcomeUnknown(f"the node failed while it worked on this: {error}")
+            self._monitor.finished += [each.answer(unknown) for each in held]
+            return
+        self._versions.logged = max(self._versions.logged, newest)
+        term = self._raft.term
+        pacing.note_proposed(term, first + len(commands) - 1)
+        self._batch_sizes.observe(len(commands))
+        for commands_of_one, reply, deadline in held:
+            self._writes.add(term, first, len(commands_of_one), reply, deadline)
+            first += len(commands_of_one)
+
+    def _encode(self, commands: Sequence[Command]) -> list[bytes]:
+        put, delete = codec.encode_put, codec.encode_delete
+        encoded = []
+        for command in commands:
+            if isinstance(command, Transaction):
+                stamped = command._replace(time=self._expiries.time())
+                encoded.append(codec.encode_transaction(stamped))
+            else:
+                key, value = command
+                encoded.append(delete(key) if value is None else put(key, value))
+        return encoded
+
+    def _that_all_read(self, held: Sequence[Held]) -> list[Held]:
+        """Return the held writes whose format every member reads, and refuse the others."""
+        kept = []
+        for each in held:
+            try:
+                self._versions.check(codec.newest_version(each.commands), self._raft.configuration)
+            except Conflict as error:
+                self._monitor.finished.append(each.answer(error))
+            else:
+                kept.append(each)
+        return kept
