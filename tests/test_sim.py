@@ -18,12 +18,12 @@ from unittest import mock
 
 import pytest
 
+from btree import BTreeKind
 from conure.cluster.leases import Lease
 from conure.cluster.node import Node
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
 from conure.errors import ConureError, DiskFailed, Diverged, ForeignDirectory
-from conure.state import snapshots
 from tests.answers import value_of
 from tests.linearizability import Violation
 from tests.sim import (
@@ -302,7 +302,7 @@ def test_an_installation_that_the_disk_stops_half_way_is_finished_by_the_next_st
         def put_in_place(*_: object) -> None:
             raise DiskFailed("renaming failed: input/output error")
 
-        with mock.patch.object(snapshots, "_put_in_place", put_in_place):
+        with mock.patch.object(BTreeKind, "put_in_place", put_in_place):
             machine.excuses = BROKEN_DISK
             assert world.run_until(lambda: not machine.up)
         machine.excuses = ()
