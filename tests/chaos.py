@@ -46,8 +46,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import Cluster, Member, Workload, wait_until
-from tests.netns import Impairment, Lab, why_not
+from tests.lab.cluster import Cluster, Member, Workload, wait_until
+from tests.lab.netns import Impairment, Lab, why_not
 
 FLAGS = (
     "--log-segment-bytes=64KiB",
@@ -462,7 +462,7 @@ def _ballast(member: Member) -> Path:
 def _jumping_clock(directory: Path) -> dict[str, str]:
     """Return the environment in which a process has a clock that CLOCK_ORDER can set."""
     library = directory / "clocklib.so"
-    source = Path(__file__).parent / "clocklib.c"
+    source = Path(__file__).parent / "lab" / "clocklib.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return {"LD_PRELOAD": str(library)}
 

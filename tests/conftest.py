@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from conure.net import reactor
-from tests.httpservice import FakeBackend, Service
-from tests.stubserver import MakeStub, StubServer
+from tests.lab.httpservice import FakeBackend, Service
+from tests.lab.stubserver import MakeStub, StubServer
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,33 +23,33 @@ __all__ = [
 ]
 
 CORE_TESTS = (
-    "tests/test_raft_paper.py",
-    "tests/test_raft_checklist.py",
-    "tests/test_raft_script.py",
-    "tests/test_raft_random.py",
-    "tests/test_raft_configuration.py",
-    "tests/test_raft_leases.py",
+    "tests/consensus/test_raft_paper.py",
+    "tests/consensus/test_raft_checklist.py",
+    "tests/consensus/test_raft_script.py",
+    "tests/consensus/test_raft_random.py",
+    "tests/consensus/test_raft_configuration.py",
+    "tests/consensus/test_raft_leases.py",
 )
 
-NODE_TESTS = ("tests/test_node.py", "tests/test_node_cluster.py")
+NODE_TESTS = ("tests/cluster/test_node.py", "tests/cluster/test_node_cluster.py")
 
-CLUSTER_TESTS = ("tests/test_node_cluster.py",)
+CLUSTER_TESTS = ("tests/cluster/test_node_cluster.py",)
 
-LEASE_TESTS = ("tests/test_raft_leases.py",)
+LEASE_TESTS = ("tests/consensus/test_raft_leases.py",)
 
-LOG_TESTS = ("tests/test_raftlog.py", "tests/test_raftlog_crash.py")
+LOG_TESTS = ("tests/consensus/test_raftlog.py", "tests/consensus/test_raftlog_crash.py")
 
-FULL_DISK_TESTS = ("tests/test_full_disk.py",)
+FULL_DISK_TESTS = ("tests/cluster/test_full_disk.py",)
 
-TRANSPORT_TESTS = ("tests/test_transport.py", "tests/test_guests.py")
+TRANSPORT_TESTS = ("tests/peers/test_transport.py", "tests/peers/test_guests.py")
 
-ADMISSION_TESTS = ("tests/test_admission.py",)
+ADMISSION_TESTS = ("tests/cluster/test_admission.py",)
 
-ACCESS_TESTS = ("tests/test_httpserver_access.py",)
+ACCESS_TESTS = ("tests/http/test_httpserver_access.py",)
 
-JSON_TESTS = ("tests/test_jsonsteps.py", "tests/test_kvjson.py")
+JSON_TESTS = ("tests/http/test_jsonsteps.py", "tests/http/test_kvjson.py")
 
-ROUTE_TESTS = ("tests/test_kvapi.py", "tests/test_httpserver.py")
+ROUTE_TESTS = ("tests/http/test_kvapi.py", "tests/http/test_httpserver.py")
 
 SIMULATION = ("tests/test_sim.py",)
 

@@ -103,9 +103,9 @@ from conure.state import codec, snapshots
 from conure.state.history import History, Position
 from conure.storage import writeback
 from raft import Raft
-from tests.crashfs import SECTOR, CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
-from tests.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
-from tests.model import Command, agree
+from tests.lab.crashfs import SECTOR, CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
+from tests.lab.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
+from tests.lab.model import Command, agree
 from tests.sim_clients import Clients, Done, Lost, Reply, write
 from tests.sim_watchers import Poller, Stream, Watcher
 

@@ -50,9 +50,9 @@ from conure.commands import (
 )
 from conure.errors import ConureError, OutcomeUnknown
 from conure.storage.engine import Record
-from tests.linearizability import DELETE, PUT, Call, Seen, check_calls
-from tests.linearizability import Operation as Register
-from tests.model import Command, Model
+from tests.lab.linearizability import DELETE, PUT, Call, Seen, check_calls
+from tests.lab.linearizability import Operation as Register
+from tests.lab.model import Command, Model
 
 if TYPE_CHECKING:
     from tests.sim import Pending, Process, Simulation

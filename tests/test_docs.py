@@ -20,9 +20,9 @@ import pytest
 from conure import errors
 from conure.config import SETTINGS, load
 from conure.errors import ConfigError, ConureError
-from tests.cluster import free_port
-from tests.httpservice import routes
-from tests.process import ServerProcess, running
+from tests.lab.cluster import free_port
+from tests.lab.httpservice import routes
+from tests.lab.process import ServerProcess, running
 from tests.test_imports import ANY, FILES, STEP, WINGS, wing_of
 
 ROOT = Path(__file__).parent.parent
@@ -186,7 +186,7 @@ def is_said(line: str) -> bool:
 
 @cache
 def names_of_tests() -> frozenset[str]:
-    code = "\n".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     return frozenset(re.findall(r"^\s*def (test_\w+)", code, re.MULTILINE))
 
 
@@ -381,8 +381,8 @@ def slug(heading: str) -> str:
 
 # -- the tour --------------------------------------------------------------------------------------
 
-# Loading and killing take their time and are tests/test_durability.py's; the terminal is
-# tests/test_conuresh.py's.
+# Loading and killing take their time and are tests/system/test_durability.py's; the terminal is
+# tests/client/test_conuresh.py's.
 NOT_HERE = ("python3 conuredb.py", "kill ", "curl -sZ", "python3 conuresh.py\n")
 AFTER_LOADING = "write_batch_size"
 

@@ -13,7 +13,7 @@ from tests.mutations import MUTATIONS, ROOT, Mutation
 from tests.test_imports import FILES
 
 UNMUTATED: dict[str, str] = {
-    "conure/cluster/options.py": "facts: tests/test_settings.py sees that each arrives",
+    "conure/cluster/options.py": "facts: tests/system/test_settings.py sees that each arrives",
     "conure/storage/engine.py": "values and protocols: there is nothing to do wrong",
     "conure/consensus/messages.py": "values and protocols: there is nothing to do wrong",
     "conure/service/backend.py": "protocols",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conure import oldpython
-from tests.process import ROOT
+from tests.lab.process import ROOT
 
 AS_AN_OLD_ONE = "import sys; sys.version_info = (3, 10, 13, 'final', 0); "
 WORDS = f"ConureDB needs Python 3.11 or newer, and this is Python 3.10 ({sys.executable})\n"

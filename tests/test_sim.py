@@ -24,8 +24,8 @@ from conure.cluster.node import Node
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
 from conure.errors import ConureError, DiskFailed, Diverged, ForeignDirectory
-from tests.answers import value_of
-from tests.linearizability import Violation
+from tests.lab.answers import value_of
+from tests.lab.linearizability import Violation
 from tests.sim import (
     BROKEN_DISK,
     KEYS,

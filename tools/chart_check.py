@@ -9,7 +9,7 @@ Kubernetes versions. Values that make no sense have to be refused, by name.
 
 Needs ``helm`` on the PATH, and kubernetes-validate from requirements-dev.txt for the schemas; what
 can't be done without them is skipped, in a line that says so. Custom resources have no schema
-there: serviceMonitor is tried in tests/test_charts.py.
+there: serviceMonitor is tried in tests/ops/test_charts.py.
 
 Exit status: 0 if all is well or skipped, 1 at the first promise that is not kept.
 """

@@ -33,7 +33,7 @@ from steps import ROOT, Failed, run, step, until
 STOP_SECONDS = 10.0
 """What ``docker stop`` waits before it kills."""
 
-FEW_TESTS = ("tests/test_raft_configuration.py", "tests/test_conuredb_process.py")
+FEW_TESTS = ("tests/consensus/test_raft_configuration.py", "tests/system/test_conuredb_process.py")
 DOCUMENTED = ("--node-id=node1", "--bootstrap")
 
 

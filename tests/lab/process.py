@@ -1,0 +1,170 @@
+"""A real server process for tests: started on ports of the system's choice, ended by its id."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+from tests.lab import forkserver
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 30.0
+
+
+class Answer(NamedTuple):
+    """An HTTP answer; header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class ServerProcess:
+    """``conuredb.py`` on *data_dir*, listening on a port of its own.
+
+    *wrapper* is put before the command (``strace …``), *environ* added to the environment;
+    *script* is run in place of ``conuredb.py``. The process is a fork of one that has imported
+    the server (forkserver.py), unless it takes a new interpreter: for a wrapper, for variables
+    that aren't the server's own, and if it has to be *fresh* because its start is what is tested.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        wrapper: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        script: Path = ROOT / "conuredb.py",
+        fresh: bool = False,
+    ) -> None:
+        added = environ or {}
+        clean = {name: value for name, value in os.environ.items() if "CONURE_" not in name}
+        command = [
+            str(script),
+            f"--data-dir={data_dir}",
+            "--http-addr=127.0.0.1:0",
+            "--raft-addr=127.0.0.1:0",
+            *flags,
+        ]
+        self.process: subprocess.Popen[bytes] | forkserver.Child
+        fresh |= script.parent != ROOT  # of another release: the helper's modules are of this one
+        if fresh or wrapper or not all(name.startswith("CONURE_") for name in added):
+            self.process = subprocess.Popen(
+                [*wrapper, sys.executable, *command],
+                stderr=subprocess.PIPE,
+                cwd=ROOT,
+                env={**clean, **added},
+                start_new_session=True,
+            )
+        else:
+            self.process = forkserver.spawn(command, cwd=ROOT, env={**clean, **added})
+        self.port = 0
+        self.log: list[str] = []
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+
+    def wait_until_listening(self) -> ServerProcess:
+        """Return once the server accepts connections; fail with its log if it ends before."""
+        assert self._listening.wait(START_SECONDS), self.text
+        assert self.port, f"the server ended with status {self.process.wait()}:\n{self.text}"
+        return self
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.log)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 20.0,
+    ) -> Answer:
+        """Send one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request(method, target, body, dict(headers or {}))
+            response = connection.getresponse()
+            fields = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, fields, response.read())
+
+    def put(self, key: bytes | str, value: bytes) -> Answer:
+        return self.request("PUT", "/kv?" + urlencode({"key": key}), value)
+
+    def get(self, key: bytes | str, **parameters: str) -> Answer:
+        return self.request("GET", "/kv?" + urlencode({"key": key, **parameters}))
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that the process has used, by all of its threads."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # its clock, as Linux numbers them
+
+    def kill(self) -> None:
+        """End the process as a power cut would end it, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._collect()
+
+    def terminate(self, number: int = signal.SIGTERM) -> int:
+        """Ask the process to stop; return its exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self, timeout: float = START_SECONDS) -> int:
+        """Return the exit status of a process that ends by itself."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the server did not end:\n{self.text}") from None
+        self._collect()
+        return status
+
+    def _collect(self) -> None:
+        self.process.wait(START_SECONDS)
+        self._reader.join(START_SECONDS)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line.decode(errors="replace").rstrip())
+            if not self.port and (found := re.search(r"listens on http://\S+:(\d+)", self.log[-1])):
+                self.port = int(found[1])
+                self._listening.set()
+        self._listening.set()
+
+
+@contextlib.contextmanager
+def running(data_dir: Path, *flags: str, **options: object) -> Iterator[ServerProcess]:
+    """A server that listens, and is gone at the end of the block."""
+    server = ServerProcess(data_dir, *flags, **options)  # type: ignore[arg-type]
+    try:
+        yield server.wait_until_listening()
+    finally:
+        server.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Return once the condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        time.sleep(0.005)

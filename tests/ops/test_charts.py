@@ -1,0 +1,418 @@
+"""The Helm charts: rendered by helm's own library, and held to the code and to the documents."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import helm_python
+import pytest
+import yaml
+
+from conure import VERSION
+from conure.config import load
+from conure.ops import scaling
+
+CHARTS = Path(__file__).parents[2] / "charts"
+HA, SINGLE = "conuredb-ha", "conuredb-single"
+
+Object = dict[str, Any]
+
+
+def render(
+    chart: str, values: Object | None = None, *, name: str = "mydb", **options: Any
+) -> dict[tuple[str, str], Object]:
+    """The objects of a chart, by kind and name."""
+    with helm_python.Chart.load(str(CHARTS / chart)) as loaded:
+        files = loaded.render(values or {}, name=name, namespace="shop", **options)
+    texts = (text for file, text in files.items() if file.endswith(".yaml"))
+    objects = [o for text in texts for o in yaml.safe_load_all(text) if o]
+    found = {(o["kind"], o["metadata"]["name"]): o for o in objects}
+    assert len(found) == len(objects)
+    return found
+
+
+def refusal(chart: str, values: Object) -> str:
+    with pytest.raises(helm_python.HelmError) as refused:
+        render(chart, values)
+    return str(refused.value)
+
+
+def pods(objects: dict[tuple[str, str], Object]) -> dict[str, Object]:
+    """The specifications of all pods, by the name of what makes them."""
+    found = {}
+    for (kind, name), one in objects.items():
+        if kind in ("StatefulSet", "Job"):
+            found[name] = one["spec"]["template"]["spec"]
+        elif kind == "Pod":
+            found[name] = one["spec"]
+    return found
+
+
+def container(objects: dict[tuple[str, str], Object], pod: str) -> Object:
+    (only,) = pods(objects)[pod]["containers"]
+    return cast(Object, only)
+
+
+def environment(one: Object, pod: str) -> dict[str, str]:
+    """A container's environment, as it is in the pod of that name."""
+    found: dict[str, str] = {}
+    for variable in one["env"]:
+        value = variable.get("value", pod)
+        found[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda m: found[m[1]], value)
+    return found
+
+
+def selects(selector: Object, template: Object) -> bool:
+    labels = template["metadata"]["labels"]
+    return all(labels.get(name) == value for name, value in selector.items())
+
+
+# -- the documents ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_a_chart_runs_the_version_it_is_beside(chart: str) -> None:
+    facts = yaml.safe_load((CHARTS / chart / "Chart.yaml").read_text())
+    assert facts["appVersion"] == facts["version"] == VERSION
+    for pod in pods(render(chart)).values():
+        assert pod["containers"][0]["image"] == f"conuredb/conuredb:{VERSION}"
+
+
+def test_the_documented_names() -> None:
+    objects = render(HA, {"voters": {"replicas": 4}}, revision=7)
+    for wanted in [
+        ("Service", "conure"),
+        ("Service", "conure-hs"),
+        ("StatefulSet", "conure-bootstrap"),
+        ("StatefulSet", "conure"),
+        ("StatefulSet", "conure-arbiter"),
+        ("Job", "conure-pre-scale-7"),
+        ("PodDisruptionBudget", "conure"),
+    ]:
+        assert wanted in objects
+    (waiting,) = pods(objects)["conure"]["initContainers"]
+    assert waiting["name"] == "wait-for-bootstrap"
+    for one in objects.values():
+        assert one["metadata"]["labels"]["app.kubernetes.io/name"] == "conuredb"
+        template = one["spec"].get("template", one)
+        assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "conuredb"
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_two_releases_fit_in_a_namespace(chart: str) -> None:
+    values = {"fullnameOverride": ""}
+    first, second = render(chart, values, name="a"), render(chart, values, name="b")
+    assert not set(first) & set(second)
+    assert ("Service", "a-conure") in first
+    for (kind, _), one in first.items():
+        if kind == "Service":
+            for other in second.values():
+                assert not selects(one["spec"]["selector"], other["spec"].get("template", other))
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_every_value_is_used_and_known_to_the_schema(chart: str) -> None:
+    values = yaml.safe_load((CHARTS / chart / "values.yaml").read_text())
+    schema = json.loads((CHARTS / chart / "values.schema.json").read_text())
+    templates = "".join(path.read_text() for path in (CHARTS / chart / "templates").rglob("*.*"))
+    assert set(schema["properties"]) == set(values) | {"global"}
+    for name, value in values.items():
+        assert f".Values.{name}" in templates
+        properties = schema["properties"][name].get("properties")
+        if isinstance(value, dict) and properties:
+            assert set(properties) == set(value)
+
+
+def test_what_both_charts_define_is_the_same() -> None:
+    defined = []
+    for chart in (HA, SINGLE):
+        text = (CHARTS / chart / "templates" / "_helpers.tpl").read_text()
+        defined.append(
+            dict(re.findall(r'(?ms)^\{\{- define "(\S+)" -\}\}(.*?)^\{\{- end -\}\}$', text))
+        )
+    shared = set(defined[0]) & set(defined[1]) - {"conuredb.podCommon"}
+    assert len(shared) >= 7
+    for name in shared:
+        assert defined[0][name] == defined[1][name]
+
+
+# -- the code --------------------------------------------------------------------------------------
+
+
+def test_the_servers_take_what_the_charts_tell_them() -> None:
+    values = {"voters": {"replicas": 4}, "extraArgs": ["--read-mode=lease"]}
+    objects = render(HA, values)
+    for pod, role in [
+        ("conure-bootstrap", "data"),
+        ("conure", "data"),
+        ("conure-arbiter", "arbiter"),
+    ]:
+        server = container(objects, pod)
+        args = server["args"]
+        if pod == "conure-bootstrap":
+            assert server["command"] == ["python3", "/app/scaling.py", "begin"]
+            args = scaling._parser().parse_args([*server["command"][2:], *args]).flags
+        config = load(args, environment(server, f"{pod}-0"))
+        assert config.node_id == f"{pod}-0"
+        assert config.role == role
+        assert not config.bootstrap  # only scaling.py decides that
+        assert config.read_mode == "lease"
+        assert config.follower_mode == "forward"
+        assert config.data_dir == server["volumeMounts"][0]["mountPath"] == "/var/lib/conure"
+        assert config.raft_advertised(7001) == f"{pod}-0.conure-hs.shop.svc:7001"
+        assert config.http_advertised(8081) == f"http://{pod}-0.conure-hs.shop.svc:8081"
+        assert config.seeds == (
+            "http://conure.shop.svc:8081",
+            "http://conure-bootstrap-0.conure-hs.shop.svc:8081",
+        )
+        assert not config.ignored_environment
+
+    config = load([], environment(container(render(SINGLE), "conure"), "conure-0"))
+    assert config.bootstrap
+    assert config.node_id == "conure-0"
+    assert config.raft_advertised(7001) == "conure-0.conure-hs.shop.svc:7001"
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_any_setting_reaches_the_server_as_a_variable_or_as_a_flag(chart: str) -> None:
+    values = {
+        "extraEnv": [
+            {"name": "CONURE_MAX_WATCHES", "value": "7"},
+            {"name": "CONURE_WATCH_HISTORY_BYTES", "value": "8MiB"},
+            {"name": "CONURE_IDEMPOTENCY_WINDOW", "value": "1m"},
+        ],
+        "extraArgs": ["--max-scans=3", "--max-range-items=9"],
+    }
+    server = container(render(chart, values), "conure")
+    config = load(server["args"], environment(server, "conure-0"))
+    assert (config.max_watches, config.watch_history_bytes) == (7, 8 << 20)
+    assert (config.idempotency_window, config.max_scans, config.max_range_items) == (60.0, 3, 9)
+    assert not config.ignored_environment
+
+
+def test_a_bare_founder_gets_no_flags() -> None:
+    server = container(render(HA), "conure-bootstrap")
+    assert scaling._parser().parse_args([*server["command"][2:], *server["args"]]).flags == []
+
+
+def test_scaling_takes_what_the_charts_tell_it() -> None:
+    objects = render(HA, {"voters": {"replicas": 4}, "service": {"port": 80}}, revision=3)
+    parse = scaling._parser().parse_args
+
+    server = container(objects, "conure-bootstrap")
+    begin = parse([*server["command"][2:], *server["args"]])
+    names = scaling.Names("conure", "conure-hs.shop.svc", 4, True)
+    assert begin.data_dir == "/var/lib/conure"
+    assert begin.peers == names.domain
+    assert begin.witness == [names.url("conure-0"), names.url("conure-1")]
+
+    (waiting,) = pods(objects)["conure"]["initContainers"]
+    wait = parse([*waiting["command"][2:], *waiting["args"]])
+    assert f"http://{wait.host}:8081" == names.url("conure-bootstrap-0")
+    assert wait.server == "http://conure.shop.svc:80"
+
+    job = container(objects, "conure-pre-scale-3")
+    resize = parse([*job["command"][2:], *job["args"]])
+    assert (resize.name, resize.domain) == (names.name, names.domain)
+    assert (resize.voters, resize.arbiter) == (4, "true")
+    limit = objects["Job", "conure-pre-scale-3"]["spec"]["activeDeadlineSeconds"]
+    assert resize.timeout < limit < 300  # helm's own time-out
+
+    settles = []
+    for pod in ("conure", "conure-bootstrap", "conure-arbiter"):
+        leave = parse(container(objects, pod)["lifecycle"]["preStop"]["exec"]["command"][2:])
+        assert leave.command == "leave"
+        assert leave.timeout + 20 <= pods(objects)[pod]["terminationGracePeriodSeconds"]
+        settles.append(leave.settle)
+    assert settles == sorted(set(settles))  # no two controllers have the same patience
+
+
+def test_the_members_that_scaling_wants_are_the_pods_there_are() -> None:
+    for replicas in (2, 3, 4, 7):
+        for mode in ("auto", "always"):
+            objects = render(HA, {"voters": {"replicas": replicas}, "arbiter": {"mode": mode}})
+            there = {
+                f"{name}-{ordinal}"
+                for (kind, name), one in objects.items()
+                if kind == "StatefulSet"
+                for ordinal in range(one["spec"]["replicas"])
+            }
+            job = container(objects, "conure-pre-scale-1")
+            options = scaling._parser().parse_args([*job["command"][2:], *job["args"]])
+            names = scaling.Names("conure", "", options.voters, options.arbiter == "true")
+            assert set(names.wanted) == there
+
+
+# -- design rules ----------------------------------------------------------------------------------
+
+
+def test_scaling_restarts_no_member() -> None:
+    """The pods' template doesn't depend on how many there are."""
+    three, five, four = (render(HA, {"voters": {"replicas": n}}) for n in (3, 5, 4))
+    for name in ("conure", "conure-bootstrap"):
+        template = three["StatefulSet", name]["spec"]["template"]
+        assert template == five["StatefulSet", name]["spec"]["template"]
+        assert template == four["StatefulSet", name]["spec"]["template"]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "mode", "arbiter"),
+    [
+        (2, "auto", True),
+        (3, "auto", False),
+        (4, "auto", True),
+        (5, "auto", False),
+        (3, "always", True),
+        (4, "never", False),
+    ],
+)
+def test_an_arbiter_is_there_when_it_is_wanted(replicas: int, mode: str, arbiter: bool) -> None:
+    objects = render(HA, {"voters": {"replicas": replicas}, "arbiter": {"mode": mode}})
+    assert (("StatefulSet", "conure-arbiter") in objects) == arbiter
+    assert objects["StatefulSet", "conure"]["spec"]["replicas"] == replicas - 1
+
+
+def test_what_makes_no_sense_is_refused_by_name() -> None:
+    two = {"voters": {"replicas": 2}, "arbiter": {"mode": "never"}}
+    assert "voters.replicas is 2 and arbiter.mode is never" in refusal(HA, two)
+    assert "/voters/replicas" in refusal(HA, {"voters": {"replicas": 1}})
+    assert "'replcas' not allowed" in refusal(HA, {"voters": {"replcas": 3}})
+    assert "/arbiter/mode" in refusal(HA, {"arbiter": {"mode": "no"}})
+    assert "the chart conuredb-ha" in refusal(SINGLE, {"replicas": 3})
+    assert "'voters' not allowed" in refusal(SINGLE, {"voters": {"replicas": 3}})
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_every_pod_has_no_rights_to_speak_of(chart: str) -> None:
+    for pod in pods(render(chart, {"voters": {"replicas": 4}} if chart == HA else {})).values():
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 1000
+        assert pod["securityContext"]["fsGroup"] == 1000
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for one in pod["containers"] + pod.get("initContainers", []):
+            assert one["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": True,
+            }
+    kinds = {kind for kind, _ in render(chart)}
+    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ServiceAccount", "Secret"}
+
+
+def test_a_security_field_that_is_null_is_left_out() -> None:
+    values = {"security": {"runAsUser": None, "fsGroup": None}}
+    context = pods(render(HA, values))["conure"]["securityContext"]
+    assert "runAsUser" not in context
+    assert "fsGroup" not in context
+    assert context["runAsNonRoot"] is True
+
+
+def test_health_is_asked_of_the_right_pages() -> None:
+    for objects, names in [
+        (render(HA, {"voters": {"replicas": 4}}), ("conure", "conure-bootstrap", "conure-arbiter")),
+        (render(SINGLE), ("conure",)),
+    ]:
+        for name in names:
+            server = container(objects, name)
+            assert server["livenessProbe"]["httpGet"]["path"] == "/livez"
+            assert server["readinessProbe"]["httpGet"]["path"] == "/readyz"
+            start = server["startupProbe"]
+            assert start["httpGet"]["path"] == "/livez"
+            assert start["periodSeconds"] * start["failureThreshold"] >= 600
+
+
+def test_services_and_the_budget_find_the_right_pods() -> None:
+    objects = render(HA, {"voters": {"replicas": 4}})
+    clients = objects["Service", "conure"]["spec"]["selector"]
+    members = objects["Service", "conure-hs"]["spec"]
+    budget = objects["PodDisruptionBudget", "conure"]["spec"]
+    assert members["clusterIP"] == "None"
+    assert members["publishNotReadyAddresses"] is True
+    assert budget["maxUnavailable"] == 1
+    for (kind, name), one in objects.items():
+        if kind == "Service":
+            continue
+        template = one["spec"].get("template", one)
+        is_member = kind == "StatefulSet"
+        assert selects(clients, template) == (is_member and name != "conure-arbiter")
+        assert selects(members["selector"], template) == is_member
+        assert selects(budget["selector"]["matchLabels"], template) == is_member
+        if is_member:
+            assert one["spec"]["podManagementPolicy"] == "Parallel"
+            assert one["spec"]["serviceName"] == "conure-hs"
+            assert selects(one["spec"]["selector"]["matchLabels"], template)
+            others = [o for (k, n), o in objects.items() if k == "StatefulSet" and n != name]
+            for other in others:
+                own = one["spec"]["selector"]["matchLabels"]
+                assert not selects(own, other["spec"]["template"])
+
+
+def test_members_go_before_their_pods() -> None:
+    job = render(HA)["Job", "conure-pre-scale-1"]
+    hooks = job["metadata"]["annotations"]
+    assert hooks["helm.sh/hook"] == "pre-upgrade,pre-rollback"
+    assert hooks["helm.sh/hook-delete-policy"] == "before-hook-creation"  # its log stays
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_what_is_off_by_default() -> None:
+    kinds = {kind for kind, _ in render(HA)}
+    assert not kinds & {"ServiceMonitor", "NetworkPolicy"}
+
+    objects = render(
+        HA,
+        {
+            "pdb": {"enabled": False},
+            "serviceMonitor": {"enabled": True, "labels": {"team": "db"}},
+            "networkPolicy": {"enabled": True, "clients": [{"podSelector": {}}]},
+        },
+    )
+    assert ("PodDisruptionBudget", "conure") not in objects
+    monitor = objects["ServiceMonitor", "conure"]
+    assert monitor["metadata"]["labels"]["team"] == "db"
+    watched = [
+        name
+        for (kind, name), one in objects.items()
+        if kind == "Service" and selects(monitor["spec"]["selector"]["matchLabels"], one)
+    ]
+    assert watched == ["conure-hs"]
+    raft, http = objects["NetworkPolicy", "conure"]["spec"]["ingress"]
+    (own,) = raft["from"]
+    assert own["podSelector"]["matchLabels"]["conuredb.dev/member"] == "true"
+    assert {"podSelector": {}} in http["from"]
+    job = objects["Job", "conure-pre-scale-1"]["spec"]["template"]
+    assert any(selects(peer["podSelector"].get("matchLabels", {"no": "no"}), job)
+               for peer in http["from"])  # fmt: skip
+
+
+def test_where_pods_go() -> None:
+    spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    objects = render(
+        HA,
+        {
+            "nodeSelector": {"node-type": "database"},
+            "tolerations": [{"key": "database", "operator": "Exists"}],
+            "topologySpreadConstraints": [spread],
+            "priorityClassName": "high",
+            "podAnnotations": {"a": "b"},
+        },
+    )
+    pod = pods(objects)["conure"]
+    assert pod["nodeSelector"] == {"node-type": "database"}
+    assert pod["tolerations"] == [{"key": "database", "operator": "Exists"}]
+    assert pod["priorityClassName"] == "high"
+    template = objects["StatefulSet", "conure"]["spec"]["template"]
+    assert template["metadata"]["annotations"] == {"a": "b"}
+    (constraint,) = pod["topologySpreadConstraints"]
+    assert constraint.items() >= spread.items()
+    assert selects(constraint["labelSelector"]["matchLabels"], template)
+    apart = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert selects(apart[0]["podAffinityTerm"]["labelSelector"]["matchLabels"], template)
+
+    own: Object = {"nodeAffinity": {}}
+    assert pods(render(HA, {"affinity": own}))["conure"]["affinity"] == own

@@ -1,0 +1,85 @@
+"""Two releases in one cluster, as processes: while it is upgraded, and if it is put back.
+
+The release before is taken out of the project's history; where there is none, nothing is shown.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from tests.lab.cluster import Cluster, Member, wait_until
+from tests.lab.process import ROOT
+
+BEFORE = "c4a0292bbce5cceb70675d3720db0206cc1d09de"
+"""The last commit whose nodes say nothing of what they read."""
+
+
+@pytest.fixture(scope="module")
+def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        archive = subprocess.run(
+            ["git", "-c", f"safe.directory={ROOT}", "archive", BEFORE],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the history of this project isn't here: {error}")
+    place = tmp_path_factory.mktemp("before")
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(place, filter="data")
+    return place / "conuredb.py"
+
+
+def hand_over(cluster: Cluster, to: Member) -> None:
+    assert cluster.leader().post("/leader", {"ID": to.name}).status == 200
+    wait_until(lambda: cluster.leader() is to)
+
+
+def test_two_releases_share_a_cluster_and_open_each_others_data(
+    tmp_path: Path, release_before: Path
+) -> None:
+    with Cluster(tmp_path) as cluster:
+        old = [cluster.add() for _ in range(3)][2]
+        old.script = release_before
+        cluster.start(3)
+        assert "speaks" not in old.stats()  # it is the release before
+        written = 0
+
+        def write() -> None:
+            nonlocal written
+            for _ in range(20):
+                key, value = f"k{written}", b"%d" % written
+                wait_until(lambda: cluster.leader().put(key, value).status == 200)  # noqa: B023
+                written += 1
+
+        write()
+        hand_over(cluster, old)  # the release before leads the new one
+        write()
+        old.kill()
+        write()
+        old.start()
+        cluster.wait_until_equal()
+        hand_over(cluster, cluster[1])
+        cluster[1].kill()
+        write()
+        cluster[1].start()
+        cluster.wait_until_equal()
+        assert '"node3": 1' in cluster[2].stats()["speaks"]  # it says nothing, which is 1
+
+        # Each opens what the other has written, one node after the other.
+        for member in cluster.members:
+            member.terminate()
+            member.script = ROOT / "conuredb.py" if member is old else release_before
+            member.start()
+            cluster.wait_until_voters(3)
+            write()
+        cluster.wait_until_equal()
+        leader = cluster.leader()
+        for number in range(written):
+            assert leader.get(f"k{number}").body == b"%d" % number
