@@ -115,7 +115,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         done = subprocess.run(
             [
                 sys.executable, "-m", "schemathesis.cli",
-                f"--config-file={ROOT / 'tests' / 'schemathesis.toml'}",
+                f"--config-file={ROOT / 'tests' / 'lab' / 'schemathesis.toml'}",
                 "run", f"{server.url}/openapi.json",
                 "--phases=examples,coverage,fuzzing", "--max-examples=5", "--seed=1",
                 "--request-timeout=10", "--suppress-health-check=all", "--no-color",

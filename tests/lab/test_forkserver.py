@@ -140,7 +140,7 @@ def test_nothing_is_left_behind_by_tests_that_were_killed(
         signal.pause()
     """)
     code = (
-        "import os, sys; from pathlib import Path; from tests import forkserver\n"
+        "import os, sys; from pathlib import Path; from tests.lab import forkserver\n"
         "child = forkserver.spawn(sys.argv[1:], cwd=Path('/'), env=os.environ)\n"
         f"while not Path({str(tmp_path / 'pid')!r}).exists(): pass\n"
         "os.kill(os.getpid(), 9)"
