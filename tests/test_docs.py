@@ -556,3 +556,16 @@ def test_the_clients_example_runs(tmp_path: Path) -> None:
         scope: dict[str, Any] = {}
         exec(example.replace("http://127.0.0.1:8081", server.url), scope)  # our own README
         assert server.get("greeting").body == b"hello"
+
+
+def test_the_walk_names_each_function_in_its_file() -> None:
+    walk = rows(section(ARCHITECTURE, "## A walk from a socket to a page"))
+    steps = [row for row in walk if row[0].isdecimal()]
+    assert [int(row[0]) for row in steps] == list(range(1, len(steps) + 1))
+    for _, file, functions, _ in steps:
+        code = (ROOT / file.strip("`")).read_text()
+        for name in functions.split(", "):
+            owner, function = name.strip("`").split(".")
+            bodies = re.split(rf"^class {owner}\b", code, flags=re.MULTILINE)[1:]
+            assert bodies, name
+            assert f"    def {function}(" in bodies[0].partition("\nclass ")[0], name
