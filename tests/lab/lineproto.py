@@ -63,8 +63,13 @@ class LineFront:
         self._desk = requests.for_front(self, self._referral)
 
     def say(self, text: str, connection: int = 0) -> Line:
-        """Take a line into the round."""
+        """Take the text of a line into the round."""
         line = Line(connection)
+        self.take(line, text)
+        return line
+
+    def take(self, line: Line, text: str) -> None:
+        """Take a line into the round."""
         verb, *rest = text.encode().split(b" ", 2)
         try:
             match verb, rest:
@@ -81,7 +86,6 @@ class LineFront:
                     line.answer = f"ERROR there is no {text!r}"
         except ConureError as error:
             self.failed(line, error)
-        return line
 
     def _scan(self, line: Line, scan: Scan) -> None:
         with closing(self._desk.backend.pin()) as state:
