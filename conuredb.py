@@ -132,8 +132,8 @@ class Process:
         try:
             # The addresses first: if one is taken, nothing has been touched yet.
             self._bind_addresses()
-            transport = self._listen_to_peers()
             metrics = RequestMetrics(self._registry)
+            transport = self._listen_to_peers()
             reactor = self._reactor = Reactor(bounds_of(self._limits()), self._on_fatal, "http")
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, reactor, history)

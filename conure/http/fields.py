@@ -45,11 +45,11 @@ def contact_field(contact: Contact | None) -> bytes:
     return b"X-Conure-Last-Contact: %b\r\n" % shown.encode()
 
 
-def record_fields(record: Record | Item, now: int, before: bytes = b"") -> bytes:
-    """Return the header fields of a record, behind others; *now* in milliseconds since the Unix
-    epoch, of a record that expires."""
+def record_fields(record: Record | Item, now: int) -> bytes:
+    """Return the header fields of a record; *now* in milliseconds since the Unix epoch, of a record
+    that expires."""
     revisions = record.mod_revision, record.create_revision, record.version
-    fields = OF_RECORD % (before, *revisions)
+    fields = OF_RECORD % (b"", *revisions)
     return fields + ttl_field(record.expiry, now) if record.expiry else fields
 
 

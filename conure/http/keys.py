@@ -164,7 +164,7 @@ class KeyValues:
         operation: Operation
         if b"acquire" in query:
             session = session_id(query, b"acquire")
-            self._desk.check_holdings(session, key)
+            self._desk.check_holdings(request, session, key)
             operation = Acquire(key, session, given)
         elif b"release" in query:
             operation = Release(key, session_id(query, b"release"), given)

@@ -4,7 +4,8 @@ A :class:`Gate` is asked with who calls, what is about to be done and to which k
 has happened: a request that is refused has changed nothing. What a command means for keys is
 spelled out here (:func:`steps_of`), for all protocols alike:
 
-- a comparison reads its key, and so does each operation whose outcome shows what was stored;
+- a comparison reads its key, and so does each operation whose outcome shows what was stored:
+  an acquisition, too, and a put that keeps the time there was; so does a watch with values before;
 - an acquisition writes its key, so a session holds no key that its caller may not delete;
 - what a session with the behavior ``delete`` holds is removed when it ends, and which keys that
   will be is known only when the log comes to it: who ends one has to be allowed all keys.
@@ -105,10 +106,10 @@ def _steps_of_operation(operation: Operation, deletes: Callable[[bytes], bool]) 
             yield (Action.READ, start, end)
         case DeleteRange(start, end):
             yield (Action.WRITE, start, end)
-        case Increment(key) | Touch(key):
+        case Increment(key) | Touch(key) | Acquire(key) | Put(key, keep_ttl=True):
             yield (Action.READ, *_only(key))
             yield (Action.WRITE, *_only(key))
-        case Put(key) | Delete(key) | Acquire(key) | Release(key):
+        case Put(key) | Delete(key) | Release(key):
             yield (Action.WRITE, *_only(key))
         case EndSession(session):
             yield (Action.SESSION, *NO_KEYS)

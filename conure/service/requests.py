@@ -19,7 +19,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Generic
 
-from conure.commands import Outcome, Put, Transaction
+from conure.commands import Acquire, Outcome, Put, Transaction
 from conure.errors import Conflict, ConureError
 from conure.service.backend import Backup, Command, KeyValueBackend
 from conure.service.batches import PART_BYTES, PART_LINES, BatchCount, Line
@@ -180,9 +180,11 @@ class Desk(Generic[WaiterT]):
         part = PartOfRange(self.backend, whole, lambda part: self.work(waiter, part.commit), ended)
         self._gathered.looks.append((waiter, lambda _: self.work(waiter, part.commit)))
 
-    def check_holdings(self, session: bytes, key: bytes) -> None:
-        """Raise Conflict if a session holds as many keys as one may; the *key* may be among them.
-        Raises ConureError."""
+    def check_holdings(self, waiter: WaiterT, session: bytes, key: bytes) -> None:
+        """Raise Conflict if a session that is to hold a *key* holds as many others as one may.
+        Raises Forbidden, and ConureError."""
+        if self._gate is not None:
+            self._ask(waiter, Transaction((), (Acquire(key, session, None),)))
         if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
             raise Conflict(
                 f"the session holds {MAX_HELD:,} keys, which end with it in one change: "
@@ -197,7 +199,7 @@ class Desk(Generic[WaiterT]):
         if self._gate is not None:
             self._ask_for_range(waiter, Action.READ, key, key + b"\0")
         gathered = self._gathered
-        if freshness is LINEARIZABLE:
+        if not freshness.is_stale:
             gathered.keys.append(key)
             gathered.readers.append(waiter)
             return
@@ -267,6 +269,8 @@ class Desk(Generic[WaiterT]):
         come to it."""
         if self._gate is not None:
             self._ask_for_range(waiter, Action.WATCH, start, end)
+            if shows_previous:
+                self._ask_for_range(waiter, Action.READ, start, end)
         self.backend.check_watchable()
         if shows_previous:  # before the present revision is asked for: no later event is without
             self._watchers.keep_previous()

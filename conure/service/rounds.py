@@ -6,13 +6,16 @@
    called again, for the writes, once that is done.
 3. Each front has lists of its own. Where one front alone has something to do, its lists are handed
    on as they are; only where several have, they are joined, and what came of them is taken apart.
+   A bug of one front costs those of the others no answer then.
 
 The reactor thread gathers and ends; whichever thread commits or confirms brings the replies.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic
 
@@ -26,6 +29,8 @@ from conure.service.slices import Slices
 from conure.service.turns import Turns, begin
 
 __all__ = ["Gathered", "Look", "Rounds"]
+
+log = logging.getLogger("conure.service")
 
 Look = Callable[[Contact | None], None]
 """Answers a read, given the contact of a stale one. May raise ConureError."""
@@ -196,7 +201,8 @@ class _Several:
         ended: Committed | ConureError,
     ) -> None:
         for front, first, last in self._runs(waiters, start, stop):
-            front.written(waiters, answers, first, last, ended)
+            with _apart(front, waiters[first:last]):
+                front.written(waiters, answers, first, last, ended)
 
     def found(
         self,
@@ -206,13 +212,20 @@ class _Several:
         contact: Contact | None,
     ) -> None:
         for front, start, stop in self._runs(waiters, 0, len(waiters)):
-            front.found(waiters[start:stop], records[start:stop], index, contact)
+            some = waiters[start:stop]
+            with _apart(front, some):
+                front.found(some, records[start:stop], index, contact)
 
     def failed(self, waiter: Waiter, error: ConureError, contact: Contact | None = None) -> None:
-        self._owners[waiter].failed(waiter, error, contact)
+        front = self._owners[waiter]
+        with _apart(front, [waiter]):
+            front.failed(waiter, error, contact)
 
     def broken(self, waiter: Waiter, how: str = "") -> None:
-        self._owners[waiter].broken(waiter, how)
+        try:
+            self._owners[waiter].broken(waiter, how)
+        except Exception:
+            log.exception("a front could not tell of a bug")
 
     def _runs(
         self, waiters: Sequence[Waiter], start: int, stop: int
@@ -225,3 +238,18 @@ class _Several:
                 end += 1
             yield front, start, end
             start = end
+
+
+@contextmanager
+def _apart(front: FrontEnd[Any], waiters: Sequence[Waiter]) -> Iterator[None]:
+    """Let a bug of a front end with its own waiters: those of the others are answered."""
+    try:
+        yield
+    except Exception:
+        log.exception("a front did not answer")
+        try:
+            for waiter in waiters:
+                if not waiter.is_answered:
+                    front.broken(waiter)
+        except Exception:
+            log.exception("a front could not tell of a bug")

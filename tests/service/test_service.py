@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from conure.commands import Committed, EndSession, Put, Transaction
+from conure.commands import (
+    Acquire,
+    Committed,
+    Delete,
+    EndSession,
+    Operation,
+    Put,
+    Release,
+    Transaction,
+)
 from conure.errors import ConureError, Forbidden, NotLeader, NotRead, Unavailable
 from conure.http.request import Request
 from conure.metrics import Registry
+from conure.service import requests as requests_module
 from conure.service import slices as slices_module
 from conure.service.backend import Command, Found, KeyValueBackend, WriteReply
 from conure.service.freshness import STALE, Contact, Freshness
-from conure.service.gate import Action, AllowAll, Caller, Gate
+from conure.service.gate import Action, AllowAll, Caller, Gate, steps_of
 from conure.service.limits import Limits
 from conure.service.quoting import shortened, shown
 from conure.service.requests import Desk, Requests
@@ -238,6 +249,58 @@ def test_a_bug_in_a_late_read_is_told_to_those_who_wait(
     assert line.answer == "ERROR a bug: "
 
 
+class Breaking(LineFront):
+    """Has a bug: it answers the first of its lines, and raises."""
+
+    def written(self, lines: Sequence[Line], *others: Any) -> None:
+        self.broken(lines[others[1]], "late")
+        raise ValueError("a bug in what is written")
+
+    def found(self, lines: Sequence[Line], *_: Any) -> None:
+        self.broken(lines[0], "late")
+        raise ValueError("a bug in what is found")
+
+    def failed(self, line: Line, *_: Any) -> None:
+        raise ValueError("a bug in what has failed")
+
+
+class Speechless(Breaking):
+    """Has another one in what tells of bugs."""
+
+    def broken(self, line: Line, how: str = "") -> None:
+        raise ValueError("a bug in what is broken")
+
+
+@pytest.mark.parametrize("kind", [Breaking, Speechless])
+def test_a_bug_of_one_front_costs_another_no_answer(
+    requests: Requests,
+    backend: FakeBackend,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[LineFront],
+) -> None:
+    """Whoever brings the replies, it hears nothing of it: everybody is answered once."""
+    backend.values = {b"a": b"1"}
+    fronts = [LineFront(requests), kind(requests), LineFront(requests)]
+    bug = "" if kind is Speechless else "ERROR a bug: "
+    late = bug and f"{bug}late"
+    for text, good in (("GET a", "VALUE 1"), ("PUT b 2", "OK {}")):
+        said = [fronts[n % 3].say(text) for n in range(6)]
+        end(requests)
+        answers = [line.answer for line in said]
+        assert answers[1::3] == [late, bug]
+        right = [good.format(index) for index in (2, 6, 3, 7)]
+        assert [answers[n] for n in (0, 2, 3, 5)] == right
+    assert [len(batch) for batch in backend.batches] == [6]
+    backend.error = LEADER
+    for text, first in (("GET a", bug), ("PUT b 2", late), ("SCAN a", bug)):
+        said = [fronts[n % 3].say(text) for n in range(6)]
+        end(requests)
+        answers = [line.answer for line in said]
+        assert answers[1::3] == [first, bug]
+        assert {*answers[::3], *answers[2::3]} == {"NOTLEADER http://10.0.0.9:8081"}
+    assert {record.name for record in caplog.records} == {"conure.service"}
+
+
 # -- how old what is found may be ------------------------------------------------------------------
 
 
@@ -250,8 +313,9 @@ def test_a_stale_read_has_a_bound(backend: FakeBackend) -> None:
     desk.get(Line(), b"a", bounded)
     desk.get(Line(), b"a", STALE)
     desk.get(Line(), b"a")
+    desk.get(Line(), b"a", Freshness(is_stale=False))  # equal to what it may not be taken for
     end(requests)
-    assert front.seen == [(2, Contact(1.5)), (1, None)]
+    assert front.seen == [(2, Contact(1.5)), (2, None)]
     backend.contact = 2.5
     with pytest.raises(Unavailable, match=r"2\.500 s ago, 0\.500 s over max_stale"):
         desk.get(Line(), b"a", bounded)
@@ -356,6 +420,7 @@ ENTRANCES: list[tuple[str, str, bytes]] = [
     ("GET", "/watch", b""),
     ("GET", "/watch?key=secret/k&from=1", b""),
     ("GET", "/watch?prefix=secret&prev=true", b""),
+    ("GET", "/watch?prefix=secret&prev=true&from=1", b""),
     ("GET", "/backup", b""),
 ]
 
@@ -421,6 +486,46 @@ def test_a_session_that_would_delete_what_is_denied_is_not_ended_by_others(
     assert backend.store.session(deleting.encode()) is not None
 
 
+def test_what_a_session_holds_is_told_to_nobody_who_may_not_lock(
+    monkeypatch: pytest.MonkeyPatch, guarded: Service, backend: FakeBackend
+) -> None:
+    """Not even by another refusal."""
+    monkeypatch.setattr(requests_module, "MAX_HELD", 0)
+    target = f"acquire={SESSION}"
+    assert guarded.request("PUT", f"/kv?key=open&{target}").status == 409
+    assert guarded.request("PUT", f"/kv?key=secret/k&{target}").status == 403
+    assert backend.batches == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "reads"),
+    [
+        (Acquire(b"k", b"s", None), True),
+        (Acquire(b"k", b"s", b"v"), True),
+        (Put(b"k", b"v", keep_ttl=True), True),
+        (Put(b"k", b"v", 5), False),
+        (Delete(b"k"), False),
+        (Release(b"k", b"s", b"v"), False),
+    ],
+)
+def test_what_shows_what_was_stored_has_to_be_allowed_to_read(
+    operation: Operation, reads: bool
+) -> None:
+    steps = list(steps_of(Transaction((), (operation,)), lambda _: True))
+    one = b"k", b"k\0"
+    assert steps == [(Action.READ, *one)] * reads + [(Action.WRITE, *one)]
+
+
+def test_a_watch_that_shows_what_was_before_reads(backend: FakeBackend, gate: Denying) -> None:
+    front = LineFront(requests_of(backend))
+    desk = requests_of(backend, gate).for_front(front, Refer())
+    for shows_previous in (False, True):
+        gate.asked.clear()
+        desk.watch(Line(), b"a", b"b", shows_previous=shows_previous)
+        asked = [Action.WATCH, Action.READ] if shows_previous else [Action.WATCH]
+        assert [each[1:] for each in gate.asked] == [(action, b"a", b"b") for action in asked]
+
+
 @pytest.mark.parametrize(
     "enter",
     [
@@ -433,6 +538,7 @@ def test_a_session_that_would_delete_what_is_denied_is_not_ended_by_others(
         lambda desk: desk.wait(Line(), b"secret/k", 0, 0.0, STALE, lambda _: None),
         lambda desk: desk.watch(Line(), b"", None, shows_previous=False),
         lambda desk: desk.back_up(Line(), lambda *_: None),
+        lambda desk: desk.check_holdings(Line(), SESSION.encode(), b"secret/k"),
     ],
 )
 def test_no_front_gets_past_the_gate(
