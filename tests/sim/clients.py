@@ -55,7 +55,7 @@ from tests.lab.linearizability import Operation as Register
 from tests.lab.model import Command, Model
 
 if TYPE_CHECKING:
-    from tests.sim import Pending, Process, Simulation
+    from tests.sim.simulation import Pending, Process, Simulation
 
 __all__ = ["Clients", "Done", "Lost", "Reply", "write"]
 

@@ -10,8 +10,8 @@ What a seed decides is the world around them::
                     A connection has one handshake and lasts while both ends live and believe
                     each other
       clients       write and read a few keys anywhere, and keep the history; some of them do
-                    all else that there is (sim_clients.py)
-      watchers      see what happens, at any node (sim_watchers.py)
+                    all else that there is (clients.py)
+      watchers      see what happens, at any node (watchers.py)
       operator      joins, removes, moves and wipes nodes, hands leadership over; leaders that
                     lose their disk may be back before they are missed
       nemesis       cuts, crashes, pauses, fills, slows down, and sets wall clocks
@@ -106,8 +106,8 @@ from raft import Raft
 from tests.lab.crashfs import SECTOR, CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
 from tests.lab.linearizability import DELETE, GET, PUT, Call, Operation, Seen, check_history
 from tests.lab.model import Command, agree
-from tests.sim_clients import Clients, Done, Lost, Reply, write
-from tests.sim_watchers import Poller, Stream, Watcher
+from tests.sim.clients import Clients, Done, Lost, Reply, write
+from tests.sim.watchers import Poller, Stream, Watcher
 
 __all__ = [
     "BROKEN_DISK",
@@ -119,6 +119,7 @@ __all__ = [
     "Simulation",
     "fake_world",
     "founders",
+    "main",
     "play",
 ]
 
@@ -2371,7 +2372,3 @@ def main() -> int:
         print(f"{count:12,d} {name}")
     print(f"failing seeds: {failed or 'none'}")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,7 +26,7 @@ from conure.consensus.raftlog import RaftLog
 from conure.errors import ConureError, DiskFailed, Diverged, ForeignDirectory
 from tests.lab.answers import value_of
 from tests.lab.linearizability import Violation
-from tests.sim import (
+from tests.sim.simulation import (
     BROKEN_DISK,
     KEYS,
     Broken,
@@ -80,10 +80,10 @@ def test_a_seed_repeats_itself() -> None:
     world = play(seed, steps)
     assert play(seed, steps).trace_hash == world.trace_hash
     assert play(seed + 1, steps).trace_hash != world.trace_hash
-    code = f"from tests.sim import play; print(play({seed}, {steps}).trace_hash)"
+    code = f"from tests.sim.simulation import play; print(play({seed}, {steps}).trace_hash)"
     other = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         env={**os.environ, "PYTHONHASHSEED": "4711"},
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ from conure.service.watchers import Watch
 from conure.state.history import Position, parse_event_id
 
 if TYPE_CHECKING:
-    from tests.sim import Machine, Process, Simulation
+    from tests.sim.simulation import Machine, Process, Simulation
 
 __all__ = ["Poller", "Stream", "Watcher"]
 
