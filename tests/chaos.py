@@ -22,7 +22,7 @@ by itself, and the history is linearizable.
 Links and disks need root, clocks a C compiler; what can't be had is named and left out. A failure
 says what was done when, and where the directories, the logs and the history are kept. A seed
 repeats its plan and the choice of faults, but not their exact moments: what real processes do is
-not repeatable. tests/sim.py is for that.
+not repeatable. tests/sim/ is for that.
 """
 
 from __future__ import annotations

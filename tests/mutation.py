@@ -51,7 +51,7 @@ JSON_TESTS = ("tests/http/test_jsonsteps.py", "tests/http/test_kvjson.py")
 
 ROUTE_TESTS = ("tests/http/test_kvapi.py", "tests/http/test_httpserver.py")
 
-SIMULATION = ("tests/test_sim.py",)
+SIMULATION = ("tests/sim/test_sim.py",)
 
 
 class Mutation(NamedTuple):

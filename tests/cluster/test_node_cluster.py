@@ -1,7 +1,8 @@
 """Several nodes in one thread: what the driver adds to the core, with the test as the network.
 
-The simulator (sim.py) brings faults by the thousand; here each property of node.py has one short
-story: who is admitted, how a write ends whose leader lost, leases, audits, what of the log is kept.
+The simulator (tests/sim/) brings faults by the thousand; here each property of node.py has one
+short story: who is admitted, how a write ends whose leader lost, leases, audits, what of the log is
+kept.
 """
 
 from __future__ import annotations

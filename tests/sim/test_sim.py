@@ -26,18 +26,11 @@ from conure.consensus.raftlog import RaftLog
 from conure.errors import ConureError, DiskFailed, Diverged, ForeignDirectory
 from tests.lab.answers import value_of
 from tests.lab.linearizability import Violation
-from tests.sim import (
-    BROKEN_DISK,
-    KEYS,
-    Broken,
-    Luck,
-    Machine,
-    Process,
-    Simulation,
-    fake_world,
-    founders,
-    play,
-)
+from tests.sim.luck import KEYS, Luck
+from tests.sim.machine import BROKEN_DISK, Machine
+from tests.sim.seeds import fake_world, founders, play
+from tests.sim.simulation import Simulation
+from tests.sim.world import Broken, Process
 
 SEEDS = 200
 CHUNK = 10
@@ -56,7 +49,7 @@ def _happened(tmp_path_factory: pytest.TempPathFactory) -> Happened:
     def happened(seed: int) -> frozenset[str]:
         notes = shared / f"seed-{seed}"
         if not notes.exists():
-            names = "\n".join(+play(seed).counts)
+            names = "\n".join(+play(seed).world.counts)
             new = notes.with_suffix(f".{os.getpid()}")
             new.write_text(names)
             new.rename(notes)
@@ -77,19 +70,19 @@ def test_short_seeds(first: int, happened: Happened) -> None:
 def test_a_seed_repeats_itself() -> None:
     """Also in another process, where sets and dictionaries of strings have another order."""
     seed, steps = 23, 1500
-    world = play(seed, steps)
-    assert play(seed, steps).trace_hash == world.trace_hash
-    assert play(seed + 1, steps).trace_hash != world.trace_hash
-    code = f"from tests.sim import play; print(play({seed}, {steps}).trace_hash)"
+    trace_hash = play(seed, steps).world.trace_hash
+    assert play(seed, steps).world.trace_hash == trace_hash
+    assert play(seed + 1, steps).world.trace_hash != trace_hash
+    code = f"from tests.sim.seeds import play; print(play({seed}, {steps}).world.trace_hash)"
     other = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         env={**os.environ, "PYTHONHASHSEED": "4711"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(other.stdout) == world.trace_hash
+    assert int(other.stdout) == trace_hash
 
 
 def found(
@@ -137,166 +130,165 @@ def test_a_lease_that_outlives_what_it_relies_on_is_noticed(
 def cluster(data_nodes: int = 3, arbiter: bool = False, **luck: Any) -> Iterator[Simulation]:
     """A calm cluster that has a leader; at the end everything is mended and compared."""
     with fake_world() as use:
-        world = Simulation(1, Luck(data_nodes, arbiter, **luck))
-        use(world)
-        world.restore(founders(data_nodes, arbiter))
-        world.settle()
-        yield world
-        world.mend()
+        sim = Simulation(1, Luck(data_nodes, arbiter, **luck))
+        use(sim.world)
+        sim.restore(founders(data_nodes, arbiter))
+        sim.settle()
+        yield sim
+        sim.mend()
 
 
-def leader_of(world: Simulation) -> Machine:
-    leader = world.leader()
+def leader_of(sim: Simulation) -> Machine:
+    leader = sim.fleet.leader()
     assert leader is not None
     return leader
 
 
-def followers_of(world: Simulation) -> list[Machine]:
+def followers_of(sim: Simulation) -> list[Machine]:
     """Return the data nodes that could take over."""
-    leader = leader_of(world)
-    machines = world.machines.values()
-    return [m for m in machines if m is not leader and m.role == "data"]
+    leader = leader_of(sim)
+    return [m for m in sim.fleet.all() if m is not leader and m.role == "data"]
 
 
-def serve(world: Simulation, times: int = 1) -> None:
+def serve(sim: Simulation, times: int = 1) -> None:
     """See that the cluster takes writes and reads, on every key and as often as asked."""
 
     def client() -> Process:
         for _ in range(times):
             for key in KEYS:
-                while not (yield from world.write(0, [(key, b"%f" % world.now)])):
+                while not (yield from sim.clients.write(0, [(key, b"%f" % sim.world.now)])):
                     yield 0.05
-                while not (yield from world.read(0, [key])):
+                while not (yield from sim.clients.read(0, [key])):
                     yield 0.05
 
-    world.finish(client(), "the cluster doesn't serve")
+    sim.finish(client(), "the cluster doesn't serve")
 
 
-def suffrages(world: Simulation) -> dict[str, str]:
-    configuration = leader_of(world).raft.configuration
+def suffrages(sim: Simulation) -> dict[str, str]:
+    configuration = leader_of(sim).raft.configuration
     return {server.id: server.suffrage for server in configuration.servers}
 
 
-def writing(world: Simulation, commands: list[tuple[bytes, bytes | None]]) -> Process:
-    while not (yield from world.write(0, commands)):
+def writing(sim: Simulation, commands: list[tuple[bytes, bytes | None]]) -> Process:
+    while not (yield from sim.clients.write(0, commands)):
         yield 0.05
 
 
 def is_behind(machine: Machine, key: bytes) -> bool:
     """Tell whether a snapshot is coming in and has got behind that key."""
-    incoming = machine.node._transfers.incoming
+    incoming = machine.incoming
     return incoming is not None and incoming.resume_after() > key
 
 
-def are_interrupted(world: Simulation, times: int) -> bool:
-    return world.counts["interrupted snapshots"] >= times
+def are_interrupted(sim: Simulation, times: int) -> bool:
+    return sim.world.counts["interrupted snapshots"] >= times
 
 
-def joining(world: Simulation, machine: Machine) -> Process:
-    yield from world.join(machine)
+def joining(sim: Simulation, machine: Machine) -> Process:
+    yield from sim.membership.join(machine)
 
 
 def test_a_cluster_begins_with_one_node_and_grows() -> None:
     with fake_world() as use:
-        world = Simulation(2, Luck())
-        use(world)
-        world.begin(["data", "data", "data", "arbiter"])
-        assert suffrages(world) == dict.fromkeys(("n1", "n2", "n3", "n4"), "voter")
-        serve(world)
-        world.mend()
+        sim = Simulation(2, Luck())
+        use(sim.world)
+        sim.begin(["data", "data", "data", "arbiter"])
+        assert suffrages(sim) == dict.fromkeys(("n1", "n2", "n3", "n4"), "voter")
+        serve(sim)
+        sim.mend()
 
 
 def test_a_wiped_disk_stays_out_until_its_member_was_removed() -> None:
-    with cluster() as world:
-        machine = followers_of(world)[0]
+    with cluster() as sim:
+        machine = followers_of(sim)[0]
         machine.crash()
         machine.wipe()
         machine.boot()
-        serve(world)
-        world.run_for(3.0)
-        assert not machine.node._raft.configuration.servers
-        assert world.counts["refused connections"]
-        world.finish(world.replace(machine), "it doesn't come back")
-        world.settle()
-        assert suffrages(world)[machine.name] == "voter"
+        serve(sim)
+        sim.world.run_for(3.0)
+        assert not machine.raft.configuration.servers
+        assert sim.world.counts["refused connections"]
+        sim.finish(sim.membership.replace(machine), "it doesn't come back")
+        sim.settle()
+        assert suffrages(sim)[machine.name] == "voter"
 
 
 @pytest.mark.parametrize(("voters", "can_be_spared"), [(1, False), (2, True)])
 def test_a_learner_beside_one_voter_cannot_be_spared(voters: int, can_be_spared: bool) -> None:
     """Its leader may make a voter of it an instant after it has lost its disk."""
-    with cluster(voters) as world:
-        learner = world.add("n9")
+    with cluster(voters) as sim:
+        learner = sim.add("n9")
         learner.boot()
-        world.finish(world.join(learner, voter=False), "it doesn't join")
-        world.settle()
-        assert suffrages(world)["n9"] == "nonvoter"
-        assert world._can_be_spared(learner) == can_be_spared
+        sim.finish(sim.membership.join(learner, voter=False), "it doesn't join")
+        sim.settle()
+        assert suffrages(sim)["n9"] == "nonvoter"
+        assert sim.operator.can_be_spared(learner) == can_be_spared
 
 
 def test_the_founder_that_lost_its_disk_founds_nothing_again() -> None:
     """It meets the first configuration, of itself alone, in the log that it is sent."""
-    with cluster(max_append_bytes=1, max_inflight=1) as world:
-        founder = world.machines["n1"]
+    with cluster(max_append_bytes=1, max_inflight=1) as sim:
+        founder = sim.fleet.machines["n1"]
         founder.crash()
         founder.wipe()
         founder.bootstrap = False
         founder.boot()
-        serve(world)
-        world.finish(world.remove("n1"), "it can't be removed")
-        leader = leader_of(world)
-        world.start(joining(world, founder))
-        assert world.run_until(lambda: founder.raft.last_index >= 1)
-        world.network.cut.update((leader.name, name) for name in world.machines)
-        world.run_for(2.0)
+        serve(sim)
+        sim.finish(sim.membership.remove("n1"), "it can't be removed")
+        leader = leader_of(sim)
+        sim.world.start(joining(sim, founder))
+        assert sim.world.run_until(lambda: founder.raft.last_index >= 1)
+        sim.network.cut.update((leader.name, name) for name in sim.fleet.machines)
+        sim.world.run_for(2.0)
         assert founder.raft.state is not State.LEADER
 
 
 def test_members_are_found_at_their_new_addresses() -> None:
-    with cluster() as world:
-        for machine in (*followers_of(world), leader_of(world)):
+    with cluster() as sim:
+        for machine in (*followers_of(sim), leader_of(sim)):
             machine.crash()
             machine.host = f"moved-{machine.name}"
             machine.boot()
-            world.settle()
-            serve(world)
-        servers = leader_of(world).raft.configuration.servers
+            sim.settle()
+            serve(sim)
+        servers = leader_of(sim).raft.configuration.servers
         assert {server.raft_address for server in servers} == {
             f"moved-{name}:7001" for name in ("n1", "n2", "n3")
         }
 
 
 def test_a_snapshot_goes_on_where_the_network_was_cut() -> None:
-    with cluster(chunk_bytes=1, checkpoint_entries=5, segment_bytes=1024, delay=0.01) as world:
-        machine = followers_of(world)[0]
+    with cluster(chunk_bytes=1, checkpoint_entries=5, segment_bytes=1024, delay=0.01) as sim:
+        machine = followers_of(sim)[0]
         machine.stays_down = True
         machine.crash()
         many: list[tuple[bytes, bytes | None]] = [
             (b"key %d" % number, b"value") for number in range(20)
         ]
         for start in range(0, 20, 5):
-            world.finish(writing(world, many[start : start + 5]), "no writes")
-        serve(world, 10)
+            sim.finish(writing(sim, many[start : start + 5]), "no writes")
+        serve(sim, 10)
         machine.boot()
         reached = b""
         for interruptions in (1, 2, 3):
-            assert world.run_until(partial(is_behind, machine, reached))
-            assert machine.node._transfers.incoming is not None
-            reached = machine.node._transfers.incoming.resume_after()
-            world.network.cut |= {(machine.name, name) for name in world.machines}
-            assert world.run_until(partial(are_interrupted, world, interruptions))
-            world.network.heal()
-        world.settle()
-        assert world.counts["snapshots installed"] == 1
+            assert sim.world.run_until(partial(is_behind, machine, reached))
+            assert machine.incoming is not None
+            reached = machine.incoming.resume_after()
+            sim.network.cut |= {(machine.name, name) for name in sim.fleet.machines}
+            assert sim.world.run_until(partial(are_interrupted, sim, interruptions))
+            sim.network.heal()
+        sim.settle()
+        assert sim.world.counts["snapshots installed"] == 1
         assert value_of(machine.node, b"key 19") == b"value"
 
 
 def test_an_installation_that_the_disk_stops_half_way_is_finished_by_the_next_start() -> None:
     """The log begins behind the snapshot already: the staged tree is all that holds the state."""
-    with cluster(checkpoint_entries=5, segment_bytes=1024) as world:
-        machine = followers_of(world)[0]
+    with cluster(checkpoint_entries=5, segment_bytes=1024) as sim:
+        machine = followers_of(sim)[0]
         machine.stays_down = True
         machine.crash()
-        serve(world, 20)
+        serve(sim, 20)
         machine.boot()
 
         def put_in_place(*_: object) -> None:
@@ -304,38 +296,38 @@ def test_an_installation_that_the_disk_stops_half_way_is_finished_by_the_next_st
 
         with mock.patch.object(BTreeKind, "put_in_place", put_in_place):
             machine.excuses = BROKEN_DISK
-            assert world.run_until(lambda: not machine.up)
+            assert sim.world.run_until(lambda: not machine.up)
         machine.excuses = ()
         machine.boot()
-        world.settle()
-        assert world.counts["snapshots installed"] == 1
+        sim.settle()
+        assert sim.world.counts["snapshots installed"] == 1
 
 
 def test_two_data_nodes_and_an_arbiter_survive_the_loss_of_one() -> None:
-    with cluster(2, arbiter=True) as world:
+    with cluster(2, arbiter=True) as sim:
         for _ in range(2):
-            lost = leader_of(world)
+            lost = leader_of(sim)
             lost.stays_down = True
             lost.crash()
-            serve(world)
-            assert leader_of(world).role == "data"
+            serve(sim)
+            assert leader_of(sim).role == "data"
             lost.boot()
-            world.settle()
+            sim.settle()
 
 
 def test_a_replica_that_differs_stops_serving_for_good() -> None:
-    with cluster() as world:
-        machine = followers_of(world)[0]
-        world.compares_digests = False  # the nodes have to notice by themselves
+    with cluster() as sim:
+        machine = followers_of(sim)[0]
+        sim.checks.compares_digests = False  # the nodes have to notice by themselves
         machine.excuses = (Diverged, ForeignDirectory)
-        machine.node._store.digest ^= 1
-        serve(world, 3)
-        assert world.run_until(lambda: isinstance(machine.failure, Diverged))
-        assert world.run_until(lambda: isinstance(machine.failure, ForeignDirectory))
-        serve(world)
+        machine.store.digest ^= 1
+        serve(sim, 3)
+        assert sim.world.run_until(lambda: isinstance(machine.failure, Diverged))
+        assert sim.world.run_until(lambda: isinstance(machine.failure, ForeignDirectory))
+        serve(sim)
         machine.wipe()
         machine.boot()
-        world.finish(world.replace(machine), "it doesn't come back")
+        sim.finish(sim.membership.replace(machine), "it doesn't come back")
 
 
 # -- the seeds again, which have been played by now -----------------------------------------------

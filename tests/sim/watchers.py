@@ -1,6 +1,6 @@
 """Those who watch in the fake world: each reconnects wherever and whenever its connection breaks.
 
-Real are the history and the pump (watchers.py); a :class:`Stream` stands for the connection. What
+Real are the history and the pump of the service; a :class:`Stream` stands for the connection. What
 is on its way when that breaks arrives in part, down to half an event. A watcher goes on from the
 last event that it has read as a whole, at any node. Where that one's history doesn't reach back so
 far, the watcher begins anew, which makes another *segment*.
@@ -16,15 +16,15 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from conure.commands import Event, EventKind
 from conure.errors import Compacted, Unavailable
 from conure.service.watchers import Watch
 from conure.state.history import Position, parse_event_id
-
-if TYPE_CHECKING:
-    from tests.sim import Machine, Process, Simulation
+from tests.sim.fleet import Fleet
+from tests.sim.machine import Machine, Sink
+from tests.sim.network import Network
+from tests.sim.world import Process, World
 
 __all__ = ["Poller", "Stream", "Watcher"]
 
@@ -34,8 +34,10 @@ PATIENCE = 1.0  # seconds without an answer after which a watcher tries elsewher
 class Stream:
     """The twin of httpserver.Stream: a connection from a machine to a watcher."""
 
-    def __init__(self, watcher: Watcher, machine: Machine) -> None:
-        self.watch: Watch[Stream] | None = None
+    def __init__(self, world: World, network: Network, watcher: Watcher, machine: Machine) -> None:
+        self._world = world
+        self._network = network
+        self.watch: Watch[Sink] | None = None
         self.machine = machine
         self._watcher = watcher
         self._generation = machine.generation
@@ -62,13 +64,13 @@ class Stream:
             return
         rest = b"".join([data for data in self._under_way if data])
         self._close()
-        self._watcher.take(rest[: self._watcher.world.rng.randint(0, len(rest))])
+        self._watcher.take(rest[: self._world.rng.randint(0, len(rest))])
         self._watcher.go_elsewhere(self)
 
     def _put(self, data: bytes | None) -> None:
-        world = self._watcher.world
+        world = self._world
         self._under_way.append(data)
-        when = world.now + world.network.latency(self.machine)
+        when = world.now + self._network.latency(self.machine)
         self._last_arrival = max(when, self._last_arrival)
         world.at(self._last_arrival, self._arrive)
 
@@ -106,13 +108,17 @@ class Watcher:
 
     def __init__(
         self,
-        world: Simulation,
+        world: World,
+        fleet: Fleet,
+        network: Network,
         name: str,
         start: bytes,
         end: bytes | None,
         position: Position,
     ) -> None:
-        self.world = world
+        self._world = world
+        self._fleet = fleet
+        self._network = network
         self.name = name
         self._range = start, end
         self._segments = [_Segment(position, position)]
@@ -132,10 +138,10 @@ class Watcher:
 
     def connect(self) -> None:
         """Begin to watch at some machine, where the last connection has left off."""
-        world = self.world
+        world = self._world
         self._attempts += 1
         attempt = self._attempts
-        data_nodes = [machine for machine in world.machines.values() if machine.role == "data"]
+        data_nodes = [machine for machine in self._fleet.all() if machine.role == "data"]
         machine = world.rng.choice(data_nodes)
         generation = machine.generation
 
@@ -156,7 +162,7 @@ class Watcher:
         if stream is self._stream:
             self._stream = None
             self._attempts += 1
-            self.world.after(0.02, self.connect)
+            self._world.after(0.02, self.connect)
 
     def hang_up(self) -> None:
         """End the connection, if there is one."""
@@ -186,42 +192,42 @@ class Watcher:
                 and start <= event.key
                 and (end is None or event.key < end)
             ]
-            self.world.expect(
+            self._world.expect(
                 segment.events == expected,
                 f"{self.name} has seen {segment}, but what has happened is {expected}",
             )
-            self.world.counts["events watched"] += len(expected)
+            self._world.counts["events watched"] += len(expected)
 
     def _open(self, machine: Machine) -> None:
         position = self.position
         try:
             machine.watchers.check(position)
         except Compacted as error:
-            self.world.trace(f"{self.name} has lost what is before {error.oldest}")
-            self.world.counts["histories lost"] += 1
+            self._world.trace(f"{self.name} has lost what is before {error.oldest}")
+            self._world.counts["histories lost"] += 1
             begin = max(Position(error.oldest), position)
             self._segments.append(_Segment(begin, begin))
-            self.go_on_later()
+            self._go_on_later()
             return
         except Unavailable:
-            self.go_on_later()
+            self._go_on_later()
             return
-        self.world.trace(f"{self.name} watches at {machine.name} from {position}")
-        self.world.counts["watches"] += 1
+        self._world.trace(f"{self.name} watches at {machine.name} from {position}")
+        self._world.counts["watches"] += 1
         self._buffer = b""
-        stream = self._stream = Stream(self, machine)
+        stream = self._stream = Stream(self._world, self._network, self, machine)
         machine.streams[stream] = None
         stream.watch = machine.watchers.watch(*self._range, position, stream)
-        if not self.world.mending:
-            self.world.after(self.world.rng.expovariate(0.7), stream.break_off)
+        if not self._world.mending:
+            self._world.after(self._world.rng.expovariate(0.7), stream.break_off)
 
-    def go_on_later(self) -> None:
+    def _go_on_later(self) -> None:
         """Try again, perhaps elsewhere."""
         self._attempts += 1
-        self.world.after(0.05, self.connect)
+        self._world.after(0.05, self.connect)
 
     def _read(self, fields: dict[str, str]) -> None:
-        kind, world, segment = fields["event"], self.world, self._segments[-1]
+        kind, world, segment = fields["event"], self._world, self._segments[-1]
         if kind == "end":
             return
         position = parse_event_id(fields["id"])
@@ -246,8 +252,9 @@ class Watcher:
 class Poller:
     """A client that polls one key, at any node, one long poll after the other."""
 
-    def __init__(self, world: Simulation, key: bytes) -> None:
+    def __init__(self, world: World, fleet: Fleet, key: bytes) -> None:
         self._world = world
+        self._fleet = fleet
         self._key = key
         self._after = 0  # it wants to know of changes behind this revision
         self._told: list[tuple[bool, int, int]] = []  # whether there was one, between revisions
@@ -257,7 +264,7 @@ class Poller:
         world, rng = self._world, self._world.rng
         while not world.mending:
             yield 0.05 * rng.random()
-            machine = rng.choice(list(world.machines.values()))
+            machine = rng.choice(self._fleet.all())
             if machine.role == "data" and machine.up and not machine.paused:
                 yield from self._ask(machine, rng.choice([0.05, 0.3, 1.0]))
 

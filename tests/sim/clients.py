@@ -20,15 +20,14 @@ greater fencing token than any other session before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from conure.cluster.node import Node
 from conure.commands import (
     Acquire,
-    Committed,
     Compare,
     Delete,
     DeleteRange,
@@ -53,11 +52,11 @@ from conure.storage.engine import Record
 from tests.lab.linearizability import DELETE, PUT, Call, Seen, check_calls
 from tests.lab.linearizability import Operation as Register
 from tests.lab.model import Command, Model
+from tests.sim.registers import PlainClients
+from tests.sim.requests import Account, Done, Reply, Requests, write
+from tests.sim.world import Lost, Pending, Process, World
 
-if TYPE_CHECKING:
-    from tests.sim import Pending, Process, Simulation
-
-__all__ = ["Clients", "Done", "Lost", "Reply", "write"]
+__all__ = ["Clients"]
 
 ONCE, EXACTLY_ONCE = b"n", b"o"
 MORTAL = (b"t", b"u")
@@ -65,43 +64,17 @@ LOCKS = (b"x", b"y")
 SESSIONS = 6  # as many are remembered, the oldest of which may have ended long ago
 LONG, SHORT = 3_600_000_000, 300  # milliseconds for which outcomes are remembered
 
-Reply = Callable[[int, int, object], None]
-
-
-class Lost(ConureError):
-    """No answer came: the request may have been carried out, or may still be."""
-
-
-class Done(NamedTuple):
-    """A command was committed, at *revision*; of a transaction, how it ended."""
-
-    revision: int
-    outcome: Outcome | None
-
-
-def write(commands: Sequence[Command]) -> Callable[[Node, Reply], None]:
-    """Return the request to commit commands; each is answered by Done or an error."""
-
-    def call(node: Node, reply: Reply) -> None:
-        def ended(start: int, stop: int, answer: Committed | ConureError) -> None:
-            if isinstance(answer, Committed):
-                outcomes = answer.outcomes
-                revisions = range(answer.first + start, answer.first + stop)
-                reply(start, stop, [Done(each, outcomes.get(each)) for each in revisions])
-            else:
-                reply(start, stop, [answer] * (stop - start))
-
-        node.write(commands, ended)
-
-    return call
-
 
 class Clients:
-    """What clients ask for and what they were told."""
+    """What they do, and what they know of it. Plain writes they leave to *plain*."""
 
-    def __init__(self, world: Simulation) -> None:
-        self.calls: list[Call] = []
+    def __init__(
+        self, world: World, requests: Requests, account: Account, plain: PlainClients
+    ) -> None:
         self._world = world
+        self._requests = requests
+        self._account = account
+        self._plain = plain
         self._begun_at: dict[Transaction, int] = {}  # all that were sent, as of the first time
         self._refused: set[Transaction] = set()
         self._numbers = 0
@@ -138,10 +111,10 @@ class Clients:
 
     def _put_if_unchanged(self, number: int) -> Process:
         world = self._world
-        key = world.rng.choice(world.keys)
+        key = world.rng.choice(self._account.keys)
         revision = self._seen_revision.get(key, 0)
         compare = Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision)
-        wanted = self._transaction([compare], [Put(key, world.new_value())], [Get(key)])
+        wanted = self._transaction([compare], [Put(key, self._account.new_value())], [Get(key)])
         answer = yield from self._submit(number, wanted)
         if answer is not None:
             world.counts["conditional puts" if answer.succeeded else "failed conditions"] += 1
@@ -149,8 +122,8 @@ class Clients:
 
     def _transact(self, number: int) -> Process:
         """Write some keys, together and under a condition; or read them together."""
-        world, rng = self._world, self._world.rng
-        keys = rng.sample(world.keys, min(len(world.keys), rng.choice([2, 2, 3])))
+        rng = self._world.rng
+        keys = rng.sample(self._account.keys, min(len(self._account.keys), rng.choice([2, 2, 3])))
         compare = Compare(
             rng.choice(keys),
             rng.choice([Target.VERSION, Target.CREATE_REVISION]),
@@ -158,7 +131,8 @@ class Clients:
             rng.choice([0, 1, 3]),
         )
         operations: list[Operation] = [
-            Delete(key) if rng.random() < 0.2 else Put(key, world.new_value()) for key in keys
+            Delete(key) if rng.random() < 0.2 else Put(key, self._account.new_value())
+            for key in keys
         ]
         reads: list[Operation] = [Range(b"", None, 10), *map(Get, keys)]
         wanted = self._transaction([compare], operations, reads)
@@ -182,22 +156,22 @@ class Clients:
         yield from self._submit(number, wanted, attempts=rng.randint(1, 8))
 
     def _let_expire(self, number: int) -> Process:
-        world, rng = self._world, self._world.rng
+        rng = self._world.rng
         key = rng.choice(MORTAL)
         ttl = rng.choice([1, 50, 300, 2000])
         chance = rng.random()
         operations: list[Operation]
         if chance < 0.4:
-            operations = [Put(key, world.new_value(), ttl, keep_ttl=rng.random() < 0.2)]
+            operations = [Put(key, self._account.new_value(), ttl, keep_ttl=rng.random() < 0.2)]
         elif chance < 0.6:
             operations = [Touch(key, rng.choice([0, ttl, ttl]))]
         elif chance < 0.7:
             operations = [DeleteRange(MORTAL[0], b"v", rng.randint(0, 2)), Get(key)]
         elif chance < 0.8:
-            yield from world.write(number, [(key, world.new_value())])
+            yield from self._plain.write(number, [(key, self._account.new_value())])
             return
         else:
-            puts = [Put(each, world.new_value(), ttl) for each in MORTAL]
+            puts = [Put(each, self._account.new_value(), ttl) for each in MORTAL]
             window = rng.choice([SHORT, LONG])
             wanted = self._transaction([], puts, [], b"puts", window)
             yield from self._submit(number, wanted, attempts=rng.randint(1, 5))
@@ -206,9 +180,9 @@ class Clients:
 
     def _use_session(self, number: int) -> Process:
         """Do something with some session; or begin one, hold a key for a while, and let go."""
-        world, rng = self._world, self._world.rng
+        rng = self._world.rng
         lock = rng.choice(LOCKS)
-        value = world.new_value() if rng.random() < 0.5 else None
+        value = self._account.new_value() if rng.random() < 0.5 else None
         if not self._sessions or rng.random() < 0.3:
             self._numbers += 1
             session = b"session %d" % self._numbers
@@ -246,19 +220,15 @@ class Clients:
             key = (b"", rng.choice([None, b"t"]))
         is_stale = rng.random() < 0.3
         call = partial(_look, kind, key, is_stale)
-        begun = self._world.next_moment()
-        machine = self._world.machine_for(number)
-        (answer,) = yield self._world.request(machine, call)
+        begun = self._account.next_moment()
+        machine = self._requests.machine_for(number)
+        (answer,) = yield self._requests.send(machine, call)
         if isinstance(answer, tuple):
             revision, seen = answer
-            self.note(Call(number, begun, 0, revision, seen=seen, is_stale=is_stale))
-        self._world.learn(number, answer)
+            self._account.note(Call(number, begun, 0, revision, seen=seen, is_stale=is_stale))
+        self._requests.learn(number, answer)
 
     # -- sending them ----------------------------------------------------------------------------
-
-    def note(self, call: Call) -> None:
-        """Keep a call that has returned just now."""
-        self.calls.append(replace(call, returned=self._world.next_moment()))
 
     def _transaction(
         self,
@@ -288,18 +258,20 @@ class Clients:
         world, rng = self._world, self._world.rng
         if wanted.idempotency_key and wanted not in self._begun_at:
             self._repeatable = [*self._repeatable, wanted][-5:]
-        begun = self._begun_at.setdefault(wanted, world.next_moment())
-        registers = _Registers(world, number, wanted)
+        begun = self._begun_at.setdefault(wanted, self._account.next_moment())
+        registers = _Registers(self._account, number, wanted)
         found: Outcome | None = None
         for attempt in range(attempts):
-            (answer,) = yield world.request(world.machine_for(number), write([wanted]))
-            world.learn(number, answer)
+            (answer,) = yield self._requests.send(
+                self._requests.machine_for(number), write([wanted])
+            )
+            self._requests.learn(number, answer)
             if isinstance(answer, Done):
                 assert answer.outcome is not None
                 world.counts["transactions"] += 1
                 world.counts["repetitions"] += answer.outcome.repeated
                 found = answer.outcome
-                self.note(Call(number, begun, 0, answer.revision, wanted, found))
+                self._account.note(Call(number, begun, 0, answer.revision, wanted, found))
                 self._compare_answers(wanted, found)
                 if attempts > 1 and rng.random() < 0.2:
                     continue  # as if the answer had been lost
@@ -342,12 +314,12 @@ class Clients:
             f"{len(self._counted)} to {self._begun} increments are {total}",
         )
         self._check_tokens()
-        return check_calls(self.calls, log, self._refused)
+        return check_calls(self._account.calls, log, self._refused)
 
     def _check_tokens(self) -> None:
         """See that a fencing token belongs to one session, and that later ones are greater."""
         tokens: dict[bytes, list[tuple[int, int, bytes]]] = {}
-        for call in self.calls:
+        for call in self._account.calls:
             command, outcome = call.command, call.outcome
             if not isinstance(command, Transaction) or outcome is None or outcome.refusal:
                 continue
@@ -373,31 +345,31 @@ class _Registers:
     Until its outcome is known, each of its writes may have happened.
     """
 
-    def __init__(self, world: Simulation, client: int, wanted: Transaction) -> None:
-        self._world = world
+    def __init__(self, account: Account, client: int, wanted: Transaction) -> None:
+        self._account = account
         self._moments = []
         for operation in wanted.success:
-            if isinstance(operation, Put | Delete) and operation.key in world.keys:
-                moment = world.next_moment()
+            if isinstance(operation, Put | Delete) and operation.key in account.keys:
+                moment = account.next_moment()
                 value = operation.value if isinstance(operation, Put) else None
                 kind = DELETE if value is None else PUT
                 what = Register(client, kind, operation.key, value, moment, None)
-                world.history[moment] = what
+                account.registers[moment] = what
                 self._moments.append(moment)
 
     def forget(self) -> None:
         """Nothing has happened."""
         for moment in self._moments:
-            del self._world.history[moment]
+            del self._account.registers[moment]
 
     def ended(self, outcome: Outcome) -> None:
         """This has happened."""
         if not outcome.succeeded:
             self.forget()
             return
-        history = self._world.history
+        history = self._account.registers
         for moment in self._moments:
-            history[moment] = replace(history[moment], returned=self._world.next_moment())
+            history[moment] = replace(history[moment], returned=self._account.next_moment())
 
 
 def _look(kind: str, key: Any, is_stale: bool, node: Node, reply: Reply) -> None:
