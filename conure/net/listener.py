@@ -29,8 +29,6 @@ __all__ = ["Listener", "bind"]
 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
 _BACKLOG = 4096  # connections that the system accepts for us, until somebody takes them
 
 
