@@ -105,7 +105,7 @@ class Process:
         self._waker: socket.socket
         # What runs, in the order of being started.
         self._bound: dict[str, socket.socket] = {}  # by the setting that names the address
-        self._reactor: Reactor | None = None
+        self._reactors: dict[str, Reactor] = {}  # by the same
         self._servers: list[HTTPServer] = []
         self._transport: Transport | None = None
         self._node: Node | None = None
@@ -134,7 +134,7 @@ class Process:
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
             transport = self._listen_to_peers()
-            reactor = self._reactor = Reactor(bounds_of(self._limits()), self._on_fatal, "http")
+            reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, reactor, history)
             watchers = self._watchers = Watchers(
@@ -144,7 +144,7 @@ class Process:
                 is_full=reactor.is_full,
             )
             api = self._make_api(node, watchers, metrics)
-            server = self._serve_clients(api, reactor)
+            server = self._serve_clients(api)
             self._add_metrics(server)
             transport.start(node, reactor)
             # What exists by then stays: the collector need not look at it again and again. Nor
@@ -188,31 +188,33 @@ class Process:
             )
 
     def _bind_addresses(self) -> None:
-        """Take the addresses for clients; nobody is accepted there yet."""
+        """Take the addresses for clients, and what serving them takes; nobody is accepted yet."""
         for setting in ("http_addr", "metrics_addr"):
             address = getattr(self._config, setting)
             if address is None:
                 continue
             try:
                 self._bound[setting] = bind(address)
+                self._reactors[setting] = Reactor(bounds_of(self._limits()), self._on_fatal, "http")
             except OSError as error:
                 raise self._taken(setting, address, error) from error
 
-    def _serve_clients(self, api: Application, reactor: Reactor) -> HTTPServer:
-        """Make the servers for what is bound; the one for clients shares the node's reactor."""
+    def _serve_clients(self, api: Application) -> HTTPServer:
+        """Make the servers for what is bound; the one for clients has the node's reactor."""
         config = self._config
         own = (*config.own_hosts(), socket.gethostname())
         names = Names(config.allowed_hosts, own, self._known_as)
-        limits, tell = self._limits(), self._on_fatal
         access = Access(names, PUBLIC, PROBES)
-        bound = self._bound["http_addr"]
-        server = HTTPServer(bound, api, limits, tell, access, reactor)
-        self._servers.append(server)
+        server = self._serve("http_addr", api, access)
         if "metrics_addr" in self._bound:  # of its own, so that it answers whatever clients do
-            metrics = MetricsAPI(self._registry)
             access = Access(names, probes=frozenset({"/metrics"}))
-            bound = self._bound["metrics_addr"]
-            self._servers.append(HTTPServer(bound, metrics, limits, tell, access))
+            self._serve("metrics_addr", MetricsAPI(self._registry), access)
+        return server
+
+    def _serve(self, setting: str, application: Application, access: Access) -> HTTPServer:
+        bound, reactor = self._bound[setting], self._reactors[setting]
+        server = HTTPServer(bound, application, self._limits(), self._on_fatal, access, reactor)
+        self._servers.append(server)
         return server
 
     def _known_as(self) -> list[str]:
@@ -338,8 +340,8 @@ class Process:
                 log.warning("some requests were still in flight and have been cut off")
         for bound in self._bound.values():  # those for which no server was made
             bound.close()
-        if self._reactor is not None and not self._servers:
-            self._reactor.close()
+        for reactor in list(self._reactors.values())[len(self._servers) :]:
+            reactor.close()
         if self._forwarder is not None:
             self._forwarder.stop()
         if self._transport is not None:

@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 SHORT_BODIES: Final = dict.fromkeys(("/join", "/remove", "/leader", "/session"), 64 << 10)
-"""Bytes of a body, where a short one says all there is to say: for httpserver.Limits."""
+"""Bytes of a body, where a short one says all there is to say: for the server's ``Limits``."""
 
 PROBES = frozenset({"/livez", "/readyz"})
 """What is answered even to those for whose connections there is no room."""

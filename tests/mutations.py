@@ -1775,6 +1775,21 @@ MUTATIONS = [
         ("tests/system/test_conuredb.py",),
     ),
     Mutation(
+        "start: too few files to serve with are a traceback",
+        "conuredb.py",
+        "                raise self._taken(setting, address, error) from error\n\n"
+        "    def _serve_clients",
+        "                raise\n\n    def _serve_clients",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "start: a reactor that serves nobody stays open",
+        "conuredb.py",
+        "            reactor.close()\n",
+        "            pass\n",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
         "settings: the cluster's name of a node reaches nobody",
         "conuredb.py",
         "own, self._known_as)",
@@ -1882,10 +1897,17 @@ MUTATIONS = [
         ("tests/net/test_reactor.py",),
     ),
     Mutation(
+        "net: who comes last when the reactor has ended keeps the process from ending",
+        "conure/net/listener.py",
+        "                except (OSError, ValueError):",
+        "                except OSError:",
+        ("tests/net/test_reactor.py",),
+    ),
+    Mutation(
         "net: clients in the backlog are left there",
         "conure/net/listener.py",
-        "                for _ in range(_BACKLOG):",
-        "                for _ in range(0):",
+        "            for _ in range(_BACKLOG):",
+        "            for _ in range(0):",
         ("tests/http/test_httpserver.py",),
     ),
     Mutation(

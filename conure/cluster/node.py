@@ -9,7 +9,7 @@ commit it, and the thread that reads them applies it and answers.
 ======================= ======================================================================
 thread                  does
 ======================= ======================================================================
-reactor (server.py) the backend's methods; ``receive``, ``take_held`` and ``go_on``
+reactor (reactor.py)    the backend's methods; ``receive``, ``take_held`` and ``go_on``
 peers (transport.py)    the rest of the transport's host: handshakes, snapshots, lost connections
 workers, watch pump     ``confirm_read``, ``get_all``, ``pin``, ``backup``, ``time``: long answers
 timer                   ``tick``: the core's time, ends what has waited too long

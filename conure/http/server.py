@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from math import inf
 from time import perf_counter
@@ -43,7 +43,6 @@ from conure.http.known import Known
 from conure.http.limits import Limits
 from conure.http.origins import Access
 from conure.http.request import Request, Turns
-from conure.http.stream import Stream, broadcast
 from conure.net.link import Link
 from conure.net.listener import Listener, bind
 from conure.net.places import Places
@@ -267,10 +266,6 @@ class HTTPServer(Listener, ThreadingHTTPServer):
     def refused(self) -> dict[int, int]:
         """How many requests or connections the server itself refused, by HTTP status."""
         return dict(self.front.refused)
-
-    def broadcast(self, streams: Collection[Stream], data: bytes) -> None:
-        """Send *data* to each of *streams*, which are this server's; see :func:`broadcast`."""
-        broadcast(self.reactor, streams, data)
 
     def drain(self, timeout: float) -> bool:
         """Stop: accept nothing more, finish what is in flight, close everything.

@@ -150,10 +150,10 @@ class Stream:
         if self.over:
             call_each(self._at_end)
 
-    # -- for the server --------------------------------------------------------------------------
+    # -- for the connection ----------------------------------------------------------------------
 
     def give(self, part: _Part) -> bool:
-        """Take one more part, or drop the stream. With the lock."""
+        """Take one more part, or drop the stream. Any thread, with the lock."""
         if self.over or self.finished or self.cut:
             return False
         reactor = self._carrier.reactor

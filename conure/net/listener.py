@@ -17,7 +17,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from socketserver import BaseRequestHandler, TCPServer
+from socketserver import BaseRequestHandler, BaseServer, TCPServer
 from time import sleep
 from typing import Any
 
@@ -29,8 +29,6 @@ __all__ = ["Listener", "bind"]
 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
 _BACKLOG = 4096  # connections that the system accepts for us, until somebody takes them
 
 
@@ -82,9 +80,8 @@ class Listener(TCPServer):
         self.log = logging.getLogger(f"conure.{name}")
         self._accepting = False
         self._out_of_descriptors = False
-        super().__init__(bound.getsockname(), BaseRequestHandler, bind_and_activate=False)
-        self.socket.close()  # the one that the base class has made
-        self.socket = bound
+        self.socket = bound  # TCPServer's own would be another one
+        BaseServer.__init__(self, bound.getsockname(), BaseRequestHandler)
 
     @property
     def port(self) -> int:
@@ -110,9 +107,7 @@ class Listener(TCPServer):
         """
         if self._accepting:
             self.shutdown()
-            with contextlib.suppress(OSError):  # what the system has accepted for us is in flight
-                for _ in range(_BACKLOG):
-                    self.process_request(*self.get_request())
+            self._take_backlog()
         self.server_close()
 
     # -- what socketserver calls; the accepting thread ------------------------------------------
@@ -140,6 +135,17 @@ class Listener(TCPServer):
         self.log.warning("a connection was lost before its first request", exc_info=True)
 
     # -- private --------------------------------------------------------------------------------
+
+    def _take_backlog(self) -> None:
+        """Hand over what the system has accepted for us: that is in flight."""
+        with contextlib.suppress(OSError):  # nobody is left
+            for _ in range(_BACKLOG):
+                accepted, address = self.get_request()
+                try:
+                    self.process_request(accepted, address)
+                except (OSError, ValueError):  # ValueError: the reactor has ended
+                    self.handle_error(accepted, address)
+                    accepted.close()
 
     def _accept_forever(self) -> None:
         try:

@@ -83,7 +83,7 @@ _quote = JSONEncoder(ensure_ascii=False).encode
 
 
 class Sink(Protocol):
-    """Where the bytes of one watch go: an ``httpserver.Stream``. The pump calls it.
+    """Where the bytes of one watch go: an HTTP ``Stream``, say. The pump calls it.
 
     A sink that has up to 64 KiB unsent may be given 1 MiB more and an event of any length.
     """
@@ -279,7 +279,7 @@ class _Everybody(Generic[SinkT]):
 class Watchers(Generic[SinkT]):
     """Everybody who watches or polls, and the pump that serves them.
 
-    *broadcast* gives the same bytes to many sinks at a lower price, as ``HTTPServer.broadcast``
+    *broadcast* gives the same bytes to many sinks at a lower price, as HTTP's ``broadcast``
     does; it doesn't tell which of them take no more, so whoever learns that cancels the watch.
     While *is_full* says that too much waits to be read by clients, nobody is given events: those
     who are up to date fall behind, and go on from there when there is room.

@@ -377,6 +377,8 @@ def test_probes_are_answered_while_all_other_places_are_taken() -> None:
             if number < 136:
                 wait_until(lambda n=number: server.connections_open > n)  # type: ignore[misc]
         wait_until(lambda: server.connections_accepted == 400)
+        # The reactor makes room, once it gets to it; until then whoever comes is turned away.
+        wait_until(lambda: len(server.front.reserved) <= server.front.places.reserve)
         for _ in range(20):
             assert statuses(exchange(server, LIVEZ)) == [200]
         assert statuses(exchange(server, STATUS)) == [503]

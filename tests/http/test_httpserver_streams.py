@@ -790,8 +790,8 @@ def test_broadcast() -> None:
         application.wait_for_ends(1)
         streams[1].send(b"<only you>")
         for number in range(10):
-            server.broadcast(streams, b"<%d>" % number)
-            server.broadcast(streams, b"")
+            broadcast(server.reactor, streams, b"<%d>" % number)
+            broadcast(server.reactor, streams, b"")
         for stream in streams:
             stream.finish()
         bodies = [body_of(receive_until(client, b"0\r\n\r\n")) for client in clients[1:5]]
@@ -1440,7 +1440,7 @@ def test_who_stops_sending_amid_a_chunk_gets_that_chunk_as_it_is() -> None:
             each.sendall(STREAM)
             receive_until(each, b"\r\n\r\n")
         streams = application.wait_for_streams(2)
-        server.broadcast(streams, data)
+        broadcast(server.reactor, streams, data)
         wait_until(lambda: all(stream._offset for stream in streams))
         client.shutdown(socket.SHUT_WR)
         (connection,) = (

@@ -18,7 +18,7 @@ from conure.http.limits import Limits
 from conure.http.origins import Access
 from conure.http.referrals import Forward
 from conure.http.server import HTTPServer
-from conure.http.stream import Stream
+from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry
 from conure.service.backend import Command, Reply, State, WriteReply
 from conure.service.gate import AllowAll, Gate
@@ -282,7 +282,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.server.port}"
 
     def _broadcast(self, streams: Collection[Stream], data: bytes) -> None:
-        self.server.broadcast(streams, data)
+        broadcast(self.server.reactor, streams, data)
 
     def _is_full(self) -> bool:
         return self.server.reactor.is_full()

@@ -124,6 +124,28 @@ def test_one_reactor_serves_two_front_ends_on_two_addresses() -> None:
     assert not reactor.connections
 
 
+def test_a_listener_stops_though_its_reactor_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[BaseException] = []
+    reactor = Reactor(Bounds(), failures.append, "net")
+    echo = Listener(bind(("127.0.0.1", 0)), reactor, Echo(reactor), fail, "echo")
+    echo.start()
+    reactor.post(fail, RuntimeError("a bug"))
+    wait_until(lambda: bool(failures))
+    late: list[socket.socket] = []
+    stop_accepting = echo.shutdown
+
+    def shutdown() -> None:
+        stop_accepting()
+        late.extend(socket.create_connection(("127.0.0.1", echo.port), 10) for _ in range(2))
+
+    monkeypatch.setattr(echo, "shutdown", shutdown)
+    echo.stop()
+    for client in late:
+        with client:
+            assert client.recv(1) == b""
+    assert reactor.drain(10)
+
+
 def test_who_is_turned_away_is_closed() -> None:
     with stepping() as (reactor, front, _):
         ours, theirs = socket.socketpair()

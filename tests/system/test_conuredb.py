@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -11,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import conuredb
 from conure.config import load
 from conure.metrics import Registry
-from conure.net.reactor import Bounds, Reactor
+from conure.net.reactor import Reactor
 from conuredb import MAX_OPEN_FILES, JSONFormatter, TextFormatter, main, raise_file_limit
 from httpapi import MetricsAPI
 from tests.lab.process import ROOT, running, wait_until
@@ -50,6 +52,34 @@ def test_exit_status_and_line(
     assert words in line
     assert line.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.usefixtures("root_logger")
+@pytest.mark.parametrize(("left", "setting"), [(0, "http_addr"), (1, "metrics_addr")])
+def test_who_has_no_files_left_to_serve_with_begins_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: int,
+    setting: str,
+) -> None:
+    made: list[Reactor] = []
+
+    def make(*arguments: Any) -> Reactor:
+        if len(made) == left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(Reactor(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(conuredb, "Reactor", make)
+    addresses = [f"--{name}-addr=127.0.0.1:0" for name in ("http", "metrics", "raft")]
+    assert main([f"--data-dir={tmp_path / 'data'}", "--log-level=error", *addresses]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"conuredb: {setting} (flag ")
+    assert "Too many open files" in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+    assert all(reactor.epoll.closed for reactor in made)
 
 
 def record(message: str, *arguments: object, error: bool = False) -> logging.LogRecord:
@@ -236,8 +266,7 @@ def test_who_may_ask_is_as_the_settings_say() -> None:
     config = load(argv, {})
     process = conuredb.Process(config)
     process._bind_addresses()
-    reactor = Reactor(Bounds(), lambda error: pytest.fail(str(error)), "http")
-    process._serve_clients(MetricsAPI(Registry()), reactor)
+    process._serve_clients(MetricsAPI(Registry()))
     servers = process._servers
     try:
         for server in servers:
