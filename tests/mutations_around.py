@@ -808,8 +808,8 @@ AROUND = [
     Mutation(
         "a long poll asks nobody whether it may",
         "conure/service/requests.py",
-        'Action.READ, key, key + b"\\0")\n        waiter.hold()',
-        'Action.READ, b"", b"")\n        waiter.hold()',
+        'Action.READ, key, key + b"\\0")\n        waiter.wait()',
+        'Action.READ, b"", b"")\n        waiter.wait()',
         ("tests/service/test_service.py",),
     ),
     Mutation(

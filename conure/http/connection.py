@@ -4,7 +4,7 @@ The life of a connection:
 
 ============= ==================================================================================
 ``READING``   requests are parsed as their bytes come
-``HELD``      a complete request waits until earlier ones are answered, or until answers are sent
+``WAITING``   a complete request waits until earlier ones are answered, or until answers are sent
 ``FINISHED``  no further request is taken: the client or an error ended it; answers still go out
 ``LINGERING`` all is sent and our side is shut; input is thrown away so that the client can read
 ``CLOSED``    the link is gone; answers that still come are dropped
@@ -43,7 +43,7 @@ from conure.http.grammar import (
 from conure.http.head import CLOSE, NO_HEAD, NO_TARGET, Head
 from conure.http.known import Known
 from conure.http.limits import Limits
-from conure.http.request import ON_HOLD, Answer, Body, Request, error_body
+from conure.http.request import WAITS, Answer, Body, Request, error_body
 from conure.http.stream import Stream, call_each
 from conure.net.link import Link
 from conure.net.reactor import IN, OUT, SENT_TOGETHER, Reactor
@@ -52,7 +52,7 @@ __all__ = ["Front", "HTTPConnection", "ReservedConnection"]
 
 log = logging.getLogger("conure.http")
 
-READING, HELD, FINISHED, LINGERING, CLOSED = range(5)
+READING, WAITING, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE = 64 << 10
 _OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
@@ -193,7 +193,7 @@ class HTTPConnection:
     def resume(self) -> None:
         """Take up the requests that had to wait; more reads at a time while answers are short."""
         self.run = max(1, min(2 * self.run, self.front.limits.max_pipelined))
-        if self.state == HELD:
+        if self.state == WAITING:
             self.advance(self.buffer)
 
     def advance(self, data: bytes) -> None:
@@ -242,10 +242,10 @@ class HTTPConnection:
         """Send an answer, and those behind it that waited for it, at the end of the round (H1)."""
         reactor = self.reactor
         if request.answer is not None:
-            if request.answer is not ON_HOLD:
+            if request.answer is not WAITS:
                 log.error("%s was answered twice", request)
                 return
-            reactor.end_hold()
+            reactor.end_wait()
         elif perf_counter() - request.started > self.front.slow_request:
             self.front.note_slow(request, answer[0])
         reactor.in_flight -= 1
@@ -263,11 +263,11 @@ class HTTPConnection:
         """Answer by a stream, in its turn (H1)."""
         reactor = self.reactor
         if request.answer is not None:
-            if request.answer is not ON_HOLD:
+            if request.answer is not WAITS:
                 log.error("%s was answered twice", request)
                 stream.end()
                 return
-            reactor.end_hold()
+            reactor.end_wait()
         reactor.in_flight -= 1
         request.answer = stream
         if self.state == CLOSED:
@@ -353,7 +353,7 @@ class HTTPConnection:
                 self.touched = reactor.now
                 return
         if self.state and not self.waiting:
-            if self.state == HELD:
+            if self.state == WAITING:
                 reactor.resumed.append(self)
             elif self.state == FINISHED:
                 self._finish()
@@ -408,7 +408,7 @@ class HTTPConnection:
             self.ended = True
             self._drop_body()
             streams = [r.answer for r in self.waiting if isinstance(r.answer, Stream)]
-            held = self._held()
+            lasting = self._lasting()
             if self.resets and not (streams or self.out):  # nothing is missing
                 self.link.reset_on_close(resets=False)
             self.stream = None
@@ -421,7 +421,7 @@ class HTTPConnection:
             self.link.close()
             for stream in streams:
                 stream.end()
-            for request in held:
+            for request in lasting:
                 call_each(request.at_leave)
 
     # -- private
@@ -466,7 +466,7 @@ class HTTPConnection:
                 known.check_target(target, data, position, end)
                 meant, head = known.resolve(name, target, head)
             if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
-                self.state = HELD
+                self.state = WAITING
                 break
             may_be_late = not (reactor.requests & 3 and head.plain)
             if may_be_late and position and perf_counter() > reactor.leave:
@@ -512,7 +512,7 @@ class HTTPConnection:
             log.exception("%s failed", request)
             if isinstance(request.answer, Stream):
                 request.answer.abort()
-            elif request.answer is None or request.answer is ON_HOLD:
+            elif request.answer is None or request.answer is WAITS:
                 request.fail(500, "internal error; the log of this node has more")
 
     def _length(self, request: Request) -> int:
@@ -566,7 +566,7 @@ class HTTPConnection:
         return position
 
     def _wait_a_round(self) -> None:
-        self.state = HELD
+        self.state = WAITING
         self.reactor.resumed.append(self)
 
     def _drop_body(self) -> None:
@@ -711,11 +711,11 @@ class HTTPConnection:
         if self.stream is not None and self.stream.chunked and not self.stream.is_amid_part:
             self._let_end_show()  # some clients take a zero without a line end for the last chunk
             self._put(b"0")
-        for request in self._held():
+        for request in self._lasting():
             call_each(request.at_leave)
 
-    def _held(self) -> list[Request]:
-        return [request for request in self.waiting if request.answer is ON_HOLD]
+    def _lasting(self) -> list[Request]:
+        return [request for request in self.waiting if request.answer is WAITS]
 
     def _emit(self, request: Request, answer: Answer) -> None:
         reactor = self.reactor
@@ -749,14 +749,14 @@ class HTTPConnection:
             self.discarded += len(data)
             if not data or self.discarded > _LINGER_BYTES:
                 self.close()
-        elif self.state == HELD and len(self.buffer) < _READ_SIZE:
+        elif self.state == WAITING and len(self.buffer) < _READ_SIZE:
             data = self.receive_bytes(_READ_SIZE)
             self.reactor.bytes_in += len(data)
             self.buffer += data
             if not data:  # the end; it is read again when what waits has been taken up
                 self._note_end()
                 self._listen_for(self.interest & ~IN)
-        elif self.state == FINISHED and (self.stream is not None or self._held()):
+        elif self.state == FINISHED and (self.stream is not None or self._lasting()):
             data = self.receive_bytes(_READ_SIZE)
             self.discarded += len(data)
             if not data:

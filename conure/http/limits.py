@@ -31,5 +31,5 @@ class Limits:
     idle_timeout: float = 120.0  # between two requests
     write_timeout: float = 30.0  # for a client that reads nothing
     max_requests_in_flight: int = 20_000  # handed over and unanswered, of all together: 429
-    max_streams: int = 10_000  # streams and held requests, which don't count above: 429
+    max_streams: int = 10_000  # streams and waiting requests, which don't count above: 429
     slow_request: float = 1.0  # answers that took longer are logged; 0: none is

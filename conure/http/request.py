@@ -25,7 +25,7 @@ from conure.http.head import Head, Headers, RequestTarget, elements
 from conure.http.stream import Carrier, Opening, Stream, call_each
 
 __all__ = [
-    "ON_HOLD",
+    "WAITS",
     "Answer",
     "Body",
     "Client",
@@ -40,7 +40,7 @@ log = logging.getLogger("conure.http")
 
 TEXT: Final = "text/plain; charset=utf-8"
 PROBLEM: Final = "application/problem+json"
-ON_HOLD: Final = "held"
+WAITS: Final = "waits"
 """In the place of an answer: see :meth:`Request.hold`."""
 
 _MAX_PARAMETERS = 100
@@ -184,7 +184,7 @@ class Request:
     @property
     def is_answered(self) -> bool:
         """Whether the request has its answer, if not all of that."""
-        return self.answer is not None and self.answer is not ON_HOLD
+        return self.answer is not None and self.answer is not WAITS
 
     @property
     def room(self) -> int:
@@ -243,7 +243,7 @@ class Request:
             reactor.post(client.accept_answer, self, stream)
         return stream
 
-    def hold(self) -> None:
+    def wait(self) -> None:
         """Declare that the answer comes when something happens, which may take its time.
 
         Such a request counts with the streams and not with the requests in flight, and is never
@@ -255,12 +255,12 @@ class Request:
         assert self.answer is None
         reactor.begin_stream()
         reactor.in_flight -= 1
-        self.at_leave: list[Callable[[], None]] = []  # there is one only while it is held
-        self.answer = ON_HOLD
+        self.at_leave: list[Callable[[], None]] = []  # there is one only while it waits
+        self.answer = WAITS
 
     def on_leave(self, action: Callable[[], None]) -> None:
-        """Have *action* called once when nothing more will come from the client of a held request;
-        now, if that is so already.
+        """Have *action* called once when nothing more will come from the client of a request that
+        waits; now, if that is so already.
 
         It has gone, mostly; one that only shut its sending side can still read an answer. So give
         one soon, or the request keeps its place among the streams. Any thread; *action* is called

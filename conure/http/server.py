@@ -236,12 +236,12 @@ class HTTPServer(Listener, ThreadingHTTPServer):
 
     @property
     def requests_in_flight(self) -> int:
-        """How many requests are with the application, unanswered and not held."""
+        """How many requests are with the application, unanswered, that don't wait."""
         return self.reactor.in_flight
 
     @property
     def streams_open(self) -> int:
-        """How many streams are not over and requests held."""
+        """How many streams are not over and requests that wait."""
         return self.reactor.streams
 
     @property

@@ -88,7 +88,7 @@ class Bounds:
     max_arriving_bytes: int = 256 << 20  # of unfinished requests
     max_leaving_bytes: int = 256 << 20  # of unsent answers and of what sources keep
     max_in_flight: int = 20_000  # requests handed over and unanswered
-    max_streams: int = 10_000  # sources and held requests, which don't count above
+    max_streams: int = 10_000  # sources and waiting requests, which don't count above
 
 
 class Connection(Protocol):
@@ -206,12 +206,12 @@ class Reactor:
         self.requests = self.bytes_in = self.bytes_out = 0
         self.taken = 0  # requests, in the last round
         self.is_prompt = False  # the last wait was a short one
-        self.in_flight = 0  # requests handed over and unanswered, but for those held
+        self.in_flight = 0  # requests handed over and unanswered, but for those that wait
         self.most_in_flight = bounds.max_in_flight
         self.arriving = 0  # bytes of unfinished bodies
         self.leaving = 0  # bytes of unsent answers
         self.lock = threading.Lock()  # see the module's docstring; guards the next four
-        self.streams = 0  # sources that are not over, and requests held
+        self.streams = 0  # sources that are not over, and requests that wait
         self.streams_dropped = 0
         self.ready: deque[Source] = deque()  # to be fed
         self.queued = 0  # bytes that sources have yet to take; those of a broadcast count once
@@ -296,7 +296,7 @@ class Reactor:
         self.wake_up()
 
     def begin_stream(self) -> None:
-        """Count one more source or held request. Raises TooManyRequests."""
+        """Count one more source or waiting request. Raises TooManyRequests."""
         with self.lock:
             if self.streams >= self.bounds.max_streams:
                 raise TooManyRequests("too many streams are open; try again shortly")
@@ -369,8 +369,8 @@ class Reactor:
         if link.pending:
             self._note_pending(connection)
 
-    def end_hold(self) -> None:
-        """Count a held request among those in flight again."""
+    def end_wait(self) -> None:
+        """Count a waiting request among those in flight again."""
         self.in_flight += 1
         with self.lock:
             self.streams -= 1

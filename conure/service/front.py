@@ -43,13 +43,13 @@ class Waiter(Protocol):
         after this request waits for its answer. Any thread. Raises Unavailable, with *alone*.
         """
 
-    def hold(self) -> None:
+    def wait(self) -> None:
         """Declare that the answer comes when something happens, which may take its time. The
         reactor's thread only. Raises TooManyRequests."""
 
     def on_leave(self, action: Callable[[], None]) -> None:
-        """Have *action* called once when nothing more will come from the client of a held request;
-        now, if that is so already. Any thread."""
+        """Have *action* called once when nothing more will come from the client of a request that
+        waits; now, if that is so already. Any thread."""
 
 
 WaiterT = TypeVar("WaiterT", bound=Waiter)

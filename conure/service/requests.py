@@ -237,7 +237,7 @@ class Desk(Generic[WaiterT]):
         are over, or the client has left. Raises ConureError."""
         if self._gate is not None:
             self._ask_for_range(waiter, Action.READ, key, key + b"\0")
-        waiter.hold()
+        waiter.wait()
 
         def wait(_: Contact | None) -> None:
             deadline = monotonic() + seconds

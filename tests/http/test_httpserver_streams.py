@@ -1058,7 +1058,7 @@ class Holding(Recorder):
     def handle(self, request: Request) -> None:
         if request.path == "/keep":
             try:
-                request.hold()
+                request.wait()
             except ConureError as error:
                 request.fail(error)
                 return

@@ -38,7 +38,7 @@ class Line:
         for _ in steps:
             pass
 
-    def hold(self) -> None:
+    def wait(self) -> None:
         """It may wait."""
 
     def on_leave(self, action: Callable[[], None]) -> None:
