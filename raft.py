@@ -1093,8 +1093,8 @@ class Raft:
         """Give members their new addresses, all in one entry: two may have changed places.
 
         No member comes, goes or gets a vote by it, so R4 holds whatever their number. Returns and
-        raises what :meth:`add_learner` does, and MemberNotFound; Conflict as well if two members
-        would have one address.
+        raises what :meth:`add_learner` does, and MemberNotFound; Conflict as well if one of them
+        would be where another member is.
         """
         leading = self._check_leading()
         members = self.configuration
@@ -1104,7 +1104,8 @@ class Raft:
                 known, raft_address=server.raft_address, http_address=server.http_address
             )
             members = members.with_server(here)
-        if len({server.raft_address for server in members.servers}) < len(members.servers):
+        places = [server.raft_address for server in members.servers]
+        if any(places.count(server.raft_address) > 1 for server in moved):
             raise Conflict("two members would have one address")
         return self._change(leading, members)
 

@@ -611,6 +611,48 @@ def test_members_that_change_places_are_known_there(caplog: pytest.LogCaptureFix
     ]
 
 
+def test_two_members_that_were_at_one_address_hold_up_no_other_that_moved() -> None:
+    """No leader lets that happen; one that lies may have, and what the log holds is there."""
+    lab = cluster("n2", "n3", "n4", "n5")
+    for node_id in ("n3", "n4"):
+        lab.stop(node_id)
+    raft = lab.leader()._raft
+    n3 = raft.configuration.get("n3")
+    assert n3 is not None
+    assert raft._leading is not None
+    raft._change(raft._leading, raft.configuration.with_server(replace(n3, raft_address="n4:7001")))
+    lab.tick(5)
+    lab.stop("n2")
+    lab.add("n2", raft_address="elsewhere:7001")
+    lab.tick(60)
+    assert lab.failed == set()
+    places = {"n3": "n4:7001", "n4": "n4:7001", "n2": "elsewhere:7001"}
+    for node_id, place in places.items():
+        member = lab.leader()._roster.members.get(node_id)
+        assert member is not None
+        assert member.raft_address == place
+
+
+def test_new_addresses_wait_while_somebody_reads_too_little_for_them() -> None:
+    lab = cluster("n2", "n3")
+    leader = lab.leader()
+
+    def refuse(version: int, members: Configuration) -> None:
+        raise Conflict(f"this needs format version {version}, of {len(members.servers)}")
+
+    known, leader._raft._check_format = leader._raft._check_format, refuse
+    lab.stop("n3")
+    lab.add("n3", raft_address="elsewhere:7001")
+    lab.tick(30)
+    assert lab.failed == set()
+    assert lab.leader() is leader
+    leader._raft._check_format = known
+    lab.tick(5)
+    moved = leader._roster.members.get("n3")
+    assert moved is not None
+    assert moved.raft_address == "elsewhere:7001"
+
+
 def test_a_node_belongs_to_no_cluster_that_takes_it_for_another_one() -> None:
     lab = cluster("n2", "n3")
     lab.wipe("n3")
