@@ -1326,9 +1326,8 @@ class Raft:
         self._announce_configuration = True
         if self._leading is not None:
             self._track_servers(self._leading)
-            self._confirm_reads(
-                self._leading
-            )  # with fewer voters, those who have answered may be a quorum
+            # With fewer voters, those who have answered may be a quorum.
+            self._confirm_reads(self._leading)
 
     def _track_servers(self, leading: _Leadership) -> None:
         """Have a Progress for each member; a removed one is kept until that is committed."""
