@@ -548,6 +548,27 @@ MUTATIONS = [
         CLUSTER_TESTS,
     ),
     Mutation(
+        "who is about to stop stands for election",
+        "conure/cluster/node.py",
+        "not self._standing.is_stopping or self._raft.state is State.LEADER",
+        "not False",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "a removed node knows nobody for its clients",
+        "conure/cluster/standing.py",
+        " or self._roster.left_to\n",
+        "\n",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
+        "what a leader was told in another term decides who differs",
+        "conure/cluster/node.py",
+        "                self._audits.forget()\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
         "anybody decides that a replica differs",
         "conure/cluster/digests.py",
         "if not raft.follows(message) or digest is None:",

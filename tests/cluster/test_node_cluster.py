@@ -522,6 +522,24 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     assert lab.connecting == {"n2": {"n1", "n2"}}  # n1 leads: it writes to the others anyway
 
 
+def test_a_removed_node_leads_its_clients_on_to_who_led_then() -> None:
+    lab = cluster("n2", "n3")
+    assert lab.remove("n3") is None
+    lab.tick(100)
+    assert lab["n3"].status()["leader_id"] == ""
+    referral = lab["n3"].referral()
+    assert referral is not None
+    assert (referral.leader_id, referral.leader_http) == ("n1", "http://n1:8081")
+    assert lab.join("n3") is None
+    lab.tick(3)
+    lab.cut.add("n3")
+    lab.tick(100)
+    assert lab["n3"].status()["leader_id"] == ""
+    referral = lab["n3"].referral()
+    assert referral is not None
+    assert referral.leader_id == ""  # a member again: it waits for what its cluster elects
+
+
 def test_a_node_that_was_removed_and_added_again_asks_for_its_place_like_any_member() -> None:
     lab = cluster("n2", "n3")
     assert lab.remove("n3") is None
@@ -532,6 +550,17 @@ def test_a_node_that_was_removed_and_added_again_asks_for_its_place_like_any_mem
     lab.cut.add("n3")
     lab.tick(110)  # nobody was heard for longer than five seconds
     assert lab["n3"].wants_to_join()
+
+
+def test_who_is_about_to_stop_stands_for_nothing() -> None:
+    lab = cluster("n2", "n3")
+    lab["n2"].begin_stop()
+    term = lab["n2"].status()["term"]
+    lab.cut |= {"n1", "n3"}
+    lab.tick(100)
+    status = lab["n2"].status()
+    assert (status["state"], status["term"]) == ("follower", term)
+    assert ("stopping", False, "yes") in lab["n2"].readiness()
 
 
 def test_a_removal_waits_until_those_who_stay_have_answered_it() -> None:
@@ -1714,6 +1743,28 @@ def test_what_a_former_life_of_a_member_says_of_its_digest_counts_for_nothing() 
     answer.incarnation = lab["n2"].greeting().incarnation
     lab["n1"].receive([answer])
     assert audit.differs
+
+
+def test_what_a_leader_was_told_before_it_lost_its_office_condemns_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    node = lab["n1"]
+    lab.tick_until(lambda: node._audits.current.index == node._store.applied_index)
+    index, wrong = node._audits.current.index, node._store.digest ^ 1
+    answer = Message(MessageType.AUDIT_RESPONSE, "n2", "n1", node._raft.term, index=index)
+    answer.context = wrong
+    node.receive([answer])
+    assert node._audits.current.differs
+    for node_id in ("n3", "n1"):
+        answers: list[ConureError | None] = []
+        lab.leader().hand_over(node_id, answers.append)
+        lab.tick_until(lambda answers=answers: bool(answers))  # type: ignore[misc]
+        assert answers == [None]
+    lab.tick(50)
+    assert lab.leader() is node
+    assert not [message for message in caplog.messages if "differ" in message]
 
 
 def test_busy_replicas_are_compared_at_marks() -> None:
