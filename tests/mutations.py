@@ -555,6 +555,13 @@ MUTATIONS = [
         CLUSTER_TESTS,
     ),
     Mutation(
+        "a join that waited is begun though the log holds more by then",
+        "conure/cluster/membership.py",
+        "            self._check_peer(found)  # what the log holds may have risen since\n",
+        "",
+        CLUSTER_TESTS,
+    ),
+    Mutation(
         "a removed node knows nobody for its clients",
         "conure/cluster/standing.py",
         " or self._roster.left_to\n",
@@ -969,6 +976,13 @@ MUTATIONS = [
         "raft.py",
         "if any(places.count(server.raft_address) > 1 for server in moved):",
         "if not places:",
+        ("tests/consensus/test_raft_checklist.py",),
+    ),
+    Mutation(
+        "who moves may get a vote by it",
+        "raft.py",
+        "            members = members.with_server(here)\n",
+        "            members = members.with_server(server)\n",
         ("tests/consensus/test_raft_checklist.py",),
     ),
     Mutation(

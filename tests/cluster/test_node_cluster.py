@@ -13,6 +13,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -2601,6 +2602,26 @@ def test_who_reads_less_than_the_log_holds_takes_no_part() -> None:
         with pytest.raises(Refused, match="the log holds version 2"):
             node.recognise("n3", old)
         node.admit("messages", node._raft.id, lab["n3"].greeting())
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_join_that_waits_is_refused_if_the_log_holds_more_by_then() -> None:
+    lab = cluster("n2", "n3", speaks=2)
+    leader = lab.leader()
+    lab.add("n4", speaks=2)
+    lab.add("n5", speaks=1)
+    lab.cut |= {"n2", "n3"}
+    answers: dict[str, ConureError | None] = {}
+    for node_id in ("n4", "n5"):  # the second one waits for the first
+        reply = partial(answers.__setitem__, node_id)
+        leader.join(node_id, f"{node_id}:7001", "", voter=True, role="", reply=reply)
+    written = begin(leader, (b"2", b"v"))
+    assert leader._versions.logged == 2
+    lab.cut.clear()
+    lab.tick(20)
+    assert (written, answers["n4"]) == ([None], None)
+    assert "n5 reads formats up to version 1, and the log holds version 2" in str(answers["n5"])
+    assert set(suffrages(lab.leader())) == {"n1", "n2", "n3", "n4"}
 
 
 @pytest.mark.usefixtures("second_version")
