@@ -1093,8 +1093,8 @@ class Raft:
         """Give members their new addresses, all in one entry: two may have changed places.
 
         No member comes, goes or gets a vote by it, so R4 holds whatever their number. Returns and
-        raises what :meth:`add_learner` does, and MemberNotFound; Conflict as well if two members
-        would have one address.
+        raises what :meth:`add_learner` does, and MemberNotFound; Conflict as well if one of them
+        would be where another member is.
         """
         leading = self._check_leading()
         members = self.configuration
@@ -1104,7 +1104,8 @@ class Raft:
                 known, raft_address=server.raft_address, http_address=server.http_address
             )
             members = members.with_server(here)
-        if len({server.raft_address for server in members.servers}) < len(members.servers):
+        places = [server.raft_address for server in members.servers]
+        if any(places.count(server.raft_address) > 1 for server in moved):
             raise Conflict("two members would have one address")
         return self._change(leading, members)
 
@@ -1325,9 +1326,8 @@ class Raft:
         self._announce_configuration = True
         if self._leading is not None:
             self._track_servers(self._leading)
-            self._confirm_reads(
-                self._leading
-            )  # with fewer voters, those who have answered may be a quorum
+            # With fewer voters, those who have answered may be a quorum.
+            self._confirm_reads(self._leading)
 
     def _track_servers(self, leading: _Leadership) -> None:
         """Have a Progress for each member; a removed one is kept until that is committed."""

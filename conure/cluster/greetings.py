@@ -34,7 +34,7 @@ from typing import Protocol
 from conure.cluster.addresses import AddressBook
 from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import Message, MessageType, State
-from conure.errors import ConureError, Refused, Unavailable
+from conure.errors import Conflict, ConureError, Refused, Unavailable
 from conure.peers.protocol import Greeting
 from conure.storage.datadir import DataDirectory
 from raft import Raft
@@ -254,7 +254,7 @@ class Admission:
             return
         try:
             self._raft.move(list(moved.values()))
-        except Unavailable as error:
+        except (Conflict, Unavailable) as error:
             log.debug("the new addresses of %s have to wait: %s", ", ".join(moved), error)
         else:
             for here in moved.values():

@@ -85,8 +85,8 @@ class Room:
             self._raft.persisted(ready)
 
     def is_time(self) -> bool:
-        """Tell whether to try again what waits for room, or is void meanwhile. Not too often:
-        every attempt to make room fills what there is with zeros."""
+        """Tell whether to try again now what waits for room, or is void meanwhile; once, and not
+        again for a while: every attempt to make room fills what there is with zeros."""
         if not self._upkeep.is_waiting or self._clock() < self._write_again_at:
             return False
         self._write_again_at = self._clock() + DISK_FULL_RETRY

@@ -14,6 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -523,6 +524,24 @@ def test_a_removed_node_knows_and_stays_out() -> None:
     assert lab.connecting == {"n2": {"n1", "n2"}}  # n1 leads: it writes to the others anyway
 
 
+def test_a_removed_node_leads_its_clients_on_to_who_led_then() -> None:
+    lab = cluster("n2", "n3")
+    assert lab.remove("n3") is None
+    lab.tick(100)
+    assert lab["n3"].status()["leader_id"] == ""
+    referral = lab["n3"].referral()
+    assert referral is not None
+    assert (referral.leader_id, referral.leader_http) == ("n1", "http://n1:8081")
+    assert lab.join("n3") is None
+    lab.tick(3)
+    lab.cut.add("n3")
+    lab.tick(100)
+    assert lab["n3"].status()["leader_id"] == ""
+    referral = lab["n3"].referral()
+    assert referral is not None
+    assert referral.leader_id == ""  # a member again: it waits for what its cluster elects
+
+
 def test_a_node_that_was_removed_and_added_again_asks_for_its_place_like_any_member() -> None:
     lab = cluster("n2", "n3")
     assert lab.remove("n3") is None
@@ -533,6 +552,17 @@ def test_a_node_that_was_removed_and_added_again_asks_for_its_place_like_any_mem
     lab.cut.add("n3")
     lab.tick(110)  # nobody was heard for longer than five seconds
     assert lab["n3"].wants_to_join()
+
+
+def test_who_is_about_to_stop_stands_for_nothing() -> None:
+    lab = cluster("n2", "n3")
+    lab["n2"].begin_stop()
+    term = lab["n2"].status()["term"]
+    lab.cut |= {"n1", "n3"}
+    lab.tick(100)
+    status = lab["n2"].status()
+    assert (status["state"], status["term"]) == ("follower", term)
+    assert ("stopping", False, "yes") in lab["n2"].readiness()
 
 
 def test_a_removal_waits_until_those_who_stay_have_answered_it() -> None:
@@ -610,6 +640,48 @@ def test_members_that_change_places_are_known_there(caplog: pytest.LogCaptureFix
         "node n2 is reached at n3:7001 now",
         "node n3 is reached at n2:7001 now",
     ]
+
+
+def test_two_members_that_were_at_one_address_hold_up_no_other_that_moved() -> None:
+    """No leader lets that happen; one that lies may have, and what the log holds is there."""
+    lab = cluster("n2", "n3", "n4", "n5")
+    for node_id in ("n3", "n4"):
+        lab.stop(node_id)
+    raft = lab.leader()._raft
+    n3 = raft.configuration.get("n3")
+    assert n3 is not None
+    assert raft._leading is not None
+    raft._change(raft._leading, raft.configuration.with_server(replace(n3, raft_address="n4:7001")))
+    lab.tick(5)
+    lab.stop("n2")
+    lab.add("n2", raft_address="elsewhere:7001")
+    lab.tick(60)
+    assert lab.failed == set()
+    places = {"n3": "n4:7001", "n4": "n4:7001", "n2": "elsewhere:7001"}
+    for node_id, place in places.items():
+        member = lab.leader()._roster.members.get(node_id)
+        assert member is not None
+        assert member.raft_address == place
+
+
+def test_new_addresses_wait_while_somebody_reads_too_little_for_them() -> None:
+    lab = cluster("n2", "n3")
+    leader = lab.leader()
+
+    def refuse(version: int, members: Configuration) -> None:
+        raise Conflict(f"this needs format version {version}, of {len(members.servers)}")
+
+    known, leader._raft._check_format = leader._raft._check_format, refuse
+    lab.stop("n3")
+    lab.add("n3", raft_address="elsewhere:7001")
+    lab.tick(30)
+    assert lab.failed == set()
+    assert lab.leader() is leader
+    leader._raft._check_format = known
+    lab.tick(5)
+    moved = leader._roster.members.get("n3")
+    assert moved is not None
+    assert moved.raft_address == "elsewhere:7001"
 
 
 def test_a_node_belongs_to_no_cluster_that_takes_it_for_another_one() -> None:
@@ -1675,6 +1747,28 @@ def test_what_a_former_life_of_a_member_says_of_its_digest_counts_for_nothing() 
     assert audit.differs
 
 
+def test_what_a_leader_was_told_before_it_lost_its_office_condemns_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = cluster("n2", "n3")
+    put(lab, b"k", b"v")
+    node = lab["n1"]
+    lab.tick_until(lambda: node._audits.current.index == node._store.applied_index)
+    index, wrong = node._audits.current.index, node._store.digest ^ 1
+    answer = Message(MessageType.AUDIT_RESPONSE, "n2", "n1", node._raft.term, index=index)
+    answer.context = wrong
+    node.receive([answer])
+    assert node._audits.current.differs
+    for node_id in ("n3", "n1"):
+        answers: list[ConureError | None] = []
+        lab.leader().hand_over(node_id, answers.append)
+        lab.tick_until(lambda answers=answers: bool(answers))  # type: ignore[misc]
+        assert answers == [None]
+    lab.tick(50)
+    assert lab.leader() is node
+    assert not [message for message in caplog.messages if "differ" in message]
+
+
 def test_busy_replicas_are_compared_at_marks() -> None:
     lab = cluster("n2", "n3")
     for first in range(0, 1100, 100):
@@ -2509,6 +2603,26 @@ def test_who_reads_less_than_the_log_holds_takes_no_part() -> None:
         with pytest.raises(Refused, match="the log holds version 2"):
             node.recognise("n3", old)
         node.admit("messages", node._raft.id, lab["n3"].greeting())
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_join_that_waits_is_refused_if_the_log_holds_more_by_then() -> None:
+    lab = cluster("n2", "n3", speaks=2)
+    leader = lab.leader()
+    lab.add("n4", speaks=2)
+    lab.add("n5", speaks=1)
+    lab.cut |= {"n2", "n3"}
+    answers: dict[str, ConureError | None] = {}
+    for node_id in ("n4", "n5"):  # the second one waits for the first
+        reply = partial(answers.__setitem__, node_id)
+        leader.join(node_id, f"{node_id}:7001", "", voter=True, role="", reply=reply)
+    written = begin(leader, (b"2", b"v"))
+    assert leader._versions.logged == 2
+    lab.cut.clear()
+    lab.tick(20)
+    assert (written, answers["n4"]) == ([None], None)
+    assert "n5 reads formats up to version 1, and the log holds version 2" in str(answers["n5"])
+    assert set(suffrages(lab.leader())) == {"n1", "n2", "n3", "n4"}
 
 
 @pytest.mark.usefixtures("second_version")

@@ -7,6 +7,7 @@ Those of reads are in test_raft_paper.py, thesis 6.4.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -807,8 +808,16 @@ def test_members_may_change_places_in_one_entry() -> None:
     members = cluster["d"].raft.configuration
     assert [members.get("b"), members.get("c")] == swapped
     assert members.voters == voters
+    known = members.get("d")
+    assert known is not None
+    there = Server("d", "z:7001", "http://z:8081", "nonvoter", "arbiter", "another")
+    leader.change(lambda: leader.raft.move([there]))  # its addresses and nothing else of it
+    assert leader.raft.configuration.get("d") == replace(
+        known, raft_address="z:7001", http_address="http://z:8081"
+    )
+    cluster.settle()
     with pytest.raises(Conflict, match="one address"):
-        leader.raft.move([Server("b", "d:7001")])
+        leader.raft.move([Server("b", "z:7001")])
     with pytest.raises(MemberNotFound):
         leader.raft.move([Server("z", "z:7001")])
 
