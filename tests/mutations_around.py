@@ -447,6 +447,20 @@ AROUND = [
         ("tests/storage/test_btree.py",),
     ),
     Mutation(
+        "pages that are loaded show what was there before",
+        "conure/storage/bufferpool.py",
+        "            for number in numbers:\n                self._drop_stale(number)\n",
+        "",
+        ("tests/storage/test_engine.py",),
+    ),
+    Mutation(
+        "a checkpoint that is over is given up",
+        "conure/storage/writeback.py",
+        "        if self._is_over:\n",
+        "        if self._is_over is None:\n",
+        ("tests/storage/test_engine.py",),
+    ),
+    Mutation(
         "a load that failed keeps its pages",
         "conure/storage/bulkload.py",
         "                self._pager.free(number, pool.epoch, pool.epoch)\n",
@@ -514,6 +528,27 @@ AROUND = [
         "conure/state/snapshots.py",
         "if staged_places(fs, directory) and kind.applied(fs, database)[0] < meta.index:",
         "if staged_places(fs, directory) and not fs.exists(database):",
+        ("tests/state/test_snapshots.py",),
+    ),
+    Mutation(
+        "a state that is not on the disk yet is installed",
+        "conure/state/snapshots.py",
+        "            kind.sync(fs, place)  # its own transfer may be about to do that\n",
+        "",
+        ("tests/state/test_snapshots.py",),
+    ),
+    Mutation(
+        "an installation that is tried again moves a state onto itself",
+        "conure/state/snapshots.py",
+        "    if staged != claimed:\n",
+        "    if staged:\n",
+        ("tests/state/test_snapshots.py",),
+    ),
+    Mutation(
+        "an installation meets what an earlier attempt left",
+        "conure/state/snapshots.py",
+        "        kind.remove(fs, claimed)  # what an earlier attempt has left\n",
+        "",
         ("tests/state/test_snapshots.py",),
     ),
     Mutation(
