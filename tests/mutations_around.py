@@ -496,6 +496,13 @@ AROUND = [
         ("tests/storage/test_engine.py",),
     ),
     Mutation(
+        "what a crash has left half made of the log takes room for ever",
+        "conure/consensus/spares.py",
+        "            else:\n                self._fs.remove(path)\n\n",
+        "\n",
+        ("tests/consensus/test_raftlog.py",),
+    ),
+    Mutation(
         "the log returns what stands where an entry should be",
         "conure/consensus/logfiles.py",
         "if len(entries) <= wanted or entries[wanted].index != index:",
