@@ -503,6 +503,13 @@ AROUND = [
         ("tests/consensus/test_raftlog.py",),
     ),
     Mutation(
+        "segments that a crash has left of a cut stay",
+        "conure/consensus/raftlog.py",
+        "        for segment in found.dead:\n            self._retire(segment)\n",
+        "",
+        ("tests/consensus/test_raftlog.py",),
+    ),
+    Mutation(
         "the log returns what stands where an entry should be",
         "conure/consensus/logfiles.py",
         "if len(entries) <= wanted or entries[wanted].index != index:",
