@@ -368,7 +368,7 @@ class BTree:
         """Freeze the present state for writing; under the caller's lock, in about a millisecond.
 
         One at a time: the one before has to be finished or aborted. It takes longer if there is
-        much to :meth:`reclaim`.
+        much for :meth:`maintain` to do.
         """
         assert self._checkpoint is None, "a checkpoint is running already"
         assert not self._is_loading, "a load is running"

@@ -20,7 +20,7 @@ Every number is big-endian and unsigned::
       20    8   term
       28    8   sequence     segments with a lower one are of no use any more
       36    4   length of the configuration
-      40    …   configuration as raft.Configuration encodes it
+      40    …   configuration as members.Configuration encodes it
        …    4   CRC-32 of everything before it
 
     segment

@@ -7,9 +7,9 @@ A spare is zeroed and synced before it is called a spare. A name says what a fil
     <n>.old                 a segment that is no longer needed, to be made a spare or removed
     <n>.tmp                 half made; removed by the next open
 
-**The reserve**: four files of 16 KiB beside the spares, for a disk that is full. ``reserve``
-refuses clients' writes when neither the segment that is written to nor a spare has room for them.
-What nobody can refuse any more goes on in the reserve:
+**The reserve**: four files of 16 KiB beside the spares, for a disk that is full. Clients' writes
+are refused (``RaftLog.reserve``) when neither the segment that is written to nor a spare has room
+for them. What nobody can refuse any more goes on in the reserve:
 
 - no-ops and configurations take all of it, commands (expiries, and what a leader has sent) no more
   than half. A record takes 44 bytes and 5 for each entry beside its data. So the half that commands

@@ -14,7 +14,7 @@ for the engine's kind to know (engine.EngineKind).
 ====================== =========================================================================
 
 1. A staged state is *complete* only when every record that was announced is in it, in ascending
-   order, from another node each of them one that a state machine makes (store.Inspection), and
+   order, from another node each of them one that a state machine makes (machine.Inspection), and
    it is durable. Any other stream is an error and leaves no file behind.
 2. :func:`install` has one commit point: the log that begins behind the snapshot. Before it a
    crash leaves the old state with the old log; behind it the staged state is on the disk, and the
@@ -258,7 +258,9 @@ def install(
     # Behind the commit point it is all there is of the state: if the disk fails then, who gives
     # the transfer up must not find it.
     claimed = os.path.join(directory, _CLAIMED)
-    kind.rename(fs, staged, claimed)
+    if staged != claimed:
+        kind.remove(fs, claimed)  # what an earlier attempt has left
+        kind.rename(fs, staged, claimed)
     raft_log.reset(meta)
     kind.put_in_place(fs, claimed, os.path.join(directory, _DATABASE))
 

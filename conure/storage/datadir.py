@@ -25,7 +25,8 @@
    is read as it is, and gets one when it is next written. Those versions read by name what they
    know, so they open a file with a checksum too.
 
-Used by node.py, by one thread at start and stop.
+Opened by opening.py and closed by node.py, each by one thread at start and stop; offline.py looks
+at one of a node that doesn't run.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class Checkpoint(Protocol):
 
     def abort(self) -> None:
         """Give it up. The last checkpoint stays the durable state, the next one writes what this
-        one did not."""
+        one did not. After :meth:`finish`, or a second time, it does nothing."""
 
 
 class Loader(Protocol):
@@ -326,13 +326,17 @@ class EngineKind(Protocol):
         """Make the state at *place* outlast a power failure, whoever has written it."""
 
     def rename(self, fs: FileSystem, place: str, new: str) -> None:
-        """Let the state be at *new*, where there is none, for this process; a power failure may
-        undo that."""
+        """Let the state be at *new*, another place, where there is none, for this process.
+
+        A power failure may undo that; the state is whole at one of the two then.
+        """
 
     def put_in_place(self, fs: FileSystem, staged: str, place: str) -> None:
         """Let the state at *staged* be the one at *place*, instead of the one there.
 
-        It is atomic, and durable on return. Who has the former one open can go on reading it.
+        It is atomic, and durable on return: as long as a crash would leave the former one at
+        *place*, it leaves the new one whole at *staged*. Who has the former one open can go on
+        reading it.
         """
 
     def remove(self, fs: FileSystem, place: str) -> None:

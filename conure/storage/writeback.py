@@ -95,7 +95,7 @@ class Checkpoint:
             self._end()
 
     def abort(self) -> None:
-        """Give the checkpoint up. The last one stays what the file holds."""
+        """Give the checkpoint up, unless it is over. The last one stays what the file holds."""
         if self._is_over:
             return
         with self._pool.lock:

@@ -261,6 +261,36 @@ def test_a_record_of_an_earlier_life_is_never_read() -> None:
     assert (raised.value.file, raised.value.offset) == (path, end)
 
 
+@pytest.mark.parametrize("name", ["99.tmp", "snapshot.tmp", "state.tmp"])
+def test_what_a_crash_has_left_half_made_goes_at_the_next_open(
+    place: tuple[FileSystem, str], name: str
+) -> None:
+    fs, directory = place
+    RaftLog.open(fs, directory).close()
+    before = fs.list(directory)
+    file = fs.open(os.path.join(directory, name), create=True)
+    file.pwrite(b"half", 0)
+    file.close()
+    RaftLog.open(fs, directory).close()
+    assert sorted(fs.list(directory)) == sorted(before)
+
+
+def test_segments_that_a_cut_was_about_to_clear_away_go_at_the_next_open() -> None:
+    fs = CrashFileSystem()
+    log = RaftLog.open(fs, DIRECTORY, segment_bytes=1024)
+    log.append(entries(1, 30, size=200))
+    log.sync()
+    log.cut(SnapshotMeta(29, 1, b""))
+    later = fs.after_crash("dropped")
+    named = [name for name in later.list(DIRECTORY) if name.endswith(".log")]
+    assert len(named) > log.segments
+    again = RaftLog.open(later, DIRECTORY, segment_bytes=1024)
+    named = [name for name in later.list(DIRECTORY) if name.endswith(".log")]
+    assert len(named) == again.segments == log.segments
+    again.prepare()
+    assert not [name for name in later.list(DIRECTORY) if name.endswith(".old")]
+
+
 def test_spares_are_made_beside_appending(tmp_path: os.PathLike[str]) -> None:
     fs, directory = OsFileSystem(), os.path.join(tmp_path, "raft")
     log = open_log(fs, directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree
+from btree import BTree, BTreeKind
 from conure.consensus.messages import (
     Entry,
     EntryKind,
@@ -676,6 +677,52 @@ def test_only_a_complete_state_of_that_index_is_installed() -> None:
     with pytest.raises(StorageError, match="no received state"):
         install(fs, HOME, member.log, META, KIND)
     assert restarted(fs) == "old"
+
+
+def test_a_state_is_on_the_disk_before_the_log_begins_behind_it() -> None:
+    """Whoever has written it: a transfer may be about to sync what looks whole by now."""
+    member = Member()
+    fs = member.fs
+    receive(fs, outgoing(sending_store(member.new, 100)))
+    (name,) = staged(fs)
+    whole = fs.contents(f"{HOME}/{name}")
+    fs.remove(f"{HOME}/{name}")
+    file = fs.open(f"{HOME}/{name}", create=True)
+    file.pwrite(whole, 0)
+    file.close()
+    install(fs, HOME, member.log, META, KIND)
+    assert restarted(fs.after_crash("dropped")) == "new"
+
+
+class RefusingKind(BTreeKind):
+    """A kind of several files may not get over a state that is there already."""
+
+    def rename(self, fs: FileSystem, place: str, new: str) -> None:
+        assert self.applied(fs, new) == (0, 0)
+        super().rename(fs, place, new)
+
+
+@pytest.mark.parametrize("index", [META.index, META.index + 5])
+def test_an_installation_is_tried_again_over_what_the_first_attempt_left(index: int) -> None:
+    """On a full disk the log can't begin anew; what comes next may be as of another index."""
+    member = Member()
+    fs, log = member.fs, member.log
+    receive(fs, outgoing(sending_store(member.new, 100)))
+    log.give_up_reserve()
+    fs.set_capacity(fs.used_bytes())
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            install(fs, HOME, log, META, RefusingKind())
+        assert staged(fs) == ["incoming-0.db"]
+    fs.set_capacity(None)
+    meta = replace(META, index=index)
+    if meta != META:
+        tree = BTree.open(fs, HOME + "/incoming-9.db")
+        tree.checkpoint(index, META.term)
+        tree.close()
+    install(fs, HOME, log, meta, RefusingKind())
+    assert (log.snapshot, staged(fs)) == (meta, [])
+    assert BTree.open(fs, HOME + "/conure.db", create=False).applied_index == index
 
 
 def test_a_left_over_never_replaces_what_is_further() -> None:

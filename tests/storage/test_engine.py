@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from conure.errors import DiskFailed, DiskFull, StorageError
 from conure.storage.engine import Checkpoint, EngineKind, EngineOptions, Reader, Record
 from conure.storage.engines import BTREE, KINDS, kind_named
-from tests.lab.crashfs import CrashFileSystem, CrashMode
+from tests.lab.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 SMALL = EngineOptions(page_size=256, cache_bytes=4096)
 PLACE = "/home/conure.db"
@@ -226,6 +226,7 @@ class EngineMachine(RuleBasedStateMachine):
         while not checkpoint.step(1.0):
             pass
         checkpoint.finish()
+        checkpoint.abort()
         self.running = None
         self.durable = model, facts
 
@@ -233,6 +234,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def abort(self) -> None:
         assert self.running is not None
+        self.running[0].abort()
         self.running[0].abort()
         self.running = None
 
@@ -390,6 +392,29 @@ def test_what_is_unwritten_is_told_and_no_more_after_a_checkpoint(kind: EngineKi
     assert engine.unwritten_bytes < 53
 
 
+def test_a_load_shows_nothing_of_what_was_there_before(kind: EngineKind) -> None:
+    """What was read before and is in memory still, because somebody had pinned it."""
+    engine = kind.open(
+        disk(), PLACE, EngineOptions(page_size=256, cache_bytes=1 << 20), create=True
+    )
+    for number in range(300):
+        engine.put(b"%04d" % number, bytes(50), 1)
+    engine.checkpoint(1, 1)
+    reader = engine.snapshot()
+    assert [reader.get(b"%04d" % number) is not None for number in range(300)] == [True] * 300
+    for number in range(300):
+        engine.delete(b"%04d" % number)
+    for index in range(2, 5):
+        engine.checkpoint(index, 1)
+    reader.close()
+    engine.checkpoint(5, 1)
+    rows = [(b"%04d" % number, Record(b"new" * 10, 6, 6, 1)) for number in range(300)]
+    loader = engine.loader()
+    loader.add(rows)
+    assert loader.finish() == 300
+    assert [(key, engine.get(key)) for key, _ in rows] == list(engine.scan()) == rows
+
+
 def test_a_load_that_is_given_up_leaves_the_engine_empty(kind: EngineKind) -> None:
     engine = kind.open(disk(), PLACE, SMALL, create=True)
     loader = engine.loader()
@@ -472,6 +497,44 @@ def test_a_staged_state_is_put_in_the_place_of_another(kind: EngineKind) -> None
             assert dict(engine.scan()) == new
             assert (engine.applied_digest, engine.check().records) == (63, len(new))
         assert kind.applied(disk_then, claimed) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["dropped", "kept", "torn", "random"])
+def test_a_staged_state_is_whole_somewhere_until_it_is_in_place(
+    kind: EngineKind, mode: CrashMode
+) -> None:
+    """The log begins behind it by then, so the former state is of no more use by itself."""
+    claimed = "/home/incoming-0.db"
+    states = set()
+    done = False
+    at = 0
+    while not done:
+        at += 1
+        fs = disk()
+        filled(kind, fs, PLACE, 5)
+        new = filled(kind, fs, STAGED, 9)
+        kind.sync(fs, STAGED)
+        fs.sync_directory("/home")
+        fs.crash_at_sync = at
+        try:
+            kind.rename(fs, STAGED, claimed)
+            kind.put_in_place(fs, claimed, PLACE)
+            done = True
+        except SimulatedCrash:
+            pass
+        for seed in range(5):
+            later = fs.after_crash(mode, random.Random(seed))
+            places = [
+                each for each in (PLACE, claimed, STAGED) if kind.applied(later, each)[0] == 9
+            ]
+            assert places[:1] == [PLACE] or not done
+            states.add(places[0])
+            if places[0] != PLACE:
+                kind.put_in_place(later, places[0], PLACE)
+            with contextlib.closing(kind.open(later, PLACE, SMALL, create=False)) as engine:
+                assert dict(engine.scan()) == new
+                engine.check()
+    assert PLACE in states
 
 
 @pytest.mark.parametrize("left", ["whole", "half"])
