@@ -1413,8 +1413,8 @@ MUTATIONS = [
     Mutation(
         "something is proposed that a member can't read",
         "conure/cluster/proposing.py",
-        "        if newest > 1:\n            held = self._that_all_read(held)",
-        "        if newest > 9:\n            held = self._that_all_read(held)",
+        "        if newest > 1:\n            gathered = self._that_all_read(gathered)",
+        "        if newest > 9:\n            gathered = self._that_all_read(gathered)",
         NODE_TESTS,
     ),
     Mutation(
@@ -2058,10 +2058,10 @@ MUTATIONS = [
         ("tests/http/test_httpserver.py",),
     ),
     Mutation(
-        "all that is held is proposed in one go",
+        "all that is gathered is proposed in one go",
         "conure/cluster/pending.py",
-        "while self._held and commands > 0 and size > 0:",
-        "while self._held:",
+        "while self._gathered and commands > 0 and size > 0:",
+        "while self._gathered:",
         ("tests/cluster/test_waiting.py",),
     ),
     # What is committed takes turns

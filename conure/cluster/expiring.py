@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 
 from conure.cluster.checkpointing import Upkeep
-from conure.cluster.pending import Held, Writes
+from conure.cluster.pending import Write, Writes
 from conure.commands import Committed, Expire, Transaction
 from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
 from conure.errors import ConureError
@@ -63,15 +63,15 @@ class Expiries:
         return self._leader_clock.now(self._raft.term, self._store.clock)
 
     def expire(self) -> None:
-        """Let an entry end what is due. It is held like any write, and proposed by the tick; on a
-        full disk the log's reserve has room for some."""
+        """Let an entry end what is due. It is gathered like any write, and proposed by the tick;
+        on a full disk the log's reserve has room for some."""
         due = None if self._is_under_way else self._store.next_due()
         if due is None or due > (now := self.time()):
             return
         command = codec.encode_transaction(Transaction((), (Expire(MAX_EXPIRED),), time=now))
         if self._upkeep.shortage is None:
             self._is_under_way = True
-            self._writes.hold(Held([command], self._on_ended, self._clock() + self._timeout))
+            self._writes.gather(Write([command], self._on_ended, self._clock() + self._timeout))
         elif self._upkeep.obstacle is None and self._log.may_use_reserve(
             len(command) + ENTRY_OVERHEAD, commands=True
         ):

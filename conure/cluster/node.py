@@ -9,7 +9,7 @@ commit it, and the thread that reads them applies it and answers.
 ======================= ======================================================================
 thread                  does
 ======================= ======================================================================
-reactor (reactor.py)    the backend's methods; ``receive``, ``take_held`` and ``go_on``
+reactor (reactor.py)    the backend's methods; ``receive``, ``take_gathered`` and ``go_on``
 peers (transport.py)    the rest of the transport's host: handshakes, snapshots, lost connections
 workers, watch pump     ``confirm_read``, ``get_all``, ``pin``, ``backup``, ``time``: long answers
 timer                   ``tick``: the core's time, ends what has waited too long
@@ -123,7 +123,7 @@ BRAKE = 0.02
 HOUSEKEEPING = 0.1
 """Seconds between two looks at whether a checkpoint or a log segment is needed."""
 
-MAX_HELD_BYTES = 64 << 20
+MAX_GATHERED_BYTES = 64 << 20
 """Commands that may wait until those before them have their quorum."""
 
 CALL_OUT_TICKS = 20
@@ -276,7 +276,7 @@ class Node:
             reads,
             applying,
             monitor,
-            self.take_held,
+            self.take_gathered,
             call_later,
             has_leases=has_leases,
         )
@@ -446,22 +446,22 @@ class Node:
         with self._monitor:
             try:
                 self._standing.refuse_if_not_leading()
-                if writes.held_bytes > MAX_HELD_BYTES:
+                if writes.gathered_bytes > MAX_GATHERED_BYTES:
                     raise Unavailable("too many writes wait for a quorum; try again shortly")
             except ConureError as error:
                 self._monitor.finished.append(partial(reply, 0, len(commands), error))
                 return
-            proposals.hold(commands, reply)
+            proposals.gather(commands, reply)
             pacing.end_pause_if_all_are_back()
-            self._take_held()
+            self._take_gathered()
             self._drive()
-            if writes.held_bytes and not pacing.is_busy():  # any more
+            if writes.gathered_bytes and not pacing.is_busy():  # any more
                 proposals.propose()
                 self._drive()
-            is_left = writes.held_bytes and not (pacing.is_pausing or pacing.is_busy())
+            is_left = writes.gathered_bytes and not (pacing.is_pausing or pacing.is_busy())
             must_brake = self._must_brake()
         if is_left:  # nobody else would take it up soon
-            self._call_later(self.take_held, 0.0)
+            self._call_later(self.take_gathered, 0.0)
         if must_brake:
             sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
 
@@ -482,9 +482,9 @@ class Node:
                 if self._holds_lease():
                     read.index = self._raft.state_index
                 elif self._pacing.must_hold_reads():
-                    self._reads.hold(read)
+                    self._reads.gather(read)
                     self._pacing.end_pause_if_all_are_back()
-                    self._take_held()
+                    self._take_gathered()
                     self._drive()
                     return
                 else:
@@ -698,12 +698,12 @@ class Node:
         """Take messages from an admitted node, all that have arrived together."""
         self._serve(messages)
 
-    def take_held(self) -> None:
+    def take_gathered(self) -> None:
         """Take up the requests that came while others waited for their quorum, or refuse them."""
         with self._monitor:
             self._pacing.end_pause()
             if self._standing.is_working:
-                self._take_held()
+                self._take_gathered()
                 self._drive()
 
     def go_on(self) -> None:
@@ -751,7 +751,7 @@ class Node:
                     elif self._ticks % CALL_OUT_TICKS == 0:
                         self._admission.call_out()
                     self._admission.forget(now)
-                    self._take_held()
+                    self._take_gathered()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
                 else:
@@ -854,7 +854,7 @@ class Node:
                 for reply, error in self._changes.pursue(self._roster.members, now):
                     self._monitor.finished.append(partial(reply, error))
                 self._carry_out_all()
-                self._take_held()  # with fewer voters, those before them may be done by now
+                self._take_gathered()  # with fewer voters, those before them may be done by now
                 self._carry_out_all()
             self._monitor.finished += self._reads.applied(self._store.applied_index)
             role = (raft.state, raft.leader_id)
@@ -876,7 +876,7 @@ class Node:
             if applying.backlog:
                 self._monitor.finished += applying.apply_some()
             if not applying.backlog:
-                self._take_held()
+                self._take_gathered()
         except Exception as error:  # noqa: BLE001 - see _drive
             self._fail(error)
         else:
@@ -907,7 +907,7 @@ class Node:
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
 
-    def _take_held(self) -> None:
+    def _take_gathered(self) -> None:
         self._proposals.propose()
         self._pacing.confirm()
 

@@ -23,18 +23,18 @@ from raft import Raft
 __all__ = ["Pacing"]
 
 GATHER = 100e-6
-"""Seconds that held requests wait at most for those of clients who have just been answered: one
+"""Seconds that gathered requests wait at most for those of clients who have just been answered: one
 batch of all is faster than two of halves, and one question whether this still leads than two."""
 
 WORTH_A_BATCH = 64
-"""Held commands that wait for no others: a sync is shared by enough of them."""
+"""Gathered commands that wait for no others: a sync is shared by enough of them."""
 
 
 class Pacing:
     """Says when what waits in *writes* and *reads* is taken up by the node whose core is *raft*.
 
-    *take_held* takes it up; *call_later* has that done in a moment. *has_leases* is whether reads
-    are answered by leases.
+    *take_gathered* takes it up; *call_later* has that done in a moment. *has_leases* is whether
+    reads are answered by leases.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Pacing:
         reads: Reads,
         applying: Applying,
         monitor: Monitor,
-        take_held: Callable[[], None],
+        take_gathered: Callable[[], None],
         call_later: CallLater,
         *,
         has_leases: bool,
@@ -54,7 +54,7 @@ class Pacing:
         self._reads = reads
         self._applying = applying
         self._monitor = monitor
-        self._take_held = take_held
+        self._take_gathered = take_gathered
         self._call_later = call_later
         self._has_leases = has_leases
         self._last_proposed = 0, 0  # term and index of the last command
@@ -78,20 +78,20 @@ class Pacing:
         """Tell whether a read is to be confirmed together with others.
 
         Not where there are leases: if an answer takes longer than a tick, their rounds follow each
-        other without a gap in which the held reads would be asked for.
+        other without a gap in which the gathered reads would be asked for.
         """
         return not self._has_leases and (
-            self.is_pausing or self._raft.is_confirming or self._reads.held_count > 0
+            self.is_pausing or self._raft.is_confirming or self._reads.gathered_count > 0
         )
 
     def confirm(self) -> None:
-        """Ask once for all held reads whether this is still the leader, or refuse them.
+        """Ask once for all gathered reads whether this is still the leader, or refuse them.
 
         Not while others are being confirmed: the fewer such rounds, the more time for requests.
         """
         if self.is_pausing or self._raft.is_confirming:
             return
-        for read in self._reads.release():
+        for read in self._reads.take():
             try:
                 read.index = self._raft.read_index(read)
             except NotLeader as error:
@@ -104,14 +104,14 @@ class Pacing:
         self.is_pausing = True
 
     def gather(self) -> None:
-        """Answers have been sent: if requests are held, take along those that follow. Takes the
+        """Answers have been sent: if requests are gathered, take along those that follow. Takes the
         lock."""
         with self._monitor.lock:
-            held = self._writes.held_count
-            self.is_pausing &= held > 0 or self._reads.held_count > 0
+            gathered = self._writes.gathered_count
+            self.is_pausing &= gathered > 0 or self._reads.gathered_count > 0
             is_pausing = self.is_pausing
         if is_pausing:
-            self._call_later(self._take_held, GATHER if held < WORTH_A_BATCH else 0.0)
+            self._call_later(self._take_gathered, GATHER if gathered < WORTH_A_BATCH else 0.0)
 
     def end_pause(self) -> None:
         """Wait for nobody any more."""

@@ -21,7 +21,7 @@ from conure.commands import Committed, Outcome
 from conure.consensus.messages import Entry
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
 
-__all__ = ["Answers", "Held", "Read", "Reads", "Reply", "WriteReply", "Writes"]
+__all__ = ["Answers", "Read", "Reads", "Reply", "Write", "WriteReply", "Writes"]
 
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]
@@ -54,7 +54,7 @@ class _Batch:
         return partial(self.reply, start, stop, told)
 
 
-class Held(NamedTuple):
+class Write(NamedTuple):
     """Encoded commands that are not proposed yet."""
 
     commands: list[bytes]
@@ -66,12 +66,12 @@ class Held(NamedTuple):
 
 
 class Writes:
-    """Batches of commands: proposed ones in the order of being proposed, and those held back."""
+    """Batches of commands: proposed ones in the order of being proposed, and those gathered."""
 
     def __init__(self) -> None:
         self._batches: deque[_Batch] = deque()
-        self._held: deque[Held] = deque()
-        self._held_bytes = 0
+        self._gathered: deque[Write] = deque()
+        self._gathered_bytes = 0
 
     def __bool__(self) -> bool:
         """Whether there are proposed ones."""
@@ -79,37 +79,37 @@ class Writes:
 
     @property
     def count(self) -> int:
-        """How many commands have no answer yet, proposed or held back."""
+        """How many commands have no answer yet, proposed or gathered."""
         proposed = sum([batch.count - batch.answered for batch in self._batches])
-        return proposed + self.held_count
+        return proposed + self.gathered_count
 
     @property
-    def held_bytes(self) -> int:
-        """The size of the commands that are held back."""
-        return self._held_bytes
+    def gathered_bytes(self) -> int:
+        """The size of the commands that are gathered."""
+        return self._gathered_bytes
 
     @property
-    def held_count(self) -> int:
-        """How many commands are held back."""
-        return sum([len(held.commands) for held in self._held])
+    def gathered_count(self) -> int:
+        """How many commands are gathered."""
+        return sum([len(write.commands) for write in self._gathered])
 
-    def hold(self, held: Held) -> None:
+    def gather(self, write: Write) -> None:
         """Keep commands until they are proposed; deadlines never fall from one to the next."""
-        self._held.append(held)
-        self._held_bytes += sum(map(len, held.commands))
+        self._gathered.append(write)
+        self._gathered_bytes += sum(map(len, write.commands))
 
-    def release(self, commands: int = maxsize, size: int = maxsize) -> Sequence[Held]:
-        """Return what is held back, to be proposed or refused: the first of it, of so many
+    def take(self, commands: int = maxsize, size: int = maxsize) -> Sequence[Write]:
+        """Return what is gathered, to be proposed or refused: the first of it, of so many
         *commands* or bytes and no more than it takes to reach them."""
-        released = []
-        while self._held and commands > 0 and size > 0:
-            held = self._held.popleft()
-            released.append(held)
-            its_size = sum(map(len, held.commands))
-            self._held_bytes -= its_size
-            commands -= len(held.commands)
+        taken = []
+        while self._gathered and commands > 0 and size > 0:
+            write = self._gathered.popleft()
+            taken.append(write)
+            its_size = sum(map(len, write.commands))
+            self._gathered_bytes -= its_size
+            commands -= len(write.commands)
             size -= its_size
-        return released
+        return taken
 
     def add(self, term: int, first: int, count: int, reply: WriteReply, deadline: float) -> None:
         """Let a proposed batch wait; deadlines never fall from one to the next."""
@@ -139,18 +139,18 @@ class Writes:
         while self._batches and self._batches[0].deadline <= now:
             batch = self._batches.popleft()
             answers.append(batch.answer(batch.count, error))
-        while self._held and self._held[0].deadline <= now:
-            held = self._held.popleft()
-            self._held_bytes -= sum(map(len, held.commands))
-            answers.append(held.answer(Unavailable("no quorum has taken earlier writes in time")))
+        while self._gathered and self._gathered[0].deadline <= now:
+            write = self._gathered.popleft()
+            self._gathered_bytes -= sum(map(len, write.commands))
+            answers.append(write.answer(Unavailable("no quorum has taken earlier writes in time")))
         return answers
 
     def ended(self, error: ConureError) -> Answers:
-        """Answer all; of what was only held back it is known that it did not happen."""
+        """Answer all; of what was only gathered it is known that it did not happen."""
         batches, self._batches = self._batches, deque()
         answers = [batch.answer(batch.count, error) for batch in batches]
         nothing_happened = Unavailable(f"this write was not begun: {error}")
-        return answers + [held.answer(nothing_happened) for held in self.release()]
+        return answers + [write.answer(nothing_happened) for write in self.take()]
 
     def _done(self, last: int, outcomes: Outcomes) -> Answers:
         """All that wait were proposed in the term of the last entry, and nothing else was in it.
@@ -201,7 +201,7 @@ class Reads:
 
     def __init__(self) -> None:
         self._reads: deque[Read] = deque()
-        self._held: list[Read] = []  # of these, the last ones: nobody has been asked for them yet
+        self._gathered: list[Read] = []  # of these, the last ones: nobody was asked for them yet
 
     @property
     def count(self) -> int:
@@ -209,23 +209,23 @@ class Reads:
         return sum([read.requests for read in self._reads])
 
     @property
-    def held_count(self) -> int:
-        """How many reads wait to be released."""
-        return len(self._held)
+    def gathered_count(self) -> int:
+        """How many reads wait to be taken."""
+        return len(self._gathered)
 
     def add(self, read: Read) -> None:
         """Let a read wait; deadlines never fall from one to the next."""
         self._reads.append(read)
 
-    def hold(self, read: Read) -> None:
+    def gather(self, read: Read) -> None:
         """Let a read wait that is to be confirmed together with others."""
         self.add(read)
-        self._held.append(read)
+        self._gathered.append(read)
 
-    def release(self) -> list[Read]:
-        """Return what was held, to be confirmed now; some may have expired."""
-        held, self._held = self._held, []
-        return held
+    def take(self) -> list[Read]:
+        """Return what was gathered, to be confirmed now; some may have expired."""
+        gathered, self._gathered = self._gathered, []
+        return gathered
 
     def applied(self, index: int) -> Answers:
         """Answer those that are confirmed and may be served from the state as of *index*."""
@@ -253,5 +253,5 @@ class Reads:
     def ended(self, error: ConureError) -> Answers:
         """Answer all."""
         reads, self._reads = self._reads, deque()
-        self._held.clear()
+        self._gathered.clear()
         return [partial(read.reply, error) for read in reads]

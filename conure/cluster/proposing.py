@@ -1,7 +1,7 @@
-"""Writes on their way into the log: encoded, held, and proposed as one batch of entries.
+"""Writes on their way into the log: encoded, gathered, and proposed as one batch of entries.
 
-A batch takes what is held, up to MAX_BATCH commands, once :class:`Pacing` lets it go. Room in the
-log is reserved before the core hears of it, so that a full disk refuses a write and nothing else.
+A batch takes what is gathered, up to MAX_BATCH commands, once :class:`Pacing` lets it go. Room in
+the log is reserved before the core hears of it, so that a full disk refuses a write and nothing else.
 From then on a write is answered by what is committed at its index.
 
 Everything here belongs to the holder of the node's lock.
@@ -16,7 +16,7 @@ from conure.cluster.checkpointing import Upkeep
 from conure.cluster.expiring import Expiries
 from conure.cluster.monitor import Monitor
 from conure.cluster.pacing import Pacing
-from conure.cluster.pending import Held, WriteReply, Writes
+from conure.cluster.pending import Write, WriteReply, Writes
 from conure.cluster.room import Room
 from conure.cluster.versions import Versions
 from conure.commands import Transaction
@@ -29,7 +29,7 @@ from raft import Raft
 __all__ = ["Command", "Proposals"]
 
 MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
-"""Held commands, and their bytes, after which no more are proposed in one go: to log and apply
+"""Gathered commands, and their bytes, after which no more are proposed in one go: to log and apply
 them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
 
 Command = tuple[bytes, bytes | None] | Transaction
@@ -37,7 +37,7 @@ Command = tuple[bytes, bytes | None] | Transaction
 
 
 class Proposals:
-    """Proposes to *raft* what is held in *writes*.
+    """Proposes to *raft* what is gathered in *writes*.
 
     *refused* is told why a write was refused and returns what to answer; *fail* ends the node.
     *timeout* is how long a write may take, in seconds. *batch_sizes* observes commands a batch.
@@ -75,14 +75,14 @@ class Proposals:
         self._timeout = timeout
         self._batch_sizes = batch_sizes
 
-    def hold(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def gather(self, commands: Sequence[Command], reply: WriteReply) -> None:
         """Encode commands and let them wait until they are proposed. A transaction gets its time
         here."""
         encoded = self._encode(commands)
-        self._writes.hold(Held(encoded, reply, self._clock() + self._timeout))
+        self._writes.gather(Write(encoded, reply, self._clock() + self._timeout))
 
     def propose(self) -> None:
-        """Make one batch of log entries of the held writes, all that it takes, or refuse them.
+        """Make one batch of log entries of the gathered writes, all that it takes, or refuse them.
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
         and synced, and the disks sync for many. But nothing waits behind what waits for room.
@@ -90,14 +90,14 @@ class Proposals:
         pacing = self._pacing
         if pacing.is_pausing or (pacing.is_busy() and not self._room.unwritten):
             return
-        held = self._writes.release(MAX_BATCH, MAX_BATCH_BYTES)
-        if not held:
+        gathered = self._writes.take(MAX_BATCH, MAX_BATCH_BYTES)
+        if not gathered:
             return
-        commands = list(chain.from_iterable([each.commands for each in held]))
+        commands = list(chain.from_iterable([each.commands for each in gathered]))
         newest = codec.newest_version(commands)
         if newest > 1:
-            held = self._that_all_read(held)
-            commands = list(chain.from_iterable([each.commands for each in held]))
+            gathered = self._that_all_read(gathered)
+            commands = list(chain.from_iterable([each.commands for each in gathered]))
             if not commands:
                 return
         try:
@@ -107,18 +107,18 @@ class Proposals:
             self._log.reserve(sum(map(len, commands)) + ENTRY_OVERHEAD * len(commands))
             first = self._raft.propose(commands)
         except ConureError as error:
-            self._monitor.finished += [each.answer(self._refused(error)) for each in held]
+            self._monitor.finished += [each.answer(self._refused(error)) for each in gathered]
             return
         except Exception as error:  # noqa: BLE001 - a bug; see Node._drive
             self._fail(error)
             unknown = OutcomeUnknown(f"the node failed while it worked on this: {error}")
-            self._monitor.finished += [each.answer(unknown) for each in held]
+            self._monitor.finished += [each.answer(unknown) for each in gathered]
             return
         self._versions.logged = max(self._versions.logged, newest)
         term = self._raft.term
         pacing.note_proposed(term, first + len(commands) - 1)
         self._batch_sizes.observe(len(commands))
-        for commands_of_one, reply, deadline in held:
+        for commands_of_one, reply, deadline in gathered:
             self._writes.add(term, first, len(commands_of_one), reply, deadline)
             first += len(commands_of_one)
 
@@ -134,10 +134,10 @@ class Proposals:
                 encoded.append(delete(key) if value is None else put(key, value))
         return encoded
 
-    def _that_all_read(self, held: Sequence[Held]) -> list[Held]:
-        """Return the held writes whose format every member reads, and refuse the others."""
+    def _that_all_read(self, gathered: Sequence[Write]) -> list[Write]:
+        """Return the gathered writes whose format every member reads, and refuse the others."""
         kept = []
-        for each in held:
+        for each in gathered:
             try:
                 self._versions.check(codec.newest_version(each.commands), self._raft.configuration)
             except Conflict as error:

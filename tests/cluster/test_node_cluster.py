@@ -1192,14 +1192,14 @@ def test_writes_that_are_held_back_are_answered_once_however_it_ends(end: str) -
     else:
         lab.stop("n1")
         assert isinstance(proposed[0], OutcomeUnknown)
-    node.take_held()
+    node.take_gathered()
     later.act_on()
     lab.settle()
     assert [[type(error) for error in each] for each in held] == [[expected] * 2, [expected]]
 
 
 def test_what_is_held_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conure.cluster.node.MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr("conure.cluster.node.MAX_GATHERED_BYTES", 1000)
     lab = cluster("n2", "n3")
     outcomes = [begin(lab["n1"], (b"k", b"v" * 600)) for _ in range(4)]
     assert [type(each[0]) for each in outcomes] == [str, str, str, Unavailable]

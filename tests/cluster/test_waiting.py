@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from conure.cluster.pending import Held, Read, Reads, Writes
+from conure.cluster.pending import Read, Reads, Write, Writes
 from conure.commands import Committed, Outcome
 from conure.consensus.messages import COMMAND, Entry
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
@@ -35,7 +35,7 @@ def held(writes: Writes, *commands: bytes, deadline: float = 9.0) -> list[Conure
         assert isinstance(ended, ConureError)
         errors.append(ended)
 
-    writes.hold(Held(list(commands), reply, deadline))
+    writes.gather(Write(list(commands), reply, deadline))
     return errors
 
 
@@ -120,11 +120,11 @@ def test_what_is_held_back_is_released_once_and_in_order() -> None:
     writes = Writes()
     held(writes, b"a", b"bc")
     held(writes, b"def")
-    assert writes.held_bytes == 6
+    assert writes.gathered_bytes == 6
     assert not writes  # nothing is proposed
-    assert [each.commands for each in writes.release()] == [[b"a", b"bc"], [b"def"]]
-    assert writes.held_bytes == 0
-    assert list(writes.release()) == []
+    assert [each.commands for each in writes.take()] == [[b"a", b"bc"], [b"def"]]
+    assert writes.gathered_bytes == 0
+    assert list(writes.take()) == []
     run(writes.expired(99.0) + writes.ended(Unavailable("over")))
 
 
@@ -147,13 +147,13 @@ def test_of_what_is_held_back_it_is_known_that_it_did_not_happen() -> None:
     run(writes.expired(1.0))
     assert proposed == [OutcomeUnknown]
     assert [type(error) for error in late] == [Unavailable]
-    assert writes.held_bytes == 2
+    assert writes.gathered_bytes == 2
     run(writes.skipped(99) + writes.applied(entries(5, 3), {}))
     assert ended == []
     run(writes.ended(OutcomeUnknown("it may have happened")))
     assert [type(error) for error in ended] == [Unavailable]
     assert "not begun" in str(ended[0])
-    assert writes.held_bytes == 0
+    assert writes.gathered_bytes == 0
 
 
 def test_reads_wait_for_their_confirmation_and_for_their_index() -> None:
@@ -186,18 +186,18 @@ def test_reads_that_are_held_are_released_once_and_end_like_the_others() -> None
 
     def hold(name: str, deadline: float, requests: int = 1) -> Read:
         made = Read(lambda error: answers.append((name, error)), deadline, requests)
-        reads.hold(made)
+        reads.gather(made)
         return made
 
-    assert (reads.held_count, reads.count) == (0, 0)
+    assert (reads.gathered_count, reads.count) == (0, 0)
     first, second = hold("first", 1.0, 3), hold("second", 2.0)
-    assert (reads.held_count, reads.count) == (2, 4)
+    assert (reads.gathered_count, reads.count) == (2, 4)
     run(reads.expired(1.0))
     assert [name for name, _ in answers] == ["first"]
     assert reads.count == 1
-    assert reads.release() == [first, second]  # who has expired is asked for in vain
-    assert reads.held_count == 0
-    assert reads.release() == []
+    assert reads.take() == [first, second]  # who has expired is asked for in vain
+    assert reads.gathered_count == 0
+    assert reads.take() == []
     first.index = second.index = 5
     run(reads.applied(5))
     assert answers[1:] == [("second", None)]
@@ -205,15 +205,15 @@ def test_reads_that_are_held_are_released_once_and_end_like_the_others() -> None
     run(reads.ended(Unavailable("over")))
     assert answers[2][0] == "third"
     assert isinstance(answers[2][1], Unavailable)
-    assert reads.held_count == 0
+    assert reads.gathered_count == 0
 
 
 def test_what_is_held_is_released_in_parts() -> None:
     writes = Writes()
     for name in (b"aa", b"bb", b"cc", b"dd"):
         held(writes, name, name)
-    assert [each.commands for each in writes.release(3)] == [[b"aa", b"aa"], [b"bb", b"bb"]]
-    assert (writes.held_count, writes.held_bytes) == (4, 8)
-    assert [each.commands for each in writes.release(9, 1)] == [[b"cc", b"cc"]]
-    assert [each.commands for each in writes.release()] == [[b"dd", b"dd"]]
-    assert (writes.release(), writes.held_bytes) == ([], 0)
+    assert [each.commands for each in writes.take(3)] == [[b"aa", b"aa"], [b"bb", b"bb"]]
+    assert (writes.gathered_count, writes.gathered_bytes) == (4, 8)
+    assert [each.commands for each in writes.take(9, 1)] == [[b"cc", b"cc"]]
+    assert [each.commands for each in writes.take()] == [[b"dd", b"dd"]]
+    assert (writes.take(), writes.gathered_bytes) == ([], 0)
