@@ -65,7 +65,7 @@ arbiter is sent only what its leader holds durably, and a leader beside an arbit
 itself: it hands over first. A role never changes, not even by leaving: an arbiter's directory
 holds no data that another role could begin with.
 
-A **node without room** for its log (``has_room``, which the driver tells) stands for election only
+A **node without room** for its log (:meth:`note_room`) stands for election only
 when two more election time-outs have brought no other leader: what it leads can be read but not
 written. A leader that can't make its own entries durable hands over to a voter that has.
 
@@ -264,7 +264,7 @@ class Raft:
         self.commit_index = applied
         self.applied_index = applied
         self.configuration = configuration  # the latest in the log, committed or not (R4)
-        self.has_room = True  # whether the disk takes more of the log; the driver says so
+        self._has_room = True  # whether the disk takes more of the log
 
         self._check_format = check_format
         self._log = LogView(storage)
@@ -509,6 +509,10 @@ class Raft:
         self.applied_index = index
         self._log.trim(index)
 
+    def note_room(self, has_room: bool) -> None:
+        """Take note whether the disk takes more of the log, as far as the driver knows."""
+        self._has_room = has_room
+
     def report_unreachable(self, node_id: str) -> None:
         """Take note that messages to the node were probably lost: it is probed again."""
         progress = None if self._leading is None else self._leading.progress.get(node_id)
@@ -615,7 +619,7 @@ class Raft:
         terms wait for room.
         """
         log = self._log
-        if not self.has_room and log.last_index - log.persisted >= _MAX_WAITING:
+        if not self._has_room and log.last_index - log.persisted >= _MAX_WAITING:
             return False
         mine = ("", self.options.incarnation)
         return log.installing is None and any(
@@ -645,7 +649,7 @@ class Raft:
     def _reluctance(self) -> int:
         """Return for how many more ticks others may stand first: what has no room can be read, but
         not written. Somebody has to lead if no other can."""
-        return 0 if self.has_room else 2 * self.options.election_ticks
+        return 0 if self._has_room else 2 * self.options.election_ticks
 
     def _become_follower(self, term: int, leader_id: str = "", incarnation: str = "") -> None:
         assert term >= self.term
@@ -771,7 +775,7 @@ class Raft:
             self._elapsed = 0
             self._send_heartbeats(leading)
         self._promote_staged(leading)
-        if not self.has_room and self._now % self.options.election_ticks == 0:
+        if not self._has_room and self._now % self.options.election_ticks == 0:
             self._defer(leading)
 
     def _defer(self, leading: _Leadership) -> None:

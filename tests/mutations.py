@@ -824,15 +824,15 @@ MUTATIONS = [
     Mutation(
         "who has no room stands like anybody else",
         "raft.py",
-        "return 0 if self.has_room else 2 * self.options.election_ticks",
+        "return 0 if self._has_room else 2 * self.options.election_ticks",
         "return 0",
         (*FULL_DISK_TESTS, "tests/consensus/test_raft_checklist.py"),
     ),
     Mutation(
         "who has no room never stands",
         "raft.py",
-        "return 0 if self.has_room else 2 * self.options.election_ticks",
-        "return 0 if self.has_room else 1 << 30",
+        "return 0 if self._has_room else 2 * self.options.election_ticks",
+        "return 0 if self._has_room else 1 << 30",
         (*FULL_DISK_TESTS, "tests/consensus/test_raft_checklist.py"),
     ),
     Mutation(
@@ -859,7 +859,7 @@ MUTATIONS = [
     Mutation(
         "no-ops of any number of terms wait for room",
         "raft.py",
-        "if not self.has_room and log.last_index - log.persisted >= _MAX_WAITING:",
+        "if not self._has_room and log.last_index - log.persisted >= _MAX_WAITING:",
         "if False:",
         (*FULL_DISK_TESTS, "tests/consensus/test_raft_checklist.py"),
     ),

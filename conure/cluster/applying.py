@@ -98,7 +98,7 @@ class Applying:
             done, self.backlog = entries, []
         else:
             clock, until = self._clock, self._until
-            store.keeps_previous = self._history.wants_previous
+            store.keep_previous(self._history.wants_previous)
             outcomes = store.apply(entries, lambda: clock() >= until)
             count = store.applied_index - entries[0].index + 1
             done, self.backlog = entries[:count], entries[count:]

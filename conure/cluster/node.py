@@ -186,7 +186,6 @@ class Node:
         # The core, and what is replicated.
         self._versions = versions = Versions(identity.node_id, options.speaks)
         self._store = store = make_store(parts, options.speaks)
-        store.keeps_events = True
         history.reset(store.applied_index)
         election_ticks = ticks_in(options.election_timeout, TICK)
         self._raft = raft = Raft(
@@ -740,7 +739,7 @@ class Node:
             now = self._clock()
             if self._standing.is_working:
                 try:
-                    self._raft.has_room = self._upkeep.shortage is None
+                    self._raft.note_room(self._upkeep.shortage is None)
                     if self._room.stalled is None and (
                         not self._standing.is_stopping or self._raft.state is State.LEADER
                     ):
@@ -940,7 +939,7 @@ class Node:
                 return
             newest = self._intake.check_commands(message) if message.entries else 1
             raft.step(message)
-            self._versions.logged = max(self._versions.logged, newest)
+            self._versions.note_logged(newest)
         except ProtocolViolation as error:
             self._intake.drop(message, error)
             return

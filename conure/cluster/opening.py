@@ -109,11 +109,11 @@ def make_store(parts: Parts, speaks: int) -> Store:
     arbiter's log is all it has."""
     directory, raft_log, engine = parts
     if directory.identity.role == "arbiter":
-        store = Store(engine, raft_log.snapshot.configuration, speaks)
-        store.applied_index = raft_log.snapshot.index
-        store.applied_term = raft_log.snapshot.term
+        store = Store(engine, b"", speaks)
+        store.skip_to(raft_log.snapshot)
         return store
-    return Store(engine, configuration_at(raft_log, engine.applied_index), speaks)
+    members = configuration_at(raft_log, engine.applied_index)
+    return Store(engine, members, speaks, keeps_events=True)
 
 
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:

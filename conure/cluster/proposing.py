@@ -1,8 +1,8 @@
 """Writes on their way into the log: encoded, gathered, and proposed as one batch of entries.
 
 A batch takes what is gathered, up to MAX_BATCH commands, once :class:`Pacing` lets it go. Room in
-the log is reserved before the core hears of it, so that a full disk refuses a write and nothing else.
-From then on a write is answered by what is committed at its index.
+the log is reserved before the core hears of it, so that a full disk refuses a write and nothing
+else. From then on a write is answered by what is committed at its index.
 
 Everything here belongs to the holder of the node's lock.
 """
@@ -114,7 +114,7 @@ class Proposals:
             unknown = OutcomeUnknown(f"the node failed while it worked on this: {error}")
             self._monitor.finished += [each.answer(unknown) for each in gathered]
             return
-        self._versions.logged = max(self._versions.logged, newest)
+        self._versions.note_logged(newest)
         term = self._raft.term
         pacing.note_proposed(term, first + len(commands) - 1)
         self._batch_sizes.observe(len(commands))

@@ -230,8 +230,7 @@ class Transfers:
         """
         if self._standing.is_arbiter:
             self._log.reset(meta)
-            self._store.applied_index, self._store.applied_term = meta.index, meta.term
-            self._store.configuration = meta.configuration
+            self._store.skip_to(meta)
         else:
             directory = self._directory
             snapshots.install(directory.fs, directory.path, self._log, meta, ENGINE)

@@ -43,6 +43,10 @@ class Versions:
         if len(strangers) > _MAX_STRANGERS:
             del self._said[strangers[0]]
 
+    def note_logged(self, version: int) -> None:
+        """Take note that an entry of a version comes into the log."""
+        self.logged = max(self.logged, version)
+
     def of(self, server: Server) -> int | None:
         """Return what a member reads, None if it has not said so."""
         if server.id == self._own_id:

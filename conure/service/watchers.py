@@ -370,7 +370,7 @@ class Watchers(Generic[SinkT]):
 
     def keep_previous(self) -> None:
         """From the next entry that is applied let events have the value before. Any thread."""
-        self._history.wants_previous = True
+        self._history.want_previous()
 
     def watch(
         self,

@@ -159,8 +159,8 @@ class History:
     It is bounded by *max_events* and *max_bytes*, of which each event takes 200, its key and its
     values; what was appended last in one call stays in any case. ``floor`` is the revision behind
     which it is complete (1), ``revision`` the last one appended. It begins empty, at revision 0.
-    ``wants_previous`` asks the writer for the value before of each change from now on; it is set
-    by the first watch that shows it, and stays.
+    ``wants_previous`` asks the writer for the value before of each change; see
+    :meth:`want_previous`.
     """
 
     def __init__(self, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> None:
@@ -186,6 +186,10 @@ class History:
     def bytes(self) -> int:
         """How much memory they are taken to need."""
         return self._bytes
+
+    def want_previous(self) -> None:
+        """Ask for the value before of each change from now on, and for good. Any thread."""
+        self.wants_previous = True
 
     def extend(self, events: Sequence[Change], revision: int) -> None:
         """Append what the entries up to *revision* did, which are behind all before. The writer."""

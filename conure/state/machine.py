@@ -345,9 +345,9 @@ class Store:
 
     *configuration* is the encoded membership as of the engine's applied index, kept here because
     it changes with the same entries that change the data. ``digest`` and ``clock``, in
-    milliseconds since the Unix epoch, are as of the applied index. ``keeps_events`` says whether
-    changes are noted down for :meth:`take_events`, and ``keeps_previous`` whether the values before
-    are, too: of the changes of one entry up to READ_BYTES of them. Neither changes the state.
+    milliseconds since the Unix epoch, are as of the applied index. *keeps_events* says whether
+    changes are noted down for :meth:`take_events`, and :meth:`keep_previous` whether the values
+    before are, too. Neither changes the state.
 
     *speaks* is the newest version that this node reads. Raises VersionTooNew for a state that
     needs more.
@@ -369,10 +369,15 @@ class Store:
     _previous_room: int  # bytes of values before that its events may still have
 
     def __init__(
-        self, engine: StorageEngine, configuration: bytes, speaks: int = codec.SPEAKS
+        self,
+        engine: StorageEngine,
+        configuration: bytes,
+        speaks: int = codec.SPEAKS,
+        *,
+        keeps_events: bool = False,
     ) -> None:
-        self.keeps_events = False
-        self.keeps_previous = False
+        self._keeps_events = keeps_events
+        self._keeps_previous = False
         self._speaks = speaks
         self._marks: dict[int, int] = {}
         self._become(engine, configuration)
@@ -408,10 +413,15 @@ class Store:
                 break
         return self._outcomes or _NO_OUTCOMES
 
+    def keep_previous(self, keeps_previous: bool) -> None:
+        """Say whether events have the values before, too: of the changes of one entry up to
+        READ_BYTES of them."""
+        self._keeps_previous = keeps_previous
+
     def take_events(self) -> list[Change]:
         """Return what :meth:`apply` has changed since the last call, in the order of the log.
 
-        Nothing unless ``keeps_events``, and nothing of an installed state.
+        Nothing unless *keeps_events*, and nothing of an installed state.
         """
         events, self._events = self._events, []
         return events
@@ -420,6 +430,11 @@ class Store:
     def meta(self) -> SnapshotMeta:
         """What the state covers: the applied index, its term, the members as of it."""
         return SnapshotMeta(self.applied_index, self.applied_term, self.configuration)
+
+    def skip_to(self, meta: SnapshotMeta) -> None:
+        """Pass over all that a snapshot covers, as an arbiter does, which keeps no records."""
+        self.applied_index, self.applied_term = meta.index, meta.term
+        self.configuration = meta.configuration
 
     def skip(self, entries: Sequence[Entry]) -> None:
         """Pass over committed entries, as an arbiter does: it keeps who the members are."""
@@ -566,8 +581,8 @@ class Store:
         put, delete, outdated = self.engine.put, self.engine.delete, self.engine.outdated
         decode, put_op, delete_op = codec.decode_command, codec.OP_PUT, codec.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
-        note = self._events.append if self.keeps_events else None
-        looks_back = self.keeps_events and self.keeps_previous
+        note = self._events.append if self._keeps_events else None
+        looks_back = self._keeps_events and self._keeps_previous
         before: tuple[()] | tuple[bytes | None] = ()
         digest, newest = self.digest, self._newest
         must_stop = False
@@ -849,7 +864,7 @@ class Store:
         heading = self.heading(key)
         assert heading is not None
         record, _ = heading
-        if self.keeps_events:
+        if self._keeps_events:
             change = (revision, EventKind.PUT.value, key, value, record.version, *before)
             self._events.append(change)
         return (Item(key, None, *record[1:]),)
@@ -859,7 +874,7 @@ class Store:
         before = self._before(key)
         if not self.engine.delete(_USER + key):
             return False
-        if self.keeps_events:
+        if self._keeps_events:
             self._events.append((revision, kind.value, key, b"", 0, *before))
         self._tidy()
         return True
@@ -867,7 +882,7 @@ class Store:
     def _before(self, key: bytes) -> tuple[()] | tuple[bytes | None]:
         """Return the value that a user's key has, for the event of its change; or nothing, if that
         isn't wanted, would be too much of one entry, or can't be read."""
-        if not (self.keeps_events and self.keeps_previous) or self._previous_room <= 0:
+        if not (self._keeps_events and self._keeps_previous) or self._previous_room <= 0:
             return ()
         try:
             record = self.get(key)

@@ -612,9 +612,9 @@ def ticks_until_it_stands(raft: Raft) -> int:
 def test_who_has_no_room_lets_others_stand_first_but_stands() -> None:
     raft, _ = founded("a", "b", "c")
     for _ in range(20):
-        raft.has_room = True
+        raft.note_room(True)
         assert ELECTION <= ticks_until_it_stands(raft) < 2 * ELECTION
-        raft.has_room = False
+        raft.note_room(False)
         assert 3 * ELECTION <= ticks_until_it_stands(raft) < 4 * ELECTION
 
 
@@ -623,7 +623,7 @@ def test_who_has_no_room_for_the_no_ops_of_many_terms_does_not_stand() -> None:
     entries = [Entry(2, index, COMMAND, b"") for index in range(2, 66)]
     raft.step(Message(MessageType.APPEND, "b", "a", 2, 1, 1, entries=entries))
     ready = take(raft)
-    raft.has_room = False
+    raft.note_room(False)
     raft.campaign()
     assert state_of(raft) is State.FOLLOWER
     raft.step(Message(MessageType.TIMEOUT_NOW, "b", "a", 2))
@@ -635,7 +635,7 @@ def test_who_has_no_room_for_the_no_ops_of_many_terms_does_not_stand() -> None:
 
 def test_a_leader_without_room_hands_over_to_who_holds_what_it_does_not() -> None:
     cluster, leader = leader_of("a", "b", "c")
-    leader.raft.has_room = False
+    leader.raft.note_room(False)
     cluster.tick_all(3 * ELECTION)
     assert cluster.leader is leader  # it has no less than the others
     leader.manual_sync = True

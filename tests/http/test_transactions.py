@@ -51,10 +51,9 @@ PATH = "/conure.db"
 INT64 = (1 << 63) - 1
 
 
-def open_store(fs: CrashFileSystem) -> Store:
-    store = Store(BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20), b"")
-    store.keeps_events = True
-    return store
+def open_store(fs: CrashFileSystem, *, keeps_events: bool = True) -> Store:
+    tree = BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20)
+    return Store(tree, b"", keeps_events=keeps_events)
 
 
 def entries(first: int, commands: Sequence[Command]) -> list[Entry]:
@@ -573,12 +572,13 @@ def test_outcomes_come_by_index_and_only_of_transactions() -> None:
 
 
 def test_events_are_noted_for_who_wants_them() -> None:
-    store = open_store(CrashFileSystem())
-    store.keeps_events = False
+    store = open_store(CrashFileSystem(), keeps_events=False)
     log = entries(1, [(b"a", b"1"), Transaction((), (Put(b"b", b"2"), Delete(b"a"))), (b"b", None)])
     store.apply(log[:2])
     assert store.take_events() == []
-    store.keeps_events = True
+    store = open_store(CrashFileSystem())
+    store.apply(log[:2])
+    assert [event[0] for event in store.take_events()] == [1, 2, 2]
     store.apply(entries(3, [(b"a", b"3"), (b"a", b"4"), (b"b", None), (b"b", None)]))
     assert store.take_events() == [
         (3, EventKind.PUT, b"a", b"3", 1),
@@ -591,13 +591,13 @@ def test_events_are_noted_for_who_wants_them() -> None:
 def test_events_have_the_values_before_if_they_are_wanted() -> None:
     store = open_store(CrashFileSystem())
     store.apply(entries(1, [(b"a", b"1")]))
-    store.keeps_previous = True
+    store.keep_previous(True)
     store.apply(entries(2, [
         (b"a", b"2"), (b"a", b""), (b"a", None), (b"a", None), (b"a", b"3"),
         Transaction((), (Put(b"a", b"4"), Increment(b"a", 1), Put(b"b", b"5", 10))),
         Transaction((), (DeleteRange(b"a", b"b"), Expire(9)), (), 50),
     ]))  # fmt: skip
-    store.keeps_previous = False
+    store.keep_previous(False)
     store.apply(entries(9, [(b"c", b"1"), (b"c", None)]))
     assert store.take_events() == [
         (1, EventKind.PUT, b"a", b"1", 1),
@@ -621,7 +621,7 @@ def test_the_values_before_of_one_entry_are_bounded(monkeypatch: pytest.MonkeyPa
     store = open_store(CrashFileSystem())
     store.apply(entries(1, [(b"%d" % n, bytes(100)) for n in range(9)]))
     store.take_events()
-    store.keeps_previous = True
+    store.keep_previous(True)
     store.apply(entries(10, [Transaction((), (DeleteRange(b"", b"8"),)), (b"8", b"x")]))
     events = store.take_events()
     assert [event[5:] for event in events] == [(bytes(100),)] * 3 + [()] * 5 + [(bytes(100),)]
@@ -631,7 +631,7 @@ def test_a_value_before_that_cannot_be_read_is_left_out() -> None:
     """A put over a damaged page needs nothing of it, and goes on as it would without."""
     store = open_store(CrashFileSystem())
     store.apply(entries(1, [(b"a", b"1")]))
-    store.keeps_previous = True
+    store.keep_previous(True)
 
     def damaged(key: bytes) -> None:
         raise CorruptionError("conure.db", 4096, "a page fails its checksum")
@@ -826,7 +826,7 @@ def test_the_same_transactions_end_the_same_however_they_come(
 def test_what_events_say_was_there_before_was_there(commands: list[Command]) -> None:
     """And wanting to know it changes neither the state nor its digest."""
     plain, looking_back = open_store(CrashFileSystem()), open_store(CrashFileSystem())
-    looking_back.keeps_previous = True
+    looking_back.keep_previous(True)
     log = entries(1, commands)
     assert looking_back.apply(log) == plain.apply(log)
     assert looking_back.digest == plain.digest

@@ -43,7 +43,7 @@ class FakeBackend:
     """
 
     def __init__(self) -> None:
-        self.store = Store(BTree.open(CrashFileSystem(), "/db"), b"")
+        self.store = Store(BTree.open(CrashFileSystem(), "/db"), b"", keeps_events=True)
         self.history = History()
         self.now = 1_000_000
         self.batches: list[list[Command]] = []
@@ -76,8 +76,7 @@ class FakeBackend:
             Entry(1, index, EntryKind.COMMAND, self._encode(command))
             for index, command in enumerate(commands, first)
         ]
-        self.store.keeps_events = True
-        self.store.keeps_previous = self.history.wants_previous
+        self.store.keep_previous(self.history.wants_previous)
         outcomes = self.store.apply(entries)
         self.history.extend(self.store.take_events(), self.store.applied_index)
         return Committed(first, outcomes)

@@ -434,7 +434,7 @@ def test_the_value_before_is_for_who_asked_for_it(
     watchers.watch(*ALL, Position(1), looking_back, shows_previous=True)
     watchers.turn()
     history.extend([(1, EventKind.PUT, b"a", b"1", 1)], 1)  # before it was kept
-    history.wants_previous = True
+    history.want_previous()
     history.extend([(2, EventKind.PUT, b"a", b"2", 2, b"1")], 2)
     history.extend([(3, EventKind.DELETE, b"a", b"", 0, b"\xff"),
                     (3, EventKind.PUT, b"b", b"new", 1, None)], 3)  # fmt: skip
@@ -456,13 +456,13 @@ def test_the_value_before_is_for_who_asked_for_it(
 
 
 def test_a_value_before_counts_against_the_bytes_of_the_history(history: History) -> None:
-    history.wants_previous = True
+    history.want_previous()
     history.extend([(1, EventKind.PUT, b"k", b"v", 2, bytes(1000))], 1)
     history.extend([(2, EventKind.DELETE, b"k", b"", 0, None)], 2)
     history.extend([(3, EventKind.DELETE, b"k", b"", 0)], 3)
     assert history.bytes == 3 * 200 + 4 + 1000
     small = History(max_bytes=1600)
-    small.wants_previous = True
+    small.want_previous()
     for revision in range(1, 100):
         small.extend([(revision, EventKind.PUT, b"k", b"v", 2, bytes(500))], revision)
         assert small.bytes <= 1600
