@@ -15,7 +15,7 @@ from conure.cluster.node import Node
 from conure.consensus.messages import Message, MessageType, State
 from conure.errors import Conflict, ConureError, Refused
 from conure.peers.protocol import Greeting
-from tests.cluster.test_node_cluster import Lab, begin, put, suffrages
+from tests.lab.nodes import Lab, begin, put, suffrages
 from tests.lab.answers import value_of
 
 HEARTBEAT, VOTE = MessageType.HEARTBEAT, MessageType.VOTE

@@ -27,7 +27,8 @@ from conure.errors import (
 )
 from conure.state.codec import encode_put
 from conure.state.snapshots import OutgoingSnapshot
-from tests.cluster.test_node_cluster import Lab, begin, cluster, do, put, read, suffrages
+from tests.cluster.test_node_writes import do
+from tests.lab.nodes import Lab, begin, cluster, put, read, suffrages
 from tests.lab.answers import value_of
 
 
