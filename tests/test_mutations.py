@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutations import MUTATIONS, ROOT, Mutation
-from tests.test_imports import FILES
+from tests.mutations.catalogue import MUTATIONS
+from tests.mutations.mutation import Mutation
+from tests.test_imports import FILES, ROOT
 
 UNMUTATED: dict[str, str] = {
     "conure/cluster/options.py": "facts: tests/system/test_settings.py sees that each arrives",

@@ -15,8 +15,8 @@ from conure.cluster.node import Node
 from conure.consensus.messages import Message, MessageType, State
 from conure.errors import Conflict, ConureError, Refused
 from conure.peers.protocol import Greeting
-from tests.lab.nodes import Lab, begin, put, suffrages
 from tests.lab.answers import value_of
+from tests.lab.nodes import Lab, begin, put, suffrages
 
 HEARTBEAT, VOTE = MessageType.HEARTBEAT, MessageType.VOTE
 Way = tuple[int, int]

@@ -28,8 +28,8 @@ from conure.errors import (
 from conure.state.codec import encode_put
 from conure.state.snapshots import OutgoingSnapshot
 from tests.cluster.test_node_writes import do
-from tests.lab.nodes import Lab, begin, cluster, put, read, suffrages
 from tests.lab.answers import value_of
+from tests.lab.nodes import Lab, begin, cluster, put, read, suffrages
 
 
 def fill(lab: Lab, *node_ids: str, cow: bool = False) -> None:

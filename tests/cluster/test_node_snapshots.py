@@ -2,90 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import random
-import struct
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import pytest
 
-from conure import errors
-from conure.cluster import pacing, transfers
-from conure.cluster.leases import LEASE_SHARE, MAX_TOLD
-from conure.cluster.membership import newcomer
-from conure.cluster.monitor import CallLater
-from conure.cluster.node import TICK, Node
-from conure.cluster.options import NodeOptions
-from conure.cluster.proposing import Command
-from conure.commands import (
-    Acquire,
-    Committed,
-    Compare,
-    Delete,
-    DeleteRange,
-    EndSession,
-    EventKind,
-    Expire,
-    Get,
-    Increment,
-    OpenSession,
-    Operation,
-    Outcome,
-    Put,
-    Range,
-    Refusal,
-    Relation,
-    Release,
-    RenewSession,
-    Target,
-    Touch,
-    Transaction,
-)
-from conure.consensus.members import Configuration, Server
+from conure.cluster import transfers
+from conure.cluster.node import TICK
 from conure.consensus.messages import (
-    COMMAND,
-    CONFIG,
-    NOOP,
-    Entry,
     Message,
     MessageType,
     SnapshotHeader,
     SnapshotMeta,
     State,
 )
-from conure.consensus.spares import RESERVE_FILES
 from conure.errors import (
-    Conflict,
-    ConureError,
-    CorruptionError,
-    DiskFull,
-    Diverged,
-    ForeignDirectory,
-    MemberNotFound,
-    NotLeader,
     OutcomeUnknown,
     ProtocolViolation,
     Refused,
-    Unavailable,
-    VersionTooNew,
 )
-from conure.metrics import Registry
-from conure.peers import frames
-from conure.peers.protocol import Greeting
-from conure.peers.transfer import Incoming, Outgoing
 from conure.state import codec
-from conure.state.machine import Session
 from conure.state.snapshots import IncomingSnapshot
-from conure.storage.engine import Record
-from tests.lab.answers import Ended, outcomes_of, value_of
-from tests.lab.crashfs import CrashFileSystem
-from tests.lab.nodes import (EPOCH, Lab, Wire, begin, checkpoint, cluster, header, put, read, suffrages)
-
+from tests.lab.answers import value_of
+from tests.lab.nodes import (
+    Lab,
+    begin,
+    checkpoint,
+    cluster,
+    header,
+    put,
+)
 
 
 def test_a_lone_node_cuts_its_log_at_each_checkpoint_others_keep_a_tail() -> None:
@@ -449,4 +394,3 @@ def test_a_second_transfer_waits_for_the_one_of_an_earlier_term() -> None:
     lab.tick(20)
     assert not lab["n1"]._transfers.outgoing
     assert lab["n3"]._store.digest == lab["n1"]._store.digest
-

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
-from functools import partial
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from conure.cluster.membership import arbiters_warning
-from conure.consensus.members import Configuration, Outlook, Server
+from conure.consensus.members import Configuration
 from conure.consensus.messages import (
     COMMAND,
     CONFIG,
-    NOOP,
     Entry,
     HardState,
     Message,
@@ -25,17 +19,19 @@ from conure.consensus.messages import (
     State,
 )
 from conure.errors import (
-    Conflict,
-    CorruptionError,
-    MemberNotFound,
     NotLeader,
-    ProtocolViolation,
     Unavailable,
 )
 from raft import Raft, RaftOptions, Replication, bootstrap
-from tests.lab.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
-from tests.lab.raft_checks import (ELECTION, commands, leader_of, replication_of, state_of, take, visible)
-
+from tests.lab.raft_checks import (
+    ELECTION,
+    commands,
+    leader_of,
+    replication_of,
+    state_of,
+    take,
+)
+from tests.lab.raft_cluster import Cluster, MemoryLog, configuration_of, server
 
 
 def raft_over(
@@ -629,4 +625,3 @@ def test_a_vote_of_ones_own_need_not_wait_for_entries_that_wait_for_room() -> No
     raft.persisted(ready)
     raft.step(Message(MessageType.APPEND_RESPONSE, "b", "a", 3, index=3))
     assert raft.commit_index == 0  # of two, itself and b, it has not yet made durable what counts
-

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
-from functools import partial
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conure.cluster.membership import arbiters_warning
-from conure.consensus.members import Configuration, Outlook, Server
+from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import (
     COMMAND,
     CONFIG,
     NOOP,
     Entry,
-    HardState,
     Message,
     MessageType,
-    Ready,
     SnapshotMeta,
     State,
 )
 from conure.errors import (
-    Conflict,
     CorruptionError,
-    MemberNotFound,
-    NotLeader,
     ProtocolViolation,
-    Unavailable,
 )
-from raft import Raft, RaftOptions, Replication, bootstrap
-from tests.lab.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
-from tests.lab.raft_checks import (ELECTION, commands, leader_of, replication_of, state_of, take, visible)
-
-
+from raft import RaftOptions, Replication
+from tests.lab.raft_checks import (
+    ELECTION,
+    commands,
+    leader_of,
+    replication_of,
+    visible,
+)
+from tests.lab.raft_cluster import Cluster, Node, configuration_of, server
 
 LEAP = 1 << 32
 
@@ -389,4 +382,3 @@ def test_a_configuration_that_cannot_be_read_is_not_appended() -> None:
         leader.raft.add_learner(server(""))
     assert leader.raft.last_index == 3
     leader.change(lambda: leader.raft.add_learner(server("d")))
-

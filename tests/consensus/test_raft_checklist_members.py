@@ -7,35 +7,32 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conure.cluster.membership import arbiters_warning
 from conure.consensus.members import Configuration, Outlook, Server
 from conure.consensus.messages import (
     COMMAND,
     CONFIG,
-    NOOP,
     Entry,
-    HardState,
     Message,
     MessageType,
-    Ready,
-    SnapshotMeta,
     State,
 )
 from conure.errors import (
     Conflict,
-    CorruptionError,
     MemberNotFound,
     NotLeader,
-    ProtocolViolation,
     Unavailable,
 )
-from raft import Raft, RaftOptions, Replication, bootstrap
+from raft import Raft, RaftOptions, bootstrap
+from tests.lab.raft_checks import (
+    ELECTION,
+    leader_of,
+    state_of,
+    take,
+    visible,
+)
 from tests.lab.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
-from tests.lab.raft_checks import (ELECTION, commands, leader_of, replication_of, state_of, take, visible)
-
 
 
 def suffrage_of(leader: Node, name: str) -> str:
@@ -544,4 +541,3 @@ def test_a_lone_voter_starts_at_once_unless_it_was_not_alone() -> None:
     raft = Raft(options, storage, storage.hard_state, 0, Configuration(), random.Random(1))
     raft.campaign()
     assert state_of(raft) is State.FOLLOWER
-

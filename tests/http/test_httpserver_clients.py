@@ -3,53 +3,46 @@
 from __future__ import annotations
 
 import errno
-import http.client
-import json
-import logging
-import queue
-import re
 import resource
 import select
-import shutil
 import socket
-import struct
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from conure.errors import BadRequest, ConureError, KeyNotFound, NotLeader
 from conure.http import connection as connection_module
-from conure.http import known as known_module
 from conure.http.limits import Limits
-from conure.http.request import Body, Request, decode_form, error_body
+from conure.http.request import Request
 from conure.http.server import HTTPServer
 from conure.net import listener as listener_module
 from conure.net import reactor as reactor_module
+from tests.lab.httpapps import (
+    GET,
+    HOST,
+    PUT,
+    Custom,
+    Late,
+    chunked,
+    fail_if_logged,
+    get,
+    reset,
+)
 from tests.lab.httpdriver import (
     Clock,
     Recorder,
     Stepped,
-    bytewise,
     connect,
     connections_of,
     exchange,
-    play,
     read_all,
     read_answers,
     serving,
     statuses,
     wait_until,
-    without_dates,
 )
-from tests.lab.httpapps import (Custom, GET, HOST, Late, PUT, chunked, fail_if_logged, get, reset, rounds)
-
 
 
 def test_safety_classes_are_handed_over_one_after_the_other() -> None:
@@ -470,4 +463,3 @@ def test_death_of_the_reactor_is_told(caplog: pytest.LogCaptureFixture) -> None:
         with connect(server) as late:
             assert late.recv(1) == b""
     assert "the reactor ended" in caplog.text
-

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import errno
-import http.client
 import json
-import logging
-import queue
-import re
-import resource
-import select
-import shutil
 import socket
-import struct
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from conure.errors import BadRequest, ConureError, KeyNotFound, NotLeader
-from conure.http import connection as connection_module
 from conure.http import known as known_module
 from conure.http.limits import Limits
-from conure.http.request import Body, Request, decode_form, error_body
+from conure.http.request import Request, decode_form, error_body
 from conure.http.server import HTTPServer
-from conure.net import listener as listener_module
 from conure.net import reactor as reactor_module
+from tests.lab.httpapps import (
+    GET,
+    HOST,
+    PUT,
+    Custom,
+    Late,
+    chunked,
+    fail_if_logged,
+    get,
+    rounds,
+)
 from tests.lab.httpdriver import (
-    Clock,
     Recorder,
     Stepped,
     bytewise,
@@ -48,9 +42,6 @@ from tests.lab.httpdriver import (
     wait_until,
     without_dates,
 )
-from tests.lab.httpapps import (Custom, GET, HOST, Late, PUT, chunked, fail_if_logged, get, reset, rounds)
-
-
 
 SMALL = Limits(max_target_bytes=200, max_header_bytes=300, max_body_bytes=100)
 
@@ -695,4 +686,3 @@ def test_fail() -> None:
 def test_refusal_in_json(server: HTTPServer) -> None:
     answer = exchange(server, sized(b"99999999", b"", b"Accept: application/json\r\n"))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 413
-

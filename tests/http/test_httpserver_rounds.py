@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
-import logging
 import queue
 import re
-import resource
 import select
 import shutil
 import socket
-import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from conure.errors import BadRequest, ConureError, KeyNotFound, NotLeader
-from conure.http import connection as connection_module
-from conure.http import known as known_module
+from conure.errors import ConureError
 from conure.http.limits import Limits
-from conure.http.request import Body, Request, decode_form, error_body
+from conure.http.request import Body, Request
 from conure.http.server import HTTPServer
-from conure.net import listener as listener_module
 from conure.net import reactor as reactor_module
+from tests.lab.httpapps import (
+    GET,
+    HOST,
+    PUT,
+    chunked,
+    get,
+    rounds,
+)
 from tests.lab.httpdriver import (
     Clock,
     Recorder,
@@ -48,8 +47,6 @@ from tests.lab.httpdriver import (
     wait_until,
     without_dates,
 )
-from tests.lab.httpapps import (Custom, GET, HOST, Late, PUT, chunked, fail_if_logged, get, reset, rounds)
-
 
 
 def in_reactor(server: HTTPServer, action: Callable[[], None]) -> None:
@@ -811,4 +808,3 @@ def test_reads_are_taken_one_by_one_while_much_waits_for_clients() -> None:
     rounds(stepped, 3)
     assert len(application.kept) > 4
     stepped.close()
-

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import pytest
 
@@ -18,7 +15,7 @@ from conure.errors import ConureError, TooManyRequests
 from conure.http import server as server_module
 from conure.http.limits import Limits
 from conure.http.request import Request
-from conure.http.stream import Stream, broadcast
+from conure.http.stream import broadcast
 from conure.net import reactor as reactor_module
 from conure.net import sockets
 from conure.net.link import PlainLink
@@ -37,10 +34,19 @@ from tests.lab.httpdriver import (
     serving,
     statuses,
     wait_until,
-    without_dates,
 )
-from tests.lab.httpstreams import (GET, HOST, OLD_STREAM, PUT, STREAM, begun, body_of, get, head_of, receive_until, reset)
-
+from tests.lab.httpstreams import (
+    GET,
+    OLD_STREAM,
+    PUT,
+    STREAM,
+    begun,
+    body_of,
+    get,
+    head_of,
+    receive_until,
+    reset,
+)
 
 
 def named(request_id: bytes, path: bytes = b"/kv") -> bytes:
@@ -709,4 +715,3 @@ def test_who_stops_sending_amid_a_chunk_gets_that_chunk_as_it_is() -> None:
         streams[1].finish()
         content, _ = dechunk(read_all(client))
         assert content == data
-

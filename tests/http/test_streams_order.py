@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import json
-import logging
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import pytest
 
-from conure.errors import ConureError, TooManyRequests
-from conure.http import server as server_module
 from conure.http.limits import Limits
 from conure.http.request import Request
-from conure.http.stream import Stream, broadcast
+from conure.http.stream import Stream
 from conure.net import reactor as reactor_module
-from conure.net import sockets
-from conure.net.link import PlainLink
 from tests.lab.httpdriver import (
     Clock,
     Recorder,
@@ -33,14 +26,24 @@ from tests.lab.httpdriver import (
     exchange,
     play,
     read_all,
-    read_answers,
     serving,
     statuses,
     wait_until,
     without_dates,
 )
-from tests.lab.httpstreams import (GET, HOST, OLD_STREAM, PUT, STREAM, begun, body_of, get, head_of, receive_until, reset)
-
+from tests.lab.httpstreams import (
+    GET,
+    HOST,
+    OLD_STREAM,
+    PUT,
+    STREAM,
+    begun,
+    body_of,
+    get,
+    head_of,
+    receive_until,
+    reset,
+)
 
 
 def test_stream_is_chunked_and_the_connection_goes_on() -> None:
@@ -716,4 +719,3 @@ def test_stream_that_begins_as_the_reactor_dies_is_over() -> None:
     with serving(Dying()) as server, connect(server) as client:
         client.sendall(get(b"/keep") + get(b"/die"))
         assert ended.wait(10)
-

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import http.client
-import json
 import logging
-import queue
-import re
-import resource
-import select
-import shutil
 import socket
 import struct
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
-from types import SimpleNamespace
-from typing import cast
+from collections.abc import Callable
 
 import pytest
 
-from conure.errors import BadRequest, ConureError, KeyNotFound, NotLeader
-from conure.http import connection as connection_module
-from conure.http import known as known_module
-from conure.http.limits import Limits
-from conure.http.request import Body, Request, decode_form, error_body
-from conure.http.server import HTTPServer
-from conure.net import listener as listener_module
-from conure.net import reactor as reactor_module
+from conure.http.request import Request
 from tests.lab.httpdriver import (
-    Clock,
-    Recorder,
     Stepped,
-    bytewise,
-    connect,
-    connections_of,
-    exchange,
-    play,
-    read_all,
-    read_answers,
-    serving,
-    statuses,
-    wait_until,
-    without_dates,
 )
-
-
 
 HOST = b"Host: a\r\n"
 
@@ -109,4 +72,3 @@ def rounds(stepped: Stepped, count: int) -> None:
     for _ in range(count):
         stepped._wake()
         stepped.reactor.round()
-

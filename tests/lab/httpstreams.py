@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import logging
 import socket
 import struct
-import threading
-import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
 
-import pytest
-
-from conure.errors import ConureError, TooManyRequests
-from conure.http import server as server_module
-from conure.http.limits import Limits
-from conure.http.request import Request
-from conure.http.stream import Stream, broadcast
-from conure.net import reactor as reactor_module
-from conure.net import sockets
-from conure.net.link import PlainLink
+from conure.http.stream import Stream
 from tests.lab.httpdriver import (
-    Clock,
-    Recorder,
     Stepped,
     Streamer,
-    connect,
-    connections_of,
-    dechunk,
-    exchange,
-    play,
-    read_all,
-    read_answers,
-    serving,
-    statuses,
-    wait_until,
-    without_dates,
 )
-
-
 
 HOST = b"Host: a\r\n"
 
@@ -90,4 +59,3 @@ def receive_until(client: socket.socket, end: bytes, data: bytes = b"") -> bytes
 def reset(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
-from functools import partial
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from conure.cluster.membership import arbiters_warning
-from conure.consensus.members import Configuration, Outlook, Server
 from conure.consensus.messages import (
     COMMAND,
-    CONFIG,
-    NOOP,
     Entry,
-    HardState,
-    Message,
-    MessageType,
     Ready,
-    SnapshotMeta,
     State,
 )
-from conure.errors import (
-    Conflict,
-    CorruptionError,
-    MemberNotFound,
-    NotLeader,
-    ProtocolViolation,
-    Unavailable,
-)
-from raft import Raft, RaftOptions, Replication, bootstrap
-from tests.lab.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
-
-
+from raft import Raft, RaftOptions, Replication
+from tests.lab.raft_cluster import Cluster, Node
 
 ELECTION = RaftOptions("").election_ticks
 
@@ -76,4 +50,3 @@ def take(raft: Raft) -> Ready:
 def leader_of(*names: str) -> tuple[Cluster, Node]:
     cluster = Cluster(*names)
     return cluster, cluster.elect(names[0])
-

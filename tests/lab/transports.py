@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import random
 import re
-import select
 import socket
-import struct
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
-
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from conure.consensus import records as records_module
 from conure.consensus.messages import (
@@ -31,17 +24,15 @@ from conure.consensus.messages import (
     SnapshotHeader,
     SnapshotMeta,
 )
-from conure.errors import ConureError, Refused, StorageError, Unavailable
+from conure.errors import ConureError, Refused, StorageError
 from conure.http.server import HTTPServer
 from conure.metrics import Registry
-from conure.peers import accepting, dialling, frames, guests, inbox, peer, sockets, transfer
+from conure.peers import frames
 from conure.peers.accepting import Registrar
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
 from conure.state import codec
 from tests.lab.httpdriver import Recorder
-
-
 
 CLUSTER = "c1"
 
@@ -344,4 +335,3 @@ def message_to(node: Node, index: int, sender: str = "x") -> bytes:
 
 def indexes(node: Node) -> list[int]:
     return [message.index for message in node.messages]
-

@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import random
 import re
 import select
-import socket
 import struct
 import threading
 import time
-from base64 import b64encode
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -28,20 +23,32 @@ from conure.consensus.messages import (
     Entry,
     Message,
     MessageType,
-    SnapshotHeader,
-    SnapshotMeta,
 )
-from conure.errors import ConureError, Refused, StorageError, Unavailable
-from conure.http.server import HTTPServer
+from conure.errors import ConureError, Refused, Unavailable
 from conure.metrics import Registry
-from conure.peers import accepting, dialling, frames, guests, inbox, peer, sockets, transfer
-from conure.peers.accepting import Registrar
+from conure.peers import accepting, dialling, frames, guests, inbox, sockets
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
-from conure.state import codec
-from tests.lab.httpdriver import Recorder
-from tests.lab.transports import (CLUSTER, Net, Node, PATIENCE, Staged, State, accept, address, descriptors, eventually, frame, header_fields, hello, indexes, is_closed, message_to, probe, read_exactly, read_frame, read_json, waits_for)
-
+from tests.lab.transports import (
+    CLUSTER,
+    PATIENCE,
+    Net,
+    Node,
+    State,
+    accept,
+    address,
+    eventually,
+    frame,
+    header_fields,
+    hello,
+    indexes,
+    is_closed,
+    message_to,
+    probe,
+    read_frame,
+    read_json,
+    waits_for,
+)
 
 
 def test_a_node_of_another_cluster_is_refused_until_it_is_right(
@@ -656,4 +663,3 @@ def test_both_internet_protocols(net: Net) -> None:
         assert probe(a, f"{where}:{b.transport.port}", "b") == b.greeting()
     with pytest.raises(OSError, match="in use"):
         Transport(("", b.transport.port), Registry())
-

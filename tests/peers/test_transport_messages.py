@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import random
-import re
 import select
 import socket
 import struct
 import threading
 import time
-from base64 import b64encode
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from conure.consensus import records as records_module
 from conure.consensus.messages import (
@@ -28,20 +21,23 @@ from conure.consensus.messages import (
     Entry,
     Message,
     MessageType,
-    SnapshotHeader,
-    SnapshotMeta,
 )
-from conure.errors import ConureError, Refused, StorageError, Unavailable
 from conure.http.server import HTTPServer
-from conure.metrics import Registry
-from conure.peers import accepting, dialling, frames, guests, inbox, peer, sockets, transfer
-from conure.peers.accepting import Registrar
-from conure.peers.protocol import Greeting
-from conure.peers.transport import Transport
-from conure.state import codec
-from tests.lab.httpdriver import Recorder
-from tests.lab.transports import (CLUSTER, Net, Node, PATIENCE, Staged, State, accept, address, descriptors, eventually, frame, header_fields, hello, indexes, is_closed, message_to, probe, read_exactly, read_frame, read_json, waits_for)
-
+from conure.peers import dialling, frames, peer, sockets
+from tests.lab.transports import (
+    PATIENCE,
+    Net,
+    Node,
+    accept,
+    address,
+    descriptors,
+    eventually,
+    indexes,
+    is_closed,
+    message_to,
+    read_frame,
+    waits_for,
+)
 
 
 def test_messages_arrive_in_order_and_as_they_were(net: Net) -> None:
@@ -496,4 +492,3 @@ def test_close_ends_what_a_registrar_reads(net: Net) -> None:
     node.transport.close()
     assert is_closed(sock)
     assert not registered(server)
-

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import os
-import random
-import re
-import select
 import socket
 import struct
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from conure.consensus import records as records_module
 from conure.consensus.messages import (
-    COMMAND,
-    Entry,
     Message,
     MessageType,
     SnapshotHeader,
     SnapshotMeta,
 )
-from conure.errors import ConureError, Refused, StorageError, Unavailable
-from conure.http.server import HTTPServer
+from conure.errors import ConureError, StorageError, Unavailable
 from conure.metrics import Registry
-from conure.peers import accepting, dialling, frames, guests, inbox, peer, sockets, transfer
-from conure.peers.accepting import Registrar
+from conure.peers import frames, sockets, transfer
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
-from conure.state import codec
-from tests.lab.httpdriver import Recorder
-from tests.lab.transports import (CLUSTER, Net, Node, PATIENCE, Staged, State, accept, address, descriptors, eventually, frame, header_fields, hello, indexes, is_closed, message_to, probe, read_exactly, read_frame, read_json, waits_for)
-
+from tests.lab.transports import (
+    Net,
+    Node,
+    Staged,
+    State,
+    accept,
+    address,
+    eventually,
+    frame,
+    header_fields,
+    is_closed,
+    probe,
+    read_json,
+    waits_for,
+)
 
 
 def assert_complete(staged: Staged, state: State) -> None:
@@ -445,4 +443,3 @@ def test_the_host_is_not_called_after_close(net: Net) -> None:
         a.send("b", i)
     eventually(lambda: a.lost)
     assert len(b.rounds) == calls
-

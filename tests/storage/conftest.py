@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-import threading
-import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
 
-from btree import BTree
-from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
-from conure.fileio import OsFileSystem
-from conure.storage import writeback
-from conure.storage.engine import Record
-from conure.storage.pages import (
-    CELL_OVERHEAD,
-    NODE_BYTES,
-    RECORD_BYTES,
-    REF,
-    Leaf,
-    cuts,
-    decode_node,
-    make_cell,
-    open_cell,
-    separator,
-)
-from conure.storage.snapshot import Snapshot
-from conure.storage.writeback import Checkpoint
-from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.lab.crashfs import CrashFileSystem
-from tests.lab.trees import (Model, Pair, some_value)
-
+from tests.lab.trees import Pair
 
 
 @pytest.fixture
@@ -56,4 +19,3 @@ def pair() -> Iterator[Pair]:
     pair.reopen()
     pair.verify()
     pair.tree.close()
-

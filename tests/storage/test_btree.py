@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -23,28 +21,13 @@ from hypothesis.stateful import (
 )
 
 from btree import BTree
-from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
+from conure.errors import DiskFailed, StorageError
 from conure.fileio import OsFileSystem
-from conure.storage import writeback
 from conure.storage.engine import Record
-from conure.storage.pages import (
-    CELL_OVERHEAD,
-    NODE_BYTES,
-    RECORD_BYTES,
-    REF,
-    Leaf,
-    cuts,
-    decode_node,
-    make_cell,
-    open_cell,
-    separator,
-)
 from conure.storage.snapshot import Snapshot
 from conure.storage.writeback import Checkpoint
-from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.lab.crashfs import CrashFileSystem
-from tests.lab.trees import (Model, Pair, some_value)
-
+from tests.lab.trees import Model, Pair, some_value
 
 
 def some_key(rng: random.Random, longest: int) -> bytes:
@@ -616,4 +599,3 @@ def test_readers_in_other_threads_beside_writes_and_checkpoints() -> None:
         thread.join()
     assert not crowd.failures
     pair.verify()
-

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
 
 from btree import BTree
-from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
+from conure.errors import CorruptionError, DiskFull, ForeignDirectory
 from conure.fileio import OsFileSystem
 from conure.storage import writeback
 from conure.storage.engine import Record
 from conure.storage.pages import (
     CELL_OVERHEAD,
-    NODE_BYTES,
     RECORD_BYTES,
     REF,
     Leaf,
@@ -39,12 +28,9 @@ from conure.storage.pages import (
     open_cell,
     separator,
 )
-from conure.storage.snapshot import Snapshot
-from conure.storage.writeback import Checkpoint
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.lab.crashfs import CrashFileSystem
-from tests.lab.trees import (Model, Pair, some_value)
-
+from tests.lab.trees import Pair, some_value
 
 
 def test_the_file_stays_bounded_under_overwrites(pair: Pair) -> None:
@@ -577,4 +563,3 @@ def test_no_page_is_moved_that_was_never_written(
         while not running.step(1.0):
             pass
         running.finish()
-

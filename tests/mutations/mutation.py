@@ -1,4 +1,4 @@
-"""What a mutation is; see mutations.py."""
+"""What a mutation is, and sets of tests that catch some; see ``__main__.py``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,31 @@ __all__ = [
 
 CORE_TESTS = (
     "tests/consensus/test_raft_paper.py",
-    "tests/consensus/test_raft_checklist.py", "tests/consensus/test_raft_checklist_members.py", "tests/consensus/test_raft_checklist_log.py",
+    "tests/consensus/test_raft_checklist.py",
+    "tests/consensus/test_raft_checklist_members.py",
+    "tests/consensus/test_raft_checklist_log.py",
     "tests/consensus/test_raft_script.py",
     "tests/consensus/test_raft_random.py",
     "tests/consensus/test_raft_configuration.py",
     "tests/consensus/test_raft_leases.py",
 )
 
-NODE_TESTS = ("tests/cluster/test_node.py", "tests/cluster/test_node_members.py", "tests/cluster/test_node_writes.py", "tests/cluster/test_node_leases.py", "tests/cluster/test_node_snapshots.py", "tests/cluster/test_node_liars.py")
+NODE_TESTS = (
+    "tests/cluster/test_node.py",
+    "tests/cluster/test_node_members.py",
+    "tests/cluster/test_node_writes.py",
+    "tests/cluster/test_node_leases.py",
+    "tests/cluster/test_node_snapshots.py",
+    "tests/cluster/test_node_liars.py",
+)
 
-CLUSTER_TESTS = ("tests/cluster/test_node_members.py", "tests/cluster/test_node_writes.py", "tests/cluster/test_node_leases.py", "tests/cluster/test_node_snapshots.py", "tests/cluster/test_node_liars.py",)
+CLUSTER_TESTS = (
+    "tests/cluster/test_node_members.py",
+    "tests/cluster/test_node_writes.py",
+    "tests/cluster/test_node_leases.py",
+    "tests/cluster/test_node_snapshots.py",
+    "tests/cluster/test_node_liars.py",
+)
 
 LEASE_TESTS = ("tests/consensus/test_raft_leases.py",)
 
@@ -41,7 +56,12 @@ LOG_TESTS = ("tests/consensus/test_raftlog.py", "tests/consensus/test_raftlog_cr
 
 FULL_DISK_TESTS = ("tests/cluster/test_full_disk.py",)
 
-TRANSPORT_TESTS = ("tests/peers/test_transport_messages.py", "tests/peers/test_transport_handshakes.py", "tests/peers/test_transport_snapshots.py", "tests/peers/test_guests.py")
+TRANSPORT_TESTS = (
+    "tests/peers/test_transport_messages.py",
+    "tests/peers/test_transport_handshakes.py",
+    "tests/peers/test_transport_snapshots.py",
+    "tests/peers/test_guests.py",
+)
 
 ADMISSION_TESTS = ("tests/cluster/test_admission.py",)
 
@@ -49,7 +69,12 @@ ACCESS_TESTS = ("tests/http/test_httpserver_access.py",)
 
 JSON_TESTS = ("tests/http/test_jsonsteps.py", "tests/http/test_kvjson.py")
 
-ROUTE_TESTS = ("tests/http/test_kvapi.py", "tests/http/test_httpserver_rfc.py", "tests/http/test_httpserver_clients.py", "tests/http/test_httpserver_rounds.py")
+ROUTE_TESTS = (
+    "tests/http/test_kvapi.py",
+    "tests/http/test_httpserver_rfc.py",
+    "tests/http/test_httpserver_clients.py",
+    "tests/http/test_httpserver_rounds.py",
+)
 
 SIMULATION = ("tests/sim/test_sim.py",)
 

@@ -1,0 +1,23 @@
+"""All mutations, by the wing of the file that they are put into."""
+
+from __future__ import annotations
+
+from tests.mutations import (
+    client,
+    cluster,
+    consensus,
+    http,
+    net,
+    ops,
+    peers,
+    rest,
+    service,
+    state,
+    storage,
+)
+
+__all__ = ["MUTATIONS"]
+
+_WINGS = (client, cluster, consensus, http, net, ops, peers, rest, service, state, storage)
+
+MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]

@@ -1,0 +1,31 @@
+"""Faults of the commands for a node that doesn't run, and of an orchestrator's jobs."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+__all__ = ["MUTATIONS"]
+
+MUTATIONS = [
+    Mutation(
+        "the command check ends well in spite of faults",
+        "conure/ops/offline.py",
+        "    return 1 if faults else 0\n",
+        "    return 0\n",
+        ("tests/ops/test_offline.py",),
+    ),
+    Mutation(
+        "a cluster is founded before all witnesses were heard",
+        "conure/ops/scaling.py",
+        "if not unheard:",
+        "if len(unheard) < 2:",
+        ("tests/ops/test_scaling.py",),
+    ),
+    Mutation(
+        "a removal is begun that would cost the quorum",
+        "conure/ops/scaling.py",
+        "    if answering < quorum:\n",
+        "    if answering < 1:\n",
+        ("tests/ops/test_scaling.py",),
+    ),
+]

@@ -1,0 +1,197 @@
+"""Faults of what all share, and of the composition."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+__all__ = ["MUTATIONS"]
+
+MUTATIONS = [
+    Mutation(
+        "a port beyond the last one is an address",
+        "conure/values.py",
+        "0 < int(port) < 1 << 16 and",
+        "0 < int(port) and",
+        ("tests/client/test_endpoints.py",),
+    ),
+    Mutation(
+        "a Python that is too old is taken",
+        "conure/oldpython.py",
+        "if tuple(version[:2]) >= NEEDED:",
+        "if tuple(version[:1]) >= NEEDED[:1]:",
+        ("tests/test_oldpython.py",),
+    ),
+    Mutation(
+        "http: a dot at the end makes another name",
+        "conure/values.py",
+        '    return Authority(host.removesuffix("."), port)',
+        "    return Authority(host, port)",
+        ("tests/http/test_origins.py",),
+    ),
+    Mutation(
+        "settings: allowed hosts reach nobody",
+        "conuredb.py",
+        "        names = Names(config.allowed_hosts, own, self._known_as)",
+        "        names = Names((), own, self._known_as)",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "settings: own names reach nobody",
+        "conuredb.py",
+        "        own = (*config.own_hosts(), socket.gethostname())",
+        "        own = (socket.gethostname(),)",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "settings: trusted proxies reach nobody",
+        "conuredb.py",
+        "            trusted_proxies=config.trusted_proxies,\n",
+        "",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "start: too few files to serve with are a traceback",
+        "conuredb.py",
+        "                raise self._taken(setting, address, error) from error\n\n"
+        "    def _serve_clients",
+        "                raise\n\n    def _serve_clients",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "start: a reactor that serves nobody stays open",
+        "conuredb.py",
+        "            reactor.close()\n",
+        "            pass\n",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "settings: the cluster's name of a node reaches nobody",
+        "conuredb.py",
+        "own, self._known_as)",
+        "own)",
+        ("tests/system/test_conuredb.py",),
+    ),
+    Mutation(
+        "a directory that another process has made is a file",
+        "conure/fileio.py",
+        "if not os.path.isdir(path):  # or",
+        "if True:  # or",
+        ("tests/test_fileio.py",),
+    ),
+    Mutation(
+        "an installed command finds another's modules before its own",
+        "conure/commandline.py",
+        "sys.path.insert(0, place)",
+        "sys.path.append(place)",
+        ("tests/ops/test_packaging.py",),
+    ),
+    Mutation(
+        "a port that is taken on every interface is free on one",
+        "conure/config.py",
+        "address.is_wildcard or where.is_wildcard",
+        "address.is_wildcard",
+        ("tests/test_config.py",),
+    ),
+    Mutation(
+        "idempotency_window sets nothing",
+        "conuredb.py",
+        "idempotency_window=round(config.idempotency_window * 1000),",
+        "",
+        ("tests/system/test_settings.py",),
+    ),
+    Mutation(
+        "max_body_bytes sets nothing",
+        "conuredb.py",
+        "max_body_bytes=max(config.max_body_bytes, config.max_value_bytes),",
+        "max_body_bytes=max(1 << 24, config.max_value_bytes),",
+        ("tests/system/test_settings.py",),
+    ),
+    Mutation(
+        "max_requests_in_flight sets nothing",
+        "conuredb.py",
+        "            max_requests_in_flight=config.max_requests_in_flight,\n",
+        "",
+        ("tests/system/test_settings.py",),
+    ),
+    Mutation(
+        "max_watches and max_scans bound no streams",
+        "conuredb.py",
+        "            max_streams=config.max_watches + config.max_scans,\n",
+        "",
+        ("tests/system/test_settings.py",),
+    ),
+    Mutation(
+        "checkpoint_interval sets nothing",
+        "conuredb.py",
+        "            checkpoint_interval=config.checkpoint_interval,\n",
+        "",
+        ("tests/system/test_settings.py",),
+    ),
+    Mutation(
+        "data files may be read by everybody",
+        "conure/fileio.py",
+        "os.open(path, flags, 0o640)",
+        "os.open(path, flags, 0o644)",
+        ("tests/system/test_conuredb_process.py",),
+    ),
+    Mutation(
+        "a file goes on after a failed sync",
+        "conure/fileio.py",
+        "        self._refuse_if_poisoned()\n        try:\n            os.fdatasync(self._fd)\n",
+        "        try:\n            os.fdatasync(self._fd)\n",
+        ("tests/test_fileio.py",),
+    ),
+    Mutation(
+        "an outcome that nobody knows is told as a refusal",
+        "conure/errors.py",
+        "    status = 504\n",
+        "    status = 503\n",
+        ("tests/client/test_client.py", "tests/http/test_httpapi.py"),
+    ),
+    Mutation(
+        "a prefix ends at its last byte's successor, even if there is none",
+        "conure/commands.py",
+        'stem = prefix.rstrip(b"\\xff")',
+        'stem = prefix.removesuffix(b"\\xff")',
+        (
+            "tests/service/test_watch.py",
+            "tests/http/test_kvapi.py",
+            "tests/http/test_transactions.py",
+        ),
+    ),
+    Mutation(
+        "a value at a bound is counted above it",
+        "conure/metrics.py",
+        "cell[bisect_left(self.bounds, value)] += 1\n        cell[-1] += value\n",
+        "cell[bisect_left(self.bounds, value + 1e-9)] += 1\n        cell[-1] += value\n",
+        ("tests/test_metrics.py",),
+    ),
+    Mutation(
+        "every thread that has ever counted keeps a cell",
+        "conure/metrics.py",
+        "        except KeyError:\n            self._cells[get_ident()] = amount\n",
+        "        except KeyError:\n            self._cells[len(self._cells)] = amount\n",
+        ("tests/test_metrics.py",),
+    ),
+    Mutation(
+        "bytes that were sent are shown as received",
+        "conuredb.py",
+        '"Bytes read.", lambda: server.bytes_in',
+        '"Bytes read.", lambda: server.bytes_out',
+        ("tests/system/test_conuredb_process.py",),
+    ),
+    Mutation(
+        "connections that were accepted are those that are open",
+        "conuredb.py",
+        "lambda: server.connections_accepted,",
+        "lambda: server.connections_open,",
+        ("tests/system/test_conuredb_process.py",),
+    ),
+    Mutation(
+        "slow requests are streams that were dropped",
+        "conuredb.py",
+        "lambda: server.slow_requests,",
+        "lambda: server.streams_dropped,",
+        ("tests/system/test_conuredb_process.py",),
+    ),
+]
