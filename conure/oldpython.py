@@ -31,8 +31,8 @@ def complaint(version: Sequence[int | str], executable: str) -> str:
 
 _complaint = complaint(sys.version_info, sys.executable)
 if _complaint:
-    _roof = os.path.dirname(os.path.abspath(__file__))
-    _program = os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "")
+    _roof = os.path.dirname(os.path.realpath(__file__))
+    _program = os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or "")
     if os.path.dirname(_program) not in (os.path.dirname(_roof), os.path.join(_roof, "ops")):
         raise ImportError(_complaint)
     sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {_complaint}\n")

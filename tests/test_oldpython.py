@@ -29,6 +29,15 @@ def test_a_program_ends_with_one_line(tmp_path: Path, program: str) -> None:
     assert done.stderr == f"{Path(program).name}: {WORDS}"
 
 
+def test_a_program_that_is_a_link_ends_with_one_line(tmp_path: Path) -> None:
+    link = tmp_path / "conuredb.py"
+    link.symlink_to(ROOT / "conuredb.py")
+    done = run(f"import runpy; runpy.run_path({str(link)!r}, None, '__main__')", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f": {WORDS}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_program_that_imports_the_client_is_told_by_an_exception(tmp_path: Path) -> None:
     done = run("import conure.client", tmp_path)
     assert done.returncode == 1
