@@ -745,6 +745,6 @@ class BTreeKind:
 
 
 def _closing(snapshot: Snapshot, groups: Iterator[_Group]) -> Iterator[_Group]:
-    """Pass the groups on and close the snapshot behind the last one."""
+    """Pass the groups on and close the snapshot after the last one."""
     with snapshot:
         yield from groups

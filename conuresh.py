@@ -771,7 +771,7 @@ def _write_columns(*columns: bytes) -> None:
 
 
 def _end_line() -> None:
-    """Go to a new line, behind the ^C that a terminal shows."""
+    """Go to a new line, after the ^C that a terminal shows."""
     if sys.stdout.isatty():
         _write("\n")
 

@@ -41,7 +41,7 @@ def conuresh() -> int:
 
 
 def archive() -> None:
-    """Run the shell if the first word behind the archive's name is ``sh``, or else the server."""
+    """Run the shell if the first word after the archive's name is ``sh``, or else the server."""
     if sys.argv[1:2] == ["sh"]:
         del sys.argv[1]
         sys.exit(conuresh())

@@ -68,7 +68,7 @@ class Durations:
     """A way to write durations: numbers with units, one next to the other.
 
     *units* says what each unit is worth. A number has up to *digits* digits, and up to *decimals*
-    behind its point; as many as there are if that is "".
+    after its point; as many as there are if that is "".
     """
 
     def __init__(
@@ -155,7 +155,7 @@ _ADDRESS = re.compile(_HOST + r":(\d{1,5})", re.ASCII)
 # A base URL. Groups: scheme, and those of an address.
 _BASE_URL = re.compile(rf"(https?)://{_HOST}(?::(\d{{1,5}}))?/?", re.ASCII)
 
-# Where a redirect leads to. Groups: host, port, all behind them.
+# Where a redirect leads to. Groups: host, port, all after them.
 _LOCATION = re.compile(
     r"http://(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?)"
     r"(?::(\d{1,5}))?([/?][^\s]*)?",

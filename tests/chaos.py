@@ -430,7 +430,7 @@ def play_round(
 
 @contextlib.contextmanager
 def _directory(prefix: str) -> Iterator[Path]:
-    """A directory that is removed behind the block, or named if the block fails."""
+    """A directory that is removed after the block, or named if the block fails."""
     directory = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield directory

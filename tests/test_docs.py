@@ -170,7 +170,7 @@ def texts() -> set[tuple[str, ...]]:
 
 
 def is_said(line: str) -> bool:
-    """Whether the code has a text whose pieces stand in *line*, one behind the other."""
+    """Whether the code has a text whose pieces stand in *line*, one after the other."""
     line = line.rpartition(" was not added: ")[2]  # the reason is what matters
     for pieces in texts():
         at = 0

@@ -574,7 +574,7 @@ def test_a_small_frame_can_not_become_a_mountain_of_entries() -> None:
     with pytest.raises(WireError, match="more than 65536 entries"):
         frames.decode_message(records.encode_frame(payload + batch))
 
-    n = 5_000_000  # in one batch, and told by its header alone: no bytes stand behind it
+    n = 5_000_000  # in one batch, and told by its header alone: no bytes stand after it
     head = struct.pack(">QQI", 1, 1, n)
     with pytest.raises(WireError, match="more than 65536 entries"):
         frames.decode_message(records.encode_frame(payload[:55] + struct.pack(">I", 20) + head))

@@ -3,7 +3,7 @@
 
 Starts a few nodes of this checkout as processes on the loopback interface, waits until all are
 voters, and prints where they are and what to try. Their logs appear on standard error, each line
-behind its node's name. Ctrl-C or SIGTERM stops all of them.
+after its node's name. Ctrl-C or SIGTERM stops all of them.
 
 Without ``--data`` everything is in a temporary directory and gone at the end. With ``--data`` the
 next start in the same directory finds the cluster as it was left: ``cluster.json`` there keeps

@@ -8,7 +8,7 @@ nothing that runs here is disturbed, and whatever was started is ended and remov
     python3 tools/image_check.py [--engine=docker] [--tag=NAME] [--dev]
 
 The image stays under NAME (default ``localhost/conuredb:check``). With ``--dev`` the image that
-holds the tests and their tools is built and tried as well, as NAME with ``-dev`` behind it; that
+holds the tests and their tools is built and tried as well, as NAME with ``-dev`` after it; that
 takes longer than all the rest. Exit status: 0 if all is well, 1 at the first promise that is not
 kept.
 """

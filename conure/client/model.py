@@ -177,7 +177,7 @@ class Op:
 
     @staticmethod
     def increment(key: Text, by: int = 1) -> Json:
-        """Add to a number; what it comes to is told by a ``get`` behind it."""
+        """Add to a number; what it comes to is told by a ``get`` after it."""
         return {"incr": {**key_and_value(key), "by": to_whole(by, "by")}}
 
     @staticmethod

@@ -22,7 +22,7 @@ __all__ = ["Watch"]
 class Watch(Closing):
     """The changes of a range of keys, from one revision on; an iterator of :class:`Event`.
 
-    When its connection is lost, or nothing is heard for 15 s, it goes on behind the last event at
+    When its connection is lost, or nothing is heard for 15 s, it goes on after the last event at
     the next server that can be reached, however long that takes: no event is lost, and none comes
     twice. It ends when it, or its client, is closed. A server forgets old events, and a new one
     has none; if none that was named has those that come next, Compacted is raised, which has

@@ -7,7 +7,7 @@ that a write finds its room.
 1. A full disk is no failure as long as nothing half-written matters: a checkpoint that does not
    fit is dropped and taken again later, and what has to be in the log and isn't waits for room.
    Until then ``obstacle`` says why writes are refused.
-2. The log is cut behind a durable checkpoint only (S2), and keeps what others still need of it: a
+2. The log is cut after a durable checkpoint only (S2), and keeps what others still need of it: a
    follower that finds its entries gone needs the whole state.
 
 :meth:`Upkeep.checkpoint` and :meth:`Upkeep.prepare` belong to one thread at a time, which holds
@@ -189,7 +189,7 @@ class Upkeep:
         return False
 
     def checkpoint(self, slice_seconds: float = SLICE) -> None:
-        """Bring the state as of now to disk, then cut the log behind it. Raises DiskFailed.
+        """Bring the state as of now to disk, then cut the log after it. Raises DiskFailed.
 
         Works and rests in turns of *slice_seconds* (0: without rest).
         """
@@ -218,7 +218,7 @@ class Upkeep:
             self._base_bytes = self._log.size_bytes
 
     def installed(self, meta: SnapshotMeta) -> None:
-        """The log begins behind a snapshot now."""
+        """The log begins after a snapshot now."""
         self._cuts = deque([meta])
         self._base_bytes = self._log.size_bytes
 
@@ -258,7 +258,7 @@ class Upkeep:
         log.debug("checkpoint at index %d in %.3f s", running.meta.index, seconds)
 
     def _cut(self, checkpoint: SnapshotMeta) -> None:
-        """Cut the log behind a checkpoint, but keep what others will need of it.
+        """Cut the log after a checkpoint, but keep what others will need of it.
 
         With others about, it is cut at the checkpoint before at most, and not before they have
         got there; unless the log grows too long over that.

@@ -96,7 +96,7 @@ class Changes:
         """Go on with every change; yield the replies of those that ended, with what to tell.
 
         *members* are the committed ones. Call it after each commit and each tick, and drive the
-        core behind it.
+        core after it.
         """
         changes, self._changes = self._changes, []
         for change in changes:

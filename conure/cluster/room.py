@@ -1,7 +1,7 @@
 """What has to be durable and finds no room: duties that wait in their order, and when they go on.
 
 A full disk is no failure as long as nothing half-written matters. What the core wants written and
-can't be waits in :attr:`Room.unwritten`, behind what waits already; if term and vote can't be
+can't be waits in :attr:`Room.unwritten`, after what waits already; if term and vote can't be
 written, the whole :class:`Ready` waits in :attr:`Room.stalled` and nothing leaves this node before
 they are durable (R1). All of it is tried again until there is room.
 
@@ -119,7 +119,7 @@ class Room:
         return True
 
     def _put_off(self, ready: Ready) -> None:
-        """Let what has to be durable wait for room, behind what waits already."""
+        """Let what has to be durable wait for room, after what waits already."""
         if ready.entries or ready.snapshot is not None:  # the rest of it is done
             self.unwritten.append(ready)
         if ready.hard_state is not None:  # it is durable already: see save

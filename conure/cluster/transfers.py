@@ -223,7 +223,7 @@ class Transfers:
             incoming.discard()  # unless it was installed
 
     def install(self, meta: SnapshotMeta) -> None:
-        """Replace the state by the staged one, and the log by an empty one behind it. With the
+        """Replace the state by the staged one, and the log by an empty one after it. With the
         node's lock.
 
         A data node's caller holds ``Upkeep.exclusive``. After DiskFull it may be called again.

@@ -226,7 +226,7 @@ class Answers:
                     self._fail_write(request, answer, error_of(outcome), fields)
                 else:
                     answer(request, outcome.revision, outcome)
-            except Exception:  # a bug; those behind it are to be answered all the same
+            except Exception:  # a bug; those after it are to be answered all the same
                 log.exception("%s was not answered", request)
                 request.fail(500, "an internal error after the write, see the server's log")
         return plain

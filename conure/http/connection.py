@@ -12,7 +12,7 @@ The life of a connection:
 
 H1  Answers leave a connection in the order of its requests.
 H2  A request is handed over only while all unanswered ones of its connection are of its own safety
-    class (RFC 9110 section 9.2.1): a run of PUTs is one batch, and a GET behind a PUT sees it.
+    class (RFC 9110 section 9.2.1): a run of PUTs is one batch, and a GET after a PUT sees it.
 H4  An error of one connection ends that connection only; an error of the application is a 500.
 
 The grammar is grammar.py's, and what is known already known.py's. Whom a request is handed to, and
@@ -160,7 +160,7 @@ class HTTPConnection:
         self.discarded = 0
         self.patience = _LINGER_TIME  # seconds for a client to read the last answer
         self.resets = False  # the link is to be closed by a reset
-        self.working = False  # a request takes turns, and those behind it wait for its answer
+        self.working = False  # a request takes turns, and those after it wait for its answer
 
     # -- input
 
@@ -239,7 +239,7 @@ class HTTPConnection:
     # -- output
 
     def answer(self, request: Request, answer: Answer) -> None:
-        """Send an answer, and those behind it that waited for it, at the end of the round (H1)."""
+        """Send an answer, and those after it that waited for it, at the end of the round (H1)."""
         reactor = self.reactor
         if request.answer is not None:
             if request.answer is not WAITS:
@@ -433,7 +433,7 @@ class HTTPConnection:
             self.reactor.change_interest(self)
 
     def _hand_over_all(self, data: bytes) -> int:
-        """Return the position behind the last byte that was used. Raises Refusal."""
+        """Return the position after the last byte that was used. Raises Refusal."""
         reactor = self.reactor
         known = self.known
         waiting = self.waiting
@@ -687,7 +687,7 @@ class HTTPConnection:
             self.feed(head)
 
     def _end_stream(self) -> None:
-        """Give the turn to the answer behind the stream."""
+        """Give the turn to the answer after the stream."""
         assert self.stream is not None
         stream, self.stream = self.stream, None
         self.waiting.popleft()

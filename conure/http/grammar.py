@@ -6,7 +6,7 @@ What can't be taken raises :class:`Refusal`.
 H3  How the bytes of a connection were split on their way never changes an answer: what is checked
     of a head or a body that isn't complete is checked in the same order as in one that is.
 H6  A request whose end is not beyond doubt (RFC 9112 section 6.3) is refused; connection.py closes
-    then, and reads nothing behind it as a request.
+    then, and reads nothing after it as a request.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class SizedBody:
         self.done = False
 
     def feed(self, data: bytes, position: int) -> int:
-        """Take what belongs to the body; return the position behind it."""
+        """Take what belongs to the body; return the position after it."""
         piece = data[position : position + self.missing]
         self.content += piece
         self.missing -= len(piece)
@@ -263,7 +263,7 @@ class ChunkedBody:
         self._seen = 0  # bytes of the trailer that were looked at
 
     def feed(self, data: bytes, position: int) -> int:
-        """Take what belongs to the body; return the position behind what could be used.
+        """Take what belongs to the body; return the position after what could be used.
 
         Raises Refusal.
         """

@@ -178,7 +178,7 @@ class _Reader:
         return found
 
     def _follow(self, end: bytes, beginning: bytes) -> Steps[bytes]:
-        """Return what follows an element: the end, or behind a comma the beginning of another."""
+        """Return what follows an element: the end, or after a comma the beginning of another."""
         following = yield from self._next()
         if following == end:
             return end
@@ -191,7 +191,7 @@ class _Reader:
         return following
 
     def _next(self) -> Steps[bytes]:
-        """Pass over white space; return the byte behind it, empty at the end."""
+        """Pass over white space; return the byte after it, empty at the end."""
         text, at = self._text, self._at
         while text[at : at + 1] in _BLANK:
             match = _SPACE.match(text, at, at + _SLICE)
@@ -267,7 +267,7 @@ _BLANK = frozenset((b" ", b"\t", b"\n", b"\r"))
 
 
 def _whole(piece: bytes) -> bytes:
-    """Return a piece of a string without the escape at its end that may go on behind it."""
+    """Return a piece of a string without the escape at its end that may go on after it."""
     last = piece.rfind(b"\\", len(piece) - 6)
     if last >= 0 and _begins_escape(piece, last):
         size = 6 if piece[last + 1 : last + 2] == b"u" else 2

@@ -194,7 +194,7 @@ def session_id(query: Query, name: bytes) -> bytes:
 
 
 def bounds(query: Query) -> tuple[bytes, bytes | None]:
-    """Return the first key of a range and the first behind it, None if it has no end.
+    """Return the first key of a range and the first after it, None if it has no end.
 
     Without bounds that is all keys. Raises BadRequest, TargetTooLong.
     """

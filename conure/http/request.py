@@ -68,7 +68,7 @@ class Client(Carrier, Protocol):
     def is_closed(self) -> bool:
         """Whether nothing can be sent to the client any more."""
 
-    working: bool  # a request takes turns, and those behind it wait for its answer
+    working: bool  # a request takes turns, and those after it wait for its answer
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Send an answer in its turn (H1)."""
@@ -336,7 +336,7 @@ class Turns:
         return None
 
     def end(self) -> None:
-        """Let what the client sent behind the request go on."""
+        """Let what the client sent after the request go on."""
         if self._alone:
             client = self.request.client
             size = len(self.request.body)

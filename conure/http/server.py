@@ -13,7 +13,7 @@ H2 unanswered requests of a connection are of one safety class             conne
 H3 how bytes were split on their way never changes an answer               grammar.py
 H4 an error of one connection, or of the application, ends nothing else    connection.py
 H5 what clients may make us keep or wait for is bounded                    limits.py, here
-H6 a request whose end is in doubt is refused, and nothing behind it read  grammar.py
+H6 a request whose end is in doubt is refused, and nothing after it read  grammar.py
 H7 a stream is complete or visibly cut                                     stream.py
 H8 nothing is done for a foreign name or a foreign web page                origins.py, known.py
 == ======================================================================= ======================

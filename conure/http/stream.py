@@ -104,7 +104,7 @@ class Stream:
         return self._given - self._sent
 
     def send(self, data: bytes) -> bool:
-        """Send *data* behind what was sent before; never blocks.
+        """Send *data* after what was sent before; never blocks.
 
         Return False if it goes nowhere: the stream is over, or has finished, or is dropped for
         having too much unsent.
@@ -132,7 +132,7 @@ class Stream:
             return not self.over and self.unsent < below
 
     def finish(self) -> None:
-        """End the answer behind what was sent; the connection goes on."""
+        """End the answer after what was sent; the connection goes on."""
         self.finished = True
         self._queue()
 

@@ -4,7 +4,7 @@
 method   path           answer
 ======== ============== ========================================================================
 GET      /watch         the changes of a ``key``, a ``prefix`` or everything, as server-sent
-                        events; ``from`` a revision, or behind the ``Last-Event-ID``; with ``prev``
+                        events; ``from`` a revision, or after the ``Last-Event-ID``; with ``prev``
                         each has the value before
 GET      /backup        a file to restore everything from, as of one revision
 ======== ============== ========================================================================
@@ -144,7 +144,7 @@ class Streams:
 
 
 def _position(request: Request, query: Mapping[bytes, bytes], opening: Opening) -> Position:
-    """Return where a watch is to begin: behind what its client has seen, or now."""
+    """Return where a watch is to begin: after what its client has seen, or now."""
     seen = request.headers.get("last-event-id")
     if seen:
         return parse_event_id(seen)

@@ -1,4 +1,4 @@
-"""The messages that one connection brings: bytes in, whole messages out, none behind an error.
+"""The messages that one connection brings: bytes in, whole messages out, none after an error.
 
 No message is handed over whose sender is another than the node that was admitted, or whose receiver
 is not this one, and each is stamped with the incarnation of that node's greeting (duty 2 of
@@ -59,7 +59,7 @@ class Inbox:
         self._expect = expect
 
     def take(self) -> None:
-        """Read once, and hand over the messages that are complete; nothing behind an error."""
+        """Read once, and hand over the messages that are complete; nothing after an error."""
         if self.has_ended.is_set():  # a registrar may call once more
             return
         try:

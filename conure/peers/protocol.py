@@ -17,7 +17,7 @@ have two connections, and a half that broke says nothing about the other. What t
                         "id": …}
                acceptor: {"after": base64 of the last key it has}, {"needed": false} or
                          {"refused": why}
-               dialer: frames of records with the keys behind that one, then
+               dialer: frames of records with the keys after that one, then
                        {"chunks": how many of them came over this connection}
                acceptor: {"done": true} or {"refused": why}
 

@@ -1,7 +1,7 @@
 """Snapshots on their way between two nodes: how one is sent, and how one is received.
 
 A snapshot goes over a connection of its own, drawn in protocol.py. One that breaks off goes on over
-another connection, behind the last key that has arrived, as long as the attempts get further. Where
+another connection, after the last key that has arrived, as long as the attempts get further. Where
 the state comes from and goes to is behind :class:`Outgoing` and :class:`Incoming`: this file keeps
 no record, reads no disk and takes no lock.
 """

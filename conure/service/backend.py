@@ -82,7 +82,7 @@ class State(Protocol):
         """Yield how many keys there are so far; the last number is the answer."""
 
     def key_after(self, count: int, start: bytes, end: bytes | None) -> bytes | None:
-        """Return the key behind the first *count* of a range; None if there are no more."""
+        """Return the key after the first *count* of a range; None if there are no more."""
 
     def close(self) -> None: ...
 

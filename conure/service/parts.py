@@ -2,7 +2,7 @@
 
 The log has no operation for that, so where the part ends is looked up first. What comes in between
 decides nothing: the entry deletes the part unless it has more keys than the limit by then, in which
-case its end is looked up again, and tells whether there are keys behind it.
+case its end is looked up again, and tells whether there are keys after it.
 
 Looked up and proposed by a worker; whichever thread commits brings the reply.
 """

@@ -341,7 +341,7 @@ class Opening:
         self._shows_previous = shows_previous
 
     def now(self) -> Position:
-        """Return the position behind all that has happened."""
+        """Return the position after all that has happened."""
         index, _ = self._backend.get_all([])
         return Position(index + 1)
 

@@ -154,7 +154,7 @@ def _look_each(front: FrontEnd[WaiterT], looks: list[tuple[WaiterT, Look]]) -> T
             look(None)
         except ConureError as error:
             front.failed(waiter, error)
-        except Exception:  # noqa: BLE001 - those behind it are to be answered all the same
+        except Exception:  # noqa: BLE001 - those after it are to be answered all the same
             front.broken(waiter, "not answered")
         yield False
 

@@ -39,7 +39,7 @@ class Scan:
 
 class Page:
     """The first records of a range, up to *limit* and MAX_RANGE_BYTES; then, whether there are
-    *more* behind the *last* one."""
+    *more* after the *last* one."""
 
     def __init__(self, items: Iterator[Item], limit: int | None) -> None:
         self._items = items

@@ -113,7 +113,7 @@ def _answer_found(
     contact: Contact | None,
     blocked: set[int] | None,
 ) -> list[int]:
-    """Answer reads, but for those whose values were not read and those behind them in their
+    """Answer reads, but for those whose values were not read and those after them in their
     connections, which are *blocked* from then on; return the positions of these. Without such a
     set they are refused."""
     if blocked is None or not (blocked or NotRead in map(type, records)):

@@ -17,7 +17,7 @@ Events are sent as server-sent events (HTML standard, section 9.2)::
     id: 1300
     data: {"revision":1300}
 
-    event: end              the watch is over, and why; the answer ends behind it
+    event: end              the watch is over, and why; the answer ends after it
     data: {"reason":"..."}
 
 Where one of key and values isn't UTF-8, all are in base64 and ``"encoding":"base64"`` stands beside

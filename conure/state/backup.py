@@ -31,7 +31,7 @@ The file ends there.
 1. A file is used as a whole or not at all: :func:`restore` reads every byte of it before it
    touches anything. A file that was cut, altered or extended anywhere is refused with the place.
 2. Restoring makes another cluster: the node's incarnation and the cluster's ID are new, so that no
-   member of the old cluster takes the restored node for one of its own. Its log begins behind the
+   member of the old cluster takes the restored node for one of its own. Its log begins after the
    backup's index and its term is no lower, so every later revision is greater than all in the file.
 3. A restore has one commit point: ``RESTORE-UNFINISHED.json`` becomes ``identity.json`` when all
    the rest is on disk. As long as it has the former name, no node starts there (datadir.py takes it

@@ -1,6 +1,6 @@
 """What has happened to keys: a window of past events, for whoever watches.
 
-1. The history is complete behind its *floor*: every event of a later revision is there. A watch
+1. The history is complete after its *floor*: every event of a later revision is there. A watch
    may begin at any revision greater than the floor, and at none other.
 2. A revision is appended as a whole, so whoever reads it has all of it.
 
@@ -46,14 +46,14 @@ revision_of = itemgetter(0)
 
 
 class Position(NamedTuple):
-    """Where a watch begins: at *revision*, behind the first *skip* events of it."""
+    """Where a watch begins: at *revision*, after the first *skip* events of it."""
 
     revision: int
     skip: int = 0
 
 
 def parse_event_id(text: str) -> Position:
-    """Return the position behind the event with this id. Raises BadRequest for what is none."""
+    """Return the position after the event with this id. Raises BadRequest for what is none."""
     revision, dot, number = text.partition(".")
     parts = [revision, number] if dot else [revision]
     if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
@@ -109,13 +109,13 @@ class View(NamedTuple):
 
     @property
     def middle(self) -> int:
-        """A revision behind which there is about half of what the history holds."""
+        """A revision after which there is about half of what the history holds."""
         if len(self.blocks) < _BLOCKS // 2:  # far from being full
             return self.floor
         return self.blocks[len(self.blocks) // 2].events[0][0]
 
     def find(self, position: Position) -> int | None:
-        """Return the number of the first event at a position behind the floor.
+        """Return the number of the first event at a position after the floor.
 
         None if it isn't known yet which one that will be.
         """

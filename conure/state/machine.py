@@ -226,7 +226,7 @@ class PinnedState:
             yield key[1:], record
 
     def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
-        """Return the users' key behind the first *count* of a range; None if there are no more."""
+        """Return the users' key after the first *count* of a range; None if there are no more."""
         keys = self.reader.keys(*_bounds(start, end))
         found = next(islice(keys, count, None), None)
         return None if found is None else found[1:]
@@ -972,7 +972,7 @@ def _bounds(start: bytes, end: bytes | None) -> tuple[bytes, bytes]:
 
 
 def _named(kind: str, count: int) -> str:
-    """Return the name of a field of Census as it stands behind a number."""
+    """Return the name of a field of Census as it stands after a number."""
     return kind.removesuffix("s") if count == 1 else kind
 
 

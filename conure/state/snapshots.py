@@ -16,10 +16,10 @@ for the engine's kind to know (engine.EngineKind).
 1. A staged state is *complete* only when every record that was announced is in it, in ascending
    order, from another node each of them one that a state machine makes (machine.Inspection), and
    it is durable. Any other stream is an error and leaves no file behind.
-2. :func:`install` has one commit point: the log that begins behind the snapshot. Before it a
-   crash leaves the old state with the old log; behind it the staged state is on the disk, and the
+2. :func:`install` has one commit point: the log that begins after the snapshot. Before it a
+   crash leaves the old state with the old log; after it the staged state is on the disk, and the
    next start puts it in place (:func:`recover`).
-3. A transfer that broke off goes on behind the last key that arrived. Records that come twice are
+3. A transfer that broke off goes on after the last key that arrived. Records that come twice are
    dropped: under one id they are the same.
 4. Memory is bounded by a chunk, or by one large value, and the page cache (S7). A transfer is given
    up before it takes the room that the log needs (*keep_free*), whatever its sender announces.

@@ -148,7 +148,7 @@ class Leaf:
     ) -> None:
         self.number = number
         self.epoch = epoch
-        self.used = used  # bytes it takes in its page behind the envelope
+        self.used = used  # bytes it takes in its page after the envelope
         self.page = page  # without padding and checksum; empty in lists
         self.keys = keys
         self.cells = cells
@@ -315,7 +315,7 @@ class Inner:
         self.level = level
         self.keys = keys
         self.children = children
-        self.used = used  # bytes it takes in its page behind the envelope
+        self.used = used  # bytes it takes in its page after the envelope
         self.image = image  # offsets and keys as the page has them, while these don't change
 
     def copy(self) -> Inner:

@@ -210,7 +210,7 @@ def test_503_changed_nothing_and_is_repeated_for_writes_too(db: Client, stub: St
     db.put("k", "v")
     assert stub.values == {b"k": b"v"}
     assert len(stub.requests) == 3
-    assert stub.connections == 3  # behind one address the next one may lead to another server
+    assert stub.connections == 3  # after one address the next one may lead to another server
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Who belongs here: connections that last, are judged again, and are refused without a name.
 
-The clusters are those of test_node_cluster.py, but a connection has one handshake, made by the
+The clusters are those of lab/nodes.py, but a connection has one handshake, made by the
 first message, and lasts while both processes live and neither has closed it.
 """
 

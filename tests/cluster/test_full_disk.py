@@ -1,6 +1,6 @@
 """Disks that are full, where nobody can be refused any more: what a node has to log by itself.
 
-Several nodes in one thread, as in test_node_cluster.py. A disk is *full* when it takes nothing new;
+Several nodes in one thread, as in lab/nodes.py. A disk is *full* when it takes nothing new;
 what its files have is theirs. No full disk ends a node.
 """
 
@@ -220,7 +220,7 @@ def test_an_arbiter_cuts_its_log_on_a_full_disk() -> None:
 
 
 def test_a_follower_answers_what_needs_no_room_though_it_has_none() -> None:
-    """Only entries that the log lacks need any; and behind a gap none is taken."""
+    """Only entries that the log lacks need any; and after a gap none is taken."""
     lab = cluster("n2", "n3")
     put(lab, b"a", b"b")
     lab.tick(3)

@@ -115,7 +115,7 @@ def open_node(
 
 @contextlib.contextmanager
 def started(fs: FileSystem, **changes: Any) -> Iterator[Node]:
-    """A node that runs, is whole at the end of the block and stopped behind it."""
+    """A node that runs, is whole at the end of the block and stopped after it."""
     node = open_node(fs, **changes)
     try:
         node.start()

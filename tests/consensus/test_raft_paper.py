@@ -31,7 +31,7 @@ ELECTION = RaftOptions("").election_ticks
 
 
 def cluster_with_logs(term: int = 0, /, **terms: Sequence[int]) -> Cluster:
-    """Return a cluster whose nodes hold entries of these terms, behind the configuration."""
+    """Return a cluster whose nodes hold entries of these terms, after the configuration."""
     cluster = Cluster(*terms)
     for node, wanted in zip(cluster.nodes.values(), terms.values(), strict=True):
         node.crash()
@@ -63,7 +63,7 @@ def snapshot(index: int, term: int) -> Message:
 
 
 def raft_with_log(*terms: int, applied: int = 1) -> tuple[Raft, MemoryLog]:
-    """Return a bare core: entries of these terms behind the configuration."""
+    """Return a bare core: entries of these terms after the configuration."""
     storage = MemoryLog()
     configuration = configuration_of("a", "b", "c")
     storage.append([bootstrap(configuration)[1]])

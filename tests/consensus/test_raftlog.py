@@ -682,7 +682,7 @@ def test_a_torn_tail_is_cut_off_for_good() -> None:
     path = f"{DIRECTORY}/{1:020}.log"
     torn = fs.after_crash("kept")
     file = torn.open(path)
-    file.pwrite(bytes(SECTOR), SECTOR)  # a sector of it never arrived, the ones behind it did
+    file.pwrite(bytes(SECTOR), SECTOR)  # a sector of it never arrived, the ones after it did
     file.sync()
     check(torn, DIRECTORY)
     before = torn.contents(path)

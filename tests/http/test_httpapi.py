@@ -140,7 +140,7 @@ def test_a_batch_may_be_answered_in_pieces_and_from_any_thread() -> None:
     received = service.converse(b"".join(put(b"%d" % n, b"v") for n in range(5)), 5)
     codes = [line.split()[1] for line in received.split(b"\r\n") if line.startswith(b"HTTP/")]
     assert codes[0] == b"200"
-    # What follows an answer's body begins behind it, so look at the statuses in the whole text.
+    # What follows an answer's body begins after it, so look at the statuses in the whole text.
     assert received.count(b"HTTP/1.1 200 ") == 4
     assert received.index(b"HTTP/1.1 504 ") > received.rindex(b"HTTP/1.1 200 ")
     assert b"who knows" in received

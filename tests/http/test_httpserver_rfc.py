@@ -177,7 +177,7 @@ REFUSED = {
 def test_what_is_refused(
     server: HTTPServer, data: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H6: one answer that says so, then the end; nothing behind the request is read as one."""
+    """H6: one answer that says so, then the end; nothing after the request is read as one."""
     answers = exchange(server, GET + data + GET)
     assert statuses(answers) == [200, status]
     refused = answers[answers.rfind(b"HTTP/1.1 %d " % status) :]
@@ -344,7 +344,7 @@ def test_head_has_the_length_and_no_body(server: HTTPServer) -> None:
 
 
 def test_expect_continue(server: HTTPServer) -> None:
-    """The body is asked for, in its turn behind the answers to earlier requests."""
+    """The body is asked for, in its turn after the answers to earlier requests."""
     with connect(server) as client:
         client.sendall(PUT + sized(b"5", b"", b"Expect: 100-Continue\r\n"))
         answers = read_answers(client, 1)

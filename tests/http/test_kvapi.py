@@ -445,7 +445,7 @@ def test_the_pages_of_a_range_are_all_of_it(service: Service, backend: FakeBacke
     [
         ("prefix=b&after=b/2", "b/3"),
         ("prefix=b&after=a", "b/1 b/2 b/3"),  # before the range: all of it, and no more
-        ("prefix=b&after=c", ""),  # behind it: nothing of it
+        ("prefix=b&after=c", ""),  # after it: nothing of it
         ("prefix=b&after=b/3", ""),
         ("from=b&after=a/1", "b/1 b/2 b/3 c/1"),
         ("to=b&after=c", ""),

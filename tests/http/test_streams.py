@@ -162,7 +162,7 @@ def test_a_backup_is_a_file(service: Service, backend: FakeBackend) -> None:
 
 
 def events(client: socket.socket, count: int, received: bytes = b"") -> list[dict[str, str]]:
-    """Read so many events of a watch behind what was read before, without those of progress."""
+    """Read so many events of a watch after what was read before, without those of progress."""
     while True:
         _, _, body = received.partition(b"\r\n\r\n")
         content, _ = dechunk(body)

@@ -3,7 +3,7 @@
 :class:`CrashFileSystem` is the deterministic twin of :class:`fileio.OsFileSystem`: the same
 protocol, the same errors, the same poisoning. In addition it knows what is really on the disk:
 
-1. A file has its synced content and, behind it, the operations that no sync has covered yet.
+1. A file has its synced content and, after it, the operations that no sync has covered yet.
 2. A name that was made, replaced or removed is on the disk only after ``sync_directory`` of its
    folder; syncing the file itself does not help. ``make_directory`` is durable when it returns.
 3. The disk writes whole sectors of 512 bytes, aligned to the file; a sector is never half written.

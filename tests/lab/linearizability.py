@@ -7,13 +7,13 @@ and Gong's in the order that Lowe gave it ("Testing for Linearizability", 2017):
 read from its begin to its end while a set of *configurations* is kept, each one way in which the
 past may have happened: the register's value, and which of the calls that are still open have taken
 effect. When a call returns, each configuration in which it has not taken effect yet lets it do so,
-behind any of the other open calls; one that can't is dropped. Equal configurations fall together,
+after any of the other open calls; one that can't is dropped. Equal configurations fall together,
 which is what memoisation is in this order. The history is wrong when none is left.
 
 A write whose outcome is not known (``returned`` is None) may take effect at any time after its
 invocation, or never. Two facts keep such writes from doubling the work again and again:
 
-1. Values are unique. A put of unknown outcome whose value nobody got may be left out: behind it
+1. Values are unique. A put of unknown outcome whose value nobody got may be left out: after it
    comes another write, or nothing. One whose value somebody got has happened before that get
    returned.
 2. A delete of unknown outcome matters only right before a get that found nothing, and which one of

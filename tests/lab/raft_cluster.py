@@ -6,7 +6,7 @@ their way and checks, over everything that every node ever showed it:
 
 ==================== ==========================================================================
 election safety      at most one leader a term
-log matching         equal index and term mean an equal entry, behind an equal one
+log matching         equal index and term mean an equal entry, after an equal one
 leader completeness  a new leader's log holds all that was committed before
 state machine safety no two nodes apply different entries at one index
 quorum               whatever a leader commits is durable on a majority of its voters (R2, R3)

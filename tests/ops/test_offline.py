@@ -140,7 +140,7 @@ def test_what_a_crash_leaves_is_in_order(crashed: Path, capsys: pytest.CaptureFi
     raft_log.close()
     with open(segment.path, "r+b") as file:
         file.seek(segment.end)
-        file.write(record[: 512 - segment.end % 512])  # the sectors behind it did not arrive
+        file.write(record[: 512 - segment.end % 512])  # the sectors after it did not arrive
     before = contents(crashed)
     assert conuredb.main(["check", str(crashed)]) == 0
     assert contents(crashed) == before

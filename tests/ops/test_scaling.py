@@ -159,7 +159,7 @@ def test_without_a_leader_only_pods_that_have_to_go_hold_an_upgrade_up(
 
 
 def test_who_was_removed_and_is_wanted_again_comes_back(cluster: Cluster) -> None:
-    """An upgrade that is given up behind its removals, and rolled back: no pod is restarted."""
+    """An upgrade that is given up after its removals, and rolled back: no pod is restarted."""
     founder = start(cluster, 4)
     assert scaling.resize(names_of(cluster, 3), 20.0) == 0
     removed = cluster.members[3]

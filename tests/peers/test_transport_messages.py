@@ -410,7 +410,7 @@ def test_a_registered_connection_that_ends_leaves_nothing(
         eventually(lambda: len(node.messages) == index + 1)  # noqa: B023 - called at once
         end(sock, node)
         with contextlib.suppress(OSError):
-            sock.sendall(message_to(node, 777))  # nothing behind an error is handed over
+            sock.sendall(message_to(node, 777))  # nothing after an error is handed over
         if sock.fileno() >= 0:
             assert is_closed(sock)
         sock.close()

@@ -145,7 +145,7 @@ def test_the_reads_of_all_fronts_share_a_confirmation_and_are_read_once(
         "VALUE 1", "VALUE 2", "VALUE 1", "NONE", "ITEMS a=1", "ITEMS b=2"
     ]  # fmt: skip
     assert backend.batches == []
-    late = one.say("PUT f 6")  # of the next round, behind what is left of this one
+    late = one.say("PUT f 6")  # of the next round, after what is left of this one
     assert requests.end_round() is False
     assert backend.batches == [[(b"e", b"5"), (b"d", b"4"), (b"f", b"6")]]
     assert [line.answer for line in (*lines[6:], late)] == ["OK 4", "OK 3", "OK 5"]

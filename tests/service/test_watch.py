@@ -562,7 +562,7 @@ def test_a_sink_that_lags_too_far_is_told_and_ended(registry: Registry) -> None:
     assert reading(registry, "conure_watches") == 1
     assert reading(registry, "conure_watches_dropped_total") == 1
     assert reading(registry, "conure_watch_events_sent_total") == 50
-    # What is kept is the newest, and everything behind the floor.
+    # What is kept is the newest, and everything after the floor.
     kept = reading(registry, "conure_history_events")
     assert 0 < kept <= 32
     assert reading(registry, "conure_history_floor_revision") == 50 - kept

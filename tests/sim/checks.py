@@ -4,7 +4,7 @@
 election safety      at most one leader a term
 one vote a term      per life of a data directory; and term and vote are on the disk before any
                      message that says so (R1), entries before their acknowledgement (R2)
-log matching         equal index and term mean an equal entry, behind an equal one
+log matching         equal index and term mean an equal entry, after an equal one
 state machine safety nobody commits another entry at an index than the first who did
 leader completeness  a new leader's log holds all that was committed before
 monotonicity         term, commit and applied index never fall while a process lives; the term
@@ -315,7 +315,7 @@ class Checks:
             )
 
     def commands(self, founded: int) -> dict[int, Command]:
-        """Return all commands that were committed behind the index *founded*, by index."""
+        """Return all commands that were committed after the index *founded*, by index."""
         found: dict[int, Command] = {}
         for index, (term, _) in self._committed.items():
             if index <= founded:

@@ -147,7 +147,7 @@ class Machine:
 
     @property
     def configurations(self) -> list[Configuration]:
-        """The committed configuration, and those behind it."""
+        """The committed configuration, and those after it."""
         return [configuration for _, configuration in self.raft._configurations]
 
     @property

@@ -25,7 +25,7 @@ __all__ = ["Network"]
 
 
 class _Cut(Exception):
-    """A connection broke, perhaps behind a piece of a snapshot that has arrived."""
+    """A connection broke, perhaps after a piece of a snapshot that has arrived."""
 
     got_further = False
 

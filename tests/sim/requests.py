@@ -95,7 +95,7 @@ class Account:
         self._values = 0
 
     def next_moment(self) -> int:
-        """Return a moment behind all others."""
+        """Return a moment after all others."""
         self._moment += 1
         return self._moment
 

@@ -175,7 +175,7 @@ def writing(sim: Simulation, commands: list[tuple[bytes, bytes | None]]) -> Proc
 
 
 def is_behind(machine: Machine, key: bytes) -> bool:
-    """Tell whether a snapshot is coming in and has got behind that key."""
+    """Tell whether a snapshot is coming in and has got after that key."""
     incoming = machine.incoming
     return incoming is not None and incoming.resume_after() > key
 
@@ -283,7 +283,7 @@ def test_a_snapshot_goes_on_where_the_network_was_cut() -> None:
 
 
 def test_an_installation_that_the_disk_stops_half_way_is_finished_by_the_next_start() -> None:
-    """The log begins behind the snapshot already: the staged tree is all that holds the state."""
+    """The log begins after the snapshot already: the staged tree is all that holds the state."""
     with cluster(checkpoint_entries=5, segment_bytes=1024) as sim:
         machine = followers_of(sim)[0]
         machine.stays_down = True

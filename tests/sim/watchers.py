@@ -256,7 +256,7 @@ class Poller:
         self._world = world
         self._fleet = fleet
         self._key = key
-        self._after = 0  # it wants to know of changes behind this revision
+        self._after = 0  # it wants to know of changes after this revision
         self._told: list[tuple[bool, int, int]] = []  # whether there was one, between revisions
 
     def poll(self) -> Process:

@@ -458,7 +458,7 @@ NO_STATE_HOLDS: list[Row] = [
     ],
 )
 def test_a_record_that_no_state_machine_makes_is_refused(row: Row, why: str) -> None:
-    """As soon as it comes: nothing behind it is needed to see that."""
+    """As soon as it comes: nothing after it is needed to see that."""
     with pytest.raises(ProtocolViolation, match=why):
         Inspection(2).look([row])
 

@@ -503,7 +503,7 @@ def test_a_staged_state_is_put_in_the_place_of_another(kind: EngineKind) -> None
 def test_a_staged_state_is_whole_somewhere_until_it_is_in_place(
     kind: EngineKind, mode: CrashMode
 ) -> None:
-    """The log begins behind it by then, so the former state is of no more use by itself."""
+    """The log begins after it by then, so the former state is of no more use by itself."""
     claimed = "/home/incoming-0.db"
     states = set()
     done = False
