@@ -26,7 +26,7 @@ another file or an earlier life of this one left behind is never taken for a rec
       21    3   00
       24    …   batch
 
-**Frame**: what a stream between two nodes consists of::
+**Frame**: what the bytes between two nodes consist of::
 
        0    4   length of the payload, not 0
        4    4   CRC-32 of the payload
@@ -223,7 +223,7 @@ def encode_frame(payload: bytes) -> bytes:
 def frame_length(header: bytes, most: int = MAX_FRAME_BYTES) -> int:
     """Return how many bytes follow a frame's first FRAME_HEADER_BYTES.
 
-    Raises WireError for none and for more than *most*: the stream is out of step or hostile.
+    Raises WireError for none and for more than *most*: the bytes are out of step, or hostile.
     """
     if len(header) < FRAME_HEADER_BYTES:
         raise WireError("a frame's header is cut short")

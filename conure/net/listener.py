@@ -25,15 +25,15 @@ from conure.net.link import PlainLink
 from conure.net.reactor import FrontEnd, Reactor
 from conure.net.sockets import keep_alive, no_delay
 
-__all__ = ["Listener", "bind"]
+__all__ = ["BoundServer", "Listener", "bind"]
 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _BACKLOG = 4096  # connections that the system accepts for us, until somebody takes them
 
 
-def bind(address: tuple[str, int]) -> socket.socket:
-    """Return a socket that listens on an address; clients wait there until they are accepted.
+def bind(address: tuple[str, int], backlog: int = _BACKLOG) -> socket.socket:
+    """Return a socket that listens on an address; up to *backlog* clients wait to be accepted.
 
     An empty host means every address, IPv6 and IPv4. Nobody else can bind the port meanwhile, but
     who came before has left it at once. Raises OSError where the address can't be bound.
@@ -48,16 +48,23 @@ def bind(address: tuple[str, int]) -> socket.socket:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host.strip("[]"), port))
-        bound.listen(_BACKLOG)
-        bound.setblocking(False)
-        keep_alive(bound)  # a connection that sends nothing would not notice a dead machine
+        bound.listen(backlog)
+        bound.setblocking(False)  # who is gone before accepting must not stop the thread
     except BaseException:
         bound.close()
         raise
     return bound
 
 
-class Listener(TCPServer):
+class BoundServer(TCPServer):
+    """A server of the standard library on a socket that is *bound*, and its own from then on."""
+
+    def __init__(self, bound: socket.socket) -> None:
+        self.socket = bound  # TCPServer's own would be another one
+        BaseServer.__init__(self, bound.getsockname(), BaseRequestHandler)
+
+
+class Listener(BoundServer):
     """Accepts on a *bound* socket for *reactor* and *front*, which the reactor knows already.
 
     The socket is the listener's from then on. *on_fatal* is told, in the accepting thread, when
@@ -80,8 +87,8 @@ class Listener(TCPServer):
         self.log = logging.getLogger(f"conure.{name}")
         self._accepting = False
         self._out_of_descriptors = False
-        self.socket = bound  # TCPServer's own would be another one
-        BaseServer.__init__(self, bound.getsockname(), BaseRequestHandler)
+        keep_alive(bound)  # a connection that sends nothing would not notice a dead machine
+        super().__init__(bound)
 
     @property
     def port(self) -> int:

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from socketserver import BaseRequestHandler, ThreadingTCPServer
+from socketserver import ThreadingMixIn
 from time import monotonic, sleep
 from typing import Any, Protocol
 
 from conure.consensus.messages import Message, SnapshotHeader
 from conure.errors import ConureError, Refused, WireError
 from conure.metrics import Counter
+from conure.net.listener import BoundServer, bind
 from conure.peers import sockets
 from conure.peers.guests import MAX_INCOMING, Guests
 from conure.peers.inbox import Inbox
@@ -341,27 +342,12 @@ class Acceptor:
         )
 
 
-class _Listener(ThreadingTCPServer):
+class _Listener(ThreadingMixIn, BoundServer):
     """Accepts, within bounds; gives each connection a thread."""
-
-    allow_reuse_address = True
-    request_queue_size = MAX_INCOMING
 
     def __init__(self, address: tuple[str, int], acceptor: Acceptor) -> None:
         self._acceptor = acceptor
-        host, port = address[0].strip("[]"), address[1]
-        if not host and socket.has_dualstack_ipv6():
-            host = "::"
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host, port), BaseRequestHandler)
-        self.socket.setblocking(False)  # who is gone before accepting must not stop the thread
-
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6:
-            only_six = self.server_address[0] != "::"
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_six)
-        super().server_bind()
+        super().__init__(bind(address, MAX_INCOMING))
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:

@@ -362,7 +362,7 @@ class Store:
     _events: list[Change]
     _outcomes: dict[int, Outcome] | None  # of the entries that are being applied
     _saved: bytes  # the record of the clock, b"" before there is one
-    _own: int  # records that are neither a user's nor that one
+    _own: int  # records of sessions, locks and outcomes: all but users' and the clock's
     _due: int | None  # when the next record expires; None: to be looked up
     _newest: bytes  # the newest version of a command that was applied, as its first byte
     _room: int  # bytes that the present transaction may still read

@@ -15,7 +15,7 @@ for the engine's kind to know (engine.EngineKind).
 
 1. A staged state is *complete* only when every record that was announced is in it, in ascending
    order, from another node each of them one that a state machine makes (machine.Inspection), and
-   it is durable. Any other stream is an error and leaves no file behind.
+   it is durable. Any other transfer is an error and leaves no file behind.
 2. :func:`install` has one commit point: the log that begins after the snapshot. Before it a
    crash leaves the old state with the old log; after it the staged state is on the disk, and the
    next start puts it in place (:func:`recover`).
