@@ -214,11 +214,6 @@ class Pager:
         """The pages that hold the free map of the last durable checkpoint."""
         return [*chain.from_iterable(self._map)]
 
-    @property
-    def pinned_epochs(self) -> int:
-        """How many pins there are, the two meta pages included."""
-        return sum(self._pins.values())
-
     def file_bytes(self) -> int:
         return self._file.size()
 

@@ -63,11 +63,6 @@ class Requests:
         self.end_round = self._rounds.end
         """Ends the round of all fronts; see ``Rounds.end``. The reactor thread."""
 
-    @property
-    def workers(self) -> Workers:
-        """The threads for what takes long."""
-        return self._workers
-
     def for_front(self, front: FrontEnd[WaiterT], referral: Referral[WaiterT]) -> Desk[WaiterT]:
         """Return the desk of a front. Before the first round."""
         return Desk(

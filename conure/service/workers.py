@@ -23,11 +23,6 @@ class Workers:
         self._busy = 0
         self._lock = threading.Lock()  # guards the number of those that are busy
 
-    @property
-    def busy(self) -> int:
-        """How many are at work."""
-        return self._busy
-
     def work(self, front: FrontEnd[WaiterT], waiter: WaiterT, action: Callable[[], None]) -> None:
         """Have a waiter answered by a worker; refuse it when too many are at work."""
         with self._lock:
