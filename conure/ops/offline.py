@@ -49,7 +49,7 @@ from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
 from conure.consensus.raftlog import RaftLog
 from conure.errors import ConfigError, CorruptionError, ForeignDirectory, StorageError
-from conure.fileio import File, FileSystem, Lock, Mapped, ReadInPlace, check_size, OsFileSystem
+from conure.fileio import File, FileSystem, Lock, Mapped, OsFileSystem, ReadInPlace, check_size
 from conure.ops.compacting import Compacted, compact
 from conure.state import snapshots
 from conure.state.backup import UNFINISHED, Progress, restore
