@@ -17,24 +17,25 @@ any thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 from typing import Protocol
 
 from conure.errors import DiskFull, JobLost
 from conure.storage.lsm.blobs import BlobFile
-from conure.storage.lsm.durable import Durable
+from conure.storage.lsm.durable import Durable, outcome_within
 from conure.storage.lsm.flushing import ATTEMPTS
 from conure.storage.lsm.jobs import JobLimits, MergeJob
-from conure.storage.lsm.picking import Limits, pick
-from conure.storage.lsm.proving import Proof
+from conure.storage.lsm.picking import pick
 from conure.storage.lsm.tables import Table
 from conure.storage.lsm.version import Version
+from conure.storage.lsm.verifying import Proved
 from conure.storage.lsm.workers import Runner, Running
 
 __all__ = ["Compaction", "Merges"]
 
 _PAUSE = 50  # calls until a merge is tried again for which there was no room
+_QUIET = 2  # calls without a write between them: then there is time to give space back
 
 
 class Merges(Protocol):
@@ -42,6 +43,10 @@ class Merges(Protocol):
 
     def mergeable(self) -> Version | None:
         """Return the present version; None if the durable one is another."""
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """It changes when something is written."""
 
     def merged(self, job: MergeJob, tables: Sequence[Table], blobs: Sequence[BlobFile]) -> None:
         """Put these new files in the place of the job's inputs, durably."""
@@ -55,19 +60,20 @@ class Compaction:
         engine: Merges,
         durable: Durable,
         runner: Callable[[int], Runner],
-        limits: Limits,
-        jobs: JobLimits,
+        limits: JobLimits,
     ) -> None:
         self._engine = engine
         self._durable = durable
         self._runner = runner
         self._limits = limits
-        self._jobs = jobs
         self._settled: Version | None = None  # a version of which nothing is to be merged
+        self._in_time: Version | None = None  # one of which nothing is to be merged but if idle
+        self._written = 0
+        self._quiet = 0  # calls in a row before which nothing was written
         self._job: MergeJob | None = None
         self._attempts = 0
         self._running: Running | None = None
-        self._proof: Proof | None = None
+        self._proof: Generator[None, None, Proved] | None = None
         self._pause = 0
         self._full_version: Version | None = None  # for whose merge there was no room
         self._is_closed = False
@@ -82,6 +88,9 @@ class Compaction:
             if self._is_closed:
                 return False
             until = perf_counter() + seconds
+            written = self._engine.unwritten_bytes
+            self._quiet = self._quiet + 1 if written == self._written else 0
+            self._written = written
             while self._has_job():
                 try:
                     if not self._went_on(max(0.0, until - perf_counter())):
@@ -98,7 +107,7 @@ class Compaction:
                     return False
                 if perf_counter() >= until:
                     return True
-            return False
+            return self._may_be_idle_soon()
 
     def close(self) -> None:
         """Give up what is being merged, and merge nothing any more."""
@@ -107,6 +116,12 @@ class Compaction:
             self._give_up()
 
     # -- private, with the lock held -------------------------------------------------------------
+
+    def _may_be_idle_soon(self) -> bool:
+        """Tell whether there might be something to merge if nothing is written until then."""
+        version = self._engine.mergeable()
+        is_known = version is None or version is self._settled or version is self._full_version
+        return not is_known and self._quiet < _QUIET
 
     def _has_job(self) -> bool:
         """Tell whether there is something to merge now."""
@@ -118,12 +133,20 @@ class Compaction:
         if version is self._full_version and self._pause > 0:
             self._pause -= 1
             return False
-        self._job = pick(
-            version, self._limits, self._jobs, self._durable.stem, self._durable.next_number()
-        )
+        return self._has_picked(version)
+
+    def _has_picked(self, version: Version) -> bool:
+        """Pick a job, one to give space back only if nothing is being written."""
+        durable, limits = self._durable, self._limits
         self._attempts = 0
-        if self._job is None:
-            self._settled = version
+        if version is not self._in_time:
+            self._job = pick(version, limits, durable.stem, durable.next_number(), idle=False)
+            if self._job is None:
+                self._in_time = version
+        if self._job is None and self._quiet >= _QUIET:
+            self._job = pick(version, limits, durable.stem, durable.next_number(), idle=True)
+            if self._job is None:
+                self._settled = version
         return self._job is not None
 
     def _went_on(self, seconds: float) -> bool:
@@ -137,12 +160,12 @@ class Compaction:
         if self._proof is None:
             if not self._running.step(seconds):
                 return False
-            self._proof = Proof(self._durable, self._running)
-        elif self._proof.step(seconds):
-            self._install(self._job, *self._proof.files())
-        else:
-            return False
-        return True
+            self._proof = self._durable.proof(self._running)
+            return True
+        proved = outcome_within(self._proof, seconds)
+        if proved is not None:
+            self._install(self._job, *proved)
+        return proved is not None
 
     def _install(
         self, job: MergeJob, tables: Sequence[Table], blobs: Sequence[BlobFile]

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from time import perf_counter
+from typing import TypeVar
 
 from conure.errors import CorruptionError
 from conure.fileio import FileSystem
@@ -26,9 +28,13 @@ from conure.storage.lsm.jobs import FILES_PER_JOB
 from conure.storage.lsm.manifest import Manifest
 from conure.storage.lsm.marks import Mark
 from conure.storage.lsm.tables import Table, TableFacts
+from conure.storage.lsm.verifying import Proved, prove
 from conure.storage.lsm.version import Version
+from conure.storage.lsm.workers import Running
 
-__all__ = ["FOLDER", "Durable", "folder_of", "remove_files"]
+__all__ = ["FOLDER", "Durable", "folder_of", "outcome_within", "remove_files"]
+
+_Outcome = TypeVar("_Outcome")
 
 FOLDER = "lsm"
 """The folder beside a place for the files of all places there."""
@@ -83,6 +89,20 @@ class Durable:
         """Open a blob file. Raises CorruptionError and DiskFailed."""
         return BlobFile.open(self.fs, self.folder, facts, mapped=self._mapped)
 
+    def proof(self, running: Running) -> Generator[None, None, Proved]:
+        """Return what proves the result of a job that is over (verifying.prove).
+
+        Raises what ended the job.
+        """
+        return prove(
+            self.fs,
+            self.folder,
+            running.job,
+            running.result(),
+            running.feed,
+            mapped=self._mapped,
+        )
+
     def write(
         self,
         version: Version,
@@ -111,3 +131,16 @@ class Durable:
         Raises DiskFailed.
         """
         remove_files(self.fs, self.folder, {*before.names(), *others} - self.manifest.names())
+
+
+def outcome_within(steps: Generator[None, None, _Outcome], seconds: float) -> _Outcome | None:
+    """Work for about *seconds*; return what the generator returns, None if there is more to do."""
+    until = perf_counter() + seconds
+    try:
+        while True:
+            next(steps)
+            if perf_counter() >= until:
+                return None
+    except StopIteration as end:
+        outcome: _Outcome = end.value
+        return outcome

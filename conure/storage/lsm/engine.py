@@ -46,15 +46,13 @@ from conure.storage.lsm.loading import Loader
 from conure.storage.lsm.manifest import Manifest
 from conure.storage.lsm.marks import Marks
 from conure.storage.lsm.memtable import Memtable
-from conure.storage.lsm.picking import Limits
 from conure.storage.lsm.pinned import PinnedReader
 from conure.storage.lsm.reading import Cells, Rows
 from conure.storage.lsm.state import Pinned, State, live_groups
 from conure.storage.lsm.tables import TOMBSTONE, Table
 from conure.storage.lsm.version import Version
 from conure.storage.lsm.workers import InProcess, Runner, Worker
-from conure.storage.pages import MAX_VALUE
-from conure.storage.pages import Limits as TreeLimits
+from conure.storage.pages import MAX_VALUE, Limits
 
 __all__ = ["LSMEngine"]
 
@@ -80,12 +78,11 @@ class LSMEngine:
         self.applied_digest = present.digest
         self.outdated: list[tuple[bytes, int]] = []
         # What the B-tree refuses is refused here too: the members of a cluster agree on it.
-        self.max_key_bytes = TreeLimits.of(options.page_size).max_key_bytes
+        self.max_key_bytes = Limits.of(options.page_size).max_key_bytes
         self._place = place
         self._options = options
         self._lock = threading.Lock()
         self._durable = Durable(fs, place, present, mapped=options.mapped)
-        self._levels = Limits(table_bytes=options.table_bytes)
         self._jobs = JobLimits(
             options.table_bytes, options.table_bytes * _BLOB_SHARE, options.long_value
         )
@@ -106,7 +103,7 @@ class LSMEngine:
         self._flusher: Runner = Worker(fs, folder) if options.workers else self._here
         self._merger: Runner = Worker(fs, folder) if options.workers else self._here
         self._compaction = Compaction(
-            self, self._durable, self._runner_of(self._merger), self._levels, self._jobs
+            self, self._durable, self._runner_of(self._merger), self._jobs
         )
 
     # -- reading ---------------------------------------------------------------------------------
@@ -256,7 +253,6 @@ class LSMEngine:
         return Loader(
             self._durable,
             self._jobs,
-            self._levels,
             (self.max_key_bytes, MAX_VALUE),
             adopt=self._adopt,
             dropped=self._stop_loading,

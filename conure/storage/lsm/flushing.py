@@ -12,19 +12,19 @@ Any one thread may use a :class:`Checkpoint`, without the caller's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Protocol
 
 from conure.errors import DiskFull, JobLost
 from conure.storage.lsm.blobs import BlobFile
-from conure.storage.lsm.durable import Durable
+from conure.storage.lsm.durable import Durable, outcome_within
 from conure.storage.lsm.jobs import FlushJob, JobLimits
 from conure.storage.lsm.marks import Mark
 from conure.storage.lsm.memtable import Memtable
 from conure.storage.lsm.merging import Group, live, merged
-from conure.storage.lsm.proving import Proof
 from conure.storage.lsm.tables import Table
+from conure.storage.lsm.verifying import Proved
 from conure.storage.lsm.workers import Runner, Running
 
 __all__ = ["ATTEMPTS", "Checkpoint", "Flushes"]
@@ -86,7 +86,8 @@ class Checkpoint:
         self._joining = self._join() if len(frozen) > _MOST_FROZEN else iter(())
         self._attempts = 0
         self._running: Running | None = None
-        self._proof: Proof | None = None
+        self._proof: Generator[None, None, Proved] | None = None
+        self._proved = Proved([], [])
         self._is_written = not frozen
         self._is_over = False
 
@@ -115,11 +116,10 @@ class Checkpoint:
         """Make the checkpoint durable (S2). Raises DiskFull, then :meth:`abort` is due, and
         DiskFailed."""
         assert self._is_written, "records are missing"
-        tables, blobs = self._proof.files() if self._proof else ((), ())
         # If the disk fails, nobody knows whether the manifest names the new files: they stay.
         running, self._running = self._running, None
         try:
-            self._engine.flushed(self, tables, blobs)
+            self._engine.flushed(self, *self._proved)
         except DiskFull:
             self._running = running
             raise
@@ -145,12 +145,13 @@ class Checkpoint:
         if self._proof is None:
             if not self._running.step(seconds):
                 return False
-            self._proof = Proof(self._durable, self._running)
-        elif self._proof.step(seconds):
+            self._proof = self._durable.proof(self._running)
+            return True
+        proved = outcome_within(self._proof, seconds)
+        if proved is not None:
+            self._proved = proved
             self._is_written = True
-        else:
-            return False
-        return True
+        return proved is not None
 
     def _chunks(self) -> Iterator[Group]:
         """Iterate over all records of the frozen memtables."""

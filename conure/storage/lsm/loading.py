@@ -15,7 +15,7 @@ from conure.storage.cells import make_cell
 from conure.storage.engine import Record
 from conure.storage.lsm.durable import Durable
 from conure.storage.lsm.jobs import FlushJob, JobLimits, Outputs
-from conure.storage.lsm.picking import Limits, load_level
+from conure.storage.lsm.picking import load_level
 from conure.storage.lsm.version import Version
 
 __all__ = ["Loader"]
@@ -35,7 +35,6 @@ class Loader:
         self,
         durable: Durable,
         limits: JobLimits,
-        levels: Limits,
         longest: tuple[int, int],
         *,
         adopt: Callable[[Version, int], None],
@@ -44,7 +43,7 @@ class Loader:
         job = FlushJob(durable.stem, durable.next_number(), limits)
         self._out = Outputs(durable.fs, durable.folder, job)
         self._durable = durable
-        self._levels = levels
+        self._limits = limits
         self._max_key, self._max_value = longest
         self._adopt = adopt
         self._dropped = dropped
@@ -89,7 +88,7 @@ class Loader:
         durable = self._durable
         tables = [durable.table(facts) for facts in result.tables]
         blobs = {facts.name: durable.blob(facts) for facts in result.blobs}
-        level = load_level(sum(facts.size for facts in result.tables), self._levels)
+        level = load_level(sum(facts.size for facts in result.tables), self._limits)
         self._adopt(Version([*([()] * level), tables], blobs), self._count)
         self._is_over = True
         return self._count

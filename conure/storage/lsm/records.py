@@ -10,7 +10,7 @@ offset size
 10          the key, the cell, zeros up to a multiple of 4
 ====== ==== ======================================================================================
 
-The key ``k`` with the cell ``cell`` is ``c63e9e11 0100 04000000 6b 63656c6c 00``. The CRC of the
+The key ``k`` with the cell ``cell`` is ``bfe903c2 0100 04000000 6b 63656c6c 00``. The CRC of the
 key alone is the key's *hash*, and the CRC of the record goes on from there.
 
 A *block* is about 4 KiB of records; a longer record is a block of its own. Records of one size, as

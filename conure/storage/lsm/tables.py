@@ -302,7 +302,8 @@ class Table:
     ) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Iterate over keys and cells, start <= key < end, a block of about 4 KiB at a time.
 
-        The lists are the caller's, not empty, and descend with *reverse*.
+        The lists are the caller's and not empty. With *reverse* the blocks come from the last to
+        the first; within each the keys ascend all the same.
         """
         for number, is_first, is_last in self._numbers(start, end, reverse):
             keys, cells = self._split(number)
@@ -313,9 +314,6 @@ class Table:
                 slot = bisect_left(keys, start)
                 del keys[:slot], cells[:slot]
             if keys:
-                if reverse:
-                    keys.reverse()
-                    cells.reverse()
                 yield keys, cells
 
     def keys(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[list[bytes]]:
@@ -330,8 +328,6 @@ class Table:
             if is_first:
                 del keys[: bisect_left(keys, start)]
             if keys:
-                if reverse:
-                    keys.reverse()
                 yield keys
 
     def _numbers(

@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from zlib import crc32
 
 from conure.errors import CorruptionError
@@ -44,7 +45,7 @@ class Version:
         self.levels = tuple(tables)
         self.blobs: Mapping[str, BlobFile] = blobs or {}
         for level in self.levels[1:]:
-            for before, after in zip(level, level[1:], strict=False):
+            for before, after in pairwise(level):
                 assert before.facts.last < after.facts.first, "tables of a level overlap"
         self._newest: tuple[_Find, ...] = tuple([table.find for table in self.levels[0]])
         self._below: tuple[tuple[list[bytes], list[_Find]], ...] = tuple(
@@ -166,11 +167,6 @@ def _first_of(table: Table) -> bytes:
 def _groups(
     tables: Sequence[Table], start: bytes, end: bytes | None, reverse: bool
 ) -> Iterator[Group]:
-    """Iterate over a range of disjoint tables, each group in ascending order."""
-    if reverse:
-        for table in reversed(tables):
-            for keys, cells in table.groups(start, end, True):
-                yield keys[::-1], cells[::-1]
-    else:
-        for table in tables:
-            yield from table.groups(start, end, False)
+    """Iterate over a range of disjoint tables."""
+    for table in reversed(tables) if reverse else tables:
+        yield from table.groups(start, end, reverse)
