@@ -24,11 +24,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from conure.errors import StorageError
+from conure.errors import CorruptionError, StorageError
 from conure.fileio import FileSystem
 from conure.storage.cells import SPILLED, make_cell, open_cell, reference_of
 from conure.storage.lsm.blobs import BlobFacts, BlobFile, BlobWriter, file_of
-from conure.storage.lsm.tables import TOMBSTONE, Table, TableFacts, TableWriter
+from conure.storage.lsm.tables import TOMBSTONE, Table, TableFacts
+from conure.storage.lsm.tablewriter import TableWriter
 
 __all__ = [
     "FILES_PER_JOB",
@@ -39,6 +40,7 @@ __all__ = [
     "JobLimits",
     "JobResult",
     "MergeJob",
+    "Outputs",
     "discard",
     "flush",
     "is_output",
@@ -146,7 +148,7 @@ def flush(
 
     Raises DiskFull and DiskFailed; ValueError if keys don't ascend.
     """
-    out = _Outputs(fs, folder, job)
+    out = Outputs(fs, folder, job)
     read = 0
     try:
         for keys, cells in chunks:
@@ -162,7 +164,7 @@ def flush(
 
 def merge(fs: FileSystem, folder: str, job: MergeJob) -> Generator[None, None, JobResult]:
     """Merge the inputs, in slices. Raises DiskFull, DiskFailed and CorruptionError."""
-    out = _Outputs(fs, folder, job)
+    out = Outputs(fs, folder, job)
     table_share = job.limits.table_bytes // _CHUNK_SHARE
     runs = [_Run(fs, folder, run, min(_CHUNK_BYTES, table_share)) for run in job.inputs[::-1]]
     read = superseded = dropped = 0
@@ -283,7 +285,11 @@ def _groups(
     fs: FileSystem, folder: str, tables: Sequence[TableFacts]
 ) -> Iterator[tuple[list[bytes], list[bytes]]]:
     for facts in tables:  # not mapped: what was read of a map would count as the worker's memory
-        yield from Table.open(fs, folder, facts, mapped=False).groups(b"", None, False)
+        try:
+            table = Table.open(fs, folder, facts, mapped=False)
+        except FileNotFoundError as error:
+            raise CorruptionError(f"{folder}/{facts.name}", 0, "the file is missing") from error
+        yield from table.groups(b"", None, False)
 
 
 def _merged(parts: Sequence[Chunk]) -> tuple[list[bytes], list[bytes]]:
@@ -330,11 +336,14 @@ class _Emptied:
     """Blob files whose values move into new ones."""
 
     def __init__(self, fs: FileSystem, folder: str, files: Sequence[BlobFacts]) -> None:
-        self._files = {
-            facts.name: BlobFile.open(fs, folder, facts, mapped=False) for facts in files
-        }
+        self._files: dict[str, BlobFile] = {}
+        for facts in files:
+            try:
+                self._files[facts.name] = BlobFile.open(fs, folder, facts, mapped=False)
+            except FileNotFoundError as error:
+                raise CorruptionError(f"{folder}/{facts.name}", 0, "the file is missing") from error
 
-    def moved(self, keys: Sequence[bytes], cells: Sequence[bytes], out: _Outputs) -> list[bytes]:
+    def moved(self, keys: Sequence[bytes], cells: Sequence[bytes], out: Outputs) -> list[bytes]:
         """Return cells none of which refers to one of the files."""
         moved = list(cells)
         for at, cell in enumerate(cells):
@@ -350,7 +359,7 @@ class _Emptied:
 # -- what comes out ------------------------------------------------------------------------------
 
 
-class _Outputs:
+class Outputs:
     """The tables and blob files of one job, made one after the other: all of them or none."""
 
     def __init__(self, fs: FileSystem, folder: str, job: Job) -> None:
@@ -400,9 +409,7 @@ class _Outputs:
             self._end_blob()
         return found
 
-    def finish(
-        self, read: int, superseded: int, dropped: int
-    ) -> Generator[None, None, JobResult]:
+    def finish(self, read: int, superseded: int, dropped: int) -> Generator[None, None, JobResult]:
         """End and sync everything, the folder last."""
         yield
         self._end_blob()

@@ -248,7 +248,8 @@ def decode_answer(body: bytes, serial: int) -> JobResult:
 
 def encode_failure(serial: int, error: StorageError) -> bytes:
     """Return the body of an error that ended a job; what is none of the three is DiskFailed."""
-    name, made_of = DiskFailed.__name__, [str(error)]
+    name = DiskFailed.__name__
+    made_of: list[str | int] = [str(error)]
     if isinstance(error, CorruptionError):
         name, made_of = CorruptionError.__name__, [error.file, error.offset, error.why]
     elif isinstance(error, DiskFull):
@@ -277,7 +278,16 @@ def decode_failure(body: bytes, serial: int) -> StorageError:
 
 def _table_out(table: TableFacts) -> list[Any]:
     name, size, footer, records, tombstones, first, last, blobs = table
-    return [name, size, footer, records, tombstones, first.hex(), last.hex(), list(map(list, blobs))]
+    return [
+        name,
+        size,
+        footer,
+        records,
+        tombstones,
+        first.hex(),
+        last.hex(),
+        list(map(list, blobs)),
+    ]
 
 
 def _table_in(facts: list[Any]) -> TableFacts:

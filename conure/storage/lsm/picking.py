@@ -15,10 +15,10 @@ then into the empty one above it. So the number of levels follows from the sizes
 is written to little rewrites little.
 
 1. A job has about :data:`INPUTS` tables, so that its time and its temporary space are bounded.
-2. A job moves records down, or values out of blob files that are to go. So merging comes to an end.
+2. A job moves records down, or values out of blob files that are to go: so merging ends.
 3. Level 0 goes before all else, unless a level is so full that merging into it would cost more.
-4. *Idle* jobs give space back: what is in upper levels may hide as much below, and a tombstone hides
-   a record. They run until that is an eighth of the rest, and blob files are mostly live.
+4. *Idle* jobs give space back: what is in upper levels may hide as much below, and a tombstone
+   hides a record. They run until that is an eighth of the rest, and blob files are mostly live.
 
 Which of a level's tables go first: those with most to gain, moved bytes and tombstones, for what is
 written.

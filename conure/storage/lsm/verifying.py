@@ -73,13 +73,14 @@ class _Lie(Exception):
 
 
 def _prove_names(job: Job, result: JobResult) -> None:
-    names = [file.name for file in (*result.tables, *result.blobs)]
-    if len(set(names)) < len(names):
+    tables = [table.name for table in result.tables]
+    blobs = [blob.name for blob in result.blobs]
+    if len({*tables, *blobs}) < len(tables) + len(blobs):
         raise _Lie("it names a file twice")
-    for names_of, ending in ((result.tables, ".sst"), (result.blobs, ".blob")):
-        for file in names_of:
-            if not is_output(file.name, job) or not file.name.endswith(ending):
-                raise _Lie(f"{file.name!r} is not a name of its own")
+    for names, ending in ((tables, ".sst"), (blobs, ".blob")):
+        for name in names:
+            if not is_output(name, job) or not name.endswith(ending):
+                raise _Lie(f"{name!r} is not a name of its own")
 
 
 def _prove_order(job: Job, result: JobResult, feed: Feed | None) -> None:

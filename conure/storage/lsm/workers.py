@@ -6,8 +6,8 @@ in who pays: a :class:`Worker` has an interpreter of its own, so that the node's
 time to it; :class:`InProcess` needs no process, and is what a Worker falls back to.
 
 1. No step takes much longer than it is told, whatever the process does: pipes don't block here.
-2. A process that ends, says what makes no sense, or nothing for ``patience`` seconds, is killed; its
-   job is lost (:class:`JobLost`), its files are removed, and the next job gets a new process.
+2. A process that ends, makes no sense, or says nothing for ``patience`` seconds, is killed; its job
+   is lost (:class:`JobLost`), its files are removed, and the next job gets a new process.
 3. What a worker answers is a claim. ``verifying.py`` finds out whether it is true.
 4. A process is started when it is first needed, holds no file of the node's open, and ends with it.
 
