@@ -45,20 +45,18 @@ from conure.errors import StorageError
 from conure.fileio import FileSystem
 from conure.storage.bufferpool import MANY, BufferPool
 from conure.storage.bulkload import Loader
+from conure.storage.cells import NARROW, NARROW_HEAD, make_cell
 from conure.storage.engine import CheckReport, EngineOptions, Record
 from conure.storage.layout import Layout
 from conure.storage.pages import (
     CELL_OVERHEAD,
     CHUNK,
     MAX_VALUE,
-    NARROW,
-    NARROW_HEAD,
     REF,
     Inner,
     Leaf,
     Limits,
     Node,
-    make_cell,
 )
 from conure.storage.search import Search
 from conure.storage.snapshot import Snapshot, State

@@ -49,7 +49,7 @@ from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
 from conure.consensus.raftlog import RaftLog
 from conure.errors import ConfigError, CorruptionError, ForeignDirectory, StorageError
-from conure.fileio import File, FileSystem, Lock, OsFileSystem
+from conure.fileio import File, FileSystem, Lock, Mapped, OsFileSystem, ReadInPlace, check_size
 from conure.ops.compacting import Compacted, compact
 from conure.state import snapshots
 from conure.state.backup import UNFINISHED, Progress, restore
@@ -526,8 +526,25 @@ class _View:
         self._reading = _Reading(progress, 0)
         self._reading.total = self._measure(path)
 
-    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> File:  # noqa: ARG002
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,  # noqa: ARG002
+        read_only: bool = False,  # noqa: ARG002
+        exclusive: bool = False,  # noqa: ARG002
+    ) -> File:
         return _ViewedFile(self._fs.open(self._real(path), read_only=True), self._reading)
+
+    def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:  # noqa: ARG002
+        """Open it for reading by calls, whose bytes count, whatever is asked for."""
+        file = self.open(path)
+        try:
+            check_size(path, size, file.size())
+        except BaseException:
+            file.close()
+            raise
+        return ReadInPlace(file, size)
 
     def exists(self, path: str) -> bool:
         real = self._names.get(path, path)

@@ -60,7 +60,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a separator may be the key before it",
-        "conure/storage/pages.py",
+        "conure/storage/cells.py",
         "return right[: at + 1]",
         "return right[:at]",
         (
@@ -179,6 +179,20 @@ MUTATIONS = [
             "tests/storage/test_btree.py",
             "tests/storage/test_btree_space.py",
         ),
+    ),
+    Mutation(
+        "a directory of another engine looks as older versions know it",
+        "conure/storage/datadir.py",
+        "    version = FORMAT if identity.engine == _BTREE else FORMAT_WITH_ENGINE\n",
+        "    version = FORMAT\n",
+        ("tests/storage/test_datadir.py",),
+    ),
+    Mutation(
+        "a directory is opened as one of another engine",
+        "conure/storage/datadir.py",
+        '    if engine not in ("", identity.engine) and role == "data":\n',
+        "    if False:\n",
+        ("tests/storage/test_datadir.py",),
     ),
     Mutation(
         "an engine that nobody knows is taken for another",
