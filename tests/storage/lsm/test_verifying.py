@@ -92,7 +92,7 @@ def test_the_truth_is_believed_and_handed_over_open(case: Case) -> None:
 
 def test_no_byte_of_a_file_may_differ(case: Case) -> None:
     for file in (case.result.tables[0], case.result.tables[-1], case.result.blobs[0]):
-        path = f"{FOLDER}/{file.name}"  # type: ignore[attr-defined]
+        path = f"{FOLDER}/{file.name}"
         for at in range(0, len(case.fs.contents(path)), 3):
             case.fs.corrupt(path, at, 0x40)
             case.lie(case.result, path)
