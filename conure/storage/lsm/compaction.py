@@ -10,8 +10,8 @@ its version, and the inputs are removed.
    or after so many calls; there may be room by then.
 3. An input that is corrupt is a CorruptionError: no replica may go on with it.
 
-For the thread that makes checkpoints, without the caller's lock; :meth:`Compaction.close` is for
-any thread.
+For the thread that makes checkpoints, without the caller's lock; :meth:`Compaction.give_up` and
+:meth:`Compaction.close` are for any thread.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Compaction:
         self._durable = durable
         self._runner = runner
         self._limits = limits
-        self._settled: Version | None = None  # a version of which nothing is to be merged
-        self._in_time: Version | None = None  # one of which nothing is to be merged but if idle
+        # Serials of versions: nothing is to be merged; only if idle; there was no room for it.
+        self._settled = self._in_time = self._full = -1
         self._written = 0
         self._quiet = 0  # calls in a row before which nothing was written
         self._job: MergeJob | None = None
@@ -75,7 +75,6 @@ class Compaction:
         self._running: Running | None = None
         self._proof: Generator[None, None, Proved] | None = None
         self._pause = 0
-        self._full_version: Version | None = None  # for whose merge there was no room
         self._is_closed = False
         self._lock = threading.Lock()  # held while work is done
 
@@ -100,7 +99,8 @@ class Compaction:
                     if self._attempts >= ATTEMPTS:
                         raise
                 except DiskFull:
-                    self._full_version = self._engine.mergeable()
+                    version = self._engine.mergeable()
+                    self._full = -1 if version is None else version.serial
                     self._pause = _PAUSE
                     self._give_up()
                     self._job = None
@@ -108,6 +108,12 @@ class Compaction:
                 if perf_counter() >= until:
                     return True
             return self._may_be_idle_soon()
+
+    def give_up(self) -> None:
+        """Give up what is being merged."""
+        with self._lock:
+            self._give_up()
+            self._job = None
 
     def close(self) -> None:
         """Give up what is being merged, and merge nothing any more."""
@@ -120,17 +126,18 @@ class Compaction:
     def _may_be_idle_soon(self) -> bool:
         """Tell whether there might be something to merge if nothing is written until then."""
         version = self._engine.mergeable()
-        is_known = version is None or version is self._settled or version is self._full_version
-        return not is_known and self._quiet < _QUIET
+        if version is None or version.serial in (self._settled, self._full):
+            return False
+        return self._quiet < _QUIET
 
     def _has_job(self) -> bool:
         """Tell whether there is something to merge now."""
         if self._job is not None:
             return True
         version = self._engine.mergeable()
-        if version is None or version is self._settled:
+        if version is None or version.serial == self._settled:
             return False
-        if version is self._full_version and self._pause > 0:
+        if version.serial == self._full and self._pause > 0:
             self._pause -= 1
             return False
         return self._has_picked(version)
@@ -139,14 +146,14 @@ class Compaction:
         """Pick a job, one to give space back only if nothing is being written."""
         durable, limits = self._durable, self._limits
         self._attempts = 0
-        if version is not self._in_time:
+        if version.serial != self._in_time:
             self._job = pick(version, limits, durable.stem, durable.next_number(), idle=False)
             if self._job is None:
-                self._in_time = version
+                self._in_time = version.serial
         if self._job is None and self._quiet >= _QUIET:
             self._job = pick(version, limits, durable.stem, durable.next_number(), idle=True)
             if self._job is None:
-                self._settled = version
+                self._settled = version.serial
         return self._job is not None
 
     def _went_on(self, seconds: float) -> bool:

@@ -97,6 +97,8 @@ class Checkpoint:
         Raises DiskFull and DiskFailed.
         """
         until = perf_counter() + seconds
+        for memtable in self._frozen:
+            memtable.settle()
         for _ in self._joining:
             if perf_counter() >= until:
                 return False

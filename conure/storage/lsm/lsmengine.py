@@ -137,15 +137,15 @@ class LSMEngine:
 
     def scan(self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False) -> Rows:
         """Iterate over keys and records; nothing may be written before the end."""
-        records = self._state.cells.records
-        return chain.from_iterable(self._rows(records, start, end, reverse))
+        state = self._state
+        return chain.from_iterable(self._rows(state, state.cells.records, start, end, reverse))
 
     def scan_headings(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
-        headings = self._state.cells.headings
-        return chain.from_iterable(self._rows(headings, start, end, reverse))
+        state = self._state
+        return chain.from_iterable(self._rows(state, state.cells.headings, start, end, reverse))
 
     def snapshot(self) -> PinnedReader:
         """Pin the present state for reading in any thread. Under the caller's lock, in constant
@@ -251,6 +251,7 @@ class LSMEngine:
         if self._records or self._checkpoint or self._is_loading:
             raise ValueError("only an empty engine that nothing else writes to can be loaded")
         self._is_loading = True
+        self._compaction.give_up()  # or what it merges would be beside what is loaded
         return Loader(
             self._durable,
             self._jobs,
@@ -438,6 +439,7 @@ class LSMEngine:
 
     def _rows(
         self,
+        state: State,
         read: Callable[[list[bytes], list[bytes]], Iterable[_Thing]],
         start: bytes,
         end: bytes | None,
@@ -446,8 +448,8 @@ class LSMEngine:
         """Iterate over a range of the present state in groups."""
         if not self._records:
             return
-        state = self._state
-        state.memtable.settle()
+        for memtable in (state.memtable, *state.frozen):
+            memtable.settle()
         marks = self._known_marks()
         for keys, cells in live_groups(state, marks, marks.add, start, end, reverse=reverse):
             if reverse:

@@ -93,7 +93,10 @@ class Memtable:
         return Pin(self, undo)
 
     def settle(self) -> None:
-        """Sort the keys that are new: scans are quicker then."""
+        """Sort the keys that are new: scans are quicker then.
+
+        Of a memtable that is frozen any thread may do that, and several at once.
+        """
         firsts, chunks, pending = self._sorted
         if not pending:
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Final, TypeAlias
 
 __all__ = ["Group", "gathered", "live", "merged"]
@@ -101,26 +102,26 @@ def _taken_down(heads: list[_Head]) -> list[Group]:
 
 
 def gathered(groups: Iterator[Group], *, reverse: bool = False) -> Iterator[Group]:
-    """Join groups of one source, more and more of them: a merge costs less with longer ones."""
-    wanted = 1
-    while True:
+    """Join groups of one source, more and more of them: a merge costs less with longer ones, and a
+    short scan less with short ones."""
+    for turn in count(2):
+        wanted = min(turn // 2, _MOST_GATHERED)
         keys: list[bytes] = []
         cells: list[bytes] = []
-        count = 0
+        joined = 0
         for more, their_cells in groups:
-            if not count:
+            if not joined:
                 keys, cells = more, their_cells
             elif reverse:
                 keys, cells = more + keys, their_cells + cells
             else:
                 keys, cells = keys + more, cells + their_cells
-            count += 1
-            if count >= wanted:
+            joined += 1
+            if joined >= wanted:
                 break
-        if not count:
+        if not joined:
             return
         yield keys, cells
-        wanted = min(2 * wanted, _MOST_GATHERED)
 
 
 def live(group: Group) -> Group:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise
 from zlib import crc32
 
 from conure.errors import CorruptionError
@@ -25,6 +25,7 @@ from conure.storage.lsm.tables import Table
 
 __all__ = ["Version"]
 
+_serials = count()
 _Find = Callable[[bytes, int], bytes | None]
 
 
@@ -39,6 +40,8 @@ class Version:
         levels: Sequence[Sequence[Table]] = ((),),
         blobs: Mapping[str, BlobFile] | None = None,
     ) -> None:
+        self.serial = next(_serials)
+        """No other version has it."""
         tables = [tuple(level) for level in levels] or [()]
         while len(tables) > 1 and not tables[-1]:
             tables.pop()

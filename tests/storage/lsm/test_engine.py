@@ -287,6 +287,33 @@ def test_closing_gives_a_merge_up_and_removes_what_it_made() -> None:
         assert dict(again.scan()) == model
 
 
+def test_a_merge_that_runs_when_a_load_begins_brings_nothing_back() -> None:
+    fs = disk()
+    engine, model = filled(fs, 10)
+    while engine.compact(0.0) and engine._compaction._running is None:
+        pass
+    for key in model:
+        engine.delete(key)
+    loader = engine.loader()
+    loader.add([(b"new", Record(b"v", 1, 1, 1))])
+    loader.finish()
+    settle(engine)
+    assert [key for key, _ in engine.scan()] == [b"new"]
+    engine.checkpoint(20, 1)
+    settle(engine)
+    assert engine.check().records == 1
+    assert files(fs) == named(fs, PLACE)
+
+
+def test_a_range_that_was_asked_for_before_a_merge_ended_is_read_where_it_was() -> None:
+    fs = disk()
+    engine, model = filled(fs, 10)
+    scan, reverse = engine.scan(), engine.scan_headings(reverse=True)
+    settle(engine)
+    assert dict(scan) == model
+    assert [key for key, _ in reverse] == sorted(model, reverse=True)
+
+
 def test_a_checkpoint_may_end_after_the_engine_was_closed() -> None:
     fs = disk()
     engine, model = filled(fs, 3)

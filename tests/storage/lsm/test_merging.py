@@ -62,7 +62,7 @@ def test_deleted_keys_are_left_out() -> None:
 def test_groups_are_joined_more_and_more() -> None:
     source = [([b"%03d" % number], [b"x"]) for number in range(100)]
     sizes = [len(keys) for keys, _ in gathered(iter(source))]
-    assert sizes[:5] == [1, 2, 4, 8, 16]
+    assert sizes[:6] == [1, 1, 2, 2, 3, 3]
     assert sum(sizes) == 100
     backwards = [keys for keys, _ in gathered(iter(source[::-1]), reverse=True)]
-    assert backwards[:2] == [[b"099"], [b"097", b"098"]]
+    assert backwards[:3] == [[b"099"], [b"098"], [b"096", b"097"]]
