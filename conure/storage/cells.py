@@ -21,7 +21,9 @@ what is wrong. Nothing here reads or writes a file. Any thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
+from itertools import repeat
+from operator import itemgetter
 from struct import Struct
 from typing import cast
 
@@ -33,9 +35,11 @@ __all__ = [
     "NARROW_SIZE",
     "SPILLED",
     "WIDEST",
+    "even_records",
     "make_cell",
     "new_record",
     "open_cell",
+    "records_of",
     "reference_of",
     "separator",
 ]
@@ -46,6 +50,10 @@ NARROW = Struct("<IIH")  # the numbers of a cell whose flags are 0, at offset 1
 NARROW_HEAD = _HEADS[0]
 NARROW_SIZE = NARROW_HEAD.size
 WIDEST = _HEADS[3].size
+
+_make = cast("Callable[[type[Record], Iterable[object]], Record]", tuple.__new__)
+_FLAGS = itemgetter(0)
+_FIELDS = itemgetter(4, 1, 2, 3, 0)  # of a narrow cell in a record's order: no flags, no expiry
 
 new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
 
@@ -84,9 +92,33 @@ def reference_of(cell: bytes) -> bytes:
     return cell[_HEADS[cell[0] & (_EXPIRY | _WIDE)].size :]
 
 
+def records_of(cells: list[bytes]) -> Iterable[Record] | None:
+    """Return the records of well-formed cells, all at once; None if one needs a closer look."""
+    sizes = set(map(len, cells))
+    if len(sizes) == 1:
+        return even_records(b"".join(cells), sizes.pop())
+    if any(map(_FLAGS, cells)):
+        return None
+    numbers = NARROW.unpack_from
+    return [new_record((cell[NARROW_SIZE:], *numbers(cell, 1), 0)) for cell in cells]
+
+
+def even_records(column: bytes, size: int) -> Iterable[Record] | None:
+    """Return the records of cells that all have *size* bytes; None if one has flags."""
+    if any(column[::size]):
+        return None
+    cells = _even_cells(size - NARROW_SIZE).iter_unpack(column)
+    return map(_make, repeat(Record), map(_FIELDS, cells))
+
+
 def separator(left: bytes, right: bytes) -> bytes:
     """Return the shortest key that is greater than *left* and not greater than *right*."""
     for at, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return right[: at + 1]
     return right[: len(left) + 1]
+
+
+@lru_cache(256)
+def _even_cells(value_size: int) -> Struct:
+    return Struct(f"<BIIH{value_size}s")

@@ -54,14 +54,16 @@ class EngineOptions:
 
     *page_size* counts only when the files are made. *cache_bytes* bounds what is kept in memory of
     what is on disk. *memtable_bytes* of changes make an engine with a memtable want a checkpoint,
-    values from *long_value* on lie apart from their records. *mapped* says whether files are read
-    through maps, and *workers* whether what takes long may be done by other processes.
+    values from *long_value* on lie apart from their records, and tables are made of about
+    *table_bytes*. *mapped* says whether files are read through maps, and *workers* whether what
+    takes long may be done by other processes.
     """
 
     page_size: int = 4096
     cache_bytes: int = 64 << 20
     memtable_bytes: int = 10_000_000
     long_value: int = 4096
+    table_bytes: int = 16 << 20
     mapped: bool = True
     workers: bool = False
 

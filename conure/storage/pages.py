@@ -34,14 +34,13 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import accumulate, pairwise, repeat
-from operator import itemgetter
+from itertools import accumulate, pairwise
 from struct import Struct
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
-from conure.storage.cells import NARROW, NARROW_SIZE, WIDEST, new_record
+from conure.storage.cells import NARROW_SIZE, WIDEST, even_records, records_of
 from conure.storage.engine import Record
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 
@@ -81,9 +80,6 @@ NODE_BYTES = 300
 RECORD_BYTES = 100
 SEPARATOR_BYTES = 64
 
-
-_make = cast("Callable[[type[Record], Iterable[object]], Record]", tuple.__new__)
-_FIELDS = itemgetter(4, 1, 2, 3, 0)  # of a narrow cell in a record's order: no flags, no expiry
 
 _NOTHING: list[bytes] = []  # the lists of a packed leaf; never changed
 
@@ -188,15 +184,8 @@ class Leaf:
             size = _even_size(page[offsets_at:keys_at], count)
             if size >= NARROW_SIZE:
                 at = keys_at + _U16.unpack_from(page, offsets_at - 2)[0]
-                return _even_records(page[at + first * size : at + last * size], size)
-        cells = self.lists()[1][first:last]
-        sizes = set(map(len, cells))
-        if len(sizes) == 1:
-            return _even_records(b"".join(cells), sizes.pop())
-        if any(map(itemgetter(0), cells)):
-            return None
-        numbers = NARROW.unpack_from
-        return [new_record((cell[NARROW_SIZE:], *numbers(cell, 1), 0)) for cell in cells]
+                return even_records(page[at + first * size : at + last * size], size)
+        return records_of(self.lists()[1][first:last])
 
     def find(self, key: bytes) -> tuple[int, bytes | None]:
         """Return slot and cell of *key*; where it belongs and None if it isn't here.
@@ -422,11 +411,6 @@ def _numbers(count: int) -> Struct:
     return Struct(f"<{count}H")
 
 
-@lru_cache(256)
-def _even_cells(value_size: int) -> Struct:
-    return Struct(f"<BIIH{value_size}s")
-
-
 @lru_cache(None)
 def _ones(count: int) -> int:
     """Return 1 in each of *count* 16-bit places."""
@@ -442,14 +426,6 @@ def _even(count: int, size: int) -> tuple[bytes, Struct]:
 
 def _offsets(pieces: list[bytes]) -> bytes:
     return _numbers(len(pieces) + 1).pack(*accumulate(map(len, pieces), initial=0))
-
-
-def _even_records(column: bytes, size: int) -> Iterable[Record] | None:
-    """Return the records of cells of one size; None if one has flags."""
-    if any(column[::size]):
-        return None
-    cells = _even_cells(size - NARROW_SIZE).iter_unpack(column)
-    return map(_make, repeat(Record), map(_FIELDS, cells))
 
 
 def _head(count: int, epoch: int) -> bytes:
