@@ -103,13 +103,22 @@ def live_groups(
     going upwards.
     """
     if reverse:
-        if end is not None:
-            end = marks.before(end)
-        for group in merged(source.sources(start, end, reverse=True), reverse=True):
-            found = live(group)
-            if found[0]:
-                yield found
-        return
+        return _downwards(source, marks, start, end)
+    return _upwards(source, marks, leave, start, end)
+
+
+def _downwards(source: Source, marks: Marks, start: bytes, end: bytes | None) -> Iterator[Group]:
+    if end is not None:
+        end = marks.before(end)
+    for group in merged(source.sources(start, end, reverse=True), reverse=True):
+        found = live(group)
+        if found[0]:
+            yield found
+
+
+def _upwards(
+    source: Source, marks: Marks, leave: Leave, start: bytes, end: bytes | None
+) -> Iterator[Group]:
     position = marks.after(start)
     alive = None  # the last key that was
     skipped = 0
