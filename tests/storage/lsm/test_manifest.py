@@ -34,7 +34,6 @@ FULL = Manifest(
 )
 
 
-
 def sealed(data: bytes) -> bytes:
     return data + crc32(data).to_bytes(4, "little")
 
