@@ -265,6 +265,7 @@ class _Remote:
         until = monotonic() + seconds
         while self._outcome is None:
             self._send_some()
+            heard: list[tuple[Kind, bytes]] = []
             try:
                 heard = self._process.exchange(max(0.0, min(until - monotonic(), _GLIMPSE)))
                 self._take(heard)
@@ -342,7 +343,8 @@ class _Remote:
         try:
             discard(self._fs, self._folder, self.job)
         except StorageError as error:
-            self._outcome = error
+            if isinstance(self._outcome, JobResult | JobLost):
+                self._outcome = error
 
 
 class _Process:
