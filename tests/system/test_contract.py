@@ -61,7 +61,9 @@ def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     engine = f"--engine={request.param}"
-    with running(tmp_path_factory.mktemp("contract"), "--metrics-addr=127.0.0.1:0", engine) as process:
+    with running(
+        tmp_path_factory.mktemp("contract"), "--metrics-addr=127.0.0.1:0", engine
+    ) as process:
         yield process
 
 
