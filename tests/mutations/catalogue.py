@@ -7,6 +7,7 @@ from tests.mutations import (
     cluster,
     consensus,
     http,
+    lsm,
     net,
     ops,
     peers,
@@ -19,6 +20,20 @@ from tests.mutations import (
 
 __all__ = ["MUTATIONS"]
 
-_WINGS = (client, cluster, consensus, http, net, ops, peers, rest, service, state, storage, tables)
+_WINGS = (
+    client,
+    cluster,
+    consensus,
+    http,
+    lsm,
+    net,
+    ops,
+    peers,
+    rest,
+    service,
+    state,
+    storage,
+    tables,
+)
 
 MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]
