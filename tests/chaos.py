@@ -102,8 +102,8 @@ class Plan:
     def __str__(self) -> str:
         kinds = [field.name for field in fields(self) if getattr(self, field.name) is True]
         return (
-            f"{self.shape} nodes, {self.engine} engine, {self.read_mode} reads, followers {self.follower_mode}; "
-            f"processes {' '.join(kinds)}"
+            f"{self.shape} nodes, {self.engine}, {self.read_mode} reads, followers "
+            f"{self.follower_mode}; processes {' '.join(kinds)}"
         )
 
 
