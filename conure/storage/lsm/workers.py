@@ -59,8 +59,7 @@ _MAX_ANSWER = 64 << 20
 _READ_BYTES = 64 << 10
 _STRIKES = 3  # processes in a row that end before they have said a word
 _GLIMPSE = 0.5  # seconds of silence that one look counts at most: this process may have slept
-_ENDING = 5.0  # seconds for a killed process to be gone
-_FAREWELL = 1.0  # seconds for an idle one to end by itself
+_ENDING = 0.5  # seconds for a killed process to be gone
 
 log = logging.getLogger("conure.lsm")
 
@@ -74,6 +73,10 @@ class Running(Protocol):
     @property
     def feed(self) -> Feed:
         """What it has been fed so far; nothing, if it is a merge."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a process does the work, so that a step just waits for it."""
 
     def step(self, seconds: float) -> bool:
         """Work, or wait for the process, for about *seconds*; tell whether the job is over."""
@@ -115,6 +118,8 @@ class InProcess:
 
 class _Sliced:
     """A job in the caller's thread."""
+
+    is_remote = False
 
     def __init__(self, fs: FileSystem, folder: str, job: Job, feed: Feed) -> None:
         self.job = job
@@ -182,6 +187,8 @@ class Worker:
     def start(self, job: Job, chunks: Iterable[Chunk] = ()) -> Running:
         assert self._running is None, "one job at a time"
         assert not self._is_closed
+        if self._process is not None and self._process.is_gone():
+            self._let_go()
         process = self._process or self._new_process()
         if process is None:
             return self._here.start(job, chunks)
@@ -234,6 +241,8 @@ class Worker:
 
 class _Remote:
     """A job in a process."""
+
+    is_remote = True
 
     def __init__(
         self,
@@ -421,16 +430,13 @@ class _Process:
             log.warning("worker process %d was killed %g s ago and is there yet", self.pid, seconds)
 
     def close(self) -> None:
-        """Let it end, by itself if it can."""
+        """End it; it has nothing to do any more."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
+        self.kill()
         self._popen.stdin.close()
         self._popen.stdout.close()
-        try:
-            self._popen.wait(_FAREWELL)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self.wait(_ENDING)
+        self.wait(_ENDING)
 
     def _write(self) -> None:
         pending = self._pending
