@@ -147,11 +147,12 @@ class _Sliced:
         return _result(self._outcome)
 
     def abort(self) -> None:
-        if self._work is not None:
-            self._work.close()  # which removes its files
-        elif isinstance(self._outcome, JobResult):
+        work, self._work = self._work, None
+        if work is not None:
+            work.close()
+        if work is not None or isinstance(self._outcome, JobResult):
+            self._outcome = JobLost("it was given up")
             discard(self._fs, self._folder, self.job)
-        self._work, self._outcome = None, JobLost("it was given up")
 
 
 class Worker:
