@@ -1,6 +1,7 @@
 # make run      a server on this machine, data in ./data
 # make cluster  three servers on this machine, thrown away at the end; see tools/cluster.py --help
 # make test     all tests, in a virtual environment it makes itself
+# make test-all all of them once for each storage engine
 # make check    format, lint, types, import table and tests: what a change must pass
 # make format   what a formatter and a linter can put right by themselves
 # make bench    the comparison with etcd, redis, sqlite3 and LMDB
@@ -27,7 +28,7 @@ BENCH_READY := $(VENV)/.bench-requirements
 ENGINE := $(or $(shell command -v podman || command -v docker),docker)
 IMAGE := docker.io/conuredb/conuredb
 
-.PHONY: run cluster test check format bench wheel pyz clean
+.PHONY: run cluster test test-all check format bench wheel pyz clean
 .PHONY: chart-check image-check image-check-cluster image-check-dev k8s-images k8s-check
 
 run:
@@ -37,11 +38,15 @@ cluster:
 	$(PYTHON) tools/cluster.py
 
 # The tests start servers by the hundred: whatever the environment says, compile them once.
-test check: export PYTHONDONTWRITEBYTECODE :=
-test check: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
+test test-all check: export PYTHONDONTWRITEBYTECODE :=
+test test-all check: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 4
+
+test-all: $(READY)
+	CONURE_TEST_ENGINE=btree $(BIN)/python -m pytest -n 4
+	CONURE_TEST_ENGINE=lsm $(BIN)/python -m pytest -n 4
 
 check: $(READY)
 	$(BIN)/ruff format --check .

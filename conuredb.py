@@ -52,6 +52,8 @@ from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
 from conure.service.watchers import Watchers
 from conure.state.history import History
+from conure.storage.datadir import engine_in
+from conure.storage.engines import LSM
 from conure.values import Address, host_of
 from httpapi import API, PROBES, PUBLIC, SHORT_BODIES, MetricsAPI
 
@@ -68,6 +70,9 @@ KEPT_FILES = 192
 
 A node that can't open its next log segment ends: idle clients must not bring it there.
 """
+
+TABLE_FILES = 512
+"""Open files that they have to leave besides where tables may be mapped, each of which is one."""
 
 UNWRITTEN_SHARE = 4
 """How many times ``cache_bytes`` changed pages may take before writers are slowed down."""
@@ -175,15 +180,18 @@ class Process:
 
     def _bound_connections(self, open_files: int) -> None:
         """Take care that connections leave the node the open files it needs itself."""
-        servers = 1 if self._config.metrics_addr is None else 2
-        most = max(1, open_files // servers - KEPT_FILES)
+        config = self._config
+        servers = 1 if config.metrics_addr is None else 2
+        engine = engine_in(OsFileSystem(), config.data_dir) or config.engine
+        kept = KEPT_FILES + (TABLE_FILES if engine == LSM else 0)
+        most = max(1, open_files // servers - kept)
         if self._max_connections > most:
             self._max_connections = most
             log.warning(
                 "max_connections is %d here, not %d: this process may open %d files only "
                 "(raise its limit, ulimit -n)",
                 most,
-                self._config.max_connections,
+                config.max_connections,
                 open_files,
             )
 

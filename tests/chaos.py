@@ -46,6 +46,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.lab import engines
 from tests.lab.cluster import Cluster, Member, Workload, wait_until
 from tests.lab.netns import Impairment, Lab, why_not
 
@@ -79,6 +80,7 @@ class Plan:
     bad_links: bool = False
     disks: bool = False
     clocks: bool = False
+    engine: str = "btree"  # or lsm, or mixed: each member draws
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
@@ -94,13 +96,14 @@ class Plan:
             bad_links=rng.random() < 0.5,
             disks=rng.random() < 0.4,
             clocks=rng.random() < 0.4,
+            engine=engines.TOLD or rng.choice(["btree", "lsm", "mixed"]),
         )
 
     def __str__(self) -> str:
         kinds = [field.name for field in fields(self) if getattr(self, field.name) is True]
         return (
-            f"{self.shape} nodes, {self.read_mode} reads, followers {self.follower_mode}; "
-            f"processes {' '.join(kinds)}"
+            f"{self.shape} nodes, {self.engine}, {self.read_mode} reads, followers "
+            f"{self.follower_mode}; processes {' '.join(kinds)}"
         )
 
 
@@ -366,6 +369,13 @@ def what_is_missing() -> dict[str, str]:
     return {kind: reason for kind, reason in missing.items() if reason}
 
 
+def engine_of(name: str, seed: int, plan: Plan) -> str:
+    """Return the engine of a member."""
+    if plan.engine != "mixed":
+        return plan.engine
+    return random.Random(f"engine/{seed}/{name}").choice(["btree", "lsm"])
+
+
 def play(seed: int, plan: Plan, rounds: int) -> None:
     """Play the rounds of a plan on a new cluster."""
     rng = random.Random(seed)
@@ -387,6 +397,7 @@ def play(seed: int, plan: Plan, rounds: int) -> None:
         for number, name in enumerate(names):
             member = cluster.add(
                 *(["--role=arbiter"] if number == data_nodes else []),
+                f"--engine={engine_of(name, seed, plan)}",
                 environ={**environ, "CLOCK_ORDER": str(directory / f"clock-{name}")},
             )
             if plan.disks:

@@ -42,7 +42,7 @@ OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
 }  # fmt: skip
-OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
+OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED", "CONURE_TEST_ENGINE"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -81,10 +81,13 @@ def spans(page: Path) -> set[str]:
 # -- reading the code ------------------------------------------------------------------------------
 
 
-MODULES = {
-    dotted.rpartition(".")[2]: path for dotted, path in FILES.items() if path.stem != "__init__"
-}
-"""The pages call a module by the last part of its name."""
+MODULES: dict[str, Path] = {}
+"""The pages call a module by the last part of its name; an inner one that is called like one before
+it by its folder, too."""
+for _dotted, _path in sorted(FILES.items(), key=lambda each: (-each[0].count("."), each[0]))[::-1]:
+    if _path.stem != "__init__":
+        _folder, _, _name = _dotted.rpartition(".")
+        MODULES[_name if _name not in MODULES else f"{_folder.rpartition('.')[2]}.{_name}"] = _path
 
 
 @cache

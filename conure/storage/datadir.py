@@ -48,7 +48,7 @@ from zlib import crc32
 from conure.errors import CorruptionError, DiskFull, ForeignDirectory
 from conure.fileio import FileSystem, Lock
 
-__all__ = ["DataDirectory", "Identity", "read_identity", "write_identity"]
+__all__ = ["DataDirectory", "Identity", "engine_in", "read_identity", "write_identity"]
 
 FORMAT = 1
 FORMAT_WITH_ENGINE = 2
@@ -280,6 +280,16 @@ def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
             "use the version that wrote it or a newer one"
         )
     return identity, diverged
+
+
+def engine_in(fs: FileSystem, path: str) -> str:
+    """Return which engine the data directory *path* has, "" if there is none yet or it can't be
+    told; who opens it then hears why. Nothing is locked. Raises DiskFailed."""
+    identity_path = os.path.join(path, _IDENTITY)
+    try:
+        return read_identity(fs, identity_path)[0].engine
+    except (FileNotFoundError, CorruptionError, ForeignDirectory):
+        return ""
 
 
 def _encoded(facts: Mapping[str, Any]) -> bytes:

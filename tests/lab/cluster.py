@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
+from tests.lab import engines
 from tests.lab.linearizability import DELETE, GET, PUT, Operation, check_history
 from tests.lab.netns import Lab
-from tests.lab.process import ROOT, Answer, ServerProcess
+from tests.lab.process import ROOT, Answer, ServerProcess, has_identity
 
 __all__ = ["Cluster", "Member", "Workload", "fetch", "free_port", "free_ports", "wait_until"]
 
@@ -125,6 +126,11 @@ class Member:
 
     # -- the process -----------------------------------------------------------------------------
 
+    def _engine(self) -> list[str]:
+        """Return the flag for the engine that a new directory of this release's server draws."""
+        is_new = self.script.parent == ROOT and not has_identity(self.data)
+        return [f"--engine={engines.drawn(self.name)}"] if is_new else []
+
     def launch(self, *flags: str) -> Member:
         """Start the process and don't wait for it; *flags* hold for this start only."""
         assert not self.is_running
@@ -135,6 +141,7 @@ class Member:
             f"--node-id={self.name}",
             f"--raft-addr={self.raft_address}",
             f"--http-addr={self.host}:{self.http_port}",
+            *self._engine(),
             *self.flags,
             *flags,
             wrapper=self.wrapper,

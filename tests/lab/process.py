@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
-from tests.lab import forkserver
+from conure.storage.engines import BTREE
+from tests.lab import engines, forkserver
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
@@ -37,6 +38,7 @@ class ServerProcess:
     *script* is run in place of ``conuredb.py``. The process is a fork of one that has imported
     the server (forkserver.py), unless it takes a new interpreter: for a wrapper, for variables
     that aren't the server's own, and if it has to be *fresh* because its start is what is tested.
+    A new directory gets the engine of the present test, unless a flag names one (engines.py).
     """
 
     def __init__(
@@ -50,11 +52,14 @@ class ServerProcess:
     ) -> None:
         added = environ or {}
         clean = {name: value for name, value in os.environ.items() if "CONURE_" not in name}
+        engine = engines.current()
+        is_told = engine != BTREE and script.parent == ROOT and not has_identity(data_dir)
         command = [
             str(script),
             f"--data-dir={data_dir}",
             "--http-addr=127.0.0.1:0",
             "--raft-addr=127.0.0.1:0",
+            *([f"--engine={engine}"] if is_told else []),
             *flags,
         ]
         self.process: subprocess.Popen[bytes] | forkserver.Child
@@ -150,6 +155,11 @@ class ServerProcess:
                 self.port = int(found[1])
                 self._listening.set()
         self._listening.set()
+
+
+def has_identity(data_dir: Path) -> bool:
+    """Tell whether a directory belongs to somebody, and so has its engine."""
+    return (data_dir / "identity.json").exists()
 
 
 @contextlib.contextmanager

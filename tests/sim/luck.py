@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, replace
 
+from tests.lab import engines
+
 __all__ = ["KEYS", "Luck"]
 
 KEYS = (b"a", b"b", b"c", b"d")
@@ -59,6 +61,7 @@ class Luck:
     max_inflight: int = 64
     max_append_bytes: int = 1 << 20
     hesitant: bool = False  # whether nodes apply no more in one go than they must
+    engines: int = 0  # 0: the B-tree everywhere, 1: the LSM engine; else each machine draws by it
 
     @classmethod
     def draw(cls, seed: int) -> Luck:
@@ -123,7 +126,15 @@ class Luck:
             cut, pause = max(luck.cut, 1.0), max(luck.pause, 0.5)
             luck = replace(luck, cut=cut, pause=pause, clients=6, keys=1, think=0.01)
         # Drawn last, so that what a seed was is left as it was.
-        return replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
+        luck = replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
+        drawn = random.Random(f"engines/{seed}").choice([0, 0, 1, 1, 2, 3, 4, 5])
+        return replace(luck, engines={"btree": 0, "lsm": 1}.get(engines.TOLD, drawn))
+
+    def engine(self, name: str, life: int) -> str:
+        """Return the engine that a machine has in a life of its disk."""
+        if self.engines < 2:
+            return ("btree", "lsm")[self.engines]
+        return random.Random(f"engine/{self.engines}/{name}/{life}").choice(["btree", "lsm"])
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)

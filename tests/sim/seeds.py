@@ -16,6 +16,7 @@ from conure.consensus import spares
 from conure.service import watchers as watchers_module
 from conure.state import snapshots
 from conure.storage import writeback
+from conure.storage.lsm import compaction, durable, flushing, workers
 from tests.lab.crashfs import SimulatedCrash
 from tests.sim.disk import Disk
 from tests.sim.luck import Luck
@@ -27,15 +28,15 @@ __all__ = ["STEPS", "fake_world", "founders", "play"]
 STEPS = 2500
 """Events of the fake world before its faults end: what a short run takes."""
 
-_templates: dict[tuple[int, bool], list[tuple[str, str, Disk]]] = {}
+_templates: dict[tuple[int, bool, int], list[tuple[str, str, Disk]]] = {}
 
 
-def founders(data_nodes: int, arbiter: bool) -> list[tuple[str, str, Disk]]:
+def founders(data_nodes: int, arbiter: bool, engines: int = 0) -> list[tuple[str, str, Disk]]:
     """Return the disks of a cluster that was begun, joined and stopped in order; made once."""
-    key = (data_nodes, arbiter)
+    key = (data_nodes, arbiter, engines)
     if key not in _templates:
         with fake_world() as use:
-            simulation = Simulation(0, Luck(data_nodes, arbiter))
+            simulation = Simulation(0, Luck(data_nodes, arbiter, engines=engines))
             use(simulation.world)
             simulation.begin(["data"] * data_nodes + ["arbiter"] * arbiter)
             for machine in simulation.fleet.all():
@@ -87,6 +88,11 @@ def fake_world() -> Iterator[Callable[[World], None]]:
             mock.patch.object(spares, "RESERVE_BYTES", 1024),  # so that it comes to an end
             mock.patch.object(btree, "time", SimpleNamespace(perf_counter=perf_counter)),
             mock.patch.object(writeback, "time", SimpleNamespace(perf_counter=perf_counter)),
+            mock.patch.object(checkpointing, "perf_counter", perf_counter),
+            mock.patch.object(compaction, "perf_counter", perf_counter),
+            mock.patch.object(durable, "perf_counter", perf_counter),
+            mock.patch.object(flushing, "perf_counter", perf_counter),
+            mock.patch.object(workers, "monotonic", perf_counter),
             mock.patch.object(snapshots, "CHUNK_BYTES", 300),
             mock.patch.object(watchers_module, "monotonic", monotonic),
             mock.patch.object(watchers_module, "_PART", 300),  # so that some are behind
@@ -104,7 +110,7 @@ def play(seed: int, steps: int = STEPS, *, verbose: bool = False) -> Simulation:
         simulation = Simulation(seed, luck, verbose=verbose)
         use(simulation.world)
         try:
-            simulation.restore(founders(luck.data_nodes, luck.arbiter))
+            simulation.restore(founders(luck.data_nodes, luck.arbiter, luck.engines))
             simulation.run(steps)
             simulation.mend()
         except Exception as error:

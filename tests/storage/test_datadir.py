@@ -8,7 +8,7 @@ from zlib import crc32
 import pytest
 
 from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
-from conure.storage.datadir import DataDirectory, Identity, read_identity, write_identity
+from conure.storage.datadir import DataDirectory, Identity, engine_in, read_identity, write_identity
 from tests.lab.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
@@ -279,6 +279,15 @@ def with_checksum(facts: dict[str, object]) -> bytes:
         del facts["checksum"]
         facts["checksum"] = f"{crc32(json.dumps(facts, indent=2).encode()):08x}"
     return json.dumps(facts, indent=2).encode() + b"\n"
+
+
+def test_an_engine_can_be_told_before_a_directory_is_opened() -> None:
+    fs = CrashFileSystem()
+    assert engine_in(fs, "/data") == ""
+    opened_with(fs, "lsm")
+    assert engine_in(fs, "/data") == "lsm"
+    write(fs, "/data/identity.json", b"nonsense")
+    assert engine_in(fs, "/data") == ""
 
 
 def test_files_of_tables_without_an_identity_are_data() -> None:

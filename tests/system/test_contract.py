@@ -30,6 +30,7 @@ from conure.errors import PayloadTooLarge
 from conure.fileio import OsFileSystem
 from tests.lab import forkserver
 from tests.lab.cluster import free_port
+from tests.lab.engines import ENGINES
 from tests.lab.process import ROOT, Answer, ServerProcess, running, wait_until
 
 MAX_VALUE = 1 << 20
@@ -55,9 +56,14 @@ BINARY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with running(tmp_path_factory.mktemp("contract"), "--metrics-addr=127.0.0.1:0") as process:
+@pytest.fixture(scope="module", params=ENGINES)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    engine = f"--engine={request.param}"
+    with running(
+        tmp_path_factory.mktemp("contract"), "--metrics-addr=127.0.0.1:0", engine
+    ) as process:
         yield process
 
 
@@ -563,7 +569,6 @@ PROMISED = {
     "conure_db_free_bytes": "gauge",
     "conure_db_records": "gauge",
     "conure_db_size_bytes": "gauge",
-    "conure_db_unwritten_pages": "gauge",
     "conure_disk_full": "gauge",
     "conure_http_connections": "gauge",
     "conure_http_connections_accepted": "counter",
@@ -575,8 +580,6 @@ PROMISED = {
     "conure_log_segments": "gauge",
     "conure_log_size_bytes": "gauge",
     "conure_log_sync_duration_seconds": "histogram",
-    "conure_page_cache_hits": "counter",
-    "conure_page_cache_misses": "counter",
     "conure_checkpoint_duration_seconds": "histogram",
     "conure_raft_applied_index": "gauge",
     "conure_raft_commit_index": "gauge",
@@ -587,7 +590,30 @@ PROMISED = {
     "process_open_fds": "gauge",
     "process_resident_memory_bytes": "gauge",
     "process_start_time_seconds": "gauge",
+    "conure_engine_info": "gauge",
+    "conure_write_stalls": "counter",
+    "conure_write_stall_seconds": "counter",
 }  # without the _total that a counter's samples carry
+
+PROMISED_OF = {
+    "btree": {
+        "conure_db_unwritten_pages": "gauge",
+        "conure_page_cache_hits": "counter",
+        "conure_page_cache_misses": "counter",
+    },
+    "lsm": {
+        "conure_lsm_memtable_bytes": "gauge",
+        "conure_lsm_tables": "gauge",
+        "conure_lsm_table_bytes": "gauge",
+        "conure_lsm_flushes": "counter",
+        "conure_lsm_compactions": "counter",
+        "conure_lsm_flush_bytes": "counter",
+        "conure_lsm_compaction_bytes": "counter",
+        "conure_lsm_write_amplification": "gauge",
+        "conure_lsm_blob_bytes": "gauge",
+        "conure_lsm_blob_dead_bytes": "gauge",
+    },
+}
 
 
 def test_metrics_are_what_prometheus_reads(server: ServerProcess) -> None:
@@ -596,7 +622,9 @@ def test_metrics_are_what_prometheus_reads(server: ServerProcess) -> None:
     conversation(server, b"nonsense\r\n\r\n")
     page = server.request("GET", "/metrics").body.decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert PROMISED.items() <= {name: family.type for name, family in families.items()}.items()
+    engine = server.request("GET", "/status").body
+    promised = PROMISED | PROMISED_OF[json.loads(engine)["engine"]]
+    assert promised.items() <= {name: family.type for name, family in families.items()}.items()
     assert all(family.documentation for family in families.values())
     puts = [
         sample.value

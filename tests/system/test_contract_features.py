@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.lab.engines import ENGINES
 from tests.lab.process import ROOT, Answer, ServerProcess, running
 
 PAGE = ROOT / "docs" / "http-api.md"
@@ -30,10 +31,13 @@ CURL = shutil.which("curl")
 needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=ENGINES)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    engine = f"--engine={request.param}"
     flags = ("--max-scans=2", "--max-range-items=500", "--slow-request=1ms")
-    with running(tmp_path_factory.mktemp("features"), *flags) as process:
+    with running(tmp_path_factory.mktemp("features"), engine, *flags) as process:
         yield process
 
 

@@ -17,7 +17,9 @@ from unittest.mock import MagicMock
 import pytest
 
 import conuredb
-from conure.config import SETTINGS
+from conure.config import SETTINGS, load
+from conure.fileio import OsFileSystem
+from conure.storage.datadir import DataDirectory
 from conure.values import Address
 from conuredb import UNWRITTEN_SHARE, Process, main
 
@@ -202,6 +204,20 @@ def received(*flags: str) -> Received:
         seen = Received(monkeypatch)
         assert main(flags) == 0
     return seen
+
+
+def test_tables_are_left_their_open_files(tmp_path: Path) -> None:
+    fs, lsm = OsFileSystem(), str(tmp_path / "lsm")
+    DataDirectory.open(fs, lsm, "n1", told_node_id=True, engine="lsm").close()
+    new = str(tmp_path / "new")
+    for flags, most in (
+        ([f"--data-dir={new}"], 832),
+        ([f"--data-dir={new}", "--engine=lsm"], 320),
+        ([f"--data-dir={lsm}"], 320),
+    ):
+        process = Process(load(flags, {}))
+        process._bound_connections(1024)
+        assert process._max_connections == most
 
 
 def test_every_setting_has_a_row() -> None:

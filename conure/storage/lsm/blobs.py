@@ -192,6 +192,10 @@ class BlobWriter:
         self._file.close()
         self._is_finished = True
 
+    def close(self) -> None:
+        """Let go of the file as it is, for whoever removes it later or not at all."""
+        self._file.close()
+
     def abort(self) -> None:
         """Remove the file; a second time, nothing happens. Raises DiskFailed."""
         if self._exists:

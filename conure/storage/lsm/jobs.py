@@ -6,8 +6,9 @@ generators that yield every few milliseconds and return a :class:`JobResult`.
 
 1. No input is ever changed or removed, and nothing but new files is written, with names that no
    other job may use: ``STEM-NUMBER.sst`` and ``STEM-NUMBER.blob``, NUMBER from the job's first on.
-2. All or nothing: whatever ends a job early, an error or the closing of its generator, its files
-   are removed. What a killed process leaves behind is for :func:`discard`.
+2. All or nothing: an error that ends a job removes its files. A generator that is closed early only
+   lets go of them, since nobody may be there to hear of a disk that fails; these files, and those
+   that a killed process leaves behind, are for :func:`discard`.
 3. On return all outputs are synced, and then their folder: a manifest may name them.
 4. A tombstone is dropped only where nothing older than the inputs can hold its key.
 5. Memory is bounded by the number of runs, whatever the size of the tables: about 128 KiB of items
@@ -157,6 +158,9 @@ def flush(
                 yield from out.add(piece[0], out.without_long_values(*piece))
                 yield
         return (yield from out.finish(read, 0, 0))
+    except GeneratorExit:
+        out.close()
+        raise
     except BaseException:
         out.abort()
         raise
@@ -200,6 +204,9 @@ def merge(fs: FileSystem, folder: str, job: MergeJob) -> Generator[None, None, J
                     unyielded = 0
                     yield
         return (yield from out.finish(read, superseded, dropped))
+    except GeneratorExit:
+        out.close()
+        raise
     except BaseException:
         out.abort()
         raise
@@ -418,6 +425,11 @@ class Outputs:
         if self._writers:
             self._fs.sync_directory(self._folder)
         return JobResult(tuple(self._tables), tuple(self._blobs), read, superseded, dropped)
+
+    def close(self) -> None:
+        """Let go of all that was made, and leave it."""
+        for writer in self._writers:
+            writer.close()
 
     def abort(self) -> None:
         """Remove all that was made. A file that can't be removed is garbage, found by the next

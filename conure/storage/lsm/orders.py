@@ -23,7 +23,7 @@ and each job is answered by one of the last two, with its serial:
 
 ====== ============================================================================
 HELLO  JSON: format and version of ConureDB, once, before anything else
-ALIVE  the process isn't stopped; every tenth of a second, whatever it does
+ALIVE  the process isn't stopped; every tenth of a second of a job, whatever it does
 DONE   JSON: the serial, and the result
 FAILED JSON: the serial, the error's class, and what it is made of
 ====== ============================================================================

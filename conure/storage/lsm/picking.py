@@ -5,7 +5,7 @@ tables, the last one being level :data:`LAST_LEVEL` from the start; a store grow
 there, and levels between that aren't needed are empty. What is where:
 
 ======== =========================================================================================
-level 0  4 tables are merged at once, if that costs little; 6 in any case
+level 0  4 tables are merged at once, if that costs little; 7 in any case
 1 … 3    a quarter of the next level that isn't empty; the level above the last one, a third of it
 last     the rest; once settled, seven eighths or more of all bytes
 ======== =========================================================================================
@@ -42,9 +42,9 @@ LAST_LEVEL = 4
 INPUTS = 12
 """Tables that a job reads, as a goal; level 0 may bring four more."""
 
-_L0_DUE, _L0_LATE = 4, 6
+_L0_DUE, _L0_LATE = 4, 7
 _L0_INPUTS = INPUTS + 4
-_CHEAP = 3  # times the bytes of level 0 that are written beside them
+_CHEAP = 1.5  # times the bytes of level 0 that are written beside them
 _DIRECT = 6  # times these bytes: more below, and level 0 goes into a level of its own
 _OVERLAP = 10  # tables, likewise
 _SHARE = 0.35  # of the last level that the one above may have

@@ -128,6 +128,10 @@ class TableWriter:
         self._facts = facts._replace(size=size, footer=int.from_bytes(footer[-4:], "little"))
         self.size = size
 
+    def close(self) -> None:
+        """Let go of the file as it is, for whoever removes it later or not at all."""
+        self._file.close()
+
     def abort(self) -> None:
         """Remove the file; a second time, nothing happens. Raises DiskFailed."""
         if self._exists:

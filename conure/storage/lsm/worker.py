@@ -44,7 +44,7 @@ from conure.storage.lsm.orders import (
 __all__ = ["BEAT", "main"]
 
 BEAT = 0.1
-"""Seconds between two signs of life."""
+"""Seconds between two signs of life during a job."""
 
 _NICENESS = 5
 _OOM_SCORE = b"500"  # of 1000; a node has 0
@@ -81,6 +81,7 @@ class _Line:
 
     def __init__(self, source: int, sink: int) -> None:
         self.source = source
+        self.is_busy = False  # a job is being done
         self._sink = sink
         self._saying = threading.Lock()
         self._frames = Frames()
@@ -110,7 +111,8 @@ def _watch(line: _Line, parent: int) -> None:
     hangup = select.poll()
     hangup.register(line.source, 0)
     while os.getppid() == parent and not hangup.poll(BEAT * 1000):
-        line.say(Kind.ALIVE)
+        if line.is_busy:
+            line.say(Kind.ALIVE)
     os._exit(1)
 
 
@@ -121,11 +123,13 @@ def _serve(line: _Line, fs: FileSystem) -> None:
         if kind is not Kind.JOB:
             raise ValueError(f"{kind!r} where a job is due")
         order = decode_order(body)
+        line.is_busy = True
         try:
             result = _carried_out(order, fs, heard)
         except StorageError as error:
             line.say(Kind.FAILED, encode_failure(order.serial, error))
             return
+        line.is_busy = False
         line.say(Kind.DONE, encode_answer(order.serial, result))
 
 

@@ -59,8 +59,7 @@ _MAX_ANSWER = 64 << 20
 _READ_BYTES = 64 << 10
 _STRIKES = 3  # processes in a row that end before they have said a word
 _GLIMPSE = 0.5  # seconds of silence that one look counts at most: this process may have slept
-_ENDING = 5.0  # seconds for a killed process to be gone
-_FAREWELL = 1.0  # seconds for an idle one to end by itself
+_ENDING = 0.5  # seconds for a killed process to be gone
 
 log = logging.getLogger("conure.lsm")
 
@@ -148,11 +147,12 @@ class _Sliced:
         return _result(self._outcome)
 
     def abort(self) -> None:
-        if self._work is not None:
-            self._work.close()  # which removes its files
-        elif isinstance(self._outcome, JobResult):
+        work, self._work = self._work, None
+        if work is not None:
+            work.close()
+        if work is not None or isinstance(self._outcome, JobResult):
+            self._outcome = JobLost("it was given up")
             discard(self._fs, self._folder, self.job)
-        self._work, self._outcome = None, JobLost("it was given up")
 
 
 class Worker:
@@ -188,6 +188,8 @@ class Worker:
     def start(self, job: Job, chunks: Iterable[Chunk] = ()) -> Running:
         assert self._running is None, "one job at a time"
         assert not self._is_closed
+        if self._process is not None and self._process.is_gone():
+            self._let_go()
         process = self._process or self._new_process()
         if process is None:
             return self._here.start(job, chunks)
@@ -429,16 +431,13 @@ class _Process:
             log.warning("worker process %d was killed %g s ago and is there yet", self.pid, seconds)
 
     def close(self) -> None:
-        """Let it end, by itself if it can."""
+        """End it; it has nothing to do any more."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
+        self.kill()
         self._popen.stdin.close()
         self._popen.stdout.close()
-        try:
-            self._popen.wait(_FAREWELL)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self.wait(_ENDING)
+        self.wait(_ENDING)
 
     def _write(self) -> None:
         pending = self._pending

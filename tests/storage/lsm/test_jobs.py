@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.errors import CorruptionError, DiskFailed, DiskFull, StorageError
-from conure.fileio import FileSystem
+from conure.fileio import FileSystem, OsFileSystem
 from conure.storage.lsm.jobs import (
     FILES_PER_JOB,
     FlushJob,
@@ -181,20 +183,30 @@ def test_any_call_of_a_flush_that_fails_leaves_nothing() -> None:
     assert n > 5
 
 
-def test_a_job_that_is_given_up_leaves_nothing() -> None:
+def test_a_job_that_is_given_up_is_discarded() -> None:
     fs = disk()
     job = inputs(fs)
     before = names(fs)
     for slices in range(100):
         running = merge(fs, FOLDER, job)
-        done = False
-        for _ in range(slices):
-            done = next(running, True) is True
-        if done:
+        if any(next(running, "over") for _ in range(slices)):
             break
+        calls = fs.calls
         running.close()
+        assert fs.calls == calls, "nobody would hear of a disk that fails"
+        discard(fs, FOLDER, job)
         assert names(fs) == before
     assert slices > 3
+
+
+def test_a_job_that_is_given_up_holds_no_file_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    items = {b"%03d" % key: cell(b"v" * 300) for key in range(40)}
+    running = flush(OsFileSystem(), str(tmp_path), FlushJob(STEM, number(), LIMITS), chunks(items))
+    next(running)
+    assert len(os.listdir("/proc/self/fd")) > before
+    running.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_power_lost_at_any_sync_harms_no_input() -> None:

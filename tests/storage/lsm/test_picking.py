@@ -37,7 +37,7 @@ def test_any_history_settles_and_is_never_wrong(
         store.run(idle=idle, most=jobs)
         assert store.content() == {key for key, each in model.items() if each}
     store.run()
-    assert len(store.levels[0]) < 6
+    assert len(store.levels[0]) < 7
     store.run(idle=True)
     settled(store)
 
@@ -76,7 +76,7 @@ def load(store: Store, keys: list[int], *, rate: float | None, long: bool = Fals
 
 @pytest.mark.parametrize(
     ("records", "rate", "amplification"),
-    [(1000, None, 5), (1000, 3, 5), (10_000, 6, 8), (10_000, 3, 8), (10_000, None, 8.5)],
+    [(1000, None, 5), (1000, 3, 5), (10_000, 6, 8), (10_000, 3, 8), (10_000, None, 8)],
 )
 def test_write_amplification_of_loading_and_overwriting_all(
     records: int, rate: float | None, amplification: float
@@ -218,6 +218,6 @@ def test_many_flushes_of_one_key_each(write: Callable[[int], dict[int, int]]) ->
     for n in range(400):
         store.flush(write(n))
         store.run(idle=n % 3 == 0)
-    assert len(store.levels[0]) < 6
+    assert len(store.levels[0]) < 7
     store.run(idle=True)
     settled(store)

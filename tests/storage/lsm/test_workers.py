@@ -21,8 +21,9 @@ import conure
 from conure.errors import CorruptionError, DiskFailed, DiskFull, JobLost
 from conure.fileio import OsFileSystem
 from conure.storage.lsm.jobs import Chunk, FlushJob, JobLimits, JobResult
-from conure.storage.lsm.orders import Kind, Order, encode_order, frame
+from conure.storage.lsm.orders import Kind, Order, encode_order, frame, greeting
 from conure.storage.lsm.verifying import prove
+from conure.storage.lsm.worker import BEAT
 from conure.storage.lsm.workers import InProcess, Runner, Running, Worker
 from tests.lab.crashfs import CrashFileSystem
 from tests.storage.lsm.jobtools import (
@@ -264,13 +265,37 @@ def test_a_killed_worker_loses_its_job_and_is_replaced(make: MakeWorker, folder:
     assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
 
 
-def test_a_worker_that_is_killed_between_jobs(make: MakeWorker) -> None:
+def test_a_worker_that_is_killed_between_jobs_is_replaced(make: MakeWorker) -> None:
     worker = make()
     drive(worker.start(flush_job(), chunks(ITEMS)))
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGKILL)
-    lost(worker.start(flush_job(), chunks(ITEMS)), "it ended")
+    pid = worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
+    assert worker.pid != pid
+
+
+def test_a_stopped_worker_is_no_obstacle_to_closing(make: MakeWorker) -> None:
+    worker = make()
+    drive(worker.start(flush_job(), chunks(ITEMS)))
+    pid = worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    worker.close()
+    until(lambda: not is_running(pid))
+
+
+def test_an_idle_worker_says_nothing() -> None:
+    """Or the pipe would be full of it after some hours."""
+    with by_hand(os.getpid()) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        hello = frame(Kind.HELLO, greeting())
+        assert process.stdout.read(len(hello)) == hello
+        time.sleep(3 * BEAT)
+        process.stdin.close()
+        assert process.stdout.read() == b""
 
 
 def test_a_stopped_worker_holds_nobody_up_and_is_replaced(make: MakeWorker, folder: str) -> None:
