@@ -98,9 +98,6 @@ class Mapped(Protocol):
 
     def __getitem__(self, where: slice, /) -> bytes: ...
 
-    def find(self, sub: bytes, start: int, end: int, /) -> int:
-        """Return where *sub* begins in the range, or -1."""
-
     def view(self, start: int, stop: int, /) -> memoryview:
         """Return the range as something to cast and to index: the map itself, or a copy of it."""
 
@@ -275,10 +272,6 @@ class ReadInPlace:
     def __getitem__(self, where: slice, /) -> bytes:
         start, stop, _ = where.indices(self._size)
         return self._file.pread(stop - start, start) if start < stop else b""
-
-    def find(self, sub: bytes, start: int, end: int, /) -> int:
-        at = self[start:end].find(sub)
-        return at + start if at >= 0 else -1
 
     def view(self, start: int, stop: int, /) -> memoryview:
         return memoryview(self[start:stop])

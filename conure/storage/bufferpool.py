@@ -42,6 +42,7 @@ from pager import Pager
 
 __all__ = ["MANY", "BufferPool"]
 
+_REFERENCE = REF.size
 MANY = 8
 """A packed leaf that was used so often goes to lists."""
 
@@ -134,7 +135,7 @@ class BufferPool:
         Raises CorruptionError.
         """
         try:
-            return open_cell(cell, REF.size)
+            return open_cell(cell, _REFERENCE)
         except ValueError as error:
             raise self._pager.corrupt(number, str(error)) from error
 

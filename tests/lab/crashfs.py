@@ -219,9 +219,6 @@ class CrashMap:
         start, stop, _ = where.indices(self._size)
         return bytes(self._inode.data[start:stop])
 
-    def find(self, sub: bytes, start: int, end: int, /) -> int:
-        return self._inode.data.find(sub, start, min(end, self._size))
-
     def view(self, start: int, stop: int, /) -> memoryview:
         return memoryview(self[start:stop])  # a copy: a view of the bytes would keep their size
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zlib import crc32
 
 from conure.fileio import FileSystem
 from conure.storage.lsm.blobs import BlobFacts, BlobWriter
-from conure.storage.lsm.tables import Table, TableFacts
+from conure.storage.lsm.blockindex import BlockIndexBuilder
+from conure.storage.lsm.hashindex import HashBuilder
+from conure.storage.lsm.records import pack, places_of
+from conure.storage.lsm.tables import MAGIC, TOMBSTONE, Footer, Table, TableFacts
 from conure.storage.lsm.tablewriter import BLOCK_BYTES, TableWriter
 
-__all__ = ["Records", "drained", "find", "items_of", "write_blobs", "write_table"]
+__all__ = ["Records", "drained", "find", "forge_table", "items_of", "write_blobs", "write_table"]
 
 Records = Mapping[bytes, bytes]  # keys and cells
 
@@ -27,6 +30,61 @@ def write_table(
         writer.add(part, [records[key] for key in part])
     drained(writer.finish())
     return writer.facts
+
+
+def forge_table(
+    fs: FileSystem,
+    path: str,
+    groups: Sequence[tuple[list[bytes], list[bytes]]],
+    change: Callable[[dict[str, bytes]], None],
+) -> TableFacts:
+    """Write a table with a block for each group, in whatever order, and every checksum right.
+
+    *change* may put others in the place of its parts first: ``blocks``, ``index``, ``hash`` (of
+    their own sizes) and ``facts``.
+    """
+    index = BlockIndexBuilder(len(MAGIC))
+    hashes = HashBuilder()
+    blocks: list[bytes] = []
+    for keys, cells in groups:
+        packed = pack(keys, cells, 1 << 20, whole=True)
+        at = len(MAGIC) + sum(map(len, blocks))
+        hashes.extend(packed.hashes, places_of(at, packed.sizes))
+        blocks += [block for block, _ in packed.blocks]
+        index.add(blocks[-1], keys[0], keys[-1])
+    building = hashes.build()
+    while True:
+        try:
+            next(building)
+        except StopIteration as ended:
+            hash_parts: list[bytes] = ended.value
+            break
+    all_cells = [cell for _, cells in groups for cell in cells]
+    facts = TableFacts(
+        os.path.basename(path), 0, 0, len(all_cells), all_cells.count(TOMBSTONE),
+        groups[0][0][0], groups[-1][0][-1], (),
+    )  # fmt: skip
+    parts = {
+        "blocks": MAGIC + b"".join(blocks),
+        "index": index.build(),
+        "hash": b"".join(hash_parts),
+        "facts": facts.encode(),
+    }
+    change(parts)
+    footer = Footer.of(
+        hashes.is_crowded,
+        len(all_cells),
+        len(groups),
+        max(size for keys, cells in groups for size in pack(keys, cells, 1, whole=True).sizes),
+        (len(parts["blocks"]), len(parts["index"]), len(parts["hash"])),
+        (crc32(parts["index"]), crc32(parts["hash"]), crc32(parts["facts"])),
+    ).encode()
+    content = b"".join(parts.values()) + footer
+    file = fs.open(path, create=True)
+    file.truncate(0)
+    file.pwrite(content, 0)
+    file.close()
+    return facts._replace(size=len(content), footer=int.from_bytes(footer[-4:], "little"))
 
 
 def write_blobs(

@@ -14,7 +14,7 @@ n        fingerprints
 So a record takes 5.5 to 6 bytes. Who looks for a key searches the fingerprints of its bucket for
 the byte of its own and goes to the records of those that are equal: one in 40 searches for a key
 that isn't here looks at a record in vain. This is what a Bloom filter is for elsewhere, and here
-one would only be in the way: seven probes take longer than the search of a bucket.
+one would only be in the way (``tables.py`` has the figures).
 
 CRC-32 is no keyed hash, and who chooses the keys can choose their bucket. More than
 :data:`CROWD` records in one make the index *crowded*, which its table says: there it is better to

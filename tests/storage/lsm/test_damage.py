@@ -10,14 +10,22 @@ from zlib import crc32
 
 import pytest
 
-from conure.errors import CorruptionError
+from conure.errors import CorruptionError, VersionTooNew
 from conure.fileio import OsFileSystem
 from conure.storage.cells import make_cell
 from conure.storage.lsm.blobs import CHUNK, BlobFacts, BlobFile
 from conure.storage.lsm.tables import TOMBSTONE, Table, TableFacts
 from tests.lab.crashfs import CrashFileSystem
 from tests.lab.crc import colliding_keys
-from tests.lab.lsmfiles import Records, drained, find, items_of, write_blobs, write_table
+from tests.lab.lsmfiles import (
+    Records,
+    drained,
+    find,
+    forge_table,
+    items_of,
+    write_blobs,
+    write_table,
+)
 
 FOOTER = 68
 FLIPS = (0x01, 0x80, 0xFF)
@@ -62,13 +70,13 @@ def look_through(table: Table, records: Records, start: bytes, end: bytes | None
     assert items_of(table, start, end) == [(key, records[key]) for key in keys]
 
 
-def tells_the_truth(table: Table, records: Records) -> None:
+def tells_the_truth(table: Table, records: Records, path: str = "/d/t") -> None:
     """Whatever is read of a table is right or a CorruptionError."""
     size = table.facts.size
     for key in [*records, *ABSENT]:
-        told("/d/t", size, partial(look_up, table, key, records.get(key)))
+        told(path, size, partial(look_up, table, key, records.get(key)))
     for start, end in RANGES:
-        told("/d/t", size, partial(look_through, table, records, start, end))
+        told(path, size, partial(look_through, table, records, start, end))
 
 
 @pytest.fixture
@@ -139,6 +147,118 @@ def test_places_that_change_while_a_table_is_mapped(tmp_path: Path) -> None:
     file.close()
 
 
+def test_another_key_in_the_place_of_one(tmp_path: Path) -> None:
+    """Where the hash alone would not show it: of the same bucket, with the same fingerprint."""
+    fs = OsFileSystem()
+    path = str(tmp_path / "t")
+    facts = write_table(fs, path, {b"key": b"cell"})
+    table = Table.open(fs, str(tmp_path), facts)
+    assert find(table, b"key") == b"cell"
+    others = (number.to_bytes(3, "big") for number in range(1 << 16))
+    other = next(each for each in others if (crc32(each) ^ crc32(b"key")) & 0xFF == 0)
+    file = fs.open(path)
+    file.pwrite(other, 8 + 10)
+    file.close()
+    for key in (b"key", other):
+        with pytest.raises(CorruptionError, match="record fails"):
+            find(table, key)
+
+
+GROUPS = [([b"a", b"b"], [b"cell", b"\0"]), ([b"c"], [TOMBSTONE]), ([b"d", b"f"], [b"\1", b"\1"])]
+FORGED = {key: cell for keys, cells in GROUPS for key, cell in zip(keys, cells, strict=True)}
+
+
+def unchanged(parts: dict[str, bytes]) -> None:
+    """Change nothing."""
+
+
+def test_what_is_forged_rightly_is_a_table() -> None:
+    fs = CrashFileSystem()
+    table = Table.open(fs, "/", forge_table(fs, "/t", GROUPS, unchanged))
+    drained(table.verify())
+    tells_the_truth(table, FORGED, "/t")
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (0, 1, 1), (2, 1, 0)])
+def test_blocks_in_another_order_are_told(order: tuple[int, ...]) -> None:
+    fs = CrashFileSystem()
+    facts = forge_table(fs, "/t", [GROUPS[number] for number in order], unchanged)
+    assert told("/t", facts.size, lambda: drained(Table.open(fs, "/", facts).verify()))
+
+
+@pytest.mark.parametrize("keys", [[b"b", b"a"], [b"a", b"a"]])
+def test_keys_in_another_order_are_told(keys: list[bytes]) -> None:
+    fs = CrashFileSystem()
+    facts = forge_table(fs, "/t", [(keys, [b"", b""])], unchanged)
+    with pytest.raises(CorruptionError, match="ascend"):
+        drained(Table.open(fs, "/", facts).verify())
+
+
+@pytest.mark.parametrize("part", ["index", "hash"])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_indexes_that_are_wrong_with_every_checksum_right(part: str, mapped: bool) -> None:
+    """Who can do that may hide records from a reader; a check tells, and nothing else happens."""
+    fs = CrashFileSystem()
+    at = flip = 0
+
+    def change(parts: dict[str, bytes]) -> None:
+        content = bytearray(parts[part])
+        content[at] ^= flip
+        parts[part] = bytes(content)
+
+    def read(key: bytes) -> None:
+        find(table, key)
+
+    sizes: list[int] = []
+    forge_table(fs, "/t", GROUPS, lambda parts: sizes.append(len(parts[part])))
+    for at in range(sizes[0]):
+        for flip in FLIPS:
+            facts = forge_table(fs, "/t", GROUPS, change)
+            table = Table.open(fs, "/", facts, mapped=mapped)
+            for key in [*FORGED, *ABSENT]:
+                told("/t", facts.size, partial(read, key))
+            for start, end in RANGES:
+                told("/t", facts.size, partial(items_of, table, start, end))
+            assert told("/t", facts.size, partial(drained, table.verify())), (at, flip)
+
+
+@pytest.mark.parametrize("at", range(8, 64, 2))
+def test_a_footer_that_is_wrong_with_its_checksum_right(at: int) -> None:
+    fs = CrashFileSystem()
+    for flip in FLIPS:
+        facts = forge_table(fs, "/t", GROUPS, unchanged)
+        content = bytearray(fs.contents("/t"))
+        start = facts.size - FOOTER
+        content[start + at] ^= flip
+        crc = crc32(content[start:-4])
+        content[-4:] = crc.to_bytes(4, "little")
+        fs.open("/t").pwrite(bytes(content), 0)
+        try:
+            table = Table.open(fs, "/", facts._replace(footer=crc))
+        except CorruptionError:
+            continue
+        except VersionTooNew:
+            assert at < 12
+            continue
+        assert told("/t", facts.size, partial(drained, table.verify()))
+
+
+def test_a_later_version_is_not_damage() -> None:
+    fs = CrashFileSystem()
+    facts = forge_table(fs, "/t", GROUPS, unchanged)
+    footer = bytearray(fs.contents("/t")[-FOOTER:])
+    footer[8] = 2
+    crc = crc32(footer[:-4])
+    fs.open("/t").pwrite(bytes(footer[:-4]) + crc.to_bytes(4, "little"), facts.size - FOOTER)
+    with pytest.raises(VersionTooNew):
+        Table.open(fs, "/", facts._replace(footer=crc))
+    blob_facts, _ = write_blobs(fs, "/b", {b"k": b"v"})
+    head = b"CNRBLOBS" + (2).to_bytes(4, "little")
+    fs.open("/b").pwrite(head + crc32(head, crc32(b"b")).to_bytes(4, "little"), 0)
+    with pytest.raises(VersionTooNew):
+        BlobFile.open(fs, "/", blob_facts)
+
+
 def test_every_length_of_a_table(made: Made) -> None:
     fs, facts, _ = made
     content = fs.contents("/d/t")
@@ -175,9 +295,8 @@ def test_facts_that_are_not_the_tables_are_told(made: Made, lie: str) -> None:
         "tombstones": facts._replace(tombstones=facts.tombstones + 1),
         "blobs": facts._replace(blobs=tuple((name, 7) for name, _ in facts.blobs)),
     }
-    table = Table.open(fs, "/d", lies[lie])
     with pytest.raises(CorruptionError, match="facts"):
-        drained(table.prove_bytes())
+        Table.open(fs, "/d", lies[lie])
 
 
 # -- blob files ------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
 
@@ -116,6 +118,24 @@ def test_the_real_disk(tmp_path: Path, mapped: bool) -> None:
     (tmp_path / "t").unlink()
     assert dict(items_of(table)) == records
     drained(table.verify())
+
+
+def test_threads_that_find_at_the_same_time() -> None:
+    """The first of them read the indexes; nobody sees half of one."""
+    records = {b"%05d" % number: b"cell%d" % number for number in range(3000)}
+    fs, facts = made_of(records, 4096)
+    for _ in range(10):
+        table = Table.open(fs, "/", facts)
+        barrier = threading.Barrier(4)
+
+        def read(table: Table = table, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait(30)
+            some = list(records)[::100]
+            found = [find(table, key) == records[key] for key in some]
+            return all(found) and items_of(table, b"02990") == list(records.items())[2990:]
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(future.result(60) for future in [pool.submit(read) for _ in range(4)])
 
 
 # -- keys chosen to collide ------------------------------------------------------------------------
