@@ -35,7 +35,8 @@ from conure.storage.lsm.workers import Runner, Running
 __all__ = ["Compaction", "Merges"]
 
 _PAUSE = 50  # calls until a merge is tried again for which there was no room
-_QUIET = 2  # calls without a write between them: then there is time to give space back
+_QUIET = 100  # calls, some seconds in a node, in which little was written: time to give space back
+_LITTLE = 256 << 10  # bytes in memory
 
 
 class Merges(Protocol):
@@ -46,7 +47,7 @@ class Merges(Protocol):
 
     @property
     def unwritten_bytes(self) -> int:
-        """It changes when something is written."""
+        """It grows with what is written."""
 
     def merged(self, job: MergeJob, tables: Sequence[Table], blobs: Sequence[BlobFile]) -> None:
         """Put these new files in the place of the job's inputs, durably."""
@@ -69,7 +70,8 @@ class Compaction:
         # Serials of versions: nothing is to be merged; only if idle; there was no room for it.
         self._settled = self._in_time = self._full = -1
         self._written = 0
-        self._quiet = 0  # calls in a row before which nothing was written
+        self._grown = 0  # bytes that were written since it was looked at afresh
+        self._quiet = 0  # calls in a row in which that was little
         self._job: MergeJob | None = None
         self._attempts = 0
         self._running: Running | None = None
@@ -87,9 +89,7 @@ class Compaction:
             if self._is_closed:
                 return False
             until = perf_counter() + seconds
-            written = self._engine.unwritten_bytes
-            self._quiet = self._quiet + 1 if written == self._written else 0
-            self._written = written
+            self._look_for_writes()
             while self._has_job():
                 try:
                     if not self._went_on(max(0.0, until - perf_counter())):
@@ -123,8 +123,19 @@ class Compaction:
 
     # -- private, with the lock held -------------------------------------------------------------
 
+    def _look_for_writes(self) -> None:
+        """See whether this is an idle time: counted in calls, so that equal calls do equal work."""
+        written = self._engine.unwritten_bytes
+        self._grown += max(0, written - self._written)
+        self._written = written
+        self._quiet += 1
+        if self._grown > _LITTLE:
+            self._grown = self._quiet = 0
+        elif not self._quiet % _QUIET:
+            self._grown = 0
+
     def _may_be_idle_soon(self) -> bool:
-        """Tell whether there might be something to merge if nothing is written until then."""
+        """Tell whether there might be something to merge if little is written until then."""
         version = self._engine.mergeable()
         if version is None or version.serial in (self._settled, self._full):
             return False
