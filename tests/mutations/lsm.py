@@ -234,7 +234,7 @@ MUTATIONS = [
         _LSM + "lsmengine.py",
         "None if self._is_loaded or self._is_loading else self._state.version",
         "self._state.version",
-        _CRASH,
+        _ENGINE,
     ),
     Mutation(
         "a loader takes keys in any order",
@@ -297,6 +297,20 @@ MUTATIONS = [
         _LSM + "kind.py",
         "        fs.sync_directory(_directory_of(place))\n        _remove(fs, place, before)\n",
         "        fs.sync_directory(_directory_of(place))\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "a scan reads a version that it was not asked for",
+        _LSM + "lsmengine.py",
+        "        for memtable in (state.memtable, *state.frozen):\n            memtable.settle()\n",
+        "        state = self._state\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "a merge goes on while its engine is loaded",
+        _LSM + "lsmengine.py",
+        "        self._compaction.give_up()  # or what it merges would be beside what is loaded\n",
+        "",
         _ENGINE,
     ),
     Mutation(

@@ -32,6 +32,7 @@ class LSMStats(EngineStats):
     tables: Sequence[tuple[int, int]]
     blob_bytes: int
     blob_dead_bytes: int
+    index_bytes: int
     runs: int
     written: Written
 
@@ -70,6 +71,12 @@ class LSMStats(EngineStats):
                 for label, (_, size) in zip(levels, self.tables, strict=True)
             ),
             Figure("runs", "conure_lsm_runs", "Places to look a key up in on disk.", self.runs),
+            Figure(
+                "index_bytes",
+                "conure_lsm_index_bytes",
+                "Indexes of tables in memory.",
+                self.index_bytes,
+            ),
             Figure("blob_bytes", "conure_lsm_blob_bytes", "Files of long values.", self.blob_bytes),
             Figure(
                 "blob_dead_bytes",

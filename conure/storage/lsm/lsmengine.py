@@ -392,6 +392,7 @@ class LSMEngine:
             tables=tables,
             blob_bytes=blob_bytes,
             blob_dead_bytes=dead_bytes,
+            index_bytes=sum([table.memory_bytes for table in version.tables()]),
             runs=version.runs,
             written=self._written,
         )

@@ -299,9 +299,11 @@ def test_a_merge_that_runs_when_a_load_begins_brings_nothing_back() -> None:
     loader = engine.loader()
     loader.add([(b"new", Record(b"v", 1, 1, 1))])
     loader.finish()
+    assert engine.mergeable() is None  # it would make the load durable
     settle(engine)
     assert [key for key, _ in engine.scan()] == [b"new"]
     engine.checkpoint(20, 1)
+    assert engine.mergeable() is not None
     settle(engine)
     assert engine.check().records == 1
     assert files(fs) == named(fs, PLACE)
@@ -696,6 +698,7 @@ def test_the_figures_add_up() -> None:
     figures = {figure.metric: figure for figure in stats.figures()}
     assert figures["conure_lsm_flushes_total"].value == 6
     assert figures["conure_lsm_write_amplification"].value > 1.0
+    assert figures["conure_lsm_index_bytes"].value > 0
     levels = [figure.label for figure in stats.figures() if figure.metric == "conure_lsm_tables"]
     assert levels[0] == ("level", "0")
     report = engine.check()
