@@ -45,8 +45,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 4
 
 test-all: $(READY)
-	CONURE_TEST_ENGINE=btree $(BIN)/python -m pytest -n 4
-	CONURE_TEST_ENGINE=lsm $(BIN)/python -m pytest -n 4
+	TEST_ENGINE=btree $(BIN)/python -m pytest -n 4
+	TEST_ENGINE=lsm $(BIN)/python -m pytest -n 4
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
 }  # fmt: skip
-OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED", "CONURE_TEST_ENGINE"}
+OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

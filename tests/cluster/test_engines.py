@@ -19,6 +19,7 @@ from conure.storage.engines import BTREE, KINDS, kind_named
 from tests.cluster.test_node import open_node, started, write
 from tests.lab.answers import value_of
 from tests.lab.crashfs import CrashFileSystem
+from tests.lab.engines import of_the_btree
 from tests.lab.nodes import Lab, checkpoint, put
 
 ENGINES = sorted(KINDS)
@@ -67,6 +68,7 @@ def test_a_node_with_another_engine_than_its_directory_is_refused(made: str, ask
     again.stop()
 
 
+@of_the_btree
 def test_the_server_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     with started(OsFileSystem(), data_dir=str(data)) as node:

@@ -51,6 +51,7 @@ from raft import Raft
 from tests.lab import engines
 from tests.lab.answers import outcomes_of, value_of
 from tests.lab.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
+from tests.lab.engines import of_the_btree
 from tests.lab.process import wait_until
 
 MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random")
@@ -805,6 +806,7 @@ def test_metrics_show_what_happens() -> None:
     node.stop()
 
 
+@of_the_btree
 def test_metrics_tell_what_the_node_is_made_of() -> None:
     """Each figure beside where it comes from, at a moment when no two of them are the same."""
     registry = Registry()
@@ -926,6 +928,7 @@ def test_a_checkpoint_that_may_not_rest_still_keeps_the_log_ahead(
     node.stop()
 
 
+@of_the_btree
 def test_writers_are_slowed_while_changed_pages_take_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

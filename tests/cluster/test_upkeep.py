@@ -198,7 +198,8 @@ def test_a_checkpoint_waits_for_what_is_far_behind(
 def test_it_waits_as_long_as_memory_and_log_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     changes: Any
     monkeypatch.setattr(node_module, "sleep", lambda seconds: None)
-    for changes in ({"max_unwritten_bytes": 20_000}, {"checkpoint_log_bytes": 40_000}):
+    memory = {"max_unwritten_bytes": 20_000, "memtable_bytes": 10_000}
+    for changes in (memory, {"checkpoint_log_bytes": 40_000}):
         node = open_node(CrashFileSystem(), **changes)
         node.recover()
         checkpoint(node)
@@ -245,8 +246,9 @@ def test_a_follower_rests_for_entries_and_nobody_does_for_anything_else(
 
 
 def test_how_much_memory_changes_may_take() -> None:
-    node = open_node(CrashFileSystem())
     facts = options(memtable_bytes=1000, max_unwritten_bytes=7000)
-    assert memory_bounds(node._directory, facts) == (3500, 7000)
-    node.stop()
+    for engine, bounds in (("btree", (3500, 7000)), ("lsm", (1000, MEMTABLES * 1000))):
+        node = open_node(CrashFileSystem(), engine=engine)
+        assert memory_bounds(node._directory, facts) == bounds
+        node.stop()
     assert MEMTABLES > 2  # one is filled while another one is written

@@ -1,7 +1,7 @@
 """Which engine a test has: the one that the environment names, or one that the test draws or is
 told by its fixture.
 
-``CONURE_TEST_ENGINE=lsm`` runs everything with that engine. Without it, tests that take the fixture
+``TEST_ENGINE=lsm`` runs everything with that engine. Without it, tests that take the fixture
 ``engine`` run with each, clusters in one thread draw one for each node, and the rest has the
 B-tree. A test that is about one of them alone says so by :data:`of_the_btree`.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,14 +24,21 @@ __all__ = [
     "open_engine", "use",
 ]  # fmt: skip
 
-TOLD = os.environ.get("CONURE_TEST_ENGINE", "")
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+TOLD = os.environ.get("TEST_ENGINE", "")
 """The engine that everything is to be run with, if any."""
 
 ENGINES = [TOLD] if TOLD else sorted(KINDS)
 """What tests run with that run with each engine."""
 
-of_the_btree = pytest.mark.parametrize("engine", [BTREE], indirect=True)
-"""Marks what is about the B-tree alone, where the other tests have each engine."""
+
+def of_the_btree(test: Test) -> Test:
+    """Mark a test that is about the B-tree alone, whatever all others have."""
+    pytest.mark.parametrize("engine", [BTREE], indirect=True)(test)
+    pytest.mark.usefixtures("engine")(test)
+    return test
+
 
 _current = [TOLD or BTREE]
 

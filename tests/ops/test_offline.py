@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import conuredb
-from btree import BTree
 from conure.cluster.opening import configuration_at
 from conure.commands import Acquire, Increment, OpenSession, Operation, Put, Transaction
 from conure.consensus.messages import Entry, EntryKind
@@ -31,10 +30,12 @@ from conure.state.machine import Store
 from conure.storage.datadir import read_identity, write_identity
 from tests.cluster.test_node import started, write
 from tests.lab import forkserver
+from tests.lab.engines import of_the_btree, open_engine
 from tests.lab.process import ROOT, running
 
 BINARY = b"\xff\x00", b"\xfe\n"
 DATABASE = "conure.db"
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 @pytest.fixture(name="data")
@@ -82,7 +83,7 @@ def backup_of(data: Path, file: Path) -> Backup:
     """Write a backup of a stopped node, as a server would send it."""
     fs = OsFileSystem()
     raft_log = RaftLog.open(fs, str(data / "raft"))
-    tree = BTree.open(fs, str(data / DATABASE), create=False)
+    tree = open_engine(fs, str(data / DATABASE), create=False)
     store = Store(tree, configuration_at(raft_log, tree.applied_index))
     backup = Backup(store.snapshot(), Facts("0ld", "node0", 1_795_378_244_799))
     file.write_bytes(b"".join(backup.chunks()))
@@ -102,7 +103,9 @@ def test_a_directory_in_order(data: Path, capsys: pytest.CaptureFixture[str]) ->
     first, log, tree, last = out.splitlines()
     assert re.fullmatch(rf"{data}: node n1 \(data\) of cluster [0-9a-f]{{32}}", first)
     assert re.fullmatch(r"log: .* in \d+ segments?, term 2, vote n1", log)
-    assert re.match(r"tree: 40 records as of entry \d+ of term 2, \d+ pages \(", tree)
+    assert re.match(
+        r"(tree|tables): 40 records as of entry \d+ of term 2, \d+ (pages|blocks) \(", tree
+    )
     assert last == "all in order"
     assert err == ""
     assert contents(data) == before
@@ -146,7 +149,7 @@ def test_what_a_crash_leaves_is_in_order(crashed: Path, capsys: pytest.CaptureFi
     assert contents(crashed) == before
     out = capsys.readouterr().out
     assert "entries " in out
-    assert "tree: 20 records" in out
+    assert re.search("^(tree|tables): 20 records", out, re.MULTILINE)
 
 
 Damage = Callable[[Path], object]
@@ -163,6 +166,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 }
 
 
+@of_the_btree
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(data: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     do, why = DAMAGES[damage]
@@ -177,6 +181,7 @@ def test_damage_is_named(data: Path, capsys: pytest.CaptureFixture[str], damage:
     assert contents(data) == before
 
 
+@of_the_btree
 def test_every_part_is_checked_whatever_ails_the_others(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +199,7 @@ def test_every_part_is_checked_whatever_ails_the_others(
     assert f"{DATABASE} is corrupt" in faults[2]
 
 
+@of_the_btree
 def test_a_tree_of_another_time_is_noticed(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +220,7 @@ def test_an_installation_that_was_interrupted_is_seen_as_the_next_start_sees_it(
     (new / DATABASE).rename(new / "incoming-0.db")
     before = contents(new)
     assert conuredb.main(["check", str(new)]) == 0
-    assert "tree: 40 records" in capsys.readouterr().out
+    assert re.search("^(tree|tables): 40 records", capsys.readouterr().out, re.MULTILINE)
     assert conuredb.main(["dump", str(new)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 40
     assert contents(new) == before
@@ -287,6 +293,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
 # -- stats and dump ------------------------------------------------------------------------------
 
 
+@of_the_btree
 def test_stats(data: Path, crashed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert conuredb.main(["stats", str(data), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -329,7 +336,7 @@ def test_dump_shows_users_records_and_their_expiry(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, new = tmp_path / "b.backup", tmp_path / "new"
-    tree = BTree.open(OsFileSystem(), str(tmp_path / "tree.db"))
+    tree = open_engine(OsFileSystem(), str(tmp_path / "tree.db"))
     store = Store(tree, b"")
     operations = (Put(b"a", b"1"), Put(b"b", b"2", ttl=5000), OpenSession(b"s1", 9000, False, b""))
     entry = Entry(1, 1, EntryKind.COMMAND, encode_transaction(
@@ -356,7 +363,7 @@ def test_all_commands_tell_one_number_of_records_and_name_the_others(
 ) -> None:
     """restore, check, stats and dump of the same state; and the server that counts it."""
     file, new = tmp_path / "b.backup", tmp_path / "new"
-    tree = BTree.open(OsFileSystem(), str(tmp_path / "tree.db"))
+    tree = open_engine(OsFileSystem(), str(tmp_path / "tree.db"))
     store = Store(tree, b"")
     first: tuple[Operation, ...] = (
         *[Put(b"k%d" % number, b"1", ttl=3_600_000 * (number % 2)) for number in range(6)],
