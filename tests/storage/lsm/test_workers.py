@@ -298,6 +298,7 @@ def test_an_idle_worker_says_nothing() -> None:
         assert process.stdout.read() == b""
 
 
+@pytest.mark.timeout(40)
 def test_a_stopped_worker_holds_nobody_up_and_is_replaced(make: MakeWorker, folder: str) -> None:
     worker = make(patience=1.0)
     running, pid = started(worker)
