@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from time import monotonic
+from time import monotonic, sleep
 from typing import Protocol
 
 import conure
@@ -59,6 +59,7 @@ _MAX_ANSWER = 64 << 20
 _READ_BYTES = 64 << 10
 _STRIKES = 3  # processes in a row that end before they have said a word
 _GLIMPSE = 0.5  # seconds of silence that one look counts at most: this process may have slept
+_MOMENT = 0.002
 _ENDING = 0.5  # seconds for a killed process to be gone
 
 log = logging.getLogger("conure.lsm")
@@ -288,7 +289,11 @@ class _Remote:
                 break
         if self._outcome is None and self._silence > self._patience:
             self._lose(f"it said nothing for {self._patience:g} s")
-        return self._outcome is not None and self._is_settled()
+        if self._outcome is None:
+            return False
+        if not self._is_settled():  # a process that was killed isn't gone yet
+            sleep(min(seconds, _MOMENT))
+        return self._is_over
 
     def result(self) -> JobResult:
         return _result(self._outcome if self._is_over else None)

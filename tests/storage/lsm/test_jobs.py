@@ -24,6 +24,7 @@ from conure.storage.lsm.jobs import (
     pieces,
 )
 from conure.storage.lsm.tables import TOMBSTONE, TableFacts
+from conure.storage.lsm.tablewriter import TableWriter
 from conure.storage.lsm.verifying import prove
 from tests.lab.crashfs import CrashFileSystem, FailureKind, SimulatedCrash
 from tests.storage.lsm.jobtools import (
@@ -294,18 +295,30 @@ def test_pieces_are_bounded_in_records_and_bytes() -> None:
     assert list(pieces([], [])) == []
 
 
-def test_slices_of_a_merge_are_of_some_records_each() -> None:
+def test_slices_of_a_merge_are_of_some_records_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a fallback in the node's own process holds nobody up."""
     fs = disk()
     limits = JobLimits(1 << 30, 1 << 30, 4096)
-    runs: list[Sequence[TableFacts]] = [
-        flushed(fs, {b"%06d" % key: cell(b"v" * 100) for key in range(at, 30_000, 6)},
-                limits=limits).tables
-        for at in range(6)
-    ]  # fmt: skip
-    running = merge(fs, FOLDER, merge_of(runs, limits=limits))
-    slices = sum(1 for _ in running)
-    assert slices >= 30
+    runs: list[Sequence[TableFacts]] = []
+    for at in range(12):
+        items = {b"%06d" % key: cell(b"v" * 100) for key in range(at, 36_000, 12)}
+        runs.append(flushed(fs, items, limits=limits).tables)
+    written = 0
+    add = TableWriter.add
+
+    def counted(self: TableWriter, keys: Sequence[bytes], cells: Sequence[bytes]) -> None:
+        nonlocal written
+        written += len(keys)
+        add(self, keys, cells)
+
+    monkeypatch.setattr(TableWriter, "add", counted)
+    slices = before = most = 0
+    for _ in merge(fs, FOLDER, merge_of(runs, limits=limits)):
+        slices += 1
+        most, before = max(most, written - before), written
+    assert written == 36_000
+    assert most <= 2000
+    assert slices >= 50  # records are read and written
 
 
 def test_keys_that_do_not_ascend_are_an_error() -> None:

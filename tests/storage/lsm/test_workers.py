@@ -298,6 +298,7 @@ def test_an_idle_worker_says_nothing() -> None:
         assert process.stdout.read() == b""
 
 
+@pytest.mark.timeout(40)
 def test_a_stopped_worker_holds_nobody_up_and_is_replaced(make: MakeWorker, folder: str) -> None:
     worker = make(patience=1.0)
     running, pid = started(worker)
@@ -317,6 +318,18 @@ def test_a_stopped_worker_holds_nobody_up_and_is_replaced(make: MakeWorker, fold
     assert names(FS, folder) == set()
     assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
     assert worker.pid != pid
+
+
+@pytest.mark.timeout(40)
+def test_a_worker_that_takes_nothing_is_fed_no_more_than_a_pipe_holds(make: MakeWorker) -> None:
+    worker = make()
+    running = worker.start(flush_job(), endless())
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    for _ in range(50):
+        assert not running.step(0.005)
+    assert 500 <= running.feed.records <= (1 << 20) // 100
+    running.abort()
 
 
 def test_who_does_not_look_takes_nobody_for_lost(make: MakeWorker) -> None:
