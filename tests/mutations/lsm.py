@@ -248,7 +248,7 @@ MUTATIONS = [
         _LSM + "loading.py",
         "            self._out.abort()\n",
         "",
-        _CRASH,
+        _ENGINE,
     ),
     Mutation(
         "the check counts nothing",

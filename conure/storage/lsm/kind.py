@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from conure.errors import CorruptionError, ForeignDirectory, VersionTooNew
+from conure.errors import CorruptionError, VersionTooNew
 from conure.fileio import FileSystem
 from conure.storage.engine import EngineOptions
 from conure.storage.lsm import manifest
@@ -109,7 +109,7 @@ def _names_at(fs: FileSystem, place: str) -> frozenset[str]:
     """Return what the manifest at *place* names; nothing if there is none that can be read."""
     try:
         return manifest.read(fs, place).names()
-    except (FileNotFoundError, ForeignDirectory, CorruptionError, VersionTooNew):
+    except (FileNotFoundError, CorruptionError, VersionTooNew):
         return frozenset()
 
 
@@ -140,11 +140,8 @@ def _named_beside(fs: FileSystem, place: str) -> tuple[frozenset[str], int] | No
         try:
             for name in fs.list(directory):
                 if name != own and os.path.splitext(name)[1] == suffix:
-                    try:
-                        named |= manifest.read(fs, os.path.join(directory, name)).names()
-                        count += 1
-                    except ForeignDirectory:
-                        pass  # another engine's file
+                    named |= manifest.read(fs, os.path.join(directory, name)).names()
+                    count += 1
         except FileNotFoundError:
             continue  # it has got another name since: look again
         except (CorruptionError, VersionTooNew):

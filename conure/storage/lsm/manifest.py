@@ -39,7 +39,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from conure.errors import CorruptionError, DiskFull, ForeignDirectory, VersionTooNew
+from conure.errors import CorruptionError, DiskFull, VersionTooNew
 from conure.fileio import FileSystem
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.tables import TableFacts
@@ -104,13 +104,10 @@ def encode(manifest: Manifest) -> bytes:
 def decode(path: str, data: bytes) -> Manifest:
     """Return what the bytes of the file *path* say.
 
-    Raises ForeignDirectory if it is no manifest, VersionTooNew, and CorruptionError.
+    Raises VersionTooNew and CorruptionError.
     """
     if data[:8] != MAGIC:
-        raise ForeignDirectory(
-            f"{path} is no manifest of an LSM engine; name the engine that made it, or another "
-            "directory"
-        )
+        raise CorruptionError(path, 0, "it doesn't begin like a manifest of the LSM engine")
     if len(data) < _HEAD.size + 4:
         raise CorruptionError(path, 0, "the manifest is cut short")
     _, version, size = _HEAD.unpack_from(data)

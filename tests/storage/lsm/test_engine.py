@@ -309,6 +309,19 @@ def test_a_merge_that_runs_when_a_load_begins_brings_nothing_back() -> None:
     assert files(fs) == named(fs, PLACE)
 
 
+def test_a_load_that_is_given_up_leaves_no_file() -> None:
+    fs = disk()
+    engine = opened(fs)
+    loader = engine.loader()
+    loader.add((b"%05d" % number, Record(bytes(300), 1, 1, 1)) for number in range(3000))
+    assert len(files(fs)) > 1
+    loader.abort()
+    assert files(fs) == []
+    engine.put(b"k", b"v", 1)
+    engine.checkpoint(1, 1)
+    assert engine.check().records == 1
+
+
 def test_a_range_that_was_asked_for_before_a_merge_ended_is_read_where_it_was() -> None:
     fs = disk()
     engine, model = filled(fs, 10)
@@ -628,6 +641,15 @@ def test_deleted_keys_at_the_head_are_gone_through_once() -> None:
     assert again.check().records == 12
     found, count = looked_at(again, b"q", b"r")
     assert (found, count < 200) == (first, True)
+
+
+def test_the_first_key_after_deleted_ones_is_never_jumped_over() -> None:
+    """Also where one source has it beside them."""
+    engine = queue(disk())
+    first = b"q%06d" % (5 * SKIPPED - 10)
+    engine.put(first, b"again", 2)
+    assert [looked_at(engine, b"q", b"r")[0] for _ in range(3)] == [first] * 3
+    engine.check()
 
 
 def test_a_queue_that_is_taken_from_stays_cheap() -> None:
