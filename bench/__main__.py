@@ -9,9 +9,9 @@ import signal
 import sys
 
 from bench import (
-    btree_part,
     checkpoint_part,
     cluster_part,
+    engine_part,
     failover_part,
     features_part,
     http_part,
@@ -26,7 +26,7 @@ from bench.workspace import BenchError, Workspace, note, raise_file_limit
 
 _PARTS = {
     "http": http_part.run,
-    "btree": btree_part.run,
+    "engines": engine_part.run,
     "features": features_part.run,
     "restart": restart_part.run,
     "checkpoint": checkpoint_part.run,

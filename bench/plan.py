@@ -17,8 +17,10 @@ class Plan:
     connections: tuple[int, ...]  # of every system
     many_connections: int  # of ConureDB only
     idle_connections: int
-    tree_sizes: tuple[int, ...]  # records
+    pairs: int  # interleaved bursts of everything that a ratio with an interval is told of
+    engine_sizes: tuple[int, ...]  # records
     single_commits: int  # puts with a commit each
+    few_commits: int  # puts in batches of 16
     small_batches: int  # puts in batches of 100
     gets: int
     ranges: int
@@ -43,8 +45,10 @@ FULL = Plan(
     connections=(1, 16, 64, 256),
     many_connections=1000,
     idle_connections=2000,
-    tree_sizes=(1_000, 10_000, 100_000, 1_000_000),
+    pairs=20,
+    engine_sizes=(100_000, 1_000_000, 10_000_000),
     single_commits=2_000,
+    few_commits=8_000,
     small_batches=20_000,
     gets=200_000,
     ranges=5_000,
@@ -62,7 +66,7 @@ SHORT = replace(
     FULL,
     name="short",
     rounds=2,
-    tree_sizes=(1_000, 10_000, 100_000),
+    engine_sizes=(100_000, 1_000_000),
     restart_sizes=(10_000, 100_000),
     checkpoint_records=100_000,
     failovers=10,
@@ -77,11 +81,13 @@ QUICK = Plan(
     connections=(1, 64),
     many_connections=1000,
     idle_connections=2000,
-    tree_sizes=(1_000, 50_000),
-    single_commits=200,
-    small_batches=5_000,
-    gets=50_000,
-    ranges=1_000,
+    pairs=4,
+    engine_sizes=(20_000,),
+    single_commits=40,
+    few_commits=640,
+    small_batches=2_000,
+    gets=8_000,
+    ranges=400,
     restart_sizes=(10_000,),
     checkpoint_records=50_000,
     checkpoint_seconds=4.0,

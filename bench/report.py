@@ -16,13 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from bench.pairs import Paired
 from bench.plan import Plan
 from bench.servers import Conure
 from bench.workspace import Workspace
 
 __all__ = ["Ratio", "Section", "facts", "kilo", "probe_sync", "quantile", "write_results"]
 
-_MET = {True: "yes", False: "**no**", None: "can't tell: too noisy"}
+_MET = {True: "yes", False: "**no**", None: "can't tell"}
 _TITLE = """\
 # Results
 
@@ -71,6 +72,14 @@ class Section:
     def at_least(self, what: str, ratio: Ratio, goal: float) -> None:
         """Add the target that a ratio of medians reaches *goal*."""
         self.target(what, f">= {goal} x", str(ratio), met=ratio.value >= goal)
+
+    def reaches(self, what: str, ratio: Paired, goal: float) -> None:
+        """Add the target that a ratio of pairs is at least *goal*."""
+        self.target(what, f">= {goal:g} x", str(ratio), met=ratio.reaches(goal))
+
+    def stays_within(self, what: str, ratio: Paired, goal: float) -> None:
+        """Add the target that a ratio of pairs is at most *goal*."""
+        self.target(what, f"<= {goal:g} x", str(ratio), met=ratio.stays_within(goal))
 
     def at_most(self, what: str, value: float, goal: float, unit: str) -> None:
         """Add the target that a value stays within *goal*."""

@@ -11,18 +11,21 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import IO, NoReturn, Self
 
 __all__ = [
     "BenchError",
     "Process",
+    "Talker",
     "Workspace",
     "filesystem_type",
     "free_ports",
@@ -52,6 +55,62 @@ class Process(subprocess.Popen[bytes]):
             super().__init__(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
+
+
+class Talker(subprocess.Popen[bytes]):
+    """A program that is told something by the line and answers by the line.
+
+    It leads a process group of its own, whose members end with it. What it says on standard error
+    goes into the file *log*.
+    """
+
+    def __init__(self, argv: Sequence[str], log: str) -> None:
+        self._log = log
+        with open(log, "wb") as errors:
+            super().__init__(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                process_group=0,
+            )
+        assert self.stdin is not None
+        assert self.stdout is not None
+        self._input: IO[bytes] = self.stdin
+        self.output: IO[bytes] = self.stdout
+
+    def send(self, line: str) -> None:
+        """Hand it a line. Raises BenchError if it has ended."""
+        try:
+            self._input.write(line.encode() + b"\n")
+            self._input.flush()
+        except BrokenPipeError:
+            self._fail()
+
+    def receive(self) -> str:
+        """Wait for its next line. Raises BenchError if it ends before."""
+        line = self.output.readline()
+        if not line.endswith(b"\n"):
+            self._fail()
+        return line.decode()
+
+    def kill(self) -> None:
+        """End it and its children by force."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; nothing can be told or heard afterwards."""
+        code = super().wait(timeout)
+        self.output.close()
+        with suppress(BrokenPipeError):
+            self._input.close()
+        return code
+
+    def _fail(self) -> NoReturn:
+        with open(self._log, "rb") as log:
+            said = log.read()[-2000:].decode(errors="replace")
+        raise BenchError(f"{self.args!r} has ended; it said:\n{said}")
 
 
 class Workspace:
@@ -97,6 +156,12 @@ class Workspace:
     def start(self, name: str, argv: Sequence[str]) -> Process:
         """Start a server; what it prints is shown only if it ends before it should."""
         process = Process([*_die_with_parent(), *argv], self.path(f"{name}.log"))
+        self._processes.append(process)
+        return process
+
+    def converse(self, name: str, argv: Sequence[str]) -> Talker:
+        """Start a program that answers line by line."""
+        process = Talker([*_die_with_parent(), *argv], self.path(f"{name}.log"))
         self._processes.append(process)
         return process
 

@@ -1,0 +1,124 @@
+"""Engines in process: each holds what was put, and they take turns (bench/turns.py and below)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import engine_part
+from bench.engine_process import Session
+from bench.engines import APPLIED, BTREE, ENGINES, SQLITE, logged, missing
+from bench.footprint import Footprint, written_bytes
+from bench.plan import QUICK
+from bench.samples import Samples, write_keys
+from bench.turns import in_turns, start_engines
+from bench.workspace import BenchError, Workspace
+
+COUNT = 3_000
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Samples:
+    write_keys(str(tmp_path / "keys"), COUNT)
+    return Samples(str(tmp_path / "keys"))
+
+
+@pytest.mark.parametrize("name", [*ENGINES, *APPLIED.values()])
+def test_an_engine_holds_what_was_put(name: str, samples: Samples, tmp_path: Path) -> None:
+    if why := missing(name):
+        pytest.skip(why)
+    session = Session(name, samples, str(tmp_path))
+    assert session.load(0, COUNT, 100).amount == COUNT
+    session.verify()
+    session.settle()
+    session.verify()
+    session.overwrite(0, COUNT, 7)
+    session.put(1, 50, 16)
+    for answer in (
+        session.get(1, 200),
+        session.miss(1, 200),
+        session.range(1, 5),
+        session.scan_keys(0.5, 100),
+        session.scan_items(0.5, 100),
+    ):
+        assert answer.amount
+        assert answer.seconds > 0
+    session.verify()
+    session.close()
+    assert session.open().amount == 1
+
+
+def test_other_values_than_were_put_are_noticed(samples: Samples, tmp_path: Path) -> None:
+    session = Session(SQLITE, samples, str(tmp_path))
+    session.load(0, COUNT, 1_000)
+    session.overwrite(0, COUNT - 1, 1_000)  # one record too few
+    with pytest.raises(BenchError, match="other values"):
+        session.verify()
+    session.close()
+
+
+def test_missing_records_are_noticed(samples: Samples, tmp_path: Path) -> None:
+    session = Session(BTREE, samples, str(tmp_path))
+    session.load(0, COUNT // 2, 1_000)
+    with pytest.raises(BenchError, match="other values"):
+        session.verify()
+    with pytest.raises(BenchError, match="another number"):
+        session.scan_items(0.0, COUNT)
+    session.close()
+
+
+def test_every_record_is_overwritten_once(samples: Samples) -> None:
+    assert sorted(samples.again(0, COUNT)) == [*range(COUNT)]
+    assert len({samples.key(n) for n in range(COUNT)}) == COUNT
+    assert samples.value(5, 0) != samples.value(5, 1)
+    assert samples.absent(5) != samples.key(5)
+
+
+def test_engines_take_turns_and_rest_between_them(tmp_path: Path) -> None:
+    with Workspace(str(tmp_path)) as workspace:
+        engines, _ = start_engines(workspace, [SQLITE, logged(BTREE)], 2_000)
+        for what in ("load", "get", "scan_keys", "put_16"):
+            done = in_turns(engines, QUICK.pairs, engine_part.burst_of(what, QUICK, 2_000))
+            assert {len(answers) for answers in done.values()} == {QUICK.pairs}
+        for engine in engines:
+            assert engine.files > 2_000 * 100
+            assert engine.written > 2_000 * 100
+            assert engine.memory.own > 1 << 20
+            assert _state(engine.pid) == "T"
+        with pytest.raises(BenchError, match="sqlite3"):
+            engines[0].call("scan_items", share=0.0, count=3_000)
+        pids = [engine.pid for engine in engines]
+    for pid in pids:
+        assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_what_a_process_and_its_children_take(tmp_path: Path) -> None:
+    program = (
+        "import os, subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'held = b\"1\" * (64 << 20); input()'])\n"
+        "data = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
+        "os.write(data, bytes(1 << 20))\n"
+        "os.fsync(data)\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
+    )
+    with Workspace(str(tmp_path)) as workspace:
+        path = str(tmp_path / "data")
+        talker = workspace.converse("parent", ["python3", "-c", program, path])
+        assert talker.receive() == "ready\n"
+        footprint = Footprint(talker.pid)
+        deadline = time.monotonic() + 30
+        while footprint.child < 64 << 20:
+            assert time.monotonic() < deadline
+            footprint.sample()
+        assert 0 < footprint.own < 64 << 20
+        assert written_bytes(talker.pid) >= 1 << 20
+    with pytest.raises(BenchError, match="memory of process"):
+        footprint.sample()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
