@@ -16,6 +16,7 @@ from bench import (
     features_part,
     http_part,
     join_part,
+    resp_part,
     restart_part,
     steady_part,
 )
@@ -28,6 +29,7 @@ _PARTS = {
     "http": http_part.run,
     "engines": engine_part.run,
     "features": features_part.run,
+    "resp": resp_part.run,
     "restart": restart_part.run,
     "checkpoint": checkpoint_part.run,
     "cluster": cluster_part.run,

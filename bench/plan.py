@@ -15,6 +15,7 @@ class Plan:
     rounds: int
     load_seconds: int  # of one wrk or redis-benchmark run
     connections: tuple[int, ...]  # of every system
+    resp_connections: tuple[int, ...]
     many_connections: int  # of ConureDB only
     idle_connections: int
     pairs: int  # interleaved bursts of everything that a ratio with an interval is told of
@@ -43,6 +44,7 @@ FULL = Plan(
     rounds=5,
     load_seconds=2,
     connections=(1, 16, 64, 256),
+    resp_connections=(1, 64, 256),
     many_connections=1000,
     idle_connections=2000,
     pairs=20,
@@ -79,6 +81,7 @@ QUICK = Plan(
     rounds=1,
     load_seconds=1,
     connections=(1, 64),
+    resp_connections=(1, 64),
     many_connections=1000,
     idle_connections=2000,
     pairs=4,

@@ -47,14 +47,29 @@ class BenchError(Exception):
 
 
 class Process(subprocess.Popen[bytes]):
-    """A server that was started; what it prints goes into the file *log*."""
+    """A server that was started; what it prints goes into the file *log*.
+
+    It leads a process group of its own, which its children are in.
+    """
 
     def __init__(self, argv: Sequence[str], log: str) -> None:
         self.log = log
         with open(log, "wb") as output:
             super().__init__(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
             )
+
+    def pause(self) -> None:
+        """Let it and its children stand still until :meth:`resume`."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on, if they stand still."""
+        os.killpg(self.pid, signal.SIGCONT)
 
 
 class Talker(subprocess.Popen[bytes]):
@@ -138,6 +153,9 @@ class Workspace:
         trace: TracebackType | None,
     ) -> None:
         for process in self._processes:
+            if isinstance(process, Process):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
         shutil.rmtree(self._root)
@@ -167,6 +185,11 @@ class Workspace:
 
     def run(self, argv: Sequence[str], timeout: float) -> str:
         """Run a program to its end and return what it printed. Raises BenchError if it fails."""
+        return self.begin(argv)(timeout)
+
+    def begin(self, argv: Sequence[str]) -> Callable[[float], str]:
+        """Start a program that prints little; what is returned waits so long for its end and
+        returns what it printed. Raises BenchError if it fails."""
         process = subprocess.Popen(
             [*_die_with_parent(), *argv],
             stdin=subprocess.DEVNULL,
@@ -174,16 +197,21 @@ class Workspace:
             stderr=subprocess.PIPE,
         )
         self._processes.append(process)
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-            process.wait()
-            self._processes.remove(process)
-        if process.returncode != 0:
-            said = (errors or output).decode(errors="replace").strip()
-            raise BenchError(f"{argv[0]} ended with status {process.returncode}: {said[-2000:]}")
-        return output.decode()
+
+        def end(timeout: float) -> str:
+            try:
+                output, errors = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+                process.wait()
+                self._processes.remove(process)
+            if process.returncode != 0:
+                said = (errors or output).decode(errors="replace").strip()
+                status = process.returncode
+                raise BenchError(f"{argv[0]} ended with status {status}: {said[-2000:]}")
+            return output.decode()
+
+        return end
 
 
 def stop(process: Process) -> None:
