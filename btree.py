@@ -45,25 +45,24 @@ from conure.errors import StorageError
 from conure.fileio import FileSystem
 from conure.storage.bufferpool import MANY, BufferPool
 from conure.storage.bulkload import Loader
-from conure.storage.engine import CheckReport, EngineOptions, EngineStats, Record
+from conure.storage.cells import NARROW, NARROW_HEAD, make_cell
+from conure.storage.engine import CheckReport, EngineOptions, Record
 from conure.storage.layout import Layout
 from conure.storage.pages import (
     CELL_OVERHEAD,
     CHUNK,
     MAX_VALUE,
-    NARROW,
-    NARROW_HEAD,
     REF,
     Inner,
     Leaf,
     Limits,
     Node,
-    make_cell,
 )
 from conure.storage.search import Search
 from conure.storage.snapshot import Snapshot, State
 from conure.storage.spilled import SpilledValues
 from conure.storage.treecheck import TreeCheck
+from conure.storage.treestats import TreeStats
 from conure.storage.writeback import Checkpoint
 from pager import ENVELOPE, OVERFLOW, Meta, Pager
 
@@ -423,7 +422,16 @@ class BTree:
 
     # -- observing -------------------------------------------------------------------------------
 
-    def stats(self) -> EngineStats:
+    def compact(self, seconds: float) -> bool:  # noqa: ARG002
+        """Do nothing: a checkpoint gives free pages back."""
+        return False
+
+    @property
+    def pressure(self) -> float:
+        """0.0: nothing is merged here."""
+        return 0.0
+
+    def stats(self) -> TreeStats:
         """Return the tree's figures. Any thread.
 
         Cache hits and misses are those of point reads; scans and writes don't use the cache.
@@ -431,7 +439,7 @@ class BTree:
         pager = self._pager
         with self._lock:
             free = pager.free_pages + pager.waiting_pages
-        return EngineStats(
+        return TreeStats(
             page_size=pager.page_size,
             pages=pager.pages,
             free_pages=free,

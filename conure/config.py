@@ -97,9 +97,10 @@ class Setting(NamedTuple):
 class Config:
     """The settings of one node. Durations are in seconds, sizes in bytes.
 
-    ``told_node_id`` says whether any source gave a ``node_id``. ``ignored_environment`` holds
-    the ``CONURE_*`` variables that are no setting and not Kubernetes' own either, worth a line
-    in the log. ``sources`` says for each setting where its value came from.
+    ``told_node_id`` says whether any source gave a ``node_id``, ``told_engine`` the same of
+    ``engine``. ``ignored_environment`` holds the ``CONURE_*`` variables that are no setting and
+    not Kubernetes' own either, worth a line in the log. ``sources`` says for each setting where
+    its value came from.
     """
 
     config: str
@@ -115,6 +116,7 @@ class Config:
     bootstrap: bool
     seeds: tuple[str, ...]
     role: str
+    engine: str
     follower_mode: str
     read_mode: str
     election_timeout: float
@@ -123,6 +125,8 @@ class Config:
     max_value_bytes: int
     page_size: int
     cache_bytes: int
+    max_mem_size: int
+    lsm_reads: str
     checkpoint_log_bytes: int
     checkpoint_entries: int
     checkpoint_interval: float
@@ -142,6 +146,7 @@ class Config:
     log_level: str
     log_format: str
     told_node_id: bool
+    told_engine: bool
     ignored_environment: tuple[str, ...]
     sources: Mapping[str, str]
 
@@ -207,6 +212,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     )
     config = Config(
         told_node_id=told_node_id,
+        told_engine="engine" in given,
         ignored_environment=_strangers(environ),
         sources=sources,
         **values,  # type: ignore[arg-type]  # the table and the fields agree: a test holds them to it
@@ -371,6 +377,10 @@ SETTINGS: tuple[Setting, ...] = (
     _S("role", "ROLE", "data",
        "data keeps the records; arbiter keeps none and only votes",
        _choice("data", "arbiter")),
+    _S("engine", "ENGINE", "btree",
+       "what keeps the records: btree, lsm; fixed when data_dir is made, and if none is asked for "
+       "an existing data_dir has its own",
+       _choice("btree", "lsm")),
     _S("follower_mode", "MODE", "redirect",
        "how a follower treats requests for the leader: redirect, forward",
        _choice("redirect", "forward")),
@@ -388,6 +398,12 @@ SETTINGS: tuple[Setting, ...] = (
     _S("page_size", "SIZE", "4096", "page of the tree's file; fixed when the file is made",
        _page_size),
     _S("cache_bytes", "SIZE", "64MiB", "memory for pages of the tree", _size(_MIB, _TIB)),
+    _S("max_mem_size", "SIZE", "10MB", "lsm: the memtable before it is flushed",
+       _size(64 * _KIB, 4 * _GIB)),
+    _S("lsm_reads", "MODE", "map",
+       "lsm: how files are read: map (into memory) or pread (slower; a disk that fails is an error "
+       "and not the end of the process)",
+       _choice("map", "pread")),
     _S("checkpoint_log_bytes", "SIZE", "32MiB", "checkpoint after this much log",
        _size(4 * _KIB, _TIB)),
     _S("checkpoint_entries", "COUNT", "50000", "checkpoint after this many log entries",
@@ -629,7 +645,8 @@ def _check_role(config: Config) -> None:
 def _help() -> str:
     lines = [
         "usage: python3 conuredb.py [--name=value ...]",
-        "       python3 conuredb.py restore FILE | check DIR | stats DIR | dump DIR (each: --help)",
+        "       python3 conuredb.py COMMAND ... (each has a --help of its own)",
+        "       commands: restore FILE, check DIR, stats DIR, dump DIR, compact DIR",
         "",
         "Runs one ConureDB node. Without any flag: a cluster of one node that keeps its data",
         "in ./data and answers at http://127.0.0.1:8081.",

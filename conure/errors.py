@@ -31,6 +31,7 @@ __all__ = [
     "Diverged",
     "Forbidden",
     "ForeignDirectory",
+    "JobLost",
     "KeyNotFound",
     "KeyReused",
     "MemberNotFound",
@@ -122,6 +123,15 @@ class DiskFailed(StorageError):
     """A read, write or sync failed for good. The file takes no further writes (S6)."""
 
     title = "disk failed"
+
+
+class JobLost(StorageError):
+    """Work of a storage engine beside its writes came to nothing; it may be done again.
+
+    That says nothing of the disk or the data. Nothing was changed by it.
+    """
+
+    title = "work was lost"
 
 
 class Diverged(StorageError):

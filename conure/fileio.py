@@ -16,6 +16,11 @@ What the callers may rely on:
    :class:`~errors.DiskFailed` without touching the disk (S6). A failed ``sync`` always poisons,
    even for lack of space: the kernel may have dropped the pages it could not write.
 
+4. A file that is mapped is read without calls, and what is read is what a ``pread`` would show.
+   A map stays readable when its file is removed, and is let go with its last reference. Nobody
+   maps a file that may still shrink: a read error of a mapped page ends the process (SIGBUS),
+   where a ``pread`` raises DiskFailed. So :meth:`FileSystem.map` does either.
+
 Positions and sizes are in bytes. Any thread may call anything; two threads that write the same
 bytes of one file must agree on an order among themselves.
 """
@@ -25,14 +30,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 
-__all__ = ["File", "FileSystem", "Lock", "OsFileSystem", "others_who_may_write"]
+__all__ = [
+    "File",
+    "FileSystem",
+    "Lock",
+    "Mapped",
+    "OsFileSystem",
+    "ReadInPlace",
+    "check_size",
+    "others_who_may_write",
+]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_PLACE = frozenset(
@@ -72,6 +87,24 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
+class Mapped(Protocol):
+    """A file's bytes to read from, of a size that is fixed. Any thread.
+
+    What lies behind the end is left out, as with ``bytes``. Positions are never negative. Raises
+    DiskFailed where bytes have to be fetched.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice, /) -> bytes: ...
+
+    def find(self, sub: bytes, start: int, end: int, /) -> int:
+        """Return where *sub* begins in the range, or -1."""
+
+    def view(self, start: int, stop: int, /) -> memoryview:
+        """Return the range as something to cast and to index: the map itself, or a copy of it."""
+
+
 class Lock(Protocol):
     """A data directory held by this process until :meth:`release`."""
 
@@ -81,10 +114,25 @@ class Lock(Protocol):
 class FileSystem(Protocol):
     """What ConureDB asks of a file system. Paths are strings."""
 
-    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> File:
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> File:
         """Open a file; with *create* make it, empty, if it is missing.
 
-        Raises FileNotFoundError without *create* when it is missing.
+        With *exclusive* it is made, and it is a FileExistsError if anything has that name. Raises
+        FileNotFoundError without either when it is missing.
+        """
+
+    def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:
+        """Open a file of that *size* for reading at random; without *mapped* by ``pread``.
+
+        Raises FileNotFoundError when it is missing, and CorruptionError when it is of another
+        size, before any of it is mapped.
         """
 
     def exists(self, path: str) -> bool: ...
@@ -126,6 +174,11 @@ class OsFile:
     @property
     def path(self) -> str:
         return self._path
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, for :class:`OsFileSystem` to map."""
+        return self._fd
 
     def pread(self, size: int, offset: int) -> bytes:
         try:
@@ -204,6 +257,43 @@ class OsFile:
         raise DiskFailed(self._failure) from error
 
 
+class ReadInPlace:
+    """What :class:`Mapped` asks for, of a file that is read by ``pread`` whenever it is asked for.
+
+    The file is closed with the last reference to it.
+    """
+
+    __slots__ = ("_file", "_size")
+
+    def __init__(self, file: File, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: slice, /) -> bytes:
+        start, stop, _ = where.indices(self._size)
+        return self._file.pread(stop - start, start) if start < stop else b""
+
+    def find(self, sub: bytes, start: int, end: int, /) -> int:
+        at = self[start:end].find(sub)
+        return at + start if at >= 0 else -1
+
+    def view(self, start: int, stop: int, /) -> memoryview:
+        return memoryview(self[start:stop])
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+class OsMap(mmap.mmap):
+    """A file of the operating system in this process's memory; it has a descriptor of its own."""
+
+    def view(self, start: int, stop: int, /) -> memoryview:
+        return memoryview(self)[start:stop]
+
+
 class OsLock:
     """A lock file held with flock(2): the kernel lets go of it however the process ends."""
 
@@ -221,16 +311,41 @@ class OsLock:
 class OsFileSystem:
     """The operating system's files."""
 
-    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> OsFile:
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> OsFile:
         flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
-        if create:
+        if create or exclusive:
             flags |= os.O_CREAT
+        if exclusive:
+            flags |= os.O_EXCL
         try:
             return OsFile(path, os.open(path, flags, 0o640))
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
             raise _cannot_open(path, error) from error
+
+    def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:
+        file = self.open(path, read_only=True)
+        try:
+            check_size(path, size, file.size())
+            if not (mapped and size):
+                return ReadInPlace(file, size)
+            found = OsMap(file.fd, size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            file.close()
+            raise DiskFailed(_describe("mapping", path, error)) from error
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return found
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
@@ -330,6 +445,13 @@ def others_who_may_write(path: str) -> str:
         *os.getgroups(),
     }
     return "its group" if found.st_mode & stat.S_IWGRP and not is_handed_over else ""
+
+
+def check_size(path: str, expected: int, found: int) -> None:
+    """Raise CorruptionError if a file isn't of the size that it is to be mapped with."""
+    if found != expected:
+        why = f"the file has {found} bytes and not {expected}"
+        raise CorruptionError(path, min(expected, found), why)
 
 
 def _describe(doing: str, path: str, error: OSError) -> str:

@@ -24,7 +24,7 @@ from conure.values import Address
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config.example.yaml"
-DERIVED = {"told_node_id", "ignored_environment", "sources"}
+DERIVED = {"told_node_id", "told_engine", "ignored_environment", "sources"}
 
 
 def yaml_file(folder: Path, text: str) -> str:
@@ -65,6 +65,8 @@ def test_documented_defaults() -> None:
     assert (c.metrics_addr, c.raft_advertise, c.http_advertise) == (None, None, "")
     assert (c.seeds, c.role, c.follower_mode, c.read_mode) == ((), "data", "redirect", "index")
     assert c.election_timeout == 0.4
+    assert (c.engine, c.max_mem_size, c.lsm_reads) == ("btree", 10_000_000, "map")
+    assert not c.told_engine
     assert set(c.sources.values()) == {"default"}
     assert not c.told_node_id
     assert c.ignored_environment == ()

@@ -1,4 +1,4 @@
-"""Upkeep of what is on disk: checkpoints of the store, the end of the log and its beginning.
+"""Upkeep of what is on disk: checkpoints of the store, what it merges, and both ends of the log.
 
 The state on disk lags behind the log. A checkpoint brings it up to date and lets the log be cut,
 so that a restart has little to replay; the next segments of the log are made ahead of need, so
@@ -10,10 +10,14 @@ that a write finds its room.
 2. The log is cut after a durable checkpoint only (S2), and keeps what others still need of it: a
    follower that finds its entries gone needs the whole state.
 
-:meth:`Upkeep.checkpoint` and :meth:`Upkeep.prepare` belong to one thread at a time, which holds
-``exclusive`` from the beginning of a checkpoint to its end, takes the node's lock for moments and
-works without it otherwise. Whoever replaces the store's files takes ``exclusive`` first. The other
-methods belong to the holder of the node's lock.
+3. An engine that merges (engine.StorageEngine.compact) does so between checkpoints and in the rests
+   of one, so that a checkpoint that is due never waits for it. The other way round one does, as
+   long as memory and log have room: while merging is far behind, another table would make it worse.
+
+:meth:`Upkeep.checkpoint`, :meth:`Upkeep.compact` and :meth:`Upkeep.prepare` belong to one thread at
+a time, which holds ``exclusive`` from the beginning of a checkpoint to its end and while something
+is merged, takes the node's lock for moments and works without it otherwise. Whoever replaces the
+store's files takes ``exclusive`` first. The other methods belong to the holder of the node's lock.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ SLICE = 0.002
 MAINTAIN_SECONDS = 0.1
 """Seconds for which the store is maintained, before what else is to be kept up gets its turn."""
 
+LOOK = 0.02
+"""Seconds between two looks at what others merge."""
+
 LOG_TAIL = 4
 """How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
 
@@ -51,11 +58,12 @@ log = logging.getLogger("conure.node")
 @dataclass(frozen=True, slots=True)
 class UpkeepOptions:
     """When a checkpoint is due: after so much log, so many entries, so many seconds if anything
-    changed, or half of so many bytes of changed pages in memory (S7)."""
+    changed, or *urgent_bytes* of changes in memory, which may be *max_unwritten_bytes* (S7)."""
 
     log_bytes: int
     entries: int
     interval: float
+    urgent_bytes: int
     max_unwritten_bytes: int
 
 
@@ -93,6 +101,7 @@ class Upkeep:
         self._waiting: DiskFull | None = None  # why the log does not have what it should have
         self._cramped: DiskFull | None = None  # why the next log segment can't be made
         self._prepare_again_at = 0.0
+        self._look_at = 0.0  # when what others merge is looked at again; perf_counter
         self._checkpointed_at = clock()
         self._base_bytes = 0  # what size_bytes of the log would be with nothing new in it
         self._cuts = deque([store.meta])  # the checkpoints at which the log may be cut
@@ -139,7 +148,21 @@ class Upkeep:
         return (
             self._behind() >= options.entries
             or self._log.size_bytes - self._base_bytes >= options.log_bytes
-            or store.unwritten_bytes >= options.max_unwritten_bytes // 2
+            or store.unwritten_bytes >= options.urgent_bytes
+        )
+
+    def is_memory_full(self) -> bool:
+        """Tell whether changes take more memory than they may (S7). Any thread."""
+        return self._store.unwritten_bytes > self._options.max_unwritten_bytes
+
+    def _is_held_back(self) -> bool:
+        """Tell whether a checkpoint had better wait for what is being merged (3)."""
+        options, store = self._options, self._store
+        return (
+            store.pressure >= 1.0
+            and not self.is_memory_full()
+            and self._log.size_bytes - self._base_bytes < 2 * options.log_bytes
+            and not self._is_late()
         )
 
     def _is_late(self) -> bool:
@@ -155,7 +178,7 @@ class Upkeep:
         elapsed = self._clock() - self._checkpointed_at
         if self.shortage is not None:
             return elapsed >= DISK_FULL_RETRY
-        return elapsed >= self._options.interval or self.is_urgent()
+        return (elapsed >= self._options.interval or self.is_urgent()) and not self._is_held_back()
 
     def prepare(self) -> None:
         """Make the segments that the log will need, and its reserve. Raises DiskFailed."""
@@ -186,6 +209,26 @@ class Upkeep:
             if perf_counter() >= until:
                 return True
             sleep(0.0 if self._is_late() else SLICE)
+        return False
+
+    def compact(self) -> bool:
+        """Let the store merge, in turns of work and rest, for some time or until a checkpoint is
+        due; tell whether there is more. Takes ``exclusive`` for each turn.
+
+        Raises CorruptionError and DiskFailed.
+        """
+        until = perf_counter() + MAINTAIN_SECONDS
+        while not self._stopping.is_set():
+            with self.exclusive:
+                if not self._may_work():
+                    return False
+                started = perf_counter()
+                if not self._store.compact(SLICE):
+                    return False
+                now = perf_counter()
+            if now >= until or self.is_due():
+                return True
+            sleep(SLICE if now - started >= SLICE / 2 else LOOK)
         return False
 
     def checkpoint(self, slice_seconds: float = SLICE) -> None:
@@ -238,6 +281,7 @@ class Upkeep:
                     if not self._is_late():
                         sleep(slice_seconds)
                     self.prepare()
+                    self._look_at_merging()
             running.finish()
             with self._lock:
                 cut = raft_log.size_bytes
@@ -256,6 +300,12 @@ class Upkeep:
         seconds = perf_counter() - started
         self._seconds.observe(seconds)
         log.debug("checkpoint at index %d in %.3f s", running.meta.index, seconds)
+
+    def _look_at_merging(self) -> None:
+        """Amid a checkpoint, let the store go on with what it merges now and then."""
+        if perf_counter() >= self._look_at:
+            self._store.compact(SLICE)
+            self._look_at = perf_counter() + LOOK
 
     def _cut(self, checkpoint: SnapshotMeta) -> None:
         """Cut the log after a checkpoint, but keep what others will need of it.

@@ -1,33 +1,40 @@
-"""The metrics of a node: what ``/metrics`` shows of its core, its log and its tree.
+"""The metrics of a node: what ``/metrics`` shows of its core, its log and its engine.
 
 What is a number somewhere already is read when the page is asked for, in the thread that renders,
-without a lock. The two histograms are observed by the threads that write the log. Nothing here
-changes anything.
+without a lock. The two histograms are observed by the threads that write the log, the two counters
+of stalls by those that write. What only one kind of engine tells of itself comes from its stats
+(engine.Figure), under the names that stand there. Nothing here changes anything.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
-from conure.metrics import BATCH_SIZES, Histogram, Registry
+from conure.metrics import BATCH_SIZES, Counter, Histogram, Registry
 from conure.state.machine import Store
 from raft import Raft
 
-__all__ = ["Histograms", "add_gauges"]
+__all__ = ["Observed", "add_gauges"]
 
 
-class Histograms(NamedTuple):
+class Observed(NamedTuple):
     """What has to be observed while it happens."""
 
     sync_seconds: Histogram
     batch_sizes: Histogram
+    stalls: Counter
+    stall_seconds: Counter
 
 
-def add_gauges(registry: Registry, raft: Raft, raft_log: RaftLog, store: Store) -> Histograms:
-    """Add a node's metrics to the registry. Once a node, before anybody renders."""
-    histograms = Histograms(
+def add_gauges(
+    registry: Registry, raft: Raft, raft_log: RaftLog, store: Store, engine: str
+) -> Observed:
+    """Add a node's metrics to the registry; *engine* is the name of the kind that keeps its
+    records. Once a node, before anybody renders."""
+    observed = Observed(
         registry.histogram(
             "conure_log_sync_duration_seconds", "Time a sync of the log took, in seconds."
         ),
@@ -36,8 +43,13 @@ def add_gauges(registry: Registry, raft: Raft, raft_log: RaftLog, store: Store) 
             "Commands that were committed together, with one sync.",
             BATCH_SIZES,
         ),
+        registry.counter(
+            "conure_write_stalls_total",
+            "Rounds of writes that were slowed down for what is written to disk behind them.",
+        ),
+        registry.counter("conure_write_stall_seconds_total", "For how long they were, in seconds."),
     )
-    gauge, counter = registry.gauge_callback, registry.counter_callback
+    gauge = registry.gauge_callback
     gauge("conure_raft_term", "Current term.", lambda: raft.term)
     gauge("conure_raft_is_leader", "1 on the leader.", lambda: int(raft.state == State.LEADER))
     gauge("conure_raft_commit_index", "Last committed index.", lambda: raft.commit_index)
@@ -46,31 +58,51 @@ def add_gauges(registry: Registry, raft: Raft, raft_log: RaftLog, store: Store) 
     gauge("conure_log_segments", "Files of the log.", lambda: raft_log.segments)
     gauge(
         "conure_db_size_bytes",
-        "Size of the tree's file.",
+        "Size of the files with the records.",
         lambda: store.stats().file_bytes,
     )
-    gauge("conure_db_free_bytes", "Free pages in it.", lambda: store.stats().free_bytes)
+    gauge("conure_db_free_bytes", "What nothing needs in them.", lambda: store.stats().free_bytes)
     gauge("conure_db_records", "Keys of users.", lambda: store.records)
-    gauge("conure_db_depth", "Levels of the tree.", lambda: store.stats().depth)
     gauge(
-        "conure_db_unwritten_pages",
-        "Changed pages that wait for the next checkpoint.",
-        lambda: store.stats().unwritten_pages,
+        "conure_db_depth",
+        "In how many places, one after the other, a key is looked for.",
+        lambda: store.stats().depth,
     )
-    gauge("conure_page_cache_bytes", "Pages in memory.", lambda: store.stats().cache_bytes)
-    counter(
-        "conure_page_cache_hits_total",
-        "Pages found there.",
-        lambda: store.stats().cache_hits,
+    registry.labelled_callback(
+        "conure_engine_info",
+        "gauge",
+        "1, for the engine that keeps the records.",
+        ("engine",),
+        lambda: [((engine,), 1)],
     )
-    counter(
-        "conure_page_cache_misses_total",
-        "Pages read from the file.",
-        lambda: store.stats().cache_misses,
-    )
-    counter(
-        "conure_page_cache_evictions_total",
-        "Pages dropped to make room.",
-        lambda: store.stats().evictions,
-    )
-    return histograms
+    _add_figures(registry, store)
+    return observed
+
+
+def _add_figures(registry: Registry, store: Store) -> None:
+    """Add what only this kind of engine tells of itself."""
+    added: set[str] = set()
+    for figure in store.stats().figures():
+        metric = figure.metric
+        if not metric or metric in added:
+            continue
+        added.add(metric)
+        read = partial(_readings, store, metric)
+        if figure.label is not None:
+            kind = "counter" if figure.is_counter else "gauge"
+            registry.labelled_callback(metric, kind, figure.help, (figure.label[0],), read)
+        else:
+            add = registry.counter_callback if figure.is_counter else registry.gauge_callback
+            add(metric, figure.help, partial(_reading, store, metric))
+
+
+def _readings(store: Store, metric: str) -> list[tuple[tuple[str, ...], float]]:
+    """Return the values of a metric by the value of its label."""
+    figures = store.stats().figures()
+    return [
+        ((each.label[1],), each.value) for each in figures if each.metric == metric and each.label
+    ]
+
+
+def _reading(store: Store, metric: str) -> float:
+    return next(each.value for each in store.stats().figures() if each.metric == metric)

@@ -79,7 +79,13 @@ from conure.cluster.intake import Intake
 from conure.cluster.leases import Lease, ticks_in
 from conure.cluster.membership import Changes, Membership
 from conure.cluster.monitor import CallLater, Monitor
-from conure.cluster.opening import Parts, describe_start, make_store, open_parts
+from conure.cluster.opening import (
+    Parts,
+    describe_start,
+    make_store,
+    memory_bounds,
+    open_parts,
+)
 from conure.cluster.options import NodeOptions
 from conure.cluster.pacing import Pacing
 from conure.cluster.pending import Read, Reads, Reply, WriteReply, Writes
@@ -118,7 +124,10 @@ TICK = 0.05
 """Seconds between ticks of the core; its time-outs are counted in ticks."""
 
 BRAKE = 0.02
-"""Seconds every round of writes waits while changed pages take too much memory."""
+"""Seconds every round of writes waits while changes take too much memory (S7)."""
+
+PRESSURE_BRAKE = 0.004
+"""Seconds at most that it waits while what has to be merged gets more."""
 
 HOUSEKEEPING = 0.1
 """Seconds between two looks at whether a checkpoint or a log segment is needed."""
@@ -210,7 +219,7 @@ class Node:
                 options.checkpoint_log_bytes,
                 options.checkpoint_entries,
                 options.checkpoint_interval,
-                options.max_unwritten_bytes,
+                *memory_bounds(directory, options),
             ),
             lock,
             raft_log,
@@ -221,7 +230,7 @@ class Node:
             may_work=lambda: standing.is_working,
             stopping=self._stopped,
         )
-        observed = add_gauges(registry, raft, raft_log, store)
+        self._observed = observed = add_gauges(registry, raft, raft_log, store, identity.engine)
 
         # Requests that wait, and the others.
         self._writes = writes = Writes()
@@ -458,11 +467,10 @@ class Node:
                 proposals.propose()
                 self._drive()
             is_left = writes.gathered_bytes and not (pacing.is_pausing or pacing.is_busy())
-            must_brake = self._must_brake()
+            rest = self._rest_of_writers()
         if is_left:  # nobody else would take it up soon
             self._call_later(self.take_gathered, 0.0)
-        if must_brake:
-            sleep(BRAKE)  # the checkpoint gets the time it needs to catch up (S7)
+        self._slow_down(rest)
 
     def confirm_read(self, reply: Reply, requests: int = 1) -> None:
         """Call *reply* once everything acknowledged before now is in the local state (R6).
@@ -625,7 +633,12 @@ class Node:
         """Return what ``GET /raft/stats`` shows: strings, with hashicorp/raft's keys."""
         with self._monitor.lock:
             return shown.raft_stats(
-                self._raft, self._log, self._store, self._versions, self.last_contact()
+                self._raft,
+                self._log,
+                self._store,
+                self._versions,
+                self._directory.identity,
+                self.last_contact(),
             )
 
     def liveness(self) -> tuple[str, bool, str]:
@@ -758,7 +771,8 @@ class Node:
             self._monitor.finished += self._writes.expired(now) + self._reads.expired(now)
 
     def housekeep(self) -> None:
-        """Checkpoint if enough was written or enough time has passed; keep the log ahead."""
+        """Checkpoint if enough was written or enough time has passed, or else merge what is to be
+        merged; keep the log ahead."""
         upkeep = self._upkeep
         try:
             self._transfers.drop_outdated()
@@ -772,6 +786,8 @@ class Node:
                 self._checkpoint_wanted.set()
             elif upkeep.is_due():
                 upkeep.checkpoint()
+            elif upkeep.compact():
+                self._checkpoint_wanted.set()
         except Exception as error:  # noqa: BLE001 - a failed disk, or a bug: neither is survived
             with self._monitor:
                 self._fail(error)
@@ -785,7 +801,7 @@ class Node:
         of a confirmation counts where messages have brought it.
         """
         raft, pacing = self._raft, self._pacing
-        has_answered = False
+        has_answered, rest = False, 0.0
         try:
             with self._monitor:
                 if messages is not None and (
@@ -799,7 +815,8 @@ class Node:
                     self._apply_more()
                 else:
                     self._take(messages)
-                must_brake = self._must_brake()
+                if messages is None or any(message.entries for message in messages):
+                    rest = self._rest_of_writers()
                 has_answered = (was_busy and not pacing.is_busy()) or (
                     was_confirming and not raft.is_confirming
                 )
@@ -808,8 +825,7 @@ class Node:
         finally:
             if has_answered:
                 self._call_later(pacing.gather, 0.0)
-        if must_brake:
-            sleep(BRAKE)  # the leader waits for this node's acknowledgements, or goes on without
+        self._slow_down(rest)  # the leader waits for this node's acknowledgements, or goes on
 
     def _take(self, messages: Sequence[Message]) -> None:
         """Take what has arrived, as far as there is room for it."""
@@ -957,8 +973,18 @@ class Node:
     def _holds_lease(self) -> bool:
         return self._options.read_mode == "lease" and self._lease.holds()
 
-    def _must_brake(self) -> bool:
-        return self._store.unwritten_bytes > self._options.max_unwritten_bytes
+    def _rest_of_writers(self) -> float:
+        """Return how many seconds who writes has to rest after this step, without the lock."""
+        if self._upkeep.is_memory_full():
+            return BRAKE
+        return PRESSURE_BRAKE * self._store.pressure
+
+    def _slow_down(self, seconds: float) -> None:
+        """Let what is behind the writes catch up. Without the lock."""
+        if seconds:
+            self._observed.stalls.inc()
+            self._observed.stall_seconds.inc(seconds)
+            sleep(seconds)
 
     def _log_role(self) -> None:
         raft = self._raft

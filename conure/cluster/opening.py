@@ -22,23 +22,25 @@ from conure.fileio import FileSystem
 from conure.state import snapshots
 from conure.state.machine import Store
 from conure.storage.datadir import DataDirectory
-from conure.storage.engine import EngineOptions, StorageEngine
+from conure.storage.engine import EngineKind, EngineOptions, StorageEngine
 from conure.storage.engines import BTREE, kind_named
 from raft import Raft, bootstrap
 
 __all__ = [
-    "ENGINE",
     "Parts",
     "check_agreement",
     "configuration_at",
     "describe_start",
+    "engine_options",
+    "kind_of",
     "make_store",
+    "memory_bounds",
     "open_engine",
     "open_parts",
 ]
 
-ENGINE = kind_named(BTREE)
-"""The kind of engine that holds the records."""
+MEMTABLES = 4
+"""How many times ``memtable_bytes`` changes may take before writers are slowed down."""
 
 MAX_READ_BYTES = 1 << 20
 """Bytes of log entries read in one go at the start."""
@@ -77,12 +79,14 @@ def open_parts(options: NodeOptions, fs: FileSystem) -> Parts:
         options.node_id,
         told_node_id=options.told_node_id,
         role=options.role,
+        engine=options.engine,
+        told_engine=options.told_engine,
     )
     opened: list[Closable] = [directory]
     try:
         raft_log = RaftLog.open(fs, directory.raft_path, segment_bytes=options.log_segment_bytes)
         opened.append(raft_log)
-        snapshots.recover(fs, directory.path, raft_log, ENGINE)
+        snapshots.recover(fs, directory.path, raft_log, kind_of(directory))
         engine = open_engine(directory, options)
         opened.append(engine)
         check_agreement(raft_log, engine, directory)
@@ -96,12 +100,36 @@ def open_parts(options: NodeOptions, fs: FileSystem) -> Parts:
 
 
 def open_engine(directory: DataDirectory, options: NodeOptions) -> StorageEngine:
-    """Open or make the engine of a data directory, with the page size and cache of the options.
+    """Open or make the engine of a data directory, as the options say.
 
     Raises CorruptionError, DiskFull or DiskFailed.
     """
-    how = EngineOptions(options.page_size, options.cache_bytes)
-    return ENGINE.open(directory.fs, directory.database_path, how, create=True)
+    kind, how = kind_of(directory), engine_options(options)
+    return kind.open(directory.fs, directory.database_path, how, create=True)
+
+
+def kind_of(directory: DataDirectory) -> EngineKind:
+    """Return the kind of engine that holds the records of a data directory."""
+    return kind_named(directory.identity.engine)
+
+
+def engine_options(options: NodeOptions) -> EngineOptions:
+    """Return how a node opens its engine."""
+    return EngineOptions(
+        page_size=options.page_size,
+        cache_bytes=options.cache_bytes,
+        memtable_bytes=options.memtable_bytes,
+        mapped=options.mapped_reads,
+        workers=options.workers,
+    )
+
+
+def memory_bounds(directory: DataDirectory, options: NodeOptions) -> tuple[int, int]:
+    """Return how many bytes of changes in memory make a checkpoint urgent, and beyond how many
+    writers are slowed down (S7)."""
+    if directory.identity.engine == BTREE:
+        return options.max_unwritten_bytes // 2, options.max_unwritten_bytes
+    return options.memtable_bytes, MEMTABLES * options.memtable_bytes
 
 
 def make_store(parts: Parts, speaks: int) -> Store:

@@ -29,12 +29,17 @@ class NodeOptions:
     bootstrap: bool
     version: str
     role: str = "data"
+    engine: str = "btree"
+    told_engine: bool = False
     election_timeout: float = 0.4
     read_mode: str = "index"
     barrier_timeout: float = 3.0
     write_timeout: float = 10.0
     page_size: int = 4096
     cache_bytes: int = 64 << 20
+    memtable_bytes: int = 10_000_000
+    mapped_reads: bool = True
+    workers: bool = False
     log_segment_bytes: int = 4 << 20
     checkpoint_log_bytes: int = 32 << 20
     checkpoint_entries: int = 50_000

@@ -19,7 +19,16 @@ from conure.state.machine import Store
 from conure.storage.datadir import Identity
 from raft import Raft
 
-__all__ = ["Check", "facts", "liveness", "members", "raft_stats", "readiness", "status"]
+__all__ = [
+    "Check",
+    "engine_of",
+    "facts",
+    "liveness",
+    "members",
+    "raft_stats",
+    "readiness",
+    "status",
+]
 
 Check = tuple[str, bool, str]
 """What is checked, whether it passes, and why."""
@@ -38,6 +47,7 @@ def status(raft: Raft, store: Store, identity: Identity, version: str) -> dict[s
         "state": raft.state.value,
         "member": raft.configuration.get(raft.id) is not None,
         "role": identity.role,
+        "engine": engine_of(identity),
         "term": raft.term,
         "commit_index": raft.commit_index,
         "applied_index": store.applied_index,
@@ -68,6 +78,7 @@ def raft_stats(
     raft_log: RaftLog,
     store: Store,
     versions: Versions,
+    identity: Identity,
     last_contact: float | None,
 ) -> dict[str, str]:
     """Return what ``GET /raft/stats`` shows: strings, with hashicorp/raft's keys.
@@ -92,6 +103,7 @@ def raft_stats(
         "latest_configuration": json.dumps(servers),
         "speaks": json.dumps({server.id: versions.of(server) for server in configuration.servers}),
         "last_contact": _contact(last_contact),
+        "engine": engine_of(identity),
         "num_peers": sum(voter != raft.id for voter in configuration.voters),
     }
     return {name: str(value) for name, value in facts.items()}
@@ -133,6 +145,11 @@ def facts(greeting: Greeting) -> dict[str, Any]:
         "Role": greeting.role,
         "Incarnation": greeting.incarnation,
     }
+
+
+def engine_of(identity: Identity) -> str:
+    """Return which engine keeps a node's records; "" on an arbiter, which keeps none."""
+    return identity.engine if identity.role == "data" else ""
 
 
 def _suffrage(server: Server) -> str:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from conure.cluster.applying import Applying
 from conure.cluster.checkpointing import Upkeep
 from conure.cluster.monitor import Monitor
-from conure.cluster.opening import ENGINE, open_engine
+from conure.cluster.opening import engine_options, kind_of, open_engine
 from conure.cluster.options import NodeOptions
 from conure.cluster.pending import Writes
 from conure.cluster.roster import Roster
@@ -36,7 +37,6 @@ from conure.state.history import History
 from conure.state.machine import Inspection, Store
 from conure.state.snapshots import IncomingSnapshot, OutgoingSnapshot
 from conure.storage.datadir import DataDirectory
-from conure.storage.engine import EngineOptions
 from raft import Raft
 
 __all__ = ["Senders", "Transfers"]
@@ -173,8 +173,13 @@ class Transfers:
             self._directory.fs,
             self._directory.path,
             header,
-            options=EngineOptions(self._store.stats().page_size, STAGED_CACHE_BYTES),
-            kind=ENGINE,
+            options=replace(
+                engine_options(self._options),
+                page_size=self._store.stats().page_size,
+                cache_bytes=STAGED_CACHE_BYTES,
+                workers=False,
+            ),
+            kind=kind_of(self._directory),
             inspection=Inspection(self._options.speaks),
             keep_free=self._log.wanted_bytes,
             finished=self._on_received,
@@ -233,7 +238,7 @@ class Transfers:
             self._store.skip_to(meta)
         else:
             directory = self._directory
-            snapshots.install(directory.fs, directory.path, self._log, meta, ENGINE)
+            snapshots.install(directory.fs, directory.path, self._log, meta, kind_of(directory))
             self._store.replace(open_engine(directory, self._options), meta)
         self._applying.backlog.clear()  # the state has all of them
         self._upkeep.installed(meta)

@@ -1,4 +1,4 @@
-"""The commands for a node that doesn't run: restore, check, stats, dump.
+"""The commands for a node that doesn't run: restore, check, stats, dump, compact.
 
 ============================ ===================================================================
 command                      does
@@ -7,6 +7,7 @@ command                      does
 ``check DIR``                reads a whole data directory and proves that it is in order
 ``stats DIR``                tells what is in it, as text or with ``--json`` as an object
 ``dump DIR``                 writes the users' records to standard output, one JSON object a line
+``compact DIR``              writes the records anew, in smaller files (compacting.py)
 ============================ ===================================================================
 
 1. ``check``, ``stats`` and ``dump`` change nothing but the lock file. They open every file for
@@ -18,6 +19,9 @@ command                      does
 4. A line of ``dump`` has ``key``, ``value``, ``create_revision``, ``mod_revision``, ``version``,
    and if the key expires ``expiry`` in milliseconds since the Unix epoch. Where key or value aren't
    UTF-8 both are in base64, and ``encoding`` says so.
+5. The engine is the one that ``identity.json`` names; ``restore`` alone is told by ``--engine``.
+6. ``compact`` reads the log like the others. Before it opens the records it finishes what a start
+   would finish, on the disk.
 
 Exit status: 0 if all is well, 1 for anything that isn't, 2 for a command that can't be used.
 
@@ -40,25 +44,23 @@ from functools import partial
 from itertools import starmap
 from typing import Any, Final, NoReturn, TypeVar
 
-from conure.cluster.opening import check_agreement
+from conure.cluster.opening import check_agreement, kind_of
 from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
 from conure.consensus.raftlog import RaftLog
 from conure.errors import ConfigError, CorruptionError, ForeignDirectory, StorageError
-from conure.fileio import File, FileSystem, Lock, OsFileSystem
+from conure.fileio import File, FileSystem, Lock, Mapped, OsFileSystem, ReadInPlace, check_size
+from conure.ops.compacting import Compacted, compact
 from conure.state import snapshots
 from conure.state.backup import UNFINISHED, Progress, restore
 from conure.state.machine import Store
 from conure.storage.datadir import DataDirectory, read_identity
 from conure.storage.engine import EngineOptions, Record, StorageEngine
-from conure.storage.engines import BTREE, kind_named
+from conure.storage.engines import kind_named
 
 __all__ = ["COMMANDS", "run"]
 
-COMMANDS: Final = ("restore", "check", "stats", "dump")
-
-ENGINE: Final = kind_named(BTREE)
-"""The kind of engine that holds the records."""
+COMMANDS: Final = ("restore", "check", "stats", "dump", "compact")
 
 CACHE_BYTES: Final = 4 << 20
 """Memory for pages, and as much again for entries of the log."""
@@ -73,7 +75,7 @@ _T = TypeVar("_T")
 _LINES = 1000  # of a dump that are written in one go
 _RESTORE_SETTINGS = (
     "data_dir", "node_id", "raft_addr", "http_addr", "raft_advertise", "http_advertise",
-    "page_size", "config",
+    "engine", "page_size", "config",
 )  # fmt: skip
 
 
@@ -109,6 +111,8 @@ def _carry_out(
             return _check(stopped, progress, quiet=options.quiet)
         if options.command == "stats":
             return _stats(stopped, as_json=options.json)
+        if options.command == "compact":
+            return _compact(stopped, progress, quiet=options.quiet)
         return _dump(stopped, os.fsencode(options.prefix), progress)
 
 
@@ -130,11 +134,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "check": "Reads the data directory of a stopped node and proves that it is in order.",
         "stats": "Tells what is in the data directory of a stopped node.",
         "dump": "Writes the records of a stopped node to standard output, a JSON object a line.",
+        "compact": "Writes the records of a stopped node anew, so that their files get smaller. It "
+        "needs as much room on the disk as the records take.",
     }[command]
     parser = _Parser(prog=f"conuredb.py {command}", description=about, allow_abbrev=False)
     parser.set_defaults(command=command)
     parser.set_defaults(quiet=False)
-    if command in ("restore", "check"):
+    if command in ("restore", "check", "compact"):
         parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     if command == "dump":
         parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -206,7 +212,7 @@ def _restore(
             node_id=config.node_id,
             raft_address=config.raft_advertised(config.raft_addr.port),
             http_address=config.http_advertised(config.http_addr.port),
-            kind=ENGINE,
+            kind=kind_named(config.engine),
             page_size=config.page_size,
             progress=progress,
         )
@@ -229,7 +235,7 @@ def _restore(
     return 0
 
 
-# -- check, stats, dump --------------------------------------------------------------------------
+# -- check, stats, dump, compact -----------------------------------------------------------------
 
 
 def _check(stopped: _Stopped, progress: _ProgressLine, *, quiet: bool) -> int:
@@ -260,12 +266,13 @@ def _check_records(stopped: _Stopped, raft_log: RaftLog | None, faults: list[str
     report = _attempt(engine.check, faults)
     if report is None:
         return []
-    pages = ", ".join(f"{count:,} {kind}" for kind, count in report.kinds.items())
+    parts = ", ".join(f"{count:,} {kind}" for kind, count in report.kinds.items())
     as_of = f"as of entry {engine.applied_index} of term {engine.applied_term}"
     census = Store(engine, b"").census()
     own = census.describe_own()
+    counted = f"{report.pages:,} {report.parts} ({parts})"
     return [
-        f"tree: {census.records:,} records {as_of}, {report.pages:,} pages ({pages})",
+        f"{report.whole}: {census.records:,} records {as_of}, {counted}",
         *([f"beside them {own}"] if own else []),
     ]
 
@@ -302,15 +309,14 @@ def _stats(stopped: _Stopped, *, as_json: bool) -> int:
         engine = stopped.open_engine(raft_log)
         figures = engine.stats()
         facts |= {
+            "engine": identity.engine,
             "applied_index": engine.applied_index,
             "applied_term": engine.applied_term,
             "digest": engine.applied_digest,
             **Store(engine, b"").census()._asdict(),
             "tree_records": figures.records,
             "depth": figures.depth,
-            "page_size": figures.page_size,
-            "pages": figures.pages,
-            "free_pages": figures.free_pages,
+            **{each.name: each.value for each in figures.figures() if each.name},
             "file_bytes": figures.file_bytes,
             "free_bytes": figures.free_bytes,
         }
@@ -345,6 +351,18 @@ def _dump(stopped: _Stopped, prefix: bytes, progress: Progress) -> int:
         if not prefix and not sys.stdout.isatty():
             progress("dumping", written, store.records)
     state.close()
+    return 0
+
+
+def _compact(stopped: _Stopped, progress: _ProgressLine, *, quiet: bool) -> int:
+    compacted = stopped.compact(progress)
+    progress.end()
+    if not quiet:
+        saved = compacted.before - compacted.after
+        print(
+            f"{stopped.path}: {compacted.records:,} records, {compacted.before:,} bytes before, "
+            f"{compacted.after:,} after" + ("" if saved else ": nothing to be saved")
+        )
     return 0
 
 
@@ -404,6 +422,7 @@ class _Stopped:
             )
         holder = f"process {os.getpid()} on {socket.gethostname()} (reading it)"
         self.path = path
+        self._fs = fs
         self._lock: Lock = fs.lock(os.path.join(path, "LOCK"), holder)
         self._opened: list[RaftLog | StorageEngine] = []
         try:
@@ -413,6 +432,7 @@ class _Stopped:
             self._lock.release()
             raise
         self._directory = DataDirectory(self._view, path, self._lock, self.identity)
+        self._kind = kind_of(self._directory)
 
     @property
     def holds_records(self) -> bool:
@@ -433,15 +453,37 @@ class _Stopped:
         Raises CorruptionError and DiskFailed.
         """
         if raft_log is not None:
-            snapshots.recover(self._view, self.path, raft_log, ENGINE)
+            snapshots.recover(self._view, self.path, raft_log, self._kind)
         path = self._directory.database_path
         try:
             how = EngineOptions(cache_bytes=CACHE_BYTES)
-            engine = ENGINE.open(self._view, path, how, create=False)
+            engine = self._kind.open(self._view, path, how, create=False)
         except FileNotFoundError:
             raise CorruptionError(path, 0, "the file is missing") from None
         self._opened.append(engine)
         return engine
+
+    def compact(self, progress: Progress) -> Compacted:
+        """Write the records anew: the one thing that changes the directory.
+
+        Raises ForeignDirectory if there are none or they are no good, CorruptionError, DiskFull and
+        DiskFailed, and leaves them as they were then.
+        """
+        if not self.holds_records:
+            raise ForeignDirectory(
+                f"{self.path} belongs to an arbiter, which keeps no records; name a data node's"
+            )
+        if self.diverged:
+            raise ForeignDirectory(
+                f"the data in {self.path} differ from the cluster's ({self.diverged}) and are left "
+                "as they are; restore a backup, or let the node join again with an empty directory"
+            )
+        raft_log = self.open_log()
+        engine = self.open_engine(raft_log)  # through the view: nothing is changed if this fails
+        self.check_agreement(raft_log, engine)
+        how = EngineOptions(page_size=engine.stats().page_size, cache_bytes=CACHE_BYTES)
+        snapshots.recover(self._fs, self.path, raft_log, self._kind)
+        return compact(self._fs, self.path, self._kind, how, progress)
 
     def check_agreement(self, raft_log: RaftLog, engine: StorageEngine) -> None:
         """Prove that log and records belong together. Raises CorruptionError."""
@@ -484,8 +526,25 @@ class _View:
         self._reading = _Reading(progress, 0)
         self._reading.total = self._measure(path)
 
-    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> File:  # noqa: ARG002
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,  # noqa: ARG002
+        read_only: bool = False,  # noqa: ARG002
+        exclusive: bool = False,  # noqa: ARG002
+    ) -> File:
         return _ViewedFile(self._fs.open(self._real(path), read_only=True), self._reading)
+
+    def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:  # noqa: ARG002
+        """Open it for reading by calls, whose bytes count, whatever is asked for."""
+        file = self.open(path)
+        try:
+            check_size(path, size, file.size())
+        except BaseException:
+            file.close()
+            raise
+        return ReadInPlace(file, size)
 
     def exists(self, path: str) -> bool:
         real = self._names.get(path, path)
@@ -522,10 +581,10 @@ class _View:
         return real
 
     def _measure(self, path: str) -> int:
-        """Return how many bytes a check reads: the log's files and the tree's."""
+        """Return how many bytes a check reads: the log's files and the engine's."""
         total = 0
-        raft = os.path.join(path, "raft")
-        for directory, kinds in ((path, "conure.db"), (raft, ".log")):
+        raft, lsm = os.path.join(path, "raft"), os.path.join(path, "lsm")
+        for directory, kinds in ((path, "conure.db"), (raft, ".log"), (lsm, (".sst", ".blob"))):
             for name in self._fs.list(directory) if self._fs.exists(directory) else ():
                 if name.endswith(kinds):
                     with contextlib.closing(self.open(os.path.join(directory, name))) as file:

@@ -44,6 +44,7 @@ A :class:`Backup` belongs to the one thread that sends it and needs no lock; wri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -60,14 +61,21 @@ from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import HardState, Message, MessageType, SnapshotHeader, SnapshotMeta
 from conure.consensus.raftlog import RaftLog
 from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, encode_frame, frame_length
-from conure.errors import ForeignDirectory, ProtocolViolation, StorageError, WireError
+from conure.errors import (
+    CorruptionError,
+    ForeignDirectory,
+    ProtocolViolation,
+    StorageError,
+    WireError,
+)
 from conure.fileio import FileSystem
 from conure.state import snapshots
 from conure.state.codec import decode_records
 from conure.state.machine import Census, PinnedState
 from conure.state.snapshots import IncomingSnapshot, OutgoingSnapshot
-from conure.storage.datadir import Identity, write_identity
+from conure.storage.datadir import Identity, read_identity, write_identity
 from conure.storage.engine import EngineKind, EngineOptions
+from conure.storage.engines import kind_named
 
 __all__ = [
     "UNFINISHED",
@@ -96,7 +104,8 @@ _CHECKSUM = struct.Struct(">I")
 _END = struct.Struct(">IQ")
 _TRAILER_BYTES = _END.size + hashlib.sha256().digest_size
 _KEPT = frozenset({"LOCK", "lost+found"})  # an empty directory may have these
-_IDENTITY, _DATABASE, _RAFT, _STAGED = "identity.json", "conure.db", "raft", "incoming-"
+_IDENTITY, _DATABASE, _LSM, _RAFT = "identity.json", "conure.db", "lsm", "raft"
+_STAGED = "incoming-"
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told now and then what is being done, and how many bytes of how many are."""
@@ -348,7 +357,8 @@ def restore(
     page_size: int,
     progress: Progress,
 ) -> Restored:
-    """Make *directory* the data directory of a new cluster of one node that holds a backup.
+    """Make *directory* the data directory of a new cluster of one node that holds a backup, in an
+    engine of that *kind*, whichever the backup is from.
 
     The directory has to be missing or empty, or left by a restore that didn't end. The addresses
     count until the node announces its own at its first start. Raises FileNotFoundError and
@@ -366,7 +376,7 @@ def restore(
         try:
             _refuse_if_occupied(fs, directory)
             _remove_leftovers(fs, directory, kind)
-            identity = Identity(node_id, uuid.uuid4().hex, uuid.uuid4().hex)
+            identity = Identity(node_id, uuid.uuid4().hex, uuid.uuid4().hex, engine=kind.name)
             member = Server(node_id, raft_address, http_address, incarnation=identity.incarnation)
             write_identity(fs, os.path.join(directory, UNFINISHED), identity)
             fs.sync_directory(directory)
@@ -384,7 +394,7 @@ def restore(
 def _refuse_if_occupied(fs: FileSystem, directory: str) -> None:
     names = set(fs.list(directory)) - _KEPT
     if UNFINISHED in names:
-        names -= {UNFINISHED, _DATABASE, _RAFT}
+        names -= {UNFINISHED, _DATABASE, _LSM, _RAFT}
         names = {name for name in names if not name.startswith(_STAGED)}
     if names:
         raise ForeignDirectory(
@@ -394,7 +404,14 @@ def _refuse_if_occupied(fs: FileSystem, directory: str) -> None:
 
 
 def _remove_leftovers(fs: FileSystem, directory: str, kind: EngineKind) -> None:
-    """Remove what a restore that didn't end has made, all but the name that says so."""
+    """Remove what a restore that didn't end has made, all but the name that says so.
+
+    It may have been one into another kind of engine; if it can't tell, it has made nothing yet.
+    """
+    unfinished = os.path.join(directory, UNFINISHED)
+    if fs.exists(unfinished):
+        with contextlib.suppress(CorruptionError, ForeignDirectory):
+            kind = kind_named(read_identity(fs, unfinished)[0].engine)
     kind.remove(fs, os.path.join(directory, _DATABASE))
     for place in snapshots.staged_places(fs, directory):
         kind.remove(fs, place)

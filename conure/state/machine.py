@@ -529,6 +529,18 @@ class Store:
         """
         return self.engine.maintain(seconds)
 
+    def compact(self, seconds: float) -> bool:
+        """Let the engine merge for about *seconds*; tell whether to call again soon.
+
+        Without the node's lock. Raises CorruptionError and DiskFailed.
+        """
+        return self.engine.compact(seconds)
+
+    @property
+    def pressure(self) -> float:
+        """How far merging is behind the writes, 0.0 to 1.0. Any thread."""
+        return self.engine.pressure
+
     def stats(self) -> EngineStats:
         """Return the engine's figures. Any thread."""
         return self.engine.stats()

@@ -25,17 +25,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from conure.storage.cells import open_cell
 from conure.storage.engine import Record
 from conure.storage.pages import (
     NODE_BYTES,
     RECORD_BYTES,
+    REF,
     SEPARATOR_BYTES,
     Leaf,
     Node,
     Overflow,
     Page,
     decode_node,
-    open_cell,
 )
 from pager import Pager
 
@@ -133,7 +134,7 @@ class BufferPool:
         Raises CorruptionError.
         """
         try:
-            return open_cell(cell)
+            return open_cell(cell, REF.size)
         except ValueError as error:
             raise self._pager.corrupt(number, str(error)) from error
 

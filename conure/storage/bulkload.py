@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 from conure.storage.bufferpool import BufferPool
+from conure.storage.cells import make_cell, separator
 from conure.storage.engine import Record
 from conure.storage.pages import (
     CELL_OVERHEAD,
@@ -26,8 +27,6 @@ from conure.storage.pages import (
     Limits,
     Page,
     cuts,
-    make_cell,
-    separator,
 )
 from conure.storage.spilled import SpilledValues
 from pager import BATCH_PAGES, SYNC_BYTES, Pager

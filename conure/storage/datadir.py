@@ -6,7 +6,9 @@
       LOCK            held by the one process that uses the directory; says which
       identity.json   {"format": 1, "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
                       "diverged": …, "checksum": …}
-      conure.db       the B-tree (pager.py, btree.py)
+                      {"format": 2, …, "role": …, "engine": "lsm", "diverged": …, "checksum": …}
+      conure.db       the B-tree (pager.py, btree.py), or what an LSM tree consists of
+      lsm/            the files of an LSM tree
       incoming-….db   a state that another node is sending (snapshots.py)
       raft/           log segments, term and vote, snapshot metadata (raftlog.py)
 
@@ -18,10 +20,13 @@
 4. The *incarnation* is drawn when the directory is made and never changes. A member whose disk was
    wiped comes back with another one, and the others see that it has forgotten what it promised.
 5. The role never changes: an arbiter's directory holds no data that another role could begin with.
+   Nor does the engine, which is the B-tree in format 1 and the one that is named in format 2. So
+   versions that know nothing of other engines read and write format 1, and refuse the rest before
+   they touch anything. An arbiter's directory has format 1, whatever engine was asked for.
 6. A directory whose data were found to differ from the cluster's is never served again.
 7. ``checksum`` is the CRC-32, in eight hexadecimal digits, of the file without that field. The
    file is what :func:`_encoded` makes of its facts, byte for byte, so that any other byte in it is
-   damage. A file with the six fields before it and no checksum is of a version that had none; it
+   damage. A file with the six fields of format 1 and no checksum is of a version that had none; it
    is read as it is, and gets one when it is next written. Those versions read by name what they
    know, so they open a file with a checksum too.
 
@@ -46,10 +51,13 @@ from conure.fileio import FileSystem, Lock
 __all__ = ["DataDirectory", "Identity", "read_identity", "write_identity"]
 
 FORMAT = 1
+FORMAT_WITH_ENGINE = 2
 _LOCK = "LOCK"
 _IDENTITY = "identity.json"
-_OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "raft", "lost+found"})
+_OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "lsm", "raft", "lost+found"})
 _ROLES = ("data", "arbiter")
+_BTREE = "btree"  # the engine of format 1
+_ENGINES = ("lsm",)  # those of format 2
 _WITHOUT_CHECKSUM = {"format", "node_id", "cluster_id", "incarnation", "role", "diverged"}
 
 
@@ -61,6 +69,7 @@ class Identity:
     cluster_id: str = ""
     incarnation: str = ""
     role: str = "data"  # or "arbiter"
+    engine: str = "btree"  # or "lsm": the name of its kind (engines.py)
 
 
 class DataDirectory:
@@ -81,11 +90,15 @@ class DataDirectory:
         *,
         told_node_id: bool,
         role: str = "data",
+        engine: str = "btree",
+        told_engine: bool = False,
     ) -> DataDirectory:
         """Lock the directory and find out whose it is; make it if it is missing or empty.
 
         *node_id* names a new directory's owner. For an existing one it has to match, unless it
-        is only the default (*told_node_id* false). *role* has to match always.
+        is only the default (*told_node_id* false). *role* has to match always. *engine* is that of
+        a new directory; an existing one's has to be the same if anybody asked for it
+        (*told_engine*). For an arbiter neither counts.
 
         Raises DirectoryInUse, ForeignDirectory, CorruptionError, DiskFull or DiskFailed.
         """
@@ -106,9 +119,18 @@ class DataDirectory:
                 # after a snapshot was installed, the tree's. What is acted on has to last.
                 fs.sync_directory(path)
                 identity, diverged = read_identity(fs, identity_path)
-                _refuse_if_unfit(path, identity, diverged, node_id if told_node_id else "", role)
+                _refuse_if_unfit(
+                    path,
+                    identity,
+                    diverged,
+                    node_id=node_id if told_node_id else "",
+                    role=role,
+                    engine=engine if told_engine else "",
+                )
                 return cls(fs, path, lock, identity)
-            directory = cls(fs, path, lock, Identity(node_id, "", uuid.uuid4().hex, role))
+            kind = engine if role == "data" else _BTREE
+            identity = Identity(node_id, "", uuid.uuid4().hex, role, kind)
+            directory = cls(fs, path, lock, identity)
             if directory._holds_data():
                 raise CorruptionError(
                     identity_path, 0, "the file is missing though there is data beside it"
@@ -153,8 +175,11 @@ class DataDirectory:
         self._lock.release()
 
     def _holds_data(self) -> bool:
-        fs, raft = self.fs, self.raft_path
-        return fs.exists(self.database_path) or (fs.exists(raft) and bool(fs.list(raft)))
+        fs = self.fs
+        folders = (self.raft_path, os.path.join(self.path, "lsm"))
+        return fs.exists(self.database_path) or any(
+            fs.exists(folder) and fs.list(folder) for folder in folders
+        )
 
     def _write_identity(self, identity: Identity, diverged: str = "") -> None:
         path = os.path.join(self.path, _IDENTITY)
@@ -169,8 +194,11 @@ class DataDirectory:
         self.identity = identity
 
 
-def _refuse_if_unfit(path: str, identity: Identity, diverged: str, node_id: str, role: str) -> None:
-    """Raise ForeignDirectory if this is not the directory to start with; *node_id* "" fits any."""
+def _refuse_if_unfit(
+    path: str, identity: Identity, diverged: str, *, node_id: str, role: str, engine: str
+) -> None:
+    """Raise ForeignDirectory if this is not the directory to start with; a *node_id* or *engine*
+    of "" fits any."""
     if node_id not in ("", identity.node_id):
         raise ForeignDirectory(
             f"{path} belongs to node {identity.node_id!r}, not to {node_id!r}; "
@@ -181,6 +209,12 @@ def _refuse_if_unfit(path: str, identity: Identity, diverged: str, node_id: str,
             f"{path} was made for the role {identity.role!r}, not {role!r}, and a role never "
             f"changes; remove node {identity.node_id!r} from its cluster, "
             "empty the directory and let it join again"
+        )
+    if engine not in ("", identity.engine) and role == "data":
+        raise ForeignDirectory(
+            f"{path} was made for the engine {identity.engine!r}, not {engine!r}, and a directory "
+            f"keeps its engine; start it without --engine, or take a backup of it and restore "
+            f"that with --engine={engine} into another directory"
         )
     if diverged:
         raise ForeignDirectory(
@@ -195,7 +229,11 @@ def write_identity(fs: FileSystem, path: str, identity: Identity, diverged: str 
 
     Raises DiskFull or DiskFailed.
     """
-    facts = {"format": FORMAT, **asdict(identity), "diverged": diverged}
+    own = asdict(identity)
+    if identity.engine == _BTREE:
+        del own["engine"]
+    version = FORMAT if identity.engine == _BTREE else FORMAT_WITH_ENGINE
+    facts = {"format": version, **own, "diverged": diverged}
     file = fs.open(path, create=True)
     try:
         file.truncate(0)
@@ -218,14 +256,16 @@ def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
     try:
         facts = json.loads(content)
         _refuse_if_damaged(path, content, facts)
-        if facts["format"] != FORMAT:
+        if facts["format"] not in (FORMAT, FORMAT_WITH_ENGINE):
             raise ForeignDirectory(
-                f"{path} has format {facts['format']!r}, this version reads format {FORMAT}; "
-                "use the version that wrote it or a newer one"
+                f"{path} has format {facts['format']!r}, this version reads the formats {FORMAT} "
+                f"and {FORMAT_WITH_ENGINE}; use the version that wrote it or a newer one"
             )
-        texts = [facts[field.name] for field in fields(Identity)]
+        has_engine = facts["format"] == FORMAT_WITH_ENGINE
+        names = [field.name for field in fields(Identity)]
+        texts = [facts[name] for name in names if has_engine or name != "engine"]
         diverged = facts["diverged"]
-        if "checksum" not in facts and facts.keys() != _WITHOUT_CHECKSUM:
+        if "checksum" not in facts and (has_engine or facts.keys() != _WITHOUT_CHECKSUM):
             raise CorruptionError(path, 0, "it has no checksum, but not the fields of that time")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptionError(path, 0, f"not a ConureDB identity ({error!r})") from error
@@ -234,6 +274,11 @@ def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
     identity = Identity(*texts)
     if not identity.node_id or not identity.incarnation or identity.role not in _ROLES:
         raise CorruptionError(path, 0, "it names no node, no incarnation or no known role")
+    if has_engine and (identity.engine not in _ENGINES or identity.role != "data"):
+        raise ForeignDirectory(
+            f"{path} names the engine {identity.engine!r}, which this version doesn't know; "
+            "use the version that wrote it or a newer one"
+        )
     return identity, diverged
 
 

@@ -13,7 +13,7 @@ means that lock. "Any thread" needs none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ __all__ = [
     "EngineKind",
     "EngineOptions",
     "EngineStats",
+    "Figure",
     "Loader",
     "Reader",
     "Record",
@@ -49,47 +50,73 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine is opened. *page_size*, in bytes, counts only when its files are made;
-    *cache_bytes* bounds what it keeps in memory of what is on disk."""
+    """How an engine is opened; sizes are in bytes. Each kind heeds what is about it.
+
+    *page_size* counts only when the files are made. *cache_bytes* bounds what is kept in memory of
+    what is on disk. *memtable_bytes* of changes make an engine with a memtable want a checkpoint,
+    values from *long_value* on lie apart from their records, and tables are made of about
+    *table_bytes*. *mapped* says whether files are read through maps, and *workers* whether what
+    takes long may be done by other processes.
+    """
 
     page_size: int = 4096
     cache_bytes: int = 64 << 20
+    memtable_bytes: int = 10_000_000
+    long_value: int = 4096
+    table_bytes: int = 16 << 20
+    mapped: bool = True
+    workers: bool = False
+
+
+class Figure(NamedTuple):
+    """A figure that one kind of engine has and others don't, as it is shown wherever figures are.
+
+    *name* is the one in ``stats DIR``, *metric* the one in the metrics; it isn't shown where that
+    is empty. A counter grows as long as the engine is open. Several figures of one metric differ
+    in the value of their *label*, a name and a value, such as ("level", "0").
+    """
+
+    name: str
+    metric: str
+    help: str
+    value: float
+    is_counter: bool = False
+    label: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """Figures of an engine; sizes are in bytes. Cheap to take, whatever the number of records.
+    """Figures that every engine has; sizes are in bytes. Cheap to take, whatever the number of
+    records. A kind that has more to tell adds fields of its own, and shows them as *figures*.
 
     A *page* is what the engine reads, checks and caches in one piece. *free_bytes* are those of
-    *file_bytes* that no record needs; *depth* is in how many levels it looks a key up. Cache hits
-    and misses are those of point reads. *unwritten_pages* wait for a checkpoint, *readers* are
-    the states that are pinned, and *txid* is the number of the last durable checkpoint.
+    *file_bytes* that no record needs; *depth* is in how many places, one after the other, it looks
+    for a key; *readers* are the states that are pinned.
     """
 
     page_size: int
-    pages: int
-    free_pages: int
     file_bytes: int
     free_bytes: int
     depth: int
     records: int
-    cache_bytes: int
-    cache_hits: int
-    cache_misses: int
-    evictions: int
-    unwritten_pages: int
     readers: int
-    txid: int
+
+    def figures(self) -> Sequence[Figure]:
+        """Return the kind's own figures: the same names and metrics whenever it is asked."""
+        return ()
 
 
 @dataclass(slots=True)
 class CheckReport:
     """What :meth:`StorageEngine.check` counted.
 
-    *kinds* tells how many of the pages are of which kind, in the order in which they are shown.
-    *used_bytes* is what records and the ways to them take, long values apart.
+    *kinds* tells how many of the pages are of which kind, in the order in which they are shown;
+    people know the whole as *whole* and its pages as *parts*. *used_bytes* is what records and the
+    ways to them take, long values apart.
     """
 
+    whole: str
+    parts: str
     records: int = 0
     pages: int = 0
     depth: int = 0
@@ -279,6 +306,21 @@ class StorageEngine(Protocol):
         writes only, so that calling this often enough comes to an end.
         """
 
+    def compact(self, seconds: float) -> bool:
+        """Merge what is on disk for about *seconds*, or see how far others are that do it, and
+        tell whether it has to be called again, soon, for the sake of what is to be merged now.
+
+        Without the caller's lock, in the thread that makes checkpoints, also between two steps of
+        one; never beside an installation. It returns early where others do the work. What it makes
+        becomes durable by itself. A full disk costs nothing but time; raises CorruptionError and
+        DiskFailed.
+        """
+
+    @property
+    def pressure(self) -> float:
+        """How far merging is behind the writes: 0.0 as long as it keeps up, then more, up to 1.0
+        where checkpoints had better wait for it, and writers with them. Any thread, cheap."""
+
     def stats(self) -> EngineStats:
         """Return the engine's figures. Any thread."""
 
@@ -291,16 +333,19 @@ class StorageEngine(Protocol):
     def close(self) -> None:
         """Close the files; what no checkpoint has made durable is dropped. Any thread.
 
-        Pinned states can be read to their end, and a checkpoint that is running may end.
+        Pinned states can be read to their end, and a checkpoint that is running may end. What was
+        being merged is given up, and nobody waits for it.
         """
 
 
 class EngineKind(Protocol):
     """A kind of engine: how its states lie on the disk. For the thread that owns the directory.
 
-    A state lies at a *place*: a path at which there is a file, or a directory if the kind needs
-    several. Whatever else a kind makes beside it has a name that begins with that path, so that
-    places that don't begin with one another never meet. Raises DiskFull and DiskFailed.
+    A state lies at a *place*: a path at which there is a file. Whatever else a kind makes for it
+    beside it has a name that begins with that path, or lies in the folder ``lsm`` next to it, in a
+    file whose name begins with the place's own and a dash; a state that was renamed may go on
+    using what was made for its former place. So states at places that don't begin with one
+    another never meet. All places of a directory have one kind. Raises DiskFull and DiskFailed.
     """
 
     @property

@@ -9,13 +9,17 @@ from typing import Final
 
 from btree import BTreeKind
 from conure.storage.engine import EngineKind
+from conure.storage.lsm.kind import LSMKind
 
-__all__ = ["BTREE", "KINDS", "kind_named"]
+__all__ = ["BTREE", "KINDS", "LSM", "kind_named"]
 
 BTREE: Final = "btree"
-"""The name of the kind that every data directory has."""
+"""The name of the kind that a data directory has if nobody asks for another."""
 
-KINDS: Final[dict[str, EngineKind]] = {BTREE: BTreeKind()}
+LSM: Final = "lsm"
+"""The name of the kind with a log-structured merge tree."""
+
+KINDS: Final[dict[str, EngineKind]] = {BTREE: BTreeKind(), LSM: LSMKind()}
 
 
 def kind_named(name: str) -> EngineKind:

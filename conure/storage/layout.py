@@ -12,7 +12,8 @@ from __future__ import annotations
 from array import array
 
 from conure.storage.bufferpool import BufferPool
-from conure.storage.pages import CELL_OVERHEAD, CHILD, Inner, Leaf, Node, cuts, separator
+from conure.storage.cells import separator
+from conure.storage.pages import CELL_OVERHEAD, CHILD, Inner, Leaf, Node, cuts
 from pager import Pager
 
 __all__ = ["Layout"]

@@ -9,14 +9,8 @@ overflow     index in its chain (4), bytes of the value in this page (4), owner'
 ============ ===================================================================================
 
 Offsets count from the start of the keys or cells and begin with 0. A cell is a record without its
-key, and says by itself how to read it:
-
-========= =======================================================================================
-flags     1 byte: bit 0 it has an expiry, bit 1 its numbers are wide, bit 2 its value is spilled
-numbers   create revision, mod revision (4 bytes each), version (2); 8 bytes each if wide
-expiry    8 bytes, if bit 0 is set
-value     the bytes, or a reference if spilled: first overflow page (4), length of the value (4)
-========= =======================================================================================
+key (``cells.py``); if its value is spilled, it ends with a reference: first overflow page (4),
+length of the value (4).
 
 So a small record takes 15 bytes beside key and value: 4 for its offsets, 11 before its value. An
 overflow page repeats the key it belongs to, so that whoever finds the page finds its owner. Child
@@ -40,13 +34,13 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
-from itertools import accumulate, pairwise, repeat
-from operator import itemgetter
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from struct import Struct
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
+from conure.storage.cells import NARROW_SIZE, WIDEST, even_records, records_of
 from conure.storage.engine import Record
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 
@@ -55,14 +49,10 @@ __all__ = [
     "CHILD",
     "CHUNK",
     "MAX_VALUE",
-    "NARROW",
-    "NARROW_HEAD",
-    "NARROW_SIZE",
     "NODE_BYTES",
     "RECORD_BYTES",
     "REF",
     "SEPARATOR_BYTES",
-    "WIDEST",
     "Inner",
     "Leaf",
     "Limits",
@@ -72,18 +62,8 @@ __all__ = [
     "chunk_of",
     "cuts",
     "decode_node",
-    "make_cell",
-    "new_record",
-    "open_cell",
-    "separator",
 ]
 
-_EXPIRY, _WIDE, _SPILLED = 1, 2, 4
-_HEADS = (Struct("<BIIH"), Struct("<BIIHQ"), Struct("<BQQQ"), Struct("<BQQQQ"))  # by two flags
-NARROW = Struct("<IIH")  # the numbers of a cell whose flags are 0, at offset 1
-NARROW_HEAD = _HEADS[0]
-NARROW_SIZE = NARROW_HEAD.size
-WIDEST = _HEADS[3].size
 CELL_OVERHEAD = 4  # two offsets
 CHILD = 6  # bytes an inner node spends on a child beside its separator: number and offset
 REF = Struct("<II")  # first overflow page, length of the value
@@ -100,11 +80,6 @@ NODE_BYTES = 300
 RECORD_BYTES = 100
 SEPARATOR_BYTES = 64
 
-
-new_record = cast("Callable[[Iterable[object]], Record]", partial(tuple.__new__, Record))
-
-_make = cast("Callable[[type[Record], Iterable[object]], Record]", tuple.__new__)
-_FIELDS = itemgetter(4, 1, 2, 3, 0)  # of a narrow cell in a record's order: no flags, no expiry
 
 _NOTHING: list[bytes] = []  # the lists of a packed leaf; never changed
 
@@ -209,15 +184,8 @@ class Leaf:
             size = _even_size(page[offsets_at:keys_at], count)
             if size >= NARROW_SIZE:
                 at = keys_at + _U16.unpack_from(page, offsets_at - 2)[0]
-                return _even_records(page[at + first * size : at + last * size], size)
-        cells = self.lists()[1][first:last]
-        sizes = set(map(len, cells))
-        if len(sizes) == 1:
-            return _even_records(b"".join(cells), sizes.pop())
-        if any(map(itemgetter(0), cells)):
-            return None
-        numbers = NARROW.unpack_from
-        return [new_record((cell[NARROW_SIZE:], *numbers(cell, 1), 0)) for cell in cells]
+                return even_records(page[at + first * size : at + last * size], size)
+        return records_of(self.lists()[1][first:last])
 
     def find(self, key: bytes) -> tuple[int, bytes | None]:
         """Return slot and cell of *key*; where it belongs and None if it isn't here.
@@ -411,42 +379,7 @@ def chunk_of(page: bytes, limit: int, key: bytes, index: int, left: int) -> tupl
     return page[start : start + size], link, epoch
 
 
-# -- cells -----------------------------------------------------------------------------------------
-
-
-def make_cell(
-    value: bytes, create: int, mod: int, version: int, expiry: int, *, spilled: bool
-) -> bytes:
-    """Return the smallest cell for a record; of a spilled value, *value* is the reference."""
-    wide = (create | mod) >> 32 or version >> 16
-    flags = (_EXPIRY if expiry else 0) | (_WIDE if wide else 0)
-    numbers = (create, mod, version, expiry) if expiry else (create, mod, version)
-    return _HEADS[flags].pack(flags | (_SPILLED if spilled else 0), *numbers) + value
-
-
-def open_cell(cell: bytes) -> tuple[Record, bool]:
-    """Return the record of a cell and whether its value is only a reference. Raises ValueError."""
-    flags = cell[0]
-    head = _HEADS[flags & (_EXPIRY | _WIDE)]
-    value = cell[head.size :]
-    spilled = bool(flags & _SPILLED)
-    if flags > _EXPIRY | _WIDE | _SPILLED or len(cell) < head.size:
-        raise ValueError("a record has unknown flags or is too short")
-    if spilled and len(value) != REF.size:
-        raise ValueError("a spilled value has no reference")
-    _, create, mod, version, expiry = (*head.unpack_from(cell), 0)[:5]
-    return Record(value, create, mod, version, expiry), spilled
-
-
 # -- laying out ------------------------------------------------------------------------------------
-
-
-def separator(left: bytes, right: bytes) -> bytes:
-    """Return the shortest key that is greater than *left* and not greater than *right*."""
-    for at, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return right[: at + 1]
-    return right[: len(left) + 1]
 
 
 def cuts(sizes: list[int], capacity: int) -> list[int]:
@@ -478,11 +411,6 @@ def _numbers(count: int) -> Struct:
     return Struct(f"<{count}H")
 
 
-@lru_cache(256)
-def _even_cells(value_size: int) -> Struct:
-    return Struct(f"<BIIH{value_size}s")
-
-
 @lru_cache(None)
 def _ones(count: int) -> int:
     """Return 1 in each of *count* 16-bit places."""
@@ -498,14 +426,6 @@ def _even(count: int, size: int) -> tuple[bytes, Struct]:
 
 def _offsets(pieces: list[bytes]) -> bytes:
     return _numbers(len(pieces) + 1).pack(*accumulate(map(len, pieces), initial=0))
-
-
-def _even_records(column: bytes, size: int) -> Iterable[Record] | None:
-    """Return the records of cells of one size; None if one has flags."""
-    if any(column[::size]):
-        return None
-    cells = _even_cells(size - NARROW_SIZE).iter_unpack(column)
-    return map(_make, repeat(Record), map(_FIELDS, cells))
 
 
 def _head(count: int, epoch: int) -> bytes:

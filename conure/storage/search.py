@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from conure.errors import CorruptionError
 from conure.storage.bufferpool import MANY, BufferPool
+from conure.storage.cells import NARROW, NARROW_SIZE, new_record
 from conure.storage.engine import Record
-from conure.storage.pages import NARROW, NARROW_SIZE, REF, Inner, Leaf, new_record
+from conure.storage.pages import REF, Inner, Leaf
 from conure.storage.spilled import SpilledValues
 from pager import Pager
 

@@ -36,7 +36,9 @@ class TreeCheck:
         self._spilled = spilled
         self._capacity = capacity
         self._root = 0
-        self._report = CheckReport(pages=pager.pages, kinds=dict.fromkeys(_KINDS, 0))
+        self._report = CheckReport(
+            "tree", "pages", pages=pager.pages, kinds=dict.fromkeys(_KINDS, 0)
+        )
         self._seen = bytearray(pager.pages)
 
     def run(self, root: int, level: int, records: int) -> CheckReport:

@@ -819,8 +819,8 @@ def test_metrics_tell_what_the_node_is_made_of() -> None:
     for number in range(120):
         value_of(node, b"%03d" % number)
     write(node, *((b"%03d" % number, b"") for number in range(7)))
-    stats, status = node._store.stats(), node.status()
     assert isinstance(node._store.engine, BTree)
+    stats, status = node._store.engine.stats(), node.status()
     pool = node._store.engine._pool
     log_files = [fs.contents(f"/data/raft/{n}") for n in fs.list("/data/raft") if n[0] == "0"]
     wanted = {
@@ -838,6 +838,8 @@ def test_metrics_tell_what_the_node_is_made_of() -> None:
         "conure_page_cache_hits_total": stats.cache_hits,
         "conure_page_cache_misses_total": stats.cache_misses,
         "conure_page_cache_evictions_total": stats.evictions,
+        'conure_engine_info{engine="btree"}': 1,
+        "conure_write_stalls_total": 0,
         "conure_disk_full": 0,
         "conure_checkpoint_duration_seconds_count": 1,
         "conure_write_batch_size_count": 161,

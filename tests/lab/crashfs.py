@@ -35,11 +35,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NoReturn
 
 from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.fileio import Mapped, ReadInPlace, check_size
 
 __all__ = [
     "SECTOR",
     "CrashFile",
     "CrashFileSystem",
+    "CrashMap",
     "CrashMode",
     "FailureKind",
     "SimulatedCrash",
@@ -198,6 +200,32 @@ class CrashFile:
             raise DiskFull(f"writing {self._path} failed: no space left; free some space")
 
 
+class CrashMap:
+    """A mapped file of a :class:`CrashFileSystem`: what programs see in it, whatever happens to it.
+
+    Looking at it is no call: it neither fails nor counts.
+    """
+
+    __slots__ = ("_inode", "_size")
+
+    def __init__(self, inode: _Inode, size: int) -> None:
+        self._inode = inode
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: slice, /) -> bytes:
+        start, stop, _ = where.indices(self._size)
+        return bytes(self._inode.data[start:stop])
+
+    def find(self, sub: bytes, start: int, end: int, /) -> int:
+        return self._inode.data.find(sub, start, min(end, self._size))
+
+    def view(self, start: int, stop: int, /) -> memoryview:
+        return memoryview(self[start:stop])  # a copy: a view of the bytes would keep their size
+
+
 class CrashLock:
     """A lock file that is held; a crash lets go of it."""
 
@@ -329,11 +357,21 @@ class CrashFileSystem:
 
     # -- fileio.FileSystem -----------------------------------------------------------------------
 
-    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> CrashFile:
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> CrashFile:
         path = _normal(path)
+        create |= exclusive
         with self.guard:
             missing = path not in self._names
             self.count(f"opening {path}", may_need_space=create and missing)
+            if exclusive and (not missing or path in self._directories):
+                raise FileExistsError(path)
             if path in self._directories:
                 raise ForeignDirectory(f"opening {path} failed: is a directory")
             if missing:
@@ -341,6 +379,15 @@ class CrashFileSystem:
                     raise FileNotFoundError(path)
                 self._change((None, path, _Inode()))
             return CrashFile(self, path, self._names[path], read_only)
+
+    def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:
+        file = self.open(path, read_only=True)
+        with self.guard:
+            check_size(path, size, file.size())
+            if not mapped:
+                return ReadInPlace(file, size)
+            self.count(f"mapping {path}")
+            return CrashMap(self._names[_normal(path)], size)
 
     def exists(self, path: str) -> bool:
         self.refuse_if_dead()

@@ -60,7 +60,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a separator may be the key before it",
-        "conure/storage/pages.py",
+        "conure/storage/cells.py",
         "return right[: at + 1]",
         "return right[:at]",
         (

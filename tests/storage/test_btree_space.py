@@ -16,6 +16,7 @@ from btree import BTree
 from conure.errors import CorruptionError, DiskFull, ForeignDirectory
 from conure.fileio import OsFileSystem
 from conure.storage import writeback
+from conure.storage.cells import make_cell, open_cell, separator
 from conure.storage.engine import Record
 from conure.storage.pages import (
     CELL_OVERHEAD,
@@ -24,9 +25,6 @@ from conure.storage.pages import (
     Leaf,
     cuts,
     decode_node,
-    make_cell,
-    open_cell,
-    separator,
 )
 from pager import ENVELOPE, INNER, LEAF, OVERFLOW
 from tests.lab.crashfs import CrashFileSystem
@@ -390,7 +388,7 @@ def test_a_leaf_comes_back_as_it_was_packed(
     assert leaf.lists() == (keys, cells)
     assert leaf.key_list() == keys
     assert (leaf.number, leaf.epoch, leaf.used) == (3, 5, used)
-    assert list(map(open_cell, cells)) == opened
+    assert [open_cell(cell, REF.size) for cell in cells] == opened
     together = leaf.records(0, len(keys)) if keys else ()
     if any(cell[0] for cell in cells):
         assert together is None
@@ -432,6 +430,7 @@ def test_a_packed_leaf_and_one_in_lists_are_the_same(changes: list[tuple[bytes, 
 @pytest.mark.parametrize(
     "cell",
     [
+        b"",
         bytes([8]) + bytes(40),  # flags of no version
         bytes([1]) + bytes(17),
         bytes([2]) + bytes(23),
@@ -441,7 +440,7 @@ def test_a_packed_leaf_and_one_in_lists_are_the_same(changes: list[tuple[bytes, 
 )
 def test_a_cell_that_makes_no_sense_is_an_error(cell: bytes) -> None:
     with pytest.raises(ValueError, match=r"flags|reference"):
-        open_cell(cell)
+        open_cell(cell, REF.size)
 
 
 @settings(max_examples=150, deadline=None)

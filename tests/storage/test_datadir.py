@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from zlib import crc32
 
 import pytest
 
@@ -184,9 +185,110 @@ def test_an_unreadable_identity_is_damage(content: bytes) -> None:
 def test_a_newer_format_is_left_to_newer_versions() -> None:
     fs = CrashFileSystem()
     open_directory(fs).close()
-    write(fs, "/data/identity.json", b'{"format": 2, "whatever": "it says"}')
-    with pytest.raises(ForeignDirectory, match="format 2"):
+    write(fs, "/data/identity.json", b'{"format": 3, "whatever": "it says"}')
+    with pytest.raises(ForeignDirectory, match="format 3"):
         open_directory(fs)
+
+
+# -- the engine ----------------------------------------------------------------------------------
+
+
+def opened_with(fs: CrashFileSystem, engine: str = "", role: str = "data") -> Identity:
+    """Open the directory, asking for an engine or, "", for none; return whose it is."""
+    directory = DataDirectory.open(
+        fs, "/data", "n1", told_node_id=True, role=role,
+        engine=engine or "btree", told_engine=bool(engine),
+    )  # fmt: skip
+    directory.close()
+    return directory.identity
+
+
+def test_a_directory_of_the_btree_has_the_file_that_it_always_had() -> None:
+    for engine in ("", "btree"):
+        fs = CrashFileSystem()
+        identity = opened_with(fs, engine)
+        facts = json.loads(fs.contents("/data/identity.json"))
+        assert list(facts.items())[:-1] == [
+            ("format", 1), ("node_id", "n1"), ("cluster_id", ""),
+            ("incarnation", identity.incarnation), ("role", "data"), ("diverged", ""),
+        ]  # fmt: skip
+
+
+def test_another_engine_is_named_in_a_file_that_older_versions_refuse() -> None:
+    fs = CrashFileSystem()
+    identity = opened_with(fs, "lsm")
+    assert identity.engine == "lsm"
+    facts = json.loads(fs.contents("/data/identity.json"))
+    assert (facts["format"], facts["engine"]) == (2, "lsm")
+    assert list(facts) == [
+        "format", "node_id", "cluster_id", "incarnation", "role", "engine", "diverged", "checksum",
+    ]  # fmt: skip
+    assert opened_with(fs) == opened_with(fs, "lsm") == identity  # who asks for none gets its own
+    directory = open_directory(fs)
+    directory.begin_cluster()
+    assert directory.identity.engine == "lsm"
+    directory.close()
+    assert read_identity(fs, "/data/identity.json")[0] == directory.identity
+
+
+@pytest.mark.parametrize(("made", "asked"), [("btree", "lsm"), ("lsm", "btree")])
+def test_a_directory_keeps_its_engine(made: str, asked: str) -> None:
+    fs = CrashFileSystem()
+    opened_with(fs, made)
+    before = fs.contents("/data/identity.json")
+    with pytest.raises(ForeignDirectory, match=f"the engine '{made}', not '{asked}'.* backup"):
+        opened_with(fs, asked)
+    assert fs.contents("/data/identity.json") == before
+    assert opened_with(fs, made).engine == made
+
+
+def test_an_arbiter_has_no_engine_whatever_is_asked_for() -> None:
+    fs = CrashFileSystem()
+    identity = opened_with(fs, "lsm", "arbiter")
+    assert json.loads(fs.contents("/data/identity.json"))["format"] == 1
+    assert opened_with(fs, "btree", "arbiter") == opened_with(fs, "lsm", "arbiter") == identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"engine": "btree"}, ForeignDirectory),  # it has format 1
+        ({"engine": "newer"}, ForeignDirectory),
+        ({"engine": 7}, CorruptionError),
+        ({"engine": None}, CorruptionError),
+        ({"role": "arbiter"}, ForeignDirectory),
+        ({"format": 1}, CorruptionError),
+    ],
+)
+def test_an_engine_that_nobody_knows_is_refused(
+    changes: dict[str, object], error: type[Exception]
+) -> None:
+    fs = CrashFileSystem()
+    opened_with(fs, "lsm")
+    facts = json.loads(fs.contents("/data/identity.json")) | changes
+    if "format" in changes:
+        del facts["checksum"]
+    write(fs, "/data/identity.json", with_checksum(facts))
+    with pytest.raises(error):
+        opened_with(fs)
+
+
+def with_checksum(facts: dict[str, object]) -> bytes:
+    """Return the file that says so, with the checksum that belongs to it if it has any."""
+    if "checksum" in facts:
+        del facts["checksum"]
+        facts["checksum"] = f"{crc32(json.dumps(facts, indent=2).encode()):08x}"
+    return json.dumps(facts, indent=2).encode() + b"\n"
+
+
+def test_files_of_tables_without_an_identity_are_data() -> None:
+    fs = CrashFileSystem()
+    opened_with(fs, "lsm")
+    fs.make_directory("/data/lsm")
+    write(fs, "/data/lsm/conure.db-0-1.sst", b"whatever it is")
+    fs.remove("/data/identity.json")
+    with pytest.raises(CorruptionError, match="missing"):
+        opened_with(fs, "lsm")
 
 
 def test_a_directory_is_made_whole_or_made_again() -> None:

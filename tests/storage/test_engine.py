@@ -23,11 +23,18 @@ from hypothesis.stateful import (
 )
 
 from conure.errors import DiskFailed, DiskFull, StorageError
-from conure.storage.engine import Checkpoint, EngineKind, EngineOptions, Reader, Record
+from conure.storage.engine import (
+    Checkpoint,
+    EngineKind,
+    EngineOptions,
+    Reader,
+    Record,
+    StorageEngine,
+)
 from conure.storage.engines import BTREE, KINDS, kind_named
 from tests.lab.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 
-SMALL = EngineOptions(page_size=256, cache_bytes=4096)
+SMALL = EngineOptions(page_size=256, cache_bytes=4096, long_value=200, table_bytes=1500)
 PLACE = "/home/conure.db"
 STAGED = "/home/incoming-1.db"
 
@@ -51,6 +58,14 @@ def within(model: Model, start: bytes, end: bytes | None, *, reverse: bool = Fal
     """Return what a range of the model holds, in the order asked for."""
     keys = sorted(key for key in model if start <= key and (end is None or key < end))
     return [(key, model[key]) for key in (reversed(keys) if reverse else keys)]
+
+
+def settle(engine: StorageEngine) -> None:
+    """Let an engine merge all that it wants to."""
+    for _ in range(10_000):
+        if not engine.compact(0.01):
+            return
+    raise AssertionError("it comes to no end")
 
 
 def without_value(record: Record) -> tuple[Record, int]:
@@ -260,6 +275,24 @@ class EngineMachine(RuleBasedStateMachine):
         while self.engine.maintain(0.001):
             pass
 
+    @rule()
+    def compact(self) -> None:
+        self.engine.compact(0.0)
+        assert 0.0 <= self.engine.pressure <= 1.0
+
+    @rule()
+    def compact_to_the_end(self) -> None:
+        settle(self.engine)
+        assert self.engine.pressure == 0.0
+
+    @precondition(lambda self: self.running is None)
+    @rule()
+    def compact_on_a_full_disk(self) -> None:
+        """It costs nothing but the room that it would have given back."""
+        self.fs.set_capacity(self.fs.used_bytes())
+        settle(self.engine)
+        self.fs.set_capacity(None)
+
     @precondition(lambda self: self.running is None)
     @rule(keep=st.booleans(), reverse=st.booleans())
     def load(self, keep: bool, reverse: bool) -> None:
@@ -437,6 +470,7 @@ def test_long_values_that_are_gone_give_their_room_back(kind: EngineKind) -> Non
         while engine.maintain(0.01):
             pass
         engine.checkpoint(turn + 1, 1)
+        settle(engine)
     engine.check()
     assert fs.used_bytes() < 6 * 20 * 20_000
 

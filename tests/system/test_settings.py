@@ -113,6 +113,10 @@ ROWS = {
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
     "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
+    "engine": [
+        Row("lsm", lambda r: r.node.engine, "lsm"),
+        Row("btree", lambda r: r.node.told_engine, True),
+    ],
     "follower_mode": [
         Row(
             "forward",
@@ -139,6 +143,8 @@ ROWS = {
         Row("3MiB", lambda r: r.node.cache_bytes, 3 * MIB),
         Row("3MiB", lambda r: r.node.max_unwritten_bytes, UNWRITTEN_SHARE * 3 * MIB),
     ],
+    "max_mem_size": [Row("3MB", lambda r: r.node.memtable_bytes, 3_000_000)],
+    "lsm_reads": [Row("pread", lambda r: r.node.mapped_reads, False)],
     "checkpoint_log_bytes": [Row("5MiB", lambda r: r.node.checkpoint_log_bytes, 5 * MIB)],
     "checkpoint_entries": [Row("77", lambda r: r.node.checkpoint_entries, 77)],
     "checkpoint_interval": [Row("7s", lambda r: r.node.checkpoint_interval, 7.0)],

@@ -1,0 +1,140 @@
+"""A state: the memtable, the frozen ones and the version of the files, seen as one sorted map.
+
+A state is replaced and never changed, though its memtable is written to. Who reads takes the
+engine's state once and stays with it. What was deleted is left out; a long run of deleted keys is
+jumped over where a mark tells of it, and leaves a mark otherwise (``marks.py``).
+
+The holder of the caller's lock reads a :class:`State` while nothing is written. A :class:`Pinned`
+state is for any one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from conure.storage.lsm.marks import SKIPPED, Marks
+from conure.storage.lsm.memtable import Memtable, Pin
+from conure.storage.lsm.merging import Group, live, merged
+from conure.storage.lsm.reading import Cells
+from conure.storage.lsm.version import Version
+
+__all__ = ["Leave", "Pinned", "Source", "State", "live_groups"]
+
+Leave = Callable[[bytes, bytes], None]
+"""Called with start and end of a range in which a scan found nothing but many deleted keys."""
+
+
+class Source(Protocol):
+    """What can be merged to the records of a range."""
+
+    def sources(self, start: bytes, end: bytes | None, *, reverse: bool) -> list[Iterator[Group]]:
+        """Return sorted groups by age, the newest first."""
+
+
+class State(NamedTuple):
+    """What there is: *frozen* memtables, the newest first, lie between memtable and files."""
+
+    memtable: Memtable
+    frozen: tuple[Memtable, ...]
+    version: Version
+    cells: Cells
+
+    def find(self, key: bytes) -> bytes | None:
+        """Return the cell of *key*; b"" or None if it has none."""
+        cell = self.memtable.cells.get(key)
+        return self.older(key) if cell is None else cell
+
+    def older(self, key: bytes) -> bytes | None:
+        """Return the cell that *key* has without the memtable."""
+        for memtable in self.frozen:
+            cell = memtable.cells.get(key)
+            if cell is not None:
+                return cell
+        return self.version.find(key)
+
+    def sources(self, start: bytes, end: bytes | None, *, reverse: bool) -> list[Iterator[Group]]:
+        """Return its sources (Source)."""
+        return [
+            *(
+                memtable.groups(start, end, reverse=reverse)
+                for memtable in (self.memtable, *self.frozen)
+                if memtable.cells
+            ),
+            *self.version.sources(start, end, reverse=reverse),
+        ]
+
+
+class Pinned:
+    """A state as it was when it was pinned."""
+
+    __slots__ = ("_frozen", "_pin", "_version", "cells")
+
+    def __init__(self, state: State) -> None:
+        memtable, self._frozen, self._version, self.cells = state
+        self._pin: Pin = memtable.pin()
+
+    def find(self, key: bytes) -> bytes | None:
+        """Return the cell that *key* had; b"" or None if it had none."""
+        cell = self._pin.get(key)
+        if cell is not None:
+            return cell
+        for memtable in self._frozen:
+            cell = memtable.cells.get(key)
+            if cell is not None:
+                return cell
+        return self._version.find(key)
+
+    def sources(self, start: bytes, end: bytes | None, *, reverse: bool) -> list[Iterator[Group]]:
+        """Return its sources (Source)."""
+        return [
+            self._pin.groups(start, end, reverse=reverse),
+            *(memtable.groups(start, end, reverse=reverse) for memtable in self._frozen),
+            *self._version.sources(start, end, reverse=reverse),
+        ]
+
+
+def live_groups(
+    source: Source, marks: Marks, leave: Leave, start: bytes, end: bytes | None, *, reverse: bool
+) -> Iterator[Group]:
+    """Iterate over the records of a range in groups, deleted ones left out.
+
+    *marks* are those of the state. Of runs of deleted keys that are not in them *leave* is told,
+    going upwards.
+    """
+    if reverse:
+        if end is not None:
+            end = marks.before(end)
+        for group in merged(source.sources(start, end, reverse=True), reverse=True):
+            found = live(group)
+            if found[0]:
+                yield found
+        return
+    position = marks.after(start)
+    alive = None  # the last key that was
+    skipped = 0
+    while end is None or position < end:
+        for keys, cells in merged(source.sources(position, end, reverse=False)):
+            if all(cells):
+                if skipped > SKIPPED:
+                    leave(start if alive is None else alive + b"\0", keys[0])
+                yield keys, cells
+                alive, skipped = keys[-1], 0
+                continue
+            there = [at for at, cell in enumerate(cells) if cell]
+            if there:
+                if skipped + there[0] > SKIPPED:
+                    leave(start if alive is None else alive + b"\0", keys[there[0]])
+                yield [keys[at] for at in there], [cells[at] for at in there]
+                alive, skipped = keys[there[-1]], len(keys) - 1 - there[-1]
+                continue
+            skipped += len(keys)
+            following = keys[-1] + b"\0"
+            position = marks.after(following)
+            if position != following:
+                break
+        else:
+            position = following if skipped else position
+            break
+    if skipped > SKIPPED:
+        leave(start if alive is None else alive + b"\0", position if end is None else end)
