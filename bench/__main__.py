@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 from bench import (
     checkpoint_part,
@@ -20,7 +21,7 @@ from bench import (
     restart_part,
     steady_part,
 )
-from bench.plan import FULL, QUICK, SHORT
+from bench.plan import FULL, LEAST_RECORDS, QUICK, SHORT
 from bench.report import facts, write_results
 from bench.servers import Conure, find_interpreter
 from bench.workspace import BenchError, Workspace, note, raise_file_limit
@@ -51,6 +52,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round, a rough look only")
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
     parser.add_argument("--python", help="what ConureDB runs on; default: the system's, if it can")
+    parser.add_argument(
+        "--records", type=int, nargs="+", metavar="N", help="sizes for the part engines"
+    )
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in _PARTS]:
         parser.error(f"no part is called {unknown[0]}; there are {', '.join(_PARTS)}")
@@ -60,6 +64,10 @@ def main() -> int:
         parser.error(f"--python: there is no program {options.python}")
     Conure.interpreter = options.python or find_interpreter()
     plan = QUICK if options.quick else SHORT if options.short else FULL
+    if options.records:
+        if min(options.records) < LEAST_RECORDS:
+            parser.error(f"--records: at least {LEAST_RECORDS:,}")
+        plan = replace(plan, engine_sizes=tuple(options.records))
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     raise_file_limit()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["FULL", "QUICK", "SHORT", "Plan"]
+__all__ = ["FULL", "LEAST_RECORDS", "QUICK", "SHORT", "Plan"]
+
+LEAST_RECORDS = 1_000
+"""With fewer, ranges and scans don't find theirs."""
 
 
 @dataclass(frozen=True)
