@@ -17,6 +17,8 @@ from bench import (
     features_part,
     http_part,
     join_part,
+    node_part,
+    pairs_command,
     resp_part,
     restart_part,
     steady_part,
@@ -30,6 +32,7 @@ _PARTS = {
     "http": http_part.run,
     "engines": engine_part.run,
     "features": features_part.run,
+    "node": node_part.run,
     "resp": resp_part.run,
     "restart": restart_part.run,
     "checkpoint": checkpoint_part.run,
@@ -46,6 +49,10 @@ def main() -> int:
 
     A target that isn't met is reported and is no failure; a part that could not be measured is.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    raise_file_limit()
+    if sys.argv[1:2] == ["pairs"]:
+        return _pairs(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure ConureDB.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(_PARTS)}")
     parser.add_argument("--short", action="store_true", help="two rounds, up to 100 k records")
@@ -68,9 +75,6 @@ def main() -> int:
         if min(options.records) < LEAST_RECORDS:
             parser.error(f"--records: at least {LEAST_RECORDS:,}")
         plan = replace(plan, engine_sizes=tuple(options.records))
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    raise_file_limit()
     failed = False
     for name in options.parts or _PARTS:
         note(f"part {name}")
@@ -87,6 +91,15 @@ def main() -> int:
         if options.write:
             write_results(_RESULTS, [(section.title, rendered)])
     return 1 if failed else 0
+
+
+def _pairs(arguments: list[str]) -> int:
+    Conure.interpreter = find_interpreter()
+    try:
+        return pairs_command.main(arguments)
+    except BenchError as error:
+        print(f"pairs: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

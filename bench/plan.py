@@ -28,6 +28,8 @@ class Plan:
     small_batches: int  # puts in batches of 100
     gets: int
     ranges: int
+    node_records: int
+    delay_seconds: int  # of a phase at full load
     restart_sizes: tuple[int, ...]  # records
     checkpoint_records: int
     checkpoint_seconds: float  # of one phase at a steady pace
@@ -40,6 +42,12 @@ class Plan:
     def rounds_of(self, records: int) -> int:
         """Return how often to measure at this size: once where a round takes minutes."""
         return self.rounds if records < 1_000_000 else 1
+
+    def with_pairs(self, pairs: int) -> Plan:
+        """Return a plan of so many pairs, whose bursts are as long as in this one."""
+        names = ("single_commits", "few_commits", "small_batches", "gets", "ranges")
+        scaled = {name: getattr(self, name) * pairs // self.pairs for name in names}
+        return replace(self, pairs=pairs, **scaled)
 
 
 FULL = Plan(
@@ -57,6 +65,8 @@ FULL = Plan(
     small_batches=20_000,
     gets=200_000,
     ranges=5_000,
+    node_records=1_000_000,
+    delay_seconds=30,
     restart_sizes=(10_000, 100_000, 1_000_000),
     checkpoint_records=1_000_000,
     checkpoint_seconds=10.0,
@@ -72,6 +82,8 @@ SHORT = replace(
     name="short",
     rounds=2,
     engine_sizes=(100_000, 1_000_000),
+    node_records=100_000,
+    delay_seconds=20,
     restart_sizes=(10_000, 100_000),
     checkpoint_records=100_000,
     failovers=10,
@@ -94,6 +106,8 @@ QUICK = Plan(
     small_batches=2_000,
     gets=8_000,
     ranges=400,
+    node_records=20_000,
+    delay_seconds=3,
     restart_sizes=(10_000,),
     checkpoint_records=50_000,
     checkpoint_seconds=4.0,

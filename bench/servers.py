@@ -30,6 +30,7 @@ __all__ = [
     "CONURE",
     "DEFAULT_ENGINE",
     "GATEWAY",
+    "PROGRAM",
     "V2",
     "Api",
     "Conure",
@@ -49,8 +50,8 @@ __all__ = [
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(_HERE)
-_PROGRAM = "conuredb.py"
-_CONUREDB = os.path.join(_ROOT, _PROGRAM)
+PROGRAM = "conuredb.py"
+_CONUREDB = os.path.join(_ROOT, PROGRAM)
 _START_SECONDS = 60.0
 DEFAULT_ENGINE = "btree"
 _SYSTEM_PYTHON = "/usr/bin/python3"
@@ -190,7 +191,7 @@ class Conure(Server):
     """A ConureDB node. Without *bootstrap* it waits until somebody makes it a member.
 
     *flags* are given to it at every start. With *resp* it serves RESP, at ``resp_port``. It runs
-    from *checkout*, a directory with a ``conuredb.py``, and from this one by default.
+    from *checkout*, a directory with a ``conuredb.py``, and from this one if that is empty.
     """
 
     ready = Request("GET", "/readyz")
@@ -205,13 +206,13 @@ class Conure(Server):
         bootstrap: bool = True,
         flags: Sequence[str] = (),
         resp: bool = False,
-        checkout: str = _ROOT,
+        checkout: str = "",
     ) -> None:
         super().__init__(workspace, "conure", name)
         self._bootstrap = bootstrap
         (self.resp_port,) = free_ports(1)
         self._flags = [*flags, f"--resp-addr=127.0.0.1:{self.resp_port}"] if resp else [*flags]
-        self._program = os.path.join(checkout, _PROGRAM)
+        self._program = os.path.join(checkout or _ROOT, PROGRAM)
 
     @staticmethod
     def version() -> str:

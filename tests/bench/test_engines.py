@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from bench.footprint import Footprint, written_bytes
 from bench.plan import QUICK
 from bench.samples import Samples, write_keys
 from bench.turns import in_turns, start_engines
-from bench.workspace import BenchError, Workspace
+from bench.workspace import BenchError
+from tests.bench.places import is_stopped, wait_until, workspace_in
 
 COUNT = 3_000
 
@@ -80,7 +79,7 @@ def test_every_record_is_overwritten_once(samples: Samples) -> None:
 
 
 def test_engines_take_turns_and_rest_between_them(tmp_path: Path) -> None:
-    with _workspace(tmp_path) as workspace:
+    with workspace_in(tmp_path) as workspace:
         engines, _ = start_engines(workspace, [SQLITE, logged(BTREE)], 2_000)
         for what in ("load", "get", "scan_keys", "put_16"):
             done = in_turns(engines, QUICK.pairs, engine_part.burst_of(what, QUICK, 2_000))
@@ -90,7 +89,7 @@ def test_engines_take_turns_and_rest_between_them(tmp_path: Path) -> None:
             assert engine.files > 2_000 * 100
             assert engine.written > 2_000 * 100
             assert engine.memory.own > 1 << 20
-            _wait_until(partial(_is_stopped, engine.pid))
+            wait_until(partial(is_stopped, engine.pid))
         with pytest.raises(BenchError, match="sqlite3"):
             engines[0].call("scan_items", share=0.0, count=3_000)
         pids = [engine.pid for engine in engines]
@@ -108,7 +107,7 @@ def test_what_a_process_and_its_children_take(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "input()\n"
     )
-    with _workspace(tmp_path) as workspace:
+    with workspace_in(tmp_path) as workspace:
         path = str(tmp_path / "data")
         talker = workspace.converse("parent", ["python3", "-c", program, path])
         assert talker.receive() == "ready\n"
@@ -118,26 +117,8 @@ def test_what_a_process_and_its_children_take(tmp_path: Path) -> None:
             footprint.sample()
             return footprint.child >= 64 << 20
 
-        _wait_until(child_has_grown)
+        wait_until(child_has_grown)
         assert 0 < footprint.own < 64 << 20
         assert written_bytes(talker.pid) >= 1 << 20
     with pytest.raises(BenchError, match="memory of process"):
         footprint.sample()
-
-
-def _workspace(parent: Path) -> Workspace:
-    try:
-        return Workspace(str(parent))
-    except BenchError as error:
-        pytest.skip(str(error))  # temporary files lie in memory here
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
