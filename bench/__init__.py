@@ -1,10 +1,11 @@
 """Benchmarks: ConureDB beside etcd, redis, sqlite3, LMDB, LevelDB and RocksDB, measured in one run.
 
-    python -m bench                 every part (about an hour and a half)
+    python -m bench                 every part (about five hours, two of them for 10 M records)
     python -m bench http engines    some parts
-    python -m bench --short         every part with less of everything, about twenty minutes
-    python -m bench --quick         every part in a few minutes, for a rough look only
+    python -m bench --short         every part with less of everything, about an hour
+    python -m bench --quick         every part in some minutes, for a rough look only
     python -m bench --write         every part, and the results go into bench/RESULTS.md
+    python -m bench pairs …         one comparison of two; ``python -m bench pairs --help``
 
 How the figures are made comparable:
 
@@ -27,7 +28,7 @@ How the figures are made comparable:
 ``servers``         starting ConureDB, etcd and redis, and speaking to them
 ``clusters``        three of them that agree on a leader
 ``systems``         the rows of a table over HTTP: what each is asked, and their figures
-``records``         numbered records: loading many and reading them back
+``records``         numbered records in servers: loading many and reading them back
 ``loads``           wrk (``replay.lua`` is its script), h2load and redis-benchmark
 ``pipeline``        clients of our own: a pipelined loader and one that keeps a steady pace
 ``pairs``           what interleaved bursts say of a ratio, and how sure that is
@@ -39,6 +40,11 @@ How the figures are made comparable:
 ``engine_process``  one of them in a process of its own, told what to do
 ``turns``           several of them that take turns
 ``engine_part``     the storage engines in process
+``server_turns``    servers that take turns
+``resp_load``       gets and sets in one mix over RESP
+``pairs_command``   the command for one comparison
+``node_part``       a node with each storage engine: puts, loads, delays, memory
+``resp_part``       RESP: one node and three beside redis and HTTP
 ``http_part``       one node: throughput and latency over HTTP
 ``features_part``   one node: ranges, batches, conditional writes, watches
 ``restart_part``    kill -9 under load, and the time until the node serves again

@@ -115,14 +115,17 @@ def run(plan: Plan, workspace: Workspace) -> Section:
         "synchronous=FULL and a write-ahead log, LMDB its defaults, LevelDB and RocksDB sync=true, "
         "bloom filters and no compression. All have 64 MiB for pages; LMDB maps its file. Settled: "
         "LevelDB and RocksDB after merging everything. Files of the Raft log, which a node has "
-        "with either engine, are in the bytes written and not in the sizes."
+        "with either engine, are in the bytes written and not in the sizes. With more than 1 M "
+        "records ConureDB's engines are measured with their log only."
     )
     sizes = {}
     for size in plan.engine_sizes:
-        sizes[size] = figures = _measure(plan, workspace, alone, applied, size)
-        _tabulate(section, alone, size, figures)
-        _tabulate_space(section, alone, size, figures)
-        _tabulate_ratios(section, alone, size, figures)
+        # A checkpoint a commit means more to write the more there is: hours with many records.
+        shown = alone if size <= _LARGE else [name for name in alone if name not in {BTREE, LSM}]
+        sizes[size] = figures = _measure(plan, workspace, shown, applied, size)
+        _tabulate(section, shown, size, figures)
+        _tabulate_space(section, shown, size, figures)
+        _tabulate_ratios(section, shown, size, figures)
         _tabulate_applied(section, applied, size, figures)
     _judge(section, sizes)
     return section

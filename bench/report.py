@@ -119,7 +119,8 @@ def facts(plan: Plan, workspace: Workspace) -> str:
     lines = [
         (
             f"{now:%Y-%m-%d %H:%M} UTC, commit {_commit()}, {plan.name} plan, "
-            f"{plan.rounds} rounds ({plan.rounds_of(1_000_000)} with 1 M records)"
+            f"{plan.rounds} rounds ({plan.rounds_of(1_000_000)} with 1 M records), "
+            f"{plan.pairs} pairs"
         ),
         f"{machine}, {system}",
         f"ConureDB's servers on {Conure.runtime()}, all else on CPython {python}",
