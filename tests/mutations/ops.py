@@ -15,6 +15,20 @@ MUTATIONS = [
         ("tests/ops/test_offline.py",),
     ),
     Mutation(
+        "records written anew count before they outlast a power failure",
+        "conure/ops/compacting.py",
+        "new.checkpoint(engine.applied_index, engine.applied_term, engine.applied_digest)",
+        "pass",
+        ("tests/ops/test_compacting.py",),
+    ),
+    Mutation(
+        "a compaction that failed leaves its files behind",
+        "conure/ops/compacting.py",
+        "            kind.remove(fs, staged)\n            raise\n",
+        "            raise\n",
+        ("tests/ops/test_compacting.py",),
+    ),
+    Mutation(
         "a cluster is founded before all witnesses were heard",
         "conure/ops/scaling.py",
         "if not unheard:",

@@ -181,6 +181,20 @@ MUTATIONS = [
         ),
     ),
     Mutation(
+        "a directory of another engine looks as older versions know it",
+        "conure/storage/datadir.py",
+        "    version = FORMAT if identity.engine == _BTREE else FORMAT_WITH_ENGINE\n",
+        "    version = FORMAT\n",
+        ("tests/storage/test_datadir.py",),
+    ),
+    Mutation(
+        "a directory is opened as one of another engine",
+        "conure/storage/datadir.py",
+        '    if engine not in ("", identity.engine) and role == "data":\n',
+        "    if False:\n",
+        ("tests/storage/test_datadir.py",),
+    ),
+    Mutation(
         "an engine that nobody knows is taken for another",
         "conure/storage/engines.py",
         "        return KINDS[name]\n",

@@ -193,6 +193,17 @@ def test_any_setting_reaches_the_server_as_a_variable_or_as_a_flag(chart: str) -
     assert not config.ignored_environment
 
 
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_an_engine_reaches_the_servers_and_nothing_is_said_of_none(chart: str) -> None:
+    for values, told in (({}, False), ({"engine": "lsm", "maxMemSize": "3MB"}, True)):
+        server = container(render(chart, values), "conure")
+        config = load([], environment(server, "conure-0"))
+        assert config.told_engine == told
+        assert config.engine == ("lsm" if told else "btree")
+        assert config.max_mem_size == (3_000_000 if told else 10_000_000)
+        assert not config.ignored_environment
+
+
 def test_a_bare_founder_gets_no_flags() -> None:
     server = container(render(HA), "conure-bootstrap")
     assert scaling._parser().parse_args([*server["command"][2:], *server["args"]]).flags == []

@@ -129,7 +129,7 @@ def _data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         for number in range(300):
             write(node, (b"key%03d" % number, bytes(500)))
         node._upkeep.checkpoint(0.0)
-        for number in range(0, 290):
+        for number in range(290):
             write(node, (b"key%03d" % number, None))
     return path
 
@@ -160,7 +160,7 @@ def test_the_command_tells_sizes_and_keeps_the_records(
 
 
 def sizes(out: str) -> tuple[int, int]:
-    before, after = out.split(", ", 2)[2].split(" bytes before, ")
+    before, after = out.split(" records, ")[1].split(" bytes before, ")
     return int(before.replace(",", "")), int(after.split(" after")[0].replace(",", ""))
 
 
@@ -190,10 +190,10 @@ def test_a_directory_in_use_or_of_an_arbiter_is_refused(
 ) -> None:
     with started(OsFileSystem(), data_dir=str(tmp_path / "used")):
         status, out, err = run(["compact", str(tmp_path / "used")], capsys)
-        assert (status, out) == (2, "")
+        assert (status, out) == (1, "")
         assert "is in use by process" in err
     with started(OsFileSystem(), data_dir=str(tmp_path / "a"), role="arbiter", bootstrap=False):
         pass
     status, out, err = run(["compact", str(tmp_path / "a")], capsys)
-    assert (status, out) == (2, "")
+    assert (status, out) == (1, "")
     assert "arbiter" in err

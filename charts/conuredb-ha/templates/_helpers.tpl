@@ -102,6 +102,14 @@ depends on the number of members, or scaling would restart them all. */ -}}
   value: {{ include "conuredb.clientUrl" . }},{{ include "conuredb.url" (dict "root" . "pod" (printf "%s-bootstrap-0" $name)) }}
 - name: CONURE_FOLLOWER_MODE
   value: forward
+{{- with .Values.engine }}
+- name: CONURE_ENGINE
+  value: {{ . }}
+{{- end }}
+{{- with .Values.maxMemSize }}
+- name: CONURE_MAX_MEM_SIZE
+  value: {{ . | quote }}
+{{- end }}
 {{- with .Values.allowedHosts }}
 - name: CONURE_ALLOWED_HOSTS
   value: {{ join "," . | quote }}

@@ -28,8 +28,8 @@ from conure.storage.lsm.flushing import ATTEMPTS
 from conure.storage.lsm.jobs import JobLimits, MergeJob
 from conure.storage.lsm.picking import pick
 from conure.storage.lsm.tables import Table
-from conure.storage.lsm.version import Version
 from conure.storage.lsm.verifying import Proved
+from conure.storage.lsm.version import Version
 from conure.storage.lsm.workers import Runner, Running
 
 __all__ = ["Compaction", "Merges"]
@@ -167,9 +167,7 @@ class Compaction:
             self._install(self._job, *proved)
         return proved is not None
 
-    def _install(
-        self, job: MergeJob, tables: Sequence[Table], blobs: Sequence[BlobFile]
-    ) -> None:
+    def _install(self, job: MergeJob, tables: Sequence[Table], blobs: Sequence[BlobFile]) -> None:
         # If the disk fails, nobody knows whether the manifest names the new files: they stay.
         running, self._running, self._proof = self._running, None, None
         try:

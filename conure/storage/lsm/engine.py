@@ -27,13 +27,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
 from conure.errors import StorageError
 from conure.fileio import FileSystem
-from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell, new_record, open_cell
+from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell, new_record
 from conure.storage.engine import CheckReport, EngineOptions, Record
 from conure.storage.lsm.blobs import BlobFile
 from conure.storage.lsm.checking import check
@@ -73,7 +73,7 @@ class LSMEngine:
     def __init__(
         self, fs: FileSystem, place: str, present: Manifest, options: EngineOptions
     ) -> None:
-        self.applied_index = present.index
+        self.applied_index = present.applied_index
         self.applied_term = present.term
         self.applied_digest = present.digest
         self.outdated: list[tuple[bytes, int]] = []
@@ -116,7 +116,7 @@ class LSMEngine:
             cell = state.older(key) if state[1] else state[2].find(key)
         if not cell:
             return None
-        if cell[0]:
+        if cell[0] or len(cell) < NARROW_SIZE:
             return state.cells.record(key, cell)
         return new_record((cell[NARROW_SIZE:], *NARROW.unpack_from(cell, 1), 0))
 
@@ -148,7 +148,8 @@ class LSMEngine:
         return chain.from_iterable(self._rows(headings, start, end, reverse))
 
     def snapshot(self) -> PinnedReader:
-        """Pin the present state for reading in any thread. Under the caller's lock; constant time."""
+        """Pin the present state for reading in any thread. Under the caller's lock, in constant
+        time."""
         assert not self._is_closed
         stamp = self._insertions
         found = self._found
@@ -188,7 +189,7 @@ class LSMEngine:
         here = memtable.cells.get(key)
         old = state.older(key) if here is None else here
         if old:
-            if old[0]:
+            if old[0] or len(old) < NARROW_SIZE:
                 create, version = self._outdate(key, old)
             else:
                 create, _, version = NARROW.unpack_from(old, 1)
@@ -350,9 +351,7 @@ class LSMEngine:
     def merged(self, job: MergeJob, tables: Sequence[Table], blobs: Sequence[BlobFile]) -> None:
         """Put new files in the place of a job's inputs, durably (compaction.Merges)."""
         gone = [facts.name for run in job.inputs for facts in run]
-        version = self._state.version.edited(
-            gone=gone, level=job.level, tables=tables, blobs=blobs
-        )
+        version = self._state.version.edited(gone=gone, level=job.level, tables=tables, blobs=blobs)
         before = self._durable.manifest
         self._durable.write(version)
         self._swap(version)
@@ -432,14 +431,14 @@ class LSMEngine:
 
     def _outdate(self, key: bytes, cell: bytes) -> tuple[int, int]:
         """Note the expiry of a record that is changed or removed; return create and version."""
-        record = open_cell(cell)[0]
+        record, _ = self._state.cells.heading(key, cell)
         if record.expiry:
             self.outdated.append((key, record.expiry))
         return record.create_revision, record.version
 
     def _rows(
         self,
-        read: Callable[[Sequence[bytes], Sequence[bytes]], Iterator[_Thing]],
+        read: Callable[[list[bytes], list[bytes]], Iterable[_Thing]],
         start: bytes,
         end: bytes | None,
         reverse: bool,

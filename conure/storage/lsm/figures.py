@@ -70,9 +70,7 @@ class LSMStats(EngineStats):
                 for label, (_, size) in zip(levels, self.tables, strict=True)
             ),
             Figure("runs", "conure_lsm_runs", "Places to look a key up in on disk.", self.runs),
-            Figure(
-                "blob_bytes", "conure_lsm_blob_bytes", "Files of long values.", self.blob_bytes
-            ),
+            Figure("blob_bytes", "conure_lsm_blob_bytes", "Files of long values.", self.blob_bytes),
             Figure(
                 "blob_dead_bytes",
                 "conure_lsm_blob_dead_bytes",

@@ -6,7 +6,7 @@ those that are being received. A manifest that was renamed goes on naming files 
 its former place.
 
 Whatever no manifest of the directory names is garbage of a crash. Who opens a place removes what
-was made for it; and if there is no other manifest, then all that looks like a file of an engine. The
+was made for it; and if there is no other manifest, all that looks like a file of an engine. The
 folder is listed before the manifests are read: what another engine makes after that isn't in the
 list, and what it has made before has a manifest, as an engine writes one before anything else.
 
@@ -65,7 +65,7 @@ class LSMKind:
             present = manifest.read(fs, place)
         except FileNotFoundError:
             return 0, 0
-        return present.index, present.term
+        return present.applied_index, present.term
 
     def sync(self, fs: FileSystem, place: str) -> None:
         """Sync the manifest, the folder and the directory; the files themselves were synced before

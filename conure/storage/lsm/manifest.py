@@ -12,16 +12,16 @@ with a length of 4:
 12        4 bytes: size of the whole file
 16        applied index, applied term, digest, records: 8 bytes each
 48        number of levels, of blob files, of scan marks: 4 bytes each
-60        for each level: number of its tables, 4 bytes, and the tables: *name*, size (8), CRC of its
-          footer (4), records (8), tombstones (8), first *key*, last *key*, number of blob files that
-          it refers to (4), and for each of these *name* and bytes (8)
+60        for each level: number of its tables, 4 bytes, and the tables: *name*, size (8), CRC of
+          its footer (4), records (8), tombstones (8), first *key*, last *key*, number of blob files
+          that it refers to (4), and for each of these *name* and bytes (8)
           for each blob file: *name*, size (8)
           for each scan mark: start and end, a *key* each
 end - 4   CRC-32 of everything before it
 ========= =========================================================================================
 
-An empty state as of index 7 and term 2 takes 68 bytes: ``ConureLS``, ``01000000 44000000``, the four
-numbers ``07…00 02…00 00…00 00…00``, ``01000000 00000000 00000000``, no table ``00000000``, the CRC.
+An empty state as of index 7 and term 2 takes 68 bytes: ``ConureLS``, ``01000000 44000000``, the
+numbers 7, 2, 0 and 0, ``01000000 00000000 00000000``, no table ``00000000``, the CRC.
 
 A *scan mark* says that no record is alive between two keys, so that a scan need not go through
 what was deleted there (``marks.py``).
@@ -36,10 +36,10 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from struct import Struct
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 from zlib import crc32
 
-from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, VersionTooNew
+from conure.errors import CorruptionError, DiskFull, ForeignDirectory, VersionTooNew
 from conure.fileio import FileSystem
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.tables import TableFacts
@@ -61,13 +61,11 @@ _U32 = Struct("<I")
 _U64 = Struct("<Q")
 _TABLE = Struct("<QIQQ")  # after its name
 
-_Fields = TypeVar("_Fields")
-
 
 class Manifest(NamedTuple):
     """What a manifest says. *levels* are as in a ``Version``, *marks* as in ``marks.py``."""
 
-    index: int = 0
+    applied_index: int = 0
     term: int = 0
     digest: int = 0
     records: int = 0
@@ -205,7 +203,7 @@ class _Reader:
         if count * least > self._end - self.at:
             raise ValueError("the manifest ends too soon")
 
-    def bytes(self, size: int) -> bytes:
+    def piece(self, size: int) -> bytes:
         at = self.at
         if at + size > self._end:
             raise ValueError("the manifest ends too soon")
@@ -213,13 +211,13 @@ class _Reader:
         return self._data[at : at + size]
 
     def name(self) -> str:
-        name = self.bytes(self.number(_U16))
+        name = self.piece(self.number(_U16))
         if not name or not name.isascii() or b"/" in name or name.startswith(b"."):
             raise ValueError("a file has an impossible name")
         return name.decode()
 
     def key(self) -> bytes:
-        return self.bytes(self.number(_U32))
+        return self.piece(self.number(_U32))
 
     def ended(self) -> bool:
         return self.at == self._end
@@ -238,9 +236,7 @@ def _manifest(reader: _Reader) -> Manifest:
             raise ValueError("tables of a level overlap")
         levels.append(tuple(level))
     reader.check(blob_count, 10)
-    blobs = tuple(
-        [BlobFacts(reader.name(), reader.number(_U64)) for _ in range(blob_count)]
-    )
+    blobs = tuple([BlobFacts(reader.name(), reader.number(_U64)) for _ in range(blob_count)])
     reader.check(mark_count, 8)
     marks = tuple([(reader.key(), reader.key()) for _ in range(mark_count)])
     if not reader.ended():
@@ -259,9 +255,7 @@ def _table(reader: _Reader) -> TableFacts:
     return TableFacts(name, size, footer, records, tombstones, first, last, refers)
 
 
-def _prove_names(
-    levels: Sequence[Sequence[TableFacts]], blobs: Sequence[BlobFacts]
-) -> None:
+def _prove_names(levels: Sequence[Sequence[TableFacts]], blobs: Sequence[BlobFacts]) -> None:
     """Raise ValueError if a name is there twice, or a blob file that is referred to isn't."""
     files = {blob.name for blob in blobs}
     tables = [facts for level in levels for facts in level]

@@ -26,7 +26,7 @@ from conure.storage.lsm.merging import Group
 __all__ = ["PENDING", "RECORD_BYTES", "Memtable", "Pin", "Undo"]
 
 RECORD_BYTES: Final = 150
-"""What a record takes in memory beside key and cell: two objects, and its places in dict and list."""
+"""What a record takes in memory beside key and cell: two objects, places in dict and lists."""
 
 PENDING: Final = 2048
 """How many new keys gather at most before they are sorted: about a millisecond's work."""
@@ -180,8 +180,8 @@ class Pin:
     def groups(self, start: bytes, end: bytes | None, *, reverse: bool) -> Iterator[Group]:
         """Iterate over keys and cells of a range, as ``merging.py`` wants them."""
         get = self._memtable.cells.get
-        for keys in _growing(self._memtable.keys(start, end, reverse=reverse), reverse):
-            cells = list(map(get, keys))
+        for part in _growing(self._memtable.keys(start, end, reverse=reverse), reverse):
+            keys, cells = part, list(map(get, part))
             undo: Undo | None = self._shortened()
             chain = []
             while undo is not None:
@@ -263,6 +263,5 @@ def _cut(keys: list[bytes]) -> list[list[bytes]]:
     count = len(keys)
     if count < 2 * _CHUNK:
         return [keys]
-    return [keys[at : at + _CHUNK] for at in range(0, count - _CHUNK + 1, _CHUNK)][:-1] + [
-        keys[(count // _CHUNK - 1) * _CHUNK :]
-    ]
+    starts = range(0, count - _CHUNK, _CHUNK)  # the last one has the rest
+    return [keys[at : at + _CHUNK] for at in starts[:-1]] + [keys[starts[-1] :]]

@@ -37,10 +37,13 @@ class _Head:
 
     def refill(self) -> bool:
         """Take the next group; tell whether there was one."""
-        for self.keys, self.cells in self.source:
+        group = next(self.source, None)
+        while group is not None:
+            self.keys, self.cells = group
             self.first, self.last = 0, len(self.keys)
             if self.last:
                 return True
+            group = next(self.source, None)
         return False
 
 

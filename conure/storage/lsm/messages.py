@@ -11,7 +11,7 @@ offset bytes
 9            body
 ====== ===== ======================================================================
 
-So an end of items is ``00000000 8d ef 02 d2 03``. To the worker go
+So an end of items is ``00000000 37be0b4b 03``. To the worker go
 
 ===== =============================================================================
 JOB   JSON: the serial of the job, what it is, its folder; bytes as hexadecimal

@@ -52,9 +52,7 @@ class PinnedReader:
         cell = pinned.find(key)
         return pinned.cells.record(key, cell) if cell else None
 
-    def items(
-        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Rows:
+    def items(self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False) -> Rows:
         """Iterate over keys and records, start <= key < end."""
         return chain.from_iterable(self._item_groups(start, end, reverse))
 
@@ -81,21 +79,16 @@ class PinnedReader:
     def _groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[Group]:
         if not self._records:
             return
-        yield from live_groups(
-            self._held(), self._marks, self._leave, start, end, reverse=reverse
-        )
+        yield from live_groups(self._held(), self._marks, self._leave, start, end, reverse=reverse)
 
     def _item_groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[Rows]:
         records = self._held().cells.records
-        for keys, cells in self._groups(start, end, reverse):
+        for group in self._groups(start, end, reverse):
             self._held()
-            if reverse:
-                keys, cells = keys[::-1], cells[::-1]
+            keys, cells = (group[0][::-1], group[1][::-1]) if reverse else group
             yield zip(keys, records(keys, cells), strict=True)
 
-    def _key_groups(
-        self, start: bytes, end: bytes | None, reverse: bool
-    ) -> Iterator[list[bytes]]:
+    def _key_groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[list[bytes]]:
         self._held()
         for keys, _ in self._groups(start, end, reverse):
             self._held()

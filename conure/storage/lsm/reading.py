@@ -9,27 +9,18 @@ CorruptionError. Any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import repeat
-from operator import itemgetter
-from struct import Struct
-from typing import TypeVar, cast
+import struct
+from collections.abc import Iterable, Iterator
 
 from conure.errors import CorruptionError
-from conure.storage.cells import NARROW, NARROW_SIZE, new_record, open_cell
+from conure.storage.cells import open_cell, records_of
 from conure.storage.engine import Record
-from conure.storage.lsm.blobs import file_of, length_of
-from conure.storage.lsm.merging import Group, live, merged
+from conure.storage.lsm.blobs import length_of
 from conure.storage.lsm.version import Version
 
 __all__ = ["Cells", "Rows"]
 
 Rows = Iterator[tuple[bytes, Record]]
-_Thing = TypeVar("_Thing")
-
-_FIELDS = itemgetter(4, 1, 2, 3, 0)  # of a narrow cell in a record's order: no flags, no expiry
-_make = cast("Callable[[type[Record], Iterable[object]], Record]", tuple.__new__)
 
 
 class Cells:
@@ -64,22 +55,15 @@ class Cells:
             return ref[:most]
         return self._version.blob(self._place, ref).beginning(key, ref, most)
 
-    def records(self, keys: Sequence[bytes], cells: Sequence[bytes]) -> Iterable[Record]:
+    def records(self, keys: list[bytes], cells: list[bytes]) -> Iterable[Record]:
         """Return the records of a group."""
-        sizes = set(map(len, cells))
-        if len(sizes) == 1:
-            (size,) = sizes
-            if size >= NARROW_SIZE:
-                column = b"".join(cells)
-                if not any(column[::size]):
-                    fields = _even(size - NARROW_SIZE).iter_unpack(column)
-                    return map(_make, repeat(Record), map(_FIELDS, fields))
-        if any(map(itemgetter(0), cells)) or min(sizes) < NARROW_SIZE:
-            return map(self.record, keys, cells)
-        numbers = NARROW.unpack_from
-        return [new_record((cell[NARROW_SIZE:], *numbers(cell, 1), 0)) for cell in cells]
+        try:
+            found = records_of(cells)
+        except struct.error:  # one of them is none: which?
+            found = None
+        return map(self.record, keys, cells) if found is None else found
 
-    def headings(self, keys: Sequence[bytes], cells: Sequence[bytes]) -> Iterable[tuple[Record, int]]:
+    def headings(self, keys: list[bytes], cells: list[bytes]) -> Iterable[tuple[Record, int]]:
         """Return what :meth:`heading` returns of each cell of a group."""
         return map(self.heading, keys, cells)
 
@@ -90,8 +74,3 @@ class Cells:
             return open_cell(cell)
         except ValueError as error:
             raise CorruptionError(self._place, 0, f"{error}: key {key[:40]!r}") from error
-
-
-@lru_cache(256)
-def _even(value_size: int) -> Struct:
-    return Struct(f"<BIIH{value_size}s")

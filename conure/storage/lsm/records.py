@@ -53,7 +53,9 @@ _KEY_AT = HEAD.size
 _SIZES = Struct("<HI")
 _SIZES_AT = 4
 _PADS = tuple(bytes(-(_KEY_AT + size) % ALIGNMENT) for size in range(ALIGNMENT))
-_FEW = 3  # records of a block that are quicker to walk than to take apart all at once
+# So many records of one size are walked: fewer are quicker that way, and more would take too much
+# memory for what takes them apart, which is kept.
+_FEW, _MANY = 3, 512
 
 
 class Packed(NamedTuple):
@@ -99,15 +101,12 @@ def places_of(at: int, sizes: Sequence[int]) -> Iterator[int]:
 
 def split(block: bytes) -> tuple[list[bytes], list[bytes]]:
     """Return the keys and cells of a block. Raises ValueError."""
-    if len(block) >= _KEY_AT:
-        _, key_size, cell_size = HEAD.unpack_from(block)
-        count, rest = divmod(len(block), _size(key_size + cell_size))
-        if not rest and count > _FEW:
-            sizes, even_keys, even_cells = zip(
-                *_even(key_size, cell_size).iter_unpack(block), strict=True
-            )
-            if sizes.count(sizes[0]) == count:
-                return list(even_keys), list(even_cells)
+    shape = _shape(block)
+    if shape is not None:
+        pieces = _even(*shape).unpack(block)
+        sizes = pieces[0::3]
+        if sizes.count(sizes[0]) == len(sizes):
+            return list(pieces[1::3]), list(pieces[2::3])
     keys: list[bytes] = []
     cells: list[bytes] = []
     at = 0
@@ -128,13 +127,12 @@ def split(block: bytes) -> tuple[list[bytes], list[bytes]]:
 
 def split_keys(block: bytes) -> list[bytes]:
     """Return the keys of a block. Raises ValueError."""
-    if len(block) >= _KEY_AT:
-        _, key_size, cell_size = HEAD.unpack_from(block)
-        count, rest = divmod(len(block), _size(key_size + cell_size))
-        if not rest and count > _FEW:
-            sizes, even_keys = zip(*_even_keys(key_size, cell_size).iter_unpack(block), strict=True)
-            if sizes.count(sizes[0]) == count:
-                return list(even_keys)
+    shape = _shape(block)
+    if shape is not None:
+        pieces = _even_keys(*shape).unpack(block)
+        sizes = pieces[0::2]
+        if sizes.count(sizes[0]) == len(sizes):
+            return list(pieces[1::2])
     keys: list[bytes] = []
     at = 0
     try:
@@ -148,6 +146,16 @@ def split_keys(block: bytes) -> list[bytes]:
     if at != len(block):
         raise ValueError("the records don't end where their block does")
     return keys
+
+
+def _shape(block: bytes) -> tuple[int, int, int] | None:
+    """Return the sizes of key and cell, and the number of records, of a block of records that may
+    all be of one size, if it pays to look at it like that."""
+    if len(block) < _KEY_AT:
+        return None
+    _, key_size, cell_size = HEAD.unpack_from(block)
+    count, rest = divmod(len(block), _size(key_size + cell_size))
+    return None if rest or not _FEW < count < _MANY else (key_size, cell_size, count)
 
 
 def _size(body: int) -> int:
@@ -170,14 +178,16 @@ def _cuts(sizes: Sequence[int], block_bytes: int, whole: bool) -> Iterator[int]:
         before = ends[last - 1]
 
 
-@lru_cache(1024)
-def _even(key_size: int, cell_size: int) -> Struct:
+@lru_cache(256)
+def _even(key_size: int, cell_size: int, count: int) -> Struct:
+    """Return what takes a block of *count* records of one size apart: sizes, key, cell of each."""
     body = key_size + cell_size
     pad = _size(body) - _KEY_AT - body
-    return Struct(f"<4x6s{key_size}s{cell_size}s{pad}x")
+    return Struct("<" + f"4x6s{key_size}s{cell_size}s{pad}x" * count)
 
 
-@lru_cache(1024)
-def _even_keys(key_size: int, cell_size: int) -> Struct:
+@lru_cache(256)
+def _even_keys(key_size: int, cell_size: int, count: int) -> Struct:
+    """Return the same without the cells."""
     rest = _size(key_size + cell_size) - _KEY_AT - key_size
-    return Struct(f"<4x6s{key_size}s{rest}x")
+    return Struct("<" + f"4x6s{key_size}s{rest}x" * count)

@@ -103,38 +103,46 @@ def live_groups(
     going upwards.
     """
     if reverse:
-        if end is not None:
-            end = marks.before(end)
-        for group in merged(source.sources(start, end, reverse=True), reverse=True):
-            found = live(group)
-            if found[0]:
-                yield found
-        return
+        return _downwards(source, marks, start, end)
+    return _upwards(source, marks, leave, start, end)
+
+
+def _downwards(source: Source, marks: Marks, start: bytes, end: bytes | None) -> Iterator[Group]:
+    if end is not None:
+        end = marks.before(end)
+    for group in merged(source.sources(start, end, reverse=True), reverse=True):
+        found = live(group)
+        if found[0]:
+            yield found
+
+
+def _upwards(
+    source: Source, marks: Marks, leave: Leave, start: bytes, end: bytes | None
+) -> Iterator[Group]:
     position = marks.after(start)
-    alive = None  # the last key that was
-    skipped = 0
-    while end is None or position < end:
+    begin, skipped = start, 0  # from there on nothing was alive, but so many keys were deleted
+    is_over = False
+    while not is_over and (end is None or position < end):
+        is_over = True
         for keys, cells in merged(source.sources(position, end, reverse=False)):
             if all(cells):
                 if skipped > SKIPPED:
-                    leave(start if alive is None else alive + b"\0", keys[0])
+                    leave(begin, keys[0])
                 yield keys, cells
-                alive, skipped = keys[-1], 0
+                begin, skipped = keys[-1] + b"\0", 0
                 continue
             there = [at for at, cell in enumerate(cells) if cell]
             if there:
                 if skipped + there[0] > SKIPPED:
-                    leave(start if alive is None else alive + b"\0", keys[there[0]])
+                    leave(begin, keys[there[0]])
                 yield [keys[at] for at in there], [cells[at] for at in there]
-                alive, skipped = keys[there[-1]], len(keys) - 1 - there[-1]
-                continue
-            skipped += len(keys)
+                begin, skipped = keys[there[-1]] + b"\0", len(keys) - 1 - there[-1]
+            else:
+                skipped += len(keys)
             following = keys[-1] + b"\0"
             position = marks.after(following)
             if position != following:
+                is_over = False
                 break
-        else:
-            position = following if skipped else position
-            break
     if skipped > SKIPPED:
-        leave(start if alive is None else alive + b"\0", position if end is None else end)
+        leave(begin, position if end is None else end)

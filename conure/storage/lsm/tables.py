@@ -78,8 +78,9 @@ _FOOTER_SIZE = _FOOTER.size + _CRC.size
 _FACTS = Struct("<IIHHI")
 _BLOB = Struct("<HQ")
 _CROWDED = 1  # bit of the flags
+_unpack = HEAD.unpack_from
 _KEY_AT = HEAD.size
-_AT_ONCE = 512  # bytes: a longer record is read in two steps, so that a short one costs no more
+_AT_ONCE = 512  # bytes: records beyond, if they are rare, are read in two steps
 _PROVED_AT_ONCE = 32  # blocks, about 2 ms
 
 
@@ -192,7 +193,8 @@ class Table:
         self._data = data
         self._footer = footer
         self._is_mapped = mapped
-        self._at_once = min(footer.longest, _AT_ONCE)
+        usual = 2 * footer.blocks_end // max(1, footer.records)
+        self._at_once = min(footer.longest, max(usual, _AT_ONCE))
         self._shift = 32 - bits_for(footer.records)
         self._blocks: BlockIndex | None = None  # until it is used
         # The hash index, likewise. What is crowded isn't in _starts, so that nobody finds it there.
@@ -249,6 +251,16 @@ class Table:
         slot = self._marks.find(hash & 0xFF, starts[bucket], end)
         if slot < 0:
             return None
+        # The usual case once more, without a call: _look decides whatever isn't that.
+        at = self._places[slot] << 2
+        record = self._data[at : at + self._at_once]
+        if len(record) > _KEY_AT:
+            crc, key_size, cell_size = _unpack(record)
+            start = _KEY_AT + key_size
+            if record[_KEY_AT:start] == key:
+                cell = record[start : start + cell_size]
+                if crc32(cell, hash) == crc and len(cell) == cell_size:
+                    return cell
         return self._look(key, hash, slot, end)
 
     def _look(self, key: bytes, hash_: int, slot: int, end: int) -> bytes | None:
@@ -258,7 +270,7 @@ class Table:
             at = self._places[slot] << 2
             record = data[at : at + self._at_once]
             try:
-                crc, key_size, cell_size = HEAD.unpack_from(record)
+                crc, key_size, cell_size = _unpack(record)
             except struct.error:
                 self._fail(at, "the hash index leads out of the table")
             start = _KEY_AT + key_size

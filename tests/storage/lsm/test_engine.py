@@ -1,0 +1,681 @@
+"""What the LSM engine has beyond the seam: merges, places, marks, workers, files that go bad."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from conure.errors import CorruptionError, DiskFailed, DiskFull, JobLost, VersionTooNew
+from conure.fileio import OsFileSystem
+from conure.storage.engine import EngineOptions, Record
+from conure.storage.lsm import compaction, flushing, manifest
+from conure.storage.lsm.durable import folder_of
+from conure.storage.lsm.engine import LSMEngine
+from conure.storage.lsm.jobs import JobResult
+from conure.storage.lsm.marks import SKIPPED
+from conure.storage.lsm.workers import InProcess, Running
+from tests.lab.crashfs import CrashFileSystem
+from tests.storage.lsm.enginetools import (
+    HOME,
+    KIND,
+    PLACE,
+    SMALL,
+    Model,
+    change,
+    disk,
+    files,
+    named,
+    settle,
+)
+
+
+def opened(fs: CrashFileSystem, options: EngineOptions = SMALL) -> LSMEngine:
+    return KIND.open(fs, PLACE, options, create=True)
+
+
+def filled(fs: CrashFileSystem, rounds: int = 6, seed: int = 1) -> tuple[LSMEngine, Model]:
+    """Return an engine with tables on several levels, long values and a memtable."""
+    engine, model, rng = opened(fs), Model(), random.Random(seed)
+    for index in range(1, rounds + 1):
+        change(engine, model, rng, 60)
+        engine.checkpoint(index, 1)
+        if index == rounds // 2:
+            settle(engine)
+    return engine, model
+
+
+# -- merging ---------------------------------------------------------------------------------------
+
+
+def test_level_0_drains_and_pressure_with_it() -> None:
+    fs = disk()
+    engine, model, rng = opened(fs), Model(), random.Random(1)
+    seen = []
+    for index in range(1, 15):
+        change(engine, model, rng, 30)
+        engine.checkpoint(index, 1)
+        seen.append(engine.pressure)
+    assert seen[:8] == [0.0] * 8
+    assert seen[8:12] == [0.25, 0.5, 0.75, 1.0]
+    assert seen[12:] == [1.0, 1.0]
+    settle(engine)
+    assert engine.pressure == 0.0
+    assert engine.stats().tables[0][0] <= 4
+    assert dict(engine.scan()) == model
+    assert not engine.compact(0.01)
+
+
+def test_what_was_deleted_goes_from_the_disk() -> None:
+    fs = disk()
+    engine, model = filled(fs)
+    for key in model:
+        engine.delete(key)
+    engine.checkpoint(50, 1)
+    settle(engine)
+    assert files(fs) == []
+    assert engine.stats().file_bytes == 0
+    assert engine.check().records == 0
+
+
+def test_one_key_overwritten_again_and_again_takes_no_room() -> None:
+    fs = disk()
+    engine = opened(fs)
+    for index in range(1, 21):
+        for _ in range(500):
+            engine.put(b"counter", b"%d" % index, index)
+        engine.checkpoint(index, 1)
+        settle(engine)
+    record = engine.get(b"counter")
+    assert record is not None
+    assert record.version == 10_000
+    assert fs.used_bytes() < 10_000
+
+
+def test_a_write_between_two_looks_puts_off_what_is_not_due() -> None:
+    fs = disk()
+    engine, model = opened(fs), Model()
+    change(engine, model, random.Random(1), 60)
+    engine.checkpoint(1, 1)
+    for key in sorted(model):
+        engine.delete(key)
+    engine.checkpoint(2, 1)
+    compactions = engine.stats().written.compactions
+    for number in range(20):
+        engine.put(b"%d" % number, b"", 1)
+        engine.compact(0.01)
+    assert engine.stats().written.compactions == compactions
+    settle(engine)
+    assert engine.stats().written.compactions > compactions
+
+
+def test_readers_and_iterators_stay_where_they_are_while_all_moves() -> None:
+    fs = disk()
+    engine, model, rng = opened(fs), Model(), random.Random(3)
+    pinned = []
+    for index in range(1, 30):
+        change(engine, model, rng, 30)
+        rows = sorted(model.items())
+        reverse = rng.random() < 0.5
+        found = engine.items(reverse=reverse)
+        begun = list(islice(found, 3))
+        pinned.append((engine.snapshot(), dict(model)))
+        engine.checkpoint(index, 1)
+        change(engine, model, rng, 30)
+        settle(engine)
+        rest = begun + list(found)
+        assert rest == (rows[::-1] if reverse else rows)
+        if len(pinned) > 5:
+            reader, then = pinned.pop(0)
+            assert dict(reader.items()) == then
+            assert [reader.get(key) for key in then] == list(then.values())
+            assert len(reader) == len(then)
+            reader.close()
+    assert engine.stats().readers == len(pinned)
+    del reader
+    pinned.clear()
+    assert engine.stats().readers == 0
+
+
+def test_threads_read_while_flushes_and_merges_go_on(tmp_path: Path) -> None:
+    place = str(tmp_path / "conure.db")
+    engine = KIND.open(OsFileSystem(), place, SMALL, create=True)
+    lock = threading.Lock()
+    failures: list[object] = []
+    stop = threading.Event()
+    for number in range(200):
+        engine.put(b"%03d" % number, b"%03d" % number * 20, 1)
+
+    def read() -> None:
+        rng = random.Random()
+        while not stop.is_set():
+            with lock:
+                reader = engine.snapshot()
+            keys = list(reader.keys())
+            if len(keys) != 200 or keys != sorted(keys):
+                failures.append(keys)
+            key = b"%03d" % rng.randrange(200)
+            record = reader.get(key)
+            if record is None or record.value[:3] != key:
+                failures.append(key)
+            reader.close()
+
+    def write() -> None:
+        rng = random.Random(1)
+        revision = 1
+        while not stop.is_set():
+            with lock:
+                for _ in range(10):
+                    revision += 1
+                    key = b"%03d" % rng.randrange(200)
+                    engine.put(key, key * rng.choice([2, 20, 90]), revision)
+
+    threads = [threading.Thread(target=each) for each in (read, read, write)]
+    for thread in threads:
+        thread.start()
+    for index in range(1, 10):
+        with lock:
+            running = engine.begin_checkpoint(index, 1)
+        while not running.step(0.001):
+            engine.compact(0.001)
+        running.finish()
+        for _ in range(20):
+            engine.compact(0.001)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert engine.check().records == 200
+    engine.close()
+
+
+# -- jobs that come to nothing ---------------------------------------------------------------------
+
+
+class Losing(InProcess):
+    """A runner that loses each job when it is over, but for its files."""
+
+    jobs = 0
+
+    def start(self, job, chunks=()):  # type: ignore[no-untyped-def]
+        self.jobs += 1
+        return _Lost(super().start(job, chunks))
+
+
+class _Lost:
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self.job = running.job
+        self.feed = running.feed
+
+    def step(self, seconds: float) -> bool:
+        return self._running.step(seconds)
+
+    def result(self) -> JobResult:
+        raise JobLost("the process was killed")
+
+    def abort(self) -> None:
+        self._running.abort()
+
+
+def test_a_lost_job_is_done_again_and_at_last_in_this_process() -> None:
+    fs = disk()
+    engine, model, rng = opened(fs), Model(), random.Random(4)
+    losing = Losing(fs, folder_of(PLACE))
+    engine._flusher = losing
+    engine._compaction._runner = engine._runner_of(losing)
+    for index in range(1, 7):
+        change(engine, model, rng, 40)
+        engine.checkpoint(index, 1)
+        assert losing.jobs == 2 * index
+    settle(engine)
+    assert losing.jobs > 12
+    assert engine.stats().written.compactions > 0
+    assert dict(engine.scan()) == model
+    assert files(fs) == named(fs, PLACE)
+    engine.check()
+
+
+def test_a_result_that_is_not_what_it_says_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = disk()
+    engine, model = filled(fs, 3)
+    lies = []
+
+    def lie(self: object) -> JobResult:
+        found = result(self)
+        if len(lies) < 2:
+            lies.append(found)
+            return found._replace(tables=found.tables[:-1])
+        return found
+
+    running = type(InProcess(fs, folder_of(PLACE)).start(flushing.FlushJob("x", 0, engine._jobs)))
+    result = running.result
+    monkeypatch.setattr(running, "result", lie)
+    change(engine, model, random.Random(9), 40)
+    engine.checkpoint(9, 1)
+    assert len(lies) == 2
+    assert dict(engine.scan()) == model
+    engine.check()
+    assert files(fs) == named(fs, PLACE)
+
+
+def test_closing_gives_a_merge_up_and_removes_what_it_made() -> None:
+    fs = disk()
+    engine, model = filled(fs, 10)
+    while engine.compact(0.0) and engine._compaction._running is None:
+        pass
+    engine.compact(0.0)
+    reader = engine.snapshot()
+    engine.close()
+    assert files(fs) == named(fs, PLACE)
+    assert not engine.compact(1.0)
+    assert dict(reader.items()) == model
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as again:
+        assert dict(again.scan()) == model
+
+
+def test_a_checkpoint_may_end_after_the_engine_was_closed() -> None:
+    fs = disk()
+    engine, model = filled(fs, 3)
+    engine.put(b"last", b"x", 999)
+    running = engine.begin_checkpoint(9, 1)
+    engine.close()
+    while not running.step(0.0):
+        pass
+    running.finish()
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as again:
+        assert dict(again.scan()) == {**model, b"last": Record(b"x", 999, 999, 1)}
+
+
+def test_flushes_and_merges_run_in_processes_where_that_is_allowed(tmp_path: Path) -> None:
+    place = str(tmp_path / "conure.db")
+    engine = KIND.open(OsFileSystem(), place, replace(SMALL, workers=True), create=True)
+    model: Model = {}
+    rng = random.Random(5)
+    for index in range(1, 7):
+        change(engine, model, rng, 40)
+        engine.checkpoint(index, 1)
+    while engine.compact(0.01):
+        pass
+    assert engine.stats().written.compactions > 0
+    assert dict(engine.scan()) == model
+    engine.check()
+    engine.close()
+    assert named(OsFileSystem(), place) == files(OsFileSystem(), place)
+
+
+# -- places ----------------------------------------------------------------------------------------
+
+
+def test_leftovers_go_and_never_those_of_another_place() -> None:
+    fs = disk()
+    engine, _ = filled(fs, 2)
+    engine.close()
+    staged = "/home/incoming-1.db"
+    other = KIND.open(fs, staged, SMALL, create=True)
+    other.put(b"k", b"v" * 300, 1)
+    other.checkpoint(1, 1)
+    orphans = [
+        "conure.db-0123456789abcdef-7.sst",
+        "conure.db-0123456789abcdef-8.blob",
+        "incoming-1.db-0123456789abcdef-7.sst",
+        "incoming-9.db-0123456789abcdef-7.sst",
+    ]
+    strangers = ["notes.txt", "conure.db-7.sst"]
+    for name in orphans + strangers:
+        fs.open(f"/home/lsm/{name}", create=True).close()
+    KIND.open(fs, PLACE, SMALL, create=False).close()
+    assert files(fs) == sorted([*named(fs, PLACE, staged), *orphans[2:], *strangers])
+    KIND.remove(fs, staged)
+    assert files(fs) == sorted([*named(fs, PLACE), orphans[3], *strangers])
+    KIND.open(fs, PLACE, SMALL, create=False).close()
+    assert files(fs) == sorted([*named(fs, PLACE), *strangers])
+    assert fs.contents("/home/lsm/notes.txt") == b""
+
+
+def test_a_state_keeps_the_files_that_it_had_at_its_former_place() -> None:
+    fs = disk()
+    filled(fs, 3)[0].close()
+    staged, claimed = "/home/incoming-1.db", "/home/incoming-0.db"
+    other = KIND.open(fs, staged, SMALL, create=True)
+    other.put(b"k", b"v" * 300, 1)
+    other.checkpoint(50, 1)
+    other.close()
+    KIND.rename(fs, staged, claimed)
+    KIND.put_in_place(fs, claimed, PLACE)
+    assert files(fs) == named(fs, PLACE)
+    assert all(name.startswith("incoming-1.db-") for name in files(fs))
+    again = KIND.open(fs, staged, SMALL, create=True)
+    again.put(b"other", b"w" * 300, 1)
+    again.checkpoint(1, 1)
+    KIND.remove(fs, staged)
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as engine:
+        assert dict(engine.scan()) == {b"k": Record(b"v" * 300, 1, 1, 1)}
+        engine.check()
+
+
+def test_nothing_is_removed_as_long_as_a_manifest_beside_it_cannot_be_read() -> None:
+    fs = disk()
+    filled(fs, 2)[0].close()
+    fs.open("/home/lsm/conure.db-0123456789abcdef-7.sst", create=True).close()
+    other = KIND.open(fs, "/home/incoming-1.db", SMALL, create=True)
+    other.close()
+    fs.corrupt("/home/incoming-1.db", 20)
+    KIND.open(fs, PLACE, SMALL, create=False).close()
+    assert "conure.db-0123456789abcdef-7.sst" in files(fs)
+    KIND.remove(fs, "/home/incoming-1.db")
+    KIND.open(fs, PLACE, SMALL, create=False).close()
+    assert files(fs) == named(fs, PLACE)
+
+
+def test_a_removed_state_does_not_come_back_without_its_files() -> None:
+    for seed in range(30):
+        fs = disk(seed)
+        filled(fs, 2)[0].close()
+        KIND.remove(fs, PLACE)
+        later = fs.after_crash("random", random.Random(seed))
+        assert KIND.applied(later, PLACE) == (0, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"ConureKV" + bytes(8184), b"ConureLS" + bytes(50)])
+def test_anything_can_be_removed_from_a_place(content: bytes) -> None:
+    fs = disk()
+    fs.open(PLACE, create=True).pwrite(content, 0)
+    KIND.remove(fs, PLACE)
+    assert fs.list(HOME) == []
+
+
+def test_a_state_whose_file_is_missing_is_corrupt() -> None:
+    fs = disk()
+    filled(fs, 2)[0].close()
+    for name in files(fs):
+        later = fs.after_crash("kept")
+        later.remove(f"/home/lsm/{name}")
+        with pytest.raises(CorruptionError, match="missing"):
+            KIND.open(later, PLACE, SMALL, create=False)
+
+
+def test_applied_reads_the_manifest_only() -> None:
+    fs = disk()
+    filled(fs, 3)[0].close()
+    for name in files(fs):
+        fs.remove(f"/home/lsm/{name}")
+    assert KIND.applied(fs, PLACE) == (3, 1)
+
+
+# -- files that go bad -----------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_in_any_file_is_found_and_never_read_as_data() -> None:
+    fs = disk()
+    engine, model = filled(fs, 4)
+    engine.close()
+    expected = sorted(model.items())
+    wrong = 0
+    rng = random.Random(1)
+    for name in files(fs):
+        path = f"/home/lsm/{name}"
+        size = len(fs.contents(path))
+        for at in rng.sample(range(size), 40):
+            fs.corrupt(path, at)
+            try:
+                with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as bad:
+                    for key, record in expected:
+                        with contextlib.suppress(CorruptionError):
+                            assert bad.get(key) == record
+                    with contextlib.suppress(CorruptionError):
+                        assert list(bad.scan()) == expected
+                    with contextlib.suppress(CorruptionError):
+                        assert list(bad.scan(reverse=True)) == expected[::-1]
+                    bad.check()
+            except (CorruptionError, VersionTooNew) as error:
+                wrong += 1
+                if isinstance(error, CorruptionError):
+                    assert error.file in (path, PLACE)
+            else:
+                raise AssertionError(f"byte {at} of {path} is not looked at")
+            fs.corrupt(path, at)
+    assert wrong == 40 * len(files(fs))
+
+
+def test_a_corrupt_input_ends_a_merge_and_not_the_data() -> None:
+    fs = disk()
+    engine, _ = filled(fs, 6)
+    for name in files(fs):
+        if name.endswith(".sst"):
+            fs.corrupt(f"/home/lsm/{name}", 40)
+    with pytest.raises(CorruptionError):
+        settle(engine)
+    engine.close()
+    assert files(fs) == named(fs, PLACE)
+
+
+def test_a_manifest_that_miscounts_is_found_by_the_check() -> None:
+    fs = disk()
+    engine, model = filled(fs, 3)
+    engine.close()
+    there = manifest.read(fs, PLACE)
+    manifest.write(fs, PLACE, there._replace(records=there.records + 1))
+    with pytest.raises(CorruptionError, match="records"):
+        KIND.open(fs, PLACE, SMALL, create=False).check()
+    key = sorted(model)[5]
+    manifest.write(fs, PLACE, there._replace(marks=((key, key + b"\0"),)))
+    with pytest.raises(CorruptionError, match="scan would miss"):
+        KIND.open(fs, PLACE, SMALL, create=False).check()
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_values_of_any_length_are_what_they_were(mapped: bool) -> None:
+    fs = disk()
+    options = EngineOptions(mapped=mapped)
+    engine = opened(fs, options)
+    sizes = [0, 1, 100, 4000, 4090, 4096, 65_535, 65_536, 65_537, 200_000, 3_000_000]
+    values = {b"%d" % size: random.Random(size).randbytes(size) for size in sizes}
+    for key, value in values.items():
+        engine.put(key, value, 1)
+    for _ in range(2):
+        for key, value in values.items():
+            found = engine.get(key)
+            assert found is not None
+            assert found.value == value
+            assert engine.heading(key) == (Record(b"", 1, 1, 1), len(value))
+            for most in (0, 1, 70_000):
+                assert engine.beginning(key, most) == value[:most]
+        headings = [(key, (Record(b"", 1, 1, 1), len(values[key]))) for key in sorted(values)]
+        assert list(engine.scan_headings()) == headings
+        engine.checkpoint(1, 1)
+    assert len([name for name in files(fs) if name.endswith(".blob")]) == 1
+
+
+def test_a_heading_reads_nothing_of_a_long_value_and_a_beginning_no_more_than_it_takes() -> None:
+    fs = disk()
+    engine = opened(fs)
+    engine.put(b"k", bytes(500_000), 1)
+    engine.checkpoint(1, 1)
+    (blob,) = [name for name in files(fs) if name.endswith(".blob")]
+    fs.corrupt(f"/home/lsm/{blob}", 300_000)
+    engine.close()
+    engine = KIND.open(fs, PLACE, SMALL, create=False)
+    assert engine.heading(b"k") == (Record(b"", 1, 1, 1), 500_000)
+    assert [size for _, (_, size) in engine.scan_headings()] == [500_000]
+    assert engine.beginning(b"k", 100_000) == bytes(100_000)
+    with pytest.raises(CorruptionError):
+        engine.get(b"k")
+    with pytest.raises(CorruptionError):
+        engine.beginning(b"k", 400_000)
+
+
+def test_a_touched_long_value_outlives_the_file_that_it_was_in() -> None:
+    fs = disk()
+    engine = opened(fs)
+    for number in range(8):
+        engine.put(b"%d" % number, b"%d" % number * 1000, 1)
+    engine.checkpoint(1, 1)
+    assert engine.touch(b"3", 77) == Record(b"3" * 1000, 1, 1, 1, 77)
+    for number in (0, 1, 2, 4, 5, 6, 7):
+        engine.delete(b"%d" % number)
+    engine.checkpoint(2, 1)
+    settle(engine)
+    assert dict(engine.scan()) == {b"3": Record(b"3" * 1000, 1, 1, 1, 77)}
+    engine.check()
+    assert fs.used_bytes() < 8000
+
+
+# -- marks -----------------------------------------------------------------------------------------
+
+
+def looked_at(engine: LSMEngine, start: bytes, end: bytes | None = None) -> tuple[object, int]:
+    """Return the first key of a range, and how many keys of tables were gone through for it."""
+    state = engine._state
+    count = 0
+    sources = type(state).sources
+
+    def counted(self: object, *args: object, **kwargs: object) -> object:
+        def counting(source):  # type: ignore[no-untyped-def]
+            nonlocal count
+            for group in source:
+                count += len(group[0])
+                yield group
+
+        return [counting(source) for source in sources(self, *args, **kwargs)]  # type: ignore[arg-type]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(type(state), "sources", counted)
+    try:
+        return next((key for key, _ in engine.scan(start, end)), None), count
+    finally:
+        patch.undo()
+
+
+def queue(fs: CrashFileSystem, count: int = 5 * SKIPPED) -> LSMEngine:
+    """Return an engine with a queue of which only the end is left."""
+    engine = opened(fs, EngineOptions(table_bytes=20_000))
+    for number in range(count):
+        engine.put(b"q%06d" % number, b"", 1)
+    engine.put(b"a", b"", 1)
+    engine.put(b"z", b"", 1)
+    engine.checkpoint(1, 1)
+    for number in range(count - 10):
+        engine.delete(b"q%06d" % number)
+    return engine
+
+
+def test_deleted_keys_at_the_head_are_gone_through_once() -> None:
+    fs = disk()
+    engine = queue(fs)
+    first = b"q%06d" % (5 * SKIPPED - 10)
+    found, count = looked_at(engine, b"q", b"r")
+    assert found == first
+    assert count > 5 * SKIPPED
+    found, count = looked_at(engine, b"q", b"r")
+    assert found == first
+    assert count < 200
+    found, count = looked_at(engine, b"q000777", b"r")
+    assert (found, count < 200) == (first, True)
+    engine.checkpoint(2, 1)
+    engine.close()
+    again = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
+    assert again.check().records == 12
+    found, count = looked_at(again, b"q", b"r")
+    assert (found, count < 200) == (first, True)
+
+
+def test_a_queue_that_is_taken_from_stays_cheap() -> None:
+    engine = queue(disk())
+    looked_at(engine, b"q", b"r")
+    for number in range(5 * SKIPPED, 7 * SKIPPED):
+        engine.put(b"q%06d" % number, b"", 2)
+        key, _ = next(engine.scan(b"q", b"r"))
+        engine.delete(key)
+    key, count = looked_at(engine, b"q", b"r")
+    assert key == b"q%06d" % (7 * SKIPPED - 10)
+    assert count < 2 * SKIPPED
+    engine.check()
+
+
+def test_a_new_key_among_deleted_ones_is_seen() -> None:
+    engine = queue(disk())
+    looked_at(engine, b"q", b"r")
+    engine.put(b"q000500", b"", 2)
+    assert [key for key, _ in islice(engine.scan(b"q"), 2)] == [
+        b"q000500",
+        b"q%06d" % (5 * SKIPPED - 10),
+    ]
+    engine.delete(b"q000500")
+    key, count = looked_at(engine, b"q", b"r")
+    assert key == b"q%06d" % (5 * SKIPPED - 10)
+    assert count < 200
+    engine.check()
+
+
+def test_what_an_iterator_has_gone_through_the_next_scan_need_not() -> None:
+    engine = queue(disk())
+    assert next(engine.keys(b"q")) == b"q%06d" % (5 * SKIPPED - 10)
+    assert looked_at(engine, b"q", b"r")[1] < 200
+    late = queue(disk())
+    keys = late.keys(b"q")
+    late.put(b"q000300", b"", 2)
+    assert next(keys) == b"q%06d" % (5 * SKIPPED - 10)
+    assert next(late.scan(b"q"))[0] == b"q000300"
+    late.check()
+
+
+def test_a_range_of_deleted_keys_alone_is_empty_at_once() -> None:
+    engine = queue(disk())
+    end = b"q%06d" % (3 * SKIPPED)
+    assert looked_at(engine, b"q", end)[0] is None
+    assert looked_at(engine, b"q", end) == (None, 0)
+    assert list(engine.scan(b"q", end, reverse=True)) == []
+
+
+# -- what it tells ---------------------------------------------------------------------------------
+
+
+def test_the_figures_add_up() -> None:
+    fs = disk()
+    engine, model = filled(fs, 6)
+    stats = engine.stats()
+    on_disk = sum(len(fs.contents(f"/home/lsm/{name}")) for name in files(fs))
+    assert stats.file_bytes == on_disk
+    assert stats.file_bytes == sum(size for _, size in stats.tables) + stats.blob_bytes
+    assert sum(count for count, _ in stats.tables) + len(engine._state.version.blobs) == len(
+        files(fs)
+    )
+    assert 0 <= stats.blob_dead_bytes < stats.blob_bytes
+    assert 0 <= stats.free_bytes < stats.file_bytes
+    assert stats.records == len(model)
+    assert stats.written.flushes == 6
+    figures = {figure.metric: figure for figure in stats.figures()}
+    assert figures["conure_lsm_flushes_total"].value == 6
+    assert figures["conure_lsm_write_amplification"].value > 1.0
+    levels = [figure.label for figure in stats.figures() if figure.metric == "conure_lsm_tables"]
+    assert levels[0] == ("level", "0")
+    report = engine.check()
+    assert report.kinds["blob files"] == len(engine._state.version.blobs)
+    assert report.pages == sum(report.kinds.values())
+
+
+def test_a_call_that_finds_nothing_to_merge_costs_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, _ = filled(disk(), 6)
+    settle(engine)
+    monkeypatch.setattr(compaction, "pick", None)
+    for _ in range(5):
+        assert not engine.compact(0.01)
+
+
+def test_errors_of_the_disk_are_told() -> None:
+    fs = disk()
+    engine, _ = filled(fs, 10)
+    fs.fail_call(1)
+    with pytest.raises((DiskFailed, DiskFull)):
+        settle(engine)
