@@ -43,6 +43,10 @@ _SECONDS = 1  # of a burst of puts
 _LINES = 5_000  # of a batch
 _REQUESTS = 100_000  # that are rendered, and sent over and over
 _PACE = 500.0  # requests a second whose delay is measured
+_UPKEEP = {
+    "conure_checkpoint_duration_seconds_count": "checkpoints",
+    "conure_lsm_compactions_total": "merges",
+}
 _QUANTILES = (("median", 0.5), ("p99", 0.99), ("p99.9", 0.999))
 _TIMEOUT = 120.0  # seconds for a batch
 _MIB = 1 << 20
@@ -67,6 +71,12 @@ class _Subject:
         self.puts: list[Outcome] = []
         self.delays: list[list[float]] = []  # by round, in ms
         self.full_load: list[Outcome] = []
+        self.upkeep = [0.0] * len(_UPKEEP)  # what was done beside that load, by metric
+
+    def counts(self) -> list[float]:
+        """Return how often the node has done what _UPKEEP names; an engine may not know it."""
+        metrics = self.node.metrics()
+        return [metrics.get(name, 0.0) for name in _UPKEEP]
 
     def burst(self, work: Callable[[], Outcome]) -> Contestant:
         """Return what does *work* as this node, and looks at its memory afterwards."""
@@ -197,11 +207,14 @@ def _delay(
         gets = (CONURE.get(Keyspace.key(n)).render() for n in cycle(range(plan.node_records)))
         count = round(_PACE * plan.delay_seconds)
         puts = random_puts(plan.node_records, 2 + turn, count)
+        before = subject.counts()
         # The load goes on a little longer than what is measured beside it.
         end = begin_wrk(workspace, subject.node.port, path, _BUSY, plan.delay_seconds + 1)
         each = (request for pair in zip(gets, puts, strict=False) for request in pair)
         delays = paced(subject.node.port, each, _PACE, plan.delay_seconds)
         subject.full_load.append(end())
+        done = zip(subject.upkeep, subject.counts(), before, strict=True)
+        subject.upkeep = [total + after - earlier for total, after, earlier in done]
     finally:
         for process in others:
             process.resume()
@@ -218,7 +231,14 @@ def _tabulate(section: Section, subjects: list[_Subject]) -> None:
     )
     section.table(
         "Delay of a request at full load in ms, medians of the rounds",
-        ["engine", *(label for label, _ in _QUANTILES), "max", "max of all rounds", "puts beside"],
+        [
+            "engine",
+            *(label for label, _ in _QUANTILES),
+            "max",
+            "max of all rounds",
+            "puts beside",
+            *_UPKEEP.values(),
+        ],
         [
             [
                 each.name,
@@ -226,6 +246,7 @@ def _tabulate(section: Section, subjects: list[_Subject]) -> None:
                 f"{median(map(max, each.delays)):.1f}",
                 f"{max(map(max, each.delays)):.1f}",
                 _shown(each.full_load),
+                *(f"{count:.0f}" for count in each.upkeep),
             ]
             for each in subjects
         ],
@@ -242,7 +263,12 @@ def _tabulate(section: Section, subjects: list[_Subject]) -> None:
 
 def _judge(section: Section, theirs: _Subject, ours: _Subject) -> None:
     delay = _quantile(ours, 0.999)
-    section.at_most(f"{ours.name}: p99.9 of delays at full load", delay, _MOST_DELAY, "ms")
+    section.target(
+        f"{ours.name}: p99.9 of delays at full load",
+        f"<= {_MOST_DELAY:g} ms",
+        f"{delay:.3g} ms; {theirs.name} {_quantile(theirs, 0.999):.3g} ms",
+        met=delay <= _MOST_DELAY if all(ours.upkeep) else None,
+    )
     if ours.name != _LSM:
         return
     puts = of_medians(rates(ours.puts), rates(theirs.puts))

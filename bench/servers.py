@@ -245,6 +245,14 @@ class Conure(Server):
         facts: dict[str, Any] = json.loads(body)
         return facts
 
+    def metrics(self) -> dict[str, float]:
+        """Return the values of /metrics that have no labels, by name."""
+        status, body = ask(self.port, Request("GET", "/metrics"))
+        if status != http.HTTPStatus.OK:
+            raise BenchError(f"/metrics answered {status}: {body[:200]!r}")
+        lines = [line.split() for line in body.decode().splitlines() if line[:1] != "#"]
+        return {name: float(value) for name, value in lines if "{" not in name}
+
     def add(self, node: Conure) -> None:
         """Make *node* a voter of the cluster that this node leads."""
         facts = {
