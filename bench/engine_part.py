@@ -115,7 +115,8 @@ def run(plan: Plan, workspace: Workspace) -> Section:
         "synchronous=FULL and a write-ahead log, LMDB its defaults, LevelDB and RocksDB sync=true, "
         "bloom filters and no compression. All have 64 MiB for pages; LMDB maps its file. Settled: "
         "LevelDB and RocksDB after merging everything. Files of the Raft log, which a node has "
-        "with either engine, are in the bytes written and not in the sizes. With more than 1 M "
+        "with either engine, are in the bytes written and not in the sizes. Bytes written are the "
+        "disk's in an engine's turns, whoever else writes there. With more than 1 M "
         "records ConureDB's engines are measured with their log only."
     )
     sizes = {}
@@ -235,8 +236,8 @@ def _tabulate_space(section: Section, engines: list[str], size: int, figures: _F
         ("settled", "settled load", size),
         ("as overwriting left it", "left overwrite", size),
         ("settled", "settled overwrite", size),
-        ("bytes written for a byte, by the load", "written load", size * DATA_BYTES),
-        ("by overwriting", "written overwrite", size * DATA_BYTES),
+        ("bytes the disk wrote for a byte, in the load", "written load", size * DATA_BYTES),
+        ("in overwriting", "written overwrite", size * DATA_BYTES),
         ("seconds to settle after the load", "settle load", 1),
         ("after overwriting", "settle overwrite", 1),
         ("open and get, ms", "open", 1e-3),
@@ -304,7 +305,7 @@ def _judge_space(section: Section, size: int, figures: _Figures) -> None:
         section.at_most(label, ratio, _MOST_FILES, "x")
     written = sum(single[f"written settled {what}"] for what in TOTALS)
     amplification = written / (len(TOTALS) * size * DATA_BYTES)
-    label = f"{ours}: bytes written for a byte of data, log included"
+    label = f"{ours}: bytes the disk wrote for a byte of data, log included"
     section.at_most(label, amplification, _MOST_WRITTEN, "x")
     section.at_most(f"{ours}: memory", single["memory"] / _MIB, _MOST_MEMORY, "MiB")
     section.at_most(f"{ours}: its worker's", single["child"] / _MIB, _MOST_OF_A_WORKER, "MiB")

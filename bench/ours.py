@@ -95,6 +95,9 @@ class _Upkeep:
         self._wake.set()
         while self._wanted:
             self._wait()
+        with self.lock:
+            while self._engine.maintain(1.0):
+                pass
 
     def stop(self) -> None:
         """End the thread, after the checkpoint that it is at."""
@@ -168,7 +171,8 @@ class Bare(Contender):
         return sum(map(len, islice(self._engine.items(start), count))) // 2
 
     def settle(self) -> None:
-        _settle(self._engine)
+        while self._engine.maintain(1.0) or self._engine.compact(_SLICE):
+            pass
 
     def close(self) -> None:
         self._engine.check()
@@ -205,7 +209,6 @@ class Logged(Bare):
 
     def settle(self) -> None:
         self._upkeep.drain()
-        _settle(self._engine)
 
     def close(self) -> None:
         self._upkeep.drain()
@@ -253,7 +256,6 @@ class Applied(Bare):
 
     def settle(self) -> None:
         self._upkeep.drain()
-        _settle(self._engine)
 
     def close(self) -> None:
         self._upkeep.drain()
@@ -268,12 +270,6 @@ def _open(directory: str, kind: str) -> StorageEngine:
     place = os.path.join(directory, "conure.db")
     options = EngineOptions(cache_bytes=CACHE_BYTES, workers=True)
     return kind_named(kind).open(OsFileSystem(), place, options, create=True)
-
-
-def _settle(engine: StorageEngine) -> None:
-    """Do what is left to be done. While nobody else does: no puts, and an idle upkeep thread."""
-    while engine.maintain(1.0) or engine.compact(_SLICE):
-        pass
 
 
 def _put(engine: StorageEngine, items: list[Item], before: int) -> None:

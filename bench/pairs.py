@@ -13,7 +13,8 @@ while does so for both. Burst *n* of one and burst *n* of the other are a pair.
     a median would leave the lumps out. Its interval comes from drawing pairs with replacement.
 
 Both give intervals of 95 %. A goal is met if the interval reaches it, and undecided with fewer
-than :data:`ENOUGH` pairs.
+than :data:`ENOUGH` pairs. Noise makes intervals wide: a :class:`Verdict` tells whether the number
+itself reaches the goal or the interval alone.
 """
 
 from __future__ import annotations
@@ -22,15 +23,25 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from statistics import median
 
-__all__ = ["ENOUGH", "Paired", "of_medians", "of_totals"]
+__all__ = ["ENOUGH", "Paired", "Verdict", "of_medians", "of_totals"]
 
 ENOUGH = 20
 """Pairs that a judgement takes."""
 
 _OUTSIDE = 0.05  # the probability that the true ratio lies outside of the interval
 _DRAWS = 2_000
+
+
+class Verdict(StrEnum):
+    """Whether a goal is met, in the words of the tables."""
+
+    YES = "yes"
+    BY_INTERVAL = "yes, by its interval"
+    NO = "**no**"
+    UNKNOWN = "can't tell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +53,23 @@ class Paired:
     high: float
     pairs: int
 
-    def reaches(self, goal: float) -> bool | None:
-        """Whether a ratio that is to be at least *goal* may be so; None if pairs are too few."""
-        return None if self.pairs < ENOUGH else self.high >= goal
+    def reaches(self, goal: float) -> Verdict:
+        """Judge a ratio that is to be at least *goal*."""
+        return self._judge(itself=self.value >= goal, interval=self.high >= goal)
 
-    def stays_within(self, goal: float) -> bool | None:
-        """Whether a ratio that is to be at most *goal* may be so; None if pairs are too few."""
-        return None if self.pairs < ENOUGH else self.low <= goal
+    def stays_within(self, goal: float) -> Verdict:
+        """Judge a ratio that is to be at most *goal*."""
+        return self._judge(itself=self.value <= goal, interval=self.low <= goal)
 
     def __str__(self) -> str:
         return f"{self.value:.2f} x ({self.low:.2f} - {self.high:.2f}, {self.pairs} pairs)"
+
+    def _judge(self, *, itself: bool, interval: bool) -> Verdict:
+        if self.pairs < ENOUGH:
+            return Verdict.UNKNOWN
+        if itself:
+            return Verdict.YES
+        return Verdict.BY_INTERVAL if interval else Verdict.NO
 
 
 def of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Paired:

@@ -78,10 +78,9 @@ def fill(port: int) -> None:
     client = _Client(port)
     try:
         for first in range(0, MIX_KEYS, 1_000):
-            keys = map(_key, range(first, min(MIX_KEYS, first + 1_000)))
-            words = [word for key in keys for word in (key, _VALUE)]
-            client.missing = len(_SET_ANSWER)
-            client.socket.sendall(command(b"MSET", *words))
+            keys = [_key(n) for n in range(first, min(MIX_KEYS, first + 1_000))]
+            client.missing = len(keys) * len(_SET_ANSWER)
+            client.socket.sendall(b"".join(command(b"SET", key, _VALUE) for key in keys))
             while not client.receive():
                 pass
     finally:

@@ -37,9 +37,11 @@ class RunningEngine:
         argv = [sys.executable, "-m", "bench.engine_process", name, keys, self.directory]
         self._process: Talker = workspace.converse("engine", argv)
         self.memory = Footprint(self._process.pid)
+        self.written = 0  # bytes that the disk has written in its turns, by whomever
 
     def call(self, operation: str, **arguments: Any) -> Answer:
         """Let it carry out an operation of ``engine_process.py``. Raises BenchError."""
+        before = written_bytes(self.directory)
         self._process.send(json.dumps({"operation": operation, **arguments}))
         os.killpg(self._process.pid, signal.SIGCONT)
         deadline = time.monotonic() + _PATIENCE
@@ -52,6 +54,7 @@ class RunningEngine:
         answer = json.loads(self._process.receive())
         self.memory.sample()
         os.killpg(self._process.pid, signal.SIGSTOP)
+        self.written += written_bytes(self.directory) - before
         if "error" in answer:
             raise BenchError(answer["error"])
         return Answer(**answer)
@@ -59,11 +62,6 @@ class RunningEngine:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    @property
-    def written(self) -> int:
-        """How many bytes it has had written to the disk so far."""
-        return written_bytes(self._process.pid)
 
     @property
     def files(self) -> int:

@@ -87,7 +87,7 @@ def test_engines_take_turns_and_rest_between_them(tmp_path: Path) -> None:
         for engine in engines:
             engine.call("settle")
             assert engine.files > 2_000 * 100
-            assert engine.written > 2_000 * 100
+            assert (engine.written > 0) == (written_bytes(str(tmp_path)) > 0)
             assert engine.memory.own > 1 << 20
             wait_until(partial(is_stopped, engine.pid))
         with pytest.raises(BenchError, match="sqlite3"):
@@ -99,17 +99,13 @@ def test_engines_take_turns_and_rest_between_them(tmp_path: Path) -> None:
 
 def test_what_a_process_and_its_children_take(tmp_path: Path) -> None:
     program = (
-        "import os, subprocess, sys\n"
+        "import subprocess, sys\n"
         "subprocess.Popen([sys.executable, '-c', 'held = b\"1\" * (64 << 20); input()'])\n"
-        "data = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
-        "os.write(data, bytes(1 << 20))\n"
-        "os.fsync(data)\n"
         "print('ready', flush=True)\n"
         "input()\n"
     )
     with workspace_in(tmp_path) as workspace:
-        path = str(tmp_path / "data")
-        talker = workspace.converse("parent", ["python3", "-c", program, path])
+        talker = workspace.converse("parent", ["python3", "-c", program])
         assert talker.receive() == "ready\n"
         footprint = Footprint(talker.pid)
 
@@ -119,6 +115,16 @@ def test_what_a_process_and_its_children_take(tmp_path: Path) -> None:
 
         wait_until(child_has_grown)
         assert 0 < footprint.own < 64 << 20
-        assert written_bytes(talker.pid) >= 1 << 20
     with pytest.raises(BenchError, match="memory of process"):
         footprint.sample()
+
+
+def test_what_a_disk_has_written(tmp_path: Path) -> None:
+    before = written_bytes(str(tmp_path))
+    if not before:
+        pytest.skip("the system doesn't tell of the disk of temporary files")
+    with open(tmp_path / "data", "wb") as file:
+        file.write(os.urandom(4 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    assert written_bytes(str(tmp_path)) - before >= 4 << 20

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.pairs import ENOUGH, of_medians, of_totals
+from bench.pairs import ENOUGH, Verdict, of_medians, of_totals
 
 
 def test_the_median_of_twenty_pairs_lies_between_the_sixth_and_the_fifteenth() -> None:
@@ -43,15 +43,16 @@ def test_totals_of_equal_pairs_are_certain() -> None:
 
 
 def test_a_goal_is_met_if_the_interval_reaches_it() -> None:
-    found = of_medians([*range(1, 21)], [10] * ENOUGH)
-    assert (found.reaches(1.5), found.reaches(1.51)) == (True, False)
-    assert (found.stays_within(0.6), found.stays_within(0.59)) == (True, False)
+    found = of_medians([*range(1, 21)], [10] * ENOUGH)  # 1.05, from 0.6 to 1.5
+    verdicts = [Verdict.YES, Verdict.BY_INTERVAL, Verdict.BY_INTERVAL, Verdict.NO]
+    assert [found.reaches(goal) for goal in (1.05, 1.06, 1.5, 1.51)] == verdicts
+    assert [found.stays_within(goal) for goal in (1.05, 1.04, 0.6, 0.59)] == verdicts
 
 
 def test_too_few_pairs_decide_nothing() -> None:
     found = of_medians([2.0] * (ENOUGH - 1), [1.0] * (ENOUGH - 1))
-    assert found.reaches(1.0) is None
-    assert found.stays_within(3.0) is None
+    assert found.reaches(1.0) == Verdict.UNKNOWN
+    assert found.stays_within(3.0) == Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize("method", [of_medians, of_totals])
