@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conure.net import reactor
+from tests.lab import engines
 from tests.lab.httpservice import FakeBackend, Service
 from tests.lab.stubserver import MakeStub, StubServer
 
@@ -21,6 +22,14 @@ def _patient_rounds() -> Iterator[None]:
         patch.setattr(reactor, "_ROUND_TIME", 60.0)
         patch.setattr(reactor, "_SENDING_TIME", 60.0)
         yield
+
+
+@pytest.fixture(params=engines.ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test runs with each engine, and with that one wherever nobody says anything else."""
+    engines.use(request.param)
+    yield request.param
+    engines.use("")
 
 
 @pytest.fixture

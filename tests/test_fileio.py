@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 from conure.fileio import File, OsFileSystem, others_who_may_write
 
 FS = OsFileSystem()
@@ -179,6 +179,43 @@ def test_a_write_cut_short_by_a_full_disk_is_told(
 
 
 # -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_what_is_read_at_random_is_let_go_with_its_last_reference(path: str, mapped: bool) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    file = FS.open(path, create=True)
+    file.pwrite(b"content", 0)
+    file.close()
+    found = FS.map(path, 7, mapped=mapped)
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    view = found.view(0, 3)
+    del found
+    assert bytes(view) == b"con"
+    view.release()
+    del view
+    with pytest.raises(CorruptionError):
+        FS.map(path, 8, mapped=mapped)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_map_that_is_not_to_be_had_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = FS.open(path, create=True)
+    file.pwrite(b"content", 0)
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("conure.fileio.OsMap", lambda *_, **__: failing(errno.ENOMEM)())
+    with pytest.raises(DiskFailed, match=f"mapping {path} failed"):
+        FS.map(path, 7)
+    assert set(os.listdir("/proc/self/fd")) == before
+    file.close()
+
+
+def test_nothing_is_written_through_a_map(path: str) -> None:
+    file = FS.open(path, create=True)
+    file.pwrite(b"content", 0)
+    view = FS.map(path, 7).view(0, 7)
+    assert view.readonly
+    file.close()
 
 
 def test_opening(tmp_path: Path, path: str) -> None:

@@ -48,6 +48,7 @@ from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
 from conure.storage.engine import Record
 from raft import Raft
+from tests.lab import engines
 from tests.lab.answers import outcomes_of, value_of
 from tests.lab.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
 from tests.lab.process import wait_until
@@ -93,6 +94,7 @@ def options(**changes: Any) -> NodeOptions:
         "http_address": "http://127.0.0.1:8081",
         "bootstrap": True,
         "version": "test",
+        "engine": engines.current(),
         "page_size": 512,
         "cache_bytes": 1 << 20,
         "log_segment_bytes": 4096,

@@ -26,6 +26,7 @@ from conure.errors import (
 from conure.metrics import Registry
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Incoming, Outgoing
+from tests.lab import engines
 from tests.lab.answers import Ended, outcomes_of
 from tests.lab.crashfs import CrashFileSystem
 
@@ -80,7 +81,7 @@ class Wire:
 
 
 class Lab:
-    """Nodes, their disks, a clock and the messages between them."""
+    """Nodes, their disks, a clock and the messages between them. Each draws its engine."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -108,6 +109,7 @@ class Lab:
             "http_address": f"http://{node_id}:8081",
             "bootstrap": False,
             "version": "test",
+            "engine": engines.drawn(node_id),
             "page_size": 512,
             "cache_bytes": 1 << 20,
             "log_segment_bytes": 4096,

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from conure.errors import DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
 from conure.fileio import File, FileSystem, OsFileSystem
 from tests.lab.crashfs import SECTOR, CrashFileSystem, CrashMode, SimulatedCrash
 
@@ -61,6 +61,55 @@ def test_files_behave_like_files(place: tuple[FileSystem, str]) -> None:
     assert fs.open(other).pread(1, 0) == b"!", "a renamed file is the same file"
     fs.remove(other)
     assert file.pread(1, 0) == b"!", "an open file outlives its name"
+    file.close()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_files_are_read_at_random(place: tuple[FileSystem, str], mapped: bool) -> None:
+    fs, base = place
+    path = os.path.join(base, "f")
+    with pytest.raises(FileNotFoundError):
+        fs.map(path, 0, mapped=mapped)
+    file = fs.open(path, create=True)
+    empty = fs.map(path, 0, mapped=mapped)
+    assert (len(empty), empty[0:9], empty.find(b"x", 0, 9), bytes(empty.view(0, 9))) == (
+        (0, b"", -1, b"")
+    )
+    content = b"0123456789"
+    file.pwrite(content, 0)
+    found = fs.map(path, 10, mapped=mapped)
+    assert len(found) == 10
+    for start in range(12):
+        for stop in range(12):
+            assert found[start:stop] == content[start:stop]
+            assert bytes(found.view(start, stop)) == content[start:stop]
+            for sub in (b"3", b"45", b"x"):
+                assert found.find(sub, start, stop) == content.find(sub, start, stop)
+    assert (found[:3], found[8:]) == (b"012", b"89")
+    for size in (9, 11):
+        with pytest.raises(CorruptionError, match=f"has 10 bytes and not {size}") as caught:
+            fs.map(path, size, mapped=mapped)
+        assert (caught.value.file, caught.value.offset) == (path, min(size, 10))
+    file.pwrite(b"!", 4)
+    assert found[3:6] == b"3!5", "what programs see"
+    fs.remove(path)
+    assert found[3:6] == b"3!5", "what is open outlives its name"
+    file.close()
+
+
+def test_a_file_is_made_exclusively(place: tuple[FileSystem, str]) -> None:
+    fs, base = place
+    path = os.path.join(base, "f")
+    file = fs.open(path, exclusive=True)
+    file.pwrite(b"mine", 0)
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            fs.open(path, create=True, exclusive=True)
+    with pytest.raises(FileExistsError):
+        fs.open(base, exclusive=True)
+    with pytest.raises(FileNotFoundError):
+        fs.open(os.path.join(base, "no", "f"), exclusive=True)
+    assert fs.open(path, create=True).pread(9, 0) == b"mine"
     file.close()
 
 
@@ -212,6 +261,26 @@ def test_the_call_that_was_ordered_to_fail_fails_once_and_poisons() -> None:
         other.pwrite(b"x", 0)
     other.pwrite(b"y", 0)
     assert fs.contents("/d/g") == b"y", "a full disk poisons nothing"
+
+
+def test_mapping_may_fail_and_looking_may_not() -> None:
+    fs, _ = disk_with(b"content")
+    for number in (1, 2):
+        fs.fail_call(number)
+        with pytest.raises(DiskFailed):
+            fs.map("/d/f", 7)
+    found = fs.map("/d/f", 7)
+    by_calls = fs.map("/d/f", 7, mapped=False)
+    calls = fs.calls
+    assert (found[0:7], bytes(found.view(1, 3)), found.find(b"t", 0, 7)) == (b"content", b"on", 3)
+    assert fs.calls == calls
+    fs.fail_call(1)
+    with pytest.raises(DiskFailed):
+        by_calls[0:7]
+    assert by_calls[0:7] == b"content"
+    assert fs.calls == calls + 2
+    fs.corrupt("/d/f", 0)
+    assert found[0:1] == by_calls[0:1] == b"b"
 
 
 def test_a_disk_that_runs_full_within_a_write_has_written_whole_sectors() -> None:

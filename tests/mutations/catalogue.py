@@ -7,6 +7,7 @@ from tests.mutations import (
     cluster,
     consensus,
     http,
+    lsm,
     net,
     ops,
     peers,
@@ -14,10 +15,25 @@ from tests.mutations import (
     service,
     state,
     storage,
+    tables,
 )
 
 __all__ = ["MUTATIONS"]
 
-_WINGS = (client, cluster, consensus, http, net, ops, peers, rest, service, state, storage)
+_WINGS = (
+    client,
+    cluster,
+    consensus,
+    http,
+    lsm,
+    net,
+    ops,
+    peers,
+    rest,
+    service,
+    state,
+    storage,
+    tables,
+)
 
 MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import tracemalloc
+from typing import Any
 from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree
 from conure.commands import Acquire, OpenSession, Put, Transaction
 from conure.consensus.members import Configuration
 from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
@@ -41,14 +41,15 @@ from conure.state.backup import (
 from conure.state.codec import encode_records, encode_transaction
 from conure.state.machine import PinnedState, Store
 from conure.storage.datadir import Identity
-from conure.storage.engine import Record
-from conure.storage.engines import BTREE, kind_named
+from conure.storage.engine import Record, StorageEngine
+from conure.storage.engines import kind_named
 from tests.cluster.test_node import open_node, started, write
 from tests.lab.answers import value_of
 from tests.lab.crashfs import CrashFileSystem, CrashMode, SimulatedCrash
+from tests.lab.engines import ENGINES, fill, kind, of_the_btree, open_engine
 
 FILE, HOME = "/b.backup", "/new"
-KIND = kind_named(BTREE)
+pytestmark = pytest.mark.usefixtures("engine")
 META = SnapshotMeta(1 << 33, 7, b"the members of old")
 FACTS = Facts("c0ffee", "n\xf6de", 1_795_378_244_799)
 Content = dict[bytes, Record]
@@ -66,9 +67,9 @@ def some_content(count: int, seed: int = 1) -> Content:
     return content
 
 
-def sender(content: Content, page_size: int = 1024) -> BTree:
-    tree = BTree.open(CrashFileSystem(), "/sender.db", page_size=page_size, cache_bytes=1 << 16)
-    tree.bulk_load(sorted(content.items()))
+def sender(content: Content, page_size: int = 1024) -> StorageEngine:
+    tree = open_engine(CrashFileSystem(), "/sender.db", page_size=page_size, cache_bytes=1 << 16)
+    fill(tree, sorted(content.items()))
     return tree
 
 
@@ -94,17 +95,20 @@ def ignore(doing: str, done: int, total: int) -> None:
     """Nobody looks at the progress."""
 
 
-def restored(fs: FileSystem, **changes: str) -> Identity:
-    facts = {"node_id": "n1", "raft_address": "127.0.0.1:7001", "http_address": "http://h:1"}
-    made = restore(
-        fs, FILE, HOME, **{**facts, **changes}, kind=KIND, page_size=1024, progress=ignore
-    )
+def restored(fs: FileSystem, **changes: Any) -> Identity:
+    facts: dict[str, Any] = {
+        "kind": kind(),
+        "node_id": "n1",
+        "raft_address": "127.0.0.1:7001",
+        "http_address": "http://h:1",
+    }
+    made = restore(fs, FILE, HOME, **{**facts, **changes}, page_size=1024, progress=ignore)
     assert made.header == BackupFile(fs, FILE).header
     return made.identity
 
 
 def content_of(fs: FileSystem) -> Content:
-    tree = BTree.open(fs, f"{HOME}/conure.db", create=False)
+    tree = open_engine(fs, f"{HOME}/conure.db", create=False)
     tree.check()
     return dict(tree.items())
 
@@ -284,7 +288,7 @@ def test_a_node_goes_on_where_the_backup_ends(count: int) -> None:
     content = some_content(count)
     fs = disk_with(taken(content))
     identity = restored(fs)
-    assert fs.list(HOME) == ["LOCK", "conure.db", "identity.json", "raft"]
+    assert set(fs.list(HOME)) - {"lsm"} == {"LOCK", "conure.db", "identity.json", "raft"}
     assert content_of(fs) == content
     with started(fs, data_dir=HOME, bootstrap=False) as node:
         status = node.status()
@@ -307,7 +311,7 @@ def test_a_node_goes_on_where_the_backup_ends(count: int) -> None:
 
 
 def test_sessions_locks_and_expiry_come_along() -> None:
-    tree = BTree.open(CrashFileSystem(), "/sender.db")
+    tree = open_engine(CrashFileSystem(), "/sender.db")
     store = Store(tree, META.configuration)
     now = 1_800_000_000_000
     for index, operations in enumerate(
@@ -324,7 +328,7 @@ def test_sessions_locks_and_expiry_come_along() -> None:
     fs = disk_with(b"".join(backup.chunks()))
     backup.close()
     restored(fs)
-    again = Store(BTree.open(fs, f"{HOME}/conure.db"), b"")
+    again = Store(open_engine(fs, f"{HOME}/conure.db"), b"")
     assert (again.records, again.clock, again.next_due()) == (2, now, store.next_due())
     assert again.session(b"s1") == store.session(b"s1") is not None
     assert again.holder(b"lock") == store.holder(b"lock") is not None
@@ -378,6 +382,7 @@ def test_a_directory_that_somebody_holds_is_left_alone() -> None:
     restored(fs)
 
 
+@of_the_btree
 def test_pages_that_are_too_small_for_the_keys_are_no_reason_to_lose_anything() -> None:
     content = {b"k" + bytes(900): Record(b"v", 1, 1, 1, 0)}
     data = b"".join(Backup(PinnedState(META, 1, sender(content, 4096).snapshot()), FACTS).chunks())
@@ -387,7 +392,7 @@ def test_pages_that_are_too_small_for_the_keys_are_no_reason_to_lose_anything() 
     with pytest.raises(ForeignDirectory):
         open_node(fs, data_dir=HOME)
     made = restore(
-        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", kind=KIND,
+        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", kind=kind(),
         page_size=4096, progress=ignore,
     )  # fmt: skip
     assert made.header.records == 1
@@ -416,7 +421,7 @@ def test_progress_ends_at_the_whole_of_each_pass(small_chunks: None) -> None:
     fs = disk_with(taken(some_content(200)))
     seen: list[tuple[str, int, int]] = []
     restore(
-        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", kind=KIND,
+        fs, FILE, HOME, node_id="n1", raft_address="h:1", http_address="", kind=kind(),
         page_size=1024, progress=lambda *facts: seen.append(facts),
     )  # fmt: skip
     size = len(fs.contents(FILE))
@@ -443,10 +448,33 @@ def assert_nothing_or_all(fs: CrashFileSystem, content: Content) -> None:
         node.stop()
         if not names:
             return  # it had not begun
-    assert fs.list(HOME) == ["LOCK", "conure.db", "identity.json", "raft"]
+    assert set(fs.list(HOME)) - {"lsm"} == {"LOCK", "conure.db", "identity.json", "raft"}
     with started(fs, data_dir=HOME, bootstrap=False) as node:
         assert dict(node._store.engine.items()) == content
         assert node.status()["applied_index"] > META.index
+
+
+@pytest.mark.parametrize("other", ENGINES)
+def test_what_is_left_of_a_restore_into_another_engine_goes(engine: str, other: str) -> None:
+    content = some_content(60)
+    data = taken(content)
+    fs = disk_with(data)
+    before = fs.syncs
+    restored(fs, kind=kind_named(other))
+    for number in range(1, fs.syncs - before + 1):
+        fs = disk_with(data)
+        fs.crash_at_sync = number
+        with pytest.raises(SimulatedCrash):
+            restored(fs, kind=kind_named(other))
+        for mode in ("kept", "random"):
+            after = fs.after_crash(mode, random.Random(number))
+            if after.exists(f"{HOME}/identity.json"):
+                continue
+            identity = restored(after)
+            assert identity.engine == engine
+            assert content_of(after) == content
+            left = after.list(f"{HOME}/lsm") if after.exists(f"{HOME}/lsm") else []
+            assert bool(left) == (engine == "lsm")
 
 
 @pytest.mark.parametrize("part", range(2))

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btree import BTree
 from conure.commands import MAX_KEY_BYTES, Acquire, OpenSession, Outcome, Put, Transaction
 from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
 from conure.errors import CorruptionError, DiskFull, ProtocolViolation, VersionTooNew
@@ -19,15 +18,17 @@ from conure.state import codec
 from conure.state.machine import LAST_TIME, MARK_EVERY, Checkpoint, Inspection, Store
 from conure.storage.engine import Record
 from tests.lab.crashfs import CrashFileSystem
+from tests.lab.engines import fill, open_engine
 
 PATH = "/conure.db"
+pytestmark = pytest.mark.usefixtures("engine")
 Command = tuple[bytes, bytes | None]
 
 
 def open_store(
     fs: CrashFileSystem, configuration: bytes = b"", speaks: int = codec.SPEAKS
 ) -> Store:
-    tree = BTree.open(fs, PATH, page_size=512, cache_bytes=1 << 20)
+    tree = open_engine(fs, PATH, page_size=512, cache_bytes=1 << 20)
     return Store(tree, configuration, speaks)
 
 
@@ -279,8 +280,8 @@ def test_a_store_goes_on_with_an_installed_state() -> None:
     store = open_store(fs, b"old")
     store.apply(entries(1, *[(b"%d" % n, b"old") for n in range(2 * MARK_EVERY)]))
     pinned = store.snapshot()
-    other = BTree.open(fs, "/other.db", page_size=512)
-    other.bulk_load([(b"ka", Record(b"new", 5, 6, 2))])
+    other = open_engine(fs, "/other.db", page_size=512)
+    fill(other, [(b"ka", Record(b"new", 5, 6, 2))])
     meta = SnapshotMeta(9000, 8, b"new members")
     other.checkpoint(meta.index, meta.term, 77)
     store.replace(other, meta)
@@ -299,7 +300,7 @@ def test_a_store_goes_on_with_an_installed_state() -> None:
 def test_what_expires_next_is_looked_up_anew_in_an_installed_state() -> None:
     """Its leader may have led before, when nothing was due, and then have been sent a state."""
     fs = CrashFileSystem()
-    store, other = open_store(fs), Store(BTree.open(fs, "/other.db", page_size=512), b"")
+    store, other = open_store(fs), Store(open_engine(fs, "/other.db", page_size=512), b"")
     assert store.next_due() is None
     put = codec.encode_transaction(Transaction((), (Put(b"k", b"v", 1000, False),), time=5))
     other.apply([Entry(1, 1, EntryKind.COMMAND, put)])

@@ -127,6 +127,11 @@ def _record_size(key_size: int, length: int) -> int:
     return _RECORD.size + key_size + length + _CRC.size * -(-length // CHUNK)
 
 
+def _place(offset: int, seed: int) -> int:
+    """Return the CRC with which a record begins at that offset."""
+    return crc32(_OFFSET.pack(offset), seed)
+
+
 def _seed(name: str, head: bytes) -> int:
     return crc32(head, crc32(name.encode()))
 
@@ -169,7 +174,7 @@ class BlobWriter:
             raise ValueError(f"a key has more than {_MAX_KEY} bytes, or a value {_MAX_VALUE}")
         offset = self.size
         sizes = _SIZES.pack(len(value), len(key))
-        crc = crc32(key, crc32(sizes, crc32(_OFFSET.pack(offset), self._seed)))
+        crc = crc32(key, crc32(sizes, _place(offset, self._seed)))
         self._parts += (_CRC.pack(crc), sizes, key)
         for at in range(0, len(value), CHUNK):
             chunk = value[at : at + CHUNK]
@@ -304,7 +309,7 @@ class BlobFile:
             self._fail(offset, "there is another key where a reference leads")
         if start > size:
             self._fail(offset, "a record is cut")
-        expected = crc32(head[_CRC.size :], crc32(_OFFSET.pack(offset), self._seed))
+        expected = crc32(head[_CRC.size :], _place(offset, self._seed))
         if expected != crc:
             self._fail(offset, "the heading of a value fails its check")
         return (length, head[_RECORD.size :]), crc, start

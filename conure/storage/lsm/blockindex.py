@@ -71,6 +71,8 @@ class BlockIndex:
         self._places = numbers_of(content[:places_end])
         self._crcs = numbers_of(content[places_end:crcs_end])
         self._ends = numbers_of(content[crcs_end:keys_at])
+        if not count or self._ends[1]:
+            raise ValueError("the first block has a separator")
         self._keys = content[keys_at:]
         self.size = len(content)
         """How much memory it takes, in bytes."""

@@ -158,7 +158,7 @@ class Compaction:
                 self._job = self._job._replace(number=self._durable.next_number())
             self._running = self._runner(self._attempts).start(self._job)
         if self._proof is None:
-            if not self._running.step(seconds):
+            if not self._running.step(0.0 if self._running.is_remote else seconds):
                 return False
             self._proof = self._durable.proof(self._running)
             return True

@@ -51,7 +51,7 @@ def merged(sources: Sequence[Iterator[Group]], *, reverse: bool = False) -> Iter
     """Merge sources, the newest first. Deleted keys are passed on."""
     if len(sources) == 1:
         return sources[0]
-    return _merged(sources, reverse)
+    return _merged([gathered(source, reverse=reverse) for source in sources], reverse)
 
 
 def _merged(sources: Sequence[Iterator[Group]], reverse: bool) -> Iterator[Group]:

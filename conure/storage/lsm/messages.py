@@ -216,7 +216,7 @@ def decode_order(body: bytes) -> Order:
                 tuple(map(_blob_in, facts["emptied"])),
             )
         return Order(int(facts["serial"]), os.fsdecode(bytes.fromhex(facts["folder"])), job)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"an order that makes no sense: {error!r}") from error
 
 

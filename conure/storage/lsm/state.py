@@ -72,11 +72,11 @@ class Pinned:
 
     def __init__(self, state: State) -> None:
         memtable, self._frozen, self._version, self.cells = state
-        self._pin: Pin = memtable.pin()
+        self._pin: Pin | None = memtable.pin() if memtable.cells else None
 
     def find(self, key: bytes) -> bytes | None:
         """Return the cell that *key* had; b"" or None if it had none."""
-        cell = self._pin.get(key)
+        cell = None if self._pin is None else self._pin.get(key)
         if cell is not None:
             return cell
         for memtable in self._frozen:
@@ -88,8 +88,11 @@ class Pinned:
     def sources(self, start: bytes, end: bytes | None, *, reverse: bool) -> list[Iterator[Group]]:
         """Return its sources (Source)."""
         return [
-            self._pin.groups(start, end, reverse=reverse),
-            *(memtable.groups(start, end, reverse=reverse) for memtable in self._frozen),
+            *(
+                memtable.groups(start, end, reverse=reverse)
+                for memtable in (self._pin, *self._frozen)
+                if memtable is not None
+            ),
             *self._version.sources(start, end, reverse=reverse),
         ]
 

@@ -163,8 +163,10 @@ class Footer(NamedTuple):
             raise VersionTooNew("a table", version, VERSION)
         footer = cls(*numbers)
         end = footer.blocks_end
-        is_one = len(MAGIC) < end < footer.hash_at < footer.facts_at and not end % 4
-        if not is_one or footer.facts_at - footer.hash_at != size_for(footer.records):
+        ascend = len(MAGIC) < end < footer.hash_at < footer.facts_at and not end % 4
+        hash_size = footer.facts_at - footer.hash_at
+        has_records = footer.records and footer.blocks
+        if not (ascend and has_records and hash_size == size_for(footer.records)):
             raise ValueError("the footer contradicts itself")
         return footer, crc
 
@@ -226,6 +228,11 @@ class Table:
         return cls(path, data, facts, footer, mapped)
 
     @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return self._footer.blocks
+
+    @property
     def memory_bytes(self) -> int:
         """How much memory its indexes take so far, the mapped file apart."""
         starts = self._starts or self._crowded_starts
@@ -272,7 +279,7 @@ class Table:
             try:
                 crc, key_size, cell_size = _unpack(record)
             except struct.error:
-                self._fail(at, "the hash index leads out of the table")
+                self._fail(self._footer.hash_at + 4 * slot, "the hash index leads out of the table")
             start = _KEY_AT + key_size
             stop = start + cell_size
             if stop > len(record):

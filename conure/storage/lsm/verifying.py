@@ -9,7 +9,8 @@ up or stale, its files written over. So before a manifest names a table, :func:`
 3. the order: tables ascend and don't overlap, and hold no key beyond those that went in;
 4. the balance: what was read is what went in, and each record of it came out, was superseded by a
    newer one or was a tombstone that hides nothing;
-5. the references: to blob files that are there and stay, and to no more bytes than these can have.
+5. the references: to blob files that are there and stay, and to no more bytes than these can have;
+   each one to a new file leads to a value of its key.
 
 What fails is a :class:`~conure.errors.JobLost`: nobody uses these files, and the job may be done
 again. Any one thread, without a lock.
@@ -17,12 +18,13 @@ again. Any one thread, without a lock.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
 from conure.errors import CorruptionError, JobLost
 from conure.fileio import FileSystem
-from conure.storage.lsm.blobs import BlobFile
+from conure.storage.cells import SPILLED, reference_of
+from conure.storage.lsm.blobs import BlobFile, file_of
 from conure.storage.lsm.jobs import Feed, FlushJob, Job, JobResult, is_output
 from conure.storage.lsm.tables import Table, TableFacts
 
@@ -63,6 +65,10 @@ def prove(
             blob = BlobFile.open(fs, folder, blob_facts, mapped=mapped)
             yield from blob.verify()
             proved.blobs.append(blob)
+        files = {blob.facts.name: blob for blob in proved.blobs}
+        for table in proved.tables:
+            if any(name in files for name, _ in table.facts.blobs):
+                yield from _prove_values(table, files)
     except (CorruptionError, FileNotFoundError, _Lie) as error:
         raise JobLost(f"the result of a flush or merge isn't what it should be: {error}") from error
     return proved
@@ -144,6 +150,18 @@ def _prove_references(job: Job, result: JobResult) -> None:
             may_have[name] = may_have.get(name, 0) - size
             if may_have[name] < 0:
                 raise _Lie(f"{table.name} refers to bytes of {name} that it can't know")
+
+
+def _prove_values(table: Table, files: Mapping[str, BlobFile]) -> Iterator[None]:
+    """Prove that each reference to a new file leads to a value of its key, block by block."""
+    for keys, cells in table.groups(b"", None, False):
+        for key, cell in zip(keys, cells, strict=True):
+            if cell and cell[0] & SPILLED:
+                ref = reference_of(cell)
+                file = files.get(file_of(ref))
+                if file is not None:
+                    file.beginning(key, ref, 0)
+        yield
 
 
 def _inputs(runs: tuple[tuple[TableFacts, ...], ...]) -> Iterator[TableFacts]:

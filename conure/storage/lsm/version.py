@@ -20,7 +20,7 @@ from zlib import crc32
 
 from conure.errors import CorruptionError
 from conure.storage.lsm.blobs import BlobFile, file_of
-from conure.storage.lsm.merging import Group, gathered
+from conure.storage.lsm.merging import Group
 from conure.storage.lsm.tables import Table
 
 __all__ = ["Version"]
@@ -90,15 +90,14 @@ class Version:
         for table in self.levels[0]:
             facts = table.facts
             if facts.last >= start and (end is None or facts.first < end):
-                found.append(gathered(_groups([table], start, end, reverse), reverse=reverse))
+                found.append(table.groups(start, end, reverse))
         for level, (lasts, _) in zip(filter(None, self.levels[1:]), self._below, strict=True):
             first = bisect_left(lasts, start)
             last = len(level)
             if end is not None:
                 last = bisect_left(level, end, first, key=_first_of)
             if first < last:
-                groups = _groups(level[first:last], start, end, reverse)
-                found.append(gathered(groups, reverse=reverse))
+                found.append(_groups(level[first:last], start, end, reverse))
         return found
 
     def tables(self) -> Iterator[Table]:

@@ -75,6 +75,10 @@ class Running(Protocol):
     def feed(self) -> Feed:
         """What it has been fed so far; nothing, if it is a merge."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a process does the work, so that a step just waits for it."""
+
     def step(self, seconds: float) -> bool:
         """Work, or wait for the process, for about *seconds*; tell whether the job is over."""
 
@@ -115,6 +119,8 @@ class InProcess:
 
 class _Sliced:
     """A job in the caller's thread."""
+
+    is_remote = False
 
     def __init__(self, fs: FileSystem, folder: str, job: Job, feed: Feed) -> None:
         self.job = job
@@ -235,6 +241,8 @@ class Worker:
 class _Remote:
     """A job in a process."""
 
+    is_remote = True
+
     def __init__(
         self,
         fs: FileSystem,
@@ -265,6 +273,7 @@ class _Remote:
         until = monotonic() + seconds
         while self._outcome is None:
             self._send_some()
+            heard: list[tuple[Kind, bytes]] = []
             try:
                 heard = self._process.exchange(max(0.0, min(until - monotonic(), _GLIMPSE)))
                 self._take(heard)
@@ -342,7 +351,8 @@ class _Remote:
         try:
             discard(self._fs, self._folder, self.job)
         except StorageError as error:
-            self._outcome = error
+            if isinstance(self._outcome, JobResult | JobLost):
+                self._outcome = error
 
 
 class _Process:

@@ -11,7 +11,7 @@ import pytest
 from conure.errors import DiskFailed, DiskFull
 from conure.fileio import FileSystem
 from conure.storage.lsm.engine import LSMEngine
-from tests.lab.crashfs import CrashFileSystem, FailureKind, SimulatedCrash
+from tests.lab.crashfs import CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
 from tests.storage.lsm.enginetools import (
     KIND,
     PLACE,
@@ -25,6 +25,7 @@ from tests.storage.lsm.enginetools import (
 )
 
 ROUNDS = 7
+MODES: tuple[CrashMode, ...] = ("dropped", "kept", "torn", "random", "random", "random")
 
 
 class History:
@@ -80,8 +81,8 @@ def test_a_crash_at_any_sync_leaves_the_last_state_or_the_new_one(part: int) -> 
         fs.crash_at_sync = at
         with contextlib.suppress(SimulatedCrash):
             history.run()
-        for mode in ("dropped", "kept", "torn", "random", "random", "random"):
-            history.prove(fs.after_crash(mode, random.Random(f"{at} {mode}")))  # type: ignore[arg-type]
+        for mode in MODES:
+            history.prove(fs.after_crash(mode, random.Random(f"{at} {mode}")))
         if fs.crash_at_sync is None or fs.crash_at_sync > 0:
             break
         at += 4

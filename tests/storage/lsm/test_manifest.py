@@ -34,7 +34,6 @@ FULL = Manifest(
 )
 
 
-
 def sealed(data: bytes) -> bytes:
     return data + crc32(data).to_bytes(4, "little")
 
@@ -108,10 +107,9 @@ def test_whatever_has_a_right_checksum_is_a_manifest_or_corrupt() -> None:
             broken[rng.randrange(16, len(broken))] = rng.choice([0, 1, 255, rng.randrange(256)])
         try:
             found = decode(PLACE, sealed(bytes(broken)))
-        except CorruptionError as error:
-            assert error.file == PLACE
-        else:
-            assert encode(found) == sealed(bytes(broken))
+        except CorruptionError:
+            continue
+        assert encode(found) == sealed(bytes(broken))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +125,7 @@ def test_whatever_has_a_right_checksum_is_a_manifest_or_corrupt() -> None:
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_corrupt(wrong: Manifest) -> None:
-    with pytest.raises(CorruptionError, match="conure.db"):
+    with pytest.raises(CorruptionError, match=r"conure\.db"):
         decode(PLACE, encode(wrong))
 
 

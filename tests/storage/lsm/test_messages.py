@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
 from conure.storage.lsm.blobs import BlobFacts
-from conure.storage.lsm.jobs import FlushJob, JobLimits, JobResult, MergeJob
+from conure.storage.lsm.jobs import FlushJob, Job, JobLimits, JobResult, MergeJob
 from conure.storage.lsm.messages import (
     Frames,
     Kind,
@@ -31,7 +31,7 @@ from conure.storage.lsm.tables import TableFacts
 TABLE = TableFacts("t-1.sst", 1 << 40, 0xFFFFFFFF, 7, 2, b"\x00a", b"\xff" * 9, (("b-2.blob", 5),))
 LIMITS = JobLimits(16 << 20, 64 << 20, 4096)
 RESULT = JobResult((TABLE, TABLE), (BlobFacts("b-3.blob", 77),), 9, 1, 1)
-JOBS = [
+JOBS: list[Job] = [
     FlushJob("conure.db-00", 5, LIMITS),
     MergeJob("s", 1, LIMITS, ((TABLE,), (TABLE, TABLE)), 4, ((b"a", b"\xff"),), RESULT.blobs),
 ]
@@ -53,7 +53,7 @@ def test_a_frame_has_these_bytes() -> None:
 def test_frames_survive_any_cutting(sent: list[tuple[Kind, bytes]], size: int) -> None:
     stream = b"".join(frame(kind, body[:3], body[3:]) for kind, body in sent)
     frames = Frames()
-    heard = []
+    heard: list[tuple[Kind, bytes]] = []
     for at in range(0, len(stream), size):
         frames.feed(stream[at : at + size])
         heard += frames
@@ -101,7 +101,7 @@ def test_items_there_and_back(items: list[tuple[bytes, bytes]]) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS, ids=["flush", "merge"])
-def test_orders_there_and_back(job: FlushJob | MergeJob) -> None:
+def test_orders_there_and_back(job: Job) -> None:
     order = Order(3, "/data/\udcff \u00e4", job)  # a folder with a byte that is no UTF-8
     assert decode_order(encode_order(order)) == order
 
@@ -137,16 +137,18 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=8,
 )
+BODIES = [
+    encode_order(Order(1, "/f", JOBS[1])),
+    encode_answer(1, RESULT),
+    encode_failure(1, DiskFull("no")),
+]
 FIELDS = ["serial", "folder", "stem", "number", "limits", "inputs", "level", "older", "emptied"]
 FIELDS += ["tables", "blobs", "balance", "error", "of"]
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(
-        [encode_order(Order(1, "/f", JOBS[1])), encode_answer(1, RESULT)]
-        + [encode_failure(1, DiskFull("no"))]
-    ),
+    st.sampled_from(BODIES),
     st.sampled_from(FIELDS),
     ANYTHING,
 )

@@ -1,0 +1,246 @@
+"""Faults of the LSM engine's tables and blob files, and of the cells that both engines keep."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+__all__ = ["MUTATIONS"]
+
+_TABLES = ("tests/storage/lsm/test_tables.py", "tests/storage/lsm/test_damage.py")
+_BLOBS = ("tests/storage/lsm/test_blobs.py", "tests/storage/lsm/test_damage.py")
+_FILES = ("tests/lab/test_crashfs.py", "tests/test_fileio.py")
+
+MUTATIONS = [
+    Mutation(
+        "tables: a record that is found is not proved",
+        "conure/storage/lsm/tables.py",
+        "if crc32(cell, hash) == crc and",
+        "if",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a long record that is found is not proved",
+        "conure/storage/lsm/tables.py",
+        "                if crc32(cell, hash_) != crc:\n",
+        "                if crc < 0:\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a record of another key is believed to be whole",
+        "conure/storage/lsm/tables.py",
+        "            if crc32(cell, other) != crc:\n",
+        "            if crc < 0:\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a hash index may lead to any record",
+        "conure/storage/lsm/tables.py",
+        "or (other ^ hash_) & 0xFF:",
+        "and (other ^ hash_) & 0xFF < 0:",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: only the first record with a fingerprint is looked at",
+        "conure/storage/lsm/tables.py",
+        "            slot = self._marks.find(hash_ & 0xFF, slot + 1, end)\n",
+        "            slot = -1\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a block that is read is not proved",
+        "conure/storage/lsm/tables.py",
+        "        if crc32(block) != crc:\n",
+        "        if crc < 0:\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: the hash index is not proved",
+        "conure/storage/lsm/tables.py",
+        "if crc32(rest, crc32(places)) != footer.hash_crc:",
+        "if footer.hash_crc < 0:",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: the block index is not proved",
+        "conure/storage/lsm/tables.py",
+        "if crc32(content) != footer.blocks_crc:",
+        "if footer.blocks_crc < 0:",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: another table's footer will do",
+        "conure/storage/lsm/tables.py",
+        "if crc != facts.footer or",
+        "if",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a crowded bucket is searched record by record",
+        "conure/storage/lsm/tables.py",
+        "        if end - start > CROWD:\n",
+        "        if end < start:\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a range ends a block too early",
+        "conure/storage/lsm/tables.py",
+        "numbers = range(first, last + 1)",
+        "numbers = range(first, max(last, first + 1))",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a check forgets the order of keys across blocks",
+        "conure/storage/lsm/tables.py",
+        "or keys[0] <= last:",
+        "or not keys:",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a check forgets the hash index",
+        "conure/storage/lsm/tables.py",
+        '        self._compare(footer.hash_at, b"".join(parts),',
+        '        self._compare(footer.hash_at, b"",',
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a writer takes keys in any order from one call to the next",
+        "conure/storage/lsm/tablewriter.py",
+        "map(lt, chain((self._last,), keys), keys)",
+        "map(lt, keys, keys[1:])",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a writer that is given up leaves its file",
+        "conure/storage/lsm/tablewriter.py",
+        "            self._fs.remove(self._path)\n",
+        "            pass\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: what is finished is not synced",
+        "conure/storage/lsm/tablewriter.py",
+        "        self._write([content, footer])\n        self._file.sync()\n",
+        "        self._write([content, footer])\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a table is synced only at its end",
+        "conure/storage/lsm/tablewriter.py",
+        "        if self._unsynced >= SYNC_BYTES:\n",
+        "        if self._unsynced < 0:\n",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a writer writes into a file that is there",
+        "conure/storage/lsm/tablewriter.py",
+        "fs.open(self._path, exclusive=True)",
+        "fs.open(self._path, create=True)",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a bucket of any size is as good as another",
+        "conure/storage/lsm/hashindex.py",
+        "self.is_crowded = max(sizes) > CROWD",
+        "self.is_crowded = max(sizes) > 2 * CROWD",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: records of a bucket lie in one place",
+        "conure/storage/lsm/hashindex.py",
+        "                free[bucket] = slot + 1\n",
+        "",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: a separator is looked for before its own key",
+        "conure/storage/lsm/blockindex.py",
+        "return bisect_right(range(self._count), key",
+        "return bisect_left(range(self._count), key",
+        _TABLES,
+    ),
+    Mutation(
+        "tables: records are taken for even by the first of them",
+        "conure/storage/lsm/records.py",
+        "        sizes = pieces[0::3]\n        if sizes.count(sizes[0]) == len(sizes):\n",
+        "        sizes = pieces[0::3]\n        if sizes:\n",
+        ("tests/storage/lsm/test_records.py",),
+    ),
+    Mutation(
+        "tables: a block that is cut in a record is whole",
+        "conure/storage/lsm/records.py",
+        "            at = (stop + 3) & -ALIGNMENT\n    except struct.error:\n        at = -1\n",
+        "            at = (stop + 3) & -ALIGNMENT\n    except struct.error:\n"
+        "        at = len(block)\n",
+        ("tests/storage/lsm/test_records.py",),
+    ),
+    Mutation(
+        "blobs: the heading of a value is not proved",
+        "conure/storage/lsm/blobs.py",
+        "        if expected != crc:\n",
+        "        if crc < 0:\n",
+        _BLOBS,
+    ),
+    Mutation(
+        "blobs: a part of a value is not proved",
+        "conure/storage/lsm/blobs.py",
+        "if data[place + size : place + size + _CRC.size] != _CRC.pack(crc):",
+        "if crc < 0:",
+        _BLOBS,
+    ),
+    Mutation(
+        "blobs: a value is good at any place of its file",
+        "conure/storage/lsm/blobs.py",
+        "    return crc32(_OFFSET.pack(offset), seed)\n",
+        "    return seed\n",
+        _BLOBS,
+    ),
+    Mutation(
+        "blobs: a file is good under any name",
+        "conure/storage/lsm/blobs.py",
+        "    return crc32(head, crc32(name.encode()))\n",
+        "    return crc32(head)\n",
+        _BLOBS,
+    ),
+    Mutation(
+        "blobs: the whole of a value is read for its beginning",
+        "conure/storage/lsm/blobs.py",
+        "enumerate(range(0, min(length, most), CHUNK)):",
+        "enumerate(range(0, length, CHUNK)):",
+        _BLOBS,
+    ),
+    Mutation(
+        "blobs: what cells refer to is counted without the keys",
+        "conure/storage/lsm/blobs.py",
+        "blobs.get(name, 0) + _record_size(len(key), length)",
+        "blobs.get(name, 0) + _record_size(0, length)",
+        _BLOBS,
+    ),
+    Mutation(
+        "cells: a spilled value may be without a reference",
+        "conure/storage/cells.py",
+        "if spilled and len(value) != (reference or len(value) or -1):",
+        "if spilled and reference and len(value) != reference:",
+        ("tests/storage/lsm/test_cells.py",),
+    ),
+    Mutation(
+        "a file of any size is mapped",
+        "conure/fileio.py",
+        "    if found != expected:\n",
+        "    if found < expected:\n",
+        _FILES,
+    ),
+    Mutation(
+        "a file that was read by calls stays open",
+        "conure/fileio.py",
+        "    def __del__(self) -> None:\n        self._file.close()\n",
+        "",
+        _FILES,
+    ),
+    Mutation(
+        "a file that is to be new may be there",
+        "conure/fileio.py",
+        "            flags |= os.O_EXCL\n",
+        "            pass\n",
+        _FILES,
+    ),
+]
