@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 from bench.workspace import BenchError
 
-__all__ = ["Footprint", "written_bytes"]
+__all__ = ["Footprint", "processor_seconds", "written_bytes"]
 
+_USER_TIME = 11  # behind the name in /proc/PID/stat; the system's follows
 _SECTORS_WRITTEN, _SECTOR = 6, 512  # Documentation/admin-guide/iostats.rst
 
 
@@ -38,6 +39,12 @@ class Footprint:
         self.own = max(self.own, own)
         for child in _children(self._pid):
             self.child = max(self.child, _anonymous(child) or 0)
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has used so far, its children's not included."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return sum(map(int, fields[_USER_TIME : _USER_TIME + 2])) / os.sysconf("SC_CLK_TCK")
 
 
 def written_bytes(directory: str) -> int:

@@ -10,18 +10,24 @@ Of servers, which are all up and hold the same records::
     python -m bench pairs put node:--engine=lsm node --records 1000000
     python -m bench pairs get node node@../before       # another checkout: what has a change cost?
     python -m bench pairs SET node redis --depth 16     # over RESP, by redis-benchmark
+    python -m bench pairs GET follower leader           # of two clusters with three nodes each
 
-Over HTTP that is ``put`` and ``get``, over RESP ``GET``, ``SET``, ``MSET`` and ``MIX``. A node is
-``node``, then ``@`` and a checkout, then ``:`` and flags with commas between, where wanted.
+Over HTTP that is ``put`` and ``get``, over RESP ``GET``, ``SET``, ``MSET`` and ``MIX``. Who is
+asked is a single ``node``, or the ``leader`` or a ``follower`` of three; then come ``@`` and a
+checkout, and ``:`` and flags with commas between, where wanted. A follower that is asked over HTTP
+needs ``--follower-mode=forward``.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import NamedTuple
 
+from bench.clusters import start_conure
 from bench.engine_part import BURSTS, burst_of, compare
 from bench.engine_process import Answer
 from bench.engines import (
@@ -35,6 +41,7 @@ from bench.engines import (
     logged,
     missing,
 )
+from bench.footprint import processor_seconds
 from bench.loads import Outcome, RedisLoad, write_requests, wrk, wrk_missing
 from bench.pairs import ENOUGH, Paired, of_medians
 from bench.plan import FULL, LEAST_RECORDS
@@ -44,7 +51,7 @@ from bench.resp_load import MIX_KEYS, fill, mixed
 from bench.server_turns import Contestant, bursts_in_turns, rates
 from bench.servers import CONURE, Conure, Redis, redis_missing
 from bench.turns import RunningEngine, in_turns, start_engines
-from bench.workspace import BenchError, Workspace, note
+from bench.workspace import BenchError, Process, Workspace, note
 
 __all__ = ["SETTLED", "NodeSpec", "main", "node_spec"]
 
@@ -60,6 +67,7 @@ _ENGINES = {
     "leveldb": LEVELDB,
     "rocksdb": ROCKSDB,
 }
+_ROLES = _NODE, _LEADER, _FOLLOWER = ("node", "leader", "follower")
 _OVER_HTTP = ("put", "get")
 _MIX = "MIX"
 _OVER_RESP = ("GET", "SET", "MSET", _MIX)
@@ -70,10 +78,20 @@ SETTLED = ("get", "miss", "range", "scan_keys", "scan_items")
 
 
 class NodeSpec(NamedTuple):
-    """A node as it is named on the command line."""
+    """Who is asked, as it is named on the command line."""
 
+    role: str  # one of _ROLES
     checkout: str  # empty: this one
     flags: Sequence[str]
+
+
+class _Asked(NamedTuple):
+    """Who is asked over HTTP or RESP, and what belongs to it."""
+
+    port: int
+    leader: int  # process id
+    stop: Callable[[], None]
+    process: Process | None  # that may stand still
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,12 +111,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def node_spec(text: str) -> NodeSpec | None:
-    """Read ``node[@CHECKOUT][:FLAG,…]``; None for anything else."""
+    """Read ``node[@CHECKOUT][:FLAG,…]`` and the like; None for anything else."""
     head, _, flags = text.partition(":")
-    name, _, checkout = head.partition("@")
-    if name != "node":
+    role, _, checkout = head.partition("@")
+    if role not in _ROLES:
         return None
-    return NodeSpec(checkout, flags.split(",") if flags else ())
+    return NodeSpec(role, checkout, flags.split(",") if flags else ())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,45 +176,69 @@ def _servers(options: argparse.Namespace, workspace: Workspace) -> Paired:
     over_resp = options.what in _OVER_RESP
     if why := redis_missing() if over_resp else wrk_missing():
         raise BenchError(why)
-    started = [
-        _start(workspace, text, over_resp=over_resp) for text in (options.ours, options.theirs)
-    ]
-    bursts = [_burst(options, workspace, server) for server in started]
-    # Names may be the same: a node beside another one of the same kind shows how sure one can be.
+    words = {"ours": options.ours, "theirs": options.theirs}
+    # Both may be the same: then the interval shows how sure one can be.
+    asked = {name: _start(workspace, text, over_resp=over_resp) for name, text in words.items()}
+    costs: dict[str, list[float]] = {name: [] for name in asked}
     contestants = [
-        Contestant(name, burst, server.process)
-        for name, burst, server in zip(("ours", "theirs"), bursts, started, strict=True)
+        Contestant(
+            name, _costed(_burst(options, workspace, each.port), each, costs[name]), each.process
+        )
+        for name, each in asked.items()
     ]
     found = bursts_in_turns(contestants, options.pairs)
-    for server in started:
-        server.stop()
+    for name, each in asked.items():
+        each.stop()
+        cost = 1e6 * median(costs[name])
+        print(f"{options.what}: {words[name]}: {cost:.1f} µs of its leader's processor time each")
     return of_medians(rates(found["ours"]), rates(found["theirs"]))
 
 
-def _start(workspace: Workspace, text: str, *, over_resp: bool) -> Conure | Redis:
+def _start(workspace: Workspace, text: str, *, over_resp: bool) -> _Asked:
     if text == "redis" and over_resp:
-        return Redis(workspace)
+        redis = Redis(workspace)
+        return _Asked(redis.port, redis.pid, redis.stop, redis.process)
     spec = node_spec(text)
     if spec is None:
         raise BenchError(f"{text} is no server that can be asked so: node…, or redis over RESP")
-    node = Conure(workspace, flags=spec.flags, resp=over_resp, checkout=spec.checkout)
-    node.start()
-    return node
+    role, checkout, flags = spec
+    if role == _NODE:
+        node = Conure(workspace, flags=flags, resp=over_resp, checkout=checkout)
+        node.start()
+        port = node.resp_port if over_resp else node.port
+        return _Asked(port, node.pid, node.stop, node.process)
+    cluster = start_conure(workspace, flags=flags, resp=over_resp, checkout=checkout)
+    leader = cluster.leader()
+    member = leader if role == _LEADER else cluster.follower()
+    port = member.resp_port if over_resp else member.port
+    return _Asked(port, leader.pid, cluster.stop, None)
 
 
-def _burst(
-    options: argparse.Namespace, workspace: Workspace, server: Conure | Redis
+def _costed(
+    burst: Callable[[], Outcome], asked: _Asked, costs: list[float]
 ) -> Callable[[], Outcome]:
+    """Note the processor seconds that a request of each burst costs the leader."""
+
+    def costed() -> Outcome:
+        spent, began = processor_seconds(asked.leader), time.perf_counter()
+        outcome = burst()
+        share = (processor_seconds(asked.leader) - spent) / (time.perf_counter() - began)
+        costs.append(share / outcome.rate)
+        return outcome
+
+    return costed
+
+
+def _burst(options: argparse.Namespace, workspace: Workspace, port: int) -> Callable[[], Outcome]:
     connections, seconds = options.connections, options.seconds
     if options.what in _OVER_RESP:
-        port = server.resp_port if isinstance(server, Conure) else server.port
         fill(port)
         if options.what == _MIX:
             return partial(mixed, port, connections, options.depth, seconds, _WRITES)
         load = RedisLoad(workspace, port, options.what, connections, MIX_KEYS, options.depth)
         load.calibrate()
         return partial(load.run, seconds)
-    rate = load_records(server.port, options.records)
+    rate = load_records(port, options.records)
     note(f"loaded {options.records:,} records, {kilo(rate)} a second")
     if options.what == "put":
         requests = random_puts(options.records, 1, _REQUESTS)
@@ -205,4 +247,4 @@ def _burst(
         requests = (CONURE.get(Keyspace.key(n)).render() for n in chosen)
     path = workspace.path("requests")
     write_requests(path, requests)
-    return partial(wrk, workspace, server.port, path, connections, seconds)
+    return partial(wrk, workspace, port, path, connections, seconds)

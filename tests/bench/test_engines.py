@@ -11,7 +11,7 @@ import pytest
 from bench import engine_part
 from bench.engine_process import Session
 from bench.engines import APPLIED, BTREE, ENGINES, SQLITE, logged, missing
-from bench.footprint import Footprint, written_bytes
+from bench.footprint import Footprint, processor_seconds, written_bytes
 from bench.plan import QUICK
 from bench.samples import Samples, write_keys
 from bench.turns import in_turns, start_engines
@@ -115,6 +115,7 @@ def test_what_a_process_and_its_children_take(tmp_path: Path) -> None:
 
         wait_until(child_has_grown)
         assert 0 < footprint.own < 64 << 20
+        assert 0 < processor_seconds(talker.pid) < 30
     with pytest.raises(BenchError, match="memory of process"):
         footprint.sample()
 

@@ -96,8 +96,12 @@ def test_puts_at_random_are_of_records_that_exist() -> None:
 
 def test_nodes_are_named_with_checkout_and_flags() -> None:
     read = pairs_command.node_spec
-    assert read("node") == ("", ())
-    assert read("node@../old:--engine=lsm,--x=1") == ("../old", ["--engine=lsm", "--x=1"])
+    assert read("node") == ("node", "", ())
+    assert read("leader@../old:--engine=lsm,--x=1") == (
+        "leader",
+        "../old",
+        ["--engine=lsm", "--x=1"],
+    )
     assert read("redis") is None
 
 
