@@ -98,7 +98,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a new key within a mark is not noticed",
-        _LSM + "engine.py",
+        _LSM + "lsmengine.py",
         "                self._marks.put(key)\n",
         "                pass\n",
         _ENGINE,
@@ -210,7 +210,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a job that is lost is done by a worker for ever",
-        _LSM + "engine.py",
+        _LSM + "lsmengine.py",
         "self._here if attempt >= ATTEMPTS else runner",
         "runner",
         _ENGINE,
@@ -231,7 +231,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a merge makes a load durable before its checkpoint",
-        _LSM + "engine.py",
+        _LSM + "lsmengine.py",
         "None if self._is_loaded or self._is_loading else self._state.version",
         "self._state.version",
         _CRASH,
@@ -301,7 +301,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a touched long value refers to a file that a merge removes",
-        _LSM + "engine.py",
+        _LSM + "lsmengine.py",
         "        record = state.cells.record(key, old)\n        if record.expiry:\n",
         "        record = state.cells.heading(key, old)[0]\n        if record.expiry:\n",
         (*_ANY_ENGINE, *_ENGINE),

@@ -1,7 +1,7 @@
 """What the LSM engine tells of itself beyond what every engine does (engine.EngineStats).
 
-Pure facts, taken by ``engine.py``; what their names are in ``stats DIR`` and in the metrics stands
-here and nowhere else. Nothing here reads a file.
+Pure facts, taken by ``lsmengine.py``; what their names are in ``stats DIR`` and in the metrics
+stands here and nowhere else. Nothing here reads a file.
 """
 
 from __future__ import annotations

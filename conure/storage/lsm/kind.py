@@ -24,7 +24,7 @@ from conure.fileio import FileSystem
 from conure.storage.engine import EngineOptions
 from conure.storage.lsm import manifest
 from conure.storage.lsm.durable import folder_of, remove_files
-from conure.storage.lsm.engine import LSMEngine
+from conure.storage.lsm.lsmengine import LSMEngine
 from conure.storage.lsm.manifest import NEW, Manifest
 
 __all__ = ["LSMKind"]

@@ -1,7 +1,7 @@
 """The worker process's side: orders come in, the jobs of ``jobs.py`` are done, answers go out.
 
 Started by ``workers.py``, which is the only other user. The process shares nothing with its node
-but two pipes and the files: it takes frames (``messages.py``) on standard input and answers on
+but two pipes and the files: it takes frames (``orders.py``) on standard input and answers on
 standard output, one job after the other.
 
 1. It ends when its input ends, and within a moment of its parent's death, also in the middle of a
@@ -29,7 +29,7 @@ from typing import NoReturn
 from conure.errors import StorageError
 from conure.fileio import FileSystem, OsFileSystem
 from conure.storage.lsm.jobs import Chunk, FlushJob, JobResult, work
-from conure.storage.lsm.messages import (
+from conure.storage.lsm.orders import (
     Frames,
     Kind,
     Order,

@@ -32,7 +32,7 @@ import conure
 from conure.errors import JobLost, StorageError
 from conure.fileio import FileSystem
 from conure.storage.lsm.jobs import Chunk, Feed, FlushJob, Job, JobResult, discard, pieces, work
-from conure.storage.lsm.messages import (
+from conure.storage.lsm.orders import (
     Frames,
     Kind,
     Order,

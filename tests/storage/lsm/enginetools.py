@@ -9,8 +9,8 @@ from conure.fileio import FileSystem
 from conure.storage.engine import EngineOptions, Record
 from conure.storage.lsm import manifest
 from conure.storage.lsm.durable import folder_of
-from conure.storage.lsm.engine import LSMEngine
 from conure.storage.lsm.kind import LSMKind
+from conure.storage.lsm.lsmengine import LSMEngine
 from tests.lab.crashfs import CrashFileSystem
 
 __all__ = ["HOME", "KIND", "PLACE", "SMALL", "Model", "change", "disk", "files", "named", "settle"]

@@ -10,7 +10,7 @@ import pytest
 
 from conure.errors import DiskFailed, DiskFull
 from conure.fileio import FileSystem
-from conure.storage.lsm.engine import LSMEngine
+from conure.storage.lsm.lsmengine import LSMEngine
 from tests.lab.crashfs import CrashFileSystem, CrashMode, FailureKind, SimulatedCrash
 from tests.storage.lsm.enginetools import (
     KIND,

@@ -16,8 +16,8 @@ from conure.fileio import OsFileSystem
 from conure.storage.engine import EngineOptions, Record
 from conure.storage.lsm import compaction, manifest
 from conure.storage.lsm.durable import folder_of
-from conure.storage.lsm.engine import LSMEngine
 from conure.storage.lsm.jobs import FlushJob, JobResult
+from conure.storage.lsm.lsmengine import LSMEngine
 from conure.storage.lsm.marks import SKIPPED
 from conure.storage.lsm.workers import InProcess, Running
 from tests.lab.crashfs import CrashFileSystem

@@ -21,7 +21,7 @@ import conure
 from conure.errors import CorruptionError, DiskFailed, DiskFull, JobLost
 from conure.fileio import OsFileSystem
 from conure.storage.lsm.jobs import Chunk, FlushJob, JobLimits, JobResult
-from conure.storage.lsm.messages import Kind, Order, encode_order, frame
+from conure.storage.lsm.orders import Kind, Order, encode_order, frame
 from conure.storage.lsm.verifying import prove
 from conure.storage.lsm.workers import InProcess, Runner, Running, Worker
 from tests.lab.crashfs import CrashFileSystem
@@ -345,7 +345,7 @@ def test_it_gives_way_and_holds_nothing_of_ours_open(make: MakeWorker, tmp_path:
 IMPOSTOR = """#!{python}
 import os, sys, time
 sys.path.insert(0, {root!r})
-from conure.storage.lsm.messages import *
+from conure.storage.lsm.orders import *
 from conure.storage.lsm.jobs import JobResult
 from conure.errors import DiskFull
 def say(*parts): os.write(1, b"".join(parts))

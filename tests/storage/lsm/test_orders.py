@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.jobs import FlushJob, Job, JobLimits, JobResult, MergeJob
-from conure.storage.lsm.messages import (
+from conure.storage.lsm.orders import (
     Frames,
     Kind,
     Order,
