@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_an_engine_holds_what_was_put(name: str, samples: Samples, tmp_path: Pat
     session.verify()
     session.settle()
     session.verify()
-    session.overwrite(0, COUNT, 7)
+    session.overwrite(0, COUNT, 130)
     session.put(1, 50, 16)
     for answer in (
         session.get(1, 200),
@@ -129,3 +130,25 @@ def test_what_a_disk_has_written(tmp_path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     assert written_bytes(str(tmp_path)) - before >= 4 << 20
+
+
+def test_the_part_draws_its_tables_and_judges(tmp_path: Path) -> None:
+    tiny = replace(
+        QUICK,
+        engine_sizes=(1_000,),
+        pairs=2,
+        single_commits=4,
+        few_commits=64,
+        small_batches=400,
+        gets=200,
+        ranges=20,
+    )
+    with workspace_in(tmp_path) as workspace:
+        text = engine_part.run(tiny, workspace).render("- facts")
+        assert not list(tmp_path.glob("*/*-engines"))  # as large as the data are
+    assert "**1,000 records: microseconds an operation**" in text
+    assert "**1,000 records: the state machine applies entries" in text
+    for name in ENGINES:
+        assert missing(name) in text
+        assert missing(name) or f"\n| {name} | " in text
+    assert "| can't tell |" in text  # of two pairs
