@@ -66,6 +66,8 @@ def make(folder: str) -> Iterator[MakeWorker]:
     yield worker
     for each in made:
         each.close()
+        if each.pid is not None:  # of a test that failed amid a job: it may be stopped
+            os.kill(each.pid, signal.SIGKILL)
         assert not has_process(each)
 
 
