@@ -4,7 +4,7 @@
 # make test-all all of them once for each storage engine
 # make check    format, lint, types, import table and tests: what a change must pass
 # make format   what a formatter and a linter can put right by themselves
-# make bench    the comparison with etcd, redis, sqlite3 and LMDB
+# make bench    the comparison with etcd, redis, sqlite3, LMDB, LevelDB and RocksDB
 # make wheel    build/conuredb-VERSION-py3-none-any.whl, for pip
 # make pyz      build/conuredb.pyz, the server and the shell in one file that Python runs as it is
 # make clean    removes what the others have made

@@ -88,10 +88,22 @@ class Cluster(Generic[_S_co]):
             member.stop()
 
 
-def start_conure(workspace: Workspace) -> Cluster[Conure]:
+def start_conure(
+    workspace: Workspace, *, flags: Sequence[str] = (), resp: bool = False, checkout: str = ""
+) -> Cluster[Conure]:
     """Start a node with a cluster of its own and make the others members of it, over HTTP."""
     names = [f"node{number}" for number in range(1, SIZE + 1)]
-    members = [Conure(workspace, name, bootstrap=name == names[0]) for name in names]
+    members = [
+        Conure(
+            workspace,
+            name,
+            bootstrap=name == names[0],
+            flags=flags,
+            resp=resp,
+            checkout=checkout,
+        )
+        for name in names
+    ]
     first, *others = members
     first.start()
     for node in others:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from bench.workspace import BenchError, Workspace
 __all__ = [
     "Grpc",
     "Outcome",
+    "RedisLoad",
+    "begin_wrk",
     "h2load",
     "h2load_missing",
     "redis_benchmark",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "replay.lua")
-_CALIBRATION = 2_000  # requests that tell redis-benchmark how many fill the time
+_CALIBRATION = 1_000  # requests that tell redis-benchmark how many fill the time
 _SLACK = 60.0  # seconds a load generator may take longer than it was told to
 
 
@@ -64,7 +66,14 @@ def write_requests(path: str, requests: Iterable[bytes]) -> None:
 
 def wrk(workspace: Workspace, port: int, requests: str, connections: int, seconds: int) -> Outcome:
     """Send the requests of a file over keep-alive connections for *seconds*."""
-    printed = workspace.run(
+    return begin_wrk(workspace, port, requests, connections, seconds)()
+
+
+def begin_wrk(
+    workspace: Workspace, port: int, requests: str, connections: int, seconds: int
+) -> Callable[[], Outcome]:
+    """Begin what :func:`wrk` does; what is returned waits for its end."""
+    end = workspace.begin(
         [
             "wrk",
             "--threads=1",
@@ -75,14 +84,17 @@ def wrk(workspace: Workspace, port: int, requests: str, connections: int, second
             f"http://127.0.0.1:{port}/",
             "--",
             requests,
-        ],
-        seconds + _SLACK,
+        ]
     )
-    summary = json.loads(printed.splitlines()[-1])
-    if summary["failed"] or summary["broken"] or not summary["requests"]:
-        raise BenchError(f"the load {os.path.basename(requests)} met errors: {summary}")
-    rate = summary["requests"] / summary["seconds"]
-    return Outcome(rate, summary["p50"], summary["p99"], summary["p999"])
+
+    def outcome() -> Outcome:
+        summary = json.loads(end(seconds + _SLACK).splitlines()[-1])
+        if summary["failed"] or summary["broken"] or not summary["requests"]:
+            raise BenchError(f"the load {os.path.basename(requests)} met errors: {summary}")
+        rate = summary["requests"] / summary["seconds"]
+        return Outcome(rate, summary["p50"], summary["p99"], summary["p999"])
+
+    return outcome
 
 
 def h2load(
@@ -126,27 +138,55 @@ def h2load(
 def redis_benchmark(
     workspace: Workspace, port: int, command: str, connections: int, seconds: int, keys: int
 ) -> Outcome:
-    """Send SET or GET of 25-byte values without pipelining for about *seconds*."""
+    """Send SET or GET without pipelining for about *seconds*."""
+    load = RedisLoad(workspace, port, command, connections, keys)
+    load.calibrate()
+    return load.run(seconds)
 
-    def run(requests: int) -> dict[str, str]:
-        printed = workspace.run(
-            [
-                "redis-benchmark",
-                *("-p", str(port)),
-                *("-c", str(connections)),
-                *("-n", str(requests)),
-                *("-r", str(keys)),
-                *("-d", "25"),
-                *("-t", command.lower()),
-                "--csv",
-            ],
-            seconds + _SLACK,
-        )
-        return next(csv.DictReader(io.StringIO(printed)))
 
-    rate = float(run(max(_CALIBRATION, connections * 10))["rps"])
-    row = run(max(_CALIBRATION, round(rate * seconds)))
-    return Outcome(float(row["rps"]), float(row["p50_latency_ms"]), float(row["p99_latency_ms"]))
+class RedisLoad:
+    """A load of redis-benchmark: SET, GET or MSET (of 10 keys) with 25-byte values.
+
+    *depth* commands are under way on each connection. redis-benchmark is told a number of
+    commands and no time: the load remembers how many a second there were the last time.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        port: int,
+        command: str,
+        connections: int,
+        keys: int,
+        depth: int = 1,
+    ) -> None:
+        self._workspace = workspace
+        self._argv = [
+            "redis-benchmark",
+            *("-p", str(port)),
+            *("-c", str(connections)),
+            *("-r", str(keys)),
+            *("-d", "25"),
+            *("-P", str(depth)),
+            *("-t", command.lower()),
+            "--csv",
+        ]
+        self._under_way = connections * depth
+        self._rate = 0.0
+
+    def calibrate(self) -> None:
+        """Find out how many commands fill a second."""
+        self._run(max(_CALIBRATION, 10 * self._under_way), _SLACK)
+
+    def run(self, seconds: float) -> Outcome:
+        """Send commands for about *seconds*."""
+        return self._run(max(2 * self._under_way, round(self._rate * seconds)), seconds + _SLACK)
+
+    def _run(self, commands: int, timeout: float) -> Outcome:
+        printed = self._workspace.run([*self._argv, "-n", str(commands)], timeout)
+        row = next(csv.DictReader(io.StringIO(printed)))
+        self._rate = float(row["rps"])
+        return Outcome(self._rate, float(row["p50_latency_ms"]), float(row["p99_latency_ms"]))
 
 
 def h2load_missing() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -9,7 +10,7 @@ from bench.pipeline import exchange
 from bench.servers import CONURE, Request
 from bench.workspace import BenchError
 
-__all__ = ["Keyspace", "load_records", "read_back"]
+__all__ = ["Keyspace", "load_records", "random_puts", "read_back"]
 
 _MIXER = 0x9E37_79B9_7F4A_7C15  # odd, so multiplying by it permutes the 64-bit numbers
 
@@ -25,9 +26,19 @@ class Keyspace:
     def value(n: int, turn: int) -> str:
         return f"{turn:04}{n:096}"
 
+    @staticmethod
+    def sample(records: int, seed: int, count: int) -> list[int]:
+        """Return *count* numbers of records at random."""
+        return random.Random(seed).choices(range(records), k=count)
+
     @classmethod
     def puts(cls, order: Iterable[int], turn: int) -> Iterator[bytes]:
         return (CONURE.put(cls.key(n), cls.value(n, turn)).render() for n in order)
+
+
+def random_puts(records: int, turn: int, count: int) -> Iterator[bytes]:
+    """Render *count* puts of existing records at random."""
+    return Keyspace.puts(Keyspace.sample(records, turn, count), turn)
 
 
 def load_records(port: int, count: int) -> float:

@@ -16,13 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from bench.pairs import Paired, Verdict
 from bench.plan import Plan
 from bench.servers import Conure
 from bench.workspace import Workspace
 
 __all__ = ["Ratio", "Section", "facts", "kilo", "probe_sync", "quantile", "write_results"]
 
-_MET = {True: "yes", False: "**no**", None: "can't tell: too noisy"}
+_VERDICTS = {True: Verdict.YES, False: Verdict.NO, None: Verdict.UNKNOWN}
 _TITLE = """\
 # Results
 
@@ -55,7 +56,7 @@ class Section:
 
     title: str
     blocks: list[str] = field(default_factory=list)
-    targets: list[tuple[str, str, str, bool | None]] = field(default_factory=list)
+    targets: list[tuple[str, str, str, Verdict]] = field(default_factory=list)
 
     def text(self, words: str) -> None:
         self.blocks.append(words)
@@ -66,11 +67,19 @@ class Section:
 
     def target(self, what: str, goal: str, measured: str, *, met: bool | None) -> None:
         """Add a target; *met* is None when the run can't tell."""
-        self.targets.append((what, goal, measured, met))
+        self.targets.append((what, goal, measured, _VERDICTS[met]))
 
     def at_least(self, what: str, ratio: Ratio, goal: float) -> None:
         """Add the target that a ratio of medians reaches *goal*."""
         self.target(what, f">= {goal} x", str(ratio), met=ratio.value >= goal)
+
+    def reaches(self, what: str, ratio: Paired, goal: float) -> None:
+        """Add the target that a ratio of pairs is at least *goal*."""
+        self.targets.append((what, f">= {goal:g} x", str(ratio), ratio.reaches(goal)))
+
+    def stays_within(self, what: str, ratio: Paired, goal: float) -> None:
+        """Add the target that a ratio of pairs is at most *goal*."""
+        self.targets.append((what, f"<= {goal:g} x", str(ratio), ratio.stays_within(goal)))
 
     def at_most(self, what: str, value: float, goal: float, unit: str) -> None:
         """Add the target that a value stays within *goal*."""
@@ -79,9 +88,8 @@ class Section:
     def render(self, provenance: str) -> str:
         blocks = [f"## {self.title}", provenance, *self.blocks]
         if self.targets:
-            rows = [[*row[:3], _MET[row[3]]] for row in self.targets]
             header = ["target", "goal", "measured", "met"]
-            lines = ["**Targets**", "", _row(header), "|---|---|---|---|", *map(_row, rows)]
+            lines = ["**Targets**", "", _row(header), "|---|---|---|---|", *map(_row, self.targets)]
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks) + "\n"
 
@@ -110,7 +118,8 @@ def facts(plan: Plan, workspace: Workspace) -> str:
     lines = [
         (
             f"{now:%Y-%m-%d %H:%M} UTC, commit {_commit()}, {plan.name} plan, "
-            f"{plan.rounds} rounds ({plan.rounds_of(1_000_000)} with 1 M records)"
+            f"{plan.rounds} rounds ({plan.rounds_of(1_000_000)} with 1 M records), "
+            f"{plan.pairs} pairs"
         ),
         f"{machine}, {system}",
         f"ConureDB's servers on {Conure.runtime()}, all else on CPython {python}",

@@ -13,6 +13,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,9 @@ from bench.workspace import BenchError, Process, Workspace, free_ports, stop, wa
 
 __all__ = [
     "CONURE",
+    "DEFAULT_ENGINE",
     "GATEWAY",
+    "PROGRAM",
     "V2",
     "Api",
     "Conure",
@@ -38,14 +41,19 @@ __all__ = [
     "Standing",
     "ask",
     "conure_missing",
+    "engine_missing",
     "etcd_missing",
     "find_interpreter",
     "redis_missing",
+    "resp_missing",
 ]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_CONUREDB = os.path.join(os.path.dirname(_HERE), "conuredb.py")
+_ROOT = os.path.dirname(_HERE)
+PROGRAM = "conuredb.py"
+_CONUREDB = os.path.join(_ROOT, PROGRAM)
 _START_SECONDS = 60.0
+DEFAULT_ENGINE = "btree"
 _SYSTEM_PYTHON = "/usr/bin/python3"
 
 
@@ -180,17 +188,31 @@ class Server(abc.ABC):
 
 
 class Conure(Server):
-    """A ConureDB node. Without *bootstrap* it waits until somebody makes it a member."""
+    """A ConureDB node. Without *bootstrap* it waits until somebody makes it a member.
+
+    *flags* are given to it at every start. With *resp* it serves RESP, at ``resp_port``. It runs
+    from *checkout*, a directory with a ``conuredb.py``, and from this one if that is empty.
+    """
 
     ready = Request("GET", "/readyz")
     alive = Request("GET", "/livez")
     interpreter: ClassVar[str] = sys.executable
 
     def __init__(
-        self, workspace: Workspace, name: str = "node1", *, bootstrap: bool = True
+        self,
+        workspace: Workspace,
+        name: str = "node1",
+        *,
+        bootstrap: bool = True,
+        flags: Sequence[str] = (),
+        resp: bool = False,
+        checkout: str = "",
     ) -> None:
         super().__init__(workspace, "conure", name)
         self._bootstrap = bootstrap
+        (self.resp_port,) = free_ports(1)
+        self._flags = [*flags, f"--resp-addr=127.0.0.1:{self.resp_port}"] if resp else [*flags]
+        self._program = os.path.join(checkout or _ROOT, PROGRAM)
 
     @staticmethod
     def version() -> str:
@@ -203,6 +225,14 @@ class Conure(Server):
         name = _first_line(Conure.interpreter, "-c", program)
         return f"the system's {name}" if Conure.interpreter == _SYSTEM_PYTHON else name
 
+    @staticmethod
+    def has_setting(flag: str) -> bool:
+        """Whether this release knows *flag*, such as ``--http-addr``."""
+        said = subprocess.run(
+            [Conure.interpreter, _CONUREDB, "--help"], capture_output=True, check=True, text=True
+        )
+        return re.search(rf"^ *{re.escape(flag)}\b", said.stdout, re.MULTILINE) is not None
+
     def standing(self) -> Standing:
         facts = self.facts("/status")
         return Standing(facts["is_leader"], facts["term"], facts["applied_index"])
@@ -214,6 +244,14 @@ class Conure(Server):
             raise BenchError(f"{path} answered {status}: {body[:200]!r}")
         facts: dict[str, Any] = json.loads(body)
         return facts
+
+    def metrics(self) -> dict[str, float]:
+        """Return the values of /metrics that have no labels, by name."""
+        status, body = ask(self.port, Request("GET", "/metrics"))
+        if status != http.HTTPStatus.OK:
+            raise BenchError(f"/metrics answered {status}: {body[:200]!r}")
+        lines = [line.split() for line in body.decode().splitlines() if line[:1] != "#"]
+        return {name: float(value) for name, value in lines if "{" not in name}
 
     def add(self, node: Conure) -> None:
         """Make *node* a voter of the cluster that this node leads."""
@@ -237,7 +275,8 @@ class Conure(Server):
     def _argv(self) -> list[str]:
         return [
             self.interpreter,
-            _CONUREDB,
+            self._program,
+            *self._flags,
             f"--node-id={self.name}",
             f"--bootstrap={str(self._bootstrap).lower()}",
             f"--data-dir={self._data}",
@@ -363,6 +402,18 @@ def find_interpreter() -> str:
 def conure_missing() -> str:
     """Return why ConureDB's server can't be measured, or an empty string."""
     return "" if os.path.exists(_CONUREDB) else "there is no conuredb.py beside bench/"
+
+
+def engine_missing(engine: str) -> str:
+    """Return why no node can be measured with *engine*, or an empty string."""
+    if engine == DEFAULT_ENGINE or Conure.has_setting("--engine"):
+        return ""
+    return f"this release has no --engine, so none with {engine}"
+
+
+def resp_missing() -> str:
+    """Return why ConureDB can't be measured over RESP, or an empty string."""
+    return "" if Conure.has_setting("--resp-addr") else "this release has no --resp-addr"
 
 
 def etcd_missing() -> str:

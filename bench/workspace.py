@@ -11,18 +11,21 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import IO, NoReturn, Self
 
 __all__ = [
     "BenchError",
     "Process",
+    "Talker",
     "Workspace",
     "filesystem_type",
     "free_ports",
@@ -44,14 +47,85 @@ class BenchError(Exception):
 
 
 class Process(subprocess.Popen[bytes]):
-    """A server that was started; what it prints goes into the file *log*."""
+    """A server that was started; what it prints goes into the file *log*.
+
+    It leads a process group of its own, which its children are in.
+    """
 
     def __init__(self, argv: Sequence[str], log: str) -> None:
         self.log = log
         with open(log, "wb") as output:
             super().__init__(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
             )
+
+    def pause(self) -> None:
+        """Let it and its children stand still until :meth:`resume`."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on, if they stand still."""
+        os.killpg(self.pid, signal.SIGCONT)
+
+
+class Talker(subprocess.Popen[bytes]):
+    """A program that is told something by the line and answers by the line.
+
+    It leads a process group of its own, whose members end with it. What it says on standard error
+    goes into the file *log*.
+    """
+
+    def __init__(self, argv: Sequence[str], log: str) -> None:
+        self._log = log
+        with open(log, "wb") as errors:
+            super().__init__(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                process_group=0,
+            )
+        assert self.stdin is not None
+        assert self.stdout is not None
+        self._input: IO[bytes] = self.stdin
+        self.output: IO[bytes] = self.stdout
+
+    def send(self, line: str) -> None:
+        """Hand it a line. Raises BenchError if it has ended."""
+        try:
+            self._input.write(line.encode() + b"\n")
+            self._input.flush()
+        except BrokenPipeError:
+            self._fail()
+
+    def receive(self) -> str:
+        """Wait for its next line. Raises BenchError if it ends before."""
+        line = self.output.readline()
+        if not line.endswith(b"\n"):
+            self._fail()
+        return line.decode()
+
+    def kill(self) -> None:
+        """End it and its children by force."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; nothing can be told or heard afterwards."""
+        code = super().wait(timeout)
+        self.output.close()
+        with suppress(BrokenPipeError):
+            self._input.close()
+        return code
+
+    def _fail(self) -> NoReturn:
+        with open(self._log, "rb") as log:
+            said = log.read()[-2000:].decode(errors="replace")
+        raise BenchError(f"{self.args!r} has ended; it said:\n{said}")
 
 
 class Workspace:
@@ -79,6 +153,9 @@ class Workspace:
         trace: TracebackType | None,
     ) -> None:
         for process in self._processes:
+            if isinstance(process, Process):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
         shutil.rmtree(self._root)
@@ -100,8 +177,19 @@ class Workspace:
         self._processes.append(process)
         return process
 
+    def converse(self, name: str, argv: Sequence[str]) -> Talker:
+        """Start a program that answers line by line."""
+        process = Talker([*_die_with_parent(), *argv], self.path(f"{name}.log"))
+        self._processes.append(process)
+        return process
+
     def run(self, argv: Sequence[str], timeout: float) -> str:
         """Run a program to its end and return what it printed. Raises BenchError if it fails."""
+        return self.begin(argv)(timeout)
+
+    def begin(self, argv: Sequence[str]) -> Callable[[float], str]:
+        """Start a program that prints little; what is returned waits so long for its end and
+        returns what it printed. Raises BenchError if it fails."""
         process = subprocess.Popen(
             [*_die_with_parent(), *argv],
             stdin=subprocess.DEVNULL,
@@ -109,16 +197,21 @@ class Workspace:
             stderr=subprocess.PIPE,
         )
         self._processes.append(process)
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-            process.wait()
-            self._processes.remove(process)
-        if process.returncode != 0:
-            said = (errors or output).decode(errors="replace").strip()
-            raise BenchError(f"{argv[0]} ended with status {process.returncode}: {said[-2000:]}")
-        return output.decode()
+
+        def end(timeout: float) -> str:
+            try:
+                output, errors = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+                process.wait()
+                self._processes.remove(process)
+            if process.returncode != 0:
+                said = (errors or output).decode(errors="replace").strip()
+                status = process.returncode
+                raise BenchError(f"{argv[0]} ended with status {status}: {said[-2000:]}")
+            return output.decode()
+
+        return end
 
 
 def stop(process: Process) -> None:

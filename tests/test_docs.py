@@ -418,7 +418,7 @@ def normalised(output: str, port: int) -> str:
 def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
     tour = commands(section(README, "## Five minutes"))
     assert len(tour) > 20
-    with running(tmp_path / "data", "--bootstrap") as server:
+    with running(tmp_path / "data", "--bootstrap", "--engine=btree") as server:
         environ = {
             **os.environ,
             "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",  # for python3
@@ -476,7 +476,7 @@ class Tour:
             assert node
             flags = shlex.split(command.replace("\\\n", " "))[2:]
             path = self._home / "data" / node[1]
-            self._servers[node[1]] = ServerProcess(path, *map(self._here, flags))
+            self._servers[node[1]] = ServerProcess(path, "--engine=btree", *map(self._here, flags))
             return
         for server in self._servers.values():
             server.wait_until_listening()
@@ -555,7 +555,7 @@ def test_the_tours_of_clusters_print_what_they_say(tour: Tour, page: Path, headi
 
 def test_the_clients_example_runs(tmp_path: Path) -> None:
     [example] = [block for kind, block in FENCE.findall(README.read_text()) if kind == "python"]
-    with running(tmp_path / "data", "--bootstrap") as server:
+    with running(tmp_path / "data", "--bootstrap", "--engine=btree") as server:
         scope: dict[str, Any] = {}
         exec(example.replace("http://127.0.0.1:8081", server.url), scope)  # our own README
         assert server.get("greeting").body == b"hello"

@@ -116,6 +116,46 @@ def test_members_of_any_engine_hold_the_same(leader: str, follower: str) -> None
         lab.stop(node_id)
 
 
+def test_a_state_is_installed_amid_a_merge() -> None:
+    """What was being merged is given up with the engine that it was for."""
+    lab = Lab()
+    facts = {"checkpoint_log_bytes": 1 << 12, "checkpoint_entries": 30, "memtable_bytes": 4000}
+    lab.add("n1", bootstrap=True, engine="btree", **facts)
+    for node_id, engine in (("n2", "lsm"), ("n3", "btree")):
+        lab.add(node_id, engine=engine, **facts)
+        assert lab.join(node_id) is None
+    number = 0
+    while not lab["n2"]._store.compact(0.0):  # until a merge has begun and isn't over
+        assert number < 40
+        for key in range(20):
+            put(lab, b"%02d" % key, b"%d" % number * 90)
+        checkpoint(lab["n2"])
+        number += 1
+    before = lab["n2"]._store.engine
+    lab.cut.add("n2")
+    for key in range(60):
+        put(lab, b"%02d" % key, b"later" * 50)
+        if key % 20 == 0:
+            checkpoint(lab["n1"])
+    lab.cut.clear()
+    lab.tick_until(lambda: lab["n2"]._store.engine is not before)
+    lab.tick(5)
+    assert not lab.failed
+    for _ in range(5):
+        lab["n2"].housekeep()
+        put(lab, b"k", b"v")
+    lab.tick(5)
+    one, two = lab["n1"]._store, lab["n2"]._store
+    assert content(lab, "n1") == content(lab, "n2")
+    assert (one.applied_index, one.digest) == (two.applied_index, two.digest)
+    lab["n2"]._store.engine.check()
+    disk = lab.disks["n2"]
+    lab.stop("n2")
+    with closing(kind_named("lsm").open(disk, "/data/conure.db", EngineOptions(), create=False)):
+        left = [name for name in disk.list("/data/lsm") if not name.startswith("incoming-")]
+    assert all(name.startswith("conure.db-") for name in left)
+
+
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(ENGINES, ENGINES)))
 def test_a_backup_of_one_is_restored_into_the_other(
     source: str, target: str, tmp_path: Path

@@ -84,6 +84,7 @@ class Member:
         self.wrapper = wrapper
         self.environ = environ
         self.script = ROOT / "conuredb.py"  # that of another release may be run instead
+        self.engine = engines.drawn(name)
         self._has_its_own_ports = ports is not None
         self.http_port, self.raft_port = ports or free_ports(host)
         self.process: ServerProcess | None = None
@@ -127,9 +128,9 @@ class Member:
     # -- the process -----------------------------------------------------------------------------
 
     def _engine(self) -> list[str]:
-        """Return the flag for the engine that a new directory of this release's server draws."""
+        """Return the flag for the engine of a directory that this release's server makes."""
         is_new = self.script.parent == ROOT and not has_identity(self.data)
-        return [f"--engine={engines.drawn(self.name)}"] if is_new else []
+        return [f"--engine={self.engine}"] if is_new else []
 
     def launch(self, *flags: str) -> Member:
         """Start the process and don't wait for it; *flags* hold for this start only."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.cluster import Cluster, Member, wait_until
-from tests.lab.process import ROOT
+from tests.lab.process import ROOT, ServerProcess, running
 
 BEFORE = "c4a0292bbce5cceb70675d3720db0206cc1d09de"
 """The last commit whose nodes say nothing of what they read."""
@@ -46,6 +46,8 @@ def test_two_releases_share_a_cluster_and_open_each_others_data(
 ) -> None:
     with Cluster(tmp_path) as cluster:
         old = [cluster.add() for _ in range(3)][2]
+        for member in cluster.members:
+            member.engine = "btree"  # the only one that the release before knows
         old.script = release_before
         cluster.start(3)
         assert "speaks" not in old.stats()  # it is the release before
@@ -83,3 +85,26 @@ def test_two_releases_share_a_cluster_and_open_each_others_data(
         leader = cluster.leader()
         for number in range(written):
             assert leader.get(f"k{number}").body == b"%d" % number
+
+
+def test_the_release_before_leaves_a_directory_of_the_other_engine_alone(
+    tmp_path: Path, release_before: Path
+) -> None:
+    data = tmp_path / "data"
+    with running(data, "--engine=lsm") as server:
+        wait_until(lambda: server.request("GET", "/readyz").status == 200)
+        assert server.put("k", b"v").status == 200
+        assert server.terminate() == 0
+
+    def files() -> dict[str, bytes]:
+        found = [path for path in data.rglob("*") if path.is_file() and path.name != "LOCK"]
+        return {str(path): path.read_bytes() for path in found}
+
+    before = files()
+    server = ServerProcess(data, script=release_before)
+    assert server.wait() == 2
+    assert "has format 2, this version reads format 1" in server.text
+    assert files() == before
+    with running(data) as server:
+        wait_until(lambda: server.request("GET", "/readyz").status == 200)
+        assert server.get("k").body == b"v"
