@@ -37,7 +37,6 @@ from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http.counts import RequestMetrics
-from conure.http.forwarding import Forwarder
 from conure.http.limits import Limits
 from conure.http.origins import Access, Names
 from conure.http.server import Application, HTTPServer, bounds_of
@@ -110,7 +109,6 @@ class Process:
         self._transport: Transport | None = None
         self._node: Node | None = None
         self._watchers: Watchers[Stream] | None = None
-        self._forwarder: Forwarder | None = None
         self._joiner: Joiner | None = None
 
     def run(self) -> int:
@@ -300,7 +298,6 @@ class Process:
             value_bytes=config.max_value_bytes, range_items=config.max_range_items
         )
         requests = Requests(node, AllowAll(), watchers, limits, max_workers=config.max_scans)
-        forward = self._start_forwarder().forward if config.follower_mode == "forward" else None
         return API(
             node,
             requests,
@@ -308,20 +305,9 @@ class Process:
             metrics,
             limits,
             idempotency_window=round(config.idempotency_window * 1000),
-            forward=forward,
+            forward=config.follower_mode == "forward",
             version=VERSION,
         )
-
-    def _start_forwarder(self) -> Forwarder:
-        config = self._config
-        self._forwarder = Forwarder(
-            config.node_id,
-            self._registry,
-            timeout=max(config.write_timeout, config.barrier_timeout),
-            idle_timeout=config.idle_timeout,
-        )
-        self._forwarder.start()
-        return self._forwarder
 
     def _shut_down(self) -> None:
         """Stop in order: readiness fails, leadership is handed over, requests in flight finish,
@@ -342,8 +328,6 @@ class Process:
             bound.close()
         for reactor in list(self._reactors.values())[len(self._servers) :]:
             reactor.close()
-        if self._forwarder is not None:
-            self._forwarder.stop()
         if self._transport is not None:
             self._transport.close()
         if node is not None:

@@ -21,6 +21,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 __all__ = [
+    "MAX_HELD",
     "MAX_KEY_BYTES",
     "READ_BYTES",
     "Acquire",
@@ -55,6 +56,9 @@ __all__ = [
 
 MAX_KEY_BYTES: Final = 1024
 """The longest key anybody may have; the pages of every store have room for it."""
+
+MAX_HELD: Final = 1_000
+"""Keys that a session holds, about: who asks for many at a time may get some more."""
 
 READ_BYTES: Final = 8 << 20
 """What the reads of one transaction return, about; every node holds it in memory, and with an

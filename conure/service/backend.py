@@ -98,12 +98,19 @@ class Backup(Protocol):
 class KeyValueBackend(Protocol):
     """What the service needs of a node. Any thread; nothing here may block long."""
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
-        """Commit the commands in order; *reply* covers each of them exactly once."""
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
+        """Commit the commands in order; *reply* covers each of them exactly once.
 
-    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+        Where this node doesn't lead, the first *kept* of them, None: all, are refused with
+        NotLeader, and those after them passed on to the leader.
+        """
+
+    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
         """Call *reply*, which answers so many *requests*, once the local state holds every write
-        acknowledged before now."""
+        acknowledged before now. Where this node doesn't lead, the leader is asked for that with
+        *passes_on*; without it the reply is NotLeader."""
 
     def get_all(
         self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0

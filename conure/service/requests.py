@@ -19,8 +19,8 @@ from functools import partial
 from time import monotonic
 from typing import Any, Generic
 
-from conure.commands import Acquire, Outcome, Put, Transaction
-from conure.errors import Conflict, ConureError
+from conure.commands import MAX_HELD, Acquire, Outcome, Put, Transaction
+from conure.errors import ConureError, TooManyHeld
 from conure.service.backend import Backup, Command, KeyValueBackend
 from conure.service.batches import PART_BYTES, PART_LINES, BatchCount, Line
 from conure.service.freshness import LINEARIZABLE, STALE, Contact, Freshness
@@ -36,10 +36,7 @@ from conure.service.watchers import SinkT, Watch, Watchers
 from conure.service.workers import Workers
 from conure.state.history import Position
 
-__all__ = ["MAX_HELD", "Desk", "Opening", "Requests"]
-
-MAX_HELD = 1_000
-"""Keys that a session holds, about: who asks for many at a time may get some more."""
+__all__ = ["Desk", "Opening", "Requests"]
 
 
 class Requests:
@@ -92,10 +89,10 @@ class Desk(Generic[WaiterT]):
         watchers: Watchers[Any],
     ) -> None:
         self._front = front
-        self._referral = referral
+        self._passes_on = referral.passes_on
         self._gate = gate
         self._rounds = rounds
-        self._gathered: Gathered[WaiterT] = rounds.gather(front)
+        self._gathered: Gathered[WaiterT] = rounds.gather(front, passes_on=referral.passes_on)
         self._promises = promises
         self._workers = workers
         self._watchers = watchers
@@ -172,19 +169,17 @@ class Desk(Generic[WaiterT]):
         the whole range. *ended* is told what came of it, by any thread. Raises Forbidden."""
         if self._gate is not None:
             self._ask(waiter, whole)
-        part = PartOfRange(self.backend, whole, lambda part: self.work(waiter, part.commit), ended)
+        write = partial(self.backend.write, kept=0) if self._passes_on else self.backend.write
+        part = PartOfRange(self.backend, write, whole, partial(self._delete_again, waiter), ended)
         self._gathered.looks.append((waiter, lambda _: self.work(waiter, part.commit)))
 
     def check_holdings(self, waiter: WaiterT, session: bytes, key: bytes) -> None:
-        """Raise Conflict if a session that is to hold a *key* holds as many others as one may.
+        """Raise TooManyHeld if a session that is to hold a *key* holds as many others as one may.
         Raises Forbidden, and ConureError."""
         if self._gate is not None:
             self._ask(waiter, Transaction((), (Acquire(key, session, None),)))
         if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
-            raise Conflict(
-                f"the session holds {MAX_HELD:,} keys, which end with it in one change: "
-                "release some, or begin another session"
-            )
+            raise TooManyHeld(MAX_HELD)
 
     # -- reads -----------------------------------------------------------------------------------
 
@@ -246,12 +241,9 @@ class Desk(Generic[WaiterT]):
             if freshness.is_stale:
                 self._look_stale(waiter, freshness, look)
             else:
-                self._rounds.confirm(self._front, waiter, look)
+                self._confirm(waiter, look)
 
-        if self._referral.passes_on:
-            wait(None)  # here, so that the leader has only to be asked what there is
-        else:
-            self._look(waiter, freshness, wait)
+        self._look(waiter, freshness, wait)
 
     def work(self, waiter: WaiterT, action: Callable[[], None]) -> None:
         """Have a :data:`Look` carried on by a worker, or refuse it. Any thread."""
@@ -278,6 +270,14 @@ class Desk(Generic[WaiterT]):
         self.work(waiter, partial(self._back_up, send))
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _confirm(self, waiter: WaiterT, look: Look) -> None:
+        """Have one read confirmed, apart from any round. Any thread."""
+        self._rounds.confirm(self._front, waiter, look, passes_on=self._passes_on)
+
+    def _delete_again(self, waiter: WaiterT, part: PartOfRange) -> None:
+        """Look again where a deletion in parts is to end. Any thread."""
+        self._confirm(waiter, lambda _: self.work(waiter, part.commit))
 
     def _back_up(self, send: Callable[[int, Backup], None]) -> None:
         index, backup = self.backend.backup()

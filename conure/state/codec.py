@@ -162,9 +162,10 @@ __all__ = [
     "encode_records",
     "encode_transaction",
     "newest_version",
+    "stamp",
 ]
 
-SPEAKS: Final = 1
+SPEAKS: Final = 2
 """The newest version of a command, batch, record, message or configuration that this release
 reads. Whoever adds a format with a newer version raises it."""
 
@@ -203,6 +204,16 @@ def encode_put(key: bytes, value: bytes) -> bytes:
 def encode_delete(key: bytes) -> bytes:
     """Return the command that removes *key*, of 1 to 65,535 bytes."""
     return _COMMAND.pack(_DELETE, len(key)) + key
+
+
+def stamp(command: bytes, time: int) -> bytes:
+    """Return a command with the time, in milliseconds, as of which it is to be carried out: of a
+    put or a delete itself, which have none."""
+    return (
+        command
+        if command[1] < OP_TRANSACTION
+        else b"%b%b%b" % (command[:3], time.to_bytes(8, "big"), command[11:])
+    )
 
 
 def decode_command(data: bytes) -> tuple[int, bytes, bytes]:

@@ -453,7 +453,7 @@ def test_a_member_counts_for_what_it_has_said_since_this_node_started() -> None:
 @pytest.mark.parametrize("role", ["data", "arbiter"])
 def test_learners_and_arbiters_are_members_too(role: str) -> None:
     lab = cluster("n2", speaks=2)
-    lab.add("x", role=role)
+    lab.add("x", role=role, speaks=1)
     assert lab.join("x", role=role, voter=role == "arbiter") is None
     (ended,) = try_put(lab, b"2")
     assert isinstance(ended, Conflict)

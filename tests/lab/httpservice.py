@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
 from sys import maxsize
@@ -16,7 +16,6 @@ from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
 from conure.http.counts import RequestMetrics
 from conure.http.limits import Limits
 from conure.http.origins import Access
-from conure.http.referrals import Forward
 from conure.http.server import HTTPServer
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry
@@ -47,7 +46,11 @@ class FakeBackend:
         self.history = History()
         self.now = 1_000_000
         self.batches: list[list[Command]] = []
+        self.kept: list[int | None] = []  # how many commands of each batch are not passed on
         self.confirmations = 0
+        self.passed_on = 0  # confirmations that may be passed on
+        self.changes: list[tuple[str, Mapping[str, Any]]] = []  # that were passed on
+        self.found: Mapping[str, Any] | ConureError = {}  # what came of them
         self.reads: list[list[bytes]] = []
         self.contact: float | None = 0.0
         self.joins: list[dict[str, object]] = []
@@ -81,12 +84,16 @@ class FakeBackend:
         self.history.extend(self.store.take_events(), self.store.applied_index)
         return Committed(first, outcomes)
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         self.batches.append(list(commands))
+        self.kept.append(kept)
         reply(0, len(commands), self.error or self.apply(commands))
 
-    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
         self.confirmations += 1
+        self.passed_on += passes_on
         reply(self.error)
 
     def get_all(
@@ -161,6 +168,15 @@ class FakeBackend:
     def hand_over(self, node_id: str, reply: Reply) -> None:
         self.handed_over.append(node_id)
         reply(self.error)
+
+    def pass_on(
+        self,
+        change: str,
+        facts: Mapping[str, Any],
+        reply: Callable[[Mapping[str, Any] | ConureError], None],
+    ) -> None:
+        self.changes.append((change, facts))
+        reply(self.found)
 
     def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
         self.previews.append(("join", node_id, voter, role))
@@ -247,7 +263,7 @@ class Service:
         range_items: int = 1000,
         max_scans: int = 4,
         history: History | None = None,
-        forward: Forward | None = None,
+        forward: bool = False,
         gate: Gate | None = None,
         registry: Registry | None = None,
     ) -> None:

@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "writes of a round are synced before its reads are sent",
         "conure/service/rounds.py",
-        "if gathered.writers and not has_read:",
-        "if gathered.writers:",
+        "if parts and not has_read:",
+        "if parts:",
         ("tests/service/test_service.py",),
     ),
     Mutation(

@@ -108,7 +108,9 @@ class Gathering(FakeBackend):
         super().__init__()
         self.reply: WriteReply
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         self.batches.append(list(commands))
         self.reply = reply
 

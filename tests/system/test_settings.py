@@ -27,7 +27,7 @@ MIB = 1 << 20
 class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
-    PLAYED = ("API", "Forwarder", "History", "HTTPServer", "Joiner", "MetricsAPI", "Node",
+    PLAYED = ("API", "History", "HTTPServer", "Joiner", "MetricsAPI", "Node",
               "Reactor", "Requests", "Transport", "Watchers", "bind", "gc", "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +69,6 @@ class Received:
         return [call.args[0] for call in self.bind.call_args_list]
 
     @property
-    def forwarder(self) -> Any:
-        """How the forwarder was made; None if it wasn't."""
-        return self.Forwarder.call_args and self.Forwarder.call_args.kwargs
-
-    @property
     def seeds(self) -> Any:
         return self.Joiner.call_args and self.Joiner.call_args.args[0]
 
@@ -96,7 +91,6 @@ ROWS = {
     "node_id": [
         Row("n9", lambda r: r.node.node_id, "n9"),
         Row("n9", lambda r: r.node.told_node_id, True),
-        Row("n9", lambda r: r.Forwarder.call_args.args[0], "n9", ("--follower-mode=forward",)),
     ],
     "data_dir": [Row("/elsewhere", lambda r: r.node.data_dir, "/elsewhere")],
     "raft_addr": [
@@ -114,21 +108,15 @@ ROWS = {
     "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "follower_mode": [
-        Row(
-            "forward",
-            lambda r: r.API.call_args.kwargs["forward"] is r.Forwarder.return_value.forward,
-            True,
-        )
+        Row("forward", lambda r: r.API.call_args.kwargs["forward"], True),
     ],
     "read_mode": [Row("lease", lambda r: r.node.read_mode, "lease")],
     "election_timeout": [Row("500ms", lambda r: r.node.election_timeout, 0.5)],
     "barrier_timeout": [
         Row("4s", lambda r: r.node.barrier_timeout, 4.0),
-        Row("77s", lambda r: r.forwarder["timeout"], 77.0, ("--follower-mode=forward",)),
     ],
     "write_timeout": [
         Row("11s", lambda r: r.node.write_timeout, 11.0),
-        Row("78s", lambda r: r.forwarder["timeout"], 78.0, ("--follower-mode=forward",)),
     ],
     "max_value_bytes": [
         Row("2MiB", lambda r: r.kv.value_bytes, 2 * MIB),
@@ -166,7 +154,6 @@ ROWS = {
     "request_timeout": [Row("7s", lambda r: r.http.request_timeout, 7.0)],
     "idle_timeout": [
         Row("7s", lambda r: r.http.idle_timeout, 7.0),
-        Row("7s", lambda r: r.forwarder["idle_timeout"], 7.0, ("--follower-mode=forward",)),
     ],
     "shutdown_timeout": [Row("7s", lambda r: r.drained, 7.0)],
     "log_level": [Row("error", lambda _: logging.getLogger().level, logging.ERROR)],
