@@ -87,7 +87,11 @@ ASK_AGAIN = 0.05
 """Seconds until who said that it leads no more is asked again, if nobody else is heard of."""
 
 GATHER = 100e-6
-"""Seconds that requests wait at most for those of clients who have just been answered."""
+"""Seconds that requests wait for those of clients who have just been answered, and again so many as
+long as more of them come."""
+
+LONGEST_GATHER = 1e-3
+"""Seconds that they wait at most."""
 
 MAX_CHANGES = 16
 """Changes of members that may be asked for at a time."""
@@ -189,6 +193,8 @@ class Forwarding:
         self._changed_at = 0.0  # when this node came to follow another one
         self._crowd = 0  # requests that the last answers were for
         self._is_pausing = False  # until those who were answered have asked again
+        self._seen = 0  # requests that waited at the last look at whether more come
+        self._pause_until = 0.0
 
         self._codes = registry.counter_family(
             "conure_forwarded_requests_total",
@@ -202,7 +208,7 @@ class Forwarding:
         registry.gauge_callback(
             "conure_forward_waiting_requests",
             "Requests that wait to be passed on to the leader.",
-            lambda: len(self._unasked) + sum([len(part.commands) for part in self._waiting]),
+            self._count_waiting,
         )
 
     # -- what is asked for -----------------------------------------------------------------------
@@ -587,26 +593,36 @@ class Forwarding:
         self._is_pausing = True
         self._monitor.finished.append(partial(self._call_later, self._end_pause_soon, 0.0))
 
+    def _count_waiting(self) -> int:
+        writes = sum([len(part.commands) for part in self._waiting])
+        return writes + sum([read.requests for read in self._unasked])
+
     def _end_pause_if_all_are_back(self) -> None:
-        if self._is_pausing:
-            waiting = sum([len(part.commands) for part in self._waiting])
-            if waiting + sum([read.requests for read in self._unasked]) >= self._crowd:
-                self._is_pausing = False
+        if self._is_pausing and self._count_waiting() >= self._crowd:
+            self._is_pausing = False
 
     def _end_pause_soon(self) -> None:
         """The answers have been sent: wait for the next requests, if there are any by now. Takes
         the lock."""
         with self._monitor.lock:
-            self._is_pausing &= bool(self._waiting or self._unasked)
+            self._seen = self._count_waiting()
+            self._is_pausing &= self._seen > 0
+            self._pause_until = self._clock() + LONGEST_GATHER
             is_pausing = self._is_pausing
         if is_pausing:
             self._call_later(self._end_pause, GATHER)
 
     def _end_pause(self) -> None:
+        """Send what has come, unless more has come since the last look. Takes the lock."""
         with self._monitor:
-            self._is_pausing = False
-            if self._standing.is_working:
+            before, self._seen = self._seen, self._count_waiting()
+            goes_on = before < self._seen and self._clock() < self._pause_until
+            self._is_pausing &= goes_on
+            is_pausing = self._is_pausing
+            if not is_pausing and self._standing.is_working:
                 self.go_on()
+        if is_pausing:
+            self._call_later(self._end_pause, GATHER)
 
     # -- private: what is counted ----------------------------------------------------------------
 

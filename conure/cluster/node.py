@@ -721,9 +721,9 @@ class Node:
         """Take messages from an admitted node, all that have arrived together."""
         self._serve(messages)
 
-    def called(self, peer: Greeting, call: Call, answer: Callable[[Answer], None]) -> None:  # noqa: ARG002
+    def called(self, peer: Greeting, call: Call, answer: Callable[[Answer], None]) -> None:
         """Serve what another node asks for its clients. Raises WireError for what none asks."""
-        self._serving.take(call, answer)
+        self._serving.take(peer, call, answer)
         if call.kind is CallKind.WRITE and self._must_brake():
             sleep(BRAKE)
 
@@ -1009,13 +1009,19 @@ class Node:
         else:
             self._monitor.finished.append(partial(read.reply, None))
 
-    def _confirm_for_other(self, read: Read, applied: int) -> None:
+    def _confirm_for_other(self, read: Read, peer: Greeting, applied: int) -> None:
         """Have a read of another node confirmed, which has got so far. Raises ConureError.
 
         One that is behind is told by the messages of a round that more is committed, and by nothing
-        so soon where there are leases.
+        so soon without one.
         """
-        self._confirm(read, may_use_lease=applied >= self._raft.state_index)
+        raft = self._raft
+        is_behind = applied < raft.state_index
+        if not is_behind and raft.is_confirmed_by(peer.node_id, peer.incarnation):
+            read.index = raft.state_index
+            self._monitor.finished.append(partial(read.reply, None))
+            return
+        self._confirm(read, may_use_lease=not is_behind)
         self._drive()
 
     def _take_back_gathered(self) -> None:

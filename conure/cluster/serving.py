@@ -47,6 +47,7 @@ from conure.peers.calls import (
     encode_index,
     encode_outcomes,
 )
+from conure.peers.protocol import Greeting
 from conure.state import codec
 from conure.state.machine import Store
 from conure.values import is_address, is_base_url
@@ -93,8 +94,9 @@ class Changing(Protocol):
 class Serving:
     """Serves the calls to the node whose core is *raft* and whose state is *store*.
 
-    *take_in* takes a write, and *confirm* a read and the index that whoever asked has applied, both
-    with the lock held; they raise ConureError. *read_timeout* is in seconds, by *clock*.
+    *take_in* takes a write, and *confirm* a read, whoever asked for it, and the index that he has
+    applied, both with the lock held; they raise ConureError. *write_timeout* and *read_timeout* are
+    in seconds, by *clock*.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Serving:
         monitor: Monitor,
         clock: Callable[[], float],
         take_in: Callable[[Write], None],
-        confirm: Callable[[Read, int], None],
+        confirm: Callable[[Read, Greeting, int], None],
         changing: Changing,
         *,
         write_timeout: float,
@@ -122,13 +124,13 @@ class Serving:
         self._write_timeout = write_timeout
         self._read_timeout = read_timeout
 
-    def take(self, call: Call, answer: Ask) -> None:
-        """Serve a call. Raises WireError for one that no node makes."""
+    def take(self, peer: Greeting, call: Call, answer: Ask) -> None:
+        """Serve a call of an admitted node. Raises WireError for one that no node makes."""
         if call.kind is CallKind.WRITE:
             commands = decode_commands(call.body)
             self._write(call.term, commands, [*map(_checked, commands)], answer)
         elif call.kind is CallKind.CONFIRM:
-            self._read(call.term, decode_index(call.body), answer)
+            self._read(peer, call.term, decode_index(call.body), answer)
         else:
             self._change(call.term, decode_facts(call.body), answer)
 
@@ -165,7 +167,7 @@ class Serving:
             except ConureError as error:
                 self._monitor.finished.append(partial(reply, 0, len(commands), error))
 
-    def _read(self, term: int, applied: int, answer: Ask) -> None:
+    def _read(self, peer: Greeting, term: int, applied: int, answer: Ask) -> None:
         def confirmed(error: ConureError | None) -> None:
             if error is None:
                 assert read.index is not None
@@ -177,7 +179,7 @@ class Serving:
         with self._monitor:
             try:
                 self._refuse_if_not_asked(term)
-                self._confirm(read, applied)
+                self._confirm(read, peer, applied)
             except ConureError as error:
                 self._monitor.finished.append(partial(confirmed, error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -544,6 +545,31 @@ def test_a_follower_that_is_behind_is_told_what_is_committed_though_there_is_a_l
     lab.ask(*lab.calls.popleft())
     assert len(lab.answers) == 1  # by the lease: nobody has to be asked
     lab.settle()
+
+
+def test_the_word_of_a_voter_spares_a_round_and_that_of_nobody_else() -> None:
+    lab = three()
+    lab.add("n4")
+    assert lab.join("n4", voter=False) is None
+    lab.tick(3)
+
+    def needs_round(node_id: str, **changes: str) -> bool:
+        index = encode_index(lab["n1"]._raft.commit_index)
+        call = Call(CallKind.CONFIRM, lab["n1"]._raft.term, index)
+        answers: list[Answer] = []
+        greeting = replace(lab[node_id].greeting(), **changes)
+        lab["n1"].called(greeting, call, answers.append)
+        is_answered = bool(answers)
+        lab.settle()
+        assert [answer.kind for answer in answers] == [AnswerKind.CONFIRMED]
+        return not is_answered
+
+    assert not needs_round("n2")
+    assert needs_round("n4")
+    assert needs_round("n2", incarnation="another")
+    put(lab, b"k", b"v")
+    behind = Call(CallKind.CONFIRM, lab["n1"]._raft.term, encode_index(1))
+    assert serve(lab, behind) == []
 
 
 # -- changes of members ----------------------------------------------------------------------------
