@@ -553,11 +553,12 @@ def test_the_word_of_a_voter_spares_a_round_and_that_of_nobody_else() -> None:
     assert lab.join("n4", voter=False) is None
     lab.tick(3)
 
-    def needs_round(node_id: str, **changes: str) -> bool:
+    def needs_round(node_id: str, incarnation: str = "") -> bool:
         index = encode_index(lab["n1"]._raft.commit_index)
         call = Call(CallKind.CONFIRM, lab["n1"]._raft.term, index)
         answers: list[Answer] = []
-        greeting = replace(lab[node_id].greeting(), **changes)
+        greeting = lab[node_id].greeting()
+        greeting = replace(greeting, incarnation=incarnation or greeting.incarnation)
         lab["n1"].called(greeting, call, answers.append)
         is_answered = bool(answers)
         lab.settle()

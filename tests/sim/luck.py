@@ -58,6 +58,7 @@ class Luck:
     chunk_bytes: int = 300
     max_inflight: int = 64
     max_append_bytes: int = 1 << 20
+    forward: bool = False  # whether followers pass on what only the leader can do
     hesitant: bool = False  # whether nodes apply no more in one go than they must
 
     @classmethod
@@ -123,7 +124,8 @@ class Luck:
             cut, pause = max(luck.cut, 1.0), max(luck.pause, 0.5)
             luck = replace(luck, cut=cut, pause=pause, clients=6, keys=1, think=0.01)
         # Drawn last, so that what a seed was is left as it was.
-        return replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
+        luck = replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
+        return replace(luck, forward=random.Random(f"forward/{seed}").random() < 0.4)
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)

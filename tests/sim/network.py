@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from conure.consensus.messages import Message
@@ -90,10 +90,14 @@ class Peers:
 
 @dataclass(eq=False)
 class _Line:
-    """A connection for calls, and who waits for an answer on it."""
+    """A connection for calls, who waits for an answer on it, and what has arrived and waits for the
+    process. What is lost on it holds up all behind it, in either direction, until it breaks."""
 
     connection: Connection
-    asked: dict[int, CallReply]
+    asked: dict[int, CallReply] = field(default_factory=dict)
+    calls: deque[Callable[[], object]] = field(default_factory=deque)
+    answers: deque[Callable[[], object]] = field(default_factory=deque)
+    is_stuck: bool = False
     is_broken: bool = False
 
 
@@ -285,7 +289,7 @@ class Network:
         try:
             if line is None:
                 connection = self.connect("calls", source, address, to)
-                line = self._lines[way] = _Line(connection, {})
+                line = self._lines[way] = _Line(connection)
         except (_Cut, ConureError):
             self._tell_end(source, reply, Unavailable("it can't be reached"))
         else:
@@ -318,8 +322,9 @@ class Network:
         if line.is_broken or not target.is_alive:
             self._hang_up(way, line)
             return
-        if (source.machine.name, target.machine.name) in self.cut:
-            return  # it is never answered
+        if line.is_stuck or (source.machine.name, target.machine.name) in self.cut:
+            line.is_stuck = True
+            return
         number, call = decode_call(payload)
         self._world.trace(f"{source.machine.name}→{target.machine.name} call {call.kind.name}")
 
@@ -329,26 +334,30 @@ class Network:
                 take = partial(self._take_answer, way, line, told)
                 self._carry(way, line, take, is_answer=True)
 
-        machine, caller = target.machine, line.connection.caller
+        def serve() -> None:
+            if not line.is_broken:
+                machine.run(machine.node.called, line.connection.caller, call, give)
 
-        def take() -> None:
-            if target.is_alive and not line.is_broken:
-                machine.run(machine.node.called, caller, call, give)
-
-        machine.when_free(take)
+        machine = target.machine
+        line.calls.append(serve)
+        machine.when_free(partial(_go_on, target, line.calls))
 
     def _take_answer(self, way: _Way, line: _Line, payload: bytes) -> None:
         source, target = line.connection.source, line.connection.target
-        if line.is_broken or (target.machine.name, source.machine.name) in self.cut:
+        if line.is_broken:
+            return
+        if line.is_stuck or (target.machine.name, source.machine.name) in self.cut:
+            line.is_stuck = True
             return
         number, answer = decode_answer(payload)
         reply = line.asked.pop(number) if answer.is_last else line.asked[number]
-        self._tell_end(source, reply, answer)
+        line.answers.append(partial(source.machine.run, reply, answer))
+        source.machine.when_free(partial(_go_on, source, line.answers))
 
-    def _tell_end(self, source: Peers, reply: CallReply, answer: Answer | ConureError) -> None:
+    def _tell_end(self, source: Peers, reply: CallReply, error: ConureError) -> None:
         def tell() -> None:
             if source.is_alive:
-                source.machine.run(reply, answer)
+                source.machine.run(reply, error)
 
         source.machine.when_free(tell)
 
@@ -574,3 +583,10 @@ class Network:
             raise _Cut
         if not world.mending and world.rng.random() < world.luck.loss + world.luck.disconnect / 5:
             raise _Cut
+
+
+def _go_on(peers: Peers, arrived: deque[Callable[[], object]]) -> None:
+    """Take what has arrived next on a line: in order, whatever else happens to a process first."""
+    take = arrived.popleft()
+    if peers.is_alive:
+        take()
