@@ -174,7 +174,12 @@ class Network:
 
     def disconnect(self) -> None:
         """Break one connection: what is on its way on it is lost."""
-        if self._connections:
+        asked = [way for way, line in self._lines.items() if line.asked]
+        if asked and self._world.rng.random() < 0.7:
+            way = self._world.rng.choice(asked)
+            self._world.trace(f"the line {way[0].machine.name}→{way[1]} breaks")
+            self._hang_up(way)
+        elif self._connections:
             way = self._world.rng.choice(list(self._connections))
             self._world.trace(f"the connection {way[0].machine.name}→{way[2]} breaks")
             self._break(way)
@@ -312,7 +317,7 @@ class Network:
             world.now + self.latency(sender.machine), self._in_order.get((line, is_answer), 0.0)
         )
         self._in_order[line, is_answer] = when
-        if not world.mending and world.rng.random() < luck.loss / 5:
+        if not world.mending and world.rng.random() < luck.loss / 2:
             world.at(when, partial(self._hang_up, way, line))
         else:
             world.at(when, arrive)
