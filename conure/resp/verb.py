@@ -8,10 +8,11 @@ and its reply is written by whichever thread has the results. Nothing here has s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from conure.resp.replies import Replies
 from conure.service.limits import Limits
+from conure.steps import Done, Step
 
 __all__ = ["Context", "Plan", "ReplyError", "Verb"]
 
@@ -31,12 +32,13 @@ class Context(NamedTuple):
 class Plan(NamedTuple):
     """What one data command asks of the store.
 
-    The *steps* are done in order, all in one entry of the log if any of them writes. *reply* writes
-    the reply of their results, which come in the same order.
+    The *steps* are done in order, all in one entry of the log if any of them writes; a plan without
+    steps asks for nothing. *reply* writes the reply of their results, which come in the same order:
+    an error, too, where one of them met an obstacle.
     """
 
-    steps: tuple[Any, ...]
-    reply: Callable[[Sequence[Any], Replies], None]
+    steps: tuple[Step, ...]
+    reply: Callable[[Sequence[Done], Replies], None]
 
 
 class Verb(NamedTuple):

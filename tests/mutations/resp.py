@@ -21,4 +21,11 @@ MUTATIONS = [
         "        line = text",
         ("tests/resp/test_replies.py",),
     ),
+    Mutation(
+        "resp: the last byte of a range is left out",
+        "conure/steps.py",
+        "    stop = min(last + 1, size)",
+        "    stop = min(last, size)",
+        ("tests/resp/test_steps.py",),
+    ),
 ]
