@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from conure.resp.numbers import parse_integer
+
 __all__ = ["LINE_BYTES", "MAX_RUN", "WORD_PRICE", "ProtocolError", "Reader", "Run", "split_line"]
 
 LINE_BYTES: Final = 64 << 10
@@ -45,12 +47,12 @@ class ProtocolError(Exception):
 
 
 class Run(NamedTuple):
-    """So many commands in a row (*count*, more than one), all of the same *name*: the other words
+    """So many commands in a row (*size*, more than one), all of the same *name*: the other words
     of the command at position *i* are the *i*-th of each of the *columns*."""
 
     name: bytes
     columns: list[list[bytes]]
-    count: int
+    size: int
 
 
 class Reader:
@@ -98,8 +100,10 @@ class Reader:
     @property
     def unread(self) -> int:
         """Bytes that were received and belong to no run yet, nor to :attr:`held`."""
-        done = sum(map(len, self._lines[: self._next])) + 2 * self._next
-        return len(self._data) - self._position - done
+        unread = len(self._data) - self._position
+        if self._lines:
+            unread -= sum(map(len, self._lines[: self._next])) + 2 * self._next
+        return unread
 
     def feed(self, data: bytes) -> None:
         """Take bytes that were received, after those before them."""
@@ -143,16 +147,13 @@ class Reader:
     # -- common commands: many lines in one go ---------------------------------------------------
 
     def _cut(self) -> bool:
-        """Cut what follows into lines, unless it is for reading one by one; return whether it was.
-        """
+        """Cut what follows into lines, if that is of use; return whether it was."""
         data, position = self._data, self._position
         size = len(data)
         if position == size or self._one_by_one or self._words is not None or self._seen:
             return False
-        if position == 0 and size <= _WINDOW:
-            window = data
-        else:
-            window = data[position : position + _WINDOW]
+        is_all = position == 0 and size <= _WINDOW
+        window = data if is_all else data[position : position + _WINDOW]
         self._lines = window.split(b"\r\n")
         self._cut_bytes = len(window)
         return True
@@ -237,7 +238,7 @@ class Reader:
             line = self._line(b"\r\n", "too big mbulk count string")
             if line is None:
                 return None
-            count = _number(line[1:])
+            count = parse_integer(line[1:])
             if count is None or count > _MAX_WORDS:
                 raise ProtocolError("invalid multibulk length")
             if count <= 0:
@@ -264,7 +265,7 @@ class Reader:
         line = self._line(b"\r\n", "too big bulk count string")
         if line is None:
             return False
-        size = _number(line[1:])
+        size = parse_integer(line[1:])
         if size is None or not 0 <= size <= self._most_bytes:
             raise ProtocolError("invalid bulk length")
         self.held += size + WORD_PRICE
@@ -312,7 +313,7 @@ def split_line(line: bytes) -> list[bytes]:
     \\\\n and \\\\x41, '…' only \\\\'. Raises ProtocolError."""
     if not (b'"' in line or b"'" in line):
         return line.replace(b"\0", b" ").split()
-    words = []
+    words: list[bytes] = []
     position, size = 0, len(line)
     while True:
         while position < size and line[position] in _SPACES:
@@ -366,11 +367,3 @@ def _take_escape(line: bytes, position: int, quote: int) -> tuple[bytes, int]:
         except ValueError:  # no hexadecimal digits: an x
             pass
     return _ESCAPED.get(following, following), position + 2
-
-
-def _number(text: bytes) -> int | None:
-    """Return a decimal number, written the one way that Redis takes, or None."""
-    digits = text[1:] if text[:1] == b"-" else text
-    if not digits.isdigit() or len(digits) > 19 or (digits[:1] == b"0" and text != b"0"):
-        return None
-    return int(text)

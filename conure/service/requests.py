@@ -115,6 +115,16 @@ class Desk(Generic[WaiterT]):
         gathered.commands.append(command)
         gathered.writers.append(waiter)
 
+    def write_all(self, waiter: WaiterT, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take plain puts into this round, all of one waiter, whose answers come in the
+        same order. Raises Forbidden; nothing is taken then."""
+        if self._gate is not None:
+            for pair in pairs:
+                self._ask(waiter, pair)
+        gathered = self._gathered
+        gathered.commands += pairs
+        gathered.writers += [waiter] * len(pairs)
+
     def write_lines(
         self, waiter: WaiterT, lines: Sequence[Line], answer: object, count: BatchCount
     ) -> Turns:
@@ -202,6 +212,24 @@ class Desk(Generic[WaiterT]):
             freshness.check(Contact(self.backend.last_contact()))
         gathered.stale_keys.append(key)
         gathered.stale_readers.append(waiter)
+
+    def get_all(
+        self, waiter: WaiterT, keys: Sequence[bytes], freshness: Freshness = LINEARIZABLE
+    ) -> None:
+        """Take reads of several keys into this round, all of one waiter, whose answers come in the
+        same order. Raises as :meth:`get`; nothing is taken then."""
+        if self._gate is not None:
+            for key in keys:
+                self._ask_for_range(waiter, Action.READ, key, key + b"\0")
+        gathered = self._gathered
+        if not freshness.is_stale:
+            gathered.keys += keys
+            gathered.readers += [waiter] * len(keys)
+            return
+        if freshness is not STALE:
+            freshness.check(Contact(self.backend.last_contact()))
+        gathered.stale_keys += keys
+        gathered.stale_readers += [waiter] * len(keys)
 
     def look(
         self, waiter: WaiterT, start: bytes, end: bytes | None, freshness: Freshness, look: Look

@@ -116,6 +116,7 @@ class RespClient:
     def __init__(self, port: int, host: str = "127.0.0.1", timeout: float = 20.0) -> None:
         self.socket = socket.create_connection((host, port), timeout=timeout)
         self._data = b""
+        self._position = 0
 
     def __enter__(self) -> Self:
         return self
@@ -136,19 +137,20 @@ class RespClient:
 
     def read(self) -> Any:
         """Return the next reply. Raises EOFError at the end."""
-        while (found := parse_one(self._data, 0)) is None:
+        while (found := parse_one(self._data, self._position)) is None:
             more = self.socket.recv(1 << 16)
             if not more:
-                raise EOFError(self._data)
-            self._data += more
-        reply, end = found
-        self._data = self._data[end:]
+                raise EOFError(self._data[self._position :])
+            self._data = self._data[self._position :] + more
+            self._position = 0
+        reply, self._position = found
         return reply
 
     def read_to_end(self) -> bytes:
         """Return whatever comes until the server closes."""
-        pieces = [self._data]
+        pieces = [self._data[self._position :]]
         self._data = b""
+        self._position = 0
         while more := self.socket.recv(1 << 16):
             pieces.append(more)
         return b"".join(pieces)

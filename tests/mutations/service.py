@@ -136,8 +136,8 @@ MUTATIONS = [
     Mutation(
         "what is like a linearizable read is answered by what is at hand",
         "conure/service/requests.py",
-        "        if not freshness.is_stale:\n            gathered.keys",
-        "        if freshness is LINEARIZABLE:\n            gathered.keys",
+        "        if not freshness.is_stale:\n            gathered.keys.append(key)",
+        "        if freshness is LINEARIZABLE:\n            gathered.keys.append(key)",
         ("tests/service/test_service.py",),
     ),
     Mutation(
