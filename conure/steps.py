@@ -7,7 +7,8 @@ A commands.Sequential is one entry of the log, like a commands.Transaction, and 
 3. What a step depends on stands in the entry or in the state, the time too: every node comes to
    the same end (R7).
 
-Each key has one event at most: what watchers see is the state after the whole entry.
+One revision is one entry: each key has one event at most, and what watchers see is the state after
+the whole entry.
 
 The kinds are few and orthogonal. What a protocol offers is made of several: to get and delete a key
 is a :class:`Read` and an :class:`Erase`. Nothing here has state: any thread may use anything.
@@ -23,7 +24,6 @@ __all__ = [
     "ALWAYS",
     "FOREVER",
     "KEPT",
-    "MAX_STEPS",
     "NO_LIMIT",
     "WHEN_ABSENT",
     "WHEN_EXISTS",
@@ -50,9 +50,6 @@ __all__ = [
     "reads_only",
     "span",
 ]
-
-MAX_STEPS: Final = 10_000
-"""Steps of one sequential transaction; as many comparisons."""
 
 
 class When(IntEnum):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from sys import maxsize
 from typing import NamedTuple
 
@@ -63,6 +64,24 @@ class Write(NamedTuple):
 
     def answer(self, error: ConureError) -> Callable[[], None]:
         return partial(self.reply, 0, len(self.commands), error)
+
+    def parts(self, version_of: Callable[[bytes], int]) -> list[Write]:
+        """Return the same commands in the same order, as writes of one version each."""
+        parts, at = [], 0
+        for _, same in groupby(self.commands, version_of):
+            commands = list(same)
+            parts.append(Write(commands, partial(_reply_from, self.reply, at), self.deadline))
+            at += len(commands)
+        return parts
+
+
+def _reply_from(
+    reply: WriteReply, at: int, start: int, stop: int, ended: Committed | ConureError
+) -> None:
+    """Tell how commands have ended that begin at a place of what they were a part of."""
+    if isinstance(ended, Committed):
+        ended = Committed(ended.first - at, ended.outcomes)
+    reply(at + start, at + stop, ended)
 
 
 class Writes:
