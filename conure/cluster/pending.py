@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from sys import maxsize
 from typing import NamedTuple
 
@@ -64,6 +65,15 @@ class Write(NamedTuple):
 
     def answer(self, error: ConureError) -> Callable[[], None]:
         return partial(self.reply, 0, len(self.commands), error)
+
+    def parts(self, version_of: Callable[[bytes], int]) -> list[Write]:
+        """Return the same commands in the same order, as writes of one version each."""
+        parts, at = [], 0
+        for _, same in groupby(self.commands, version_of):
+            commands = list(same)
+            parts.append(self._replace(commands=commands, reply=shifted(self.reply, at)))
+            at += len(commands)
+        return parts
 
 
 class Writes:

@@ -19,7 +19,7 @@ from conure.cluster.pacing import Pacing
 from conure.cluster.pending import Write, WriteReply, Writes
 from conure.cluster.room import Room
 from conure.cluster.versions import Versions
-from conure.commands import Transaction
+from conure.commands import Sequential, Transaction
 from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
 from conure.errors import Conflict, ConureError, NotLeader, OutcomeUnknown
 from conure.metrics import Histogram
@@ -32,7 +32,7 @@ MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
 """Gathered commands, and their bytes, after which no more are proposed in one go: to log and apply
 them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
 
-Command = tuple[bytes, bytes | None] | Transaction
+Command = tuple[bytes, bytes | None] | Transaction | Sequential
 """A key and its new value, None to delete it; or a transaction, whose time is set by the node."""
 
 
@@ -110,11 +110,12 @@ class Proposals:
             return
         commands = list(chain.from_iterable([each.commands for each in gathered]))
         newest = codec.newest_version(commands)
-        if newest > 1:
+        if newest > 1 and not self._is_read_by_all(newest):
             gathered = self._that_all_read(gathered)
             commands = list(chain.from_iterable([each.commands for each in gathered]))
             if not commands:
                 return
+            newest = codec.newest_version(commands)
         try:
             obstacle = self._upkeep.obstacle
             if obstacle is not None:
@@ -147,10 +148,17 @@ class Proposals:
         deadline = self._clock() + self._timeout
         return Write(_encode(commands, now), reply, deadline, passes_on)
 
+    def _is_read_by_all(self, version: int) -> bool:
+        try:
+            self._versions.check(version, self._raft.configuration)
+        except Conflict:
+            return False
+        return True
+
     def _that_all_read(self, gathered: Sequence[Write]) -> list[Write]:
         """Return the gathered writes whose format every member reads, and refuse the others."""
         kept = []
-        for each in gathered:
+        for each in chain.from_iterable([each.parts(_version_of) for each in gathered]):
             try:
                 self._versions.check(codec.newest_version(each.commands), self._raft.configuration)
             except Conflict as error:
@@ -166,7 +174,13 @@ def _encode(commands: Sequence[Command], now: int) -> list[bytes]:
     for command in commands:
         if isinstance(command, Transaction):
             encoded.append(codec.encode_transaction(command._replace(time=now)))
+        elif isinstance(command, Sequential):
+            encoded.append(codec.encode_sequential(command._replace(time=now)))
         else:
             key, value = command
             encoded.append(delete(key) if value is None else put(key, value))
     return encoded
+
+
+def _version_of(command: bytes) -> int:
+    return command[0]

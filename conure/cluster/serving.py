@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from conure.cluster import pending
 from conure.cluster.monitor import Monitor
-from conure.cluster.pending import Read, Write, shifted
+from conure.cluster.pending import Write, shifted
 from conure.cluster.standing import Standing
 from conure.commands import (
     MAX_HELD,
@@ -31,6 +32,7 @@ from conure.commands import (
     Expire,
     Get,
     Range,
+    Sequential,
     Transaction,
 )
 from conure.errors import ConureError, NotLeader, TooManyHeld, Unavailable, WireError
@@ -50,6 +52,7 @@ from conure.peers.calls import (
 from conure.peers.protocol import Greeting
 from conure.state import codec
 from conure.state.machine import Store
+from conure.steps import Read
 from conure.values import is_address, is_base_url
 from raft import Raft
 
@@ -107,7 +110,7 @@ class Serving:
         monitor: Monitor,
         clock: Callable[[], float],
         take_in: Callable[[Write], None],
-        confirm: Callable[[Read, Greeting, int], None],
+        confirm: Callable[[pending.Read, Greeting, int], None],
         changing: Changing,
         *,
         write_timeout: float,
@@ -147,7 +150,7 @@ class Serving:
         self,
         term: int,
         commands: Sequence[bytes],
-        transactions: Sequence[Transaction | None],
+        transactions: Sequence[Transaction | Sequential | None],
         answer: Ask,
     ) -> None:
         reply = _Ending(term, len(commands), answer).tell
@@ -175,7 +178,7 @@ class Serving:
             else:
                 answer(Answer(AnswerKind.FAILED, term, encode_error(error)))
 
-        read = Read(confirmed, self._clock() + self._read_timeout)
+        read = pending.Read(confirmed, self._clock() + self._read_timeout)
         with self._monitor:
             try:
                 self._refuse_if_not_asked(term)
@@ -234,7 +237,7 @@ class Serving:
         raise WireError("a change of members of an unknown kind")
 
     def _runs(
-        self, transactions: Sequence[Transaction | None]
+        self, transactions: Sequence[Transaction | Sequential | None]
     ) -> Iterator[tuple[int, int, ConureError | None]]:
         """Yield from where to where commands can be taken in, and between, why one can't be."""
         start = 0
@@ -248,38 +251,43 @@ class Serving:
         if start < len(transactions):
             yield start, len(transactions), None
 
-    def _holds_too_much(self, transaction: Transaction) -> bool:
-        return any(
+    def _holds_too_much(self, transaction: Transaction | Sequential) -> bool:
+        return isinstance(transaction, Transaction) and any(
             isinstance(each, Acquire)
             and self._store.holdings(each.session, each.key, MAX_HELD) >= MAX_HELD
             for each in (*transaction.success, *transaction.failure)
         )
 
-    def _reads_of(self, transaction: Transaction) -> int:
+    def _reads_of(self, transaction: Transaction | Sequential) -> int:
         """Return about how many bytes a transaction reads at most."""
+        if isinstance(transaction, Sequential):
+            read = [each.key for each in transaction.steps if isinstance(each, Read)]
+            return min(sum(map(self._length, read)), READ_BYTES)
         most = 0
         for branch in (transaction.success, transaction.failure):
             size = keys = 0
             for each in branch:
                 if isinstance(each, Get):
-                    heading = self._store.heading(each.key)
-                    size += 0 if heading is None else heading[1]
+                    size += self._length(each.key)
                 elif isinstance(each, Range):
                     size += 0 if each.keys_only else READ_BYTES
                     keys += each.limit * MAX_KEY_BYTES
             most = max(most, min(size, READ_BYTES) + keys)
         return most
 
+    def _length(self, key: bytes) -> int:
+        heading = self._store.heading(key)
+        return 0 if heading is None else heading[1]
 
-def _checked(command: bytes) -> Transaction | None:
+
+def _checked(command: bytes) -> Transaction | Sequential | None:
     """Return the transaction that a command stands for, None: it is a plain write. Raises WireError
     for a command that a client's request can't become."""
-    codec.check_command(command)
-    if command[1] != codec.OP_TRANSACTION:
-        return None
-    transaction = codec.decode_transaction(command)
-    if any(isinstance(each, Expire) for each in (*transaction.success, *transaction.failure)):
-        raise WireError("a call to let keys expire, which only a leader does")
+    transaction = codec.check_command(command)
+    if isinstance(transaction, Transaction):
+        operations = (*transaction.success, *transaction.failure)
+        if any(isinstance(each, Expire) for each in operations):
+            raise WireError("a call to let keys expire, which only a leader does")
     return transaction
 
 

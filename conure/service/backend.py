@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sys import maxsize
 from typing import Any, Protocol
 
-from conure.commands import Committed, Transaction
+from conure.commands import Committed, Sequential, Transaction
 from conure.errors import ConureError
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "WriteReply",
 ]
 
-Command = tuple[bytes, bytes | None] | Transaction
+Command = tuple[bytes, bytes | None] | Transaction | Sequential
 """A key and its new value, None to delete it; or a transaction, whose time the backend sets."""
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]

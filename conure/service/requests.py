@@ -19,7 +19,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Generic
 
-from conure.commands import MAX_HELD, Acquire, Outcome, Put, Transaction
+from conure.commands import MAX_HELD, Acquire, Compare, Outcome, Put, Sequential, Transaction
 from conure.errors import ConureError, TooManyHeld
 from conure.service.backend import Backup, Command, KeyValueBackend
 from conure.service.batches import PART_BYTES, PART_LINES, BatchCount, Line
@@ -35,6 +35,7 @@ from conure.service.turns import Turns
 from conure.service.watchers import SinkT, Watch, Watchers
 from conure.service.workers import Workers
 from conure.state.history import Position
+from conure.steps import Step
 
 __all__ = ["Desk", "Opening", "Requests"]
 
@@ -55,6 +56,7 @@ class Requests:
         self._gate = None if isinstance(gate, AllowAll) else gate
         self._watchers = watchers
         self._rounds = Rounds(backend)
+        self._limits = limits
         self._promises = Promises(limits)
         self._workers = Workers(max_workers)
         self.end_round = self._rounds.end
@@ -68,6 +70,7 @@ class Requests:
             self._backend,
             self._gate,
             self._rounds,
+            self._limits,
             self._promises,
             self._workers,
             self._watchers,
@@ -84,6 +87,7 @@ class Desk(Generic[WaiterT]):
         backend: KeyValueBackend,
         gate: Gate | None,
         rounds: Rounds,
+        limits: Limits,
         promises: Promises,
         workers: Workers,
         watchers: Watchers[Any],
@@ -93,6 +97,7 @@ class Desk(Generic[WaiterT]):
         self._gate = gate
         self._rounds = rounds
         self._gathered: Gathered[WaiterT] = rounds.gather(front, passes_on=referral.passes_on)
+        self._limits = limits
         self._promises = promises
         self._workers = workers
         self._watchers = watchers
@@ -111,6 +116,16 @@ class Desk(Generic[WaiterT]):
             gathered.answers[len(gathered.commands)] = answer
         gathered.commands.append(command)
         gathered.writers.append(waiter)
+
+    def write_all(self, waiter: WaiterT, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take plain puts into this round, all of one waiter, whose answers come in the
+        same order. Raises Forbidden; nothing is taken then."""
+        if self._gate is not None:
+            for pair in pairs:
+                self._ask(waiter, pair)
+        gathered = self._gathered
+        gathered.commands += pairs
+        gathered.writers += [waiter] * len(pairs)
 
     def write_lines(
         self, waiter: WaiterT, lines: Sequence[Line], answer: object, count: BatchCount
@@ -149,6 +164,34 @@ class Desk(Generic[WaiterT]):
     ) -> Turns:
         """Take a transaction that may read much into a round, once its *promise* can be made, which
         *answer* has to let go whatever comes of it. Raises Forbidden."""
+        yield from self._take(waiter, transaction, promise, answer)
+
+    def promise_steps(self, steps: Sequence[Step]) -> Promise:
+        """Return what steps have to be promised, for :meth:`sequence`."""
+        return self._promises.promise_steps(steps)
+
+    def sequence(
+        self,
+        waiter: WaiterT,
+        steps: Sequence[Step],
+        compares: Sequence[Compare],
+        promise: Promise,
+        answer: object,
+    ) -> Turns:
+        """Take steps into a round as one sequential transaction, likewise: into this one, if
+        nothing is yielded. Its outcome has what came of each step, or none of them was done because
+        a comparison failed. Raises Forbidden, PayloadTooLarge."""
+        self._limits.check_steps(steps, compares)
+        whole = Sequential(tuple(compares), tuple(steps), self._limits.value_bytes)
+        yield from self._take(waiter, whole, promise, answer)
+
+    def _take(
+        self,
+        waiter: WaiterT,
+        transaction: Transaction | Sequential,
+        promise: Promise,
+        answer: object,
+    ) -> Turns:
         if self._gate is not None:
             self._ask(waiter, transaction)
         while not promise.take(waiter.room):
@@ -197,6 +240,24 @@ class Desk(Generic[WaiterT]):
             freshness.check(Contact(self.backend.last_contact()))
         gathered.stale_keys.append(key)
         gathered.stale_readers.append(waiter)
+
+    def get_all(
+        self, waiter: WaiterT, keys: Sequence[bytes], freshness: Freshness = LINEARIZABLE
+    ) -> None:
+        """Take reads of several keys into this round, all of one waiter, whose answers come in the
+        same order. Raises as :meth:`get`; nothing is taken then."""
+        if self._gate is not None:
+            for key in keys:
+                self._ask_for_range(waiter, Action.READ, key, key + b"\0")
+        gathered = self._gathered
+        if not freshness.is_stale:
+            gathered.keys += keys
+            gathered.readers += [waiter] * len(keys)
+            return
+        if freshness is not STALE:
+            freshness.check(Contact(self.backend.last_contact()))
+        gathered.stale_keys += keys
+        gathered.stale_readers += [waiter] * len(keys)
 
     def look(
         self, waiter: WaiterT, start: bytes, end: bytes | None, freshness: Freshness, look: Look

@@ -10,7 +10,7 @@ from sys import maxsize
 from typing import Any
 
 from btree import BTree
-from conure.commands import Committed, Transaction
+from conure.commands import Committed, Sequential, Transaction
 from conure.consensus.messages import Entry, EntryKind
 from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
 from conure.http.counts import RequestMetrics
@@ -194,6 +194,8 @@ class FakeBackend:
     def _encode(self, command: Command) -> bytes:
         if isinstance(command, Transaction):
             return codec.encode_transaction(command._replace(time=self.now))
+        if isinstance(command, Sequential):
+            return codec.encode_sequential(command._replace(time=self.now))
         key, value = command
         return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 

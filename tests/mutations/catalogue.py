@@ -10,6 +10,7 @@ from tests.mutations import (
     net,
     ops,
     peers,
+    resp,
     rest,
     service,
     state,
@@ -18,6 +19,6 @@ from tests.mutations import (
 
 __all__ = ["MUTATIONS"]
 
-_WINGS = (client, cluster, consensus, http, net, ops, peers, rest, service, state, storage)
+_WINGS = (client, cluster, consensus, http, net, ops, peers, resp, rest, service, state, storage)
 
 MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]

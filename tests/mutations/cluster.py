@@ -551,8 +551,29 @@ MUTATIONS = [
     Mutation(
         "something is proposed that a member can't read",
         "conure/cluster/proposing.py",
-        "        if newest > 1:\n            gathered = self._that_all_read(gathered)",
-        "        if newest > 9:\n            gathered = self._that_all_read(gathered)",
+        "        if newest > 1 and not self._is_read_by_all(newest):",
+        "        if newest > 9 and not self._is_read_by_all(newest):",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "what was refused counts as what the log holds",
+        "conure/cluster/proposing.py",
+        "            newest = codec.newest_version(commands)\n        try:",
+        "        try:",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "what all members read is refused with what was asked for beside it",
+        "conure/cluster/proposing.py",
+        "each.parts(_version_of) for each in gathered",
+        "[each] for each in gathered",
+        NODE_TESTS,
+    ),
+    Mutation(
+        "a part of a write has the revisions of another one",
+        "conure/cluster/pending.py",
+        "ended = Committed(ended.first - offset, ended.outcomes)",
+        "ended = Committed(ended.first, ended.outcomes)",
         NODE_TESTS,
     ),
     Mutation(
