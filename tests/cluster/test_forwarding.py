@@ -27,7 +27,7 @@ from conure.commands import (
     Target,
     Transaction,
 )
-from conure.consensus.messages import State
+from conure.consensus.messages import Message, MessageType, State
 from conure.errors import (
     Conflict,
     ConureError,
@@ -44,6 +44,7 @@ from conure.peers.calls import (
     AnswerKind,
     Call,
     CallKind,
+    decode_commands,
     decode_error,
     decode_outcomes,
     encode_commands,
@@ -338,6 +339,21 @@ def test_what_a_leader_has_gathered_is_passed_on_when_it_leads_no_more() -> None
     lab.tick_until(lambda: None not in (*first, *gathered))
     assert isinstance(gathered[0], int)
     assert value_of(lab.leader(), b"a") == b"2"
+
+
+def test_what_a_leader_has_gathered_comes_before_what_it_is_asked_for_later() -> None:
+    lab = three()
+    first = ask(lab["n1"], (b"a", b"1"))
+    gathered = ask(lab["n1"], (b"a", b"2"))
+    lab.under_way.clear()
+    lab["n1"]._pacing.pause(5)  # for clients who were answered just now
+    term = lab["n1"]._raft.term + 1
+    lab["n1"].receive([Message(MessageType.HEARTBEAT, "n3", "n1", term)])
+    later = ask(lab["n1"], (b"a", b"3"))
+    (_, _, call, _) = lab.calls.popleft()
+    assert (call.term, first) == (term, [None])
+    assert decode_commands(call.body)[0] == codec.encode_put(b"a", b"2")
+    assert (gathered, later) == ([None], [None])
 
 
 def test_where_nobody_leads_nobody_waits() -> None:

@@ -27,6 +27,7 @@ from conure.errors import (
 )
 from conure.peers import answering, calling, line
 from conure.peers.calls import (
+    MAX_COMMANDS,
     Answer,
     AnswerKind,
     Call,
@@ -445,6 +446,21 @@ def test_what_was_encoded_is_read(parts: list[bytes], number: int) -> None:
     assert decode_commands(encode_commands(parts)) == parts
     outcomes = dict(enumerate(parts))
     assert decode_outcomes(encode_outcomes(number, outcomes.items())) == (number, outcomes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        bytes(4),
+        encode_commands([b"a", b"b"])[:-1],
+        encode_commands([b"a", b"b"]) + b"c",
+        (MAX_COMMANDS + 1).to_bytes(4, "big") + bytes(4 * (MAX_COMMANDS + 1)),
+    ],
+)
+def test_commands_that_do_not_fill_their_body_are_refused(body: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_commands(body)
 
 
 EVERY_ERROR: list[ConureError] = [
