@@ -279,4 +279,18 @@ MUTATIONS = [
         "        reads = 0",
         ("tests/service/test_sequences.py",),
     ),
+    Mutation(
+        "what a front passes on is refused, and what it refuses is passed on",
+        "conure/service/rounds.py",
+        "kept = 0 if gathered.passes_on else len(gathered.writers)",
+        "kept = len(gathered.writers) if gathered.passes_on else 0",
+        ("tests/service/test_service.py",),
+    ),
+    Mutation(
+        "a deletion in parts is refused where it could be passed on",
+        "conure/service/requests.py",
+        "write = partial(self.backend.write, kept=0) if self._passes_on else self.backend.write",
+        "write = self.backend.write",
+        ("tests/service/test_service.py",),
+    ),
 ]
