@@ -364,7 +364,7 @@ class Network:
             if source.is_alive:
                 source.machine.run(reply, error)
 
-        source.machine.when_free(tell)
+        self._world.after(0.001, lambda: source.machine.when_free(tell))  # by a thread of its own
 
     def _give_up(self, way: _Way, reply: CallReply) -> None:
         line = self._lines.get(way)
