@@ -37,16 +37,17 @@ from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http.counts import RequestMetrics
-from conure.http.forwarding import Forwarder
 from conure.http.limits import Limits
 from conure.http.origins import Access, Names
 from conure.http.server import Application, HTTPServer, bounds_of
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
-from conure.net.listener import bind
+from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
 from conure.ops import offline
 from conure.peers.transport import Transport
+from conure.resp.front import Resp
+from conure.resp.limits import Limits as RespLimits
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
@@ -105,6 +106,7 @@ class Process:
         self._registry = Registry()
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
         self._max_connections = config.max_connections
+        self._max_resp_connections = config.resp_max_connections
         self._failed = False
         self._wakened: socket.socket  # a byte in it: look at the reasons
         self._waker: socket.socket
@@ -112,10 +114,10 @@ class Process:
         self._bound: dict[str, socket.socket] = {}  # by the setting that names the address
         self._reactors: dict[str, Reactor] = {}  # by the same
         self._servers: list[HTTPServer] = []
+        self._resp: Listener | None = None
         self._transport: Transport | None = None
         self._node: Node | None = None
         self._watchers: Watchers[Stream] | None = None
-        self._forwarder: Forwarder | None = None
         self._joiner: Joiner | None = None
 
     def run(self) -> int:
@@ -148,8 +150,13 @@ class Process:
                 broadcast=partial(broadcast, reactor),
                 is_full=reactor.is_full,
             )
-            api = self._make_api(node, watchers, metrics)
+            limits = RequestLimits(
+                value_bytes=config.max_value_bytes, range_items=config.max_range_items
+            )
+            requests = Requests(node, AllowAll(), watchers, limits, max_workers=config.max_scans)
+            api = self._make_api(node, requests, limits, metrics)
             server = self._serve_clients(api)
+            self._serve_resp(reactor, node, requests, limits)
             self._add_metrics(server)
             transport.start(node, reactor)
             # What exists by then stays: the collector need not look at it again and again. Nor
@@ -162,7 +169,7 @@ class Process:
                 gc.freeze()
                 gc.enable()
             watchers.start()
-            for each in self._servers:
+            for each in self._listeners():
                 each.start()
             if config.seeds:
                 self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
@@ -181,7 +188,7 @@ class Process:
     def _bound_connections(self, open_files: int) -> None:
         """Take care that connections leave the node the open files it needs itself."""
         config = self._config
-        servers = 1 if config.metrics_addr is None else 2
+        servers = 1 + (config.metrics_addr is not None) + (config.resp_addr is not None)
         engine = engine_in(OsFileSystem(), config.data_dir) or config.engine
         kept = KEPT_FILES + (TABLE_FILES if engine == LSM else 0)
         most = max(1, open_files // servers - kept)
@@ -190,20 +197,28 @@ class Process:
             log.warning(
                 "max_connections is %d here, not %d: this process may open %d files only "
                 "(raise its limit, ulimit -n)",
-                most,
-                config.max_connections,
-                open_files,
+                *(most, config.max_connections, open_files),
+            )
+        if self._max_resp_connections > most and config.resp_addr is not None:
+            self._max_resp_connections = most
+            log.warning(
+                "resp_max_connections is %d here, not %d: this process may open %d files only "
+                "(raise its limit, ulimit -n)",
+                *(most, config.resp_max_connections, open_files),
             )
 
     def _bind_addresses(self) -> None:
         """Take the addresses for clients, and what serving them takes; nobody is accepted yet."""
-        for setting in ("http_addr", "metrics_addr"):
+        for setting in ("http_addr", "metrics_addr", "resp_addr"):
             address = getattr(self._config, setting)
             if address is None:
                 continue
             try:
                 self._bound[setting] = bind(address)
-                self._reactors[setting] = Reactor(bounds_of(self._limits()), self._on_fatal, "http")
+                if setting != "resp_addr":  # which shares the reactor of http_addr
+                    self._reactors[setting] = Reactor(
+                        bounds_of(self._limits()), self._on_fatal, "http"
+                    )
             except OSError as error:
                 raise self._taken(setting, address, error) from error
 
@@ -224,6 +239,34 @@ class Process:
         server = HTTPServer(bound, application, self._limits(), self._on_fatal, access, reactor)
         self._servers.append(server)
         return server
+
+    def _serve_resp(
+        self, reactor: Reactor, node: Node, requests: Requests, limits: RequestLimits
+    ) -> None:
+        """Let clients of RESP be accepted, too, for the node's reactor."""
+        bound = self._bound.get("resp_addr")
+        if bound is None:
+            return
+        config = self._config
+        proxies = config.trusted_proxies
+        resp = Resp(
+            reactor,
+            requests,
+            limits,
+            RespLimits(
+                max_connections=self._max_resp_connections,
+                trusted_proxies=proxies,
+                max_command_bytes=max(config.max_body_bytes, config.max_value_bytes),
+                request_timeout=config.request_timeout,
+                idle_timeout=config.resp_idle_timeout,
+                slow_command=config.slow_request,
+            ),
+            node.status,
+        )
+        self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
+
+    def _listeners(self) -> list[Listener]:
+        return [*self._servers, *([self._resp] if self._resp is not None else [])]
 
     def _known_as(self) -> list[str]:
         """Return the hosts by which the cluster knows this node, once there is one."""
@@ -307,13 +350,10 @@ class Process:
             )
         return self._node
 
-    def _make_api(self, node: Node, watchers: Watchers[Stream], metrics: RequestMetrics) -> API:
+    def _make_api(
+        self, node: Node, requests: Requests, limits: RequestLimits, metrics: RequestMetrics
+    ) -> API:
         config = self._config
-        limits = RequestLimits(
-            value_bytes=config.max_value_bytes, range_items=config.max_range_items
-        )
-        requests = Requests(node, AllowAll(), watchers, limits, max_workers=config.max_scans)
-        forward = self._start_forwarder().forward if config.follower_mode == "forward" else None
         return API(
             node,
             requests,
@@ -321,20 +361,9 @@ class Process:
             metrics,
             limits,
             idempotency_window=round(config.idempotency_window * 1000),
-            forward=forward,
+            forward=config.follower_mode == "forward",
             version=VERSION,
         )
-
-    def _start_forwarder(self) -> Forwarder:
-        config = self._config
-        self._forwarder = Forwarder(
-            config.node_id,
-            self._registry,
-            timeout=max(config.write_timeout, config.barrier_timeout),
-            idle_timeout=config.idle_timeout,
-        )
-        self._forwarder.start()
-        return self._forwarder
 
     def _shut_down(self) -> None:
         """Stop in order: readiness fails, leadership is handed over, requests in flight finish,
@@ -348,20 +377,24 @@ class Process:
             node.resign()
         if self._watchers is not None:
             self._watchers.stop()
-        for server in self._servers:
-            if not server.drain(self._config.shutdown_timeout):
-                log.warning("some requests were still in flight and have been cut off")
+        self._drain()
         for bound in self._bound.values():  # those for which no server was made
             bound.close()
         for reactor in list(self._reactors.values())[len(self._servers) :]:
             reactor.close()
-        if self._forwarder is not None:
-            self._forwarder.stop()
         if self._transport is not None:
             self._transport.close()
         if node is not None:
             node.stop()
             log.info("stopped")
+
+    def _drain(self) -> None:
+        """Let what is in flight finish, of clients of every protocol."""
+        if self._resp is not None:
+            self._resp.stop()
+        for server in self._servers:
+            if not server.drain(self._config.shutdown_timeout):
+                log.warning("some requests were still in flight and have been cut off")
 
     def _add_metrics(self, server: HTTPServer) -> None:
         registry = self._registry

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -42,7 +42,7 @@ from conure.http.counts import Counts, RequestMetrics
 from conure.http.documents import json_object
 from conure.http.keys import KeyValues
 from conure.http.parameters import flag
-from conure.http.referrals import Forward, HTTPReferral, PassOn, Redirect
+from conure.http.referrals import HTTPReferral
 from conure.http.request import Request
 from conure.http.sessions import Sessions
 from conure.http.streaming import Streams
@@ -113,6 +113,16 @@ class Backend(KeyValueBackend, Protocol):
     def hand_over(self, node_id: str, reply: Reply) -> None:
         """Let another voter lead; an empty ID stands for whoever is most up to date."""
 
+    def pass_on(
+        self,
+        change: str,
+        facts: Mapping[str, Any],
+        reply: Callable[[Mapping[str, Any] | ConureError], None],
+    ) -> None:
+        """Ask the leader for a ``join``, ``remove`` or ``hand over``, or what one would mean, a
+        ``preview join`` or ``preview remove``; *reply* is told by any thread, nothing if it is
+        done."""
+
     def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
         """Return what a join would mean, and whether it is allowed. Raises ConureError."""
 
@@ -136,7 +146,7 @@ class API:
     *requests* is the service that all fronts share, *limits* bounds what a request carries, and the
     outcome of a request with an Idempotency-Key is remembered for *idempotency_window*
     milliseconds. *metrics* counts the requests, *registry* is what ``/metrics`` shows and *version*
-    what ``/`` does. Followers pass requests on with *forward*, or redirect without it.
+    what ``/`` does. Followers pass requests on if they *forward*, or else redirect.
     """
 
     def __init__(
@@ -148,7 +158,7 @@ class API:
         limits: Limits,
         *,
         idempotency_window: int = 600_000,
-        forward: Forward | None = None,
+        forward: bool = False,
         version: str,
     ) -> None:
         self._backend = backend
@@ -157,9 +167,7 @@ class API:
         self._version = version
         self._routes: dict[str, dict[str, Callable[[Request], None]]] = {}
         counts = Counts(metrics, self._routes)
-        self._referral: HTTPReferral = (
-            Redirect(counts) if forward is None else PassOn(forward, counts)
-        )
+        self._referral = HTTPReferral(counts, passes_on=forward)
         self._answers = answers = Answers(backend, counts, self._referral)
         desk = requests.for_front(answers, self._referral)
         commits = Commits(desk, Once(idempotency_window))
@@ -233,18 +241,31 @@ class API:
         if role not in ("", "data", "arbiter"):
             raise BadRequest(f"Role is {shortened(role)}; it has to be data or arbiter")
         if is_dry_run:
-            self._respond_json(request, self._backend.preview_join(node_id, voter=voter, role=role))
-        else:
-            reply = partial(self._changed, request)
-            self._backend.join(
-                node_id,
-                raft_address,
-                http_address,
-                voter=voter,
-                role=role,
-                reply=reply,
-                incarnation=_incarnation(_text_field(facts, "Incarnation", "")),
+            self._preview(
+                request,
+                partial(self._backend.preview_join, node_id, voter=voter, role=role),
+                "preview join",
+                {"id": node_id, "voter": voter, "role": role},
             )
+            return
+        incarnation = _incarnation(_text_field(facts, "Incarnation", ""))
+        told = {
+            "id": node_id,
+            "raft": raft_address,
+            "http": http_address,
+            "voter": voter,
+            "role": role,
+            "incarnation": incarnation,
+        }
+        self._backend.join(
+            node_id,
+            raft_address,
+            http_address,
+            voter=voter,
+            role=role,
+            reply=partial(self._changed, request, "join", told),
+            incarnation=incarnation,
+        )
 
     def _remove(self, request: Request) -> None:
         query = request.parameters()
@@ -253,18 +274,57 @@ class API:
         node_id = _node_id(facts)
         force = _boolean_field(facts, "Force") or force
         if is_dry_run:
-            self._respond_json(request, self._backend.preview_remove(node_id))
+            preview = partial(self._backend.preview_remove, node_id)
+            self._preview(request, preview, "preview remove", {"id": node_id})
         else:
-            self._backend.remove(node_id, force=force, reply=partial(self._changed, request))
+            told = {"id": node_id, "force": force}
+            reply = partial(self._changed, request, "remove", told)
+            self._backend.remove(node_id, force=force, reply=reply)
 
     def _hand_over(self, request: Request) -> None:
         facts = json_object(request.body, '{"ID": "node2"}, or nothing') if request.body else {}
         node_id = _node_id(facts) if "ID" in facts else ""
-        self._backend.hand_over(node_id, partial(self._changed, request))
+        reply = partial(self._changed, request, "hand over", {"id": node_id})
+        self._backend.hand_over(node_id, reply)
 
-    def _changed(self, request: Request, error: ConureError | None) -> None:
-        if error is not None:
+    def _preview(
+        self,
+        request: Request,
+        preview: Callable[[], dict[str, Any]],
+        change: str,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Answer with what a change would mean, as the leader knows it."""
+        try:
+            self._respond_json(request, preview())
+        except NotLeader as error:
+            self._refer_change(request, error, change, facts)
+
+    def _changed(
+        self, request: Request, change: str, facts: Mapping[str, Any], error: ConureError | None
+    ) -> None:
+        """Answer a request for a change of members; any thread."""
+        if isinstance(error, NotLeader):
+            self._refer_change(request, error, change, facts)
+        elif error is not None:
             self._answers.fail(request, error)
+        else:
+            self._respond(request, 200, OK, TEXT)
+
+    def _refer_change(
+        self, request: Request, error: NotLeader, change: str, facts: Mapping[str, Any]
+    ) -> None:
+        if self._referral.passes_on:
+            self._backend.pass_on(change, facts, partial(self._passed_on, request))
+        else:
+            self._answers.fail(request, error)
+
+    def _passed_on(self, request: Request, found: Mapping[str, Any] | ConureError) -> None:
+        """Answer with what the leader says of a change; any thread."""
+        if isinstance(found, ConureError):
+            self._answers.fail(request, found)
+        elif found:
+            self._respond_json(request, found)
         else:
             self._respond(request, 200, OK, TEXT)
 

@@ -25,7 +25,8 @@ R4 One membership change at a time, none before an entry of this term is committ
 R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or removed disturbs
    nobody, and a leader that hears no quorum for an election time-out steps down.
 R6 No linearizable read before the term's first entry is committed; the round that confirms a
-   read begins after the read has come in.
+   read begins after the read has come in. A follower that asks for one says itself that it follows
+   this leader, in this term and later than its read: that is its answer to a round.
 R9 A lease: a read round that a quorum has confirmed means that nobody else leads for
    ``election_ticks`` counted from before the round began, as long as this node leads on in its
    term and has not begun to hand over. (R7 and R8 are the driver's: docs/architecture.md.)
@@ -462,6 +463,20 @@ class Raft:
         """Whether this node leads and has committed an entry of its term, without which there is
         no linearizable read and no change of members (R4, R6)."""
         return self._leading is not None and self.commit_index >= self._leading.term_start
+
+    def is_confirmed_by(self, node_id: str, incarnation: str) -> bool:
+        """Tell whether this leader may read without a round because somebody else asks it to, who
+        says that he follows it in this term (R6).
+
+        His word began after his reads did, and if the two of them are a quorum, nobody can have
+        been elected before that in a later term.
+        """
+        configuration = self.configuration
+        server = configuration.get(node_id)
+        if server is None or server.incarnation not in ("", incarnation):
+            return False
+        both = sum(each in configuration.voters for each in {self.id, node_id})
+        return self.may_read and both >= configuration.quorum
 
     @property
     def is_confirming(self) -> bool:

@@ -4,6 +4,7 @@ Each entry that changes records is one command, and its log index is the one *re
 does. A plain put or delete is a command of its own (codec.py); everything else is a
 :class:`Transaction`: comparisons, and operations for either way they may end. A conditional put
 is a transaction of one comparison and one put, a lock's acquisition one of one operation.
+What has to be done step by step is a :class:`Sequential`, whose rules stand in steps.py.
 
 1. A transaction is all or nothing: when one of its operations is refused, none has happened.
 2. What an operation depends on stands in it, the time too (``Transaction.time``): every node comes
@@ -20,9 +21,13 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from conure.steps import Done, Step
+
 __all__ = [
+    "MAX_HELD",
     "MAX_KEY_BYTES",
     "READ_BYTES",
+    "WRITTEN_BYTES",
     "Acquire",
     "Committed",
     "Compare",
@@ -45,6 +50,7 @@ __all__ = [
     "Release",
     "RenewSession",
     "Result",
+    "Sequential",
     "Target",
     "Touch",
     "Transaction",
@@ -56,9 +62,16 @@ __all__ = [
 MAX_KEY_BYTES: Final = 1024
 """The longest key anybody may have; the pages of every store have room for it."""
 
+MAX_HELD: Final = 1_000
+"""Keys that a session holds, about: who asks for many at a time may get some more."""
+
 READ_BYTES: Final = 8 << 20
 """What the reads of one transaction return, about; every node holds it in memory, and with an
 idempotency key it becomes one record. The value that goes beyond it is the last one."""
+
+WRITTEN_BYTES: Final = 2 << 20
+"""What the steps of one sequential transaction write, at least: one value may always be as long as
+the entry allows (``Sequential.longest``)."""
 
 
 class Target(IntEnum):
@@ -240,6 +253,21 @@ class Transaction(NamedTuple):
     window: int = 0
 
 
+class Sequential(NamedTuple):
+    """Steps that are done in order, if all comparisons hold before the first; else nothing is done.
+
+    No value may be of more than *longest* bytes. The rest is as in a :class:`Transaction`.
+    """
+
+    compares: tuple[Compare, ...]
+    steps: tuple[Step, ...]
+    longest: int
+    time: int = 0
+    idempotency_key: bytes = b""
+    fingerprint: bytes = b""
+    window: int = 0
+
+
 # -- what came of it -----------------------------------------------------------------------------
 
 
@@ -310,12 +338,15 @@ class Result(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a transaction ended.
+    """How a transaction ended, sequential or not.
 
     *revision* is the log index of the entry that did it: of the first one, if this is the answer to
     a repetition (*repeated*). *results* has one for each operation of the branch that was taken;
     none if it was refused. *refused_key* names whose operation that was. Of a comparison that
     failed, *current* is what its key's revision is, 0 if there is none.
+
+    Of a sequential transaction *done* has what came of each step, instead of *results*, and nothing
+    if a comparison failed; *time* is what the state's clock was set to by then, 0 of any other.
     """
 
     revision: int
@@ -325,6 +356,8 @@ class Outcome(NamedTuple):
     refused_key: bytes = b""
     current: int = 0
     repeated: bool = False
+    done: tuple[Done, ...] = ()
+    time: int = 0
 
 
 class Committed(NamedTuple):

@@ -111,6 +111,7 @@ class Config:
     raft_advertise: Address | None
     http_advertise: str
     metrics_addr: Address | None
+    resp_addr: Address | None
     allowed_hosts: tuple[str, ...]
     trusted_proxies: tuple[str, ...]
     bootstrap: bool
@@ -133,6 +134,7 @@ class Config:
     log_segment_bytes: int
     max_body_bytes: int
     max_connections: int
+    resp_max_connections: int
     max_requests_in_flight: int
     max_watches: int
     max_scans: int
@@ -142,6 +144,7 @@ class Config:
     slow_request: float
     request_timeout: float
     idle_timeout: float
+    resp_idle_timeout: float
     shutdown_timeout: float
     log_level: str
     log_format: str
@@ -360,6 +363,8 @@ SETTINGS: tuple[Setting, ...] = (
        "the base URL clients are redirected to; empty: made from http_addr", _optional_base_url),
     _S("metrics_addr", "ADDRESS", "", "serve /metrics here too; empty: only on http_addr",
        _optional_address),
+    _S("resp_addr", "ADDRESS", "", "serve RESP here, the protocol of Redis clients; empty: nowhere",
+       _optional_address),
     _S("allowed_hosts", "NAMES", "",
        "names, comma-separated, under which this node is asked besides its own; "
        ".example.com: with all below it; *: any",
@@ -414,6 +419,8 @@ SETTINGS: tuple[Setting, ...] = (
     _S("max_body_bytes", "SIZE", "16MiB",
        "the largest body of a request, for transactions and batches", _size(_KIB, 64 * _MIB)),
     _S("max_connections", "COUNT", "10000", "HTTP connections at one time", _count(1, 1_000_000)),
+    _S("resp_max_connections", "COUNT", "10000", "RESP connections at one time",
+       _count(1, 1_000_000)),
     _S("max_requests_in_flight", "COUNT", "20000", "requests being worked on at one time",
        _count(1, 1_000_000)),
     _S("max_watches", "COUNT", "10000", "watches and waits for a change at one time",
@@ -432,6 +439,9 @@ SETTINGS: tuple[Setting, ...] = (
     _S("request_timeout", "DURATION", "30s", "from a request's first byte to its last",
        _duration("10ms", "1h")),
     _S("idle_timeout", "DURATION", "120s", "how long a connection may rest between requests",
+       _duration("10ms", "24h")),
+    _S("resp_idle_timeout", "DURATION", "1h",
+       "how long a RESP connection may rest between commands, unless it has subscribed",
        _duration("10ms", "24h")),
     _S("shutdown_timeout", "DURATION", "8s", "how long a stop waits for requests in flight",
        _duration("1ms", "1h")),
@@ -622,6 +632,8 @@ def _check_addresses(config: Config) -> None:
     listening = {"raft_addr": config.raft_addr, "http_addr": config.http_addr}
     if config.metrics_addr is not None:
         listening["metrics_addr"] = config.metrics_addr
+    if config.resp_addr is not None:
+        listening["resp_addr"] = config.resp_addr
     taken: dict[int, tuple[str, Address]] = {}
     for name, address in listening.items():
         other, where = taken.setdefault(address.port, (name, address))

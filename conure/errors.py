@@ -48,6 +48,7 @@ __all__ = [
     "RequestError",
     "StorageError",
     "TargetTooLong",
+    "TooManyHeld",
     "TooManyRequests",
     "Unavailable",
     "VersionTooNew",
@@ -237,6 +238,16 @@ class Conflict(RequestError):
 
     status = 409
     title = "conflict"
+
+
+class TooManyHeld(Conflict):
+    """A session that is to hold a key holds as many others as one may; nothing changed."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"the session holds {most:,} keys, which end with it in one change: "
+            "release some, or begin another session"
+        )
 
 
 class Compacted(RequestError):

@@ -407,6 +407,7 @@ def test_addresses_that_exclude_each_other() -> None:
     assert error.setting == "http_addr"
     assert "raft_addr" in error.why
     assert error_of(["--metrics-addr=:8081"]).setting == "metrics_addr"
+    assert error_of(["--resp-addr=:8081"]).setting == "resp_addr"
     advertised = "--raft-advertise=10.0.0.1:9000"
     for everywhere in (":9000", "0.0.0.0:9000", "[::]:9000"):
         error = error_of([f"--raft-addr={everywhere}", advertised, "--http-addr=127.0.0.1:9000"])

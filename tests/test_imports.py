@@ -23,6 +23,7 @@ WINGS: dict[str, set[str]] = {
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},
     "http": {"", "net", "state", "service"},
+    "resp": {"", "net", "state", "service"},
     "client": {""},
 }
 ANY = {*WINGS, "ops", "raft", "btree", "pager", "httpapi"}

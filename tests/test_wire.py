@@ -32,6 +32,7 @@ from conure.commands import (
     Release,
     RenewSession,
     Result,
+    Sequential,
     Target,
     Touch,
     Transaction,
@@ -49,6 +50,31 @@ from conure.consensus.messages import (
 from conure.errors import WireError
 from conure.peers import frames
 from conure.state import codec
+from conure.steps import (
+    ALWAYS,
+    FOREVER,
+    WHEN_ABSENT,
+    WHEN_EXISTS,
+    Add,
+    AddFloat,
+    Append,
+    Check,
+    Condition,
+    Done,
+    Erase,
+    Expiry,
+    Lapse,
+    Life,
+    Limit,
+    Look,
+    Move,
+    Obstacle,
+    Overlay,
+    Read,
+    Step,
+    When,
+    Write,
+)
 
 U64 = st.integers(0, 2**64 - 1)
 NODE_ID = st.text(max_size=60).filter(lambda text: max(text, default="") < "\ud800")
@@ -130,7 +156,9 @@ def test_golden_commands() -> None:
         ("01010000", "too short"),
         ("0101000002" + "6b", "a key of 2 bytes"),
         ("0101000000" + "6b", "a key of 0 bytes"),
-        ("0201000001" + "6b", "format version 2"),
+        ("0301000001" + "6b", "format version 3"),
+        ("0201000001" + "6b", "operation 1"),
+        ("0204010001" + "6b", "flags 0x01"),
         ("0003000001" + "6b", "format version 0"),
         ("0104000001" + "6b", "operation 4"),
         ("0103010001" + "6b", "flags 0x01"),
@@ -208,6 +236,8 @@ OUTCOMES = st.builds(
     VALUE,
     U64,
     st.booleans(),
+    st.just(()),
+    st.just(0),
 )
 
 
@@ -344,7 +374,7 @@ def test_a_put_is_no_transaction() -> None:
     ("data", "why"),
     [
         ("01" + "00" * 22, "unpack"),
-        ("02" + "00" * 23, "version 2"),
+        ("03" + "00" * 23, "version 3"),
         ("0104" + "00" * 22, "flags 0x04"),
         ("01000001" + "00" * 20, "version 1"),
         ("010009" + "00" * 21, "9 is not a valid Refusal"),
@@ -386,6 +416,277 @@ def test_any_bytes_are_a_transaction_an_outcome_or_a_wire_error(
 
     data = codec.encode_transaction(transaction)
     canonical(codec.decode_transaction, codec.encode_transaction, broken(data))
+    canonical(codec.decode_outcome, codec.encode_outcome, broken(codec.encode_outcome(outcome)))
+
+
+# -- sequential transactions ---------------------------------------------------------------------
+
+I64 = st.integers(-(2**63), 2**63 - 1)
+CONDITIONS = st.sampled_from([ALWAYS, WHEN_EXISTS, WHEN_ABSENT]) | st.builds(
+    Condition, st.sampled_from([When.EQUAL, When.DIFFERS]), VALUE
+)
+EXPIRIES = st.sampled_from([FOREVER, Expiry(Life.KEPT)]) | st.builds(
+    Expiry, st.sampled_from([Life.TTL, Life.AT, Life.LONGER]), I64
+)
+STEPS: st.SearchStrategy[Step] = st.one_of(
+    st.builds(Read, KEY, I64, I64),
+    st.builds(Look, KEY),
+    st.builds(Write, KEY, VALUE, st.just(ALWAYS), st.just(FOREVER)),
+    st.builds(Write, KEY, VALUE, CONDITIONS, EXPIRIES),
+    st.builds(Erase, KEY, CONDITIONS),
+    st.builds(Lapse, KEY, EXPIRIES, CONDITIONS, st.integers(0, 15).map(Limit)),
+    st.builds(Add, KEY, I64),
+    st.builds(AddFloat, KEY, VALUE),
+    st.builds(Append, KEY, VALUE),
+    st.builds(Overlay, KEY, st.integers(0, 2**63 - 1), VALUE),
+    st.builds(Move, KEY, KEY, st.booleans(), st.booleans()),
+    st.builds(Check, KEY, CONDITIONS, st.integers(0, 2**63 - 1)),
+)
+SEQUENTIALS = st.builds(
+    Sequential,
+    st.lists(COMPARES, max_size=3).map(tuple),
+    st.lists(STEPS, max_size=6).map(tuple),
+    st.integers(0, 2**32 - 1),
+    U64,
+    SHORT,
+    SHORT,
+    U64,
+)
+DONE = st.builds(Done, st.sampled_from(Obstacle), st.booleans(), I64, MAYBE, U64, I64)
+ENDED = st.builds(
+    Outcome,
+    U64,
+    st.booleans(),
+    results=st.just(()),
+    refused_key=st.just(b""),
+    refusal=st.sampled_from(Refusal),
+    current=U64,
+    repeated=st.booleans(),
+    done=st.lists(DONE, max_size=4).map(tuple),
+    time=st.integers(1, 2**64 - 1),
+)
+
+
+@settings(deadline=None)
+@given(SEQUENTIALS)
+def test_sequential_transactions_come_back(sequential: Sequential) -> None:
+    data = codec.encode_sequential(sequential)
+    assert codec.decode_command(data) == (codec.OP_SEQUENTIAL, b"", b"")
+    assert codec.newest_version([codec.encode_put(b"k", b"v"), data]) == codec.SPEAKS == 2
+    decoded = codec.decode_sequential(data)
+    assert decoded == sequential
+    codec.check_command(data)
+    for one, other in zip(decoded.steps, sequential.steps, strict=True):
+        assert type(one) is type(other)  # which equal tuples may not be
+
+
+@settings(deadline=None)
+@given(ENDED)
+def test_outcomes_of_steps_come_back(outcome: Outcome) -> None:
+    decoded = codec.decode_outcome(codec.encode_outcome(outcome))
+    assert decoded == outcome
+    assert all(isinstance(each.obstacle, Obstacle) for each in decoded.done)
+    assert all(each.existed in (True, False) for each in decoded.done)
+
+
+STEPS_HEAD = "020400" + "0000018bcfe56800" + "0000000000000000" + "00100000" + "0000"
+
+
+def test_golden_sequential_transactions() -> None:
+    whole = Sequential(
+        (Compare(b"k", Target.MOD_REVISION, Relation.EQUAL, 7),),
+        (Write(b"k", b"hi"),),
+        1 << 20,
+        time=1_700_000_000_000,
+    )
+    assert codec.encode_sequential(whole).hex() == (
+        STEPS_HEAD + "0001" "0001"
+        "03" "00" "0001" "00000008" "6b" "0000000000000007"
+        "03" "00" "00" "00" "0001" "00000002" "00000000"
+        "0000000000000000" "0000000000000000" "6b" "6869"
+    )  # fmt: skip
+    once = Sequential((), (), 9, idempotency_key=b"id", fingerprint=b"fp", window=256)
+    assert codec.encode_sequential(once).hex() == (
+        "020400" "0000000000000000" "0000000000000100" "00000009" "02" "02" "0000" "0000"
+        "6964" "6670"
+    )  # fmt: skip
+
+
+NOTHING = " 0000000000000000"
+
+
+@pytest.mark.parametrize(
+    ("step", "golden"),
+    [
+        (Read(b"k"), "01 00 00 00 0001 00000000 00000000" + NOTHING + " ffffffffffffffff 6b"),
+        (Look(b"k"), "02 00 00 00 0001 00000000 00000000" + 2 * NOTHING + "6b"),
+        (
+            Write(b"k", b"v", Condition(When.EQUAL, b"w"), Expiry(Life.TTL, 5)),
+            "03 03 02 00 0001 00000001 00000001 0000000000000005" + NOTHING + "6b 76 77",
+        ),
+        (Erase(b"k", WHEN_EXISTS), "04 01 00 00 0001 00000000 00000000" + 2 * NOTHING + "6b"),
+        (
+            Lapse(b"k", Expiry(Life.AT, 5), limit=Limit.HAS_ONE | Limit.LATER),
+            "05 00 03 06 0001 00000000 00000000 0000000000000005" + NOTHING + "6b",
+        ),
+        (
+            Lapse(b"k", Expiry(Life.LONGER, 5), WHEN_ABSENT, Limit.EARLIER),
+            "05 02 04 08 0001 00000000 00000000 0000000000000005" + NOTHING + "6b",
+        ),
+        (Add(b"k", -2), "06 00 00 00 0001 00000000 00000000 fffffffffffffffe" + NOTHING + "6b"),
+        (AddFloat(b"k", b"1"), "07 00 00 00 0001 00000001 00000000" + 2 * NOTHING + "6b 31"),
+        (Append(b"k", b"v"), "08 00 00 00 0001 00000001 00000000" + 2 * NOTHING + "6b 76"),
+        (
+            Overlay(b"k", 9, b"v"),
+            "09 00 00 00 0001 00000001 00000000 0000000000000009" + NOTHING + "6b 76",
+        ),
+        (
+            Move(b"k", b"l", replaces=False, copies=True),
+            "0a 00 00 02 0001 00000001 00000000" + 2 * NOTHING + "6b 6c",
+        ),
+        (
+            Check(b"k", Condition(When.DIFFERS, b"v"), 2),
+            "0b 04 00 00 0001 00000000 00000001 0000000000000002" + NOTHING + "6b 76",
+        ),
+    ],
+)
+def test_golden_steps(step: Step, golden: str) -> None:
+    data = codec.encode_sequential(Sequential((), (step,), 0))
+    assert data[29:] == bytes.fromhex(golden)
+
+
+def test_what_means_nothing_is_left_out_of_a_step() -> None:
+    steps = (
+        Write(b"k", b"v", Condition(When.EXISTS, b"x"), Expiry(Life.KEPT, 5)),
+        Erase(b"k", Condition(When.ALWAYS, b"x")),
+        Lapse(b"k", Expiry(Life.FOREVER, 5), Condition(When.ABSENT, b"x")),
+        Check(b"k", Condition(When.ABSENT, b"x"), 1),
+    )
+    data = codec.encode_sequential(Sequential((), steps, 0))
+    assert codec.decode_sequential(data).steps == (
+        Write(b"k", b"v", WHEN_EXISTS, Expiry(Life.KEPT)),
+        Erase(b"k"),
+        Lapse(b"k", FOREVER, WHEN_ABSENT),
+        Check(b"k", WHEN_ABSENT, 1),
+    )
+
+
+def test_golden_outcomes_of_steps() -> None:
+    done = Outcome(
+        9,
+        True,
+        done=(
+            Done(Obstacle.NONE, True, 2, b"hi", 3, 1),
+            Done(Obstacle.UNMET, number=-1),
+        ),
+        time=2,
+    )
+    assert codec.encode_outcome(done).hex() == (
+        "02" "01" "00" "00" "0000000000000009" "0000000000000000" "0000000000000002" "0002"
+        "00" "03" "0000000000000002" "0000000000000003" "0000000000000001" "00000002" "6869"
+        "01" "00" "ffffffffffffffff" "0000000000000000" "ffffffffffffffff" "00000000"
+    )  # fmt: skip
+    failed = Outcome(9, False, current=8, time=2)
+    assert codec.encode_outcome(failed).hex() == (
+        "02" "00" "00" "00" "0000000000000009" "0000000000000008" "0000000000000002" "0000"
+    )  # fmt: skip
+
+
+A_STEP = "0001 00000000 00000000" + 2 * NOTHING + "6b"
+
+
+@pytest.mark.parametrize(
+    ("tail", "why"),
+    [
+        ("0000 00", "unpack"),
+        ("0000 0000 00", "29 bytes in a command of 30"),
+        ("0001 0000" + "040000010000000861" + "00" * 8, "4 is not a valid Target"),
+        ("ffff 0000" + "000000010000000161" + "62", "unpack"),
+        ("0000 ffff" + "01 00 00 00" + A_STEP, "unpack"),
+        ("0000 0001" + "00 00 00 00" + A_STEP, "unknown kind of step 0"),
+        ("0000 0001" + "0c 00 00 00" + A_STEP, "unknown kind of step 12"),
+        ("0000 0001" + "02 00 00 00 0000 00000000 00000000" + 2 * NOTHING, "a key of 0 bytes"),
+        ("0000 0001" + "02 00 00 00 0002 00000000 00000000" + 2 * NOTHING + "6b", "of 2 bytes"),
+        ("0000 0001" + "02 00 00 00 0001 ffffffff 00000000" + 2 * NOTHING + "6b", "of 1 bytes"),
+        ("0000 0001" + "02 00 00 00 0001 00000001 00000000" + 2 * NOTHING + "6b76", "can't have"),
+        ("0000 0001" + "02 01 00 00" + A_STEP, "something it can't have"),
+        ("0000 0001" + "03 05 00 00" + A_STEP, "a condition 5"),
+        ("0000 0001" + "03 00 05 00" + A_STEP, "an expiry 5"),
+        ("0000 0001" + "03 00 00 01" + A_STEP, "something it can't have"),
+        ("0000 0001" + "05 00 00 10" + A_STEP, "something that it can't have"),
+        ("0000 0001" + "0a 00 00 00" + A_STEP, "something that it can't have"),
+        ("0000 0001" + "0a 00 00 04 0001 00000001 00000000" + 2 * NOTHING + "6b6c", "can't have"),
+        (
+            "0000 0001 09 00 00 00 0001 00000000 00000000 8000000000000000" + NOTHING + "6b",
+            "something that it can't have",
+        ),
+        (
+            "0000 0001 0b 00 00 00 0001 00000000 00000000 8000000000000000" + NOTHING + "6b",
+            "something that it can't have",
+        ),
+        (
+            "0000 0001 03 01 00 00 0001 00000000 00000001" + 2 * NOTHING + "6b76",
+            "a condition 1 with an operand",
+        ),
+        (
+            "0000 0001 03 00 01 00 0001 00000000 00000000 0000000000000001" + NOTHING + "6b",
+            "an expiry 1 with a time 1",
+        ),
+    ],
+)
+def test_a_sequential_transaction_that_nobody_encodes(tail: str, why: str) -> None:
+    data = bytes.fromhex(STEPS_HEAD + tail)
+    with pytest.raises(WireError, match=why):
+        codec.decode_sequential(data)
+    with pytest.raises(WireError):
+        codec.check_command(data)
+
+
+def test_a_put_is_no_sequential_transaction() -> None:
+    with pytest.raises(WireError, match="no sequential transaction"):
+        codec.decode_sequential(codec.encode_put(b"k", bytes(100)))
+
+
+def test_no_step_has_a_longer_key_than_anybody_may_have() -> None:
+    for step in (Read(bytes(1025)), Move(b"k", bytes(1025)), Move(bytes(1025), b"k")):
+        with pytest.raises(WireError, match="a step with a key of 1025 bytes"):
+            codec.check_command(codec.encode_sequential(Sequential((), (step,), 0)))
+    codec.check_command(codec.encode_sequential(Sequential((), (Move(bytes(1024), b"k"),), 0)))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("02" + "00" * 28, "unpack"),
+        ("02" + "00" * 29, "0 steps"),
+        ("0204" + "00" * 28, "flags 0x04"),
+        ("02000001" + "00" * 26, "an outcome"),
+        ("020009" + "00" * 24 + "01" + "0000", "9 is not a valid Refusal"),
+        ("02" + "00" * 26 + "01" + "0000" + "00", "30 bytes in 31"),
+        ("02" + "00" * 28 + "01", "unpack"),
+        ("02" + "00" * 28 + "01" + "0a" + "00" * 29, "a result 10"),
+        ("02" + "00" * 28 + "01" + "0004" + "00" * 28, "flags 0x04"),
+        ("02" + "00" * 28 + "01" + "0002" + "00" * 27 + "01", "ends at 61"),
+        ("02" + "00" * 28 + "01" + "00" * 29 + "01" + "76", "without a value, of 1 bytes"),
+    ],
+)
+def test_an_outcome_of_steps_that_nobody_encodes(data: str, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        codec.decode_outcome(bytes.fromhex(data))
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEQUENTIALS, ENDED, DAMAGES)
+def test_any_bytes_are_a_sequential_transaction_or_a_wire_error(
+    sequential: Sequential, outcome: Outcome, damages: list[tuple[int, bytes]]
+) -> None:
+    def broken(whole: bytes) -> Iterator[bytes]:
+        yield from damaged(whole, 0, damages)
+        for offset, junk in damages:
+            yield from (whole[:offset], whole + junk, junk)
+
+    data = codec.encode_sequential(sequential)
+    canonical(codec.decode_sequential, codec.encode_sequential, broken(data))
     canonical(codec.decode_outcome, codec.encode_outcome, broken(codec.encode_outcome(outcome)))
 
 

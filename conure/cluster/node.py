@@ -60,7 +60,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from sys import maxsize
@@ -73,6 +73,7 @@ from conure.cluster.applying import Applying
 from conure.cluster.checkpointing import Upkeep, UpkeepOptions
 from conure.cluster.digests import Audits
 from conure.cluster.expiring import Expiries
+from conure.cluster.forwarding import FactsReply, Forwarding, Lines
 from conure.cluster.gauges import add_gauges
 from conure.cluster.greetings import Admission, Roads
 from conure.cluster.intake import Intake
@@ -88,11 +89,12 @@ from conure.cluster.opening import (
 )
 from conure.cluster.options import NodeOptions
 from conure.cluster.pacing import Pacing
-from conure.cluster.pending import Read, Reads, Reply, WriteReply, Writes
+from conure.cluster.pending import Read, Reads, Reply, Write, WriteReply, Writes, shifted
 from conure.cluster.proposing import Command, Proposals
 from conure.cluster.reading import LocalState
 from conure.cluster.room import Room
 from conure.cluster.roster import Roster
+from conure.cluster.serving import Serving
 from conure.cluster.standing import Standing
 from conure.cluster.transfers import Senders, Transfers
 from conure.cluster.versions import Versions
@@ -110,6 +112,7 @@ from conure.errors import (
 )
 from conure.fileio import FileSystem
 from conure.metrics import Registry
+from conure.peers.calls import Answer, Call, CallKind
 from conure.peers.protocol import Greeting
 from conure.state.backup import Backup
 from conure.state.history import History
@@ -138,13 +141,16 @@ MAX_GATHERED_BYTES = 64 << 20
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a member that doesn't lead to reach the others."""
 
+CHANGE_MARGIN = 3.0
+"""Seconds that a change of members may take beyond its own limits, where the leader is asked."""
+
 JOIN_AFTER = 5.0
 """Seconds without a leader after which a member asks its seeds whether it still is one."""
 
 log = logging.getLogger("conure.node")
 
 
-class Peers(Roads, Senders, Protocol):
+class Peers(Roads, Senders, Lines, Protocol):
     """The way to the other nodes: transport.py, or a simulated network. Nothing here blocks."""
 
 
@@ -286,6 +292,7 @@ class Node:
             monitor,
             self.take_gathered,
             call_later,
+            self._lose_read,
             has_leases=has_leases,
         )
         self._expiries = expiries = Expiries(
@@ -302,6 +309,7 @@ class Node:
             expiries,
             monitor,
             self._refused,
+            self._lose_write,
             self._fail,
             clock,
             options.write_timeout,
@@ -331,6 +339,35 @@ class Node:
             drive=self._drive,
         )
         self._local = LocalState(raft, store, directory, standing, expiries, monitor, wall)
+        self._forwarding = Forwarding(
+            raft,
+            store,
+            reads,
+            standing,
+            versions,
+            peers,
+            monitor,
+            clock,
+            call_later,
+            self._proposals.take_in,
+            self._confirm,
+            registry,
+            write_timeout=options.write_timeout,
+            read_timeout=options.barrier_timeout,
+            change_timeout=options.write_timeout + 2 * options.election_timeout + CHANGE_MARGIN,
+        )
+        self._serving = Serving(
+            raft,
+            store,
+            standing,
+            monitor,
+            clock,
+            self._take_in,
+            self._confirm_for_other,
+            self,
+            write_timeout=options.write_timeout,
+            read_timeout=options.barrier_timeout,
+        )
 
     @classmethod
     def open(
@@ -444,66 +481,54 @@ class Node:
 
     # -- what the routes ask for (httpapi.Backend) -----------------------------------------------
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         """Commit commands in order: a key's new value, its deletion (None), or a transaction.
 
         *reply* gets ranges of positions in *commands* and how they ended; each position once.
-        Transactions get their time here.
+        Transactions get their time here. The first *kept* of them, None: all, are refused with
+        NotLeader where this node doesn't lead; those after them are passed on to the leader.
         """
-        pacing, proposals, writes = self._pacing, self._proposals, self._writes
+        kept = len(commands) if kept is None else kept
         with self._monitor:
             try:
-                self._standing.refuse_if_not_leading()
-                if writes.gathered_bytes > MAX_GATHERED_BYTES:
-                    raise Unavailable("too many writes wait for a quorum; try again shortly")
+                self._standing.refuse_if_failed()
             except ConureError as error:
                 self._monitor.finished.append(partial(reply, 0, len(commands), error))
                 return
-            proposals.gather(commands, reply)
-            pacing.end_pause_if_all_are_back()
-            self._take_gathered()
-            self._drive()
-            if writes.gathered_bytes and not pacing.is_busy():  # any more
-                proposals.propose()
-                self._drive()
-            is_left = writes.gathered_bytes and not (pacing.is_pausing or pacing.is_busy())
+            if kept:
+                self._write(commands[:kept], reply, passes_on=False)
+            if kept < len(commands):
+                self._write(commands[kept:], shifted(reply, kept), passes_on=True)
+            self._propose_gathered()
             rest = self._rest_of_writers()
-        if is_left:  # nobody else would take it up soon
-            self._call_later(self.take_gathered, 0.0)
         self._slow_down(rest)
 
-    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
         """Call *reply* once everything acknowledged before now is in the local state (R6).
 
-        It answers so many *requests*.
+        It answers so many *requests*. With *passes_on* the leader is asked, if that is another
+        node; an arbiter, which has no state, refuses that like all others do.
         """
         with self._monitor:
+            read = Read(reply, self._clock() + self._options.barrier_timeout, requests)
+            read.passes_on = passes_on and not self._standing.is_arbiter
             try:
-                self._standing.refuse_if_not_leading()
-                if self._room.unwritten and not self._raft.may_read:
-                    raise Unavailable(
-                        "the log of this leader waits for room, and nobody has its first entry: "
-                        f"{self._upkeep.shortage}; read with stale=true, or try again later"
-                    )
-                read = Read(reply, self._clock() + self._options.barrier_timeout, requests)
-                if self._holds_lease():
-                    read.index = self._raft.state_index
-                elif self._pacing.must_hold_reads():
-                    self._reads.gather(read)
-                    self._pacing.end_pause_if_all_are_back()
-                    self._take_gathered()
-                    self._drive()
+                self._standing.refuse_if_failed()
+                if read.passes_on and self._raft.state is not State.LEADER:
+                    self._forwarding.read(read)
                     return
-                else:
-                    read.index = self._raft.read_index(read)
+                self._standing.refuse_if_not_leading()
+                self._confirm(read)
             except ConureError as error:
                 self._monitor.finished.append(partial(reply, error))
-                return
-            if read.index is None or read.index > self._store.applied_index:
-                self._reads.add(read)
-                self._drive()
-            else:
-                self._monitor.finished.append(partial(reply, None))
+            self._drive()
+
+    def pass_on(self, change: str, facts: Mapping[str, Any], reply: FactsReply) -> None:
+        """Ask the leader for a change of members, as Serving names it and its facts; *reply* is
+        told what came of it, by any thread."""
+        self._forwarding.change(change, facts, reply)
 
     def get_all(
         self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
@@ -710,6 +735,14 @@ class Node:
         """Take messages from an admitted node, all that have arrived together."""
         self._serve(messages)
 
+    def called(self, peer: Greeting, call: Call, answer: Callable[[Answer], None]) -> None:
+        """Serve what another node asks for its clients. Raises WireError for what none asks."""
+        self._serving.take(peer, call, answer)
+        if call.kind is CallKind.WRITE:
+            with self._monitor.lock:
+                rest = self._rest_of_writers()
+            self._slow_down(rest)
+
     def take_gathered(self) -> None:
         """Take up the requests that came while others waited for their quorum, or refuse them."""
         with self._monitor:
@@ -764,10 +797,12 @@ class Node:
                         self._admission.call_out()
                     self._admission.forget(now)
                     self._take_gathered()
+                    self._forwarding.go_on()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive
                     self._fail(error)
                 else:
                     self._go_on()
+            self._forwarding.expire(now)
             self._monitor.finished += self._writes.expired(now) + self._reads.expired(now)
 
     def housekeep(self) -> None:
@@ -876,10 +911,14 @@ class Node:
             if role != self._last_role:
                 if self._last_role[0] is State.LEADER:
                     self._heard = self._clock()  # up to now it was this node that led
+                    self._take_back_gathered()
                 self._last_role = role
                 self._admission.judge()
                 self._audits.forget()
                 self._log_role()
+                self._forwarding.note_role()
+                self._take_gathered()
+                self._carry_out_all()
         except Exception as error:  # noqa: BLE001 - whatever stops a step half-way ends the node
             self._fail(error)
 
@@ -926,13 +965,113 @@ class Node:
         self._proposals.propose()
         self._pacing.confirm()
 
+    def _write(self, commands: Sequence[Command], reply: WriteReply, *, passes_on: bool) -> None:
+        """Gather commands, or pass them on, or refuse them."""
+        if self._raft.state is State.LEADER:
+            try:
+                self._refuse_if_crowded()
+            except Unavailable as error:
+                self._monitor.finished.append(partial(reply, 0, len(commands), error))
+            else:
+                self._proposals.gather(commands, reply, passes_on=passes_on)
+        elif passes_on:
+            self._forwarding.write(self._proposals.to_pass_on(commands, reply))
+        else:
+            not_leader = self._standing.not_leader()
+            self._monitor.finished.append(partial(reply, 0, len(commands), not_leader))
+
+    def _take_in(self, write: Write) -> None:
+        """Gather what another node was asked for. Raises Unavailable."""
+        self._refuse_if_crowded()
+        self._proposals.take_in(write)
+        self._propose_gathered()
+
+    def _refuse_if_crowded(self) -> None:
+        if self._writes.gathered_bytes > MAX_GATHERED_BYTES:
+            raise Unavailable("too many writes wait for a quorum; try again shortly")
+
+    def _propose_gathered(self) -> None:
+        """Propose what was gathered, if it is time for that."""
+        pacing, writes = self._pacing, self._writes
+        if not writes.gathered_bytes:
+            return
+        pacing.end_pause_if_all_are_back()
+        self._take_gathered()
+        self._drive()
+        if writes.gathered_bytes and not pacing.is_busy():  # any more
+            self._proposals.propose()
+            self._drive()
+        if writes.gathered_bytes and not (pacing.is_pausing or pacing.is_busy()):
+            # Nobody else would take it up soon.
+            self._monitor.finished.append(partial(self._call_later, self.take_gathered, 0.0))
+
+    def _confirm(self, read: Read, *, may_use_lease: bool = True) -> None:
+        """Have a leader's read confirmed, together with others if others are being confirmed.
+        Raises ConureError."""
+        if self._room.unwritten and not self._raft.may_read:
+            raise Unavailable(
+                "the log of this leader waits for room, and nobody has its first entry: "
+                f"{self._upkeep.shortage}; read with stale=true, or try again later"
+            )
+        if may_use_lease and self._holds_lease():
+            read.index = self._raft.state_index
+        elif self._pacing.must_hold_reads():
+            self._reads.gather(read)
+            self._pacing.end_pause_if_all_are_back()
+            self._take_gathered()
+            return
+        else:
+            read.index = self._raft.read_index(read)
+        if read.index is None or read.index > self._store.applied_index:
+            self._reads.add(read)
+        else:
+            self._monitor.finished.append(partial(read.reply, None))
+
+    def _confirm_for_other(self, read: Read, peer: Greeting, applied: int) -> None:
+        """Have a read of another node confirmed, which has got so far. Raises ConureError.
+
+        One that is behind is told by the messages of a round that more is committed, and by nothing
+        so soon without one.
+        """
+        raft = self._raft
+        is_behind = applied < raft.state_index
+        if not is_behind and raft.is_confirmed_by(peer.node_id, peer.incarnation):
+            read.index = raft.state_index
+            self._monitor.finished.append(partial(read.reply, None))
+            return
+        self._confirm(read, may_use_lease=not is_behind)
+        self._drive()
+
+    def _take_back_gathered(self) -> None:
+        """Pass on what was gathered to be proposed here, ahead of all that comes from now on. What
+        isn't passed on waits for the next proposal, which finds out who leads by then."""
+        for write in self._writes.take():
+            if write.passes_on:
+                self._forwarding.take_back(write)
+            else:
+                self._writes.gather(write)
+
+    def _lose_write(self, write: Write, error: ConureError) -> None:
+        """Take back a write that was gathered, from a leader that is one no more."""
+        if write.passes_on and isinstance(error, NotLeader):
+            self._forwarding.take_back(write)
+        else:
+            self._monitor.finished.append(write.answer(error))
+
+    def _lose_read(self, read: Read, error: ConureError) -> None:
+        """Likewise a read that waits for its confirmation."""
+        if read.passes_on:
+            self._forwarding.resume(read)
+        else:
+            self._monitor.finished += self._reads.lost(read, error)
+
     def _take_reads(self, ready: Ready) -> None:
         for read_state in ready.reads:
             assert isinstance(read_state.context, Read)
             read_state.context.index = read_state.index
         for context in ready.lost_reads:
             assert isinstance(context, Read)
-            self._monitor.finished += self._reads.lost(context, self._standing.not_leader())
+            self._lose_read(context, self._standing.not_leader())
 
     def _take_state(self, message: Message) -> None:
         """Give the core the message of a state that was received completely, and drive it."""
@@ -1035,6 +1174,7 @@ class Node:
     def _answer_all(self, error: ConureError) -> None:
         finished = self._monitor.finished
         finished += self._writes.ended(error) + self._reads.ended(Unavailable(str(error)))
+        self._forwarding.end(error)
         for reply in self._changes.end():
             finished.append(partial(reply, error))
 

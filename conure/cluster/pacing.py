@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from conure.cluster.applying import Applying
 from conure.cluster.monitor import CallLater, Monitor
-from conure.cluster.pending import Reads, Writes
+from conure.cluster.pending import Read, Reads, Writes
 from conure.consensus.messages import State
-from conure.errors import NotLeader
+from conure.errors import ConureError, NotLeader
 from raft import Raft
 
 __all__ = ["Pacing"]
@@ -33,8 +33,9 @@ WORTH_A_BATCH = 64
 class Pacing:
     """Says when what waits in *writes* and *reads* is taken up by the node whose core is *raft*.
 
-    *take_gathered* takes it up; *call_later* has that done in a moment. *has_leases* is whether
-    reads are answered by leases.
+    *take_gathered* takes it up; *call_later* has that done in a moment. *lose* is told of reads
+    that can't be confirmed, since this node doesn't lead any more. *has_leases* is whether reads
+    are answered by leases.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Pacing:
         monitor: Monitor,
         take_gathered: Callable[[], None],
         call_later: CallLater,
+        lose: Callable[[Read, ConureError], None],
         *,
         has_leases: bool,
     ) -> None:
@@ -56,6 +58,7 @@ class Pacing:
         self._monitor = monitor
         self._take_gathered = take_gathered
         self._call_later = call_later
+        self._lose = lose
         self._has_leases = has_leases
         self._last_proposed = 0, 0  # term and index of the last command
         self._crowd = 0  # requests that waited before the last answers
@@ -95,7 +98,7 @@ class Pacing:
             try:
                 read.index = self._raft.read_index(read)
             except NotLeader as error:
-                self._monitor.finished += self._reads.lost(read, error)
+                self._lose(read, error)
 
     def pause(self, waiting: int) -> None:
         """Wait for what comes of those who are answered now, of so many who were *waiting*.

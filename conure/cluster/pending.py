@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from sys import maxsize
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from conure.commands import Committed, Outcome
 from conure.consensus.messages import Entry
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
 
-__all__ = ["Answers", "Read", "Reads", "Reply", "Write", "WriteReply", "Writes"]
+__all__ = ["Answers", "Read", "Reads", "Reply", "Write", "WriteReply", "Writes", "shifted"]
 
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]
@@ -55,14 +56,24 @@ class _Batch:
 
 
 class Write(NamedTuple):
-    """Encoded commands that are not proposed yet."""
+    """Encoded commands that are not proposed yet; passed on, if this node doesn't lead."""
 
     commands: list[bytes]
     reply: WriteReply
     deadline: float
+    passes_on: bool = False
 
     def answer(self, error: ConureError) -> Callable[[], None]:
         return partial(self.reply, 0, len(self.commands), error)
+
+    def parts(self, version_of: Callable[[bytes], int]) -> list[Write]:
+        """Return the same commands in the same order, as writes of one version each."""
+        parts, at = [], 0
+        for _, same in groupby(self.commands, version_of):
+            commands = list(same)
+            parts.append(self._replace(commands=commands, reply=shifted(self.reply, at)))
+            at += len(commands)
+        return parts
 
 
 class Writes:
@@ -188,12 +199,17 @@ class Writes:
 @dataclass(slots=True, eq=False)
 class Read:
     """What waits for its confirmation, or for its *index* to be applied: the reads of so many
-    *requests* that came together."""
+    *requests* that came together.
+
+    Passed on, if this node doesn't lead; *failures*: how often nobody could be asked so far.
+    """
 
     reply: Reply
     deadline: float
     requests: int = 1
     index: int | None = None
+    passes_on: bool = False
+    failures: int = 0
 
 
 class Reads:
@@ -235,12 +251,16 @@ class Reads:
             answers.append(partial(reads.popleft().reply, None))
         return answers
 
+    def withdraw(self, read: Read) -> bool:
+        """Let a read wait no more; False: it has had its answer."""
+        is_waiting = read in self._reads
+        if is_waiting:
+            self._reads.remove(read)
+        return is_waiting
+
     def lost(self, read: Read, error: ConureError) -> Answers:
         """Answer one that will not be confirmed; it may have expired before."""
-        if read not in self._reads:
-            return []
-        self._reads.remove(read)
-        return [partial(read.reply, error)]
+        return [partial(read.reply, error)] if self.withdraw(read) else []
 
     def expired(self, now: float) -> Answers:
         """Answer those whose time is up."""
@@ -255,3 +275,16 @@ class Reads:
         reads, self._reads = self._reads, deque()
         self._gathered.clear()
         return [partial(read.reply, error) for read in reads]
+
+
+def shifted(reply: WriteReply, offset: int) -> WriteReply:
+    """Return what is told of the commands of a batch from *offset* on, as if they were all."""
+    if not offset:
+        return reply
+
+    def told(start: int, stop: int, ended: Committed | ConureError) -> None:
+        if isinstance(ended, Committed):
+            ended = Committed(ended.first - offset, ended.outcomes)
+        reply(start + offset, stop + offset, ended)
+
+    return told

@@ -19,9 +19,9 @@ from conure.cluster.pacing import Pacing
 from conure.cluster.pending import Write, WriteReply, Writes
 from conure.cluster.room import Room
 from conure.cluster.versions import Versions
-from conure.commands import Transaction
+from conure.commands import Sequential, Transaction
 from conure.consensus.raftlog import ENTRY_OVERHEAD, RaftLog
-from conure.errors import Conflict, ConureError, OutcomeUnknown
+from conure.errors import Conflict, ConureError, NotLeader, OutcomeUnknown
 from conure.metrics import Histogram
 from conure.state import codec
 from raft import Raft
@@ -32,14 +32,15 @@ MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
 """Gathered commands, and their bytes, after which no more are proposed in one go: to log and apply
 them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
 
-Command = tuple[bytes, bytes | None] | Transaction
+Command = tuple[bytes, bytes | None] | Transaction | Sequential
 """A key and its new value, None to delete it; or a transaction, whose time is set by the node."""
 
 
 class Proposals:
     """Proposes to *raft* what is gathered in *writes*.
 
-    *refused* is told why a write was refused and returns what to answer; *fail* ends the node.
+    *refused* is told why a write was refused and returns what to answer; *lose* is given those that
+    find that this node doesn't lead any more; *fail* ends the node.
     *timeout* is how long a write may take, in seconds. *batch_sizes* observes commands a batch.
     """
 
@@ -55,6 +56,7 @@ class Proposals:
         expiries: Expiries,
         monitor: Monitor,
         refused: Callable[[ConureError], ConureError],
+        lose: Callable[[Write, ConureError], None],
         fail: Callable[[Exception], None],
         clock: Callable[[], float],
         timeout: float,
@@ -70,16 +72,29 @@ class Proposals:
         self._expiries = expiries
         self._monitor = monitor
         self._refused = refused
+        self._lose = lose
         self._fail = fail
         self._clock = clock
         self._timeout = timeout
         self._batch_sizes = batch_sizes
 
-    def gather(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def gather(
+        self, commands: Sequence[Command], reply: WriteReply, *, passes_on: bool = False
+    ) -> None:
         """Encode commands and let them wait until they are proposed. A transaction gets its time
         here."""
-        encoded = self._encode(commands)
-        self._writes.gather(Write(encoded, reply, self._clock() + self._timeout))
+        self._writes.gather(self._write_of(commands, self._expiries.time(), reply, passes_on))
+
+    def to_pass_on(self, commands: Sequence[Command], reply: WriteReply) -> Write:
+        """Encode commands that another node is to propose, which gives transactions their time."""
+        return self._write_of(commands, 0, reply, passes_on=True)
+
+    def take_in(self, write: Write) -> None:
+        """Let encoded commands wait likewise, which another node has taken in or was to propose;
+        their transactions get their time here."""
+        now = self._expiries.time()
+        commands = [codec.stamp(command, now) for command in write.commands]
+        self._writes.gather(write._replace(commands=commands))
 
     def propose(self) -> None:
         """Make one batch of log entries of the gathered writes, all that it takes, or refuse them.
@@ -95,17 +110,22 @@ class Proposals:
             return
         commands = list(chain.from_iterable([each.commands for each in gathered]))
         newest = codec.newest_version(commands)
-        if newest > 1:
+        if newest > 1 and not self._is_read_by_all(newest):
             gathered = self._that_all_read(gathered)
             commands = list(chain.from_iterable([each.commands for each in gathered]))
             if not commands:
                 return
+            newest = codec.newest_version(commands)
         try:
             obstacle = self._upkeep.obstacle
             if obstacle is not None:
                 raise obstacle
             self._log.reserve(sum(map(len, commands)) + ENTRY_OVERHEAD * len(commands))
             first = self._raft.propose(commands)
+        except NotLeader as error:
+            for each in gathered:
+                self._lose(each, error)
+            return
         except ConureError as error:
             self._monitor.finished += [each.answer(self._refused(error)) for each in gathered]
             return
@@ -118,26 +138,27 @@ class Proposals:
         term = self._raft.term
         pacing.note_proposed(term, first + len(commands) - 1)
         self._batch_sizes.observe(len(commands))
-        for commands_of_one, reply, deadline in gathered:
+        for commands_of_one, reply, deadline, _ in gathered:
             self._writes.add(term, first, len(commands_of_one), reply, deadline)
             first += len(commands_of_one)
 
-    def _encode(self, commands: Sequence[Command]) -> list[bytes]:
-        put, delete = codec.encode_put, codec.encode_delete
-        encoded = []
-        for command in commands:
-            if isinstance(command, Transaction):
-                stamped = command._replace(time=self._expiries.time())
-                encoded.append(codec.encode_transaction(stamped))
-            else:
-                key, value = command
-                encoded.append(delete(key) if value is None else put(key, value))
-        return encoded
+    def _write_of(
+        self, commands: Sequence[Command], now: int, reply: WriteReply, passes_on: bool
+    ) -> Write:
+        deadline = self._clock() + self._timeout
+        return Write(_encode(commands, now), reply, deadline, passes_on)
+
+    def _is_read_by_all(self, version: int) -> bool:
+        try:
+            self._versions.check(version, self._raft.configuration)
+        except Conflict:
+            return False
+        return True
 
     def _that_all_read(self, gathered: Sequence[Write]) -> list[Write]:
         """Return the gathered writes whose format every member reads, and refuse the others."""
         kept = []
-        for each in gathered:
+        for each in chain.from_iterable([each.parts(_version_of) for each in gathered]):
             try:
                 self._versions.check(codec.newest_version(each.commands), self._raft.configuration)
             except Conflict as error:
@@ -145,3 +166,21 @@ class Proposals:
             else:
                 kept.append(each)
         return kept
+
+
+def _encode(commands: Sequence[Command], now: int) -> list[bytes]:
+    put, delete = codec.encode_put, codec.encode_delete
+    encoded = []
+    for command in commands:
+        if isinstance(command, Transaction):
+            encoded.append(codec.encode_transaction(command._replace(time=now)))
+        elif isinstance(command, Sequential):
+            encoded.append(codec.encode_sequential(command._replace(time=now)))
+        else:
+            key, value = command
+            encoded.append(delete(key) if value is None else put(key, value))
+    return encoded
+
+
+def _version_of(command: bytes) -> int:
+    return command[0]

@@ -3,7 +3,7 @@
 A :class:`Line` connects, sends a request that somebody has encoded, and reads the answer whole. All
 of that is bounded: connecting in time, the exchange by a deadline however slowly the bytes come,
 the answer in its length, and in all the bytes that it takes. What is asked, and what a failure
-means, is for the caller: forwarding.py passes requests on to a leader, joining.py asks the seeds.
+means, is for the caller: joining.py asks the seeds.
 The client library (client/) has a way of its own: it reads answers without a length, and runs where
 there is no server.
 

@@ -2,11 +2,11 @@
 
 One thread accepts, within the bounds of guests.py, and gives each connection a thread of its own:
 it shakes hands, and then reads, receives a snapshot (transfer.py), or sleeps while others read
-the messages (inbox.py). The newest connection of a node takes the place of its older one, which has
-ended by then: what a node sends is handed over in order (duty 4 of transport.py). A connection is
-in the table before the host decides on its other end, so that none slips through when what the host
-goes by changes in between (:meth:`Acceptor.judge`). The host is called without any lock of this
-file, but for the question whether somebody is a member.
+the messages (inbox.py) or the calls (answering.py). The newest connection of a node and kind takes
+the place of its older one, which has ended by then: what a node sends is handed over in order (duty
+4 of transport.py). A connection is in the table before the host decides on its other end, so that
+none slips through when what the host goes by changes in between (:meth:`Acceptor.judge`). The host
+is called without any lock of this file, but for the question whether somebody is a member.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from conure.errors import ConureError, Refused, WireError
 from conure.metrics import Counter
 from conure.net.listener import BoundServer, bind
 from conure.peers import sockets
+from conure.peers.answering import Called, Calls
 from conure.peers.guests import MAX_INCOMING, Guests
 from conure.peers.inbox import Inbox
+from conure.peers.line import Line
 from conure.peers.protocol import (
     MAX_HANDSHAKE,
     NOT_BELIEVED,
@@ -54,7 +56,7 @@ _TOLD_TIME = 600.0  # seconds after which all of them are forgotten
 log = logging.getLogger("conure.transport")
 
 
-class Answering(Protocol):
+class Answering(Called, Protocol):
     """The part of the host that is asked about nodes that have dialled, and told what they send.
     Called by the threads of the connections, or the registrar's."""
 
@@ -64,8 +66,8 @@ class Answering(Protocol):
     def admit(self, kind: str, to: str, peer: Greeting, known_as: str) -> None:
         """Decide on a node that has dialled this one, looking for *to*. Raises Refused.
 
-        *kind* is ``messages``, ``snapshot`` or ``probe``, *known_as* the incarnation that the node
-        takes this one to have, "" if it doesn't say.
+        *kind* is ``messages``, ``snapshot``, ``calls`` or ``probe``, *known_as* the incarnation
+        that the node takes this one to have, "" if it doesn't say.
         """
 
     def is_member(self, peer: Greeting) -> bool:
@@ -112,9 +114,9 @@ class Acceptor:
     """The connections of one Raft port: bound at once, accepted from :meth:`start` on.
 
     *stopping* is set when the transport is closed, before :meth:`stop` is called; *threads* run the
-    connections. *refused* counts those that are, *received_from* returns the counter for the bytes
-    of a node, and *hurry* is told which node has just dialled: it is there. Raises OSError if the
-    address can't be bound.
+    connections. *refused* counts those that are, *received_from* and *sent_to* return the counters
+    for the bytes of a node, and *hurry* is told which node has just dialled: it is there. Raises
+    OSError if the address can't be bound.
     """
 
     _host: Answering  # as of start()
@@ -127,19 +129,21 @@ class Acceptor:
         threads: Threads,
         refused: Counter,
         received_from: Callable[[str], Counter],
+        sent_to: Callable[[str], Counter],
         hurry: Callable[[str], None],
     ) -> None:
         self._stopping = stopping
         self._threads = threads
         self._refused = refused
         self._received_from = received_from
+        self._sent_to = sent_to
         self._hurry = hurry
         # Guards what follows. Held for moments, and no other lock is taken under it.
         self._lock = threading.Lock()
         self._guests = Guests()
         self._places: dict[tuple[str, str], _Place] = {}  # kind and node
         self._callers: dict[socket.socket, _End] = {}
-        self._inboxes: dict[socket.socket, Inbox] = {}
+        self._inboxes: dict[socket.socket, Inbox | Line] = {}
         self._told: set[tuple[str, str]] = set()  # IP address and what was logged of it
         self._told_since = monotonic()
         self._started = False
@@ -225,6 +229,8 @@ class Acceptor:
                 self._hurry(peer.node_id)
                 if kind == "messages":
                     self._read_messages(sock, peer)
+                elif kind == "calls":
+                    self._take_calls(sock, peer)
                 else:
                     self._receive_snapshot(sock, peer)
             if end.why_dropped and self._is_news(address[0], end.why_dropped):
@@ -330,6 +336,22 @@ class Acceptor:
                 del self._inboxes[sock]
         if inbox.error is not None:
             raise inbox.error
+
+    def _take_calls(self, sock: socket.socket, peer: Greeting) -> None:
+        sent, received = self._sent_to(peer.node_id), self._received_from(peer.node_id)
+        line = Calls(sock, peer, self._host, sent, received, partial(self._expect, sock)).line
+        with self._lock:
+            if self._stopping.is_set() or self._callers[sock].why_dropped:
+                line.close()
+                return
+            self._inboxes[sock] = line
+        try:
+            line.run(self._registrar)
+        finally:
+            with self._lock:
+                del self._inboxes[sock]
+        if line.error is not None:
+            raise line.error
 
     def _receive_snapshot(self, sock: socket.socket, peer: Greeting) -> None:
         receive(

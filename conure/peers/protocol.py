@@ -1,10 +1,12 @@
 """What two nodes say on a connection beside the core's messages: as JSON, its rules and its shapes.
 
-Connections go one way: whoever dials sends, whoever accepts only answers. So two nodes that talk
-have two connections, and a half that broke says nothing about the other. What travels is frames
-(frames.py), and each connection begins with a handshake of one frame each way, JSON::
+Connections go one way: whoever dials sends or asks, whoever accepts only answers. So two nodes that
+talk have two connections, and a half that broke says nothing about the other. What travels is
+frames (frames.py, calls.py), and each connection begins with a handshake of one frame each way,
+JSON::
 
-    dialer     {"protocol": 1, "kind": "messages" | "snapshot" | "probe", "to": node id,
+    dialer     {"protocol": 1, "kind": "messages" | "snapshot" | "calls" | "probe",
+                "to": node id,
                 "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
                 "raft_address": …, "http_address": …, "speaks": …, "election_timeout": …,
                 "known_as": the incarnation that the dialer takes the acceptor to have}
@@ -12,6 +14,7 @@ have two connections, and a half that broke says nothing about the other. What t
                {"protocol": 1, "refused": why}
 
     messages   dialer: one frame a message, without end
+    calls      dialer: one frame a call; acceptor: one frame for each part of an answer (calls.py)
     probe      nothing: the answer to the handshake is what was asked for
     snapshot   dialer: {"message": base64 of the message's frame, "digest": …, "records": …,
                         "id": …}
@@ -43,6 +46,7 @@ from conure.peers.frames import decode_message, encode_message
 from conure.values import is_address, is_base_url
 
 __all__ = [
+    "CALLS_SINCE",
     "MAX_ANSWER",
     "MAX_HANDSHAKE",
     "MAX_HEADER",
@@ -64,6 +68,9 @@ __all__ = [
 
 PROTOCOL: Final = 1
 
+CALLS_SINCE: Final = 2
+"""What a node speaks at least that takes connections for calls."""
+
 MAX_HANDSHAKE: Final = 8 << 10
 """Bytes of a frame of the handshake."""
 
@@ -77,7 +84,7 @@ NOT_BELIEVED: Final = "it isn't who belongs to the cluster under that name, or n
 """Why a connection is closed that would not be made again; for the log."""
 
 _MAX_TEXT = 512  # characters of a node id, an address, a reason
-_KINDS = ("messages", "snapshot", "probe")
+_KINDS = ("messages", "snapshot", "calls", "probe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,7 @@ class Hello(NamedTuple):
     """What a node says that has dialled."""
 
     kind: str
-    """``messages``, ``snapshot`` or ``probe``."""
+    """``messages``, ``snapshot``, ``calls`` or ``probe``."""
     to: str
     """The id of the node that it looks for."""
     greeting: Greeting

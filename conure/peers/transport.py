@@ -1,7 +1,8 @@
-"""Peers over TCP: messages of the core, snapshots, and the question who is at an address.
+"""Peers over TCP: messages of the core, snapshots, calls, and the question who is at an address.
 
 The face of this wing. What the two ends say to each other is drawn in protocol.py; dialling.py and
 accepting.py open and take connections, peer.py is the way to one node, inbox.py what one brings.
+Calls have a way of their own (calling.py), and what one of those brings is answered (answering.py).
 
 Duties, cited by number in code and tests:
 
@@ -20,10 +21,13 @@ Duties, cited by number in code and tests:
    :meth:`Transport.connect` asks for it: after a pause that grows, or at once if the other node
    has dialled this one. The newest connection of a node takes the place of its older one, which
    has ended by then: what a node sends is handed over in order.
-5. :meth:`Transport.close` ends every thread and connection, whatever they wait for.
+5. A call that was sent is not sent again. Whoever asked is told whether it was, unless there is an
+   answer.
+6. :meth:`Transport.close` ends every thread and connection, whatever they wait for.
 
 Threads: one accepts; each incoming connection has one; each peer has one, which dials, sends what
-a socket did not take at once and else sleeps; so has each snapshot that is sent and each probe.
+a socket did not take at once and else sleeps, and so has each that was ever called; so has each
+snapshot that is sent and each probe.
 Every method of :class:`Transport` may be called from any thread, also by a caller that holds a
 lock of its own, except :meth:`Transport.close`: what the host needs to return from its calls must
 be free then. The host is called without any lock of this wing, but for :meth:`Host.is_member`.
@@ -41,6 +45,8 @@ from conure.errors import ConureError, Refused
 from conure.metrics import Counter, Registry
 from conure.peers import sockets
 from conure.peers.accepting import Acceptor, Answering, Registrar
+from conure.peers.calling import CallReply, CallWay
+from conure.peers.calls import Call
 from conure.peers.dialling import Calling, Dialler
 from conure.peers.frames import encode_message
 from conure.peers.peer import Peer
@@ -68,12 +74,14 @@ class Transport:
     """
 
     _host: Host  # as of start()
+    _registrar: Registrar | None
 
     def __init__(self, address: tuple[str, int], registry: Registry) -> None:
-        # Guards the two that follow, of which _peers is replaced and never changed. Held for
+        # Guards the three that follow, of which _peers is replaced and never changed. Held for
         # moments, and no other lock is taken under it.
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
+        self._ways: dict[str, CallWay] = {}  # to some of the peers, for calls
         self._transfers: set[str] = set()
         self._closed = threading.Event()
 
@@ -100,16 +108,23 @@ class Transport:
             lambda: sum(peer.is_connected for peer in self._peers.values()),
         )
         self._acceptor = Acceptor(
-            address, self._closed, self._threads, refused, self._received_from, self._hurry
+            address,
+            self._closed,
+            self._threads,
+            refused,
+            self._received_from,
+            self._sent_to,
+            self._hurry,
         )
         self.port = self._acceptor.port
 
     def start(self, host: Host, registrar: Registrar | None = None) -> None:
         """Begin to answer; returns at once. Once, before anything is sent.
 
-        *registrar* reads the messages, if not a thread for each connection.
+        *registrar* reads messages, calls and answers, if not a thread for each connection.
         """
         self._host = host
+        self._registrar = registrar
         self._dialler.start(host)
         self._acceptor.start(host, registrar)
 
@@ -128,6 +143,14 @@ class Transport:
                 for node_id, address in peers.items()
             }
             after = self._peers
+            ways = dict(self._ways)
+            for node_id in ways.keys() - after.keys():
+                del self._ways[node_id]
+        for node_id, way in ways.items():
+            if node_id in after:
+                way.move(peers[node_id])
+            else:
+                way.close()
         for node_id, peer in before.items():
             if node_id not in after:
                 peer.close()
@@ -142,6 +165,25 @@ class Transport:
         peer = self._peers.get(message.to)
         if peer is not None:
             peer.send(encode_message(message))
+
+    def call(self, to: str, call: Call, reply: CallReply, seconds: float) -> bool:
+        """Ask a peer; *reply* is told what it answers, or why it does not (5). False: it is none,
+        or is being asked too much; nothing is told then.
+
+        In the order of coming here, unless a connection is lost. Who does not answer within so many
+        seconds loses the connection. Never blocks, and calls nobody.
+        """
+        with self._lock:
+            peer = None if self._closed.is_set() else self._peers.get(to)
+            if peer is None:
+                return False
+            way = self._ways.get(to)
+            if way is None:
+                sent, received = self._sent_to(to), self._received_from(to)
+                way = CallWay(to, peer.address, self._dialler, sent, received, self._registrar)
+                self._ways[to] = way
+                self._threads.spawn(f"calls-{to}", way.run)
+        return way.call(call, reply, seconds)
 
     def connect(self, node_ids: Iterable[str]) -> None:
         """Open the connections to these peers that are missing: each is tried once. Never blocks.
@@ -196,7 +238,7 @@ class Transport:
         self._dialler.probe(address, node_id, reply, known_as)
 
     def close(self) -> None:
-        """End every connection and thread; returns when they have ended (5).
+        """End every connection and thread; returns when they have ended (6).
 
         The host is not called any more then. A look-up of a name that hangs is left behind. Calling
         it again does nothing.
@@ -205,10 +247,12 @@ class Transport:
             if self._closed.is_set():
                 return
             self._closed.set()
-            peers = self._peers.values()
+            peers, ways = self._peers.values(), [*self._ways.values()]
         self._acceptor.stop()
         for peer in peers:
             peer.close()
+        for way in ways:
+            way.close()
         self._acceptor.close()
         self._dialler.close()
         self._threads.join(2 * sockets.CONNECT_TIME)
@@ -231,8 +275,14 @@ class Transport:
         return peer.address
 
     def _received_from(self, node_id: str) -> Counter:
+        return self.received_bytes.labels(self._known(node_id))
+
+    def _sent_to(self, node_id: str) -> Counter:
+        return self.sent_bytes.labels(self._known(node_id))
+
+    def _known(self, node_id: str) -> str:
         # There are only so many peers, but any number of names.
-        return self.received_bytes.labels(node_id if node_id in self._peers else "other")
+        return node_id if node_id in self._peers else "other"
 
     def _transfer(self, outgoing: Outgoing, is_alone: bool) -> None:
         message = outgoing.header.message

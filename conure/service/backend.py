@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sys import maxsize
 from typing import Any, Protocol
 
-from conure.commands import Committed, Transaction
+from conure.commands import Committed, Sequential, Transaction
 from conure.errors import ConureError
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "WriteReply",
 ]
 
-Command = tuple[bytes, bytes | None] | Transaction
+Command = tuple[bytes, bytes | None] | Transaction | Sequential
 """A key and its new value, None to delete it; or a transaction, whose time the backend sets."""
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]
@@ -98,12 +98,19 @@ class Backup(Protocol):
 class KeyValueBackend(Protocol):
     """What the service needs of a node. Any thread; nothing here may block long."""
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
-        """Commit the commands in order; *reply* covers each of them exactly once."""
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
+        """Commit the commands in order; *reply* covers each of them exactly once.
 
-    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+        Where this node doesn't lead, the first *kept* of them, None: all, are refused with
+        NotLeader, and those after them passed on to the leader.
+        """
+
+    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
         """Call *reply*, which answers so many *requests*, once the local state holds every write
-        acknowledged before now."""
+        acknowledged before now. Where this node doesn't lead, the leader is asked for that with
+        *passes_on*; without it the reply is NotLeader."""
 
     def get_all(
         self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0

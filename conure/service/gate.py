@@ -6,6 +6,8 @@ spelled out here (:func:`steps_of`), for all protocols alike:
 
 - a comparison reads its key, and so does each operation whose outcome shows what was stored:
   an acquisition, too, and a put that keeps the time there was; so does a watch with values before;
+- a step of a sequential transaction reads its key if its outcome depends on what was stored, and
+  one that moves a record writes both keys;
 - an acquisition writes its key, so a session holds no key that its caller may not delete;
 - what a session with the behavior ``delete`` holds is removed when it ends, and which keys that
   will be is known only when the log comes to it: who ends one has to be allowed all keys.
@@ -32,10 +34,13 @@ from conure.commands import (
     Range,
     Release,
     RenewSession,
+    Sequential,
     Touch,
     Transaction,
 )
 from conure.service.backend import Command
+from conure.steps import ALWAYS, Check, Erase, Life, Look, Move, Read, Write
+from conure.steps import Step as SequentialStep
 
 __all__ = ["ANONYMOUS", "NO_KEYS", "Action", "AllowAll", "Caller", "Gate", "Step", "steps_of"]
 
@@ -46,6 +51,7 @@ NO_KEYS = (b"", b"")
 """The range of what concerns no key."""
 
 _ALL_KEYS = (b"", None)
+_BLIND = (Life.FOREVER, Life.TTL, Life.AT)  # expiries that don't depend on the one there is
 
 
 class Caller(NamedTuple):
@@ -89,11 +95,15 @@ def steps_of(command: Command, deletes: Callable[[bytes], bool]) -> Iterator[Ste
 
     *deletes* tells whether the keys that a session holds may be removed with it.
     """
-    if not isinstance(command, Transaction):
+    if not isinstance(command, Transaction | Sequential):
         yield (Action.WRITE, *_only(command[0]))
         return
     for compare in command.compares:
         yield (Action.READ, *_only(compare.key))
+    if isinstance(command, Sequential):
+        for step in command.steps:
+            yield from _steps_of_step(step)
+        return
     for operation in (*command.success, *command.failure):
         yield from _steps_of_operation(operation, deletes)
 
@@ -119,6 +129,27 @@ def _steps_of_operation(operation: Operation, deletes: Callable[[bytes], bool]) 
             yield (Action.SESSION, *NO_KEYS)
         case _:  # what nodes propose to themselves is no request
             raise AssertionError(operation)
+
+
+def _steps_of_step(step: SequentialStep) -> Iterator[Step]:
+    """Yield what a step does. That it was there is told of each key that is written or removed."""
+    only = _only(step.key)
+    match step:
+        case Read() | Look() | Check():
+            yield (Action.READ, *only)
+        case Write(_, _, condition, (life, _)) if condition == ALWAYS and life in _BLIND:
+            yield (Action.WRITE, *only)
+        case Erase(_, condition) if condition == ALWAYS:
+            yield (Action.WRITE, *only)
+        case Move(_, target, _, copies):
+            yield (Action.READ, *only)
+            if not copies:
+                yield (Action.WRITE, *only)
+            yield (Action.READ, *_only(target))
+            yield (Action.WRITE, *_only(target))
+        case _:
+            yield (Action.READ, *only)
+            yield (Action.WRITE, *only)
 
 
 def _only(key: bytes) -> tuple[bytes, bytes]:

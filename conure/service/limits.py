@@ -6,18 +6,22 @@ here, before it is proposed. Nothing here has state: any thread may use anything
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from conure.commands import MAX_KEY_BYTES
+from conure.commands import MAX_KEY_BYTES, WRITTEN_BYTES, Compare
 from conure.errors import BadRequest, PayloadTooLarge
+from conure.steps import AddFloat, Append, Check, Erase, Lapse, Move, Overlay, Step, Write
 
 __all__ = [
     "MAX_CHANGE_BYTES",
     "MAX_NUMBER",
     "MAX_OPERATIONS",
+    "MAX_STEPS",
     "MAX_TTL",
     "MAX_WORK",
     "Limits",
+    "check_key",
     "check_ttl",
 ]
 
@@ -28,7 +32,11 @@ MAX_WORK: Final = 5_000
 """Records that the ranges of one change may read or delete, and KiB of values that it writes, all
 together: everybody waits while it is applied."""
 
-MAX_CHANGE_BYTES: Final = 2 << 20
+MAX_STEPS: Final = 2_000
+"""Steps of one sequential transaction, and comparisons. A step that takes long counts as two: one
+that sets when a key expires, or reads a value to write it. So many take some 20 ms at most."""
+
+MAX_CHANGE_BYTES: Final = WRITTEN_BYTES
 """Bytes of all values that one change brings, for the same reason; a single value may be longer."""
 
 MAX_TTL: Final = 10 * 365 * 86_400_000
@@ -58,6 +66,36 @@ class Limits:
                 f"{self.change_bytes:,}"
             )
 
+    def check_steps(self, steps: Sequence[Step], compares: Sequence[Compare]) -> None:
+        """Raise PayloadTooLarge if there are more steps or comparisons, or bytes in them, than one
+        sequential transaction may have, and BadRequest for a key that nobody may have."""
+        size = work = 0
+        for step in steps:
+            work += 1
+            check_key(step.key)
+            match step:
+                case Write(_, value, (_, operand), (life, _)):
+                    work += life != 0
+                    size += len(self.check_value(value)) + len(operand)
+                case Append(_, value) | Overlay(_, _, value) | AddFloat(_, value):
+                    work += 1
+                    size += len(self.check_value(value))
+                case Erase(_, (_, operand)) | Check(_, (_, operand), _):
+                    size += len(operand)
+                case Lapse(_, _, (_, operand)):
+                    work += 1
+                    size += len(operand)
+                case Move(_, target):
+                    check_key(target)
+                    work += 1
+        if max(work, len(compares)) > MAX_STEPS:
+            raise PayloadTooLarge(
+                f"the transaction has {len(steps):,} steps and {len(compares):,} watched keys; it "
+                f"may have {MAX_STEPS:,} of each, and what sets an expiry or rewrites a value "
+                "counts twice"
+            )
+        self.check_change(size)
+
     def check_value(self, value: bytes, where: str = "") -> bytes:
         """Return the value. Raises PayloadTooLarge."""
         if len(value) > self.value_bytes:
@@ -66,6 +104,12 @@ class Limits:
                 "(max_value_bytes)"
             )
         return value
+
+
+def check_key(key: bytes) -> None:
+    """Raise BadRequest unless a key has as many bytes as one may have."""
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise BadRequest(f"a key has 1 to {MAX_KEY_BYTES:,} bytes, and this one {len(key):,}")
 
 
 def check_ttl(milliseconds: int, *, least: int = 1, where: str = "") -> int:

@@ -9,12 +9,12 @@ Looked up and proposed by a worker; whichever thread commits brings the reply.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from conure.commands import Committed, DeleteRange, Outcome, Range, Refusal, Transaction
 from conure.errors import ConureError
-from conure.service.backend import KeyValueBackend, State
+from conure.service.backend import Command, KeyValueBackend, State, WriteReply
 
 __all__ = ["MAX_ATTEMPTS", "PartOfRange"]
 
@@ -25,13 +25,15 @@ MAX_ATTEMPTS = 8
 class PartOfRange:
     """A deletion of the first *limit* keys of a range, on its way.
 
-    *whole* deletes the whole range, under the idempotency key of the request. *again* has
-    :meth:`commit` called by a worker; *ended* is told what came of it.
+    *whole* deletes the whole range, under the idempotency key of the request. *write* commits, as
+    the backend does. *again* has :meth:`commit` called by a worker, once the backend's state has
+    what was committed before; *ended* is told what came of it.
     """
 
     def __init__(
         self,
         backend: KeyValueBackend,
+        write: Callable[[Sequence[Command], WriteReply], None],
         whole: Transaction,
         again: Callable[[PartOfRange], None],
         ended: Callable[[Outcome | ConureError], None],
@@ -41,6 +43,7 @@ class PartOfRange:
         self._range = operation
         self._whole = whole
         self._backend = backend
+        self._write = write
         self._again = again
         self._ended = ended
         self._attempts = 0
@@ -49,7 +52,7 @@ class PartOfRange:
         """Look where the part ends, and propose its deletion. A worker. Raises ConureError."""
         with closing(self._backend.pin()) as state:
             transaction = self._bounded_by(state)
-        self._backend.write([transaction], self._written)
+        self._write([transaction], self._written)
 
     def _bounded_by(self, state: State) -> Transaction:
         """Return the deletion of what is the first part in a state."""

@@ -8,9 +8,11 @@ for clients to read it (H5). Any thread.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from conure.commands import MAX_KEY_BYTES, READ_BYTES, Get, Operation, Range, Transaction
 from conure.service.limits import Limits
+from conure.steps import Read, Step
 
 __all__ = ["MAX_PROMISED", "Promise", "Promises"]
 
@@ -30,6 +32,13 @@ class Promises:
         """Return what a transaction has to be promised; it isn't yet."""
         branches = transaction.success, transaction.failure
         return Promise(self, max(_most_read(branch, self._limits) for branch in branches))
+
+    def promise_steps(self, steps: Sequence[Step]) -> Promise:
+        """Return likewise what steps have to be promised. The last value may go beyond what an
+        entry reads."""
+        longest = self._limits.value_bytes
+        reads = sum(type(step) is Read for step in steps)
+        return Promise(self, min(longest * reads, READ_BYTES + longest))
 
     def take(self, count: int, room: int) -> bool:
         """Promise so many bytes, if there is *room* for that, or nobody else has any."""

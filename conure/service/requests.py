@@ -19,8 +19,8 @@ from functools import partial
 from time import monotonic
 from typing import Any, Generic
 
-from conure.commands import Acquire, Outcome, Put, Transaction
-from conure.errors import Conflict, ConureError
+from conure.commands import MAX_HELD, Acquire, Compare, Outcome, Put, Sequential, Transaction
+from conure.errors import ConureError, TooManyHeld
 from conure.service.backend import Backup, Command, KeyValueBackend
 from conure.service.batches import PART_BYTES, PART_LINES, BatchCount, Line
 from conure.service.freshness import LINEARIZABLE, STALE, Contact, Freshness
@@ -35,11 +35,9 @@ from conure.service.turns import Turns
 from conure.service.watchers import SinkT, Watch, Watchers
 from conure.service.workers import Workers
 from conure.state.history import Position
+from conure.steps import Step
 
-__all__ = ["MAX_HELD", "Desk", "Opening", "Requests"]
-
-MAX_HELD = 1_000
-"""Keys that a session holds, about: who asks for many at a time may get some more."""
+__all__ = ["Desk", "Opening", "Requests"]
 
 
 class Requests:
@@ -58,6 +56,7 @@ class Requests:
         self._gate = None if isinstance(gate, AllowAll) else gate
         self._watchers = watchers
         self._rounds = Rounds(backend)
+        self._limits = limits
         self._promises = Promises(limits)
         self._workers = Workers(max_workers)
         self.end_round = self._rounds.end
@@ -71,6 +70,7 @@ class Requests:
             self._backend,
             self._gate,
             self._rounds,
+            self._limits,
             self._promises,
             self._workers,
             self._watchers,
@@ -87,15 +87,17 @@ class Desk(Generic[WaiterT]):
         backend: KeyValueBackend,
         gate: Gate | None,
         rounds: Rounds,
+        limits: Limits,
         promises: Promises,
         workers: Workers,
         watchers: Watchers[Any],
     ) -> None:
         self._front = front
-        self._referral = referral
+        self._passes_on = referral.passes_on
         self._gate = gate
         self._rounds = rounds
-        self._gathered: Gathered[WaiterT] = rounds.gather(front)
+        self._gathered: Gathered[WaiterT] = rounds.gather(front, passes_on=referral.passes_on)
+        self._limits = limits
         self._promises = promises
         self._workers = workers
         self._watchers = watchers
@@ -114,6 +116,16 @@ class Desk(Generic[WaiterT]):
             gathered.answers[len(gathered.commands)] = answer
         gathered.commands.append(command)
         gathered.writers.append(waiter)
+
+    def write_all(self, waiter: WaiterT, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take plain puts into this round, all of one waiter, whose answers come in the
+        same order. Raises Forbidden; nothing is taken then."""
+        if self._gate is not None:
+            for pair in pairs:
+                self._ask(waiter, pair)
+        gathered = self._gathered
+        gathered.commands += pairs
+        gathered.writers += [waiter] * len(pairs)
 
     def write_lines(
         self, waiter: WaiterT, lines: Sequence[Line], answer: object, count: BatchCount
@@ -152,6 +164,34 @@ class Desk(Generic[WaiterT]):
     ) -> Turns:
         """Take a transaction that may read much into a round, once its *promise* can be made, which
         *answer* has to let go whatever comes of it. Raises Forbidden."""
+        yield from self._take(waiter, transaction, promise, answer)
+
+    def promise_steps(self, steps: Sequence[Step]) -> Promise:
+        """Return what steps have to be promised, for :meth:`sequence`."""
+        return self._promises.promise_steps(steps)
+
+    def sequence(
+        self,
+        waiter: WaiterT,
+        steps: Sequence[Step],
+        compares: Sequence[Compare],
+        promise: Promise,
+        answer: object,
+    ) -> Turns:
+        """Take steps into a round as one sequential transaction, likewise: into this one, if
+        nothing is yielded. Its outcome has what came of each step, or none of them was done because
+        a comparison failed. Raises Forbidden, PayloadTooLarge."""
+        self._limits.check_steps(steps, compares)
+        whole = Sequential(tuple(compares), tuple(steps), self._limits.value_bytes)
+        yield from self._take(waiter, whole, promise, answer)
+
+    def _take(
+        self,
+        waiter: WaiterT,
+        transaction: Transaction | Sequential,
+        promise: Promise,
+        answer: object,
+    ) -> Turns:
         if self._gate is not None:
             self._ask(waiter, transaction)
         while not promise.take(waiter.room):
@@ -172,19 +212,17 @@ class Desk(Generic[WaiterT]):
         the whole range. *ended* is told what came of it, by any thread. Raises Forbidden."""
         if self._gate is not None:
             self._ask(waiter, whole)
-        part = PartOfRange(self.backend, whole, lambda part: self.work(waiter, part.commit), ended)
+        write = partial(self.backend.write, kept=0) if self._passes_on else self.backend.write
+        part = PartOfRange(self.backend, write, whole, partial(self._delete_again, waiter), ended)
         self._gathered.looks.append((waiter, lambda _: self.work(waiter, part.commit)))
 
     def check_holdings(self, waiter: WaiterT, session: bytes, key: bytes) -> None:
-        """Raise Conflict if a session that is to hold a *key* holds as many others as one may.
+        """Raise TooManyHeld if a session that is to hold a *key* holds as many others as one may.
         Raises Forbidden, and ConureError."""
         if self._gate is not None:
             self._ask(waiter, Transaction((), (Acquire(key, session, None),)))
         if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
-            raise Conflict(
-                f"the session holds {MAX_HELD:,} keys, which end with it in one change: "
-                "release some, or begin another session"
-            )
+            raise TooManyHeld(MAX_HELD)
 
     # -- reads -----------------------------------------------------------------------------------
 
@@ -202,6 +240,24 @@ class Desk(Generic[WaiterT]):
             freshness.check(Contact(self.backend.last_contact()))
         gathered.stale_keys.append(key)
         gathered.stale_readers.append(waiter)
+
+    def get_all(
+        self, waiter: WaiterT, keys: Sequence[bytes], freshness: Freshness = LINEARIZABLE
+    ) -> None:
+        """Take reads of several keys into this round, all of one waiter, whose answers come in the
+        same order. Raises as :meth:`get`; nothing is taken then."""
+        if self._gate is not None:
+            for key in keys:
+                self._ask_for_range(waiter, Action.READ, key, key + b"\0")
+        gathered = self._gathered
+        if not freshness.is_stale:
+            gathered.keys += keys
+            gathered.readers += [waiter] * len(keys)
+            return
+        if freshness is not STALE:
+            freshness.check(Contact(self.backend.last_contact()))
+        gathered.stale_keys += keys
+        gathered.stale_readers += [waiter] * len(keys)
 
     def look(
         self, waiter: WaiterT, start: bytes, end: bytes | None, freshness: Freshness, look: Look
@@ -246,12 +302,9 @@ class Desk(Generic[WaiterT]):
             if freshness.is_stale:
                 self._look_stale(waiter, freshness, look)
             else:
-                self._rounds.confirm(self._front, waiter, look)
+                self._confirm(waiter, look)
 
-        if self._referral.passes_on:
-            wait(None)  # here, so that the leader has only to be asked what there is
-        else:
-            self._look(waiter, freshness, wait)
+        self._look(waiter, freshness, wait)
 
     def work(self, waiter: WaiterT, action: Callable[[], None]) -> None:
         """Have a :data:`Look` carried on by a worker, or refuse it. Any thread."""
@@ -278,6 +331,14 @@ class Desk(Generic[WaiterT]):
         self.work(waiter, partial(self._back_up, send))
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _confirm(self, waiter: WaiterT, look: Look) -> None:
+        """Have one read confirmed, apart from any round. Any thread."""
+        self._rounds.confirm(self._front, waiter, look, passes_on=self._passes_on)
+
+    def _delete_again(self, waiter: WaiterT, part: PartOfRange) -> None:
+        """Look again where a deletion in parts is to end. Any thread."""
+        self._confirm(waiter, lambda _: self.work(waiter, part.commit))
 
     def _back_up(self, send: Callable[[int, Backup], None]) -> None:
         index, backup = self.backend.backup()

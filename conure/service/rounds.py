@@ -1,7 +1,7 @@
 """A round: what the requests of all fronts ask for until the reactor has none left to take in.
 
 1. All writes of a round become one proposal, and all its linearizable reads share one confirmation
-   (R6), whichever fronts they came by.
+   (R6), whichever fronts they came by; two where some fronts pass them on and others don't.
 2. Reads are answered, and sent, before the writes are synced: :meth:`Rounds.end` returns True to be
    called again, for the writes, once that is done.
 3. Each front has lists of its own. Where one front alone has something to do, its lists are handed
@@ -45,14 +45,17 @@ class Gathered(Generic[WaiterT]):
         "front",
         "keys",
         "looks",
+        "passes_on",
         "readers",
         "stale_keys",
         "stale_readers",
         "writers",
     )
 
-    def __init__(self, front: FrontEnd[WaiterT]) -> None:
+    def __init__(self, front: FrontEnd[WaiterT], *, passes_on: bool) -> None:
         self.front = front
+        self.passes_on = passes_on
+        """Whether all of it is passed on to the leader where this node doesn't lead."""
         self.clear()
 
     def clear(self) -> None:
@@ -80,11 +83,14 @@ class Rounds:
         self._backend = backend
         self._slices = Slices(backend)
         self._gathered: list[Gathered[Any]] = []
-        self._joined = _joined([])  # of several fronts; writes that are still to go may be left
+        # What several fronts ask for, of which writes may be left that are still to go: of those
+        # whose requests are passed on, and of the others.
+        self._joined = {each: _joined([], passes_on=each) for each in (False, True)}
 
-    def gather(self, front: FrontEnd[WaiterT]) -> Gathered[WaiterT]:
-        """Return where the requests of a front are gathered. Before the first round."""
-        gathered = Gathered(front)
+    def gather(self, front: FrontEnd[WaiterT], *, passes_on: bool) -> Gathered[WaiterT]:
+        """Return where the requests of a front are gathered, which are passed on to the leader
+        where this node doesn't lead, or refused. Before the first round."""
+        gathered = Gathered(front, passes_on=passes_on)
         self._gathered.append(gathered)
         return gathered
 
@@ -93,7 +99,25 @@ class Rounds:
 
         True asks for another call, before which the answers given so far are to be sent.
         """
-        gathered = self._gathered[0] if len(self._gathered) == 1 else self._join()
+        parts = self._gathered if len(self._gathered) == 1 else self._join()
+        has_read = False
+        for part in parts:
+            has_read |= self._read(part)
+        parts = [part for part in parts if part.writers]
+        if parts and not has_read:
+            self._write(parts)
+            return False
+        return bool(parts)
+
+    def confirm(
+        self, front: FrontEnd[WaiterT], waiter: WaiterT, look: Look, *, passes_on: bool
+    ) -> None:
+        """Have one read confirmed, apart from any round. Any thread."""
+        reply = partial(self._confirmed, front, [], [], [(waiter, look)])
+        self._backend.confirm_read(reply, passes_on=passes_on)
+
+    def _read(self, gathered: Gathered[Any]) -> bool:
+        """Answer the reads that are gathered; return whether there are any."""
         front = gathered.front
         has_read = False
         if gathered.stale_readers:
@@ -108,25 +132,36 @@ class Rounds:
             keys, gathered.keys = gathered.keys, []
             looks, gathered.looks = gathered.looks, []
             reply = partial(self._confirmed, front, readers, keys, looks)
-            self._backend.confirm_read(reply, len(readers) + len(looks))
+            count = len(readers) + len(looks)
+            self._backend.confirm_read(reply, count, passes_on=gathered.passes_on)
             has_read = True
-        if gathered.writers and not has_read:
-            writers, gathered.writers = gathered.writers, []
-            commands, gathered.commands = gathered.commands, []
-            answers, gathered.answers = gathered.answers, {}
-            self._backend.write(commands, partial(front.written, writers, answers))
-        return bool(gathered.writers)
+        return has_read
 
-    def confirm(self, front: FrontEnd[WaiterT], waiter: WaiterT, look: Look) -> None:
-        """Have one read confirmed, apart from any round. Any thread."""
-        self._backend.confirm_read(partial(self._confirmed, front, [], [], [(waiter, look)]))
+    def _write(self, parts: list[Gathered[Any]]) -> None:
+        """Commit the writes of a round: first those that aren't passed on, if there are both."""
+        gathered = parts[0]
+        kept = 0 if gathered.passes_on else len(gathered.writers)
+        if len(parts) > 1:
+            gathered = _joined(parts, passes_on=True)
+        writers, gathered.writers = gathered.writers, []
+        commands, gathered.commands = gathered.commands, []
+        answers, gathered.answers = gathered.answers, {}
+        reply = partial(gathered.front.written, writers, answers)
+        self._backend.write(commands, reply, kept)
 
-    def _join(self) -> Gathered[Any]:
-        """Return what the fronts ask for: of the one that asks for something, or of all that do."""
-        busy = [each for each in (self._joined, *self._gathered) if not each.is_empty()]
-        if busy != [self._joined]:
-            self._joined = _joined(busy if len(busy) > 1 else [])
-        return busy[0] if len(busy) == 1 else self._joined
+    def _join(self) -> list[Gathered[Any]]:
+        """Return what the fronts ask for: of those that don't pass it on, and of those that do;
+        each of the one that asks for something, or of all that do."""
+        parts = []
+        for passes_on, joined in self._joined.items():
+            fronts = [each for each in self._gathered if each.passes_on is passes_on]
+            busy = [each for each in (joined, *fronts) if not each.is_empty()]
+            if busy != [joined]:
+                made = _joined(busy if len(busy) > 1 else [], passes_on=passes_on)
+                self._joined[passes_on] = made
+                busy = [made] if len(busy) > 1 else busy
+            parts += busy
+        return parts
 
     def _confirmed(
         self,
@@ -162,10 +197,10 @@ def _look_each(front: FrontEnd[WaiterT], looks: list[tuple[WaiterT, Look]]) -> T
 # -- several fronts in one round -------------------------------------------------------------------
 
 
-def _joined(busy: list[Gathered[Any]]) -> Gathered[Any]:
+def _joined(busy: list[Gathered[Any]], *, passes_on: bool) -> Gathered[Any]:
     """Take what several fronts ask for together, in the order of the fronts."""
     owners: dict[Waiter, FrontEnd[Any]] = {}
-    joined: Gathered[Any] = Gathered(_Several(owners))
+    joined: Gathered[Any] = Gathered(_Several(owners), passes_on=passes_on)
     for each in busy:
         for waiters in (each.writers, each.readers, each.stale_readers):
             owners |= dict.fromkeys(waiters, each.front)

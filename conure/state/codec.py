@@ -65,6 +65,20 @@ number is big-endian and unsigned. Nothing here has state: any thread may call a
 
 What a kind doesn't have is 0 or empty. ``by`` is a two's complement.
 
+**Sequential transaction**: a command of version 2 that stands for a commands.Sequential. How a
+step looks is stepcodec.py's concern::
+
+       0    3   02 04 00
+       3    8   time, in milliseconds
+      11    8   window, in milliseconds
+      19    4   the longest value there may be
+      23    1   length of the idempotency key
+      24    1   length of the fingerprint
+      25    2   number of comparisons
+      27    2   number of steps
+      29    …   idempotency key, fingerprint
+       …    …   the comparisons, as above, and the steps
+
 **Outcome**: a commands.Outcome, as the state machine remembers it::
 
        0    1   version      01
@@ -91,6 +105,14 @@ What a kind doesn't have is 0 or empty. ``by`` is a two's complement.
        3    4   length of the value
        7   32   create revision, mod revision, version, expiry: 8 bytes each
       39    …   key, value
+
+That of a sequential transaction is of version 2::
+
+       0    1   version      02
+       1   19   as above
+      20    8   time, in milliseconds; not 0 if no step was done
+      28    2   number of steps done
+      30    …   what came of each (stepcodec.py)
 
 **Records**: a piece of a snapshot, column by column like a batch. Nothing is left out of a record,
 so that both nodes come to hold the same, down to revisions::
@@ -137,17 +159,21 @@ from conure.commands import (
     Release,
     RenewSession,
     Result,
+    Sequential,
     Target,
     Touch,
     Transaction,
 )
 from conure.consensus.messages import COMMAND, Entry
 from conure.errors import VersionTooNew, WireError
+from conure.state import stepcodec
+from conure.steps import Move
 
 __all__ = [
     "MAX_CHUNK_RECORDS",
     "OP_DELETE",
     "OP_PUT",
+    "OP_SEQUENTIAL",
     "OP_TRANSACTION",
     "SPEAKS",
     "check_command",
@@ -155,35 +181,43 @@ __all__ = [
     "decode_command",
     "decode_outcome",
     "decode_records",
+    "decode_sequential",
     "decode_transaction",
+    "decode_whole",
     "encode_delete",
     "encode_outcome",
     "encode_put",
     "encode_records",
+    "encode_sequential",
     "encode_transaction",
     "newest_version",
+    "stamp",
 ]
 
-SPEAKS: Final = 1
+SPEAKS: Final = 2
 """The newest version of a command, batch, record, message or configuration that this release
 reads. Whoever adds a format with a newer version raises it."""
 
 OP_PUT: Final = 1
 OP_DELETE: Final = 2
 OP_TRANSACTION: Final = 3
+OP_SEQUENTIAL: Final = 4
 MAX_CHUNK_RECORDS: Final = 1 << 16
 
-_VERSION = 1
+_VERSION, _SEQUENTIAL_VERSION = 1, 2
 
 _COMMAND = struct.Struct(">3sH")
 _PUT = bytes((_VERSION, OP_PUT, 0))
 _DELETE = bytes((_VERSION, OP_DELETE, 0))
 _TRANSACTION = bytes((_VERSION, OP_TRANSACTION, 0))
+_SEQUENTIAL = bytes((_SEQUENTIAL_VERSION, OP_SEQUENTIAL, 0))
 
 _TRANSACTION_HEAD = struct.Struct(">3sQQBBHHH")
+_SEQUENTIAL_HEAD = struct.Struct(">3sQQIBBHH")
 _COMPARE = struct.Struct(">BBHI")
 _OPERATION = struct.Struct(">BBBHIQ")
 _OUTCOME = struct.Struct(">BBBxQQHH")
+_SEQUENTIAL_OUTCOME = struct.Struct(">BBBxQQQH")
 _RESULT = struct.Struct(">BQqI")
 _ITEM = struct.Struct(">BHIQQQQ")
 _KINDS_WITH_KEY = frozenset((1, 2, 4, 6, 7, 8, 9))
@@ -193,6 +227,7 @@ _PER_RECORD = 2 + 4 + 4 * 8
 assert _COMMAND.size == 5
 assert (_TRANSACTION_HEAD.size, _COMPARE.size, _OPERATION.size) == (27, 8, 17)
 assert (_OUTCOME.size, _RESULT.size, _ITEM.size) == (24, 21, 39)
+assert (_SEQUENTIAL_HEAD.size, _SEQUENTIAL_OUTCOME.size) == (29, 30)
 
 
 def encode_put(key: bytes, value: bytes) -> bytes:
@@ -205,36 +240,60 @@ def encode_delete(key: bytes) -> bytes:
     return _COMMAND.pack(_DELETE, len(key)) + key
 
 
+def stamp(command: bytes, time: int) -> bytes:
+    """Return a command with the time, in milliseconds, as of which it is to be carried out: a put
+    or a delete as it is, for it has none."""
+    if command[1] < OP_TRANSACTION:
+        return command
+    return b"%b%b%b" % (command[:3], time.to_bytes(8, "big"), command[11:])
+
+
 def decode_command(data: bytes) -> tuple[int, bytes, bytes]:
     """Return a command's operation (OP_PUT or OP_DELETE), key and value.
 
-    For a transaction it is OP_TRANSACTION and nothing; :func:`decode_transaction` reads that.
+    For a transaction it is OP_TRANSACTION and nothing; :func:`decode_transaction` reads that. For a
+    sequential one it is OP_SEQUENTIAL likewise.
     Raises WireError for a command this version doesn't know; whoever applies commands has to
     stop there, for a replica that skips one is no replica any more (R7).
     """
     operation, value_at = _measure(data)
-    if operation == OP_TRANSACTION:
-        return OP_TRANSACTION, b"", b""
+    if operation >= OP_TRANSACTION:
+        return operation, b"", b""
     return operation, data[5:value_at], data[value_at:]
 
 
-def check_command(data: bytes) -> None:
-    """Raise WireError for a command that the state machine could not apply.
+def check_command(data: bytes) -> Transaction | Sequential | None:
+    """Return the transaction that a command stands for, None: it is a put or a delete. Raises
+    WireError for one that the state machine could not apply.
 
-    That is one that :func:`decode_command` or :func:`decode_transaction` doesn't read, or that
+    That is one that the decoders of commands and transactions don't read, or that
     writes a longer key than anybody may have. It is looked at before it gets into a log: there it
     would end the node, and again at each start.
     """
     operation, value_at = _measure(data)
+    if operation == OP_SEQUENTIAL:
+        sequential = decode_sequential(data)
+        _check_steps(sequential)
+        return sequential
     if operation != OP_TRANSACTION:
         if value_at > 5 + MAX_KEY_BYTES:
             raise WireError(f"a command with a key of {value_at - 5} bytes")
-        return
+        return None
     transaction = decode_transaction(data)
     for each in chain(transaction.success, transaction.failure):
         key = getattr(each, "key", b"")  # a range and a session have none
         if len(key) > MAX_KEY_BYTES:
             raise WireError(f"an operation with a key of {len(key)} bytes")
+    return transaction
+
+
+def _check_steps(sequential: Sequential) -> None:
+    for step in sequential.steps:
+        longest = len(step.key)
+        if type(step) is Move:
+            longest = max(longest, len(step.target))
+        if longest > MAX_KEY_BYTES:
+            raise WireError(f"a step with a key of {longest} bytes")
 
 
 def check_commands(entries: Iterable[Entry], speaks: int = SPEAKS) -> int:
@@ -272,14 +331,17 @@ def _measure(data: bytes) -> tuple[int, int]:
         return OP_DELETE, value_at
     if head == _TRANSACTION:
         return OP_TRANSACTION, 5
+    if head == _SEQUENTIAL:
+        return OP_SEQUENTIAL, 5
     raise _unknown_command(head, key_length, len(data))
 
 
 def _unknown_command(head: bytes, key_length: int, size: int) -> WireError:
     version, operation, flags = head
-    if version != _VERSION:
-        return WireError(f"a command of format version {version}; this version knows {_VERSION}")
-    if operation not in (OP_PUT, OP_DELETE, OP_TRANSACTION):
+    if not 0 < version <= SPEAKS:
+        return WireError(f"a command of format version {version}; this version knows {SPEAKS}")
+    known = (OP_PUT, OP_DELETE, OP_TRANSACTION) if version == _VERSION else (OP_SEQUENTIAL,)
+    if operation not in known:
         return WireError(f"an unknown command operation {operation}; a newer version wrote it")
     if flags:
         return WireError(f"unknown command flags {flags:#04x}; a newer version wrote them")
@@ -310,9 +372,7 @@ def encode_transaction(transaction: Transaction) -> bytes:
         idempotency_key,
         fingerprint,
     ]
-    for key, target, relation, operand in compares:
-        given = operand if isinstance(operand, bytes) else operand.to_bytes(8, "big")
-        parts += (_COMPARE.pack(target, relation, len(key), len(given)), key, given)
+    parts += _encode_compares(compares)
     for operation in chain(success, failure):
         kind, flags, number, session, key, value = _fields(operation)
         head = _OPERATION.pack(kind, flags, len(session), len(key), len(value), number)
@@ -331,10 +391,7 @@ def decode_transaction(data: bytes) -> Transaction:
             raise WireError("a command that is no transaction of this version")
         fingerprint_at = _TRANSACTION_HEAD.size + a
         at = fingerprint_at + b
-        compares = []
-        for _ in range(n):
-            compare, at = _decode_compare(data, at)
-            compares.append(compare)
+        compares, at = _decode_compares(data, at, n)
         operations = []
         for _ in range(successes + failures):
             operation, at = _decode_operation(data, at)
@@ -352,6 +409,76 @@ def decode_transaction(data: bytes) -> Transaction:
         data[fingerprint_at : fingerprint_at + b],
         window,
     )
+
+
+def encode_sequential(sequential: Sequential) -> bytes:
+    """Return the command that stands for a sequential transaction.
+
+    It has up to 65,535 comparisons and as many steps; the rest is as in
+    :func:`encode_transaction`. The numbers of steps are signed, of 64 bits.
+    """
+    compares, steps, longest, time, idempotency_key, fingerprint, window = sequential
+    head = _SEQUENTIAL_HEAD.pack(
+        _SEQUENTIAL,
+        time,
+        window,
+        longest,
+        len(idempotency_key),
+        len(fingerprint),
+        len(compares),
+        len(steps),
+    )
+    own = [head, idempotency_key, fingerprint]
+    return b"".join([*own, *_encode_compares(compares), *stepcodec.encode_steps(steps)])
+
+
+def decode_sequential(data: bytes) -> Sequential:
+    """Return the sequential transaction that a command stands for.
+
+    Raises WireError for anything that :func:`encode_sequential` of this version doesn't make.
+    """
+    try:
+        head, time, window, longest, a, b, n, count = _SEQUENTIAL_HEAD.unpack_from(data)
+        if head != _SEQUENTIAL:
+            raise WireError("a command that is no sequential transaction of this version")
+        fingerprint_at = _SEQUENTIAL_HEAD.size + a
+        at = fingerprint_at + b
+        compares, at = _decode_compares(data, at, n)
+        steps, at = stepcodec.decode_steps(data, at, count)
+    except (struct.error, ValueError) as error:
+        raise WireError(f"a malformed sequential transaction: {error}") from error
+    if at != len(data):
+        raise WireError(f"a sequential transaction of {at} bytes in a command of {len(data)} bytes")
+    return Sequential(
+        tuple(compares),
+        tuple(steps),
+        longest,
+        time,
+        data[_SEQUENTIAL_HEAD.size : fingerprint_at],
+        data[fingerprint_at : fingerprint_at + b],
+        window,
+    )
+
+
+def decode_whole(operation: int, data: bytes) -> Transaction | Sequential:
+    """Return what a command of OP_TRANSACTION or OP_SEQUENTIAL stands for. Raises WireError."""
+    return decode_sequential(data) if operation == OP_SEQUENTIAL else decode_transaction(data)
+
+
+def _encode_compares(compares: Sequence[Compare]) -> list[bytes]:
+    parts: list[bytes] = []
+    for key, target, relation, operand in compares:
+        given = operand if isinstance(operand, bytes) else operand.to_bytes(8, "big")
+        parts += (_COMPARE.pack(target, relation, len(key), len(given)), key, given)
+    return parts
+
+
+def _decode_compares(data: bytes, at: int, count: int) -> tuple[list[Compare], int]:
+    compares = []
+    for _ in range(count):
+        compare, at = _decode_compare(data, at)
+        compares.append(compare)
+    return compares, at
 
 
 def _decode_compare(data: bytes, at: int) -> tuple[Compare, int]:
@@ -456,8 +583,15 @@ def _operation(  # noqa: C901 - there is a case for each kind
 
 def encode_outcome(outcome: Outcome) -> bytes:
     """Return the bytes of an outcome."""
-    revision, succeeded, results, refusal, refused_key, current, repeated = outcome
+    revision, succeeded, results, refusal, refused_key, current, repeated, done, time = outcome
     flags = (_SUCCEEDED if succeeded else 0) | (_REPEATED if repeated else 0)
+    if done or time:
+        assert not results
+        assert not refused_key
+        head = _SEQUENTIAL_OUTCOME.pack(
+            _SEQUENTIAL_VERSION, flags, refusal, revision, current, time, len(done)
+        )
+        return b"".join([head, *stepcodec.encode_done(done)])
     parts = [
         _OUTCOME.pack(_VERSION, flags, refusal, revision, current, len(refused_key), len(results)),
         refused_key,
@@ -480,6 +614,8 @@ def decode_outcome(data: bytes) -> Outcome:
     Raises WireError for anything that it doesn't make.
     """
     try:
+        if data[:1] == _SEQUENTIAL[:1]:
+            return _decode_sequential_outcome(data)
         version, flags, refusal, revision, current, key_length, n = _OUTCOME.unpack_from(data)
         if version != _VERSION or data[3] or flags & ~(_SUCCEEDED | _REPEATED):
             raise WireError(f"an outcome of format version {version}, flags {flags:#04x}")
@@ -502,6 +638,22 @@ def decode_outcome(data: bytes) -> Outcome:
         refused_key,
         current,
         bool(flags & _REPEATED),
+    )
+
+
+def _decode_sequential_outcome(data: bytes) -> Outcome:
+    _, flags, refusal, revision, current, time, n = _SEQUENTIAL_OUTCOME.unpack_from(data)
+    done, at = stepcodec.decode_done(data, _SEQUENTIAL_OUTCOME.size, n)
+    if data[3] or flags & ~(_SUCCEEDED | _REPEATED) or at != len(data) or not (n or time):
+        raise WireError(f"an outcome of {n} steps, flags {flags:#04x}, {at} bytes in {len(data)}")
+    return Outcome(
+        revision,
+        bool(flags & _SUCCEEDED),
+        refusal=Refusal(refusal),
+        current=current,
+        repeated=bool(flags & _REPEATED),
+        done=tuple(done),
+        time=time,
     )
 
 

@@ -58,7 +58,7 @@ from heapq import merge
 from itertools import islice
 from struct import Struct
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 from zlib import crc32
 
 from conure import errors
@@ -85,6 +85,7 @@ from conure.commands import (
     Release,
     RenewSession,
     Result,
+    Sequential,
     Target,
     Touch,
     Transaction,
@@ -93,6 +94,7 @@ from conure.commands import (
 from conure.consensus.messages import COMMAND, CONFIG, Entry, SnapshotMeta
 from conure.errors import CorruptionError, ProtocolViolation, VersionTooNew
 from conure.state import codec
+from conure.state.stepping import LAST_TIME, Heading, carry_out
 from conure.storage.engine import Checkpoint as EngineCheckpoint
 from conure.storage.engine import (
     EngineStats,
@@ -102,6 +104,7 @@ from conure.storage.engine import (
 )
 
 __all__ = [
+    "LAST_TIME",
     "MARK_EVERY",
     "Census",
     "Change",
@@ -115,9 +118,6 @@ __all__ = [
 
 MARK_EVERY = 1024
 """The digest is remembered at each index that is a multiple of this."""
-
-LAST_TIME: Final = (1 << 63) - 1
-"""No time is later than this one, in milliseconds since the Unix epoch."""
 
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
@@ -618,7 +618,7 @@ class Store:
                         if note and done:
                             note((index, was_deleted, key, b"", 0, *before))
                     else:
-                        done = self._transact(codec.decode_transaction(data), index)
+                        done = self._transact(codec.decode_whole(op, data), index)
                         must_stop = is_over()
                 except errors.WireError as error:
                     raise CorruptionError("raft log", index, str(error)) from error
@@ -644,7 +644,7 @@ class Store:
 
     # -- private: transactions -------------------------------------------------------------------
 
-    def _transact(self, transaction: Transaction, revision: int) -> int:
+    def _transact(self, transaction: Transaction | Sequential, revision: int) -> int:
         """Carry a transaction out, keep its outcome for the caller, and return the CRC of that."""
         self.clock = max(self.clock, min(transaction.time, LAST_TIME))
         key, fingerprint = transaction.idempotency_key, transaction.fingerprint
@@ -652,7 +652,10 @@ class Store:
         if known is not None:
             outcome = _repeated(known.value, fingerprint, revision)
         else:
-            outcome = self._decide(transaction, revision)
+            if isinstance(transaction, Sequential):
+                outcome = self._carry_out(transaction, revision)
+            else:
+                outcome = self._decide(transaction, revision)
             if key:
                 head = bytes((len(fingerprint),)) + fingerprint
                 answer = head + codec.encode_outcome(outcome)
@@ -663,6 +666,23 @@ class Store:
         self._outcomes[revision] = outcome
         return crc32(codec.encode_outcome(outcome))
 
+    def _carry_out(self, transaction: Sequential, revision: int) -> Outcome:
+        """Do the steps of a sequential transaction one after the other (stepping.py), or none."""
+        unmet = next((each for each in transaction.compares if not self._holds(each)), None)
+        if unmet is not None:
+            return Outcome(revision, False, current=self._revision_of(unmet.key), time=self.clock)
+        self._previous_room = READ_BYTES
+        done, changed = carry_out(
+            _Users(self, revision), transaction.steps, transaction.longest, notes=self._keeps_events
+        )
+        for kind, key, value, version, before in changed:
+            self._events.append((revision, kind, key, value, version, *before))
+        return Outcome(revision, True, done=done, time=self.clock)
+
+    def _revision_of(self, key: bytes) -> int:
+        heading = self.heading(key)
+        return heading[0].mod_revision if heading else 0
+
     def _decide(self, transaction: Transaction, revision: int) -> Outcome:
         """Choose a branch and do it, or refuse all of it."""
         unmet = next((each for each in transaction.compares if not self._holds(each)), None)
@@ -672,9 +692,7 @@ class Store:
             if refusal:
                 refused_key = getattr(operation, "key", b"")  # a range and a session have none
                 return Outcome(revision, False, (), refusal, refused_key)
-        current = 0
-        if unmet is not None and (heading := self.heading(unmet.key)) is not None:
-            current = heading[0].mod_revision
+        current = 0 if unmet is None else self._revision_of(unmet.key)
         self._room = READ_BYTES
         results: list[Result] = []
         for operation in branch:
@@ -790,13 +808,14 @@ class Store:
 
     def _touch(self, operation: Touch, revision: int) -> Result:
         key, ttl = operation
-        expiry = self._after(ttl) if ttl else 0
+        record = self._set_expiry(key, self._after(ttl) if ttl else 0, revision)
+        return Result(1, items=(Item(key, None, *record[1:]),))
+
+    def _set_expiry(self, key: bytes, expiry: int, revision: int) -> Record:
         record = self.engine.touch(_USER + key, expiry)
         assert record is not None
-        if expiry:
-            self._index(_USER + key, expiry, revision)
-        self._tidy()
-        return Result(1, items=(Item(key, None, *record[1:]),))
+        self._put_in_index(_USER + key, expiry, revision)
+        return record
 
     def _acquire(self, operation: Acquire, revision: int) -> Result:
         key, session, value = operation
@@ -915,13 +934,17 @@ class Store:
         version = self.engine.put(key, value, revision, expiry)
         if version == 1 and key[:1] != _USER:
             self._own += 1
-        if expiry:
-            self._index(key, expiry, revision)
-        self._tidy()
+        self._put_in_index(key, expiry, revision)
 
     def _drop(self, key: bytes) -> None:
         """Remove one of the state machine's own records, if it is there."""
         self._own -= self.engine.delete(key)
+
+    def _put_in_index(self, key: bytes, expiry: int, revision: int) -> None:
+        """Let the index have a record's expiry, if it has one, and no other."""
+        if expiry:
+            self._index(key, expiry, revision)
+        self._tidy()
 
     def _index(self, key: bytes, expiry: int, revision: int) -> None:
         entry = _INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:]
@@ -950,6 +973,48 @@ class Store:
     def _after(self, ttl: int) -> int:
         """Return the time so many milliseconds from now; never 0, which stands for no time."""
         return max(1, min(self.clock + ttl, LAST_TIME))
+
+
+class _Users:
+    """Users' records as the steps of one entry change them; a friend of :class:`Store`."""
+
+    __slots__ = ("_engine", "_outdated", "_revision", "_store", "clock")
+
+    def __init__(self, store: Store, revision: int) -> None:
+        self._store = store
+        self._engine = store.engine
+        self._outdated = store.engine.outdated
+        self._revision = revision
+        self.clock = store.clock
+
+    def get(self, key: bytes) -> Record | None:
+        return self._engine.get(_USER + key)
+
+    def heading(self, key: bytes) -> Heading | None:
+        found = self._engine.heading(_USER + key)
+        return Heading(found[1], found[0].expiry) if found else None
+
+    def beginning(self, key: bytes, most: int) -> bytes | None:
+        return self._engine.beginning(_USER + key, most)
+
+    def put(self, key: bytes, value: bytes, expiry: int) -> int:
+        version = self._engine.put(_USER + key, value, self._revision, expiry)
+        if expiry or self._outdated:
+            self._store._put_in_index(_USER + key, expiry, self._revision)
+        return version
+
+    def delete(self, key: bytes) -> bool:
+        was_there = self._engine.delete(_USER + key)
+        if self._outdated:
+            self._store._tidy()
+        return was_there
+
+    def touch(self, key: bytes, expiry: int) -> None:
+        self._store._set_expiry(key, expiry, self._revision)
+
+    def before(self, key: bytes) -> tuple[()] | tuple[bytes | None]:
+        store = self._store
+        return store._before(key) if store._keeps_previous else ()
 
 
 _FIELDS = ("value", "version", "create_revision", "mod_revision")  # by commands.Target

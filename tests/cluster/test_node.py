@@ -44,6 +44,8 @@ from conure.errors import (
 )
 from conure.fileio import FileSystem, OsFileSystem
 from conure.metrics import Registry
+from conure.peers.calling import CallReply
+from conure.peers.calls import Call
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
 from conure.storage.engine import Record
@@ -62,6 +64,9 @@ class Nobody:
     """The peers of a node that has none: nobody answers."""
 
     def set_peers(self, peers: Mapping[str, str]) -> None: ...
+
+    def call(self, to: str, call: Call, reply: CallReply, seconds: float) -> bool:
+        raise AssertionError("nobody is to be asked")
 
     def send(self, message: Message) -> None:
         raise AssertionError(f"a lone node wrote to {message.to}")

@@ -14,6 +14,7 @@ from conure import errors
 from conure.cluster.node import Node
 from conure.commands import (
     Acquire,
+    Committed,
     Compare,
     Delete,
     DeleteRange,
@@ -419,6 +420,24 @@ def test_nothing_newer_is_proposed_than_what_every_member_reads() -> None:
         "this needs format version 2, and n3 reads up to 1; "
         "upgrade it, or remove it from the cluster"
     )
+    # What is asked for together with it, and read by all, is done.
+    before = lab["n1"]._log.last_index
+    batch = [(b"1", b"w"), (b"2", b"v"), (b"2", b"w"), (b"1", b"x"), (b"1", b"y")]
+    told: dict[int, int | ConureError] = {}
+
+    def reply(start: int, stop: int, ended: Committed | ConureError) -> None:
+        for at in range(start, stop):
+            assert at not in told
+            told[at] = ended if isinstance(ended, ConureError) else ended.first + at
+
+    lab["n1"].write(batch, reply)
+    lab.settle()
+    assert [isinstance(told[at], Conflict) for at in range(5)] == [False, True, True, False, False]
+    # The refused ones have no entry, and so the others other revisions than they might have had.
+    found = [told[at] for at in (0, 3, 4)]
+    assert found == [before + 1, before + 2, before + 3]
+    assert lab["n1"]._versions.logged == 1
+    lab["n1"].admit("messages", "n1", lab["n3"].greeting())  # it is as welcome as before
     lab.stop("n3")  # upgraded
     (still,) = try_put(lab, b"2")
     assert isinstance(still, Conflict)  # what it said last holds until it says something else
@@ -453,7 +472,7 @@ def test_a_member_counts_for_what_it_has_said_since_this_node_started() -> None:
 @pytest.mark.parametrize("role", ["data", "arbiter"])
 def test_learners_and_arbiters_are_members_too(role: str) -> None:
     lab = cluster("n2", speaks=2)
-    lab.add("x", role=role)
+    lab.add("x", role=role, speaks=1)
     assert lab.join("x", role=role, voter=role == "arbiter") is None
     (ended,) = try_put(lab, b"2")
     assert isinstance(ended, Conflict)

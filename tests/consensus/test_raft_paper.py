@@ -756,6 +756,23 @@ def test_thesis_6_4_a_round_begins_after_the_read() -> None:
     assert [context for context, _ in leader.answered] == ["one", "two"]
 
 
+def test_who_asks_and_the_leader_may_be_a_quorum() -> None:
+    """A voter that asks a leader to read says that it follows it: with three voters that is enough,
+    with five it isn't, nor if it is no voter, or has lost its disk since it was one (R6)."""
+    raft, storage = raft_with_log(2)
+    lead(raft, storage)
+    assert not raft.is_confirmed_by("b", "")  # nothing of this term is committed
+    raft.step(Message(MessageType.APPEND_RESPONSE, "b", "a", 10, index=3))
+    assert raft.may_read
+    assert raft.is_confirmed_by("b", "")
+    assert not raft.is_confirmed_by("a", "")
+    assert not raft.is_confirmed_by("nobody", "")
+    five = Cluster("a", "b", "c", "d", "e")
+    leader = five.elect("a")
+    assert leader.raft.may_read
+    assert not leader.raft.is_confirmed_by("b", "")
+
+
 def test_thesis_6_4_waiting_reads_share_a_round() -> None:
     cluster = Cluster("a", "b", "c")
     leader = cluster.elect("a")

@@ -108,7 +108,9 @@ class Torn(FakeBackend):
 
     error_behind: ConureError = OutcomeUnknown("who knows")
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         reply(0, 1, self.apply(commands[:1]))
         for position in range(1, len(commands)):
             reply(position, position + 1, self.error_behind)
@@ -610,7 +612,9 @@ def test_a_batch_of_long_values_is_written_a_mebibyte_at_a_time(backend: FakeBac
 class Deposed(FakeBackend):
     """Leads no more after its first batch."""
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         super().write(commands, reply)
         self.error = NotLeader("h:1", "n9", "http://h:2")
 
@@ -626,7 +630,9 @@ def test_a_batch_whose_leader_is_lost_half_way_is_no_redirect() -> None:
 class DeposedUnheard(FakeBackend):
     """Leads no more after its first batch, of which it never tells what became."""
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         if self.batches:
             self.error = NotLeader("h:1", "n9", "http://h:2")
             super().write(commands, reply)
@@ -707,7 +713,9 @@ class Committing(FakeBackend):
         self.begun: list[tuple[Sequence[Command], WriteReply]] = []
         self.ended = 0
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         self.begun.append((commands, reply))
 
     @property

@@ -34,6 +34,7 @@ from conure.commands import (
     Release,
     RenewSession,
     Result,
+    Sequential,
     Target,
     Touch,
     Transaction,
@@ -68,6 +69,7 @@ def entries(first: int, commands: Sequence[Command]) -> list[Entry]:
 def encoded(command: Command) -> bytes:
     if isinstance(command, Transaction):
         return codec.encode_transaction(command)
+    assert not isinstance(command, Sequential)
     key, value = command
     return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
 from sys import maxsize
 from typing import Any
 
 from btree import BTree
-from conure.commands import Committed, Transaction
+from conure.commands import Committed, Sequential, Transaction
 from conure.consensus.messages import Entry, EntryKind
 from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
 from conure.http.counts import RequestMetrics
 from conure.http.limits import Limits
 from conure.http.origins import Access
-from conure.http.referrals import Forward
 from conure.http.server import HTTPServer
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry
@@ -47,7 +46,11 @@ class FakeBackend:
         self.history = History()
         self.now = 1_000_000
         self.batches: list[list[Command]] = []
+        self.kept: list[int | None] = []  # how many commands of each batch are not passed on
         self.confirmations = 0
+        self.passed_on = 0  # confirmations that may be passed on
+        self.changes: list[tuple[str, Mapping[str, Any]]] = []  # that were passed on
+        self.found: Mapping[str, Any] | ConureError = {}  # what came of them
         self.reads: list[list[bytes]] = []
         self.contact: float | None = 0.0
         self.joins: list[dict[str, object]] = []
@@ -81,12 +84,16 @@ class FakeBackend:
         self.history.extend(self.store.take_events(), self.store.applied_index)
         return Committed(first, outcomes)
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         self.batches.append(list(commands))
+        self.kept.append(kept)
         reply(0, len(commands), self.error or self.apply(commands))
 
-    def confirm_read(self, reply: Reply, requests: int = 1) -> None:
+    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
         self.confirmations += 1
+        self.passed_on += passes_on
         reply(self.error)
 
     def get_all(
@@ -162,6 +169,15 @@ class FakeBackend:
         self.handed_over.append(node_id)
         reply(self.error)
 
+    def pass_on(
+        self,
+        change: str,
+        facts: Mapping[str, Any],
+        reply: Callable[[Mapping[str, Any] | ConureError], None],
+    ) -> None:
+        self.changes.append((change, facts))
+        reply(self.found)
+
     def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
         self.previews.append(("join", node_id, voter, role))
         return self._preview()
@@ -178,6 +194,8 @@ class FakeBackend:
     def _encode(self, command: Command) -> bytes:
         if isinstance(command, Transaction):
             return codec.encode_transaction(command._replace(time=self.now))
+        if isinstance(command, Sequential):
+            return codec.encode_sequential(command._replace(time=self.now))
         key, value = command
         return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 
@@ -247,7 +265,7 @@ class Service:
         range_items: int = 1000,
         max_scans: int = 4,
         history: History | None = None,
-        forward: Forward | None = None,
+        forward: bool = False,
         gate: Gate | None = None,
         registry: Registry | None = None,
     ) -> None:

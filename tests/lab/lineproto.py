@@ -46,9 +46,10 @@ class Line:
 
 
 class Refer:
-    """Says where the leader is."""
+    """Says where the leader is, unless this node is to ask it."""
 
-    passes_on = False
+    def __init__(self, *, passes_on: bool = False) -> None:
+        self.passes_on = passes_on
 
     def refer(self, line: Line, error: NotLeader) -> bool:
         line.answer = f"NOTLEADER {error.leader_http}"
@@ -58,8 +59,8 @@ class Refer:
 class LineFront:
     """Takes lines and answers them."""
 
-    def __init__(self, requests: Requests) -> None:
-        self._referral = Refer()
+    def __init__(self, requests: Requests, *, passes_on: bool = False) -> None:
+        self._referral = Refer(passes_on=passes_on)
         self._desk = requests.for_front(self, self._referral)
 
     def say(self, text: str, connection: int = 0) -> Line:

@@ -27,17 +27,19 @@ from conure.commands import (
     Release,
     RenewSession,
     Result,
+    Sequential,
     Target,
     Touch,
     Transaction,
 )
 from conure.state.machine import Session, Store
 from conure.storage.engine import Record
+from tests.lab import stepmodel
 
 __all__ = ["Command", "Model", "agree"]
 
 INT64 = (1 << 63) - 1
-Command = tuple[bytes, bytes | None] | Transaction
+Command = tuple[bytes, bytes | None] | Transaction | Sequential
 
 
 class Model:
@@ -56,10 +58,13 @@ class Model:
         self.events: list[Event] = []
         self.revision = 0
         self.begun = False
+        self.version = 1
 
     def run(self, command: Command) -> Outcome | None:
         self.revision += 1
-        if isinstance(command, Transaction):
+        if isinstance(command, Sequential):
+            self.version = 2
+        if isinstance(command, Transaction | Sequential):
             return self.transact(command)
         key, value = command
         if value is None:
@@ -68,7 +73,7 @@ class Model:
             self.write(key, value, 0)
         return None
 
-    def transact(self, transaction: Transaction) -> Outcome:
+    def transact(self, transaction: Transaction | Sequential) -> Outcome:
         self.begun = True
         self.clock = max(self.clock, transaction.time)
         key = transaction.idempotency_key
@@ -77,11 +82,44 @@ class Model:
             if fingerprint != transaction.fingerprint:
                 return Outcome(self.revision, False, refusal=Refusal.KEY_REUSED)
             return outcome._replace(repeated=True)
-        outcome = self.decide(transaction)
+        if isinstance(transaction, Sequential):
+            outcome = self.sequence(transaction)
+        else:
+            outcome = self.decide(transaction)
         if key:
             expiry = max(1, self.clock + transaction.window)
             self.answers[key] = transaction.fingerprint, outcome, expiry
         return outcome
+
+    def sequence(self, whole: Sequential) -> Outcome:
+        unmet = [each for each in whole.compares if not self.holds(each)]
+        if unmet:
+            found = self.records.get(unmet[0].key)
+            current = found.mod_revision if found else 0
+            return Outcome(self.revision, False, current=current, time=self.clock)
+        before = dict(self.records)
+        values = {key: (each.value, each.expiry) for key, each in self.records.items()}
+        changed: list[bytes] = []
+
+        def written(key: bytes) -> None:
+            changed.append(key)
+            if key in values:
+                old = self.records.get(key, Record(b"", self.revision, 0, 0))
+                create, version = old.create_revision, old.version + 1
+                self.records[key] = Record(values[key][0], create, self.revision, version)
+            else:
+                del self.records[key]
+
+        done = stepmodel.take(whole.steps, values, self.clock, whole.longest, written)
+        for key, (_, expiry) in values.items():
+            self.records[key] = self.records[key]._replace(expiry=expiry)
+        for key in dict.fromkeys(changed):
+            if key in self.records:
+                now = self.records[key]
+                self.events.append(Event(self.revision, EventKind.PUT, key, now.value, now.version))
+            elif key in before:
+                self.events.append(Event(self.revision, EventKind.DELETE, key, b"", 0))
+        return Outcome(self.revision, True, done=tuple(done), time=self.clock)
 
     def decide(self, transaction: Transaction) -> Outcome:
         unmet = [each for each in transaction.compares if not self.holds(each)]
@@ -252,6 +290,7 @@ class Model:
         }
         return {
             *((b"c",) if self.begun else ()),
+            *((b"v",) if self.version > 1 else ()),
             *(index[what] + at.to_bytes(8, "big") + key for at, key, what in self.expiring()),
             *held,
             *(b"i" + key for key in self.answers),

@@ -18,12 +18,16 @@ from conure.consensus.messages import (
     SnapshotMeta,
     State,
 )
+from conure.consensus.records import FRAME_HEADER_BYTES
 from conure.errors import (
     ConureError,
+    OutcomeUnknown,
     Refused,
     Unavailable,
 )
 from conure.metrics import Registry
+from conure.peers.calling import CallReply
+from conure.peers.calls import Answer, Call, decode_answer, decode_call, encode_answer, encode_call
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Incoming, Outgoing
 from tests.lab import engines
@@ -49,6 +53,12 @@ class Wire:
         address = self.addresses.get(message.to)
         if address is not None:
             self.lab.under_way.append((self.node_id, address, message))
+
+    def call(self, to: str, call: Call, reply: CallReply, seconds: float) -> bool:
+        address = self.addresses.get(to)
+        if address is not None:
+            self.lab.calls.append((self.node_id, address, call, reply))
+        return address is not None
 
     def connect(self, node_ids: Iterable[str]) -> None:
         self.lab.connecting[self.node_id] = set(node_ids)
@@ -92,6 +102,10 @@ class Lab:
         self.under_way: deque[tuple[str, str, Message]] = deque()
         self.snapshots: deque[tuple[str, Outgoing]] = deque()
         self.sent: list[Message] = []
+        self.calls: deque[tuple[str, str, Call, CallReply]] = deque()
+        self.asked: list[tuple[str, Call]] = []  # the calls that were delivered, by who asked
+        self.answers: deque[tuple[str, CallReply, bytes]] = deque()
+        self.loses_answers = False  # of calls
         self.cut: set[str] = set()  # nodes that nobody reaches, and that reach nobody
         self.refused: list[str] = []
         self.connecting: dict[str, set[str]] = {}  # by node, to whom it wanted connections
@@ -152,7 +166,11 @@ class Lab:
 
     def settle(self) -> None:
         """Deliver everything, and what comes of it."""
-        while self.under_way or self.snapshots:
+        while self.under_way or self.snapshots or self.calls or self.answers:
+            while self.calls:
+                self.ask(*self.calls.popleft())
+            while self.answers:
+                self.answer(*self.answers.popleft())
             while self.under_way:
                 sender, address, message = self.under_way.popleft()
                 receiver = self.at(address)
@@ -170,6 +188,35 @@ class Lab:
             self.refused.append(str(refusal))
         else:
             receiver.receive([message])
+
+    def ask(self, caller: str, address: str, call: Call, reply: CallReply) -> None:
+        """Deliver a call, as bytes, or tell why not."""
+        target = self.at(address)
+        if caller not in self.nodes:
+            return
+        if target is None or caller in self.cut:
+            reply(Unavailable(f"nobody answers at {address}"))
+            return
+        to, greeting = target.greeting().node_id, self[caller].greeting()
+        try:
+            target.admit("calls", to, greeting, self[caller].known_as(to))
+            self[caller].recognise(to, target.greeting())
+        except Refused as refusal:
+            reply(Unavailable(refusal.told))
+            return
+        self.asked.append((caller, call))
+        _, call = decode_call(encode_call(1, call)[FRAME_HEADER_BYTES:])
+
+        def give(answer: Answer) -> None:
+            self.answers.append((caller, reply, encode_answer(1, answer)[FRAME_HEADER_BYTES:]))
+
+        target.called(greeting, call, give)
+
+    def answer(self, caller: str, reply: CallReply, payload: bytes) -> None:
+        """Deliver a part of an answer."""
+        if caller in self.nodes:
+            lost = OutcomeUnknown("the connection was lost")
+            reply(lost if self.loses_answers or caller in self.cut else decode_answer(payload)[1])
 
     def judge(
         self,

@@ -29,6 +29,7 @@ from conure.http.server import HTTPServer
 from conure.metrics import Registry
 from conure.peers import frames
 from conure.peers.accepting import Registrar
+from conure.peers.calls import Answer, Call
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
 from conure.state import codec
@@ -133,8 +134,10 @@ class Node:
         self.recognised: list[tuple[str, Greeting]] = []
         self.sent: list[tuple[str, int | None]] = []
         self.staged: list[Staged] = []
+        self.called_by: list[tuple[Greeting, Call, Callable[[Answer], None]]] = []
         self.snapshot_needed = True
         self.on_receive: Callable[[Sequence[Message]], None] = lambda messages: None
+        self.on_call: Callable[[Call, Callable[[Answer], None]], None] = lambda call, answer: None
         self.before_add: Callable[[], None] = lambda: None
         self.registry = Registry()
         self.transport = Transport((host, port), self.registry)
@@ -185,6 +188,10 @@ class Node:
 
     def is_member(self, peer: Greeting) -> bool:
         return peer.node_id in self.members
+
+    def called(self, peer: Greeting, call: Call, answer: Callable[[Answer], None]) -> None:
+        self.called_by.append((peer, call, answer))
+        self.on_call(call, answer)
 
     def receive(self, messages: Sequence[Message]) -> None:
         self.on_receive(messages)

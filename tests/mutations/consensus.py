@@ -651,4 +651,25 @@ MUTATIONS = [
         'server.suffrage == "voter"',
         ("tests/system/test_cluster.py::test_two_data_nodes_and_an_arbiter_survive_either",),
     ),
+    Mutation(
+        "anybody's word and a leader's are a quorum",
+        "raft.py",
+        "return self.may_read and both >= configuration.quorum",
+        "return self.may_read",
+        ("tests/consensus/test_raft_paper.py", "tests/cluster/test_forwarding.py"),
+    ),
+    Mutation(
+        "the word of a former disk spares a round",
+        "raft.py",
+        'if server is None or server.incarnation not in ("", incarnation):',
+        "if server is None:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a leader reads by a follower's word before its first entry is committed",
+        "raft.py",
+        "return self.may_read and both >= configuration.quorum",
+        "return both >= configuration.quorum",
+        ("tests/consensus/test_raft_paper.py",),
+    ),
 ]

@@ -453,13 +453,6 @@ MUTATIONS = [
         ("tests/system/test_contract_features.py",),
     ),
     Mutation(
-        "what has waited for too long is passed on to the leader",
-        "conure/http/forwarding.py",
-        "if now - task.since > self._timeout:",
-        "if now < task.since:",
-        ("tests/http/test_forward.py",),
-    ),
-    Mutation(
         "a body has two lengths",
         "conure/http/grammar.py",
         '        if length is not None:\n            raise Refusal(400, "both',

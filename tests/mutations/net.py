@@ -174,11 +174,4 @@ MUTATIONS = [
         "    except UnicodeEncodeError as error:  # what the library",
         ("tests/net/test_outbound.py",),
     ),
-    Mutation(
-        "a write uses a connection that has rested for long",
-        "conure/net/outbound.py",
-        "if not is_safe and monotonic() - self._rests_since > self._longest_rest:",
-        "if is_safe and monotonic() - self._rests_since > self._longest_rest:",
-        ("tests/http/test_forward.py",),
-    ),
 ]

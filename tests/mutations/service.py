@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "writes of a round are synced before its reads are sent",
         "conure/service/rounds.py",
-        "if gathered.writers and not has_read:",
-        "if gathered.writers:",
+        "if parts and not has_read:",
+        "if parts:",
         ("tests/service/test_service.py",),
     ),
     Mutation(
@@ -136,8 +136,8 @@ MUTATIONS = [
     Mutation(
         "what is like a linearizable read is answered by what is at hand",
         "conure/service/requests.py",
-        "        if not freshness.is_stale:\n            gathered.keys",
-        "        if freshness is LINEARIZABLE:\n            gathered.keys",
+        "        if not freshness.is_stale:\n            gathered.keys.append(key)",
+        "        if freshness is LINEARIZABLE:\n            gathered.keys.append(key)",
         ("tests/service/test_service.py",),
     ),
     Mutation(
@@ -171,8 +171,8 @@ MUTATIONS = [
     Mutation(
         "a condition tells what its caller may not read",
         "conure/service/gate.py",
-        "        yield (Action.READ, *_only(compare.key))\n    for operation",
-        '        yield (Action.WRITE, b"", b"")\n    for operation',
+        "        yield (Action.READ, *_only(compare.key))\n    if isinstance",
+        '        yield (Action.WRITE, b"", b"")\n    if isinstance',
         ("tests/service/test_service.py",),
     ),
     Mutation(
@@ -243,5 +243,54 @@ MUTATIONS = [
         "        finally:\n            with self._lock:\n                self._busy -= 1\n",
         "        finally:\n            pass\n",
         ("tests/http/test_streams.py",),
+    ),
+    Mutation(
+        "steps: the target of a move is not asked about",
+        "conure/service/gate.py",
+        "            yield (Action.WRITE, *_only(target))\n",
+        "",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "steps: a condition shows what may not be read",
+        "conure/service/gate.py",
+        "        case Erase(_, condition) if condition == ALWAYS:",
+        "        case Erase():",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "steps: an entry has any number of them",
+        "conure/service/limits.py",
+        "        if max(work, len(compares)) > MAX_STEPS:",
+        "        if work < 0:",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "steps: a key that nobody may have gets into the log",
+        "conure/service/limits.py",
+        "            check_key(step.key)\n",
+        "",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "steps: what they read is not promised",
+        "conure/service/promises.py",
+        "        reads = sum(type(step) is Read for step in steps)",
+        "        reads = 0",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "what a front passes on is refused, and what it refuses is passed on",
+        "conure/service/rounds.py",
+        "kept = 0 if gathered.passes_on else len(gathered.writers)",
+        "kept = len(gathered.writers) if gathered.passes_on else 0",
+        ("tests/service/test_service.py",),
+    ),
+    Mutation(
+        "a deletion in parts is refused where it could be passed on",
+        "conure/service/requests.py",
+        "write = partial(self.backend.write, kept=0) if self._passes_on else self.backend.write",
+        "write = self.backend.write",
+        ("tests/service/test_service.py",),
     ),
 ]

@@ -108,7 +108,9 @@ class Gathering(FakeBackend):
         super().__init__()
         self.reply: WriteReply
 
-    def write(self, commands: Sequence[Command], reply: WriteReply) -> None:
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
         self.batches.append(list(commands))
         self.reply = reply
 
@@ -153,6 +155,41 @@ def test_the_reads_of_all_fronts_share_a_confirmation_and_are_read_once(
     lines = [one.say("GET a"), two.say("GET a"), two.say("SCAN a")]
     end(requests)
     assert [line.answer for line in lines] == ["ERROR no quorum"] * 3
+
+
+def test_what_fronts_pass_on_comes_after_what_others_refuse(
+    requests: Requests, backend: FakeBackend
+) -> None:
+    """In one proposal; a node that doesn't lead refuses the first of it, and only that."""
+    on, off = LineFront(requests, passes_on=True), LineFront(requests)
+    lines = [on.say("PUT a 1"), off.say("PUT b 2"), on.say("PUT c 3"), off.say("PUT d 4")]
+    end(requests)
+    assert backend.batches == [[(b"b", b"2"), (b"d", b"4"), (b"a", b"1"), (b"c", b"3")]]
+    assert backend.kept == [2]
+    assert [line.answer for line in lines] == ["OK 3", "OK 1", "OK 4", "OK 2"]
+    for front in (on, off):
+        front.say("PUT a 1")
+        end(requests)
+    assert backend.kept == [2, 0, 1]
+    lines = [on.say("GET a"), off.say("GET b"), on.say("SCAN c"), off.say("PUT e 5")]
+    assert requests.end_round() is True
+    assert [line.answer for line in lines] == ["VALUE 1", "VALUE 2", "ITEMS c=3", ""]
+    assert (backend.confirmations, backend.passed_on) == (2, 1)
+    late = on.say("PUT f 6")
+    assert requests.end_round() is False
+    assert backend.kept[3:] == [1]
+    assert (lines[3].answer, late.answer) == ("OK 7", "OK 8")
+
+
+def test_a_wait_and_a_deletion_in_parts_are_passed_on(backend: FakeBackend) -> None:
+    backend.values = {b"a": b"1", b"b": b"2", b"c": b"3"}
+    service = Service(backend, forward=True)
+    assert service.request("GET", "/kv?key=a&index=0&wait=1ms").body == b"1"
+    deleted = service.request("DELETE", "/kv?prefix=&limit=2")
+    assert json.loads(deleted.body) == {"deleted": 2, "more": True}
+    assert backend.kept == [0]
+    assert backend.passed_on == backend.confirmations == 3
+    service.close()
 
 
 def test_http_and_lines_are_in_one_round(

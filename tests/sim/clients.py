@@ -219,7 +219,7 @@ class Clients:
         elif kind == "range":
             key = (b"", rng.choice([None, b"t"]))
         is_stale = rng.random() < 0.3
-        call = partial(_look, kind, key, is_stale)
+        call = partial(_look, kind, key, is_stale, self._world.luck.forward)
         begun = self._account.next_moment()
         machine = self._requests.machine_for(number)
         (answer,) = yield self._requests.send(machine, call)
@@ -263,7 +263,7 @@ class Clients:
         found: Outcome | None = None
         for attempt in range(attempts):
             (answer,) = yield self._requests.send(
-                self._requests.machine_for(number), write([wanted])
+                self._requests.machine_for(number), write([wanted], passes_on=world.luck.forward)
             )
             self._requests.learn(number, answer)
             if isinstance(answer, Done):
@@ -372,7 +372,7 @@ class _Registers:
             history[moment] = replace(history[moment], returned=self._account.next_moment())
 
 
-def _look(kind: str, key: Any, is_stale: bool, node: Node, reply: Reply) -> None:
+def _look(kind: str, key: Any, is_stale: bool, passes_on: bool, node: Node, reply: Reply) -> None:
     def confirmed(error: ConureError | None) -> None:
         try:
             if error is not None:
@@ -384,7 +384,7 @@ def _look(kind: str, key: Any, is_stale: bool, node: Node, reply: Reply) -> None
     if is_stale:
         confirmed(None)
     else:
-        node.confirm_read(confirmed)
+        node.confirm_read(confirmed, passes_on=passes_on)
 
 
 def _looked(kind: str, key: Any, node: Node) -> tuple[int, tuple[Seen, ...]]:

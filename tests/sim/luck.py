@@ -60,6 +60,7 @@ class Luck:
     chunk_bytes: int = 300
     max_inflight: int = 64
     max_append_bytes: int = 1 << 20
+    forward: bool = False  # whether followers pass on what only the leader can do
     hesitant: bool = False  # whether nodes apply no more in one go than they must
     engines: int = 0  # 0: the B-tree everywhere, 1: the LSM engine; else each machine draws by it
 
@@ -128,7 +129,11 @@ class Luck:
         # Drawn last, so that what a seed was is left as it was.
         luck = replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
         drawn = random.Random(f"engines/{seed}").choice([0, 0, 1, 1, 2, 3, 4, 5])
-        return replace(luck, engines={"btree": 0, "lsm": 1}.get(engines.TOLD, drawn))
+        return replace(
+            luck,
+            engines={"btree": 0, "lsm": 1}.get(engines.TOLD, drawn),
+            forward=random.Random(f"forward/{seed}").random() < 0.4,
+        )
 
     def engine(self, name: str, life: int) -> str:
         """Return the engine that a machine has in a life of its disk."""

@@ -1,4 +1,4 @@
-"""The network of the fake world: messages, snapshots and probes between machines.
+"""The network of the fake world: messages, calls, snapshots and probes between machines.
 
 It loses, doubles and delays them, and is cut. A connection has one handshake and lasts while both
 ends live and believe each other.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from conure.consensus.messages import Message
-from conure.errors import ConureError, Refused, Unavailable
+from conure.consensus.records import FRAME_HEADER_BYTES
+from conure.errors import ConureError, OutcomeUnknown, Refused, Unavailable
+from conure.peers.calling import CallReply
+from conure.peers.calls import Answer, Call, decode_answer, decode_call, encode_answer, encode_call
 from conure.peers.frames import decode_message, encode_message
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
@@ -60,6 +63,9 @@ class Peers:
         if self.is_alive:
             self._network.send(self, message)
 
+    def call(self, to: str, call: Call, reply: CallReply, seconds: float) -> bool:
+        return self.is_alive and self._network.call(self, to, call, reply, seconds)
+
     def connect(self, node_ids: Iterable[str]) -> None: ...
 
     def judge(
@@ -80,6 +86,19 @@ class Peers:
     ) -> None:
         if self.is_alive:
             self._network.probe(self, address, node_id, reply, known_as)
+
+
+@dataclass(eq=False)
+class _Line:
+    """A connection for calls, who waits for an answer on it, and what has arrived and waits for the
+    process. What is lost on it holds up all behind it, in either direction, until it breaks."""
+
+    connection: Connection
+    asked: dict[int, CallReply] = field(default_factory=dict)
+    calls: deque[Callable[[], object]] = field(default_factory=deque)
+    answers: deque[Callable[[], object]] = field(default_factory=deque)
+    is_stuck: bool = False
+    is_broken: bool = False
 
 
 _Way = tuple[Peers, str, str]
@@ -122,6 +141,9 @@ class Network:
         self._judged_by: dict[str, tuple[object, ...]] = {}  # what it depends on, as last seen
         self._connections: dict[_Way, Connection] = {}
         self._transfers: dict[Connection, None] = {}  # those of snapshots
+        self._lines: dict[_Way, _Line] = {}
+        self._numbers = 0  # of calls
+        self._in_order: dict[tuple[_Line, bool], float] = {}  # when the last of a line arrives
         self._recent: dict[str, deque[tuple[Connection, Message]]] = {}  # messages, by machine
         self._former: dict[str, list[tuple[Connection, Message]]] = {}  # of disks that were lost
         self._not_before: dict[_Way, float] = {}  # back-off after a failed dial
@@ -152,7 +174,12 @@ class Network:
 
     def disconnect(self) -> None:
         """Break one connection: what is on its way on it is lost."""
-        if self._connections:
+        asked = [way for way, line in self._lines.items() if line.asked]
+        if asked and self._world.rng.random() < 0.7:
+            way = self._world.rng.choice(asked)
+            self._world.trace(f"the line {way[0].machine.name}→{way[1]} breaks")
+            self._hang_up(way)
+        elif self._connections:
             way = self._world.rng.choice(list(self._connections))
             self._world.trace(f"the connection {way[0].machine.name}→{way[2]} breaks")
             self._break(way)
@@ -166,6 +193,9 @@ class Network:
         """Close what one process wouldn't have any more."""
         for transfer in self._transfers:
             transfer.is_dropped |= transfer.is_refused(judge, believes, expects)
+        for way, line in list(self._lines.items()):
+            if line.connection.is_refused(judge, believes, expects):
+                self._hang_up(way)
         for way, connection in list(self._connections.items()):
             if connection.is_refused(judge, believes, expects):
                 self._world.counts["connections judged and closed"] += 1
@@ -239,6 +269,119 @@ class Network:
         )
         message.incarnation = connection.caller.incarnation
         target.machine.take(source, message)
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def call(self, source: Peers, to: str, call: Call, reply: CallReply, seconds: float) -> bool:
+        """Let a process ask another one; False: it doesn't know where that is."""
+        address = source.addresses.get(to)
+        if address is None:
+            return False
+        world = self._world
+        world.counts["calls"] += 1
+        way = (source, to, address)
+        line = self._lines.get(way)
+        if line is None:  # what is sent while it is being dialled arrives by and by
+            world.after(self.latency(source.machine), partial(self._dial, way, call, reply))
+        else:
+            self._send_call(way, line, call, reply)
+        world.after(seconds, partial(self._give_up, way, reply))
+        return True
+
+    def _dial(self, way: _Way, call: Call, reply: CallReply) -> None:
+        source, to, address = way
+        line = self._lines.get(way)
+        try:
+            if line is None:
+                connection = self.connect("calls", source, address, to)
+                line = self._lines[way] = _Line(connection)
+        except (_Cut, ConureError):
+            self._tell_end(source, reply, Unavailable("it can't be reached"))
+        else:
+            self._send_call(way, line, call, reply)
+
+    def _send_call(self, way: _Way, line: _Line, call: Call, reply: CallReply) -> None:
+        self._numbers += 1
+        line.asked[self._numbers] = reply
+        payload = encode_call(self._numbers, call)[FRAME_HEADER_BYTES:]
+        self._carry(way, line, partial(self._take_call, way, line, payload), is_answer=False)
+
+    def _carry(
+        self, way: _Way, line: _Line, arrive: Callable[[], None], *, is_answer: bool
+    ) -> None:
+        """Bring something over a line, in order; or lose it, and the line with it."""
+        world, luck = self._world, self._world.luck
+        source, target = line.connection.source, line.connection.target
+        sender = target if is_answer else source
+        when = max(
+            world.now + self.latency(sender.machine), self._in_order.get((line, is_answer), 0.0)
+        )
+        self._in_order[line, is_answer] = when
+        if not world.mending and world.rng.random() < luck.loss / 2:
+            world.at(when, partial(self._hang_up, way, line))
+        else:
+            world.at(when, arrive)
+
+    def _take_call(self, way: _Way, line: _Line, payload: bytes) -> None:
+        source, target = line.connection.source, line.connection.target
+        if line.is_broken or not target.is_alive:
+            self._hang_up(way, line)
+            return
+        if line.is_stuck or (source.machine.name, target.machine.name) in self.cut:
+            line.is_stuck = True
+            return
+        number, call = decode_call(payload)
+        self._world.trace(f"{source.machine.name}→{target.machine.name} call {call.kind.name}")
+
+        def give(answer: Answer) -> None:
+            if target.is_alive and not line.is_broken:
+                told = encode_answer(number, answer)[FRAME_HEADER_BYTES:]
+                take = partial(self._take_answer, way, line, told)
+                self._carry(way, line, take, is_answer=True)
+
+        def serve() -> None:
+            if not line.is_broken:
+                machine.run(machine.node.called, line.connection.caller, call, give)
+
+        machine = target.machine
+        line.calls.append(serve)
+        machine.when_free(partial(_go_on, target, line.calls))
+
+    def _take_answer(self, way: _Way, line: _Line, payload: bytes) -> None:
+        source, target = line.connection.source, line.connection.target
+        if line.is_broken:
+            return
+        if line.is_stuck or (target.machine.name, source.machine.name) in self.cut:
+            line.is_stuck = True
+            return
+        number, answer = decode_answer(payload)
+        reply = line.asked.pop(number) if answer.is_last else line.asked[number]
+        line.answers.append(partial(source.machine.run, reply, answer))
+        source.machine.when_free(partial(_go_on, source, line.answers))
+
+    def _tell_end(self, source: Peers, reply: CallReply, error: ConureError) -> None:
+        def tell() -> None:
+            if source.is_alive:
+                source.machine.run(reply, error)
+
+        self._world.after(0.001, lambda: source.machine.when_free(tell))  # by a thread of its own
+
+    def _give_up(self, way: _Way, reply: CallReply) -> None:
+        line = self._lines.get(way)
+        if line is not None and reply in line.asked.values():
+            self._hang_up(way, line)
+
+    def _hang_up(self, way: _Way, line: _Line | None = None) -> None:
+        """End a line: who waits for an answer gets none."""
+        if line is not None and self._lines.get(way) is not line:
+            return
+        line = self._lines.pop(way, None)
+        if line is not None:
+            line.is_broken = True
+            self._world.counts["lines lost"] += 1
+            for reply in line.asked.values():
+                lost = OutcomeUnknown("the connection was lost before its answer")
+                self._tell_end(way[0], reply, lost)
 
     def lost_disk(self, name: str) -> None:
         """A machine has lost its disk. What it sent last may be taken in late: within seconds, or
@@ -445,3 +588,10 @@ class Network:
             raise _Cut
         if not world.mending and world.rng.random() < world.luck.loss + world.luck.disconnect / 5:
             raise _Cut
+
+
+def _go_on(peers: Peers, arrived: deque[Callable[[], object]]) -> None:
+    """Take what has arrived next on a line: in order, whatever else happens to a process first."""
+    take = arrived.popleft()
+    if peers.is_alive:
+        take()

@@ -56,7 +56,9 @@ class PlainClients:
             moment = account.next_moment()
             begun.append(moment)
             account.registers[moment] = Operation(client, kind, key, value, moment, None)
-        answers = yield self._requests.send(machine, requests.write(commands), len(commands))
+        answers = yield self._requests.send(
+            machine, requests.write(commands, passes_on=self._world.luck.forward), len(commands)
+        )
         for moment, command, answer in zip(begun, commands, answers, strict=True):
             value = command[1]
             if isinstance(answer, Done):
@@ -81,7 +83,9 @@ class PlainClients:
         account, counts = self._account, self._world.counts
         machine = self._requests.machine_for(client)
         moment = account.next_moment()
-        answers = yield self._requests.send(machine, requests.read(keys, stale), len(keys))
+        answers = yield self._requests.send(
+            machine, requests.read(keys, stale, passes_on=self._world.luck.forward), len(keys)
+        )
         for key, answer in zip(keys, answers, strict=True):
             if not isinstance(answer, tuple):
                 continue

@@ -36,8 +36,9 @@ class Done(NamedTuple):
     outcome: Outcome | None
 
 
-def write(commands: Sequence[Command]) -> Request:
-    """Return the request to commit commands; each is answered by Done or an error."""
+def write(commands: Sequence[Command], *, passes_on: bool) -> Request:
+    """Return the request to commit commands, which a follower refuses or passes on; each is
+    answered by Done or an error."""
 
     def call(node: Node, reply: Reply) -> None:
         def ended(start: int, stop: int, answer: Committed | ConureError) -> None:
@@ -48,14 +49,14 @@ def write(commands: Sequence[Command]) -> Request:
             else:
                 reply(start, stop, [answer] * (stop - start))
 
-        node.write(commands, ended)
+        node.write(commands, ended, 0 if passes_on else None)
 
     return call
 
 
-def read(keys: Sequence[bytes], stale: bool) -> Request:
-    """Return the request for the records of keys, as httpapi.py puts it; each comes with the
-    revision of the state that has it."""
+def read(keys: Sequence[bytes], stale: bool, *, passes_on: bool) -> Request:
+    """Return the request for the records of keys, as httpapi.py puts it, which a follower refuses
+    or has confirmed; each comes with the revision of the state that has it."""
 
     def call(node: Node, reply: Reply) -> None:
         def confirmed(error: ConureError | None) -> None:
@@ -70,7 +71,7 @@ def read(keys: Sequence[bytes], stale: bool) -> Request:
         if stale:
             confirmed(None)
         else:
-            node.confirm_read(confirmed)
+            node.confirm_read(confirmed, passes_on=passes_on)
 
     return call
 

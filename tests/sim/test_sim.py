@@ -19,11 +19,23 @@ from unittest import mock
 import pytest
 
 from btree import BTreeKind
+from conure.cluster.forwarding import Forwarding
 from conure.cluster.leases import Lease
 from conure.cluster.node import Node
+from conure.cluster.pending import Read
+from conure.cluster.serving import Ask, Serving
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
-from conure.errors import ConureError, DiskFailed, Diverged, ForeignDirectory
+from conure.errors import (
+    ConureError,
+    DiskFailed,
+    Diverged,
+    ForeignDirectory,
+    OutcomeUnknown,
+    Unavailable,
+)
+from conure.peers.calls import Answer, AnswerKind, encode_index
+from conure.peers.protocol import Greeting
 from tests.lab.answers import value_of
 from tests.lab.linearizability import Violation
 from tests.sim.luck import KEYS, Luck
@@ -108,12 +120,54 @@ def test_a_log_that_is_not_synced_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_reads_that_nobody_confirms_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def confirm_read(
-        node: Node, reply: Callable[[ConureError | None], None], requests: int = 1
+        node: Node,
+        reply: Callable[[ConureError | None], None],
+        requests: int = 1,
+        *,
+        passes_on: bool = False,
     ) -> None:
         reply(None)
 
     monkeypatch.setattr(Node, "confirm_read", confirm_read)
     assert found(Violation)
+
+
+def test_reads_that_followers_answer_without_asking_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(forwarding: Forwarding, read: Read) -> None:
+        forwarding._monitor.finished.append(partial(read.reply, None))
+
+    monkeypatch.setattr(Forwarding, "read", read)
+    assert found(Violation, lambda luck: luck.forward)
+
+
+def test_the_word_of_who_does_not_lead_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked says yes, and how far he is."""
+
+    def read(serving: Serving, peer: Greeting, term: int, applied: int, answer: Ask) -> None:
+        index = serving._store.applied_index
+        answer(Answer(AnswerKind.CONFIRMED, term, encode_index(index)))
+
+    monkeypatch.setattr(Serving, "_read", read)
+    assert found(Violation, lambda luck: luck.forward and luck.cut + luck.pause > 0)
+
+
+def test_a_write_that_is_sent_again_after_it_was_lost_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take = Forwarding._take_answer
+
+    def take_answer(forwarding: Forwarding, sent: Any, answer: Answer | ConureError) -> None:
+        if isinstance(answer, OutcomeUnknown):
+            answer = Unavailable("as if it had not been sent")
+        take(forwarding, sent, answer)
+
+    monkeypatch.setattr(Forwarding, "_take_answer", take_answer)
+    assert found(
+        (Broken, Violation),
+        lambda luck: luck.forward and luck.others > 1 and luck.loss > 0.01,
+    )
 
 
 def test_a_lease_that_outlives_what_it_relies_on_is_noticed(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conure.commands import Acquire, OpenSession, Put, Transaction
+from conure.commands import Acquire, OpenSession, Put, Sequential, Transaction
 from conure.consensus.members import Configuration
 from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
 from conure.consensus.raftlog import RaftLog
@@ -25,6 +25,7 @@ from conure.errors import (
     DiskFull,
     ForeignDirectory,
     StorageError,
+    VersionTooNew,
 )
 from conure.fileio import FileSystem
 from conure.state import backup as backup_module
@@ -38,8 +39,9 @@ from conure.state.backup import (
     UnusableBackup,
     restore,
 )
-from conure.state.codec import encode_records, encode_transaction
-from conure.state.machine import PinnedState, Store
+from conure.state.codec import encode_records, encode_sequential, encode_transaction
+from conure.state.machine import Inspection, PinnedState, Store
+from conure.steps import Add, Append, Expiry, Life, Write
 from conure.storage.datadir import Identity
 from conure.storage.engine import Record, StorageEngine
 from conure.storage.engines import kind_named
@@ -334,6 +336,35 @@ def test_sessions_locks_and_expiry_come_along() -> None:
     assert again.holder(b"lock") == store.holder(b"lock") is not None
     assert again.digest == store.digest
     assert again.apply([Entry(4, 3, EntryKind.COMMAND, data)])[3].repeated
+
+
+def test_a_state_of_the_second_version_comes_along() -> None:
+    """And is read by no release that doesn't read what made it."""
+    store = Store(open_engine(CrashFileSystem(), "/sender.db"), META.configuration)
+    steps = (Write(b"k", b"v", expiry=Expiry(Life.TTL, 5000)), Append(b"k", b"w"), Add(b"n", 2))
+    sequential = Sequential((), steps, 100, 7, b"once", b"fp", 1000)
+    data = encode_sequential(sequential)
+    done = store.apply([Entry(3, 1, EntryKind.COMMAND, data)])[1]
+    backup = Backup(store.snapshot(), FACTS)
+    fs = disk_with(b"".join(backup.chunks()))
+    backup.close()
+    restored(fs)
+    tree = open_engine(fs, f"{HOME}/conure.db")
+    again = Store(tree, b"")
+    assert (again.version, again.records, again.clock, again.next_due()) == (2, 2, 7, 1007)
+    assert again.get(b"k") == store.get(b"k") == (b"vw", 1, 1, 2, 5007)
+    assert again.digest == store.digest
+    repeated = again.apply([Entry(4, 2, EntryKind.COMMAND, data)])[2]
+    assert repeated == done._replace(repeated=True)
+    with pytest.raises(VersionTooNew, match="the state is of format version 2"):
+        Store(tree, b"", speaks=1)
+    inspection = Inspection(speaks=1)
+    rows = [(key, *record) for key, record in again.engine.items()]
+    with pytest.raises(VersionTooNew, match="the state is of format version 2"):
+        inspection.look(rows)
+    whole = Inspection(speaks=2)
+    whole.look(rows)
+    whole.finish()
 
 
 def test_a_restored_cluster_is_another_one_each_time() -> None:

@@ -211,6 +211,35 @@ def test_pauses_of_leader_and_follower_under_load(cluster: Cluster) -> None:
     cluster.wait_until_equal()
 
 
+def test_leaders_come_and_go_while_followers_pass_on(tmp_path: Path) -> None:
+    """Clients at all nodes: what was on its way to a leader is done once, or not, or unknown."""
+    with Cluster(tmp_path, "--follower-mode=forward") as cluster:
+        cluster.start(3)
+        with Workload(cluster) as load:
+            load.wait_for_writes(100)
+            first = cluster.leader()
+            first.kill()
+            load.wait_for_writes(50)
+            first.start()
+            second = cluster.leader()
+            second.pause()
+            load.wait_for_writes(50)
+            second.resume()
+            third = cluster.leader()
+            successor = next(each for each in cluster.members if each is not third)
+            asked = next(each for each in cluster.members if each not in (third, successor))
+            answer = asked.post("/leader", {"ID": successor.name}, follow=False)
+            assert answer.status in (200, 503), answer  # a node that is behind takes none
+            load.wait_for_writes(50)
+            cluster.leader().terminate()
+            load.wait_for_writes(50)
+        load.check()
+        for member in cluster.members:
+            if member not in cluster.running:
+                member.start()
+        cluster.wait_until_equal()
+
+
 def days_shown(cluster: Cluster) -> set[str]:
     """Return the days that the nodes' Date fields tell."""
     return {member.request("GET", "/livez").headers["date"][:16] for member in cluster.running}
@@ -297,6 +326,30 @@ def test_a_leader_that_is_cut_off_steps_down(lab: Lab, tmp_path: Path) -> None:
             wait_until(lambda: old.get("side", stale=True).body == b"majority")
         load.check()
         assert new.status()["term"] == term  # it came back without a new election (R5)
+        cluster.wait_until_equal()
+
+
+def test_a_leader_is_cut_off_while_followers_pass_on(lab: Lab, tmp_path: Path) -> None:
+    """What they have sent to it waits no longer than others know that somebody else leads."""
+    flags = ("--barrier-timeout=1s", "--follower-mode=forward")
+    with Cluster(tmp_path, *flags, lab=lab) as cluster:
+        cluster.start(3)
+        with Workload(cluster) as load:
+            load.wait_for_writes(30)
+            old, others = cluster.leader(), cluster.followers()
+            lab.cut(number_of(old), *map(number_of, others))
+            cluster.leader(others)
+            for member in others:
+                put = functools.partial(member.put, "side", b"majority")
+                wait_until(lambda: put().status == 200, 3)  # noqa: B023
+                assert member.get("side", follow=False).body == b"majority"
+            answer, took = get_in_own_time(old, "side", 5)
+            assert answer.status == 503
+            assert took < 2.0
+            lab.heal()
+            wait_until(lambda: old.get("side", follow=False).body == b"majority")
+            load.wait_for_writes(50)
+        load.check()
         cluster.wait_until_equal()
 
 

@@ -29,8 +29,9 @@ MIB = 1 << 20
 class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
-    PLAYED = ("API", "Forwarder", "History", "HTTPServer", "Joiner", "MetricsAPI", "Node",
-              "Reactor", "Requests", "Transport", "Watchers", "bind", "gc", "signal")  # fmt: skip
+    PLAYED = ("API", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
+              "Node", "Reactor", "Requests", "Resp", "Transport", "Watchers", "bind", "gc",
+              "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -62,6 +63,11 @@ class Received:
         return self.HTTPServer.call_args_list[0].args[2]
 
     @property
+    def resp(self) -> Any:
+        """The limits of RESP; None if it isn't served."""
+        return self.Resp.call_args and self.Resp.call_args.args[3]
+
+    @property
     def names(self) -> Any:
         """The names that the API's server answers to."""
         return self.HTTPServer.call_args_list[0].args[4].names
@@ -69,11 +75,6 @@ class Received:
     @property
     def addresses(self) -> list[Any]:
         return [call.args[0] for call in self.bind.call_args_list]
-
-    @property
-    def forwarder(self) -> Any:
-        """How the forwarder was made; None if it wasn't."""
-        return self.Forwarder.call_args and self.Forwarder.call_args.kwargs
 
     @property
     def seeds(self) -> Any:
@@ -93,12 +94,13 @@ class Row(NamedTuple):
     others: tuple[str, ...] = ()  # flags without which it would set nothing
 
 
+RESP = ("--resp-addr=:9190",)
+
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
     "node_id": [
         Row("n9", lambda r: r.node.node_id, "n9"),
         Row("n9", lambda r: r.node.told_node_id, True),
-        Row("n9", lambda r: r.Forwarder.call_args.args[0], "n9", ("--follower-mode=forward",)),
     ],
     "data_dir": [Row("/elsewhere", lambda r: r.node.data_dir, "/elsewhere")],
     "raft_addr": [
@@ -112,6 +114,9 @@ ROWS = {
     "raft_advertise": [Row("db9:7009", lambda r: r.node.raft_address, "db9:7009")],
     "http_advertise": [Row("http://db9:8009", lambda r: r.node.http_address, "http://db9:8009")],
     "metrics_addr": [Row(":9100", lambda r: r.addresses[1:], [Address("", 9100)])],
+    "resp_addr": [Row(":9190", lambda r: r.addresses[1:], [Address("", 9190)])],
+    "resp_max_connections": [Row("77", lambda r: r.resp.max_connections, 77, RESP)],
+    "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
     "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
@@ -120,25 +125,20 @@ ROWS = {
         Row("btree", lambda r: r.node.told_engine, True),
     ],
     "follower_mode": [
-        Row(
-            "forward",
-            lambda r: r.API.call_args.kwargs["forward"] is r.Forwarder.return_value.forward,
-            True,
-        )
+        Row("forward", lambda r: r.API.call_args.kwargs["forward"], True),
     ],
     "read_mode": [Row("lease", lambda r: r.node.read_mode, "lease")],
     "election_timeout": [Row("500ms", lambda r: r.node.election_timeout, 0.5)],
     "barrier_timeout": [
         Row("4s", lambda r: r.node.barrier_timeout, 4.0),
-        Row("77s", lambda r: r.forwarder["timeout"], 77.0, ("--follower-mode=forward",)),
     ],
     "write_timeout": [
         Row("11s", lambda r: r.node.write_timeout, 11.0),
-        Row("78s", lambda r: r.forwarder["timeout"], 78.0, ("--follower-mode=forward",)),
     ],
     "max_value_bytes": [
         Row("2MiB", lambda r: r.kv.value_bytes, 2 * MIB),
         Row("50MiB", lambda r: r.http.max_body_bytes, 50 * MIB),
+        Row("50MiB", lambda r: r.resp.max_command_bytes, 50 * MIB, RESP),
     ],
     "page_size": [Row("8192", lambda r: r.node.page_size, 8192)],
     "cache_bytes": [
@@ -151,10 +151,14 @@ ROWS = {
     "checkpoint_entries": [Row("77", lambda r: r.node.checkpoint_entries, 77)],
     "checkpoint_interval": [Row("7s", lambda r: r.node.checkpoint_interval, 7.0)],
     "log_segment_bytes": [Row("2MiB", lambda r: r.node.log_segment_bytes, 2 * MIB)],
-    "max_body_bytes": [Row("17MiB", lambda r: r.http.max_body_bytes, 17 * MIB)],
+    "max_body_bytes": [
+        Row("17MiB", lambda r: r.http.max_body_bytes, 17 * MIB),
+        Row("17MiB", lambda r: r.resp.max_command_bytes, 17 * MIB, RESP),
+    ],
     "max_connections": [Row("77", lambda r: r.http.max_connections, 77)],
     "trusted_proxies": [
-        Row("192.0.2.0/24", lambda r: r.http.trusted_proxies, ("192.0.2.0/24",))
+        Row("192.0.2.0/24", lambda r: r.http.trusted_proxies, ("192.0.2.0/24",)),
+        Row("192.0.2.0/24", lambda r: r.resp.trusted_proxies, ("192.0.2.0/24",), RESP),
     ],
     "allowed_hosts": [Row("db.example", lambda r: "db.example" in r.names, True)],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
@@ -170,11 +174,16 @@ ROWS = {
     "idempotency_window": [
         Row("7s", lambda r: r.API.call_args.kwargs["idempotency_window"], 7000)
     ],
-    "slow_request": [Row("7s", lambda r: r.http.slow_request, 7.0)],
-    "request_timeout": [Row("7s", lambda r: r.http.request_timeout, 7.0)],
+    "slow_request": [
+        Row("7s", lambda r: r.http.slow_request, 7.0),
+        Row("7s", lambda r: r.resp.slow_command, 7.0, RESP),
+    ],
+    "request_timeout": [
+        Row("7s", lambda r: r.http.request_timeout, 7.0),
+        Row("7s", lambda r: r.resp.request_timeout, 7.0, RESP),
+    ],
     "idle_timeout": [
         Row("7s", lambda r: r.http.idle_timeout, 7.0),
-        Row("7s", lambda r: r.forwarder["idle_timeout"], 7.0, ("--follower-mode=forward",)),
     ],
     "shutdown_timeout": [Row("7s", lambda r: r.drained, 7.0)],
     "log_level": [Row("error", lambda _: logging.getLogger().level, logging.ERROR)],

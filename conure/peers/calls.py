@@ -1,0 +1,292 @@
+"""Calls as bytes: what a node asks of the leader for its own clients, and the answers.
+
+They travel over a connection of their own kind (protocol.py), one frame (records.py) a call and one
+for each part of an answer. Numbers are big-endian and unsigned. A decoder takes any bytes at all
+and raises WireError for what no encoder makes. Nothing here has state: any thread may call
+anything, and what the bodies mean is the node's concern.
+
+**Call**, from the node that dialled::
+
+    offset size
+       0    1   version      01
+       1    1   kind         01 write, 02 confirm, 03 change
+       2    2   flags        0000; a later flag says what it adds, who asks for one
+       4    8   number       greater than all before it on this connection
+      12    8   term         of the leader that is asked: no other one takes it
+      20    …   body
+
+    write     4 n, the number of commands; 4n the length of each; the commands (codec.py)
+    confirm   8 the index that the node has applied
+    change    JSON: what is to be done to the members
+
+    "is there more than index 7?", asked of the leader of term 2:
+    01 02 0000 0000000000000001 0000000000000002 0000000000000007
+
+**Answer**, from the node that was called. A write may be answered in parts, from one command up to
+another, in their order::
+
+       0    1   version      01
+       1    1   kind         01 committed, 02 confirmed, 03 changed, 04 failed
+       2    2   flags        1 the last part
+       4    8   number       that of the call
+      12    8   term         that of the call
+      20    8   start, stop  4 bytes each: for which commands; 0 and 1 where there are none
+      28    …   body
+
+    committed 8 the revision that command 0 of the call has, or would have; 4 n, the number of
+              outcomes; then of each 4 its command, 4 its length, the outcome (codec.py)
+    confirmed 8 the index that a linearizable read has to see
+    changed   JSON: what there is to be told
+    failed    JSON {"error": class of errors.py, "message": …, and its fields}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from itertools import accumulate, pairwise
+from struct import Struct, pack, unpack_from
+from struct import error as struct_error
+from typing import Any, Final, NamedTuple
+
+from conure import errors
+from conure.consensus.records import encode_frame
+from conure.errors import ConureError, WireError
+from conure.peers.sockets import parse_json
+
+__all__ = [
+    "MAX_COMMANDS",
+    "Answer",
+    "AnswerKind",
+    "Call",
+    "CallKind",
+    "decode_answer",
+    "decode_call",
+    "decode_commands",
+    "decode_error",
+    "decode_facts",
+    "decode_index",
+    "decode_outcomes",
+    "encode_answer",
+    "encode_call",
+    "encode_commands",
+    "encode_error",
+    "encode_facts",
+    "encode_index",
+    "encode_outcomes",
+]
+
+MAX_COMMANDS: Final = 512
+"""Commands of one call."""
+
+_VERSION = 1
+_CALL = Struct(">BBHQQ")
+_ANSWER = Struct(">BBHQQII")
+_INDEX = Struct(">Q")
+_COUNT = Struct(">I")
+_OUTCOMES = Struct(">QI")
+_OUTCOME = Struct(">II")
+_LAST = 1
+_MAX_FACTS = 64 << 10  # bytes of JSON
+_MAX_MESSAGE = 4096  # characters of an error
+assert (_CALL.size, _ANSWER.size) == (20, 28)
+
+_ERRORS: dict[str, type[ConureError]] = {
+    name: found
+    for name in errors.__all__
+    if issubclass(found := getattr(errors, name), ConureError)
+}
+# The fields of each error, beside its text.
+_LEADER = {"leader": str, "leader_id": str, "leader_http": str}
+_FIELDS: dict[str, dict[str, type]] = {
+    "Compacted": {"oldest": int},
+    "ConfigError": {"setting": str, "source": str, "why": str},
+    "CorruptionError": {"file": str, "offset": int, "why": str},
+    "MethodNotAllowed": {"allowed": list},
+    "NotLeader": {"retry_after": int, **_LEADER},
+    "NotRead": {"retry_after": int},
+    "PreconditionFailed": {"current": int},
+    "Refused": {"told": str},
+    "TooManyRequests": {"retry_after": int},
+    "Unavailable": {"retry_after": int},
+    "VersionTooNew": {"found": int},
+}
+
+
+class CallKind(IntEnum):
+    """What is asked for."""
+
+    WRITE = 1
+    CONFIRM = 2
+    CHANGE = 3
+
+
+class AnswerKind(IntEnum):
+    """What is answered."""
+
+    COMMITTED = 1
+    CONFIRMED = 2
+    CHANGED = 3
+    FAILED = 4
+
+
+class Call(NamedTuple):
+    """What is asked of the leader of a *term*."""
+
+    kind: CallKind
+    term: int
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """What it says to a call: to its commands *start* to *stop*, if it has any."""
+
+    kind: AnswerKind
+    term: int
+    body: bytes
+    start: int = 0
+    stop: int = 1
+    is_last: bool = True
+
+
+# -- calls and answers -----------------------------------------------------------------------------
+
+
+def encode_call(number: int, call: Call) -> bytes:
+    """Return the whole frame of a call."""
+    return encode_frame(_CALL.pack(_VERSION, call.kind, 0, number, call.term) + call.body)
+
+
+def decode_call(payload: bytes) -> tuple[int, Call]:
+    """Return the number and the call that a frame's payload has. Raises WireError."""
+    try:
+        version, kind, flags, number, term = _CALL.unpack_from(payload)
+        if version != _VERSION or flags:
+            raise WireError(f"a call of format version {version}, flags {flags:#06x}")
+        return number, Call(CallKind(kind), term, payload[_CALL.size :])
+    except (struct_error, ValueError) as error:
+        raise WireError(f"a malformed call: {error}") from error
+
+
+def encode_answer(number: int, answer: Answer) -> bytes:
+    """Return the whole frame of an answer, or of a part of it."""
+    kind, term, body, start, stop, is_last = answer
+    flags = _LAST if is_last else 0
+    return encode_frame(_ANSWER.pack(_VERSION, kind, flags, number, term, start, stop) + body)
+
+
+def decode_answer(payload: bytes) -> tuple[int, Answer]:
+    """Return the number and the answer that a frame's payload has. Raises WireError."""
+    try:
+        version, kind, flags, number, term, start, stop = _ANSWER.unpack_from(payload)
+        if version != _VERSION or flags & ~_LAST or start >= stop:
+            raise WireError(f"an answer of format version {version}, flags {flags:#06x}")
+        body = payload[_ANSWER.size :]
+        return number, Answer(AnswerKind(kind), term, body, start, stop, bool(flags & _LAST))
+    except (struct_error, ValueError) as error:
+        raise WireError(f"a malformed answer: {error}") from error
+
+
+# -- their bodies ----------------------------------------------------------------------------------
+
+
+def encode_commands(commands: Sequence[bytes]) -> bytes:
+    """Return the body of a write: up to MAX_COMMANDS commands."""
+    n = len(commands)
+    assert 0 < n <= MAX_COMMANDS
+    return b"".join([pack(f">I{n}I", n, *map(len, commands)), *commands])
+
+
+def decode_commands(body: bytes) -> list[bytes]:
+    """Return what :func:`encode_commands` was given. Raises WireError."""
+    try:
+        (n,) = _COUNT.unpack_from(body)
+        if not 0 < n <= MAX_COMMANDS:
+            raise WireError(f"a call with {n} commands")
+        lengths = unpack_from(f">{n}I", body, _COUNT.size)
+    except struct_error:
+        raise WireError(f"commands in {len(body)} bytes") from None
+    bounds = list(accumulate(lengths, initial=_COUNT.size * (n + 1)))
+    if bounds[-1] != len(body):
+        raise WireError(f"commands of {bounds[-1]} bytes in a body of {len(body)}")
+    return [body[a:b] for a, b in pairwise(bounds)]
+
+
+def encode_outcomes(first: int, outcomes: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return the body of what was committed; *first* is the revision of command 0, and each
+    outcome comes with the number of its command."""
+    parts = [b""]
+    for position, outcome in outcomes:
+        parts += (_OUTCOME.pack(position, len(outcome)), outcome)
+    parts[0] = _OUTCOMES.pack(first, len(parts) // 2)
+    return b"".join(parts)
+
+
+def decode_outcomes(body: bytes) -> tuple[int, dict[int, bytes]]:
+    """Return the revision of command 0, and the outcomes by command. Raises WireError."""
+    outcomes: dict[int, bytes] = {}
+    try:
+        first, n = _OUTCOMES.unpack_from(body)
+        at = _OUTCOMES.size
+        for _ in range(n):
+            position, size = _OUTCOME.unpack_from(body, at)
+            at += _OUTCOME.size + size
+            if at > len(body):
+                raise WireError(f"an outcome of {size} bytes is cut short")
+            outcomes[position] = body[at - size : at]
+    except struct_error as error:
+        raise WireError(f"malformed outcomes: {error}") from error
+    if at != len(body) or len(outcomes) != n:
+        raise WireError(f"{n} outcomes of {at} bytes in a body of {len(body)}")
+    return first, outcomes
+
+
+def encode_index(index: int) -> bytes:
+    """Return the body that is an index."""
+    return _INDEX.pack(index)
+
+
+def decode_index(body: bytes) -> int:
+    """Return the index that a body is. Raises WireError."""
+    if len(body) != _INDEX.size:
+        raise WireError(f"an index of {len(body)} bytes")
+    return int.from_bytes(body, "big")
+
+
+def encode_facts(facts: Mapping[str, Any]) -> bytes:
+    """Return the body that tells facts."""
+    return json.dumps(facts).encode()
+
+
+def decode_facts(body: bytes) -> dict[str, Any]:
+    """Return the facts that a body tells. Raises WireError."""
+    if len(body) > _MAX_FACTS:
+        raise WireError(f"facts of {len(body)} bytes")
+    return parse_json(body)
+
+
+def encode_error(error: ConureError) -> bytes:
+    """Return the body that tells of an error."""
+    name = type(error).__name__
+    told = {field: getattr(error, field) for field in _FIELDS.get(name, ())}
+    return encode_facts({"error": name, "message": str(error)[:_MAX_MESSAGE], **told})
+
+
+def decode_error(body: bytes) -> ConureError:
+    """Return the error that a body tells of: of its class, with its text and fields. Raises
+    WireError."""
+    told = decode_facts(body)
+    name, message = told.pop("error", None), told.pop("message", None)
+    kind = _ERRORS.get(name) if isinstance(name, str) else None
+    if kind is None or not isinstance(message, str):
+        raise WireError("an answer that tells of no error that is known here")
+    fields = _FIELDS.get(kind.__name__, {})
+    if {field: type(value) for field, value in told.items()} != fields:
+        raise WireError(f"an answer with other fields than {kind.__name__} has")
+    shown = "".join([char if char.isprintable() else "?" for char in message[:_MAX_MESSAGE]])
+    error = kind.__new__(kind, shown)
+    error.__setstate__(
+        {name: tuple(each) if type(each) is list else each for name, each in told.items()}
+    )  # as pickle does
+    return error

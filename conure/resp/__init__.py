@@ -1,0 +1,1 @@
+"""The front that speaks RESP, the protocol of Redis clients."""

@@ -1,0 +1,30 @@
+"""What clients of RESP may make the server keep or wait for, as one table.
+
+Numbers only. Who keeps to them is told where they are used: grammar.py, connection.py,
+transactions.py and ``conure/net/reactor.py`` for what all connections share. How many connections
+one client may have stands in ``conure/net/places.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may ask for. Sizes are in bytes, times in seconds."""
+
+    max_connections: int = 10_000  # how many of them a client may have: places.py
+    trusted_proxies: tuple[str, ...] = ()  # addresses and networks that stand for many clients
+    max_command_bytes: int = 16 << 20  # of a command, and of all that a transaction queues
+    max_pipelined: int = 1_024  # unanswered commands of a connection, about; the next ones wait
+    max_queued: int = 10_000  # steps of a transaction
+    max_watched: int = 10_000  # keys that a connection watches
+    max_subscriptions: int = 10_000  # channels and patterns of a connection
+    max_pushed_bytes: int = 8 << 20  # that a subscriber has yet to read: it is closed beyond
+    request_timeout: float = 30.0  # from a command's first byte to its last
+    idle_timeout: float = 3_600.0  # between two commands, but for subscribers
+    write_timeout: float = 30.0  # for a client that reads nothing
+    slow_command: float = 1.0  # commands that took longer are in SLOWLOG

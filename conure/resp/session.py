@@ -1,0 +1,77 @@
+"""What a client has told of itself, and what its connection is in the middle of.
+
+One for each connection, in the reactor's thread. Nothing here writes a reply.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from conure.resp.replies import RESP2
+from conure.service.freshness import LINEARIZABLE, STALE, Freshness
+
+__all__ = ["Session", "Transaction"]
+
+
+class Transaction(Protocol):
+    """What MULTI has begun (transactions.py)."""
+
+    size: int
+    """How many commands are queued."""
+
+
+class Session:
+    """The state of one client."""
+
+    __slots__ = (
+        "channels",
+        "freshness",
+        "is_plain",
+        "library",
+        "library_version",
+        "name",
+        "patterns",
+        "protocol",
+        "silent",
+        "skips",
+        "transaction",
+        "watched",
+    )
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Be as at the beginning."""
+        self.protocol = RESP2
+        self.name = b""
+        self.library = b""
+        self.library_version = b""
+        self.freshness: Freshness = LINEARIZABLE
+        self.silent = False  # CLIENT REPLY OFF
+        self.skips = 0  # 2: the next command has no reply; 1: this one has none
+        self.transaction: Transaction | None = None
+        self.watched: dict[bytes, int] = {}  # the revision of each key; 0: it wasn't there
+        self.channels = 0  # that it has subscribed to
+        self.patterns = 0
+        self.is_plain = True
+        """Whether commands are done as they come, and answered."""
+
+    @property
+    def subscriptions(self) -> int:
+        """How many channels and patterns it has subscribed to."""
+        return self.channels + self.patterns
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether the present command has no reply."""
+        return self.silent or self.skips == 1
+
+    def refresh(self) -> None:
+        """Find out again whether the session is plain."""
+        is_noisy = not (self.silent or self.skips)
+        self.is_plain = self.transaction is None and is_noisy and not self.subscriptions
+
+    def read_here(self, *, stale: bool) -> None:
+        """Read this node's own state as it is, or as a leader confirms it."""
+        self.freshness = STALE if stale else LINEARIZABLE

@@ -1,0 +1,80 @@
+"""GET and SET of plain keys, as fast as can be: runs of them go to the service column by column.
+
+What else GET and SET may be asked for, keys that can't be and values that are too long are left to
+the verbs (verb.py), which know what to say. The reactor's thread only.
+"""
+
+from __future__ import annotations
+
+from conure.commands import MAX_KEY_BYTES
+from conure.resp.connection import RespConnection
+from conure.resp.grammar import Run
+from conure.resp.table import Handler
+from conure.resp.waiters import Gets, Pending, Puts
+from conure.service.limits import Limits
+from conure.service.requests import Desk
+
+__all__ = ["PlainStrings"]
+
+
+class PlainStrings:
+    """The fast ways of GET and SET; *get* and *put* are the verbs that do the rest."""
+
+    def __init__(self, desk: Desk[Pending], limits: Limits, get: Handler, put: Handler) -> None:
+        self._desk = desk
+        self._longest = limits.value_bytes
+        self._get = get
+        self._put = put
+
+    def get(self, client: RespConnection, words: list[bytes]) -> None:
+        """Read one key."""
+        key = words[1]
+        if not 0 < len(key) <= MAX_KEY_BYTES:
+            self._get(client, words)
+            return
+        session = client.session
+        pending = Gets(client, 1, session.protocol)
+        self._desk.get(pending, key, session.freshness)
+        client.begin(pending)
+
+    def get_all(self, client: RespConnection, run: Run) -> None:
+        """Read the keys of a run."""
+        keys = run.columns[0]
+        sizes = list(map(len, keys))
+        if not 0 < min(sizes) <= max(sizes) <= MAX_KEY_BYTES:
+            for key in keys:
+                self.get(client, [run.name, key])
+            return
+        session = client.session
+        pending = Gets(client, run.size, session.protocol)
+        self._desk.get_all(pending, keys, session.freshness)
+        client.begin(pending)
+
+    def put(self, client: RespConnection, words: list[bytes]) -> None:
+        """Set one key, if nothing else is asked for."""
+        if len(words) != 3 or not self._can_put(words[1], words[2]):
+            self._put(client, words)
+            return
+        pending = Puts(client, 1)
+        self._desk.write(pending, (words[1], words[2]))
+        client.begin(pending)
+
+    def put_all(self, client: RespConnection, run: Run) -> None:
+        """Set the keys of a run."""
+        columns = run.columns
+        if len(columns) == 2:
+            keys, values = columns
+            sizes = list(map(len, keys))
+            if (
+                0 < min(sizes) <= max(sizes) <= MAX_KEY_BYTES
+                and max(map(len, values)) <= self._longest
+            ):
+                pending = Puts(client, run.size)
+                self._desk.write_all(pending, list(zip(keys, values, strict=True)))
+                client.begin(pending)
+                return
+        for words in zip(*columns, strict=True):
+            self.put(client, [run.name, *words])
+
+    def _can_put(self, key: bytes, value: bytes) -> bool:
+        return 0 < len(key) <= MAX_KEY_BYTES and len(value) <= self._longest

@@ -1,0 +1,63 @@
+"""RESP on a server of its own, over a backend that does as the test says (httpservice.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conure.metrics import Registry
+from conure.net.listener import Listener, bind
+from conure.net.reactor import Bounds, Reactor
+from conure.resp.front import Resp
+from conure.resp.limits import Limits
+from conure.service.gate import AllowAll, Gate
+from conure.service.limits import Limits as RequestLimits
+from conure.service.requests import Requests
+from conure.service.watchers import Watchers
+from conure.state.history import History
+from tests.lab.httpservice import FakeBackend
+from tests.lab.respclient import RespClient
+
+__all__ = ["RespService"]
+
+
+class RespService:
+    """A listener of RESP, its reactor, and the service behind it."""
+
+    def __init__(
+        self,
+        backend: FakeBackend | None = None,
+        *,
+        limits: Limits | None = None,
+        bounds: Bounds | None = None,
+        value_bytes: int = 1 << 20,
+        gate: Gate | None = None,
+    ) -> None:
+        self.backend = backend or FakeBackend()
+        self.status: dict[str, Any] = {"node_id": "n1", "member": True, "is_leader": True}
+        self.failures: list[BaseException] = []
+        self.reactor = Reactor(bounds or Bounds(), self.failures.append, "resp")
+        watchers: Watchers[Any] = Watchers(History(), Registry())
+        of_records = RequestLimits(value_bytes=value_bytes, range_items=1000)
+        self.requests = Requests(
+            self.backend, gate or AllowAll(), watchers, of_records, max_workers=2
+        )
+        self.resp = Resp(
+            self.reactor, self.requests, of_records, limits or Limits(), lambda: self.status
+        )
+        bound = bind(("127.0.0.1", 0))
+        self.listener = Listener(bound, self.reactor, self.resp.front, self.failures.append, "resp")
+        self.reactor.start()
+        self.listener.start()
+        self.port = self.listener.port
+
+    def client(self) -> RespClient:
+        """Return a new connection."""
+        return RespClient(self.port)
+
+    def close(self) -> None:
+        """Stop; nothing may be left, and nothing have failed."""
+        self.listener.stop()
+        drained = self.reactor.drain(5)
+        assert not self.failures
+        assert drained
+        assert (self.reactor.in_flight, self.reactor.leaving, self.reactor.arriving) == (0, 0, 0)
