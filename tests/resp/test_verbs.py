@@ -71,6 +71,18 @@ def test_delete_if_equal_or_not(machine: VerbMachine) -> None:
     assert machine.run(b"DELEX", b"k", b"IFEQ").startswith(b"-ERR wrong number of arguments")
 
 
+def test_a_copy_is_another_record(machine: VerbMachine) -> None:
+    machine.run(b"SET", b"k", b"v", b"PX", b"900")
+    assert machine.run(b"COPY", b"k", b"l", b"DB", b"1") == b"-ERR DB index is out of range\r\n"
+    assert machine.run(b"COPY", b"k", b"l", b"DB", b"0") == ONE
+    assert machine.run(b"MGET", b"k", b"l") == b"*2\r\n$1\r\nv\r\n$1\r\nv\r\n"
+    assert machine.run(b"PTTL", b"l") == b":900\r\n"
+    machine.run(b"SET", b"k", b"w")
+    assert machine.run(b"COPY", b"k", b"l") == NONE
+    assert machine.run(b"COPY", b"k", b"l", b"replace") == ONE
+    assert machine.run(b"GET", b"l") == b"$1\r\nw\r\n"
+
+
 # -- bounds --------------------------------------------------------------------------------------
 
 
