@@ -36,7 +36,7 @@ from conure.resp.grammar import ProtocolError, Reader, Run
 from conure.resp.limits import Limits
 from conure.resp.replies import Replies
 from conure.resp.session import Session
-from conure.resp.table import ANY, READS, Command
+from conure.resp.table import ANY, READS, WRITES, Command, Handler
 from conure.resp.waiters import Pending
 
 __all__ = ["Front", "RespConnection"]
@@ -89,6 +89,7 @@ class RespConnection:
         "address",
         "backlog",
         "begun",
+        "captured",
         "created",
         "descriptor",
         "discarded",
@@ -144,6 +145,7 @@ class RespConnection:
         self.parked = 0  # bytes of a command that is arriving, as the reactor counts them
         self.created = self.touched = self.begun = perf_counter()
         self.last_command = ""
+        self.captured: list[bytes] | None = None  # replies that aren't sent
         self.words: list[bytes] = []  # of the command that is handed over
         self.is_resumed = False  # it is to be taken up in the next round
         self.discarded = 0  # bytes, while lingering
@@ -223,8 +225,19 @@ class RespConnection:
 
     def reply(self, data: bytes) -> None:
         """Send the reply of a command that waits for nothing, in its turn."""
-        if self.session.is_plain or not self.session.is_muted:
+        if self.captured is not None:
+            self.captured.append(data)
+        elif self.session.is_plain or not self.session.is_muted:
             self._reply_in_turn(data)
+
+    def capture(self, handle: Handler, words: list[bytes]) -> bytes:
+        """Do a command that waits for nothing, and return its reply instead of sending it."""
+        self.captured = []
+        try:
+            handle(self, words)
+            return b"".join(self.captured)
+        finally:
+            self.captured = None
 
     def fail(self, text: str) -> None:
         """Send an error likewise; *text* begins with its code."""
@@ -403,18 +416,31 @@ class RespConnection:
             command.calls += 1
         else:
             lane = command.lane
-            if lane:
-                if self.waiting and self._must_wait(lane):
+            if lane and self.waiting and self._must_wait(lane):
+                if not (command.join and self._may_join()):
                     self.backlog.appendleft(found)
                     return False
-                self.lane = lane
-            self._do(command, found)
+                self._join(command.join, command, found)
+            else:
+                self.lane = lane or self.lane
+                self._do(command, command.handle, found)
         if session.skips:
             session.skips -= 1
             session.refresh()
         return True
 
-    def _do(self, command: Command, found: list[bytes] | Run) -> None:
+    def _may_join(self) -> bool:
+        """Tell whether a read may be done among the writes that are unanswered."""
+        waiting = self.waiting
+        is_short = self.unanswered < self.front.limits.max_pipelined
+        return self.lane is WRITES and is_short and not waiting[-1].is_alone
+
+    def _join(self, join: Handler, command: Command, found: list[bytes] | Run) -> None:
+        """Do a read among writes."""
+        for words in [found] if type(found) is list else _apart(cast("Run", found)):
+            self._do(command, join, words)
+
+    def _do(self, command: Command, handle: Handler, found: list[bytes] | Run) -> None:
         reactor = self.reactor
         count = 1 if type(found) is list else cast("Run", found).size
         reactor.requests += count
@@ -426,7 +452,7 @@ class RespConnection:
                 for _ in range(count):
                     self.fail("TRYAGAIN too many commands are under way, try again shortly")
             elif type(found) is list:
-                command.handle(self, found)
+                handle(self, found)
             else:
                 assert command.run is not None
                 command.run(self, cast("Run", found))

@@ -10,14 +10,19 @@ from typing import Any
 
 from conure.net.reactor import Reactor
 from conure.resp.answers import Answers, Forwarding
+from conure.resp.catalog import Catalog
 from conure.resp.clients import Clients
 from conure.resp.connecting import Connecting
 from conure.resp.frontend import RespFront
 from conure.resp.limits import Limits
+from conure.resp.plans import Plans
+from conure.resp.scanning import Scanning
 from conure.resp.slowlog import SlowLog
-from conure.resp.strings import PlainStrings
-from conure.resp.table import READS, WRITES, Command
+from conure.resp.strings import PlainGets, PlainSets
+from conure.resp.table import Command
+from conure.resp.telling import Telling
 from conure.resp.transactions import Transactions
+from conure.resp.verbs import VERBS
 from conure.resp.waiters import Pending
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Desk, Requests
@@ -43,31 +48,44 @@ class Resp:
         desk: Desk[Pending] = requests.for_front(answers, Forwarding())
         clients = Clients()
         slow_log = SlowLog(desk.backend.time)
-        transactions = Transactions()
-        plain = PlainStrings(desk, request_limits, _refuse, _refuse)
-        commands = [
-            *Connecting(clients, transactions.leave).commands(),
-            Command("get", 2, plain.get, "", lane=READS, run=plain.get_all, keys=(1, 1, 1)),
-            Command("set", -3, plain.put, "", lane=WRITES, run=plain.put_all, keys=(1, 1, 1)),
-            slow_log.command(),
-        ]
-        self.commands = commands
-        table = _by_name(commands)
+        plans = Plans(desk, answers, request_limits)
+        transactions = Transactions(desk, answers, plans, limits)
+        table: dict[bytes, Command] = {}
+        catalog = Catalog(table)
+        data = [plans.command_of(verb) for verb in VERBS.values()]
+        for command in data:
+            _hasten(command, desk, request_limits)
+        _enter(
+            table,
+            [
+                *Connecting(clients, transactions.leave).commands(),
+                *data,
+                *transactions.commands(),
+                *Scanning(desk, answers, request_limits).commands(),
+                *Telling(desk, answers, clients, limits, table, status).commands(),
+                catalog.command(),
+                slow_log.command(),
+            ],
+        )
         self.front = RespFront(
             reactor, limits, clients, table, transactions, slow_log, requests.end_round
         )
         self.clients = clients
 
 
-def _refuse(client: Any, words: list[bytes]) -> None:
-    del words
-    client.fail("ERR syntax error")
+def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> None:
+    """Give GET and SET their fast ways."""
+    if command.name == "get":
+        reads = PlainGets(desk, command.handle)
+        command.handle, command.run = reads.get, reads.get_all
+    elif command.name == "set":
+        writes = PlainSets(desk, limits, command.handle)
+        command.handle, command.run = writes.put, writes.put_all
 
 
-def _by_name(commands: Iterable[Command]) -> dict[bytes, Command]:
-    table: dict[bytes, Command] = {}
+def _enter(table: dict[bytes, Command], commands: Iterable[Command]) -> None:
+    """Enter commands into a table, by their names in lower and in upper case."""
     for command in commands:
         for name in (command.name, command.name.upper()):
             assert name.encode() not in table, name
             table[name.encode()] = command
-    return table

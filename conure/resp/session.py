@@ -16,8 +16,9 @@ __all__ = ["Session", "Transaction"]
 class Transaction(Protocol):
     """What MULTI has begun (transactions.py)."""
 
-    size: int
-    """How many commands are queued."""
+    @property
+    def size(self) -> int:
+        """How many commands are queued."""
 
 
 class Session:
