@@ -257,6 +257,7 @@ class Process:
                 slow_command=config.slow_request,
             ),
             node.status,
+            self._registry,
         )
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
 

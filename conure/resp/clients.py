@@ -20,6 +20,7 @@ class Clients:
     def __init__(self) -> None:
         self._numbers = count(1)
         self._clients: dict[int, RespConnection] = {}
+        self.accepted = 0
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -31,6 +32,7 @@ class Clients:
     def add(self, client: RespConnection) -> None:
         """Know a client from now on. The accepting thread."""
         self._clients[client.id] = client
+        self.accepted += 1
 
     def remove(self, client: RespConnection) -> None:
         """Know it no more. Any thread."""

@@ -29,6 +29,7 @@ from collections import deque
 from time import perf_counter
 from typing import Final, Protocol, cast
 
+from conure.metrics import Histogram
 from conure.net.link import Link
 from conure.net.reactor import IN, OUT, SENT_TOGETHER, Reactor
 from conure.resp.failures import INTERNAL, error_reply
@@ -58,6 +59,7 @@ class Front(Protocol):
 
     limits: Limits
     commands: dict[bytes, Command]
+    durations: Histogram  # of commands that wait for the service
 
     def find(self, name: bytes) -> Command | None:
         """Return the command of a name that isn't written as in ``commands``."""
@@ -270,7 +272,9 @@ class RespConnection:
         """Note that a command has all its answers, and let the replies leave whose turn it is."""
         self.reactor.in_flight -= pending.count
         self.unanswered -= pending.count
-        if perf_counter() - pending.started > self.front.limits.slow_command:
+        took = perf_counter() - pending.started
+        self.front.durations.observe_same(took, pending.count)
+        if took > self.front.limits.slow_command:
             self.front.note_slow(self, pending)
         waiting = self.waiting
         while waiting and not waiting[0].missing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from conure.metrics import Registry
 from conure.net.reactor import Reactor
 from conure.resp.answers import Answers, Forwarding
 from conure.resp.catalog import Catalog
@@ -15,6 +16,7 @@ from conure.resp.clients import Clients
 from conure.resp.connecting import Connecting
 from conure.resp.frontend import RespFront
 from conure.resp.limits import Limits
+from conure.resp.meters import add_metrics
 from conure.resp.plans import Plans
 from conure.resp.scanning import Scanning
 from conure.resp.slowlog import SlowLog
@@ -43,6 +45,7 @@ class Resp:
         request_limits: RequestLimits,
         limits: Limits,
         status: Callable[[], Mapping[str, Any]],
+        registry: Registry,
     ) -> None:
         answers = Answers(reactor, lambda: bool(status()["member"]))
         desk: Desk[Pending] = requests.for_front(answers, Forwarding())
@@ -68,9 +71,20 @@ class Resp:
             ],
         )
         self.front = RespFront(
-            reactor, limits, clients, table, transactions, slow_log, requests.end_round
+            reactor,
+            limits,
+            clients,
+            table,
+            transactions,
+            slow_log,
+            requests.end_round,
+            registry.histogram(
+                "conure_resp_command_duration_seconds",
+                "From a command that asks for the store to its answer.",
+            ),
         )
         self.clients = clients
+        add_metrics(registry, self.front, clients)
 
 
 def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> None:

@@ -186,7 +186,12 @@ class Reader:
             self._settle()
             self._one_by_one = True
             return None
-        self._next = end
+        if end == last and not lines[last]:
+            self._position += self._cut_bytes
+            self._lines = []
+            self._next = 0
+        else:
+            self._next = end
         return words
 
     def _take_alike(self, head: bytes, name: bytes, stride: int) -> list[bytes] | Run | None:

@@ -252,4 +252,11 @@ MUTATIONS = [
         "replies.bulks(each.value for each in done if each.existed)",
         ("tests/resp/test_transactions.py",),
     ),
+    Mutation(
+        "resp: commands are counted without their subcommands",
+        "conure/resp/meters.py",
+        "(command, *command.subcommands.values())",
+        "(command,)",
+        ("tests/resp/test_connecting.py",),
+    ),
 ]
