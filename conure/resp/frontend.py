@@ -1,6 +1,6 @@
 """The front end of RESP: makes connections of links, and hands their commands to the table.
 
-What stands in the table is put together by front.py; the listener and the reactor are net's, and
+What stands in the table is put together by assembly.py; the listener and the reactor are net's, and
 shared with HTTP where there is that, too. A cross-protocol attack from a web page begins with POST
 or a Host: such a connection is dropped without a reply, as Redis does.
 

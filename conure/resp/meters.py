@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conure.metrics import Registry
+from conure.metrics import Histogram, Registry
 from conure.resp.clients import Clients
 from conure.resp.frontend import RespFront
 
-__all__ = ["add_metrics"]
+__all__ = ["add_metrics", "durations_of"]
+
+
+def durations_of(registry: Registry) -> Histogram:
+    """Return where the durations of commands are counted."""
+    return registry.histogram(
+        "conure_resp_command_duration_seconds",
+        "From a command that asks for the store to its answer.",
+    )
 
 
 def add_metrics(registry: Registry, front: RespFront, clients: Clients) -> None:

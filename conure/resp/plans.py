@@ -46,9 +46,9 @@ class Plans:
 
     def command_of(self, verb: Verb) -> Command:
         """Return the row of the table for a verb."""
-        is_write = "write" in verb.flags
+        is_write = "readonly" not in verb.flags
         return Command(
-            verb.name.lower(),
+            verb.name.replace(" ", "|"),
             verb.arity,
             partial(self.write if is_write else self.read, verb),
             verb.summary,
@@ -63,7 +63,9 @@ class Plans:
 
     def plan(self, verb: Verb, words: Sequence[bytes]) -> Plan:
         """Return what a command asks of the store. Raises ReplyError."""
-        return verb.plan(words[1:], Context(self._limits, self._desk.backend.time()))
+        return verb.plan(
+            words[verb.name.count(" ") + 1 :], Context(self._limits, self._desk.backend.time())
+        )
 
     def read(self, verb: Verb, client: RespConnection, words: list[bytes]) -> None:
         """Do a command that only reads."""

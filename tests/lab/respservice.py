@@ -7,7 +7,7 @@ from typing import Any
 from conure.metrics import Registry
 from conure.net.listener import Listener, bind
 from conure.net.reactor import Bounds, Reactor
-from conure.resp.front import Resp
+from conure.resp.assembly import Resp
 from conure.resp.limits import Limits
 from conure.service.gate import AllowAll, Gate
 from conure.service.limits import Limits as RequestLimits

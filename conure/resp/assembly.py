@@ -5,7 +5,7 @@ Made once, before the reactor's first round; see :class:`Resp`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from conure.metrics import Registry
@@ -16,7 +16,7 @@ from conure.resp.clients import Clients
 from conure.resp.connecting import Connecting
 from conure.resp.frontend import RespFront
 from conure.resp.limits import Limits
-from conure.resp.meters import add_metrics
+from conure.resp.meters import add_metrics, durations_of
 from conure.resp.plans import Plans
 from conure.resp.scanning import Scanning
 from conure.resp.slowlog import SlowLog
@@ -62,7 +62,7 @@ class Resp:
             table,
             [
                 *Connecting(clients, transactions.leave).commands(),
-                *data,
+                *_contained(data),
                 *transactions.commands(),
                 *Scanning(desk, answers, request_limits).commands(),
                 *Telling(desk, answers, clients, limits, table, status).commands(),
@@ -78,10 +78,7 @@ class Resp:
             transactions,
             slow_log,
             requests.end_round,
-            registry.histogram(
-                "conure_resp_command_duration_seconds",
-                "From a command that asks for the store to its answer.",
-            ),
+            durations_of(registry),
         )
         self.clients = clients
         add_metrics(registry, self.front, clients)
@@ -95,6 +92,28 @@ def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> Non
     elif command.name == "set":
         writes = PlainSets(desk, limits, command.handle)
         command.handle, command.run = writes.put, writes.put_all
+
+
+def _contained(commands: Iterable[Command]) -> Iterator[Command]:
+    """Yield commands, those with two names in containers."""
+    containers: dict[str, dict[str, Command]] = {}
+    for command in commands:
+        container, bar, name = command.name.partition("|")
+        if bar:
+            containers.setdefault(container, {})[name] = command
+        else:
+            yield command
+    for container, parts in containers.items():
+        first = next(iter(parts.values()))
+        yield Command(
+            container,
+            -2,
+            first.handle,
+            f"A container for {container} commands.",
+            group=first.group,
+            since=first.since,
+            subcommands=parts,
+        )
 
 
 def _enter(table: dict[bytes, Command], commands: Iterable[Command]) -> None:
