@@ -47,7 +47,7 @@ from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
 from conure.ops import offline
 from conure.peers.transport import Transport
-from conure.resp.front import Resp
+from conure.resp.assembly import Resp
 from conure.resp.limits import Limits as RespLimits
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits

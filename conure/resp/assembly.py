@@ -51,7 +51,7 @@ class Resp:
         desk: Desk[Pending] = requests.for_front(answers, Forwarding())
         clients = Clients()
         slow_log = SlowLog(desk.backend.time)
-        plans = Plans(desk, answers, request_limits)
+        plans = Plans(reactor, desk, answers, request_limits)
         transactions = Transactions(desk, answers, plans, limits)
         table: dict[bytes, Command] = {}
         catalog = Catalog(table)

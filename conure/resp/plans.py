@@ -16,6 +16,7 @@ from functools import partial
 
 from conure.commands import Committed, Compare, Outcome
 from conure.errors import ConureError
+from conure.net.reactor import Reactor
 from conure.resp.answers import Answers
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
@@ -39,10 +40,15 @@ _MOST_KEYS = 2_000
 class Plans:
     """Carries plans out."""
 
-    def __init__(self, desk: Desk[Pending], answers: Answers, limits: Limits) -> None:
+    def __init__(
+        self, reactor: Reactor, desk: Desk[Pending], answers: Answers, limits: Limits
+    ) -> None:
         self._desk = desk
         self._answers = answers
+        self._reactor = reactor
         self._limits = limits
+        self._context = Context(limits, 0)
+        self._round = 0.0  # whose time stands in that
 
     def command_of(self, verb: Verb) -> Command:
         """Return the row of the table for a verb."""
@@ -63,9 +69,11 @@ class Plans:
 
     def plan(self, verb: Verb, words: Sequence[bytes]) -> Plan:
         """Return what a command asks of the store. Raises ReplyError."""
-        return verb.plan(
-            words[verb.name.count(" ") + 1 :], Context(self._limits, self._desk.backend.time())
-        )
+        now = self._reactor.now
+        if now != self._round:  # one time for a round is exact enough
+            self._round = now
+            self._context = Context(self._limits, self._desk.backend.time())
+        return verb.plan(words[verb.name.count(" ") + 1 :], self._context)
 
     def read(self, verb: Verb, client: RespConnection, words: list[bytes]) -> None:
         """Do a command that only reads."""
