@@ -172,6 +172,8 @@ class Process:
                 self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
+            if self._resp is not None and config.resp_addr is not None:
+                log.info("RESP is served at %s:%d", config.resp_addr.host, self._resp.port)
             log.info("%s: stopping", self._wait_for_a_reason())
         finally:
             try:

@@ -16,7 +16,7 @@ from conure.resp.table import Command, Handler
 __all__ = ["Catalog"]
 
 _GROUP_CATEGORIES = {
-    "connection": "connection", "generic": "keyspace", "pubsub": "pubsub", "scripting": "scripting",
+    "connection": "connection", "generic": "keyspace", "scripting": "scripting",
     "string": "string", "transactions": "transaction",
 }  # fmt: skip
 

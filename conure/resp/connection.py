@@ -245,14 +245,6 @@ class RespConnection:
         """Send an error likewise; *text* begins with its code."""
         self.reply(error_reply(text))
 
-    def push(self, data: bytes) -> None:
-        """Send what comes without having been asked for. A client that doesn't read is closed."""
-        if self.state >= LINGERING:
-            return
-        self._reply_in_turn(data)
-        if self.pending > self.front.limits.max_pushed_bytes:
-            self.close()
-
     def begin(self, pending: Pending) -> None:
         """Let a command's reply wait for the service, in its turn."""
         pending.is_muted = not self.session.is_plain and self.session.is_muted
@@ -292,7 +284,7 @@ class RespConnection:
     # -- what the reactor calls: output, time and the end ----------------------------------------
 
     def feed(self) -> None:
-        """Nothing is fed to it: see :meth:`push`."""
+        """Nothing is fed to it: no command has a reply without an end."""
 
     def send(self) -> None:
         """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
@@ -335,12 +327,12 @@ class RespConnection:
             if now - self.begun > limits.request_timeout:
                 self._refuse("the command took too long to arrive")
                 self._take_no_more()
-        elif now - self.touched > limits.idle_timeout and not self.session.subscriptions:
+        elif now - self.touched > limits.idle_timeout:
             self.close()
 
     def blocked_since(self) -> float | None:
-        """Tell since when pushes wait for a subscriber to take any."""
-        return self.touched if self.session.subscriptions and self.interest & OUT else None
+        """Nothing is fed to it, so nobody has to be told."""
+        return None
 
     def drop(self) -> None:
         """Close because the client takes nothing."""

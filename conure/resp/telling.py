@@ -73,7 +73,6 @@ class Telling:
             b"proto-max-bulk-len": b"%d" % limits.max_command_bytes,
             b"slowlog-log-slower-than": b"%d" % (limits.slow_command * 1e6),
             b"slowlog-max-len": b"128",
-            b"notify-keyspace-events": b"",
         }
 
     def commands(self) -> list[Command]:
@@ -155,7 +154,6 @@ class Telling:
                     "connected_clients": len(self._clients),
                     "maxclients": self._settings[b"maxclients"].decode(),
                     "blocked_clients": 0,
-                    "pubsub_clients": self._clients.count_subscribers(),
                 }
             case "memory":
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

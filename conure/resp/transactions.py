@@ -24,7 +24,7 @@ from conure.resp.failures import INTERNAL, error_reply, error_text
 from conure.resp.grammar import WORD_PRICE
 from conure.resp.limits import Limits
 from conure.resp.plans import Plans, Proposed
-from conure.resp.replies import OK, RESP2
+from conure.resp.replies import OK
 from conure.resp.table import READS, WRITES, Command
 from conure.resp.verb import Plan, ReplyError
 from conure.resp.waiters import Pending
@@ -86,18 +86,7 @@ class Transactions:
 
     def take(self, client: RespConnection, command: Command, words: list[bytes]) -> bool:
         """Do what a command means in a session that isn't plain; False if that is as ever."""
-        session = client.session
-        if (
-            session.subscriptions
-            and session.protocol == RESP2
-            and "pubsub_context" not in command.flags
-        ):
-            client.fail(
-                f"ERR Can't execute '{command.name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / "
-                "PING / QUIT / RESET are allowed in this context"
-            )
-            return True
-        queue = session.transaction
+        queue = client.session.transaction
         if not isinstance(queue, _Queue) or command.in_multi == "now":
             return False
         text = self._why_not(queue, command, words)
