@@ -102,6 +102,10 @@ depends on the number of members, or scaling would restart them all. */ -}}
   value: {{ include "conuredb.clientUrl" . }},{{ include "conuredb.url" (dict "root" . "pod" (printf "%s-bootstrap-0" $name)) }}
 - name: CONURE_FOLLOWER_MODE
   value: forward
+{{- if .Values.resp.enabled }}
+- name: CONURE_RESP_ADDR
+  value: ":9090"
+{{- end }}
 {{- with .Values.allowedHosts }}
 - name: CONURE_ALLOWED_HOSTS
   value: {{ join "," . | quote }}
@@ -222,6 +226,10 @@ spec:
               containerPort: 8081
             - name: raft
               containerPort: 7001
+            {{- if $root.Values.resp.enabled }}
+            - name: resp
+              containerPort: 9090
+            {{- end }}
           startupProbe:
             httpGet:
               path: /livez
