@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.lab.redisserver import EXECUTABLE, Redis, redis_server
+from tests.lab.respclient import RespClient, command, parse_all
+from tests.lab.respservice import RespService
 from tests.lab.verbmachine import VerbMachine
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="redis-server is not installed")
@@ -51,7 +53,7 @@ def milliseconds(words: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     return words.map(lambda word: word + b"000" if b"0" < word < b"A" and len(word) < 12 else word)
 
 
-def command(name: str, *words: st.SearchStrategy[bytes]) -> st.SearchStrategy[Words]:
+def asking(name: str, *words: st.SearchStrategy[bytes]) -> st.SearchStrategy[Words]:
     return st.tuples(st.just(name.encode()), *words).map(list)
 
 
@@ -86,7 +88,7 @@ LCS_OPTIONS = st.one_of(
     st.tuples(st.just(b"MINMATCHLEN"), INTEGERS),
 )
 EXPIRING = [
-    optioned(command(name, KEYS, times), LIMITS.map(lambda limit: (limit,)), 2)
+    optioned(asking(name, KEYS, times), LIMITS.map(lambda limit: (limit,)), 2)
     for name, times in (
         ("expire", SECONDS),
         ("pexpire", milliseconds(SECONDS)),
@@ -95,40 +97,40 @@ EXPIRING = [
     )
 ]
 COMMANDS: st.SearchStrategy[Words] = st.one_of(
-    command("set", KEYS, VALUES),
-    optioned(command("set", KEYS, VALUES), SET_OPTIONS, 3),
-    command("get", KEYS),
+    asking("set", KEYS, VALUES),
+    optioned(asking("set", KEYS, VALUES), SET_OPTIONS, 3),
+    asking("get", KEYS),
     some("mget", KEYS),
     some("mset", KEYS | VALUES.filter(len)),
     some("msetnx", KEYS, 6),
-    command("setnx", KEYS, VALUES),
-    command("setex", KEYS, SECONDS, VALUES),
-    command("psetex", KEYS, milliseconds(SECONDS), VALUES),
-    command("getset", KEYS, VALUES),
-    command("getdel", KEYS),
-    optioned(command("getex", KEYS), EXPIRY_OPTIONS | st.just((b"PERSIST",)), 2),
-    command("incr", KEYS),
-    command("decr", KEYS),
-    command("incrby", KEYS, INTEGERS),
-    command("decrby", KEYS, INTEGERS),
-    command("incrbyfloat", KEYS, FLOATS),
-    command("append", KEYS, VALUES),
-    command("strlen", KEYS),
-    command("getrange", KEYS, INTEGERS, INTEGERS),
-    command("substr", KEYS, INTEGERS, INTEGERS),
-    command("setrange", KEYS, st.integers(-2, 9).map(lambda n: b"%d" % n) | st.just(b"x"), VALUES),
-    optioned(command("lcs", KEYS, KEYS), LCS_OPTIONS, 3),
+    asking("setnx", KEYS, VALUES),
+    asking("setex", KEYS, SECONDS, VALUES),
+    asking("psetex", KEYS, milliseconds(SECONDS), VALUES),
+    asking("getset", KEYS, VALUES),
+    asking("getdel", KEYS),
+    optioned(asking("getex", KEYS), EXPIRY_OPTIONS | st.just((b"PERSIST",)), 2),
+    asking("incr", KEYS),
+    asking("decr", KEYS),
+    asking("incrby", KEYS, INTEGERS),
+    asking("decrby", KEYS, INTEGERS),
+    asking("incrbyfloat", KEYS, FLOATS),
+    asking("append", KEYS, VALUES),
+    asking("strlen", KEYS),
+    asking("getrange", KEYS, INTEGERS, INTEGERS),
+    asking("substr", KEYS, INTEGERS, INTEGERS),
+    asking("setrange", KEYS, st.integers(-2, 9).map(lambda n: b"%d" % n) | st.just(b"x"), VALUES),
+    optioned(asking("lcs", KEYS, KEYS), LCS_OPTIONS, 3),
     some("del", KEYS),
     some("unlink", KEYS),
     some("exists", KEYS),
     some("touch", KEYS),
-    command("type", KEYS),
+    asking("type", KEYS),
     *EXPIRING,
-    *[command(name, KEYS) for name in ("ttl", "pttl", "expiretime", "pexpiretime", "persist")],
-    command("rename", KEYS, KEYS),
-    command("renamenx", KEYS, KEYS),
+    *[asking(name, KEYS) for name in ("ttl", "pttl", "expiretime", "pexpiretime", "persist")],
+    asking("rename", KEYS, KEYS),
+    asking("renamenx", KEYS, KEYS),
     optioned(
-        command("copy", KEYS, KEYS),
+        asking("copy", KEYS, KEYS),
         st.sampled_from([(b"REPLACE",), (b"DB", b"0"), (b"db", b"x"), (b"what",)]),
         2,
     ),
@@ -185,3 +187,34 @@ def test_replies_in_a_transaction_are_those_of_redis(
         machine.run(*words)
     planned = [words for words in commands if machine.can_plan(words)]
     assert machine.run_all(planned) == redis.run_all(planned)
+
+
+@pytest.fixture(scope="module", name="served")
+def _served() -> Iterator[RespClient]:
+    service = RespService()
+    with service.client() as client:
+        yield client
+    service.close()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(COMMANDS, min_size=1, max_size=10), st.sampled_from([2, 3]), st.booleans())
+def test_replies_of_a_server_are_those_of_redis(
+    redis: Redis, served: RespClient, commands: list[Words], protocol: int, in_multi: bool
+) -> None:
+    """The same through a connection, with pipelines and in MULTI."""
+    for each in (redis.run, served.ask):
+        each(b"FLUSHALL")
+        each(b"HELLO", b"%d" % protocol)
+    asked = [
+        words
+        for words in commands
+        if not any(STRANGE.search(word) for word in words)
+        and not words[0].endswith((b"ttl", b"time"))  # which go on
+    ]
+    if in_multi:
+        asked = [[b"MULTI"], *asked, [b"EXEC"]]
+    served.send(b"".join(command(*words) for words in asked))
+    for words in asked:
+        (theirs,) = parse_all(redis.run(*words))
+        assert served.read() == theirs, words
