@@ -46,7 +46,7 @@ from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
 from conure.ops import offline
 from conure.peers.transport import Transport
-from conure.resp.front import Resp
+from conure.resp.assembly import Resp
 from conure.resp.limits import Limits as RespLimits
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
@@ -175,6 +175,8 @@ class Process:
                 self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
+            if self._resp is not None and config.resp_addr is not None:
+                log.info("RESP is served at %s:%d", config.resp_addr.host, self._resp.port)
             log.info("%s: stopping", self._wait_for_a_reason())
         finally:
             try:
@@ -262,6 +264,7 @@ class Process:
                 slow_command=config.slow_request,
             ),
             node.status,
+            self._registry,
         )
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
 

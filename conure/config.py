@@ -441,7 +441,7 @@ SETTINGS: tuple[Setting, ...] = (
     _S("idle_timeout", "DURATION", "120s", "how long a connection may rest between requests",
        _duration("10ms", "24h")),
     _S("resp_idle_timeout", "DURATION", "1h",
-       "how long a RESP connection may rest between commands, unless it has subscribed",
+       "how long a RESP connection may rest between commands",
        _duration("10ms", "24h")),
     _S("shutdown_timeout", "DURATION", "8s", "how long a stop waits for requests in flight",
        _duration("1ms", "1h")),

@@ -60,10 +60,13 @@ class When(IntEnum):
     ABSENT = 2
     EQUAL = 3  # there is a value, and it is the operand
     DIFFERS = 4  # there is none, or it is another one
+    EXPIRES = 5  # it is there, and expires after the entry's time
+    LASTS = 6  # it isn't there, or never expires, or is due
 
 
 class Condition(NamedTuple):
-    """A condition on the key of a step, judged as the steps before have left it."""
+    """A condition on the key of a step, judged as the steps before have left it; only a comparison
+    with a value has an *operand*."""
 
     when: When
     operand: bytes = b""
@@ -116,11 +119,16 @@ NO_LIMIT: Final = Limit.NONE
 
 class Read(NamedTuple):
     """Read a value, its bytes from *first* to *last*, that one included; negative numbers count
-    from its end. A value of which nothing is there is b"", of a key that isn't there None."""
+    from its end. A value of which nothing is there is b"", of a key that isn't there None.
+
+    If there is an obstacle, the next *skips* steps, up to 255, are left out: what is not shown
+    should not be removed.
+    """
 
     key: bytes
     first: int = 0
     last: int = -1
+    skips: int = 0
 
 
 class Look(NamedTuple):
@@ -225,7 +233,7 @@ class Obstacle(IntEnum):
 
     NONE = 0
     UNMET = 1  # its condition doesn't hold, or its limit
-    SKIPPED = 2  # a check says so
+    SKIPPED = 2  # a step before says so
     NO_KEY = 3
     NOT_AN_INTEGER = 4
     OVERFLOW = 5  # the sum doesn't fit into 64 bits

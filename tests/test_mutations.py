@@ -22,7 +22,6 @@ UNMUTATED: dict[str, str] = {
     "conure/service/referral.py": "a protocol",
     "conure/http/limits.py": "numbers: the tests of whoever keeps to them give others",
     "conure/resp/limits.py": "numbers: the tests of whoever keeps to them give others",
-    "conure/resp/transactions.py": "nothing yet",
     "conure/resp/verb.py": "values: there is nothing to do wrong",
 }
 """Modules that need no mutation, and why."""

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from conure.resp.connection import RespConnection
 
-__all__ = ["Clients", "describe", "kind_of"]
+__all__ = ["Clients", "describe"]
 
 
 class Clients:
@@ -20,6 +20,7 @@ class Clients:
     def __init__(self) -> None:
         self._numbers = count(1)
         self._clients: dict[int, RespConnection] = {}
+        self.accepted = 0
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -31,6 +32,7 @@ class Clients:
     def add(self, client: RespConnection) -> None:
         """Know a client from now on. The accepting thread."""
         self._clients[client.id] = client
+        self.accepted += 1
 
     def remove(self, client: RespConnection) -> None:
         """Know it no more. Any thread."""
@@ -44,10 +46,6 @@ class Clients:
         """Return all, the oldest first."""
         return list(self._clients.values())
 
-    def count_subscribers(self) -> int:
-        """Return how many have subscribed to something. It looks at each."""
-        return sum(client.session.subscriptions > 0 for client in self.all())
-
     def lines(self, some: list[RespConnection]) -> Iterator[bytes]:
         """Yield the line of each client in turn that is still there."""
         for client in some:
@@ -55,24 +53,19 @@ class Clients:
                 yield describe(client)
 
 
-def kind_of(client: RespConnection) -> str:
-    """Return what TYPE calls a client: ``normal`` or ``pubsub``."""
-    return "pubsub" if client.session.subscriptions else "normal"
-
-
 def describe(client: RespConnection) -> bytes:
     """Return the line of CLIENT LIST for a client."""
     session = client.session
     now = perf_counter()
     transaction = session.transaction
-    flags = ("P" if session.subscriptions else "") + ("x" if transaction else "")
+    flags = "x" if transaction else ""
     flags += "r" if session.freshness.is_stale else ""
     queued = transaction.size if transaction else -1
     line = (
         f"id={client.id} addr={client.address} fd={client.descriptor} "
         f"name={_text(session.name)} age={int(now - client.created)} "
         f"idle={max(0, int(now - client.touched))} flags={flags or 'N'} db=0 "
-        f"sub={session.channels} psub={session.patterns} ssub=0 multi={queued} "
+        f"sub=0 psub=0 ssub=0 multi={queued} "
         f"watch={len(session.watched)} qbuf={client.reader.unread + client.reader.held} "
         f"qbuf-free=0 argv-mem={client.reader.held} multi-mem=0 rbs=0 rbp=0 obl=0 "
         f"oll={len(client.out)} omem={client.pending} tot-mem={client.pending} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from conure import VERSION
-from conure.resp.clients import Clients, describe, kind_of
+from conure.resp.clients import Clients, describe
 from conure.resp.connection import RespConnection
 from conure.resp.numbers import parse_integer
 from conure.resp.replies import OK, RESP2, RESP3
@@ -174,11 +174,7 @@ class Connecting:
             client.fail("ERR wrong number of arguments for 'ping' command")
             return
         replies = client.replies()
-        if client.session.subscriptions and client.session.protocol == RESP2:
-            replies.array_of(2)
-            replies.bulk(b"pong")
-            replies.bulk(words[1] if len(words) > 1 else b"")
-        elif len(words) > 1:
+        if len(words) > 1:
             replies.bulk(words[1])
         else:
             replies.simple(b"PONG")
@@ -245,7 +241,7 @@ class Connecting:
             if kind not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
                 client.fail(f"ERR Unknown client type '{_shown(words[3])}'")
                 return
-            some = [each for each in some if kind_of(each).encode() == kind]
+            some = some if kind == b"normal" else []
         elif len(words) > 3 and words[2].lower() == b"id":
             numbers = [parse_integer(word) for word in words[3:]]
             if any(number is None or number < 1 for number in numbers):
@@ -312,7 +308,7 @@ class Connecting:
                     if kind not in ("normal", "master", "replica", "slave", "pubsub"):
                         client.fail(f"ERR Unknown client type '{_shown(value)}'")
                         return None
-                    some = [each for each in some if kind_of(each) == kind]
+                    some = some if kind == "normal" else []
                 case b"maxage":
                     age = parse_integer(value)
                     if age is None or age < 1:

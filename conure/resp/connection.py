@@ -29,6 +29,7 @@ from collections import deque
 from time import perf_counter
 from typing import Final, Protocol, cast
 
+from conure.metrics import Histogram
 from conure.net.link import Link
 from conure.net.reactor import IN, OUT, SENT_TOGETHER, Reactor
 from conure.resp.failures import INTERNAL, error_reply
@@ -36,7 +37,7 @@ from conure.resp.grammar import ProtocolError, Reader, Run
 from conure.resp.limits import Limits
 from conure.resp.replies import Replies
 from conure.resp.session import Session
-from conure.resp.table import ANY, READS, Command
+from conure.resp.table import ANY, READS, WRITES, Command, Handler
 from conure.resp.waiters import Pending
 
 __all__ = ["Front", "RespConnection"]
@@ -58,6 +59,7 @@ class Front(Protocol):
 
     limits: Limits
     commands: dict[bytes, Command]
+    durations: Histogram  # of commands that wait for the service
 
     def find(self, name: bytes) -> Command | None:
         """Return the command of a name that isn't written as in ``commands``."""
@@ -89,6 +91,7 @@ class RespConnection:
         "address",
         "backlog",
         "begun",
+        "captured",
         "created",
         "descriptor",
         "discarded",
@@ -144,6 +147,7 @@ class RespConnection:
         self.parked = 0  # bytes of a command that is arriving, as the reactor counts them
         self.created = self.touched = self.begun = perf_counter()
         self.last_command = ""
+        self.captured: list[bytes] | None = None  # replies that aren't sent
         self.words: list[bytes] = []  # of the command that is handed over
         self.is_resumed = False  # it is to be taken up in the next round
         self.discarded = 0  # bytes, while lingering
@@ -223,20 +227,23 @@ class RespConnection:
 
     def reply(self, data: bytes) -> None:
         """Send the reply of a command that waits for nothing, in its turn."""
-        if self.session.is_plain or not self.session.is_muted:
+        if self.captured is not None:
+            self.captured.append(data)
+        elif self.session.is_plain or not self.session.is_muted:
             self._reply_in_turn(data)
+
+    def capture(self, handle: Handler, words: list[bytes]) -> bytes:
+        """Do a command that waits for nothing, and return its reply instead of sending it."""
+        self.captured = []
+        try:
+            handle(self, words)
+            return b"".join(self.captured)
+        finally:
+            self.captured = None
 
     def fail(self, text: str) -> None:
         """Send an error likewise; *text* begins with its code."""
         self.reply(error_reply(text))
-
-    def push(self, data: bytes) -> None:
-        """Send what comes without having been asked for. A client that doesn't read is closed."""
-        if self.state >= LINGERING:
-            return
-        self._reply_in_turn(data)
-        if self.pending > self.front.limits.max_pushed_bytes:
-            self.close()
 
     def begin(self, pending: Pending) -> None:
         """Let a command's reply wait for the service, in its turn."""
@@ -257,7 +264,9 @@ class RespConnection:
         """Note that a command has all its answers, and let the replies leave whose turn it is."""
         self.reactor.in_flight -= pending.count
         self.unanswered -= pending.count
-        if perf_counter() - pending.started > self.front.limits.slow_command:
+        took = perf_counter() - pending.started
+        self.front.durations.observe_same(took, pending.count)
+        if took > self.front.limits.slow_command:
             self.front.note_slow(self, pending)
         waiting = self.waiting
         while waiting and not waiting[0].missing:
@@ -275,7 +284,7 @@ class RespConnection:
     # -- what the reactor calls: output, time and the end ----------------------------------------
 
     def feed(self) -> None:
-        """Nothing is fed to it: see :meth:`push`."""
+        """Nothing is fed to it: no command has a reply without an end."""
 
     def send(self) -> None:
         """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
@@ -318,12 +327,12 @@ class RespConnection:
             if now - self.begun > limits.request_timeout:
                 self._refuse("the command took too long to arrive")
                 self._take_no_more()
-        elif now - self.touched > limits.idle_timeout and not self.session.subscriptions:
+        elif now - self.touched > limits.idle_timeout:
             self.close()
 
     def blocked_since(self) -> float | None:
-        """Tell since when pushes wait for a subscriber to take any."""
-        return self.touched if self.session.subscriptions and self.interest & OUT else None
+        """Nothing is fed to it, so nobody has to be told."""
+        return None
 
     def drop(self) -> None:
         """Close because the client takes nothing."""
@@ -403,18 +412,31 @@ class RespConnection:
             command.calls += 1
         else:
             lane = command.lane
-            if lane:
-                if self.waiting and self._must_wait(lane):
+            if lane and self.waiting and self._must_wait(lane):
+                if not (command.join and self._may_join()):
                     self.backlog.appendleft(found)
                     return False
-                self.lane = lane
-            self._do(command, found)
+                self._join(command.join, command, found)
+            else:
+                self.lane = lane or self.lane
+                self._do(command, command.handle, found)
         if session.skips:
             session.skips -= 1
             session.refresh()
         return True
 
-    def _do(self, command: Command, found: list[bytes] | Run) -> None:
+    def _may_join(self) -> bool:
+        """Tell whether a read may be done among the writes that are unanswered."""
+        waiting = self.waiting
+        is_short = self.unanswered < self.front.limits.max_pipelined
+        return self.lane is WRITES and is_short and not waiting[-1].is_alone
+
+    def _join(self, join: Handler, command: Command, found: list[bytes] | Run) -> None:
+        """Do a read among writes."""
+        for words in [found] if type(found) is list else _apart(cast("Run", found)):
+            self._do(command, join, words)
+
+    def _do(self, command: Command, handle: Handler, found: list[bytes] | Run) -> None:
         reactor = self.reactor
         count = 1 if type(found) is list else cast("Run", found).size
         reactor.requests += count
@@ -426,7 +448,7 @@ class RespConnection:
                 for _ in range(count):
                     self.fail("TRYAGAIN too many commands are under way, try again shortly")
             elif type(found) is list:
-                command.handle(self, found)
+                handle(self, found)
             else:
                 assert command.run is not None
                 command.run(self, cast("Run", found))

@@ -1,6 +1,6 @@
 """The front end of RESP: makes connections of links, and hands their commands to the table.
 
-What stands in the table is put together by front.py; the listener and the reactor are net's, and
+What stands in the table is put together by assembly.py; the listener and the reactor are net's, and
 shared with HTTP where there is that, too. A cross-protocol attack from a web page begins with POST
 or a Host: such a connection is dropped without a reply, as Redis does.
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, Protocol
 
+from conure.metrics import Histogram
 from conure.net.link import Link
 from conure.net.places import Places
 from conure.net.reactor import Reactor
@@ -62,12 +63,15 @@ class RespFront:
         modes: Modes,
         slow_log: SlowLog,
         end_round: Callable[[], bool],
+        durations: Histogram,
     ) -> None:
         self.limits = limits
         self.commands = dict(commands)
+        self.durations = durations
         self.refused = 0
         """Connections for which there was no place."""
         self.protocol_errors = 0
+        self.slow_commands = 0
         self._reactor = reactor
         self._clients = clients
         self._modes = modes
@@ -162,6 +166,7 @@ class RespFront:
 
     def note_slow(self, connection: RespConnection, pending: Pending) -> None:
         """Keep a command whose answer took long."""
+        self.slow_commands += pending.count
         took = perf_counter() - pending.started
         self._slow_log.add(connection.address, connection.session.name, pending.words, took)
 

@@ -36,7 +36,7 @@ WORD_PRICE: Final = 64
 
 _MAX_WORDS: Final = 1 << 20  # of a command, as they are announced
 _WINDOW: Final = 8 << 10  # bytes that are cut into lines in one go
-_STRIDES: Final = {b"*%d" % count: 2 * count + 1 for count in range(1, 17)}  # lines of a command
+_STRIDES: Final = {b"*%d" % count: 2 * count + 1 for count in range(1, 129)}  # lines of a command
 _SIZES: Final = tuple(b"$%d" % size for size in range(_WINDOW + 1))
 _ESCAPED: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 _SPACES: Final = b" \t\n\v\f\r\0"
@@ -186,7 +186,12 @@ class Reader:
             self._settle()
             self._one_by_one = True
             return None
-        self._next = end
+        if end == last and not lines[last]:
+            self._position += self._cut_bytes
+            self._lines = []
+            self._next = 0
+        else:
+            self._next = end
         return words
 
     def _take_alike(self, head: bytes, name: bytes, stride: int) -> list[bytes] | Run | None:

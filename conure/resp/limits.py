@@ -22,9 +22,7 @@ class Limits:
     max_pipelined: int = 1_024  # unanswered commands of a connection, about; the next ones wait
     max_queued: int = 10_000  # steps of a transaction
     max_watched: int = 10_000  # keys that a connection watches
-    max_subscriptions: int = 10_000  # channels and patterns of a connection
-    max_pushed_bytes: int = 8 << 20  # that a subscriber has yet to read: it is closed beyond
     request_timeout: float = 30.0  # from a command's first byte to its last
-    idle_timeout: float = 3_600.0  # between two commands, but for subscribers
+    idle_timeout: float = 3_600.0  # between two commands
     write_timeout: float = 30.0  # for a client that reads nothing
     slow_command: float = 1.0  # commands that took longer are in SLOWLOG

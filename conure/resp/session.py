@@ -16,21 +16,20 @@ __all__ = ["Session", "Transaction"]
 class Transaction(Protocol):
     """What MULTI has begun (transactions.py)."""
 
-    size: int
-    """How many commands are queued."""
+    @property
+    def size(self) -> int:
+        """How many commands are queued."""
 
 
 class Session:
     """The state of one client."""
 
     __slots__ = (
-        "channels",
         "freshness",
         "is_plain",
         "library",
         "library_version",
         "name",
-        "patterns",
         "protocol",
         "silent",
         "skips",
@@ -52,15 +51,8 @@ class Session:
         self.skips = 0  # 2: the next command has no reply; 1: this one has none
         self.transaction: Transaction | None = None
         self.watched: dict[bytes, int] = {}  # the revision of each key; 0: it wasn't there
-        self.channels = 0  # that it has subscribed to
-        self.patterns = 0
         self.is_plain = True
         """Whether commands are done as they come, and answered."""
-
-    @property
-    def subscriptions(self) -> int:
-        """How many channels and patterns it has subscribed to."""
-        return self.channels + self.patterns
 
     @property
     def is_muted(self) -> bool:
@@ -70,7 +62,7 @@ class Session:
     def refresh(self) -> None:
         """Find out again whether the session is plain."""
         is_noisy = not (self.silent or self.skips)
-        self.is_plain = self.transaction is None and is_noisy and not self.subscriptions
+        self.is_plain = self.transaction is None and is_noisy
 
     def read_here(self, *, stale: bool) -> None:
         """Read this node's own state as it is, or as a leader confirms it."""

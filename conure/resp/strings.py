@@ -14,23 +14,21 @@ from conure.resp.waiters import Gets, Pending, Puts
 from conure.service.limits import Limits
 from conure.service.requests import Desk
 
-__all__ = ["PlainStrings"]
+__all__ = ["PlainGets", "PlainSets"]
 
 
-class PlainStrings:
-    """The fast ways of GET and SET; *get* and *put* are the verbs that do the rest."""
+class PlainGets:
+    """The fast way of GET; *otherwise* does what is left."""
 
-    def __init__(self, desk: Desk[Pending], limits: Limits, get: Handler, put: Handler) -> None:
+    def __init__(self, desk: Desk[Pending], otherwise: Handler) -> None:
         self._desk = desk
-        self._longest = limits.value_bytes
-        self._get = get
-        self._put = put
+        self._otherwise = otherwise
 
     def get(self, client: RespConnection, words: list[bytes]) -> None:
         """Read one key."""
         key = words[1]
         if not 0 < len(key) <= MAX_KEY_BYTES:
-            self._get(client, words)
+            self._otherwise(client, words)
             return
         session = client.session
         pending = Gets(client, 1, session.protocol)
@@ -50,10 +48,19 @@ class PlainStrings:
         self._desk.get_all(pending, keys, session.freshness)
         client.begin(pending)
 
+
+class PlainSets:
+    """The fast way of SET; *otherwise* does what is left."""
+
+    def __init__(self, desk: Desk[Pending], limits: Limits, otherwise: Handler) -> None:
+        self._desk = desk
+        self._longest = limits.value_bytes
+        self._otherwise = otherwise
+
     def put(self, client: RespConnection, words: list[bytes]) -> None:
         """Set one key, if nothing else is asked for."""
         if len(words) != 3 or not self._can_put(words[1], words[2]):
-            self._put(client, words)
+            self._otherwise(client, words)
             return
         pending = Puts(client, 1)
         self._desk.write(pending, (words[1], words[2]))

@@ -2,21 +2,23 @@
 
 The facts are those that ``COMMAND`` shows to clients, in Redis' terms. A row also says in which
 *lane* a command goes: reads and writes of one connection wait for each other (connection.py), what
-needs neither is done at once.
+needs neither is done at once; what changes more than an entry of the log can is done alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from conure.resp.grammar import Run
+from conure.resp.verb import Plan
 
-__all__ = ["ANY", "READS", "WRITES", "Command", "Handler", "KeySpan"]
+__all__ = ["ALONE", "ANY", "READS", "WRITES", "Command", "Handler", "KeySpan"]
 
 ANY: Final = 0
 READS: Final = 1
 WRITES: Final = 2
+ALONE: Final = 3
 
 Handler = Callable[[Any, list[bytes]], None]
 """Does a command, given the client and all words; replies now, or begins a pending."""
@@ -30,7 +32,8 @@ KeySpan = tuple[int, int, int]
 class Command:
     """A command. *arity* counts its name, too; negative: so many words at least.
 
-    *run* does several of them at once. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
+    *run* does several of them at once, *join* a read among writes that are unanswered. *plan* tells
+    what it asks of the store. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
     ``now``, or ``refuse`` it. *subcommands* are named by the second word; a command that has some
     takes no other, and none only if its arity is -1.
     """
@@ -42,9 +45,11 @@ class Command:
         "group",
         "handle",
         "in_multi",
+        "join",
         "keys",
         "lane",
         "name",
+        "plan",
         "run",
         "since",
         "subcommands",
@@ -65,6 +70,8 @@ class Command:
         lane: int = ANY,
         run: RunHandler | None = None,
         in_multi: str = "queue",
+        join: Handler | None = None,
+        plan: Callable[[Sequence[bytes]], Plan] | None = None,
         subcommands: Mapping[str, Command] | None = None,
     ) -> None:
         assert in_multi in ("queue", "now", "refuse"), in_multi
@@ -79,6 +86,8 @@ class Command:
         self.lane = lane
         self.run = run
         self.in_multi = in_multi
+        self.join = join
+        self.plan = plan
         self.subcommands = {name.encode(): each for name, each in (subcommands or {}).items()}
         self.calls = 0
 

@@ -1,25 +1,277 @@
-"""MULTI, EXEC, DISCARD, WATCH and UNWATCH."""
+"""MULTI, EXEC, DISCARD, WATCH and UNWATCH: commands queued, and done as one entry of the log.
+
+Between MULTI and EXEC a data command is planned and queued; EXEC proposes the steps of all plans as
+one sequential transaction. A key that is watched is a comparison of its revision, that of a key
+which isn't there is 0: if one doesn't hold, nothing is done and EXEC is answered by null. What asks
+nothing of the store (PING, CLIENT …) is done when EXEC is answered.
+
+A command that can't be queued makes EXEC fail (EXECABORT). One whose words make no plan is an error
+in its place of EXEC's array, as in Redis, and the others are done.
+
+The reactor's thread only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from conure.commands import Compare, Outcome, Relation, Target
+from conure.errors import ConureError
+from conure.resp.answers import Answers
 from conure.resp.connection import RespConnection
-from conure.resp.table import Command
+from conure.resp.failures import INTERNAL, error_reply, error_text
+from conure.resp.grammar import WORD_PRICE
+from conure.resp.limits import Limits
+from conure.resp.plans import Plans, Proposed
+from conure.resp.replies import OK
+from conure.resp.table import READS, WRITES, Command
+from conure.resp.verb import Plan, ReplyError
+from conure.resp.waiters import Pending
+from conure.service.backend import Found
+from conure.service.requests import Desk
+from conure.steps import Step
 
 __all__ = ["Transactions"]
 
+_QUEUED = b"+QUEUED\r\n"
+_TOO_MUCH = "ERR the transaction is too large, the limit is {:,} {}"
+
+
+class _Queue:
+    """What MULTI has begun: plans, errors in the place of plans, and commands with their words."""
+
+    __slots__ = ("bytes", "is_aborted", "items", "steps")
+
+    def __init__(self) -> None:
+        self.items: list[Plan | bytes | tuple[Command, list[bytes]]] = []
+        self.steps: list[Step] = []
+        self.bytes = 0
+        self.is_aborted = False
+
+    @property
+    def size(self) -> int:
+        """How many commands are queued."""
+        return len(self.items)
+
 
 class Transactions:
-    """What commands mean between MULTI and EXEC."""
+    """The commands, and what others mean in sessions that aren't plain."""
+
+    def __init__(self, desk: Desk[Pending], answers: Answers, plans: Plans, limits: Limits) -> None:
+        self._desk = desk
+        self._answers = answers
+        self._plans = plans
+        self._limits = limits
+
+    def commands(self) -> list[Command]:
+        """Return the rows of the table."""
+        flags = frozenset({"noscript", "loading", "stale", "fast"})
+        return [
+            Command("multi", 1, self._multi, "Starts a transaction.", flags=flags,
+                    group="transactions", since="1.2.0", in_multi="now"),
+            Command("exec", 1, self._exec, "Executes all commands in a transaction.",
+                    flags=flags | {"skip_slowlog"}, group="transactions", since="1.2.0",
+                    in_multi="now", lane=WRITES),
+            Command("discard", 1, self._discard, "Discards a transaction.", flags=flags,
+                    group="transactions", since="2.0.0", in_multi="now"),
+            Command("watch", -2, self._watch, "Monitors changes to keys for a transaction.",
+                    flags=flags, group="transactions", since="2.2.0", keys=(1, -1, 1),
+                    in_multi="now", lane=READS),
+            Command("unwatch", 1, self._unwatch, "Forgets about watched keys.",
+                    flags=flags, group="transactions", since="2.2.0"),
+        ]  # fmt: skip
+
+    # -- what others mean (frontend.Modes) -------------------------------------------------------
 
     def take(self, client: RespConnection, command: Command, words: list[bytes]) -> bool:
-        """Leave it as it is."""
-        del client, command, words
-        return False
+        """Do what a command means in a session that isn't plain; False if that is as ever."""
+        queue = client.session.transaction
+        if not isinstance(queue, _Queue) or command.in_multi == "now":
+            return False
+        text = self._why_not(queue, command, words)
+        if text:
+            queue.is_aborted = True
+            client.fail(text)
+            return True
+        if command.plan is None:
+            queue.items.append((command, words))
+        else:
+            try:
+                plan = command.plan(words)
+                queue.items.append(plan)
+                queue.steps += plan.steps
+            except ReplyError as error:
+                queue.items.append(error_reply(str(error)))
+        if len(queue.steps) > self._limits.max_queued:
+            queue.is_aborted = True
+            queue.items, queue.steps = [], []
+            client.fail(_TOO_MUCH.format(self._limits.max_queued, "steps"))
+            return True
+        client.reply(_QUEUED)
+        return True
 
     def abort(self, client: RespConnection) -> None:
-        """There is nothing."""
-        del client
+        """Note that a command was refused: EXEC will be, too."""
+        queue = client.session.transaction
+        if isinstance(queue, _Queue):
+            queue.is_aborted = True
 
     def leave(self, client: RespConnection) -> None:
-        """There is nothing."""
-        del client
+        """Forget what a client has begun."""
+        client.session.transaction = None
+        self._forget_watched(client)
+
+    def _why_not(self, queue: _Queue, command: Command, words: list[bytes]) -> str:
+        """Return the error for what can't be queued; empty if it can."""
+        if command.in_multi == "refuse":
+            return f"ERR {command.name.upper()} is not allowed inside a transaction"
+        queue.bytes += sum(map(len, words)) + len(words) * WORD_PRICE
+        if queue.bytes > self._limits.max_command_bytes:
+            queue.items, queue.steps = [], []
+            return _TOO_MUCH.format(self._limits.max_command_bytes, "bytes")
+        if len(queue.items) >= self._limits.max_queued:
+            queue.items, queue.steps = [], []
+            return _TOO_MUCH.format(self._limits.max_queued, "commands")
+        return ""
+
+    # -- the commands ----------------------------------------------------------------------------
+
+    def _multi(self, client: RespConnection, _: list[bytes]) -> None:
+        session = client.session
+        if session.transaction is not None:
+            client.fail("ERR MULTI calls can not be nested")
+            return
+        session.transaction = _Queue()
+        session.refresh()
+        client.reply(OK)
+
+    def _discard(self, client: RespConnection, _: list[bytes]) -> None:
+        if client.session.transaction is None:
+            client.fail("ERR DISCARD without MULTI")
+            return
+        self._end(client)
+        client.reply(OK)
+
+    def _exec(self, client: RespConnection, _: list[bytes]) -> None:
+        session = client.session
+        queue = session.transaction
+        if not isinstance(queue, _Queue):
+            client.fail("ERR EXEC without MULTI")
+            return
+        watched = session.watched
+        self._end(client)
+        if queue.is_aborted:
+            client.fail("EXECABORT Transaction discarded because of previous errors.")
+            return
+        pending = _Executed(client, queue.items)
+        if not (queue.steps or watched):
+            client.reply(pending.show_items(()))
+            return
+        compares = [
+            Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision)
+            for key, revision in watched.items()
+        ]
+        self._plans.propose(client, pending, queue.steps, compares)
+
+    def _watch(self, client: RespConnection, words: list[bytes]) -> None:
+        session = client.session
+        if session.transaction is not None:
+            client.fail("ERR WATCH inside MULTI is not allowed")
+            return
+        keys = [key for key in dict.fromkeys(words[1:]) if key not in session.watched]
+        if len(session.watched) + len(keys) > self._limits.max_watched:
+            client.fail(f"ERR too many keys are watched, the limit is {self._limits.max_watched:,}")
+            return
+        if not keys:
+            client.reply(OK)
+            return
+        pending = _Watching(client, keys)
+        client.begin(pending)
+        try:
+            self._desk.get_all(pending, keys)
+        except ConureError as error:
+            for _ in keys:
+                pending.fail(self._answers.text_of(error))
+
+    def _unwatch(self, client: RespConnection, _: list[bytes]) -> None:
+        self._forget_watched(client)
+        client.reply(OK)
+
+    def _end(self, client: RespConnection) -> None:
+        client.session.transaction = None
+        client.session.refresh()
+        self._forget_watched(client)
+
+    def _forget_watched(self, client: RespConnection) -> None:
+        client.session.watched = {}  # another one: what is still to be found goes into the old one
+
+
+class _Watching(Pending):
+    """Reads the revisions of the keys of one WATCH."""
+
+    __slots__ = ("_error", "_keys", "_watched")
+
+    def __init__(self, client: RespConnection, keys: list[bytes]) -> None:
+        super().__init__(client, len(keys))
+        self._keys = iter(keys)
+        self._watched = client.session.watched
+        self._error = ""
+
+    def take_found(self, records: Sequence[Found]) -> None:
+        for record in records:
+            key = next(self._keys)
+            if isinstance(record, ConureError):
+                self._error = error_text(record)
+            else:
+                self._watched[key] = 0 if record is None else record.mod_revision
+        self._note(len(records))
+
+    def fail(self, error: str) -> None:
+        self._error = error
+        self._note(1)
+
+    def _note(self, count: int) -> None:
+        if count == self.missing:
+            self.pieces.append(error_reply(self._error) if self._error else OK)
+        self.done(count)
+
+
+class _Executed(Proposed):
+    """An EXEC whose steps are proposed."""
+
+    __slots__ = ("_connection", "_items")
+
+    def __init__(
+        self,
+        client: RespConnection,
+        items: list[Plan | bytes | tuple[Command, list[bytes]]],
+    ) -> None:
+        super().__init__(client)
+        self._connection = client
+        self._items = items
+
+    def show(self, outcome: Outcome) -> bytes:
+        if not outcome.succeeded:
+            replies = self._connection.replies()
+            replies.null_array()
+            return replies.take()
+        return self.show_items(outcome.done)
+
+    def show_items(self, done: Sequence[Any]) -> bytes:
+        """Return the array of what came of each command, given that of all steps."""
+        client = self._connection
+        replies = client.replies()
+        replies.array_of(len(self._items))
+        start = 0
+        for item in self._items:
+            if isinstance(item, bytes):
+                replies.raw(item)
+            elif isinstance(item, Plan):
+                stop = start + len(item.steps)
+                item.reply(done[start:stop], replies)
+                start = stop
+            else:
+                command, words = item
+                replies.raw(client.capture(command.handle, words) or error_reply(INTERNAL))
+        return replies.take()

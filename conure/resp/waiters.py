@@ -50,6 +50,7 @@ class Pending:
     __slots__ = (
         "client",
         "count",
+        "is_alone",
         "is_muted",
         "missing",
         "parked",
@@ -59,15 +60,13 @@ class Pending:
         "words",
     )
 
-    is_alone = False
-    """Whether what the client sends after it waits for its reply, whatever that is."""
-
     def __init__(self, client: Client, count: int = 1) -> None:
         self.client = client
         self.count = self.missing = count
         self.pieces: list[bytes] = []
         self.tail: list[bytes] = []  # replies of commands after it that waited for nothing
         self.is_muted = False
+        self.is_alone = False  # what the client sends after it waits for its reply
         self.parked = 0  # bytes of long values among the pieces, as the reactor counts them
         self.started = client.reactor.now
         self.words: list[bytes] = []  # of the command, for the slow log
@@ -131,11 +130,15 @@ class Pending:
     def park(self, value: bytes) -> None:
         """Take a value into the reply without copying it, and count it with what clients have yet
         to read."""
-        client = self.client
-        if not client.is_closed:
+        if not self.client.is_closed:
             self.pieces.append(value)
-            self.parked += len(value)
-            client.reactor.leaving += len(value)
+            self.hold(len(value))
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are kept for the reply with what clients have yet to read."""
+        if not self.client.is_closed:
+            self.parked += size
+            self.client.reactor.leaving += size
 
     def unpark(self) -> None:
         """Count the values of the reply no more: its connection does, or has ended."""

@@ -78,6 +78,9 @@ class State(Protocol):
         self, start: bytes, end: bytes | None, *, reverse: bool = False
     ) -> Any: ...  # of pairs of a key and its record
 
+    def keys(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[bytes]:
+        """Yield the keys of a range; reads no values."""
+
     def count(self, start: bytes, end: bytes | None) -> Iterator[int]:
         """Yield how many keys there are so far; the last number is the answer."""
 

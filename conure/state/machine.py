@@ -225,6 +225,13 @@ class PinnedState:
         for key, record in self.reader.items(*_bounds(start, end), reverse=reverse):
             yield key[1:], record
 
+    def keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Iterate over users' keys, start <= key < end, in their order; reads no values."""
+        for key in self.reader.keys(*_bounds(start, end), reverse=reverse):
+            yield key[1:]
+
     def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
         """Return the users' key after the first *count* of a range; None if there are no more."""
         keys = self.reader.keys(*_bounds(start, end))

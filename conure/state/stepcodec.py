@@ -18,7 +18,7 @@ Every number is big-endian; those of ``q`` are two's complements of 64 bits.
       30    …   key, value, operand
 
     kind              condition  expiry  flags                  value   first   second
-     1  read                                                            first   last
+     1  read                             skips                          first   last
      2  look
      3  write         yes        yes                            value   time
      4  erase         yes
@@ -91,7 +91,7 @@ _READ, _LOOK, _WRITE, _ERASE, _LAPSE, _ADD, _ADD_FLOAT, _APPEND, _OVERLAY, _MOVE
 )
 _WHENS, _LIVES, _OBSTACLES = tuple(When), tuple(Life), tuple(Obstacle)
 _LIMITS = tuple(map(Limit, range(16)))
-_EQUAL, _TTL = When.EQUAL, Life.TTL
+_WITH_OPERAND, _TTL = (When.EQUAL, When.DIFFERS), Life.TTL
 _EXISTED, _HAS_VALUE = 1, 2
 
 _Fields = tuple[int, int, int, int, bytes, bytes, bytes, int, int]
@@ -136,17 +136,17 @@ def _fields(step: Step) -> _Fields:
     An operand or a time that means nothing is left out.
     """
     match step:
-        case Read(key, first, last):
-            return _READ, 0, 0, 0, key, b"", b"", first, last
+        case Read(key, first, last, skips):
+            return _READ, 0, 0, skips, key, b"", b"", first, last
         case Look(key):
             return _LOOK, 0, 0, 0, key, b"", b"", 0, 0
         case Write(key, value, (when, operand), (life, time)):
-            given, end = operand if when >= _EQUAL else b"", time if life >= _TTL else 0
+            given, end = operand if when in _WITH_OPERAND else b"", time if life >= _TTL else 0
             return _WRITE, when, life, 0, key, value, given, end, 0
         case Erase(key, (when, operand)):
-            return _ERASE, when, 0, 0, key, b"", operand if when >= _EQUAL else b"", 0, 0
+            return _ERASE, when, 0, 0, key, b"", operand if when in _WITH_OPERAND else b"", 0, 0
         case Lapse(key, (life, time), (when, operand), limit):
-            given, end = operand if when >= _EQUAL else b"", time if life >= _TTL else 0
+            given, end = operand if when in _WITH_OPERAND else b"", time if life >= _TTL else 0
             return _LAPSE, when, life, limit.value, key, b"", given, end, 0
         case Add(key, by):
             return _ADD, 0, 0, 0, key, b"", b"", by, 0
@@ -159,7 +159,7 @@ def _fields(step: Step) -> _Fields:
         case Move(key, target, replaces, copies):
             return _MOVE, 0, 0, replaces | copies << 1, key, target, b"", 0, 0
         case Check(key, (when, operand), skips):
-            return _CHECK, when, 0, 0, key, b"", operand if when >= _EQUAL else b"", skips, 0
+            return _CHECK, when, 0, 0, key, b"", operand if when in _WITH_OPERAND else b"", skips, 0
 
 
 def _step(fields: _Fields) -> Step:
@@ -167,7 +167,7 @@ def _step(fields: _Fields) -> Step:
     kind, when, life, flags, key, value, operand, a, b = fields
     match kind:
         case 1:
-            return Read(key, a, b)
+            return Read(key, a, b, flags)
         case 2:
             return Look(key)
         case 3:
@@ -192,7 +192,7 @@ def _step(fields: _Fields) -> Step:
 
 
 def _condition(when: int, operand: bytes) -> Condition:
-    if when >= len(_WHENS) or (operand and when < _EQUAL):
+    if when >= len(_WHENS) or (operand and when not in _WITH_OPERAND):
         raise WireError(f"a condition {when} with an operand of {len(operand)} bytes")
     return Condition(_WHENS[when], operand) if when else ALWAYS
 

@@ -53,7 +53,7 @@ LAST_TIME: Final = (1 << 63) - 1
 _NUMBER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _PUT, _DELETE = EventKind.PUT.value, EventKind.DELETE.value
-_ALWAYS, _EXISTS, _ABSENT, _EQUAL = When.ALWAYS, When.EXISTS, When.ABSENT, When.EQUAL
+_ALWAYS, _EXISTS, _ABSENT, _EQUAL, _, _EXPIRES, _LASTS = When
 _FOREVER = LAST_TIME + 1  # later than any expiry
 _GONE = -1  # an expiry that isn't after the entry's time
 _HAS_NONE, _HAS_ONE, _LATER, _EARLIER = [limit.value for limit in Limit if limit]
@@ -143,7 +143,7 @@ class _Steps:
                 continue
             one = _KINDS[type(step)](self, step)
             done.append(one)
-            if one[0] and type(step) is Check:
+            if one[0] and (type(step) is Check or type(step) is Read):
                 skips = step.skips
         changed = [
             Changed(_PUT if version else _DELETE, key, value, version, before)
@@ -155,7 +155,7 @@ class _Steps:
     # -- steps that only read
 
     def _read(self, step: Read) -> Done:
-        key, first, last = step
+        key, first, last, _ = step
         record = self._get(key)
         if record is None:
             return _WRITTEN
@@ -306,6 +306,10 @@ class _Steps:
         if when is _ALWAYS or when is _EXISTS or when is _ABSENT:
             existed = self._records.heading(key) is not None
             return existed, when is _ALWAYS or existed == (when is _EXISTS)
+        if when is _EXPIRES or when is _LASTS:
+            heading = self._records.heading(key)
+            expires = heading is not None and heading.expiry > self._records.clock
+            return heading is not None, expires == (when is _EXPIRES)
         value = self._records.beginning(key, len(operand) + 1)
         return value is not None, (value == operand) == (when is _EQUAL)
 

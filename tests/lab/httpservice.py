@@ -227,8 +227,9 @@ class _Counted:
     def __init__(self, backend: FakeBackend) -> None:
         self._backend = backend
         self._state = backend.store.snapshot()
-        self.index, self.items, self.count, self.key_after = (
-            self._state.index, self._state.items, self._state.count, self._state.key_after
+        self.index, self.items, self.keys, self.count, self.key_after = (
+            self._state.index, self._state.items, self._state.keys, self._state.count,
+            self._state.key_after,
         )  # fmt: skip
         backend.open_states += 1
 

@@ -45,7 +45,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conure.commands import Outcome, Transaction
+from conure.commands import Outcome, Sequential, Transaction
 from tests.lab.model import Command, Model
 
 __all__ = [
@@ -336,4 +336,6 @@ def _check_read(call: Call, model: Model) -> None:
 
 def _timeless(command: Command) -> Command:
     """Return a command as its client sent it: the node sets the time."""
-    return command._replace(time=0) if isinstance(command, Transaction) else command
+    if isinstance(command, Transaction | Sequential):
+        return command._replace(time=0)
+    return command

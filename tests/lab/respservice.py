@@ -7,7 +7,7 @@ from typing import Any
 from conure.metrics import Registry
 from conure.net.listener import Listener, bind
 from conure.net.reactor import Bounds, Reactor
-from conure.resp.front import Resp
+from conure.resp.assembly import Resp
 from conure.resp.limits import Limits
 from conure.service.gate import AllowAll, Gate
 from conure.service.limits import Limits as RequestLimits
@@ -34,6 +34,7 @@ class RespService:
     ) -> None:
         self.backend = backend or FakeBackend()
         self.status: dict[str, Any] = {"node_id": "n1", "member": True, "is_leader": True}
+        self.registry = Registry()
         self.failures: list[BaseException] = []
         self.reactor = Reactor(bounds or Bounds(), self.failures.append, "resp")
         watchers: Watchers[Any] = Watchers(History(), Registry())
@@ -42,7 +43,12 @@ class RespService:
             self.backend, gate or AllowAll(), watchers, of_records, max_workers=2
         )
         self.resp = Resp(
-            self.reactor, self.requests, of_records, limits or Limits(), lambda: self.status
+            self.reactor,
+            self.requests,
+            of_records,
+            limits or Limits(),
+            lambda: self.status,
+            self.registry,
         )
         bound = bind(("127.0.0.1", 0))
         self.listener = Listener(bound, self.reactor, self.resp.front, self.failures.append, "resp")

@@ -85,6 +85,8 @@ class _Step:
             When.ABSENT: found is None,
             When.EQUAL: found == condition.operand,
             When.DIFFERS: found != condition.operand,
+            When.EXPIRES: self.values.get(key, (None, 0))[1] > self.clock,
+            When.LASTS: self.values.get(key, (None, 0))[1] <= self.clock,
         }[condition.when]
 
     def expiry(self, key: bytes, expiry: Expiry) -> int | None:
@@ -112,7 +114,7 @@ class _Step:
         existed = key in self.values
         value, until = self.values.get(key, (b"", 0))
         match step:
-            case Read(_, first, last):
+            case Read(_, first, last, _):
                 if not existed:
                     return Done()
                 size = len(value)

@@ -245,8 +245,8 @@ MUTATIONS = [
     Mutation(
         "steps: a step that failed leaves others out",
         "conure/state/stepping.py",
-        "            if one[0] and type(step) is Check:",
-        "            if one[0] and (skips := 1):",
+        "            if one[0] and (type(step) is Check or",
+        "            if one[0] and (skips := 1) and (type(step) is Check or",
         ("tests/state/test_sequential.py",),
     ),
     Mutation(

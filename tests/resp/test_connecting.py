@@ -171,3 +171,22 @@ def test_many_connections_are_listed(service: RespService) -> None:
     assert clients[0].ask("CLIENT", "LIST").count(b"\n") == 300
     for each in clients:
         each.close()
+
+
+def test_metrics(service: RespService, client: RespClient) -> None:
+    client.send(command("SET", "k", "v") * 5)
+    assert [client.read() for _ in range(5)] == [b"OK"] * 5
+    assert client.ask("CLIENT", "ID") == 1
+    with service.client() as other:
+        other.send(b"*x\r\n")
+        other.read_to_end()
+    page = service.registry.render().decode().splitlines()
+    for line in (
+        'conure_resp_commands_total{command="set"} 5',
+        'conure_resp_commands_total{command="client|id"} 1',
+        "conure_resp_command_duration_seconds_count 5",
+        "conure_resp_connections_accepted_total 2",
+        "conure_resp_connections_refused_total 0",
+        "conure_resp_protocol_errors_total 1",
+    ):
+        assert line in page

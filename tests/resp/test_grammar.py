@@ -65,6 +65,7 @@ COMMANDS = st.lists(
     st.one_of(
         st.lists(WORDS, min_size=1, max_size=5),
         st.lists(WORDS, min_size=15, max_size=20),
+        st.lists(WORDS, min_size=127, max_size=130),
         st.sampled_from([[b"GET", b"key"], [b"SET", b"key", b"value"], [b"PING"]]),
     ),
     max_size=12,
@@ -98,7 +99,7 @@ def test_cuts_change_nothing(commands: list[list[bytes]], data: st.DataObject) -
         command("GET", "k") * 2 + b"*2\r\n$3\r\nGET\r\n$2\r\nkkk\r\n",
         command("GET", "k") + b"?2\r\n$3\r\nGET\r\n$1\r\nk\r\n",
         command("GET", "k") * 400,
-        command(*["DEL"] * 40) + command(*["MGET"] * 40),
+        command(*["DEL"] * 40) + command(*["MGET"] * 140),
     ],
     ids=range(8),
 )

@@ -324,8 +324,8 @@ class Checks:
             if kind == COMMAND:
                 assert data is not None, "nobody but arbiters has had it"
                 op, key, value = codec.decode_command(data)
-                if op == codec.OP_TRANSACTION:
-                    found[index] = codec.decode_transaction(data)
+                if op >= codec.OP_TRANSACTION:
+                    found[index] = codec.decode_whole(op, data)
                 else:
                     found[index] = (key, value if op == codec.OP_PUT else None)
         return found

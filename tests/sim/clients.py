@@ -8,6 +8,7 @@ transactions also meet the plain writes of the others, whose keys they share:
 ``n``        increments that are sent once
 ``o``        idempotent increments: sent until they are answered, and sometimes once more or
              twice at a time, at any nodes
+``q`` ``r``  sequential transactions over both
 ``t`` ``u``  puts with a time to live, touches, idempotent transactions over both
 ``x`` ``y``  locks of sessions, which are renewed, ended, and forgotten
 ============ ===================================================================================
@@ -43,11 +44,27 @@ from conure.commands import (
     Relation,
     Release,
     RenewSession,
+    Sequential,
     Target,
     Touch,
     Transaction,
 )
 from conure.errors import ConureError, OutcomeUnknown
+from conure.steps import (
+    KEPT,
+    WHEN_ABSENT,
+    Add,
+    Append,
+    Check,
+    Erase,
+    Expiry,
+    Lapse,
+    Life,
+    Move,
+    Read,
+    Step,
+    Write,
+)
 from conure.storage.engine import Record
 from tests.lab.linearizability import DELETE, PUT, Call, Seen, check_calls
 from tests.lab.linearizability import Operation as Register
@@ -60,6 +77,7 @@ __all__ = ["Clients"]
 
 ONCE, EXACTLY_ONCE = b"n", b"o"
 MORTAL = (b"t", b"u")
+STEPPED = (b"q", b"r")
 LOCKS = (b"x", b"y")
 SESSIONS = 6  # as many are remembered, the oldest of which may have ended long ago
 LONG, SHORT = 3_600_000_000, 300  # milliseconds for which outcomes are remembered
@@ -76,7 +94,8 @@ class Clients:
         self._account = account
         self._plain = plain
         self._begun_at: dict[Transaction, int] = {}  # all that were sent, as of the first time
-        self._refused: set[Transaction] = set()
+        self._refused: set[Transaction | Sequential] = set()
+        self._sequences: set[Sequential] = set()  # all that were sent
         self._numbers = 0
         self._seen_revision: dict[bytes, int] = {}
         self._sessions: list[bytes] = []
@@ -97,6 +116,7 @@ class Clients:
             self._let_expire,
             self._use_session,
             self._look,
+            self._take_steps,
         ]
         while not world.mending:
             yield rng.expovariate(1 / world.luck.think)
@@ -137,6 +157,43 @@ class Clients:
         reads: list[Operation] = [Range(b"", None, 10), *map(Get, keys)]
         wanted = self._transaction([compare], operations, reads)
         yield from self._submit(number, wanted)
+
+    def _take_steps(self, number: int) -> Process:
+        """Do some steps one after the other, or nothing if a key has changed."""
+        world, rng = self._world, self._world.rng
+        one, other = rng.sample(STEPPED, 2)
+        steps: list[Step] = [
+            Write(one, self._account.new_value(), expiry=Expiry(Life.TTL, rng.randint(1, 2_000))),
+            Write(one, b"%d" % rng.randint(0, 9), expiry=KEPT),
+            Check(one, WHEN_ABSENT, 1),
+            Write(other, b"0"),
+            Add(one, 1),
+            Append(other, b"5"),
+            Move(one, other),
+            Move(other, one, replaces=False, copies=True),
+            Lapse(one, Expiry(Life.TTL, rng.randint(-5, 900))),
+            Erase(other),
+        ]
+        chosen = tuple(rng.sample(steps, rng.randint(1, 5)))
+        revision = self._seen_revision.get(one, 0)
+        compare = Compare(one, Target.MOD_REVISION, Relation.EQUAL, revision)
+        compares = (compare,) if rng.random() < 0.3 else ()
+        self._numbers += 1
+        told = b"%d" % self._numbers
+        steps_and_reads = (*chosen, Read(one), Read(other))
+        wanted = Sequential(compares, steps_and_reads, 1 << 16, fingerprint=told)
+        self._sequences.add(wanted)
+        begun = self._account.next_moment()
+        (answer,) = yield self._requests.send(self._requests.machine_for(number), write([wanted]))
+        self._requests.learn(number, answer)
+        if isinstance(answer, Done):
+            assert answer.outcome is not None
+            world.counts["sequences" if answer.outcome.succeeded else "failed conditions"] += 1
+            self._account.note(Call(number, begun, 0, answer.revision, wanted, answer.outcome))
+            if not answer.outcome.succeeded:
+                self._seen_revision[one] = answer.outcome.current
+        elif not isinstance(answer, (Lost, OutcomeUnknown)):
+            self._refused.add(wanted)
 
     def _count(self, number: int) -> Process:
         yield from self._submit(number, self._transaction([], [Increment(ONCE, 1)]))
@@ -303,6 +360,9 @@ class Clients:
         for command in log.values():
             if isinstance(command, Transaction) and command.fingerprint:
                 is_known = command._replace(time=0) in self._begun_at
+                expect(is_known, f"nobody has sent {command}")
+            if isinstance(command, Sequential):
+                is_known = command._replace(time=0) in self._sequences
                 expect(is_known, f"nobody has sent {command}")
         _, (record,) = leader.get_all([EXACTLY_ONCE])
         assert isinstance(record, Record | None)

@@ -300,6 +300,18 @@ def test_conditions(machine: Machine, condition: Condition, there: bool, absent:
     assert machine.obstacle(Lapse(b"none", Expiry(Life.AT, 50), condition)) is Obstacle.NO_KEY
 
 
+def test_conditions_on_the_expiry(machine: Machine) -> None:
+    machine.do(
+        Write(b"for ever", b""), Write(b"due", b"", expiry=Expiry(Life.TTL, 5)),
+        Write(b"later", b"", expiry=Expiry(Life.TTL, 6)), time=100,
+    )  # fmt: skip
+    for key, expires in ((b"none", False), (b"for ever", False), (b"due", False), (b"later", True)):
+        existed = key != b"none"
+        met, unmet = Done(existed=existed), Done(Obstacle.UNMET, existed)
+        checks = [Check(key, Condition(when), 0) for when in (When.EXPIRES, When.LASTS)]
+        assert machine.do(*checks, time=105) == ((met, unmet) if expires else (unmet, met))
+
+
 def test_a_check_leaves_out_the_steps_that_follow_it(machine: Machine) -> None:
     done = machine.do(
         Check(b"a", WHEN_EXISTS, 2),
@@ -510,6 +522,17 @@ def test_what_the_steps_of_an_entry_read_is_bounded(
     ]  # fmt: skip
 
 
+def test_what_was_not_read_is_not_removed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conure.state.stepping.READ_BYTES", 100)
+    machine.run((b"k", bytes(60)), (b"l", bytes(60)), (b"m", b"v"))
+    steps: list[Step] = [Read(b"k"), Read(b"l"), Read(b"m", skips=1), Erase(b"m"), Look(b"m")]
+    names = [each.obstacle.name for each in machine.do(*steps)]
+    assert names == ["NONE", "NONE", "TOO_MUCH", "SKIPPED", "NONE"]
+    assert machine.value(b"m") == b"v"
+
+
 def test_a_value_counts_as_read_where_its_expiry_is_set(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,7 +563,7 @@ def test_what_the_steps_of_an_entry_write_is_bounded(
 KEYS = st.sampled_from([b"a", b"b", b"c"])
 VALUES = st.sampled_from([b"", b"1", b"7", b"-12", b"0.5", b"xy", b"007", b"%d" % INT64])
 CONDITIONS = st.just(ALWAYS) | st.one_of(
-    st.sampled_from([WHEN_EXISTS, WHEN_ABSENT]),
+    st.sampled_from([WHEN_EXISTS, WHEN_ABSENT, Condition(When.EXPIRES), Condition(When.LASTS)]),
     st.builds(Condition, st.sampled_from([When.EQUAL, When.DIFFERS]), VALUES),
 )
 EXPIRIES = st.one_of(
@@ -553,7 +576,7 @@ BYS = st.integers(-20, 20) | st.sampled_from([INT64, -INT64 - 1])
 STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(Write, KEYS, VALUES, CONDITIONS, EXPIRIES),
     st.builds(Write, KEYS, VALUES, st.just(ALWAYS), st.just(FOREVER)),
-    st.builds(Read, KEYS, st.integers(-4, 4), st.integers(-4, 4)),
+    st.builds(Read, KEYS, st.integers(-4, 4), st.integers(-4, 4), st.integers(0, 2)),
     st.builds(Look, KEYS),
     st.builds(Erase, KEYS, CONDITIONS),
     st.builds(Lapse, KEYS, EXPIRIES, CONDITIONS, LIMITS),

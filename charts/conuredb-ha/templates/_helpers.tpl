@@ -110,6 +110,10 @@ depends on the number of members, or scaling would restart them all. */ -}}
 - name: CONURE_MAX_MEM_SIZE
   value: {{ . | quote }}
 {{- end }}
+{{- if .Values.resp.enabled }}
+- name: CONURE_RESP_ADDR
+  value: ":9090"
+{{- end }}
 {{- with .Values.allowedHosts }}
 - name: CONURE_ALLOWED_HOSTS
   value: {{ join "," . | quote }}
@@ -230,6 +234,10 @@ spec:
               containerPort: 8081
             - name: raft
               containerPort: 7001
+            {{- if $root.Values.resp.enabled }}
+            - name: resp
+              containerPort: 9090
+            {{- end }}
           startupProbe:
             httpGet:
               path: /livez

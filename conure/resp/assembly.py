@@ -1,0 +1,124 @@
+"""RESP put together: the table of commands, over the one service, behind a front end.
+
+Made once, before the reactor's first round; see :class:`Resp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from conure.metrics import Registry
+from conure.net.reactor import Reactor
+from conure.resp.answers import Answers, Forwarding
+from conure.resp.catalog import Catalog
+from conure.resp.clients import Clients
+from conure.resp.connecting import Connecting
+from conure.resp.frontend import RespFront
+from conure.resp.limits import Limits
+from conure.resp.meters import add_metrics, durations_of
+from conure.resp.plans import Plans
+from conure.resp.scanning import Scanning
+from conure.resp.slowlog import SlowLog
+from conure.resp.strings import PlainGets, PlainSets
+from conure.resp.table import Command
+from conure.resp.telling import Telling
+from conure.resp.transactions import Transactions
+from conure.resp.verbs import VERBS
+from conure.resp.waiters import Pending
+from conure.service.limits import Limits as RequestLimits
+from conure.service.requests import Desk, Requests
+
+__all__ = ["Resp"]
+
+
+class Resp:
+    """The front of RESP: *front* is what a listener accepts for.
+
+    *status* returns what ``GET /status`` shows, for INFO and ROLE; any thread.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        requests: Requests,
+        request_limits: RequestLimits,
+        limits: Limits,
+        status: Callable[[], Mapping[str, Any]],
+        registry: Registry,
+    ) -> None:
+        answers = Answers(reactor, lambda: bool(status()["member"]))
+        desk: Desk[Pending] = requests.for_front(answers, Forwarding())
+        clients = Clients()
+        slow_log = SlowLog(desk.backend.time)
+        plans = Plans(reactor, desk, answers, request_limits)
+        transactions = Transactions(desk, answers, plans, limits)
+        table: dict[bytes, Command] = {}
+        catalog = Catalog(table)
+        data = [plans.command_of(verb) for verb in VERBS.values()]
+        for command in data:
+            _hasten(command, desk, request_limits)
+        _enter(
+            table,
+            [
+                *Connecting(clients, transactions.leave).commands(),
+                *_contained(data),
+                *transactions.commands(),
+                *Scanning(desk, answers, request_limits).commands(),
+                *Telling(desk, answers, clients, limits, table, status).commands(),
+                catalog.command(),
+                slow_log.command(),
+            ],
+        )
+        self.front = RespFront(
+            reactor,
+            limits,
+            clients,
+            table,
+            transactions,
+            slow_log,
+            requests.end_round,
+            durations_of(registry),
+        )
+        self.clients = clients
+        add_metrics(registry, self.front, clients)
+
+
+def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> None:
+    """Give GET and SET their fast ways."""
+    if command.name == "get":
+        reads = PlainGets(desk, command.handle)
+        command.handle, command.run = reads.get, reads.get_all
+    elif command.name == "set":
+        writes = PlainSets(desk, limits, command.handle)
+        command.handle, command.run = writes.put, writes.put_all
+
+
+def _contained(commands: Iterable[Command]) -> Iterator[Command]:
+    """Yield commands, those with two names in containers."""
+    containers: dict[str, dict[str, Command]] = {}
+    for command in commands:
+        container, bar, name = command.name.partition("|")
+        if bar:
+            containers.setdefault(container, {})[name] = command
+        else:
+            yield command
+    for container, parts in containers.items():
+        first = next(iter(parts.values()))
+        yield Command(
+            container,
+            -2,
+            first.handle,
+            f"A container for {container} commands.",
+            group=first.group,
+            since=first.since,
+            subcommands=parts,
+        )
+
+
+def _enter(table: dict[bytes, Command], commands: Iterable[Command]) -> None:
+    """Enter commands into a table, by their names in lower and in upper case."""
+    for command in commands:
+        for name in (command.name, command.name.upper()):
+            assert name.encode() not in table, name
+            table[name.encode()] = command

@@ -1,0 +1,60 @@
+"""The metrics of RESP. Callbacks run in the thread that renders the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from conure.metrics import Histogram, Registry
+from conure.resp.clients import Clients
+from conure.resp.frontend import RespFront
+
+__all__ = ["add_metrics", "durations_of"]
+
+
+def durations_of(registry: Registry) -> Histogram:
+    """Return where the durations of commands are counted."""
+    return registry.histogram(
+        "conure_resp_command_duration_seconds",
+        "From a command that asks for the store to its answer.",
+    )
+
+
+def add_metrics(registry: Registry, front: RespFront, clients: Clients) -> None:
+    """Show what a front end counts."""
+    registry.gauge_callback(
+        "conure_resp_connections", "Open RESP connections.", lambda: len(clients)
+    )
+    registry.counter_callback(
+        "conure_resp_connections_accepted_total",
+        "RESP connections accepted, and given a place.",
+        lambda: clients.accepted,
+    )
+    registry.counter_callback(
+        "conure_resp_connections_refused_total",
+        "RESP connections for which there was no place.",
+        lambda: front.refused,
+    )
+    registry.labelled_callback(
+        "conure_resp_commands_total",
+        "counter",
+        "Commands, by name; of those that were used.",
+        ("command",),
+        lambda: _calls(front),
+    )
+    registry.counter_callback(
+        "conure_resp_slow_commands_total",
+        "Commands whose answer took longer than slow_request.",
+        lambda: front.slow_commands,
+    )
+    registry.counter_callback(
+        "conure_resp_protocol_errors_total",
+        "Connections that were ended for what is no command.",
+        lambda: front.protocol_errors,
+    )
+
+
+def _calls(front: RespFront) -> Iterator[tuple[tuple[str], float]]:
+    for command in {id(each): each for each in front.commands.values()}.values():
+        for each in (command, *command.subcommands.values()):
+            if each.calls:
+                yield (each.name,), each.calls

@@ -1,0 +1,232 @@
+"""Data commands carried out: what a verb has planned is read, or proposed as one entry of the log.
+
+A plan that only reads is answered by reads of the service, and its results are worked out from the
+records that are found. Any other is one sequential transaction (commands.Sequential). A read that
+comes while writes of its connection are unanswered is proposed with them, as a step that reads: so
+a pipeline of both is one batch.
+
+The reactor's thread only.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from conure.commands import Committed, Compare, Outcome
+from conure.errors import ConureError
+from conure.net.reactor import Reactor
+from conure.resp.answers import Answers
+from conure.resp.connection import RespConnection
+from conure.resp.failures import error_text
+from conure.resp.replies import Replies
+from conure.resp.table import READS, WRITES, Command
+from conure.resp.verb import Context, Plan, ReplyError, Verb
+from conure.resp.waiters import LONG, Pending, begin
+from conure.service.backend import Found, Record
+from conure.service.limits import Limits
+from conure.service.promises import Promise
+from conure.service.requests import Desk
+from conure.service.turns import Turns
+from conure.steps import Step, evaluate, reads_only
+
+__all__ = ["Plans", "Proposed"]
+
+_MOST_KEYS = 2_000
+"""Keys that a command may read; so many are read in one go."""
+
+
+class Plans:
+    """Carries plans out."""
+
+    def __init__(
+        self, reactor: Reactor, desk: Desk[Pending], answers: Answers, limits: Limits
+    ) -> None:
+        self._desk = desk
+        self._answers = answers
+        self._reactor = reactor
+        self._limits = limits
+        self._context = Context(limits, 0)
+        self._round = 0.0  # whose time stands in that
+
+    def command_of(self, verb: Verb) -> Command:
+        """Return the row of the table for a verb."""
+        is_write = "readonly" not in verb.flags
+        return Command(
+            verb.name.replace(" ", "|"),
+            verb.arity,
+            partial(self.write if is_write else self.read, verb),
+            verb.summary,
+            flags=verb.flags,
+            group=verb.group,
+            since=verb.since,
+            keys=verb.keys,
+            lane=WRITES if is_write else READS,
+            join=None if is_write else partial(self.write, verb),
+            plan=partial(self.plan, verb),
+        )
+
+    def plan(self, verb: Verb, words: Sequence[bytes]) -> Plan:
+        """Return what a command asks of the store. Raises ReplyError."""
+        now = self._reactor.now
+        if now != self._round:  # one time for a round is exact enough
+            self._round = now
+            self._context = Context(self._limits, self._desk.backend.time())
+        return verb.plan(words[verb.name.count(" ") + 1 :], self._context)
+
+    def read(self, verb: Verb, client: RespConnection, words: list[bytes]) -> None:
+        """Do a command that only reads."""
+        plan = self._planned(verb, client, words)
+        if plan is None:
+            return
+        assert reads_only(plan.steps), verb.name
+        if len(plan.steps) > _MOST_KEYS:
+            client.fail(f"ERR too many keys, the limit is {_MOST_KEYS}")
+            return
+        pending = _PlannedReads(client, plan, client.replies(), self._desk.backend.time)
+        client.begin(pending)
+        try:
+            keys = [step.key for step in plan.steps]
+            self._desk.get_all(pending, keys, client.session.freshness)
+        except ConureError as error:
+            pending.fail_all(self._answers.text_of(error))
+
+    def write(self, verb: Verb, client: RespConnection, words: list[bytes]) -> None:
+        """Do a command as one entry of the log, one that reads, too."""
+        plan = self._planned(verb, client, words)
+        if plan is not None:
+            pending = _PlannedSteps(client, plan, client.replies())
+            self.propose(client, pending, plan.steps)
+
+    def propose(
+        self,
+        client: RespConnection,
+        pending: Proposed,
+        steps: Sequence[Step],
+        compares: Sequence[Compare] = (),
+    ) -> None:
+        """Have steps done as one entry of the log, if all comparisons hold."""
+        client.begin(pending)
+        turns = self._take(pending, steps, compares)
+        try:
+            must_wait = any(turns)
+        except ConureError as error:
+            pending.fail(self._answers.text_of(error))
+            return
+        if must_wait:  # for what others read; nothing may overtake it meanwhile
+            pending.is_alone = True
+            begin(pending, turns)
+
+    def _take(self, pending: Proposed, steps: Sequence[Step], compares: Sequence[Compare]) -> Turns:
+        promise = self._desk.promise_steps(steps)
+        yield from self._desk.sequence(pending, steps, compares, promise, None)
+        pending.promise = promise
+
+    def _planned(self, verb: Verb, client: RespConnection, words: list[bytes]) -> Plan | None:
+        """Return what a command asks of the store; None if it has its reply."""
+        try:
+            plan = self.plan(verb, words)
+        except ReplyError as error:
+            client.fail(str(error))
+            return None
+        if plan.steps:
+            return plan
+        replies = client.replies()
+        plan.reply((), replies)
+        client.reply(replies.take())
+        return None
+
+
+class _PlannedReads(Pending):
+    """Reads of one command."""
+
+    __slots__ = ("_plan", "_records", "_replies", "_text", "_time")
+
+    def __init__(
+        self,
+        client: RespConnection,
+        plan: Plan,
+        replies: Replies,
+        time: Callable[[], int],
+    ) -> None:
+        super().__init__(client, len(plan.steps))
+        self._plan = plan
+        self._replies = replies
+        self._time = time
+        self._records: list[Record | None] = []
+        self._text = ""  # of the first error
+
+    def take_found(self, records: Sequence[Found]) -> None:
+        for record in records:
+            if isinstance(record, ConureError):
+                self._text = self._text or error_text(record)
+            else:
+                self._records.append(record)
+                if record is not None and len(record.value) > LONG:
+                    self.hold(len(record.value))
+        self._end(len(records))
+
+    def fail(self, error: str) -> None:
+        self._text = self._text or error
+        self._end(1)
+
+    def fail_all(self, text: str) -> None:
+        """Take an error in the place of all answers."""
+        self._text = text
+        self._end(self.missing)
+
+    def _end(self, count: int) -> None:
+        if count == self.missing:
+            if self._text:
+                self._replies.error(self._text)
+            else:
+                done = evaluate(self._plan.steps, self._records, self._time())
+                self._plan.reply(done, self._replies)
+            self._records = []
+            self.unpark()
+            self.pieces.append(self._replies.take())
+        self.done(count)
+
+
+class Proposed(Pending):
+    """Steps that are proposed; *promise* is let go when they are answered."""
+
+    __slots__ = ("promise",)
+
+    def __init__(self, client: RespConnection) -> None:
+        super().__init__(client)
+        self.promise: Promise | None = None
+
+    def take_written(self, count: int, first: int, ended: Committed) -> None:
+        assert count == 1, count
+        self.finish(self.show(ended.outcomes[first]))
+        self._let_go()
+
+    def fail(self, error: str) -> None:
+        super().fail(error)
+        self._let_go()
+
+    @abstractmethod
+    def show(self, outcome: Outcome) -> bytes:
+        """Return the reply for an outcome."""
+
+    def _let_go(self) -> None:
+        if self.promise is not None:
+            self.promise.let_go()
+            self.promise = None
+
+
+class _PlannedSteps(Proposed):
+    """The steps of one command."""
+
+    __slots__ = ("_plan", "_replies")
+
+    def __init__(self, client: RespConnection, plan: Plan, replies: Replies) -> None:
+        super().__init__(client)
+        self._plan = plan
+        self._replies = replies
+
+    def show(self, outcome: Outcome) -> bytes:
+        self._plan.reply(outcome.done, self._replies)
+        return self._replies.take()

@@ -1,0 +1,114 @@
+"""Real clients against a real server: what is installed of redis-cli, redis-benchmark, redis-py."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.process import ROOT, ServerProcess, running, wait_until
+from tests.lab.respclient import RespClient
+from tests.lab.respservice import RespService
+
+FLAGS = ("--bootstrap", "--resp-addr=127.0.0.1:0")
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where a server speaks RESP."""
+    with running(tmp_path_factory.mktemp("resp") / "data", *FLAGS) as server:
+        yield resp_port(server)
+
+
+def resp_port(server: ServerProcess) -> int:
+    """Return where a server speaks RESP; its log tells that."""
+    pattern = re.compile(r"RESP is served at \S+:(\d+)$")
+    wait_until(lambda: any(pattern.search(line) for line in server.log))
+    return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
+
+
+def test_one_store_for_both_protocols(tmp_path: Path) -> None:
+    with running(tmp_path / "data", *FLAGS) as server:
+        with RespClient(resp_port(server)) as client:
+            assert client.ask("SET", "k", "v") == b"OK"
+            assert server.get("k").body == b"v"
+            server.put("k", b"w")
+            assert client.ask("GET", "k") == b"w"
+            assert client.ask("EXPIRE", "k", 100) == 1
+            assert b"conure_resp_connections 1\n" in server.request("GET", "/metrics").body
+        assert server.terminate() == 0
+    with running(tmp_path / "data", *FLAGS) as server, RespClient(resp_port(server)) as client:
+        assert client.ask("GET", "k") == b"w"
+        assert 0 < client.ask("TTL", "k") <= 100
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
+def test_redis_cli(port: int) -> None:
+    def cli(*words: str, told: str = "") -> str:
+        command = ["redis-cli", "-p", str(port), *words]
+        done = subprocess.run(command, input=told, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert cli("SET", "greeting", "hello") == "OK\n"
+    assert cli("-3", "GET", "greeting") == "hello\n"
+    assert cli(told="MULTI\nINCR visits\nGET greeting\nEXEC\n").split() == [
+        *("OK", "QUEUED", "QUEUED", "1", "hello")
+    ]
+    assert sorted(cli("--scan").split()) == ["greeting", "visits"]
+    assert cli("DEL", "greeting", "visits") == "2\n"
+
+
+@pytest.mark.skipif(shutil.which("redis-benchmark") is None, reason="it is not installed")
+@pytest.mark.parametrize("depth", [1, 16])
+def test_redis_benchmark(port: int, depth: int) -> None:
+    command = ["redis-benchmark", "-p", str(port), "-n", "1000", "-c", "20", "-P", str(depth)]
+    command += ["-t", "ping,get,set,incr,mset", "--csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 7
+    assert "rror" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_redis_py(port: int, protocol: int) -> None:
+    redis = pytest.importorskip("redis")
+    with redis.Redis(port=port, protocol=protocol, decode_responses=True) as client:
+        assert client.set("k", "v", ex=100)
+        assert client.get("k") == "v"
+        assert 0 < client.ttl("k") <= 100
+        with client.pipeline() as pipe:
+            assert pipe.set("n", 1).incr("n").get("n").execute() == [True, 2, "2"]
+        with client.lock("lock", timeout=10) as lock:
+            assert client.get("lock") is not None
+            assert lock.extend(5)
+        assert client.get("lock") is None
+        with client.pipeline() as pipe:
+            pipe.watch("n")
+            client.set("n", 5)
+            pipe.multi()
+            pipe.set("n", 6)
+            with pytest.raises(redis.WatchError):
+                pipe.execute()
+        assert {"k", "n"} <= set(client.scan_iter("*"))
+        assert client.info()["loading"] == 0
+        assert client.flushall()
+
+
+def test_the_page_has_a_row_for_each_command() -> None:
+    service = RespService()
+    commands = {id(each): each for each in service.resp.front.commands.values()}.values()
+    ours = set()
+    for command in commands:
+        if command.arity == -1 or not command.subcommands:
+            ours.add(command.name.upper())
+        ours |= {each.name.upper().replace("|", " ") for each in command.subcommands.values()}
+    service.close()
+    page = (ROOT / "docs" / "redis.md").read_text()
+    table = page[page.index("\n## The commands") : page.index("\n## Error codes")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    shown = [name for row in rows for name in re.findall("`([A-Z -]+)`", row)]
+    assert len(shown) == len(set(shown))
+    assert set(shown) == ours
