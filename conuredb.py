@@ -175,8 +175,8 @@ class Process:
                 self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
-            if self._resp is not None and config.resp_addr is not None:
-                log.info("RESP is served at %s:%d", config.resp_addr.host, self._resp.port)
+            if self._resp is not None:
+                log.info("RESP is served at %s", self._resp_address())
             log.info("%s: stopping", self._wait_for_a_reason())
         finally:
             try:
@@ -267,6 +267,13 @@ class Process:
             self._registry,
         )
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
+
+    def _resp_address(self) -> str:
+        """Return where RESP is served; empty: nowhere."""
+        bound, address = self._bound.get("resp_addr"), self._config.resp_addr
+        if bound is None or address is None:
+            return ""
+        return str(Address(address.host, bound.getsockname()[1]))
 
     def _listeners(self) -> list[Listener]:
         return [*self._servers, *([self._resp] if self._resp is not None else [])]
@@ -366,6 +373,7 @@ class Process:
             idempotency_window=round(config.idempotency_window * 1000),
             forward=config.follower_mode == "forward",
             version=VERSION,
+            resp=self._resp_address(),
         )
 
     def _shut_down(self) -> None:

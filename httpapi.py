@@ -147,6 +147,7 @@ class API:
     outcome of a request with an Idempotency-Key is remembered for *idempotency_window*
     milliseconds. *metrics* counts the requests, *registry* is what ``/metrics`` shows and *version*
     what ``/`` does. Followers pass requests on if they *forward*, or else redirect.
+    *resp* is where RESP is served, for ``/status``; empty: nowhere.
     """
 
     def __init__(
@@ -160,8 +161,10 @@ class API:
         idempotency_window: int = 600_000,
         forward: bool = False,
         version: str,
+        resp: str = "",
     ) -> None:
         self._backend = backend
+        self._resp = resp
         self._requests = requests
         self._registry = registry
         self._version = version
@@ -222,7 +225,10 @@ class API:
     # -- the cluster -----------------------------------------------------------------------------
 
     def _status(self, request: Request) -> None:
-        self._respond_json(request, self._backend.status())
+        status = self._backend.status()
+        if self._resp:
+            status["resp"] = self._resp
+        self._respond_json(request, status)
 
     def _members(self, request: Request) -> None:
         self._respond_json(request, self._backend.members())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -36,6 +37,8 @@ def test_one_store_for_both_protocols(tmp_path: Path) -> None:
         with RespClient(resp_port(server)) as client:
             assert client.ask("SET", "k", "v") == b"OK"
             assert server.get("k").body == b"v"
+            status = json.loads(server.request("GET", "/status").body)
+            assert status["resp"] == f"127.0.0.1:{resp_port(server)}"
             server.put("k", b"w")
             assert client.ask("GET", "k") == b"w"
             assert client.ask("EXPIRE", "k", 100) == 1

@@ -184,7 +184,9 @@ class Clients:
         wanted = Sequential(compares, steps_and_reads, 1 << 16, fingerprint=told)
         self._sequences.add(wanted)
         begun = self._account.next_moment()
-        (answer,) = yield self._requests.send(self._requests.machine_for(number), write([wanted]))
+        (answer,) = yield self._requests.send(
+            self._requests.machine_for(number), write([wanted], passes_on=world.luck.forward)
+        )
         self._requests.learn(number, answer)
         if isinstance(answer, Done):
             assert answer.outcome is not None
