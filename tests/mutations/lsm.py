@@ -272,6 +272,20 @@ MUTATIONS = [
         _ENGINE,
     ),
     Mutation(
+        "a file that somebody else has just removed ends the node",
+        _LSM + "durable.py",
+        "        except DiskFailed:\n            if fs.exists(path):\n                raise\n",
+        "        except DiskFailed:\n            raise\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "a link that leads nowhere is looked at for ever",
+        _LSM + "kind.py",
+        " or looks[name] >= _LOOKS:",
+        ":",
+        _ENGINE,
+    ),
+    Mutation(
         "leftovers of another place are removed",
         _LSM + "kind.py",
         "(not others or _made_for(place, name))",

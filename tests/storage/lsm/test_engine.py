@@ -425,6 +425,40 @@ def test_nothing_is_removed_as_long_as_a_manifest_beside_it_cannot_be_read() -> 
     assert files(fs) == named(fs, PLACE)
 
 
+def test_what_is_no_state_beside_a_place_is_passed_over(tmp_path: Path) -> None:
+    """A directory, a link that leads nowhere."""
+    fs = OsFileSystem()
+    place = str(tmp_path / "conure.db")
+    (tmp_path / "backups.db").mkdir()
+    (tmp_path / "moved.db").symlink_to(tmp_path / "nowhere")
+    KIND.open(fs, place, SMALL, create=True).close()
+    orphan = tmp_path / "lsm" / "conure.db-0123456789abcdef-7.sst"
+    orphan.touch()
+    KIND.open(fs, place, SMALL, create=False).close()
+    assert not orphan.exists()
+
+
+class _Rival(CrashFileSystem):
+    """A disk on which somebody else removes the same files, each a moment earlier."""
+
+    def remove(self, path: str) -> None:
+        super().remove(path)
+        if path.endswith(".sst"):
+            super().remove(path)
+
+
+def test_a_file_may_be_removed_by_two_at_once() -> None:
+    """A merge gives up what came with a received state, and the next one is being received at a
+    place of the same name."""
+    fs = _Rival()
+    fs.make_directory(HOME)
+    engine, model = filled(fs, 4)
+    settle(engine)
+    assert engine.stats().written.compactions > 0
+    assert dict(engine.scan()) == model
+    assert files(fs) == named(fs, PLACE)
+
+
 def test_a_removed_state_does_not_come_back_without_its_files() -> None:
     for seed in range(30):
         fs = disk(seed)
