@@ -199,6 +199,9 @@ class Pager:
             _create(fs, path, page_size)
         file = fs.open(path)
         try:
+            # What a killed process wrote last may yet be lost with the power, and pages be reused
+            # then that the checkpoint before has.
+            file.sync()
             meta, older = _newest(file)
             return cls(file, meta, older)
         except BaseException:

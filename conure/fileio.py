@@ -318,11 +318,15 @@ class OsFileSystem:
         if exclusive:
             flags |= os.O_EXCL
         try:
-            return OsFile(path, os.open(path, flags, 0o640))
+            fd = os.open(path, flags, 0o640)
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
             raise _cannot_open(path, error) from error
+        if read_only and stat.S_ISDIR(os.fstat(fd).st_mode):  # to write it, the kernel opens none
+            os.close(fd)
+            raise ForeignDirectory(f"opening {path} failed: is a directory")
+        return OsFile(path, fd)
 
     def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:
         file = self.open(path, read_only=True)

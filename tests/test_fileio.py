@@ -232,8 +232,9 @@ def test_opening(tmp_path: Path, path: str) -> None:
     with pytest.raises(DiskFailed):
         read_only.pwrite(b"y", 0)
     read_only.close()
-    with pytest.raises(ForeignDirectory):
-        FS.open(str(tmp_path))
+    for is_read_only in (False, True):
+        with pytest.raises(ForeignDirectory):
+            FS.open(str(tmp_path), read_only=is_read_only)
     with pytest.raises(ForeignDirectory):
         FS.open(path + "/below", create=True)
 

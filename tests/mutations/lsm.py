@@ -111,10 +111,24 @@ MUTATIONS = [
         ("tests/storage/lsm/test_marks.py", *_ENGINE),
     ),
     Mutation(
+        "who goes down leaves a mark that begins at a record",
+        _LSM + "state.py",
+        '                    leave(keys[there[-1]] + b"\\0", top)\n',
+        "                    leave(keys[there[-1]], top)\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "who goes down leaves marks that reach too far up",
+        _LSM + "state.py",
+        "                top, skipped = keys[there[0]], there[0]\n",
+        "                skipped = there[0]\n",
+        (*_ANY_ENGINE, *_ENGINE),
+    ),
+    Mutation(
         "a mark covers its first key too long",
         _LSM + "marks.py",
-        '                following = key + b"\\0"\n',
-        "                following = key\n",
+        '                following = key + b"\\0"\n                parts',
+        "                following = key\n                parts",
         ("tests/storage/lsm/test_marks.py",),
     ),
     Mutation(
@@ -141,8 +155,8 @@ MUTATIONS = [
     Mutation(
         "a scan forgets what it went through when a mark lets it jump",
         _LSM + "state.py",
-        "                is_over = False\n",
-        "                is_over = True\n",
+        "            if position != following:\n                is_over = False\n",
+        "            if position != following:\n                is_over = True\n",
         _ENGINE,
     ),
     Mutation(
@@ -267,8 +281,22 @@ MUTATIONS = [
     Mutation(
         "write amplification leaves merges out",
         _LSM + "figures.py",
-        "(written.flush_bytes + written.compaction_bytes) / (",
-        "written.flush_bytes / (",
+        "(flushed + written.compaction_bytes) / flushed",
+        "flushed / flushed",
+        _ENGINE,
+    ),
+    Mutation(
+        "a file that somebody else has just removed ends the node",
+        _LSM + "durable.py",
+        "        except DiskFailed:\n            if fs.exists(path):\n                raise\n",
+        "        except DiskFailed:\n            raise\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "a link that leads nowhere is looked at for ever",
+        _LSM + "kind.py",
+        " or looks[name] >= _LOOKS:",
+        ":",
         _ENGINE,
     ),
     Mutation(

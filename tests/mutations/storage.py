@@ -35,6 +35,13 @@ MUTATIONS = [
         ("tests/storage/test_datadir.py",),
     ),
     Mutation(
+        "what a killed process wrote last is not synced by the next one",
+        "pager.py",
+        "            file.sync()\n            meta, older",
+        "            meta, older",
+        ("tests/storage/test_btree_crash.py",),
+    ),
+    Mutation(
         "a meta page may be on disk before the pages that it names",
         "pager.py",
         "            self.sync()  # S2: the data before the meta page that names it\n",

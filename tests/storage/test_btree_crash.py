@@ -118,6 +118,27 @@ def test_two_power_losses_in_a_row() -> None:
             verify(fs.after_crash("random", rng), [before, now])
 
 
+@pytest.mark.parametrize("k", range(4, 12))
+def test_a_power_loss_after_the_process_was_killed(k: int) -> None:
+    """What the killed one wrote is seen by the next one, and may yet be lost."""
+    for seed in range(8):
+        fs = CrashFileSystem()
+        fs.crash_at_sync = k
+        run = Run(fs, 2)
+        with pytest.raises(SimulatedCrash):
+            run.go(8)
+        fs.restart_process()
+        tree = BTree.open(fs, "db", page_size=256)
+        found = dict(tree.items())
+        for i in range(40):
+            tree.put(b"%02d" % i, b"second life", 999)
+        now = dict(tree.items())
+        fs.crash_at_sync = 1
+        with pytest.raises(SimulatedCrash):
+            tree.checkpoint(999, 9)
+        verify(fs.after_crash("random", random.Random(seed)), [found, now])
+
+
 def test_the_nth_call_fails() -> None:
     probe = CrashFileSystem()
     Run(probe, 3).go(4)

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable
 from time import perf_counter
 from typing import TypeVar
 
-from conure.errors import CorruptionError
+from conure.errors import CorruptionError, DiskFailed
 from conure.fileio import FileSystem
 from conure.storage.lsm import manifest
 from conure.storage.lsm.blobs import BlobFacts, BlobFile
@@ -46,11 +46,16 @@ def folder_of(place: str) -> str:
 
 
 def remove_files(fs: FileSystem, folder: str, names: Iterable[str]) -> None:
-    """Remove files, of which some may be gone already. Raises DiskFailed."""
+    """Remove files, of which some may be gone already, or going: what a state has been given from
+    another place, who opens that place may remove as well. Raises DiskFailed."""
     for name in sorted(names):
         path = os.path.join(folder, name)
-        if fs.exists(path):
-            fs.remove(path)
+        try:
+            if fs.exists(path):
+                fs.remove(path)
+        except DiskFailed:
+            if fs.exists(path):
+                raise
 
 
 class Durable:

@@ -40,9 +40,8 @@ class LSMStats(EngineStats):
         """Return them as they are shown."""
         written = self.written
         levels = [("level", str(level)) for level in range(len(self.tables))]
-        amplification = (written.flush_bytes + written.compaction_bytes) / (
-            written.flush_bytes or 1
-        )
+        flushed = written.flush_bytes  # none yet: merges of what was there before amplify nothing
+        amplification = (flushed + written.compaction_bytes) / flushed if flushed else 0.0
         return (
             Figure(
                 "memtable_bytes",

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 
-from conure.errors import CorruptionError, VersionTooNew
+from conure.errors import CorruptionError, ForeignDirectory, VersionTooNew
 from conure.fileio import FileSystem
 from conure.storage.engine import EngineOptions
 from conure.storage.lsm import manifest
@@ -30,6 +31,7 @@ from conure.storage.lsm.manifest import NEW, Manifest
 __all__ = ["LSMKind"]
 
 _FILE = re.compile(r"(.+)-[0-9a-f]{16}-[0-9]+\.(?:sst|blob)")
+_LOOKS = 10  # at a name that is listed and not there: it is a link that leads nowhere then
 
 
 class LSMKind:
@@ -134,19 +136,25 @@ def _named_beside(fs: FileSystem, place: str) -> tuple[frozenset[str], int] | No
     directory = _directory_of(place)
     suffix = os.path.splitext(place)[1]
     own = os.path.basename(place)
+    looks: Counter[str] = Counter()
     while True:
         named: set[str] = set()
         count = 0
-        try:
-            for name in fs.list(directory):
-                if name != own and os.path.splitext(name)[1] == suffix:
-                    named |= manifest.read(fs, os.path.join(directory, name)).names()
-                    count += 1
-        except FileNotFoundError:
-            continue  # it has got another name since: look again
-        except (CorruptionError, VersionTooNew):
-            return None
-        return frozenset(named), count
+        for name in fs.list(directory):
+            if name == own or os.path.splitext(name)[1] != suffix or looks[name] >= _LOOKS:
+                continue
+            try:
+                named |= manifest.read(fs, os.path.join(directory, name)).names()
+            except FileNotFoundError:
+                looks[name] += 1  # it has got another name since: look again
+                break
+            except ForeignDirectory:
+                continue  # a directory
+            except (CorruptionError, VersionTooNew):
+                return None
+            count += 1
+        else:
+            return frozenset(named), count
 
 
 def _collect(fs: FileSystem, place: str, present: Manifest) -> None:

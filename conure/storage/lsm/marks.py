@@ -3,7 +3,7 @@
 A scan that had to skip many deleted keys leaves a mark, and the next one jumps over them: the head
 of a queue, or of an index of expiries, costs nothing the second time. A new key within a mark cuts
 it in two, so each mark stays true as long as the state is written to by :meth:`Marks.put` alone. A
-deletion can't make a mark untrue; one at its end makes it longer.
+deletion can't make a mark untrue; one at either end makes it longer.
 
 There are a few marks; the one that was used longest ago goes when there are too many. What a
 checkpoint froze is described by the marks of that moment, so they are durable with it. As nothing
@@ -37,19 +37,18 @@ class Marks:
 
     def after(self, start: bytes) -> bytes:
         """Return the first key from *start* on that may be there."""
-        marks = self.all
-        for mark in marks:
+        for mark in self.all:
             if mark[0] <= start < mark[1]:
-                if mark is not marks[0]:
-                    self.all = (mark, *[each for each in marks if each is not mark])
+                self._use(mark)
                 return self.after(mark[1])
         return start
 
     def before(self, end: bytes) -> bytes:
         """Return the key before which the last one below *end* may be."""
-        for start, stop in self.all:
-            if start < end <= stop:
-                return self.before(start)
+        for mark in self.all:
+            if mark[0] < end <= mark[1]:
+                self._use(mark)
+                return self.before(mark[0])
         return end
 
     def add(self, start: bytes, end: bytes) -> None:
@@ -75,11 +74,17 @@ class Marks:
 
     def delete(self, key: bytes) -> None:
         """Take note of a key that isn't there any more."""
+        following = key + b"\0"
         for mark in self.all:
-            if mark[1] == key:
-                self.add(key, key + b"\0")
+            if mark[1] == key or mark[0] == following:
+                self.add(key, following)
                 return
 
     def clear(self) -> None:
         """Forget them all."""
         self.all = ()
+
+    def _use(self, mark: Mark) -> None:
+        """Let *mark* come first."""
+        if mark is not self.all[0]:
+            self.all = (mark, *[each for each in self.all if each is not mark])

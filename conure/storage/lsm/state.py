@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from conure.storage.lsm.marks import SKIPPED, Marks
 from conure.storage.lsm.memtable import Memtable, Pin
-from conure.storage.lsm.merging import Group, live, merged
+from conure.storage.lsm.merging import Group, merged
 from conure.storage.lsm.reading import Cells
 from conure.storage.lsm.version import Version
 
@@ -102,21 +102,44 @@ def live_groups(
 ) -> Iterator[Group]:
     """Iterate over the records of a range in groups, deleted ones left out.
 
-    *marks* are those of the state. Of runs of deleted keys that are not in them *leave* is told,
-    going upwards.
+    *marks* are those of the state. Of runs of deleted keys that are not in them *leave* is told.
     """
     if reverse:
-        return _downwards(source, marks, start, end)
+        return _downwards(source, marks, leave, start, end)
     return _upwards(source, marks, leave, start, end)
 
 
-def _downwards(source: Source, marks: Marks, start: bytes, end: bytes | None) -> Iterator[Group]:
-    if end is not None:
-        end = marks.before(end)
-    for group in merged(source.sources(start, end, reverse=True), reverse=True):
-        found = live(group)
-        if found[0]:
-            yield found
+def _downwards(
+    source: Source, marks: Marks, leave: Leave, start: bytes, end: bytes | None
+) -> Iterator[Group]:
+    position = end if end is None else marks.before(end)
+    top, skipped = end, 0  # below it nothing was alive, but so many keys were deleted
+    is_over = False
+    while not is_over and (position is None or start < position):
+        is_over = True
+        for keys, cells in merged(source.sources(start, position, reverse=True), reverse=True):
+            if top is None:
+                top = keys[-1] + b"\0"
+            if all(cells):
+                if skipped > SKIPPED:
+                    leave(keys[-1] + b"\0", top)
+                yield keys, cells
+                top, skipped = keys[0], 0
+                continue
+            there = [at for at, cell in enumerate(cells) if cell]
+            if there:
+                if skipped + len(keys) - 1 - there[-1] > SKIPPED:
+                    leave(keys[there[-1]] + b"\0", top)
+                yield [keys[at] for at in there], [cells[at] for at in there]
+                top, skipped = keys[there[0]], there[0]
+            else:
+                skipped += len(keys)
+            position = marks.before(keys[0])
+            if position != keys[0]:
+                is_over = False
+                break
+    if top is not None and skipped > SKIPPED:
+        leave(start, top)
 
 
 def _upwards(

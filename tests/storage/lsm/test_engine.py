@@ -425,6 +425,40 @@ def test_nothing_is_removed_as_long_as_a_manifest_beside_it_cannot_be_read() -> 
     assert files(fs) == named(fs, PLACE)
 
 
+def test_what_is_no_state_beside_a_place_is_passed_over(tmp_path: Path) -> None:
+    """A directory, a link that leads nowhere."""
+    fs = OsFileSystem()
+    place = str(tmp_path / "conure.db")
+    (tmp_path / "backups.db").mkdir()
+    (tmp_path / "moved.db").symlink_to(tmp_path / "nowhere")
+    KIND.open(fs, place, SMALL, create=True).close()
+    orphan = tmp_path / "lsm" / "conure.db-0123456789abcdef-7.sst"
+    orphan.touch()
+    KIND.open(fs, place, SMALL, create=False).close()
+    assert not orphan.exists()
+
+
+class _Rival(CrashFileSystem):
+    """A disk on which somebody else removes the same files, each a moment earlier."""
+
+    def remove(self, path: str) -> None:
+        super().remove(path)
+        if path.endswith(".sst"):
+            super().remove(path)
+
+
+def test_a_file_may_be_removed_by_two_at_once() -> None:
+    """A merge gives up what came with a received state, and the next one is being received at a
+    place of the same name."""
+    fs = _Rival()
+    fs.make_directory(HOME)
+    engine, model = filled(fs, 4)
+    settle(engine)
+    assert engine.stats().written.compactions > 0
+    assert dict(engine.scan()) == model
+    assert files(fs) == named(fs, PLACE)
+
+
 def test_a_removed_state_does_not_come_back_without_its_files() -> None:
     for seed in range(30):
         fs = disk(seed)
@@ -586,9 +620,9 @@ def test_a_touched_long_value_outlives_the_file_that_it_was_in() -> None:
 
 
 def looked_at(
-    engine: LSMEngine, start: bytes, end: bytes | None = None
+    engine: LSMEngine, start: bytes, end: bytes | None = None, *, reverse: bool = False
 ) -> tuple[bytes | None, int]:
-    """Return the first key of a range, and how many keys of tables were gone through for it."""
+    """Return the first key of a range, and how many keys were gone through for it."""
     state = engine._state
     count = 0
     sources = type(state).sources
@@ -605,7 +639,8 @@ def looked_at(
     patch = pytest.MonkeyPatch()
     patch.setattr(type(state), "sources", counted)
     try:
-        return next((key for key, _ in engine.scan(start, end)), None), count
+        rows = engine.scan(start, end, reverse=reverse)
+        return next((key for key, _ in rows), None), count
     finally:
         patch.undo()
 
@@ -641,6 +676,57 @@ def test_deleted_keys_at_the_head_are_gone_through_once() -> None:
     assert again.check().records == 12
     found, count = looked_at(again, b"q", b"r")
     assert (found, count < 200) == (first, True)
+
+
+@pytest.mark.parametrize("end", [None, b"r"])
+def test_deleted_keys_at_the_tail_are_gone_through_once(end: bytes | None) -> None:
+    """By who goes down, of what is taken from like a stack."""
+    fs = disk()
+    engine = opened(fs, EngineOptions(table_bytes=20_000))
+    for number in range(5 * SKIPPED):
+        engine.put(b"q%06d" % number, b"", 1)
+    engine.checkpoint(1, 1)
+    for number in range(10, 5 * SKIPPED):
+        engine.delete(b"q%06d" % number)
+    found, count = looked_at(engine, b"q", end, reverse=True)
+    assert found == b"q000009"
+    assert count > 4 * SKIPPED
+    assert looked_at(engine, b"q", end, reverse=True)[0] == b"q000009"
+    engine.delete(b"q000009")  # the mark gets longer
+    engine.put(b"q002000", b"", 2)  # and is cut in two
+    assert looked_at(engine, b"q", end, reverse=True)[0] == b"q002000"
+    engine.delete(b"q002000")
+    assert [mark[0] for mark in engine._marks.all] == [b"q000009"]
+    engine.checkpoint(2, 1)
+    engine.close()
+    again = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
+    found, count = looked_at(again, b"q", end, reverse=True)
+    assert (found, count < 2 * SKIPPED) == (b"q000008", True)
+    assert looked_at(again, b"q000100", end, reverse=True)[0] is None
+    assert [key for key, _ in islice(again.scan(b"q000008", end), 2)] == [b"q000008"]
+    assert again.check().records == 9
+
+
+def test_what_is_left_between_deleted_keys_is_seen_going_down() -> None:
+    engine = queue(disk())
+    left = [b"q000003", b"q%06d" % (2 * SKIPPED), b"q%06d" % (4 * SKIPPED - 100)]
+    for key in left:
+        engine.put(key, b"", 2)
+    end = b"q%06d" % (5 * SKIPPED - 10)
+    for _ in range(2):
+        assert [key for key, _ in engine.scan(b"q", end, reverse=True)] == left[::-1]
+        engine.check()
+    assert len(engine._marks.all) == 3
+
+
+def test_what_a_reader_has_gone_down_through_the_next_scan_need_not() -> None:
+    engine = queue(disk())
+    reader = engine.snapshot()
+    last = b"q%06d" % (5 * SKIPPED - 11)
+    assert list(reader.keys(b"q", last, reverse=True)) == []
+    assert looked_at(engine, b"q", last, reverse=True) == (None, 0)
+    assert next(engine.keys(b"b", last, reverse=True), None) is None
+    engine.check()
 
 
 def test_the_first_key_after_deleted_ones_is_never_jumped_over() -> None:
@@ -726,6 +812,23 @@ def test_the_figures_add_up() -> None:
     report = engine.check()
     assert report.kinds["blob files"] == len(engine._state.version.blobs)
     assert report.pages == sum(report.kinds.values())
+
+
+def test_merges_without_a_flush_amplify_nothing() -> None:
+    """After a start that finds much to merge."""
+    fs = disk()
+    engine, _ = filled(fs, 1)
+    for index in range(2, 5):
+        engine.put(b"%d" % index, b"x", index)
+        engine.checkpoint(index, 1)
+    engine.close()
+    again = KIND.open(fs, PLACE, SMALL, create=False)
+    settle(again)
+    written = again.stats().written
+    assert written.compactions > 0
+    assert written.flushes == 0
+    figures = {figure.metric: figure.value for figure in again.stats().figures()}
+    assert figures["conure_lsm_write_amplification"] == 0.0
 
 
 def test_a_call_that_finds_nothing_to_merge_costs_next_to_nothing(

@@ -55,6 +55,15 @@ def test_the_head_of_a_queue_moves_on() -> None:
     assert marks.all == ((b"q", b"q8"),)
 
 
+def test_the_top_of_a_stack_moves_on() -> None:
+    marks = Marks()
+    marks.add(b"q5\0", b"r")
+    marks.delete(b"q4")
+    assert marks.all == ((b"q5\0", b"r"),)
+    marks.delete(b"q5")
+    assert marks.all == ((b"q5", b"r"),)
+
+
 def test_a_new_key_cuts_a_mark_in_two() -> None:
     marks = Marks()
     marks.add(b"a", b"z")
