@@ -236,7 +236,9 @@ class _Lost:
         self._running.abort()
 
 
-def test_a_lost_job_is_done_again_and_at_last_in_this_process() -> None:
+def test_a_lost_job_is_done_again_and_at_last_in_this_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     fs = disk()
     engine, model, rng = opened(fs), Model(), random.Random(4)
     losing = Losing(fs, folder_of(PLACE))
@@ -248,6 +250,10 @@ def test_a_lost_job_is_done_again_and_at_last_in_this_process() -> None:
         assert losing.jobs == 2 * index
     settle(engine)
     assert losing.jobs > 12
+    assert len(caplog.records) == losing.jobs  # an operator hears of each
+    assert {record.getMessage() for record in caplog.records} == {
+        "the process was killed; it is done again"
+    }
     assert engine.stats().written.compactions > 0
     assert dict(engine.scan()) == model
     assert files(fs) == named(fs, PLACE)
