@@ -151,16 +151,17 @@ class Upkeep:
             or store.unwritten_bytes >= options.urgent_bytes
         )
 
-    def is_memory_full(self) -> bool:
-        """Tell whether changes take more memory than they may (S7). Any thread."""
-        return self._store.unwritten_bytes > self._options.max_unwritten_bytes
+    def memory_share(self) -> float:
+        """Return how much memory changes take, where 1.0 is as much as they may (S7). Any
+        thread."""
+        return self._store.unwritten_bytes / self._options.max_unwritten_bytes
 
     def _is_held_back(self) -> bool:
         """Tell whether a checkpoint had better wait for what is being merged (3)."""
         options, store = self._options, self._store
         return (
             store.pressure >= 1.0
-            and not self.is_memory_full()
+            and self.memory_share() <= 1.0
             and self._log.size_bytes - self._base_bytes < 2 * options.log_bytes
             and not self._is_late()
         )

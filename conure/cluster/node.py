@@ -127,7 +127,11 @@ TICK = 0.05
 """Seconds between ticks of the core; its time-outs are counted in ticks."""
 
 BRAKE = 0.02
-"""Seconds every round of writes waits while changes take too much memory (S7)."""
+"""Seconds every round of writes waits when changes take as much memory as they may (S7); more, by
+the square, when they take more, up to BRAKE_SHARE of the election time-out."""
+
+BRAKE_SHARE = 0.25
+"""More of the election time-out, and others would take who waits for dead."""
 
 PRESSURE_BRAKE = 0.004
 """Seconds at most that it waits while what has to be merged gets more."""
@@ -1114,8 +1118,9 @@ class Node:
 
     def _rest_of_writers(self) -> float:
         """Return how many seconds who writes has to rest after this step, without the lock."""
-        if self._upkeep.is_memory_full():
-            return BRAKE
+        share = self._upkeep.memory_share()
+        if share > 1.0:
+            return min(BRAKE * share**2, max(BRAKE, BRAKE_SHARE * self._options.election_timeout))
         return PRESSURE_BRAKE * self._store.pressure
 
     def _slow_down(self, seconds: float) -> None:

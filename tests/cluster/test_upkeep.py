@@ -14,7 +14,7 @@ import pytest
 from conure.cluster import checkpointing
 from conure.cluster import node as node_module
 from conure.cluster.checkpointing import LOOK, SLICE
-from conure.cluster.node import PRESSURE_BRAKE, Node
+from conure.cluster.node import BRAKE, BRAKE_SHARE, PRESSURE_BRAKE, Node
 from conure.cluster.opening import MEMTABLES, memory_bounds
 from conure.errors import CorruptionError
 from tests.cluster.test_node import checkpoint, open_node, options, write
@@ -228,6 +228,21 @@ def test_writers_rest_the_longer_the_more_is_behind(
     assert max(rests) <= 0.005  # or others would take it for dead
     assert node._observed.stalls.value == 2
     assert node._observed.stall_seconds.value == sum(rests)
+    node.stop()
+
+
+def test_writers_rest_the_longer_the_more_memory_changes_take(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(node_module, "sleep", rests.append)
+    for share in (1.0, 1.5, 2.0, 100.0):
+        monkeypatch.setattr(node._upkeep, "memory_share", lambda share=share: share)
+        assert write(node, (b"k", b"v")) == [None]
+    longest = BRAKE_SHARE * node._options.election_timeout
+    assert rests == [BRAKE * 2.25, BRAKE * 4, longest]
+    assert longest <= node._options.election_timeout / 4  # or others would take it for dead
+    assert node._observed.stalls.value == 3
     node.stop()
 
 

@@ -855,6 +855,20 @@ MUTATIONS = [
         ("tests/cluster/test_upkeep.py",),
     ),
     Mutation(
+        "writers rest no longer however much memory changes take",
+        "conure/cluster/node.py",
+        "min(BRAKE * share**2, ",
+        "min(BRAKE, ",
+        ("tests/cluster/test_upkeep.py",),
+    ),
+    Mutation(
+        "a brake may last longer than others wait for a sign of life",
+        "conure/cluster/node.py",
+        "min(BRAKE * share**2, max(",
+        "max(BRAKE * share**2, max(",
+        ("tests/cluster/test_upkeep.py",),
+    ),
+    Mutation(
         "a follower's writers are not slowed down",
         "conure/cluster/node.py",
         "if messages is None or any(message.entries for message in messages):\n",

@@ -190,6 +190,13 @@ MUTATIONS = [
         WORKERS,
     ),
     Mutation(
+        "processes that have failed are never tried again",
+        "conure/storage/lsm/workers.py",
+        "self._strikes >= _STRIKES and monotonic() - self._struck_at < _AFTER_STRIKES:",
+        "self._strikes >= _STRIKES:",
+        WORKERS,
+    ),
+    Mutation(
         "a full pipe holds up the node",
         "conure/storage/lsm/workers.py",
         "        os.set_blocking(self._to, False)\n",

@@ -16,6 +16,7 @@ For the thread that makes checkpoints, without the caller's lock; :meth:`Compact
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
@@ -37,6 +38,8 @@ __all__ = ["Compaction", "Merges"]
 _PAUSE = 50  # calls until a merge is tried again for which there was no room
 _QUIET = 100  # calls, some seconds in a node, in which little was written: time to give space back
 _LITTLE = 256 << 10  # bytes in memory
+
+log = logging.getLogger("conure.lsm")
 
 
 class Merges(Protocol):
@@ -94,10 +97,11 @@ class Compaction:
                 try:
                     if not self._went_on(max(0.0, until - perf_counter())):
                         return True
-                except JobLost:
+                except JobLost as error:
                     self._give_up()
                     if self._attempts >= ATTEMPTS:
                         raise
+                    log.warning("%s; it is done again", error)
                 except DiskFull:
                     version = self._engine.mergeable()
                     self._full = -1 if version is None else version.serial

@@ -12,6 +12,7 @@ Any one thread may use a :class:`Checkpoint`, without the caller's lock.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Protocol
@@ -34,6 +35,8 @@ ATTEMPTS = 3
 
 _MOST_FROZEN = 4
 _JOINED_AT_ONCE = 500  # records
+
+log = logging.getLogger("conure.lsm")
 
 
 class Flushes(Protocol):
@@ -106,10 +109,11 @@ class Checkpoint:
             try:
                 if not self._went_on(max(0.0, until - perf_counter())):
                     return False
-            except JobLost:
+            except JobLost as error:
                 self._give_up()
                 if self._attempts >= ATTEMPTS:
                     raise
+                log.warning("%s; it is done again", error)
             if perf_counter() >= until:
                 break
         return self._is_written

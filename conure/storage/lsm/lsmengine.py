@@ -51,7 +51,7 @@ from conure.storage.lsm.reading import Cells, Rows
 from conure.storage.lsm.state import Pinned, State, live_groups
 from conure.storage.lsm.tables import TOMBSTONE, Table
 from conure.storage.lsm.version import Version
-from conure.storage.lsm.workers import InProcess, Runner, Worker
+from conure.storage.lsm.workers import FLUSH_PATIENCE, InProcess, Runner, Worker
 from conure.storage.pages import MAX_VALUE, Limits
 
 __all__ = ["LSMEngine"]
@@ -100,8 +100,11 @@ class LSMEngine:
         self._written = Written()
         folder = self._durable.folder
         self._here = InProcess(fs, folder)
-        self._flusher: Runner = Worker(fs, folder) if options.workers else self._here
-        self._merger: Runner = Worker(fs, folder) if options.workers else self._here
+        self._flusher: Runner = self._here
+        self._merger: Runner = self._here
+        if options.workers:
+            self._flusher = Worker(fs, folder, patience=FLUSH_PATIENCE)
+            self._merger = Worker(fs, folder)
         self._compaction = Compaction(
             self, self._durable, self._runner_of(self._merger), self._jobs
         )

@@ -44,10 +44,13 @@ from conure.storage.lsm.orders import (
     greeting,
 )
 
-__all__ = ["PATIENCE", "InProcess", "Runner", "Running", "Worker"]
+__all__ = ["FLUSH_PATIENCE", "PATIENCE", "InProcess", "Runner", "Running", "Worker"]
 
 PATIENCE = 10.0
 """Seconds of silence after which a process counts as lost; a live one speaks ten times a second."""
+
+FLUSH_PATIENCE = 3.0
+"""The same for flushes: what is written meanwhile stays in memory."""
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(conure.__file__)))  # may be an archive
 _START = (
@@ -58,6 +61,7 @@ _PIPE_BYTES = 1 << 20
 _MAX_ANSWER = 64 << 20
 _READ_BYTES = 64 << 10
 _STRIKES = 3  # processes in a row that end before they have said a word
+_AFTER_STRIKES = 60.0  # seconds until the next one is tried: memory may have been short
 _GLIMPSE = 0.5  # seconds of silence that one look counts at most: this process may have slept
 _MOMENT = 0.002
 _ENDING = 0.5  # seconds for a killed process to be gone
@@ -178,6 +182,7 @@ class Worker:
         self._running: _Remote | None = None
         self._serial = 0
         self._strikes = 0
+        self._struck_at = 0.0
         self._has_told = False
         self._is_closed = False
 
@@ -209,7 +214,7 @@ class Worker:
 
     def _new_process(self) -> _Process | None:
         why = ""
-        if self._strikes >= _STRIKES:
+        if self._strikes >= _STRIKES and monotonic() - self._struck_at < _AFTER_STRIKES:
             why = f"{self._strikes} in a row ended before they had begun"
         elif not self._executable:
             why = "where this Python is isn't known"
@@ -231,7 +236,10 @@ class Worker:
         """The running job is over, and so is the process if it isn't greeted or not alive."""
         assert self._process is not None
         self._running = None
-        self._strikes = 0 if self._process.is_greeted else self._strikes + 1
+        if self._process.is_greeted:
+            self._strikes, self._has_told = 0, False
+        else:
+            self._strikes, self._struck_at = self._strikes + 1, monotonic()
         if self._process.is_ended or self._is_closed:
             self._let_go()
 

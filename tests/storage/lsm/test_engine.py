@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import signal
 import threading
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,12 +17,12 @@ import pytest
 from conure.errors import CorruptionError, DiskFailed, DiskFull, JobLost, VersionTooNew
 from conure.fileio import OsFileSystem
 from conure.storage.engine import EngineOptions, Record
-from conure.storage.lsm import compaction, manifest
+from conure.storage.lsm import compaction, lsmengine, manifest
 from conure.storage.lsm.durable import folder_of
 from conure.storage.lsm.jobs import FlushJob, JobResult
 from conure.storage.lsm.lsmengine import LSMEngine
 from conure.storage.lsm.marks import SKIPPED
-from conure.storage.lsm.workers import InProcess, Running
+from conure.storage.lsm.workers import FLUSH_PATIENCE, PATIENCE, InProcess, Running, Worker
 from tests.lab.crashfs import CrashFileSystem
 from tests.storage.lsm.enginetools import (
     HOME,
@@ -233,7 +236,9 @@ class _Lost:
         self._running.abort()
 
 
-def test_a_lost_job_is_done_again_and_at_last_in_this_process() -> None:
+def test_a_lost_job_is_done_again_and_at_last_in_this_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     fs = disk()
     engine, model, rng = opened(fs), Model(), random.Random(4)
     losing = Losing(fs, folder_of(PLACE))
@@ -245,6 +250,10 @@ def test_a_lost_job_is_done_again_and_at_last_in_this_process() -> None:
         assert losing.jobs == 2 * index
     settle(engine)
     assert losing.jobs > 12
+    assert len(caplog.records) == losing.jobs  # an operator hears of each
+    assert {record.getMessage() for record in caplog.records} == {
+        "the process was killed; it is done again"
+    }
     assert engine.stats().written.compactions > 0
     assert dict(engine.scan()) == model
     assert files(fs) == named(fs, PLACE)
@@ -359,6 +368,29 @@ def test_flushes_and_merges_run_in_processes_where_that_is_allowed(tmp_path: Pat
     engine.check()
     engine.close()
     assert named(OsFileSystem(), place) == files(OsFileSystem(), place)
+
+
+def test_a_flush_waits_less_long_for_a_stopped_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written meanwhile stays in memory."""
+    assert FLUSH_PATIENCE < PATIENCE / 2
+    monkeypatch.setattr(lsmengine, "FLUSH_PATIENCE", 0.5)
+    place = str(tmp_path / "conure.db")
+    engine = KIND.open(OsFileSystem(), place, replace(SMALL, workers=True), create=True)
+    worker = engine._flusher
+    assert isinstance(worker, Worker)
+    engine.put(b"k", b"v", 1)
+    checkpoint = engine.begin_checkpoint(1, 1)
+    assert not checkpoint.step(0.0)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    while not checkpoint.step(0.02):
+        assert time.monotonic() - stopped < PATIENCE
+    checkpoint.finish()
+    assert engine.applied_index == 1
+    engine.close()
 
 
 # -- places ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 import conure
 from conure.errors import CorruptionError, DiskFailed, DiskFull, JobLost
 from conure.fileio import OsFileSystem
+from conure.storage.lsm import workers
 from conure.storage.lsm.jobs import Chunk, FlushJob, JobLimits, JobResult
 from conure.storage.lsm.orders import Kind, Order, encode_order, frame, greeting
 from conure.storage.lsm.verifying import prove
@@ -458,8 +459,8 @@ def test_without_an_interpreter_jobs_run_here(
         assert "run in this one" in record.message
 
 
-def test_who_never_begins_is_tried_three_times(
-    make: MakeWorker, caplog: pytest.LogCaptureFixture
+def test_who_never_begins_is_tried_three_times_and_after_a_while(
+    make: MakeWorker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = make(executable=shutil.which("false") or "/bin/false")
     with caplog.at_level(logging.WARNING, "conure.lsm"):
@@ -468,6 +469,10 @@ def test_who_never_begins_is_tried_three_times(
         assert not caplog.records
         for _ in range(2):
             assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
+        with monkeypatch.context() as later:
+            later.setattr(workers, "_AFTER_STRIKES", 0.0)
+            lost(worker.start(flush_job(), chunks(ITEMS)), "it ended")
+        assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
     assert len(caplog.records) == 1
 
 
