@@ -209,12 +209,22 @@ def test_there_are_so_many_places(service: RespService) -> None:
     full.close()
 
 
-def test_who_rests_for_too_long_is_closed() -> None:
-    service = RespService(limits=Limits(idle_timeout=0.01, request_timeout=0.01))
-    with service.client() as idle, service.client() as slow:
-        slow.send(b"*2\r\n$3\r\nGET\r\n")
-        assert idle.read_to_end() == b""
-        assert slow.read_to_end() == b"-ERR Protocol error: the command took too long to arrive\r\n"
+@pytest.mark.parametrize(
+    ("limits", "data", "told"),
+    [
+        (Limits(idle_timeout=0.01), b"", b""),
+        (
+            Limits(request_timeout=0.01),
+            b"*2\r\n$3\r\nGET\r\n",
+            b"-ERR Protocol error: the command took too long to arrive\r\n",
+        ),
+    ],
+)
+def test_who_takes_too_long_is_closed(limits: Limits, data: bytes, told: bytes) -> None:
+    service = RespService(limits=limits)
+    with service.client() as client:
+        client.send(data)
+        assert client.read_to_end() == told
     service.close()
 
 
