@@ -24,7 +24,7 @@ from conure.errors import CorruptionError
 from conure.fileio import FileSystem
 from conure.storage.lsm import manifest
 from conure.storage.lsm.blobs import BlobFacts, BlobFile
-from conure.storage.lsm.jobs import FILES_PER_JOB
+from conure.storage.lsm.jobs import FILES_PER_JOB, remove_output
 from conure.storage.lsm.manifest import Manifest
 from conure.storage.lsm.marks import Mark
 from conure.storage.lsm.tables import Table, TableFacts
@@ -50,7 +50,7 @@ def remove_files(fs: FileSystem, folder: str, names: Iterable[str]) -> None:
     for name in sorted(names):
         path = os.path.join(folder, name)
         if fs.exists(path):
-            fs.remove(path)
+            remove_output(fs, path)
 
 
 class Durable:
