@@ -197,6 +197,13 @@ MUTATIONS = [
         WORKERS,
     ),
     Mutation(
+        "a worker that removes its own files fails its node's disk",
+        "conure/storage/lsm/jobs.py",
+        "        if fs.exists(path):\n            raise\n",
+        "        raise\n",
+        ("tests/storage/lsm/test_jobs.py",),
+    ),
+    Mutation(
         "a full pipe holds up the node",
         "conure/storage/lsm/workers.py",
         "        os.set_blocking(self._to, False)\n",

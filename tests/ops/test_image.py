@@ -40,7 +40,8 @@ def test_the_documented_line_listens_where_the_image_says() -> None:
     settings = load(["--node-id=node1", "--bootstrap"], environment())
     assert settings.http_addr.is_wildcard
     ports = {str(settings.http_addr.port), str(settings.raft_addr.port)}
-    assert set(instruction("EXPOSE")[0].split()) == ports
+    assert settings.resp_addr is None  # the third port is for whoever asks for RESP there
+    assert set(instruction("EXPOSE")[0].split()) == ports | {"9090"}
     assert [settings.data_dir] == instruction("VOLUME")
     assert settings.ignored_environment == ()
 

@@ -20,11 +20,11 @@ from collections.abc import Generator, Iterable
 from time import perf_counter
 from typing import TypeVar
 
-from conure.errors import CorruptionError, DiskFailed
+from conure.errors import CorruptionError
 from conure.fileio import FileSystem
 from conure.storage.lsm import manifest
 from conure.storage.lsm.blobs import BlobFacts, BlobFile
-from conure.storage.lsm.jobs import FILES_PER_JOB
+from conure.storage.lsm.jobs import FILES_PER_JOB, remove_output
 from conure.storage.lsm.manifest import Manifest
 from conure.storage.lsm.marks import Mark
 from conure.storage.lsm.tables import Table, TableFacts
@@ -50,12 +50,8 @@ def remove_files(fs: FileSystem, folder: str, names: Iterable[str]) -> None:
     another place, who opens that place may remove as well. Raises DiskFailed."""
     for name in sorted(names):
         path = os.path.join(folder, name)
-        try:
-            if fs.exists(path):
-                fs.remove(path)
-        except DiskFailed:
-            if fs.exists(path):
-                raise
+        if fs.exists(path):
+            remove_output(fs, path)
 
 
 class Durable:

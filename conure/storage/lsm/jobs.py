@@ -25,7 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from conure.errors import CorruptionError, StorageError
+from conure.errors import CorruptionError, DiskFailed, StorageError
 from conure.fileio import FileSystem
 from conure.storage.cells import SPILLED, make_cell, open_cell, reference_of
 from conure.storage.lsm.blobs import BlobFacts, BlobFile, BlobWriter, file_of
@@ -47,6 +47,7 @@ __all__ = [
     "is_output",
     "merge",
     "pieces",
+    "remove_output",
     "work",
 ]
 
@@ -250,7 +251,17 @@ def discard(fs: FileSystem, folder: str, job: Job) -> None:
         return
     for name in names:
         if is_output(name, job):
-            fs.remove(f"{folder}/{name}")
+            remove_output(fs, f"{folder}/{name}")
+
+
+def remove_output(fs: FileSystem, path: str) -> None:
+    """Remove a file that a job has made, unless its process is faster: one whose job fails removes
+    its own, also when its node was killed or has given the job up. Raises DiskFailed."""
+    try:
+        fs.remove(path)
+    except DiskFailed:
+        if fs.exists(path):
+            raise
 
 
 # -- what goes in --------------------------------------------------------------------------------

@@ -70,7 +70,10 @@ def prove(
             if any(name in files for name, _ in table.facts.blobs):
                 yield from _prove_values(table, files)
     except (CorruptionError, FileNotFoundError, _Lie) as error:
-        raise JobLost(f"the result of a flush or merge isn't what it should be: {error}") from error
+        why = str(error)
+        if isinstance(error, CorruptionError):  # the remedy is another one here
+            why = f"{error.file}, byte {error.offset}: {error.why}"
+        raise JobLost(f"the result of a flush or merge isn't what it should be: {why}") from error
     return proved
 
 

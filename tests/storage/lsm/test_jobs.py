@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from conure.errors import CorruptionError, DiskFailed, DiskFull, StorageError
 from conure.fileio import FileSystem, OsFileSystem
+from conure.storage.lsm.durable import remove_files
 from conure.storage.lsm.jobs import (
     FILES_PER_JOB,
     FlushJob,
@@ -338,3 +339,37 @@ def test_nothing_to_write_writes_nothing() -> None:
     assert result == ((), (), 1, 0, 1)
     assert names(fs) == {table.name for table in gone.tables}
     assert fed({}).records == 0
+
+
+def test_another_may_remove_an_output_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose job fails, while its node, or the next one, does the same."""
+    fs = disk()
+    job = FlushJob(STEM, number(), LIMITS)
+    made = end(flush(fs, FOLDER, job, [([b"a"], [cell(b"1")])]))
+    remove = fs.remove
+
+    def late(path: str) -> None:
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(fs, "remove", late)
+    discard(fs, FOLDER, job)
+    assert made.tables[0].name not in names(fs)
+    end(flush(fs, FOLDER, job, [([b"a"], [cell(b"1")])]))
+    remove_files(fs, FOLDER, names(fs))
+    assert names(fs) == set()
+
+
+def test_an_output_that_cannot_be_removed_is_a_failed_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fs = disk()
+    job = FlushJob(STEM, number(), LIMITS)
+    end(flush(fs, FOLDER, job, [([b"a"], [cell(b"1")])]))
+
+    def fail(path: str) -> None:
+        raise DiskFailed(path)
+
+    monkeypatch.setattr(fs, "remove", fail)
+    with pytest.raises(DiskFailed):
+        discard(fs, FOLDER, job)

@@ -59,8 +59,9 @@ class Case:
         assert self.result.blobs
 
     def lie(self, result: JobResult, why: str) -> None:
-        with pytest.raises(JobLost, match=why):
+        with pytest.raises(JobLost, match=why) as lost:
             end(prove(self.fs, FOLDER, self.job, result, self.feed))
+        assert "restore" not in str(lost.value)  # that is for damage, and this is done again
 
     def with_table(self, at: int, **changes: object) -> JobResult:
         tables = list(self.result.tables)
