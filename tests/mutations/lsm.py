@@ -288,8 +288,8 @@ MUTATIONS = [
     Mutation(
         "a file that somebody else has just removed ends the node",
         _LSM + "durable.py",
-        "        except DiskFailed:\n            if fs.exists(path):\n                raise\n",
-        "        except DiskFailed:\n            raise\n",
+        "            remove_output(fs, path)\n",
+        "            fs.remove(path)\n",
         _ENGINE,
     ),
     Mutation(
