@@ -28,6 +28,7 @@ from conure.resp.replies import OK
 from conure.resp.table import READS, WRITES, Command
 from conure.resp.verb import Plan, ReplyError
 from conure.resp.waiters import Pending
+from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
 from conure.steps import Step
@@ -179,7 +180,12 @@ class Transactions:
         if session.transaction is not None:
             client.fail("ERR WATCH inside MULTI is not allowed")
             return
-        keys = [key for key in dict.fromkeys(words[1:]) if key not in session.watched]
+        try:
+            known = session.watched
+            keys = [key for key in dict.fromkeys(valid_keys(words[1:])) if key not in known]
+        except ReplyError as error:
+            client.fail(str(error))
+            return
         if len(session.watched) + len(keys) > self._limits.max_watched:
             client.fail(f"ERR too many keys are watched, the limit is {self._limits.max_watched:,}")
             return

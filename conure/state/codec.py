@@ -456,6 +456,7 @@ def decode_whole(operation: int, data: bytes) -> Transaction | Sequential:
 def _encode_compares(compares: Sequence[Compare]) -> list[bytes]:
     parts: list[bytes] = []
     for key, target, relation, operand in compares:
+        assert key  # in a log it would end every node
         given = operand if isinstance(operand, bytes) else operand.to_bytes(8, "big")
         parts += (_COMPARE.pack(target, relation, len(key), len(given)), key, given)
     return parts

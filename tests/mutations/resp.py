@@ -295,6 +295,13 @@ MUTATIONS = [
         ("tests/resp/test_verbs.py", "tests/resp/test_cts.py"),
     ),
     Mutation(
+        "transactions: any key is watched",
+        "conure/resp/transactions.py",
+        "dict.fromkeys(valid_keys(words[1:]))",
+        "dict.fromkeys(words[1:])",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
         "verbs: an LCS takes any time",
         "conure/resp/lcs.py",
         "    if len(one) > MAX_ROWS or len(one) * len(other) > MAX_CELLS:",

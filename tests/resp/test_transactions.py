@@ -93,6 +93,17 @@ def test_watched_keys_that_change(service: RespService, protocol: int) -> None:
         assert client.ask("EXEC") is None
 
 
+@pytest.mark.parametrize("key", ["", "k" * 1025, "k" * 70_000])
+def test_a_key_that_nobody_may_have_is_not_watched(client: RespClient, key: str) -> None:
+    """A comparison of it would end every node that applies the entry."""
+    assert client.ask("WATCH", "good", key) == ErrorReply(
+        f"ERR a key has 1 to 1,024 bytes, and this one {len(key):,}"
+    )
+    client.ask("MULTI")
+    client.ask("SET", "k", 1)
+    assert client.ask("EXEC") == [b"OK"]
+
+
 def test_a_pipeline_watches_and_forgets(client: RespClient) -> None:
     client.send(
         command("WATCH", "k")
