@@ -5,13 +5,16 @@ records that are found. Any other is one sequential transaction (commands.Sequen
 comes while writes of its connection are unanswered is proposed with them, as a step that reads: so
 a pipeline of both is one batch.
 
+A reply that takes long is written in turns with all else that the reactor does (Plan.takes_long):
+so many of them hold up nobody.
+
 The reactor's thread only.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from conure.commands import Committed, Compare, Outcome
@@ -96,7 +99,7 @@ class Plans:
         """Do a command as one entry of the log, one that reads, too."""
         plan = self._planned(verb, client, words)
         if plan is not None:
-            pending = _PlannedSteps(client, plan, client.replies())
+            pending = _PlannedSteps(client, plan)
             self.propose(client, pending, plan.steps)
 
     def propose(
@@ -178,38 +181,69 @@ class _PlannedReads(Pending):
 
     def _end(self, count: int) -> None:
         if count == self.missing:
-            if self._text:
-                self._replies.error(self._text)
-            else:
-                done = evaluate(self._plan.steps, self._records, self._time())
-                self._plan.reply(done, self._replies)
-            self._records = []
-            self.unpark()
-            self.pieces.append(self._replies.take())
+            if self._plan.takes_long and not self._text:
+                begin(self, self._answer_in_turn(count))
+                return
+            self._answer()
         self.done(count)
+
+    def _answer_in_turn(self, count: int) -> Turns:
+        self._answer()
+        self.done(count)
+        yield False
+
+    def _answer(self) -> None:
+        if self._text:
+            self._replies.error(self._text)
+        else:
+            done = evaluate(self._plan.steps, self._records, self._time())
+            self._plan.reply(done, self._replies)
+        self._records = []
+        self.unpark()
+        self.pieces.append(self._replies.take())
 
 
 class Proposed(Pending):
-    """Steps that are proposed; *promise* is let go when they are answered."""
+    """Steps that are proposed; *promise* is let go when they are answered, by *replies*."""
 
-    __slots__ = ("promise",)
+    __slots__ = ("promise", "replies")
 
     def __init__(self, client: RespConnection) -> None:
         super().__init__(client)
         self.promise: Promise | None = None
+        self.replies = client.replies()
 
     def take_written(self, count: int, first: int, ended: Committed) -> None:
         assert count == 1, count
-        self.finish(self.show(ended.outcomes[first]))
-        self._let_go()
+        steps = self.show(ended.outcomes[first])
+        if self.takes_long:
+            begin(self, self._show_in_turns(steps))
+        else:
+            for _ in steps:
+                pass
+            self._end()
 
     def fail(self, error: str) -> None:
         super().fail(error)
         self._let_go()
 
+    @property
     @abstractmethod
-    def show(self, outcome: Outcome) -> bytes:
-        """Return the reply for an outcome."""
+    def takes_long(self) -> bool:
+        """Whether the reply is written in turns."""
+
+    @abstractmethod
+    def show(self, outcome: Outcome) -> Iterator[None]:
+        """Write the reply for an outcome; yield where something else may have its turn."""
+
+    def _show_in_turns(self, steps: Iterator[None]) -> Turns:
+        for _ in steps:
+            yield False
+        self._end()
+
+    def _end(self) -> None:
+        self.finish(self.replies.take())
+        self._let_go()
 
     def _let_go(self) -> None:
         if self.promise is not None:
@@ -220,13 +254,16 @@ class Proposed(Pending):
 class _PlannedSteps(Proposed):
     """The steps of one command."""
 
-    __slots__ = ("_plan", "_replies")
+    __slots__ = ("_plan",)
 
-    def __init__(self, client: RespConnection, plan: Plan, replies: Replies) -> None:
+    def __init__(self, client: RespConnection, plan: Plan) -> None:
         super().__init__(client)
         self._plan = plan
-        self._replies = replies
 
-    def show(self, outcome: Outcome) -> bytes:
-        self._plan.reply(outcome.done, self._replies)
-        return self._replies.take()
+    @property
+    def takes_long(self) -> bool:
+        return self._plan.takes_long
+
+    def show(self, outcome: Outcome) -> Iterator[None]:
+        self._plan.reply(outcome.done, self.replies)
+        yield

@@ -13,8 +13,7 @@ The reactor's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from conure.commands import Compare, Outcome, Relation, Target
 from conure.errors import ConureError
@@ -31,7 +30,7 @@ from conure.resp.waiters import Pending
 from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
-from conure.steps import Step
+from conure.steps import Done, Step
 
 __all__ = ["Transactions"]
 
@@ -167,7 +166,9 @@ class Transactions:
             return
         pending = _Executed(client, queue.items)
         if not (queue.steps or watched):
-            client.reply(pending.show_items(()))
+            for _turn in pending.show_items(()):
+                pass
+            client.reply(pending.replies.take())
             return
         compares = [
             Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision)
@@ -257,17 +258,20 @@ class _Executed(Proposed):
         self._connection = client
         self._items = items
 
-    def show(self, outcome: Outcome) -> bytes:
-        if not outcome.succeeded:
-            replies = self._connection.replies()
-            replies.null_array()
-            return replies.take()
-        return self.show_items(outcome.done)
+    @property
+    def takes_long(self) -> bool:
+        return any(isinstance(item, Plan) and item.takes_long for item in self._items)
 
-    def show_items(self, done: Sequence[Any]) -> bytes:
-        """Return the array of what came of each command, given that of all steps."""
-        client = self._connection
-        replies = client.replies()
+    def show(self, outcome: Outcome) -> Iterator[None]:
+        if outcome.succeeded:
+            yield from self.show_items(outcome.done)
+        else:
+            self.replies.null_array()
+
+    def show_items(self, done: Sequence[Done]) -> Iterator[None]:
+        """Write the array of what came of each command, given that of all steps; yield after each
+        that takes long."""
+        client, replies = self._connection, self.replies
         replies.array_of(len(self._items))
         start = 0
         for item in self._items:
@@ -277,7 +281,8 @@ class _Executed(Proposed):
                 stop = start + len(item.steps)
                 item.reply(done[start:stop], replies)
                 start = stop
+                if item.takes_long:
+                    yield
             else:
                 command, words = item
                 replies.raw(client.capture(command.handle, words) or error_reply(INTERNAL))
-        return replies.take()

@@ -304,9 +304,30 @@ MUTATIONS = [
     Mutation(
         "verbs: an LCS takes any time",
         "conure/resp/lcs.py",
-        "    if len(one) > MAX_ROWS or len(one) * len(other) > MAX_CELLS:",
-        "    if len(one) > MAX_ROWS:",
+        "    if max(len(one), len(other)) > MAX_LENGTH or len(one) * len(other) > MAX_CELLS:",
+        "    if max(len(one), len(other)) > MAX_LENGTH:",
         ("tests/resp/test_verbs.py", "tests/resp/test_cts.py"),
+    ),
+    Mutation(
+        "verbs: the way back through an LCS takes any time",
+        "conure/resp/lcs.py",
+        "    if max(len(one), len(other)) > MAX_LENGTH or",
+        "    if len(one) > MAX_LENGTH or",
+        ("tests/resp/test_verbs.py", "tests/resp/test_cts.py"),
+    ),
+    Mutation(
+        "plans: replies that take long are written in one go",
+        "conure/resp/plans.py",
+        "            if self._plan.takes_long and not self._text:",
+        "            if self._plan.takes_long and self._text:",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
+        "plans: replies of an entry that take long are written in one go",
+        "conure/resp/plans.py",
+        "        if self.takes_long:",
+        "        if not self.takes_long:",
+        ("tests/resp/test_transactions.py",),
     ),
     Mutation(
         "verbs: a table of commands is left out",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from threading import Event
+from time import sleep
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.commands import Sequential
 from conure.errors import NotLeader, OutcomeUnknown
+from conure.resp import lcs
 from conure.resp.limits import Limits
 from tests.lab.respclient import ErrorReply, RespClient, command
 from tests.lab.respservice import RespService
@@ -102,6 +106,40 @@ def test_a_key_that_nobody_may_have_is_not_watched(client: RespClient, key: str)
     client.ask("MULTI")
     client.ask("SET", "k", 1)
     assert client.ask("EXEC") == [b"OK"]
+
+
+@pytest.mark.parametrize("frame", [([], []), (["INCR x"], []), (["MULTI"], ["EXEC"])])
+def test_replies_that_take_long_hold_up_nobody(
+    service: RespService,
+    client: RespClient,
+    monkeypatch: pytest.MonkeyPatch,
+    frame: tuple[list[str], list[str]],
+) -> None:
+    has_begun, is_sent, is_answered, waited = Event(), Event(), Event(), list[bool]()
+
+    def takes_long(*_: bytes) -> lcs.Subsequence:
+        has_begun.set()
+        assert is_sent.wait(20)
+        sleep(0.01)  # longer than turns may take in one round
+        if len(waited) >= 2:  # the round after the first one sends the reply to PING
+            waited.append(is_answered.wait(20))
+        waited.append(True)
+        return lcs.Subsequence(b"", [])
+
+    monkeypatch.setattr(lcs, "longest", takes_long)
+    first, last = frame
+    commands = [*first, *["LCS a b"] * 4, *last]
+    with service.client() as other:
+        client.send(b"".join(command(*each.split()) for each in commands))
+        assert has_begun.wait(20)
+        other.send(command("PING"))
+        is_sent.set()
+        assert other.read() == b"PONG"
+        is_answered.set()
+    replies = [client.read() for _ in commands]
+    assert replies[-1] == ([b""] * 4 if last else b"")
+    assert len(waited) > 4
+    assert all(waited)
 
 
 def test_a_pipeline_watches_and_forgets(client: RespClient) -> None:

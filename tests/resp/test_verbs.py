@@ -183,8 +183,14 @@ def test_the_table_of_an_lcs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(lcs, "MAX_CELLS", 599)
     assert machine.run(b"LCS", b"a", b"b").startswith(b"-ERR Insufficient memory")
     monkeypatch.setattr(lcs, "MAX_CELLS", 600)
-    monkeypatch.setattr(lcs, "MAX_ROWS", 29)
+    monkeypatch.setattr(lcs, "MAX_LENGTH", 29)
     assert machine.run(b"LCS", b"a", b"b").startswith(b"-ERR Insufficient memory")
+
+    monkeypatch.setattr(lcs, "MAX_LENGTH", 30)
+    assert machine.run(b"LCS", b"b", b"a", b"LEN") == b":20\r\n"
+    machine.run(b"SET", b"b", b"b" * 31)
+    for keys in ((b"a", b"b"), (b"b", b"a")):
+        assert machine.run(b"LCS", *keys).startswith(b"-ERR Insufficient memory")
 
 
 def test_an_lcs_with_indexes_is_a_map_in_resp3(machine: VerbMachine) -> None:
