@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from conure.commands import Committed, Compare, Outcome
+from conure.commands import READ_BYTES, Committed, Compare, Outcome
 from conure.errors import ConureError
 from conure.net.reactor import Reactor
 from conure.resp.answers import Answers
@@ -27,12 +27,13 @@ from conure.resp.replies import Replies
 from conure.resp.table import READS, WRITES, Command
 from conure.resp.verb import Context, Plan, ReplyError, Verb
 from conure.resp.waiters import LONG, Pending, begin
+from conure.resp.words import TOO_MUCH
 from conure.service.backend import Found, Record
 from conure.service.limits import Limits
 from conure.service.promises import Promise
 from conure.service.requests import Desk
 from conure.service.turns import Turns
-from conure.steps import Step, evaluate, reads_only
+from conure.steps import Done, Step, evaluate, reads_only
 
 __all__ = ["Plans", "Proposed"]
 
@@ -142,9 +143,9 @@ class Plans:
 
 
 class _PlannedReads(Pending):
-    """Reads of one command."""
+    """Reads of one command, bounded as those of an entry are: of each only its result is kept."""
 
-    __slots__ = ("_plan", "_records", "_replies", "_text", "_time")
+    __slots__ = ("_done", "_next", "_plan", "_read", "_replies", "_text", "_time")
 
     def __init__(
         self,
@@ -157,22 +158,40 @@ class _PlannedReads(Pending):
         self._plan = plan
         self._replies = replies
         self._time = time
-        self._records: list[Record | None] = []
+        self._next = 0  # the step whose record comes next
+        self._done: list[Done] = []
+        self._read = 0  # bytes of values in them
         self._text = ""  # of the first error
 
     def take_found(self, records: Sequence[Found]) -> None:
+        steps = self._plan.steps[self._next : self._next + len(records)]
+        self._next += len(records)
+        found: list[Record | None] = []
         for record in records:
             if isinstance(record, ConureError):
                 self._text = self._text or error_text(record)
             else:
-                self._records.append(record)
-                if record is not None and len(record.value) > LONG:
-                    self.hold(len(record.value))
+                found.append(record)
+        if not self._text:
+            self._keep(evaluate(steps, found, self._time()))
         self._end(len(records))
 
     def fail(self, error: str) -> None:
+        self._next += 1
         self._text = self._text or error
         self._end(1)
+
+    def _keep(self, done: list[Done]) -> None:
+        self._done += done
+        for value in [each.value for each in done if each.value is not None]:
+            if self._read >= READ_BYTES:
+                self._text = TOO_MUCH
+                self._done = []
+                self.unpark()
+                return
+            self._read += len(value)
+            if len(value) > LONG:
+                self.hold(len(value))
 
     def fail_all(self, text: str) -> None:
         """Take an error in the place of all answers."""
@@ -196,9 +215,8 @@ class _PlannedReads(Pending):
         if self._text:
             self._replies.error(self._text)
         else:
-            done = evaluate(self._plan.steps, self._records, self._time())
-            self._plan.reply(done, self._replies)
-        self._records = []
+            self._plan.reply(self._done, self._replies)
+        self._done = []
         self.unpark()
         self.pieces.append(self._replies.take())
 

@@ -316,6 +316,13 @@ MUTATIONS = [
         ("tests/resp/test_verbs.py", "tests/resp/test_cts.py"),
     ),
     Mutation(
+        "plans: a command may read any number of values",
+        "conure/resp/plans.py",
+        "            if self._read >= READ_BYTES:",
+        "            if self._read < 0:",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
         "plans: replies that take long are written in one go",
         "conure/resp/plans.py",
         "            if self._plan.takes_long and not self._text:",

@@ -13,6 +13,7 @@ from conure.commands import Sequential
 from conure.errors import NotLeader, OutcomeUnknown
 from conure.resp import lcs
 from conure.resp.limits import Limits
+from conure.resp.words import TOO_MUCH
 from tests.lab.respclient import ErrorReply, RespClient, command
 from tests.lab.respservice import RespService
 
@@ -140,6 +141,21 @@ def test_replies_that_take_long_hold_up_nobody(
     assert replies[-1] == ([b""] * 4 if last else b"")
     assert len(waited) > 4
     assert all(waited)
+
+
+@pytest.mark.parametrize("others", [1, 40])
+def test_a_command_reads_as_much_as_an_entry(client: RespClient, others: int) -> None:
+    """Of one value, too, that it asks for again and again."""
+    names = [f"k{number % others}" for number in range(40)]
+    for name in names[:others]:
+        client.ask("SET", name, bytes(1 << 20))
+    assert len(client.ask("MGET", *names[:8], "none")) == 9
+    for before in ([], [command("INCR", "x")]):
+        for count in (9, 40):
+            client.send(b"".join([*before, command("MGET", *names[:count])]))
+            replies = [client.read() for _ in (*before, "MGET")]
+            assert replies[-1] == ErrorReply(TOO_MUCH)
+    assert client.ask("EXISTS", *names) == 40  # shows none of them
 
 
 def test_a_pipeline_watches_and_forgets(client: RespClient) -> None:
