@@ -233,7 +233,10 @@ class Proposed(Pending):
 
     def take_written(self, count: int, first: int, ended: Committed) -> None:
         assert count == 1, count
-        steps = self.show(ended.outcomes[first])
+        self.tell(self.show(ended.outcomes[first]))
+
+    def tell(self, steps: Iterator[None]) -> None:
+        """Reply with what *steps* write, in turns if that takes long."""
         if self.takes_long:
             begin(self, self._show_in_turns(steps))
         else:
@@ -245,10 +248,8 @@ class Proposed(Pending):
         super().fail(error)
         self._let_go()
 
-    @property
-    @abstractmethod
-    def takes_long(self) -> bool:
-        """Whether the reply is written in turns."""
+    takes_long: bool
+    """Whether the reply is written in turns."""
 
     @abstractmethod
     def show(self, outcome: Outcome) -> Iterator[None]:
@@ -272,15 +273,12 @@ class Proposed(Pending):
 class _PlannedSteps(Proposed):
     """The steps of one command."""
 
-    __slots__ = ("_plan",)
+    __slots__ = ("_plan", "takes_long")
 
     def __init__(self, client: RespConnection, plan: Plan) -> None:
         super().__init__(client)
         self._plan = plan
-
-    @property
-    def takes_long(self) -> bool:
-        return self._plan.takes_long
+        self.takes_long = plan.takes_long
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         self._plan.reply(outcome.done, self.replies)

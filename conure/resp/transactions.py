@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from conure.commands import Compare, Outcome, Relation, Target
+from conure.commands import READ_BYTES, Compare, Outcome, Relation, Target
 from conure.errors import ConureError
 from conure.resp.answers import Answers
 from conure.resp.connection import RespConnection
@@ -27,6 +27,7 @@ from conure.resp.replies import OK
 from conure.resp.table import READS, WRITES, Command
 from conure.resp.verb import Plan, ReplyError
 from conure.resp.waiters import Pending
+from conure.resp.words import TOO_MUCH
 from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
@@ -35,7 +36,8 @@ from conure.steps import Done, Step
 __all__ = ["Transactions"]
 
 _QUEUED = b"+QUEUED\r\n"
-_TOO_MUCH = "ERR the transaction is too large, the limit is {:,} {}"
+_FEW = 16  # commands that ask nothing of the store, done in one go
+_TOO_LARGE = "ERR the transaction is too large, the limit is {:,} {}"
 
 
 class _Queue:
@@ -106,7 +108,7 @@ class Transactions:
         if len(queue.steps) > self._limits.max_queued:
             queue.is_aborted = True
             queue.items, queue.steps = [], []
-            client.fail(_TOO_MUCH.format(self._limits.max_queued, "steps"))
+            client.fail(_TOO_LARGE.format(self._limits.max_queued, "steps"))
             return True
         client.reply(_QUEUED)
         return True
@@ -129,10 +131,10 @@ class Transactions:
         queue.bytes += sum(map(len, words)) + len(words) * WORD_PRICE
         if queue.bytes > self._limits.max_command_bytes:
             queue.items, queue.steps = [], []
-            return _TOO_MUCH.format(self._limits.max_command_bytes, "bytes")
+            return _TOO_LARGE.format(self._limits.max_command_bytes, "bytes")
         if len(queue.items) >= self._limits.max_queued:
             queue.items, queue.steps = [], []
-            return _TOO_MUCH.format(self._limits.max_queued, "commands")
+            return _TOO_LARGE.format(self._limits.max_queued, "commands")
         return ""
 
     # -- the commands ----------------------------------------------------------------------------
@@ -166,9 +168,8 @@ class Transactions:
             return
         pending = _Executed(client, queue.items)
         if not (queue.steps or watched):
-            for _turn in pending.show_items(()):
-                pass
-            client.reply(pending.replies.take())
+            client.begin(pending)
+            pending.tell(pending.show_items(()))
             return
         compares = [
             Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision)
@@ -231,7 +232,8 @@ class _Watching(Pending):
             if isinstance(record, ConureError):
                 self._error = error_text(record)
             else:
-                self._watched[key] = 0 if record is None else record.mod_revision
+                revision = 0 if record is None else record.mod_revision
+                self._watched.setdefault(key, revision)  # of the first WATCH, if there are two
         self._note(len(records))
 
     def fail(self, error: str) -> None:
@@ -245,9 +247,9 @@ class _Watching(Pending):
 
 
 class _Executed(Proposed):
-    """An EXEC whose steps are proposed."""
+    """An EXEC whose steps are proposed, if there are any."""
 
-    __slots__ = ("_connection", "_items")
+    __slots__ = ("_connection", "_items", "takes_long")
 
     def __init__(
         self,
@@ -257,10 +259,9 @@ class _Executed(Proposed):
         super().__init__(client)
         self._connection = client
         self._items = items
-
-    @property
-    def takes_long(self) -> bool:
-        return any(isinstance(item, Plan) and item.takes_long for item in self._items)
+        others = [item for item in items if not isinstance(item, Plan | bytes)]
+        slow = any(isinstance(item, Plan) and item.takes_long for item in items)
+        self.takes_long = slow or len(others) > _FEW
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         if outcome.succeeded:
@@ -270,10 +271,10 @@ class _Executed(Proposed):
 
     def show_items(self, done: Sequence[Done]) -> Iterator[None]:
         """Write the array of what came of each command, given that of all steps; yield after each
-        that takes long."""
+        that may take long."""
         client, replies = self._connection, self.replies
         replies.array_of(len(self._items))
-        start = 0
+        start = size = 0
         for item in self._items:
             if isinstance(item, bytes):
                 replies.raw(item)
@@ -283,6 +284,11 @@ class _Executed(Proposed):
                 start = stop
                 if item.takes_long:
                     yield
+            elif size >= READ_BYTES:
+                replies.error(TOO_MUCH)
             else:
                 command, words = item
-                replies.raw(client.capture(command.handle, words) or error_reply(INTERNAL))
+                reply = client.capture(command.handle, words) or error_reply(INTERNAL)
+                replies.raw(reply)
+                size += len(reply)
+                yield

@@ -316,6 +316,13 @@ MUTATIONS = [
         ("tests/resp/test_verbs.py", "tests/resp/test_cts.py"),
     ),
     Mutation(
+        "transactions: what asks nothing of the store has replies of any size",
+        "conure/resp/transactions.py",
+        "            elif size >= READ_BYTES:",
+        "            elif size < 0:",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
         "plans: a command may read any number of values",
         "conure/resp/plans.py",
         "            if self._read >= READ_BYTES:",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conure.commands import Sequential
 from conure.errors import NotLeader, OutcomeUnknown
-from conure.resp import lcs
+from conure.resp import lcs, transactions
 from conure.resp.limits import Limits
 from conure.resp.words import TOO_MUCH
 from tests.lab.respclient import ErrorReply, RespClient, command
@@ -141,6 +141,18 @@ def test_replies_that_take_long_hold_up_nobody(
     assert replies[-1] == ([b""] * 4 if last else b"")
     assert len(waited) > 4
     assert all(waited)
+
+
+def test_what_a_transaction_asks_of_the_server_is_bounded(
+    client: RespClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "READ_BYTES", 3990)
+    for before in ([], ["INCR x"]):
+        commands = ["MULTI", *before, *["ECHO " + "v" * 990] * 20, "GET x", "EXEC", "PING"]
+        client.send(b"".join(command(*each.split()) for each in commands))
+        *_, replies, last = [client.read() for _ in commands]
+        assert replies[len(before) :][:-1] == [b"v" * 990] * 4 + [ErrorReply(TOO_MUCH)] * 16
+        assert last == b"PONG"
 
 
 @pytest.mark.parametrize("others", [1, 40])
