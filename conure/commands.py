@@ -25,6 +25,7 @@ from conure.steps import Done, Step
 
 __all__ = [
     "MAX_KEY_BYTES",
+    "MAX_VALUE_BYTES",
     "READ_BYTES",
     "WRITTEN_BYTES",
     "Acquire",
@@ -60,6 +61,9 @@ __all__ = [
 
 MAX_KEY_BYTES: Final = 1024
 """The longest key anybody may have; the pages of every store have room for it."""
+
+MAX_VALUE_BYTES: Final = 64 << 20
+"""The longest value anybody may allow (``max_value_bytes``): no entry makes a longer one."""
 
 READ_BYTES: Final = 8 << 20
 """What the reads of one transaction return, about; every node holds it in memory, and with an
@@ -252,7 +256,8 @@ class Transaction(NamedTuple):
 class Sequential(NamedTuple):
     """Steps that are done in order, if all comparisons hold before the first; else nothing is done.
 
-    No value may be of more than *longest* bytes. The rest is as in a :class:`Transaction`.
+    No value may be of more than *longest* bytes, which are MAX_VALUE_BYTES at most. The rest is as
+    in a :class:`Transaction`.
     """
 
     compares: tuple[Compare, ...]
