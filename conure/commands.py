@@ -26,6 +26,7 @@ from conure.steps import Done, Step
 __all__ = [
     "MAX_HELD",
     "MAX_KEY_BYTES",
+    "MAX_VALUE_BYTES",
     "READ_BYTES",
     "WRITTEN_BYTES",
     "Acquire",
@@ -64,6 +65,9 @@ MAX_KEY_BYTES: Final = 1024
 
 MAX_HELD: Final = 1_000
 """Keys that a session holds, about: who asks for many at a time may get some more."""
+
+MAX_VALUE_BYTES: Final = 64 << 20
+"""The longest value anybody may allow (``max_value_bytes``): no entry makes a longer one."""
 
 READ_BYTES: Final = 8 << 20
 """What the reads of one transaction return, about; every node holds it in memory, and with an
@@ -256,7 +260,8 @@ class Transaction(NamedTuple):
 class Sequential(NamedTuple):
     """Steps that are done in order, if all comparisons hold before the first; else nothing is done.
 
-    No value may be of more than *longest* bytes. The rest is as in a :class:`Transaction`.
+    No value may be of more than *longest* bytes, which are MAX_VALUE_BYTES at most. The rest is as
+    in a :class:`Transaction`.
     """
 
     compares: tuple[Compare, ...]

@@ -446,7 +446,7 @@ SEQUENTIALS = st.builds(
     Sequential,
     st.lists(COMPARES, max_size=3).map(tuple),
     st.lists(STEPS, max_size=6).map(tuple),
-    st.integers(0, 2**32 - 1),
+    st.integers(0, 64 << 20),
     U64,
     SHORT,
     SHORT,
@@ -649,6 +649,14 @@ def test_a_sequential_transaction_that_nobody_encodes(tail: str, why: str) -> No
 def test_a_put_is_no_sequential_transaction() -> None:
     with pytest.raises(WireError, match="no sequential transaction"):
         codec.decode_sequential(codec.encode_put(b"k", bytes(100)))
+
+
+def test_no_entry_makes_a_longer_value_than_anybody_may_allow() -> None:
+    """A step of a few bytes could make nodes run out of memory as they apply it."""
+    steps = (Overlay(b"k", (64 << 20) - 1, b"v"),)
+    codec.check_command(codec.encode_sequential(Sequential((), steps, 64 << 20)))
+    with pytest.raises(WireError, match="with values of 67108865 bytes"):
+        codec.check_command(codec.encode_sequential(Sequential((), steps, (64 << 20) + 1)))
 
 
 def test_no_step_has_a_longer_key_than_anybody_may_have() -> None:

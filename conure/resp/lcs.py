@@ -6,8 +6,9 @@ next row takes a few operations on it (Hyyrö, "Bit-parallel LCS-length computat
 2004). The way back through the rows is that of Redis, which decides what is shown of several
 subsequences of the same length.
 
-What it takes is bounded by the size of the table (MAX_CELLS, MAX_ROWS): some milliseconds. Nothing
-here has state.
+What it takes is bounded by the size of the table (MAX_CELLS) and by the way back along its sides
+(MAX_LENGTH): some milliseconds, so replies are written in turns (Plan.takes_long). Nothing here has
+state.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from conure.resp.replies import Replies
 from conure.resp.verb import Context, Plan, ReplyError
 from conure.steps import Done, Read
 
-__all__ = ["MAX_CELLS", "MAX_ROWS", "Match", "Subsequence", "lcs", "longest"]
+__all__ = ["MAX_CELLS", "MAX_LENGTH", "Match", "Subsequence", "lcs", "longest"]
 
 MAX_CELLS: Final = 1 << 24
-MAX_ROWS: Final = 8192
+MAX_LENGTH: Final = 8192
+"""Bytes of either value."""
 
 _OPTIONS = {b"LEN": False, b"IDX": False, b"WITHMATCHLEN": False, b"MINMATCHLEN": True}
 _TOO_LARGE = "ERR Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len"
@@ -53,7 +55,7 @@ def lcs(given: Sequence[bytes], _: Context) -> Plan:
         raise ReplyError("ERR If you want both the length and indexes, please just use IDX.")
     one, other = words.keys(given[:2])
     reply = partial(_reply, found, least)
-    return Plan((Read(one), Read(other)), reply)
+    return Plan((Read(one), Read(other)), reply, takes_long=True)
 
 
 def longest(one: bytes, other: bytes) -> Subsequence:
@@ -104,7 +106,7 @@ def _reply(found: dict[bytes, bytes], least: int, done: Sequence[Done], replies:
     if words.reply_error(done, replies):
         return
     one, other = done[0].value or b"", done[1].value or b""
-    if len(one) > MAX_ROWS or len(one) * len(other) > MAX_CELLS:
+    if max(len(one), len(other)) > MAX_LENGTH or len(one) * len(other) > MAX_CELLS:
         replies.error(_TOO_LARGE)
         return
     value, matches = longest(one, other)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from conure.service.limits import MAX_STEPS
+
 __all__ = ["Limits"]
 
 
@@ -21,7 +23,7 @@ class Limits:
     max_command_bytes: int = 16 << 20  # of a command, and of all that a transaction queues
     max_pipelined: int = 1_024  # unanswered commands of a connection, about; the next ones wait
     max_queued: int = 10_000  # steps of a transaction
-    max_watched: int = 10_000  # keys that a connection watches
+    max_watched: int = MAX_STEPS  # keys that a connection watches
     request_timeout: float = 30.0  # from a command's first byte to its last
     idle_timeout: float = 3_600.0  # between two commands
     write_timeout: float = 30.0  # for a client that reads nothing

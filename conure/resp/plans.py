@@ -5,16 +5,19 @@ records that are found. Any other is one sequential transaction (commands.Sequen
 comes while writes of its connection are unanswered is proposed with them, as a step that reads: so
 a pipeline of both is one batch.
 
+A reply that takes long is written in turns with all else that the reactor does (Plan.takes_long):
+so many of them hold up nobody.
+
 The reactor's thread only.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from conure.commands import Committed, Compare, Outcome
+from conure.commands import READ_BYTES, Committed, Compare, Outcome
 from conure.errors import ConureError
 from conure.net.reactor import Reactor
 from conure.resp.answers import Answers
@@ -24,12 +27,13 @@ from conure.resp.replies import Replies
 from conure.resp.table import READS, WRITES, Command
 from conure.resp.verb import Context, Plan, ReplyError, Verb
 from conure.resp.waiters import LONG, Pending, begin
+from conure.resp.words import TOO_MUCH
 from conure.service.backend import Found, Record
 from conure.service.limits import Limits
 from conure.service.promises import Promise
 from conure.service.requests import Desk
 from conure.service.turns import Turns
-from conure.steps import Step, evaluate, reads_only
+from conure.steps import Done, Step, evaluate, reads_only
 
 __all__ = ["Plans", "Proposed"]
 
@@ -96,7 +100,7 @@ class Plans:
         """Do a command as one entry of the log, one that reads, too."""
         plan = self._planned(verb, client, words)
         if plan is not None:
-            pending = _PlannedSteps(client, plan, client.replies())
+            pending = _PlannedSteps(client, plan)
             self.propose(client, pending, plan.steps)
 
     def propose(
@@ -139,9 +143,9 @@ class Plans:
 
 
 class _PlannedReads(Pending):
-    """Reads of one command."""
+    """Reads of one command, bounded as those of an entry are: of each only its result is kept."""
 
-    __slots__ = ("_plan", "_records", "_replies", "_text", "_time")
+    __slots__ = ("_done", "_next", "_plan", "_read", "_replies", "_text", "_time")
 
     def __init__(
         self,
@@ -154,22 +158,40 @@ class _PlannedReads(Pending):
         self._plan = plan
         self._replies = replies
         self._time = time
-        self._records: list[Record | None] = []
+        self._next = 0  # the step whose record comes next
+        self._done: list[Done] = []
+        self._read = 0  # bytes of values in them
         self._text = ""  # of the first error
 
     def take_found(self, records: Sequence[Found]) -> None:
+        steps = self._plan.steps[self._next : self._next + len(records)]
+        self._next += len(records)
+        found: list[Record | None] = []
         for record in records:
             if isinstance(record, ConureError):
                 self._text = self._text or error_text(record)
             else:
-                self._records.append(record)
-                if record is not None and len(record.value) > LONG:
-                    self.hold(len(record.value))
+                found.append(record)
+        if not self._text:
+            self._keep(evaluate(steps, found, self._time()))
         self._end(len(records))
 
     def fail(self, error: str) -> None:
+        self._next += 1
         self._text = self._text or error
         self._end(1)
+
+    def _keep(self, done: list[Done]) -> None:
+        self._done += done
+        for value in [each.value for each in done if each.value is not None]:
+            if self._read >= READ_BYTES:
+                self._text = TOO_MUCH
+                self._done = []
+                self.unpark()
+                return
+            self._read += len(value)
+            if len(value) > LONG:
+                self.hold(len(value))
 
     def fail_all(self, text: str) -> None:
         """Take an error in the place of all answers."""
@@ -178,38 +200,69 @@ class _PlannedReads(Pending):
 
     def _end(self, count: int) -> None:
         if count == self.missing:
-            if self._text:
-                self._replies.error(self._text)
-            else:
-                done = evaluate(self._plan.steps, self._records, self._time())
-                self._plan.reply(done, self._replies)
-            self._records = []
-            self.unpark()
-            self.pieces.append(self._replies.take())
+            if self._plan.takes_long and not self._text:
+                begin(self, self._answer_in_turn(count))
+                return
+            self._answer()
         self.done(count)
+
+    def _answer_in_turn(self, count: int) -> Turns:
+        self._answer()
+        self.done(count)
+        yield False
+
+    def _answer(self) -> None:
+        if self._text:
+            self._replies.error(self._text)
+        else:
+            self._plan.reply(self._done, self._replies)
+        self._done = []
+        self.unpark()
+        self.pieces.append(self._replies.take())
 
 
 class Proposed(Pending):
-    """Steps that are proposed; *promise* is let go when they are answered."""
+    """Steps that are proposed; *promise* is let go when they are answered, by *replies*."""
 
-    __slots__ = ("promise",)
+    __slots__ = ("promise", "replies")
 
     def __init__(self, client: RespConnection) -> None:
         super().__init__(client)
         self.promise: Promise | None = None
+        self.replies = client.replies()
 
     def take_written(self, count: int, first: int, ended: Committed) -> None:
         assert count == 1, count
-        self.finish(self.show(ended.outcomes[first]))
-        self._let_go()
+        self.tell(self.show(ended.outcomes[first]))
+
+    def tell(self, steps: Iterator[None]) -> None:
+        """Reply with what *steps* write, in turns if that takes long."""
+        if self.takes_long:
+            begin(self, self._show_in_turns(steps))
+        else:
+            for _ in steps:
+                pass
+            self._end()
 
     def fail(self, error: str) -> None:
         super().fail(error)
         self._let_go()
 
+    takes_long: bool
+    """Whether the reply is written in turns."""
+
     @abstractmethod
-    def show(self, outcome: Outcome) -> bytes:
-        """Return the reply for an outcome."""
+    def show(self, outcome: Outcome) -> Iterator[None]:
+        """Write the reply for an outcome; yield where something else may have its turn."""
+
+    def _show_in_turns(self, steps: Iterator[None]) -> Turns:
+        for _ in steps:
+            yield False
+        self._end()
+
+    def _end(self) -> None:
+        self.finish(self.replies.take())
+        self._let_go()
 
     def _let_go(self) -> None:
         if self.promise is not None:
@@ -220,13 +273,13 @@ class Proposed(Pending):
 class _PlannedSteps(Proposed):
     """The steps of one command."""
 
-    __slots__ = ("_plan", "_replies")
+    __slots__ = ("_plan", "takes_long")
 
-    def __init__(self, client: RespConnection, plan: Plan, replies: Replies) -> None:
+    def __init__(self, client: RespConnection, plan: Plan) -> None:
         super().__init__(client)
         self._plan = plan
-        self._replies = replies
+        self.takes_long = plan.takes_long
 
-    def show(self, outcome: Outcome) -> bytes:
-        self._plan.reply(outcome.done, self._replies)
-        return self._replies.take()
+    def show(self, outcome: Outcome) -> Iterator[None]:
+        self._plan.reply(outcome.done, self.replies)
+        yield

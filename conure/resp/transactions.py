@@ -13,10 +13,9 @@ The reactor's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from conure.commands import Compare, Outcome, Relation, Target
+from conure.commands import READ_BYTES, Compare, Outcome, Relation, Target
 from conure.errors import ConureError
 from conure.resp.answers import Answers
 from conure.resp.connection import RespConnection
@@ -28,14 +27,17 @@ from conure.resp.replies import OK
 from conure.resp.table import READS, WRITES, Command
 from conure.resp.verb import Plan, ReplyError
 from conure.resp.waiters import Pending
+from conure.resp.words import TOO_MUCH
+from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
-from conure.steps import Step
+from conure.steps import Done, Step
 
 __all__ = ["Transactions"]
 
 _QUEUED = b"+QUEUED\r\n"
-_TOO_MUCH = "ERR the transaction is too large, the limit is {:,} {}"
+_FEW = 16  # commands that ask nothing of the store, done in one go
+_TOO_LARGE = "ERR the transaction is too large, the limit is {:,} {}"
 
 
 class _Queue:
@@ -106,7 +108,7 @@ class Transactions:
         if len(queue.steps) > self._limits.max_queued:
             queue.is_aborted = True
             queue.items, queue.steps = [], []
-            client.fail(_TOO_MUCH.format(self._limits.max_queued, "steps"))
+            client.fail(_TOO_LARGE.format(self._limits.max_queued, "steps"))
             return True
         client.reply(_QUEUED)
         return True
@@ -129,10 +131,10 @@ class Transactions:
         queue.bytes += sum(map(len, words)) + len(words) * WORD_PRICE
         if queue.bytes > self._limits.max_command_bytes:
             queue.items, queue.steps = [], []
-            return _TOO_MUCH.format(self._limits.max_command_bytes, "bytes")
+            return _TOO_LARGE.format(self._limits.max_command_bytes, "bytes")
         if len(queue.items) >= self._limits.max_queued:
             queue.items, queue.steps = [], []
-            return _TOO_MUCH.format(self._limits.max_queued, "commands")
+            return _TOO_LARGE.format(self._limits.max_queued, "commands")
         return ""
 
     # -- the commands ----------------------------------------------------------------------------
@@ -166,7 +168,8 @@ class Transactions:
             return
         pending = _Executed(client, queue.items)
         if not (queue.steps or watched):
-            client.reply(pending.show_items(()))
+            client.begin(pending)
+            pending.tell(pending.show_items(()))
             return
         compares = [
             Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision)
@@ -179,7 +182,12 @@ class Transactions:
         if session.transaction is not None:
             client.fail("ERR WATCH inside MULTI is not allowed")
             return
-        keys = [key for key in dict.fromkeys(words[1:]) if key not in session.watched]
+        try:
+            known = session.watched
+            keys = [key for key in dict.fromkeys(valid_keys(words[1:])) if key not in known]
+        except ReplyError as error:
+            client.fail(str(error))
+            return
         if len(session.watched) + len(keys) > self._limits.max_watched:
             client.fail(f"ERR too many keys are watched, the limit is {self._limits.max_watched:,}")
             return
@@ -224,7 +232,8 @@ class _Watching(Pending):
             if isinstance(record, ConureError):
                 self._error = error_text(record)
             else:
-                self._watched[key] = 0 if record is None else record.mod_revision
+                revision = 0 if record is None else record.mod_revision
+                self._watched.setdefault(key, revision)  # of the first WATCH, if there are two
         self._note(len(records))
 
     def fail(self, error: str) -> None:
@@ -238,9 +247,9 @@ class _Watching(Pending):
 
 
 class _Executed(Proposed):
-    """An EXEC whose steps are proposed."""
+    """An EXEC whose steps are proposed, if there are any."""
 
-    __slots__ = ("_connection", "_items")
+    __slots__ = ("_connection", "_items", "takes_long")
 
     def __init__(
         self,
@@ -250,20 +259,22 @@ class _Executed(Proposed):
         super().__init__(client)
         self._connection = client
         self._items = items
+        others = [item for item in items if not isinstance(item, Plan | bytes)]
+        slow = any(isinstance(item, Plan) and item.takes_long for item in items)
+        self.takes_long = slow or len(others) > _FEW
 
-    def show(self, outcome: Outcome) -> bytes:
-        if not outcome.succeeded:
-            replies = self._connection.replies()
-            replies.null_array()
-            return replies.take()
-        return self.show_items(outcome.done)
+    def show(self, outcome: Outcome) -> Iterator[None]:
+        if outcome.succeeded:
+            yield from self.show_items(outcome.done)
+        else:
+            self.replies.null_array()
 
-    def show_items(self, done: Sequence[Any]) -> bytes:
-        """Return the array of what came of each command, given that of all steps."""
-        client = self._connection
-        replies = client.replies()
+    def show_items(self, done: Sequence[Done]) -> Iterator[None]:
+        """Write the array of what came of each command, given that of all steps; yield after each
+        that may take long."""
+        client, replies = self._connection, self.replies
         replies.array_of(len(self._items))
-        start = 0
+        start = size = 0
         for item in self._items:
             if isinstance(item, bytes):
                 replies.raw(item)
@@ -271,7 +282,13 @@ class _Executed(Proposed):
                 stop = start + len(item.steps)
                 item.reply(done[start:stop], replies)
                 start = stop
+                if item.takes_long:
+                    yield
+            elif size >= READ_BYTES:
+                replies.error(TOO_MUCH)
             else:
                 command, words = item
-                replies.raw(client.capture(command.handle, words) or error_reply(INTERNAL))
-        return replies.take()
+                reply = client.capture(command.handle, words) or error_reply(INTERNAL)
+                replies.raw(reply)
+                size += len(reply)
+                yield

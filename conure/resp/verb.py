@@ -34,11 +34,13 @@ class Plan(NamedTuple):
 
     The *steps* are done in order, all in one entry of the log if any of them writes; a plan without
     steps asks for nothing. *reply* writes the reply of their results, which come in the same order:
-    an error, too, where one of them met an obstacle.
+    an error, too, where one of them met an obstacle. One that *takes_long*, some milliseconds, is
+    written in a turn of its own (plans.py).
     """
 
     steps: tuple[Step, ...]
     reply: Callable[[Sequence[Done], Replies], None]
+    takes_long: bool = False
 
 
 class Verb(NamedTuple):

@@ -19,6 +19,7 @@ __all__ = [
     "EXPIRIES",
     "MOST",
     "SYNTAX",
+    "TOO_MUCH",
     "ExpiryWord",
     "expiry_at",
     "expiry_of",
@@ -34,7 +35,9 @@ __all__ = [
 LEAST, MOST = -(1 << 63), (1 << 63) - 1
 SYNTAX: Final = "ERR syntax error"
 _NOT_AN_INTEGER = "ERR value is not an integer or out of range"
-_TOO_MUCH = "ERR the transaction has read or written as much as one may; send less at once"
+TOO_MUCH: Final = (
+    "ERR one command or transaction may not read or write so much; ask for less at once"
+)
 _OBSTACLES: Final = {
     Obstacle.NO_KEY: "ERR no such key",
     Obstacle.NOT_AN_INTEGER: _NOT_AN_INTEGER,
@@ -42,8 +45,8 @@ _OBSTACLES: Final = {
     Obstacle.NOT_A_FLOAT: "ERR value is not a valid float",
     Obstacle.NOT_FINITE: "ERR increment would produce NaN or Infinity",
     Obstacle.TOO_LONG: "ERR string exceeds maximum allowed size (max_value_bytes)",
-    Obstacle.TOO_MUCH: _TOO_MUCH,
-    Obstacle.SKIPPED: _TOO_MUCH,
+    Obstacle.TOO_MUCH: TOO_MUCH,
+    Obstacle.SKIPPED: TOO_MUCH,
 }
 
 

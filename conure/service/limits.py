@@ -70,6 +70,8 @@ class Limits:
         """Raise PayloadTooLarge if there are more steps or comparisons, or bytes in them, than one
         sequential transaction may have, and BadRequest for a key that nobody may have."""
         size = work = 0
+        for compare in compares:
+            check_key(compare.key)
         for step in steps:
             work += 1
             check_key(step.key)

@@ -71,7 +71,7 @@ step looks is stepcodec.py's concern::
        0    3   02 04 00
        3    8   time, in milliseconds
       11    8   window, in milliseconds
-      19    4   the longest value there may be
+      19    4   the longest value there may be, up to MAX_VALUE_BYTES
       23    1   length of the idempotency key
       24    1   length of the fingerprint
       25    2   number of comparisons
@@ -140,6 +140,7 @@ from typing import Final
 
 from conure.commands import (
     MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
     Acquire,
     Compare,
     Delete,
@@ -441,6 +442,8 @@ def decode_sequential(data: bytes) -> Sequential:
         head, time, window, longest, a, b, n, count = _SEQUENTIAL_HEAD.unpack_from(data)
         if head != _SEQUENTIAL:
             raise WireError("a command that is no sequential transaction of this version")
+        if longest > MAX_VALUE_BYTES:  # a step of some bytes could make a value of so many
+            raise WireError(f"a sequential transaction with values of {longest} bytes")
         fingerprint_at = _SEQUENTIAL_HEAD.size + a
         at = fingerprint_at + b
         compares, at = _decode_compares(data, at, n)
@@ -468,6 +471,7 @@ def decode_whole(operation: int, data: bytes) -> Transaction | Sequential:
 def _encode_compares(compares: Sequence[Compare]) -> list[bytes]:
     parts: list[bytes] = []
     for key, target, relation, operand in compares:
+        assert key  # in a log it would end every node
         given = operand if isinstance(operand, bytes) else operand.to_bytes(8, "big")
         parts += (_COMPARE.pack(target, relation, len(key), len(given)), key, given)
     return parts

@@ -102,6 +102,7 @@ def encode_steps(steps: Iterable[Step]) -> list[bytes]:
     parts: list[bytes] = []
     for step in steps:
         kind, when, life, flags, key, value, operand, a, b = _fields(step)
+        assert key  # in a log it would end every node
         head = _STEP.pack(kind, when, life, flags, len(key), len(value), len(operand), a, b)
         parts += (head, key, value, operand)
     return parts

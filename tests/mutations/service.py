@@ -273,6 +273,13 @@ MUTATIONS = [
         ("tests/service/test_sequences.py",),
     ),
     Mutation(
+        "steps: a watched key that nobody may have gets into the log",
+        "conure/service/limits.py",
+        "            check_key(compare.key)\n",
+        "            pass\n",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
         "steps: what they read is not promised",
         "conure/service/promises.py",
         "        reads = sum(type(step) is Read for step in steps)",

@@ -243,6 +243,13 @@ MUTATIONS = [
         ("tests/client/test_client_features.py",),
     ),
     Mutation(
+        "steps: an entry allows values of any length",
+        "conure/state/codec.py",
+        "        if longest > MAX_VALUE_BYTES:",
+        "        if longest < 0:",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
         "steps: a step that failed leaves others out",
         "conure/state/stepping.py",
         "            if one[0] and (type(step) is Check or",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from threading import Event
+from time import sleep
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.commands import Sequential
 from conure.errors import NotLeader, OutcomeUnknown
+from conure.resp import lcs, transactions
 from conure.resp.limits import Limits
+from conure.resp.words import TOO_MUCH
 from tests.lab.respclient import ErrorReply, RespClient, command
 from tests.lab.respservice import RespService
 
@@ -91,6 +96,78 @@ def test_watched_keys_that_change(service: RespService, protocol: int) -> None:
         other.ask("SET", "k", 2)
         client.ask("MULTI")
         assert client.ask("EXEC") is None
+
+
+@pytest.mark.parametrize("key", ["", "k" * 1025, "k" * 70_000])
+def test_a_key_that_nobody_may_have_is_not_watched(client: RespClient, key: str) -> None:
+    """A comparison of it would end every node that applies the entry."""
+    assert client.ask("WATCH", "good", key) == ErrorReply(
+        f"ERR a key has 1 to 1,024 bytes, and this one {len(key):,}"
+    )
+    client.ask("MULTI")
+    client.ask("SET", "k", 1)
+    assert client.ask("EXEC") == [b"OK"]
+
+
+@pytest.mark.parametrize("frame", [([], []), (["INCR x"], []), (["MULTI"], ["EXEC"])])
+def test_replies_that_take_long_hold_up_nobody(
+    service: RespService,
+    client: RespClient,
+    monkeypatch: pytest.MonkeyPatch,
+    frame: tuple[list[str], list[str]],
+) -> None:
+    has_begun, is_sent, is_answered, waited = Event(), Event(), Event(), list[bool]()
+
+    def takes_long(*_: bytes) -> lcs.Subsequence:
+        has_begun.set()
+        assert is_sent.wait(20)
+        sleep(0.01)  # longer than turns may take in one round
+        if len(waited) >= 2:  # the round after the first one sends the reply to PING
+            waited.append(is_answered.wait(20))
+        waited.append(True)
+        return lcs.Subsequence(b"", [])
+
+    monkeypatch.setattr(lcs, "longest", takes_long)
+    first, last = frame
+    commands = [*first, *["LCS a b"] * 4, *last]
+    with service.client() as other:
+        client.send(b"".join(command(*each.split()) for each in commands))
+        assert has_begun.wait(20)
+        other.send(command("PING"))
+        is_sent.set()
+        assert other.read() == b"PONG"
+        is_answered.set()
+    replies = [client.read() for _ in commands]
+    assert replies[-1] == ([b""] * 4 if last else b"")
+    assert len(waited) > 4
+    assert all(waited)
+
+
+def test_what_a_transaction_asks_of_the_server_is_bounded(
+    client: RespClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "READ_BYTES", 3990)
+    for before in ([], ["INCR x"]):
+        commands = ["MULTI", *before, *["ECHO " + "v" * 990] * 20, "GET x", "EXEC", "PING"]
+        client.send(b"".join(command(*each.split()) for each in commands))
+        *_, replies, last = [client.read() for _ in commands]
+        assert replies[len(before) :][:-1] == [b"v" * 990] * 4 + [ErrorReply(TOO_MUCH)] * 16
+        assert last == b"PONG"
+
+
+@pytest.mark.parametrize("others", [1, 40])
+def test_a_command_reads_as_much_as_an_entry(client: RespClient, others: int) -> None:
+    """Of one value, too, that it asks for again and again."""
+    names = [f"k{number % others}" for number in range(40)]
+    for name in names[:others]:
+        client.ask("SET", name, bytes(1 << 20))
+    assert len(client.ask("MGET", *names[:8], "none")) == 9
+    for before in ([], [command("INCR", "x")]):
+        for count in (9, 40):
+            client.send(b"".join([*before, command("MGET", *names[:count])]))
+            replies = [client.read() for _ in (*before, "MGET")]
+            assert replies[-1] == ErrorReply(TOO_MUCH)
+    assert client.ask("EXISTS", *names) == 40  # shows none of them
 
 
 def test_a_pipeline_watches_and_forgets(client: RespClient) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from conure.resp import lcs
 from conure.resp.verb import Context
 from conure.resp.verbs import VERBS
+from conure.resp.words import TOO_MUCH
 from conure.service.limits import Limits
 from conure.steps import reads_only
 from tests.lab.verbmachine import VerbMachine
@@ -126,7 +127,7 @@ def test_what_could_not_be_read_is_not_removed(
 ) -> None:
     monkeypatch.setattr("conure.state.stepping.READ_BYTES", 10)
     machine.run(b"MSET", b"long", bytes(20), b"k", b"v")
-    too_much = b"-ERR the transaction has read or written as much as one may; send less at once\r\n"
+    too_much = b"-%b\r\n" % TOO_MUCH.encode()
     for words in (
         [b"getdel", b"k"], [b"getset", b"k", b"w"], [b"set", b"k", b"w", b"get"],
         [b"getex", b"k", b"ex", b"9"],
@@ -183,8 +184,15 @@ def test_the_table_of_an_lcs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(lcs, "MAX_CELLS", 599)
     assert machine.run(b"LCS", b"a", b"b").startswith(b"-ERR Insufficient memory")
     monkeypatch.setattr(lcs, "MAX_CELLS", 600)
-    monkeypatch.setattr(lcs, "MAX_ROWS", 29)
+    monkeypatch.setattr(lcs, "MAX_LENGTH", 29)
     assert machine.run(b"LCS", b"a", b"b").startswith(b"-ERR Insufficient memory")
+
+    monkeypatch.setattr(lcs, "MAX_LENGTH", 30)
+    assert machine.run(b"LCS", b"b", b"a", b"LEN") == b":20\r\n"
+    monkeypatch.setattr(lcs, "MAX_CELLS", 1000)
+    machine.run(b"SET", b"b", b"b" * 31)
+    for keys in ((b"a", b"b"), (b"b", b"a")):
+        assert machine.run(b"LCS", *keys).startswith(b"-ERR Insufficient memory")
 
 
 def test_an_lcs_with_indexes_is_a_map_in_resp3(machine: VerbMachine) -> None:

@@ -245,6 +245,9 @@ def test_a_key_that_nobody_may_have_is_refused(backend: FakeBackend, key: bytes)
     for step in (Read(key), Move(b"k", key)):
         with pytest.raises(BadRequest, match="a key has 1 to 1,024 bytes"):
             Front(backend).begin(step)
+    compare = Compare(key, Target.MOD_REVISION, Relation.EQUAL, 0)
+    with pytest.raises(BadRequest, match="a key has 1 to 1,024 bytes"):
+        Front(backend).begin(Read(b"k"), compares=[compare])
 
 
 def test_steps_that_read_wait_for_room(
