@@ -357,6 +357,21 @@ def test_what_a_leader_has_gathered_comes_before_what_it_is_asked_for_later() ->
     assert (gathered, later) == ([None], [None])
 
 
+def test_what_another_node_was_refused_for_is_not_proposed_in_a_later_term() -> None:
+    """It has asked the leader in between for what comes behind it."""
+    lab = three()
+    begun = ask(lab["n1"], (b"z", b"1"))
+    answers = serve(lab, write_call(lab, codec.encode_put(b"a", b"1")))
+    assert lab["n1"]._writes.gathered_count == 1
+    lab["n1"]._pacing.pause(5)  # until the reactor has got to it
+    lab.later["n1"] = lambda action, seconds: None
+    term = lab["n1"]._raft.term + 1
+    lab["n1"].receive([Message(MessageType.HEARTBEAT, "n3", "n1", term)])
+    assert lab["n1"]._writes.gathered_count == 0
+    assert isinstance(decode_error(answers[0].body), NotLeader)
+    assert begun == [None]
+
+
 def test_where_nobody_leads_nobody_waits() -> None:
     lab = three()
     lab.cut.add("n2")
@@ -700,6 +715,26 @@ def test_a_session_holds_no_more_by_way_of_a_follower(monkeypatch: pytest.Monkey
     assert isinstance(done[0], Outcome)
     assert [type(each) for each in answers] == [int, TooManyHeld, int, int]
     assert value_of(lab["n1"], b"c") == b"1"
+
+
+def test_what_was_taken_in_is_answered_by_its_end_though_the_rest_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = three()
+    monkeypatch.setattr(lab["n1"]._store, "holdings", lambda *_: MAX_HELD)
+    crowd = iter([None, Unavailable("too many")])
+
+    def refuse() -> None:
+        if (error := next(crowd)) is not None:
+            raise error
+
+    monkeypatch.setattr(lab["n1"], "_refuse_if_crowded", refuse)
+    holding = transaction(Acquire(b"x", b"s", None))
+    answers = ask(lab["n2"], (b"a", b"1"), holding, (b"b", b"1"), (b"b", b"2"))
+    lab.settle()
+    assert [type(each) for each in answers] == [int, TooManyHeld, Unavailable, Unavailable]
+    assert value_of(lab["n1"], b"a") == b"1"
+    assert value_of(lab["n1"], b"b") is None
 
 
 def test_no_call_reads_more_than_a_node_holds(monkeypatch: pytest.MonkeyPatch) -> None:

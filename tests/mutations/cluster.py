@@ -962,8 +962,22 @@ MUTATIONS = [
     Mutation(
         "what a leader has gathered is refused when it leads no more",
         "conure/cluster/node.py",
-        "            if write.passes_on:\n                self._forwarding.take_back(write)",
-        "            if not write:\n                self._forwarding.take_back(write)",
+        "        if write.passes_on and isinstance(error, NotLeader):",
+        "        if not write:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "what a leader has gathered waits until it leads again",
+        "conure/cluster/node.py",
+        "            self._lose_write(write, self._standing.not_leader())",
+        "            self._writes.gather(write)",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "what was taken in of a call is refused with the rest",
+        "conure/cluster/serving.py",
+        "finished.append(write.answer(error))",
+        "finished.append(partial(reply, 0, len(commands), error))",
         ("tests/cluster/test_forwarding.py",),
     ),
 ]
