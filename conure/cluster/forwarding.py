@@ -126,6 +126,7 @@ class _Sent:
 
     leader: tuple[str, int]  # its ID and term
     parts: list[_Part]
+    transactions: frozenset[int]  # those of its commands that have an outcome each
     answered: bytearray  # 1 for each command that is
     deadline: float
     is_over: bool = False
@@ -377,10 +378,11 @@ class Forwarding:
         if not parts:
             return
         seconds = self._write_timeout + MARGIN
-        sent = _Sent(key, parts, bytearray(count), parts[-1].deadline + MARGIN)
+        commands = [command for part in parts for command in part.commands]
+        transactions = frozenset(n for n, each in enumerate(commands) if codec.has_outcome(each))
+        sent = _Sent(key, parts, transactions, bytearray(count), parts[-1].deadline + MARGIN)
         self._sent.append(sent)
         self._newest = sent
-        commands = [command for part in parts for command in part.commands]
         call = Call(CallKind.WRITE, self._raft.term, encode_commands(commands))
         if not self._lines.call(leader.id, call, partial(self._on_written, sent), seconds):
             self._end(sent, _not_reached(leader.id))
@@ -434,8 +436,8 @@ class Forwarding:
             self._distribute(sent, start, stop, error)
         elif kind is AnswerKind.COMMITTED:
             first, encoded = decode_outcomes(answer.body)
-            if not all(start <= position < stop for position in encoded):
-                raise WireError("outcomes of other commands than were asked for")
+            if encoded.keys() != {n for n in sent.transactions if start <= n < stop}:
+                raise WireError("outcomes of other commands than have one")
             outcomes = {
                 first + position: codec.decode_outcome(outcome)
                 for position, outcome in encoded.items()
@@ -534,6 +536,8 @@ class Forwarding:
             given_up = [read for read in asked.reads if read.failures > 1]
             self._unasked[:0] = [read for read in asked.reads if read.failures < 2]
             self._refuse(given_up, Unavailable(f"the read was not confirmed: {answer}"))
+        elif not answer.is_last:
+            raise WireError("a part of an answer to a read")
         elif answer.kind is AnswerKind.CONFIRMED:
             self._take_index(asked, answer)
         elif answer.kind is AnswerKind.FAILED:
@@ -673,6 +677,8 @@ def _told_of_change(leader: str, answer: Answer | ConureError) -> Mapping[str, A
     """Return what a client is told of a change. Raises WireError."""
     if isinstance(answer, ConureError):
         return answer
+    if not answer.is_last:
+        raise WireError("a part of an answer to a change")
     if answer.kind is AnswerKind.CHANGED:
         return decode_facts(answer.body)
     if answer.kind is not AnswerKind.FAILED:

@@ -32,7 +32,7 @@ MAX_CALLS = 64
 
 CallReply = Callable[[Answer | ConureError], None]
 """Told each part of an answer, or why there is none. Any thread; raises WireError for an answer
-that its call can't have: that ends the connection."""
+that its call can't have: that ends the connection, and it is told nothing more."""
 
 log = logging.getLogger("conure.transport")
 
@@ -187,7 +187,17 @@ class CallWay:
                     self._asked.pop(number, None)
             if asked is None:
                 raise WireError("an answer to what was not asked, or is answered already")
-            asked.reply(answer)
+            try:
+                asked.reply(answer)
+            except WireError:
+                self._forget(number)
+                raise
+
+    def _forget(self, number: int) -> None:
+        """Tell nothing more to who has refused an answer."""
+        with self._lock:
+            if number in self._asked:
+                del self._asked[number]
 
     def _look(self) -> None:
         """Raise WireError if a call has waited for too long."""

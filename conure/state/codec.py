@@ -190,6 +190,7 @@ __all__ = [
     "encode_records",
     "encode_sequential",
     "encode_transaction",
+    "has_outcome",
     "newest_version",
     "stamp",
 ]
@@ -240,10 +241,15 @@ def encode_delete(key: bytes) -> bytes:
     return _COMMAND.pack(_DELETE, len(key)) + key
 
 
+def has_outcome(command: bytes) -> bool:
+    """Tell whether a command is a transaction of either kind, of which there is an outcome."""
+    return command[1] >= OP_TRANSACTION
+
+
 def stamp(command: bytes, time: int) -> bytes:
     """Return a command with the time, in milliseconds, as of which it is to be carried out: a put
     or a delete as it is, for it has none."""
-    if command[1] < OP_TRANSACTION:
+    if not has_outcome(command):
         return command
     return b"%b%b%b" % (command[:3], time.to_bytes(8, "big"), command[11:])
 

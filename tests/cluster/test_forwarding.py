@@ -51,6 +51,7 @@ from conure.peers.calls import (
     encode_error,
     encode_facts,
     encode_index,
+    encode_outcomes,
 )
 from conure.state import codec
 from tests.lab.nodes import Lab, cluster, put, read
@@ -643,10 +644,15 @@ def test_too_many_changes_are_not_passed_on() -> None:
     _, _, _, reply = lab.calls.popleft()
     reply(OutcomeUnknown("lost"))
     assert type(told[2]) is OutcomeUnknown
-    _, _, _, reply = lab.calls.popleft()
-    with pytest.raises(WireError):
-        reply(Answer(AnswerKind.CONFIRMED, 1, b""))
-    assert type(told[3]) is OutcomeUnknown
+    for answer in (
+        Answer(AnswerKind.CONFIRMED, 1, b""),
+        Answer(AnswerKind.CHANGED, 1, encode_facts({}), is_last=False),
+    ):
+        _, _, _, reply = lab.calls.popleft()
+        with pytest.raises(WireError):
+            reply(answer)
+        assert type(told[-1]) is OutcomeUnknown
+    assert len(told) == 5
 
 
 # -- a member that lies ----------------------------------------------------------------------------
@@ -791,6 +797,29 @@ def test_an_answer_that_the_call_cant_have_leaves_the_write_unknown(answer: Answ
     again = ask(lab["n2"], (b"c", b"1"))
     lab.settle()
     assert isinstance(again[0], int)
+
+
+@pytest.mark.parametrize("positions", [(), (1,), (0, 1)])
+def test_an_outcome_of_a_plain_write_or_none_of_a_transaction_is_no_answer(
+    positions: tuple[int, ...],
+) -> None:
+    lab = three()
+    answers = ask(lab["n2"], transaction(Increment(b"n", 1)), (b"a", b"1"))
+    (_, _, call, reply) = lab.calls.popleft()
+    outcome = codec.encode_outcome(Outcome(77, succeeded=True))
+    body = encode_outcomes(77, [(position, outcome) for position in positions])
+    with pytest.raises(WireError):
+        reply(Answer(AnswerKind.COMMITTED, call.term, body, 0, 2))
+    assert [type(each) for each in answers] == [OutcomeUnknown] * 2
+
+
+def test_a_part_of_the_answer_to_a_read_is_none() -> None:
+    lab = three()
+    answers = look(lab["n2"])
+    (_, _, call, reply) = lab.calls.popleft()
+    with pytest.raises(WireError):
+        reply(Answer(AnswerKind.CONFIRMED, call.term, encode_index(1), is_last=False))
+    assert type(answers[0]) is Unavailable
 
 
 def test_a_call_of_two_parts_is_over_with_the_second() -> None:

@@ -925,6 +925,20 @@ MUTATIONS = [
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
+        "a leader may leave out the outcome of a transaction",
+        "conure/cluster/forwarding.py",
+        "if encoded.keys() != {n for",
+        "if encoded.keys() - {n for",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a change is answered as often as a leader likes",
+        "conure/cluster/forwarding.py",
+        'raise WireError("a part of an answer to a change")',
+        "pass",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a leader of any term takes a call",
         "conure/cluster/serving.py",
         "if self._raft.term != term:",

@@ -213,6 +213,13 @@ MUTATIONS = [
         ("tests/peers/test_calls.py",),
     ),
     Mutation(
+        "who has refused an answer is told more",
+        "conure/peers/calling.py",
+        "                self._forget(number)\n",
+        "",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
         "an answer is believed to what was not asked",
         "conure/peers/calling.py",
         "            if asked is None:\n                raise WireError",

@@ -193,7 +193,8 @@ def test_an_answer_that_none_can_be_ends_the_connection(net: Net, frames: list[b
     assert len(told.ends[0]) == 1
 
 
-def test_an_answer_that_whoever_asked_refuses_ends_the_connection(net: Net) -> None:
+@pytest.mark.parametrize("is_last", [True, False])
+def test_an_answer_that_whoever_asked_refuses_ends_the_connection(net: Net, is_last: bool) -> None:
     a = net.node("a")
     sock, told = dialled(net, a)
     ends: list[Answer | ConureError] = []
@@ -206,10 +207,13 @@ def test_an_answer_that_whoever_asked_refuses_ends_the_connection(net: Net) -> N
     read_frame(sock)
     assert a.transport.call("b", CONFIRM, reply, 5.0)
     read_frame(sock)
-    sock.sendall(encode_answer(2, YES))
-    eventually(lambda: bool(told.ends[0]))
+    told.ask()
+    read_frame(sock)
+    part = YES._replace(is_last=is_last)
+    sock.sendall(encode_answer(2, part))
+    eventually(lambda: all(told.ends))  # in their order
     assert isinstance(told.ends[0][0], OutcomeUnknown)
-    assert ends == [YES]
+    assert ends == [part]
     assert is_closed(sock)
 
 
