@@ -284,9 +284,20 @@ def decode_error(body: bytes) -> ConureError:
     fields = _FIELDS.get(kind.__name__, {})
     if {field: type(value) for field, value in told.items()} != fields:
         raise WireError(f"an answer with other fields than {kind.__name__} has")
+    if not all(map(_is_proper, told.values())):
+        raise WireError(f"an answer with fields that no {kind.__name__} has")
     shown = "".join([char if char.isprintable() else "?" for char in message[:_MAX_MESSAGE]])
     error = kind.__new__(kind, shown)
     error.__setstate__(
         {name: tuple(each) if type(each) is list else each for name, each in told.items()}
     )  # as pickle does
     return error
+
+
+def _is_proper(value: int | str | list[Any]) -> bool:
+    """Tell whether that may be a field of an error, which may become a header field of HTTP."""
+    if isinstance(value, list):
+        return all(isinstance(each, str) and _is_proper(each) for each in value)
+    if isinstance(value, str):
+        return len(value) <= _MAX_MESSAGE and value.isprintable()
+    return 0 <= value < 1 << 64

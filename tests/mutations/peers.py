@@ -262,6 +262,13 @@ MUTATIONS = [
         ("tests/peers/test_calls.py",),
     ),
     Mutation(
+        "an error that another node tells of has any text and number in it",
+        "conure/peers/calls.py",
+        "if not all(map(_is_proper, told.values())):",
+        "if False:",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
         "an error has any fields",
         "conure/peers/calls.py",
         "if {field: type(value) for field, value in told.items()} != fields:",

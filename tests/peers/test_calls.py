@@ -515,6 +515,12 @@ def test_every_error_arrives_as_itself(error: ConureError) -> None:
         {"error": ["Conflict"], "message": "x"},
         {"error": "Conflict", "message": 5},
         {"error": "Conflict", "message": "x", "args": []},
+        {"error": "Unavailable", "message": "x", "retry_after": -1},
+        {"error": "PreconditionFailed", "message": "x", "current": 10**400},
+        {"error": "MethodNotAllowed", "message": "x", "allowed": [1]},
+        {"error": "MethodNotAllowed", "message": "x", "allowed": ["GET\r\nSet-Cookie: x"]},
+        {"error": "Refused", "message": "x", "told": "y\n"},
+        {"error": "Refused", "message": "x", "told": "y" * 5000},
     ],
 )
 def test_nothing_else_is_an_error(told: dict[str, Any]) -> None:
