@@ -24,6 +24,7 @@ from conure.metrics import Counter
 from conure.peers.calls import Answer, Call, decode_answer, encode_call
 from conure.peers.dialling import Dialler
 from conure.peers.line import Line, Registrar
+from conure.peers.sockets import reason
 
 __all__ = ["MAX_CALLS", "CallReply", "CallWay"]
 
@@ -132,8 +133,9 @@ class CallWay:
         with self._lock:
             address = self._address
         sock, _ = self._dialler.dial("calls", address, self._id)
-        line = Line(sock, self._take, self._sent, self._received, look=self._look)
+        why = "it was closed"
         try:
+            line = Line(sock, self._take, self._sent, self._received, look=self._look)
             with self._lock:
                 self._line = line
                 while self._waiting and self._send(line, *self._waiting[0]):
@@ -143,11 +145,18 @@ class CallWay:
             log.debug("connected to %s at %s for calls", self._id, address)
             self._trouble = ""
             line.run(self._registrar)
+            why = str(line.error or why)
+        except OSError as error:  # no file descriptor is left, say
+            why = reason(error)
+            raise Unavailable(why) from error
         finally:
             with self._lock:
                 self._line = None
                 lost, self._asked = self._asked, {}
-            why = self._dialler.hang_up(sock) or str(line.error or "it was closed")
+            self._tell_lost(lost, self._dialler.hang_up(sock) or why)
+
+    def _tell_lost(self, lost: dict[int, _Asked], why: str) -> None:
+        """Tell all who have asked over a connection that it has ended."""
         log.debug("lost the connection to %s for calls: %s", self._id, why)
         error = OutcomeUnknown(
             f"the connection to the leader {self._id} was lost before it answered ({why}); the "

@@ -213,6 +213,13 @@ MUTATIONS = [
         ("tests/peers/test_calls.py",),
     ),
     Mutation(
+        "a node that once had no file descriptor for it never asks that leader again",
+        "conure/peers/calling.py",
+        "        except OSError as error:  #",
+        "        except KeyError as error:  #",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
         "who has refused an answer is told more",
         "conure/peers/calling.py",
         "                self._forget(number)\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -141,6 +142,27 @@ def test_who_can_not_be_reached_was_sent_nothing(net: Net) -> None:
     end = Told(a).ask()
     eventually(lambda: bool(end))
     assert isinstance(end[0], Unavailable)
+
+
+def test_a_node_without_file_descriptors_for_a_while_asks_again_later(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = net.pair()
+    answer_at_once(b)
+    told = Told(a)
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> int:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        patch.setattr("os.eventfd", refuse)
+        end = told.ask()
+        eventually(lambda: bool(end))
+        assert type(end[0]) is Unavailable
+        assert "too many open files" in str(end[0]).lower()
+    end = told.ask()
+    eventually(lambda: bool(end))
+    assert isinstance(end[0], Answer)
 
 
 def test_who_refuses_was_sent_nothing(net: Net) -> None:
