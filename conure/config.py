@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from conure import VERSION
+from conure.commands import MAX_VALUE_BYTES
 from conure.errors import ConfigError
 from conure.values import (
     Address,
@@ -399,7 +400,7 @@ SETTINGS: tuple[Setting, ...] = (
        _duration("1ms", "1h")),
     _S("write_timeout", "DURATION", "10s",
        "how long a write may wait; after that its outcome is unknown", _duration("1ms", "1h")),
-    _S("max_value_bytes", "SIZE", "1MiB", "the largest value", _size(1, 64 * _MIB)),
+    _S("max_value_bytes", "SIZE", "1MiB", "the largest value", _size(1, MAX_VALUE_BYTES)),
     _S("page_size", "SIZE", "4096", "page of the tree's file; fixed when the file is made",
        _page_size),
     _S("cache_bytes", "SIZE", "64MiB", "memory for pages of the tree", _size(_MIB, _TIB)),

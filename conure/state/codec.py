@@ -140,6 +140,7 @@ from typing import Final
 
 from conure.commands import (
     MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
     Acquire,
     Compare,
     Delete,
@@ -206,6 +207,7 @@ OP_SEQUENTIAL: Final = 4
 MAX_CHUNK_RECORDS: Final = 1 << 16
 
 _VERSION, _SEQUENTIAL_VERSION = 1, 2
+_MAX_COMMAND = MAX_VALUE_BYTES + (32 << 20)  # all keys it may have; a frame holds more (records.py)
 
 _COMMAND = struct.Struct(">3sH")
 _PUT = bytes((_VERSION, OP_PUT, 0))
@@ -272,10 +274,12 @@ def check_command(data: bytes) -> Transaction | Sequential | None:
     """Return the transaction that a command stands for, None: it is a put or a delete. Raises
     WireError for one that the state machine could not apply.
 
-    That is one that the decoders of commands and transactions don't read, or that
-    writes a longer key than anybody may have. It is looked at before it gets into a log: there it
-    would end the node, and again at each start.
+    That is one that the decoders of commands and transactions don't read, that writes a longer key
+    than anybody may have, or makes longer values, or is longer than any. It is looked at before it
+    gets into a log: there it would end the node, and again at each start.
     """
+    if len(data) > _MAX_COMMAND:
+        raise WireError(f"a command of {len(data)} bytes")
     operation, value_at = _measure(data)
     if operation == OP_SEQUENTIAL:
         sequential = decode_sequential(data)
@@ -294,6 +298,8 @@ def check_command(data: bytes) -> Transaction | Sequential | None:
 
 
 def _check_steps(sequential: Sequential) -> None:
+    if sequential.longest > MAX_VALUE_BYTES:
+        raise WireError(f"steps that make values of up to {sequential.longest} bytes")
     for step in sequential.steps:
         longest = len(step.key)
         if type(step) is Move:

@@ -24,6 +24,7 @@ from conure.commands import (
     Put,
     Range,
     Relation,
+    Sequential,
     Target,
     Transaction,
 )
@@ -54,6 +55,7 @@ from conure.peers.calls import (
     encode_outcomes,
 )
 from conure.state import codec
+from conure.steps import Overlay
 from tests.lab.nodes import Lab, cluster, put, read
 
 Ended = Outcome | ConureError | int | None
@@ -677,7 +679,10 @@ def write_call(lab: Lab, *commands: bytes) -> Call:
         b"\1\x09\0\0\1k",
         codec.encode_transaction(transaction(Expire(5))),
         codec.encode_put(b"k" * 40_000, b"v"),
+        codec.encode_put(b"k", bytes(100 << 20)),  # which the log's messages have no room for
+        codec.encode_sequential(Sequential((), (Overlay(b"k", 1 << 30, b"v"),), 1 << 31)),
     ],
+    ids=range(8),
 )
 def test_no_command_that_no_client_can_ask_for_is_taken(command: bytes) -> None:
     lab = three()
