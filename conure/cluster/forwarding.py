@@ -51,6 +51,7 @@ from conure.errors import (
 from conure.metrics import Registry
 from conure.peers.calling import CallReply
 from conure.peers.calls import (
+    MAX_CALL_BYTES,
     MAX_COMMANDS,
     Answer,
     AnswerKind,
@@ -71,8 +72,9 @@ from raft import Raft
 
 __all__ = ["CALL_BYTES", "FactsReply", "Forwarding", "Lines"]
 
-CALL_BYTES = 1 << 20
-"""Bytes of commands after which a call takes no more of them: the leader reads it in one go."""
+CALL_BYTES = MAX_CALL_BYTES // 2
+"""Bytes of commands after which a call takes no more of them; what is taken last may have as many,
+and a command more."""
 
 MAX_WAITING_BYTES = 64 << 20
 """Commands that may wait to be sent, about."""

@@ -204,6 +204,13 @@ def test_a_write_of_any_number_of_commands_goes_in_calls_of_so_many() -> None:
     lab.settle()
     assert all(isinstance(each, int) for each in answers)
     assert len(lab.asked) == 3
+    lab.asked.clear()
+    ask(lab["n2"], (b"k", b"."))  # under way
+    nearly = (b"k", b"." * (forwarding.CALL_BYTES - 7))
+    answers = ask(lab["n2"], nearly) + ask(lab["n2"], nearly, (b"k", long * 9))
+    lab.settle()
+    assert value_of(lab["n1"], b"k") == long * 9
+    assert len(lab.asked) == 2  # the longest one there may be
 
 
 @pytest.mark.parametrize(

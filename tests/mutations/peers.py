@@ -269,6 +269,20 @@ MUTATIONS = [
         ("tests/peers/test_calls.py",),
     ),
     Mutation(
+        "one call has any number of bytes in its commands",
+        "conure/peers/calls.py",
+        "if sum(lengths) - max(lengths) > MAX_CALL_BYTES:",
+        "if sum(lengths) < 0:",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
+        "the bytes of a call's longest command count with the others",
+        "conure/peers/calls.py",
+        "if sum(lengths) - max(lengths) > MAX_CALL_BYTES:",
+        "if sum(lengths) > MAX_CALL_BYTES:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "an error that another node tells of has any text and number in it",
         "conure/peers/calls.py",
         "if not all(map(_is_proper, told.values())):",

@@ -28,6 +28,7 @@ from conure.errors import (
 )
 from conure.peers import answering, calling, line
 from conure.peers.calls import (
+    MAX_CALL_BYTES,
     MAX_COMMANDS,
     Answer,
     AnswerKind,
@@ -482,6 +483,7 @@ def test_what_was_encoded_is_read(parts: list[bytes], number: int) -> None:
         encode_commands([b"a", b"b"])[:-1],
         encode_commands([b"a", b"b"]) + b"c",
         (MAX_COMMANDS + 1).to_bytes(4, "big") + bytes(4 * (MAX_COMMANDS + 1)),
+        encode_commands([bytes(MAX_CALL_BYTES), b"a", bytes(MAX_CALL_BYTES)]),
     ],
 )
 def test_commands_that_do_not_fill_their_body_are_refused(body: bytes) -> None:
