@@ -287,9 +287,12 @@ class Forwarding:
             self._lead()
         elif self._waiting or self._unasked or self._asked:
             leader = self._leader()
-            if leader is not None:
-                self._send_writes(leader)
-                self._ask(leader)
+            if leader is None:
+                return
+            if (obstacle := self._obstacle()) is not None:
+                self._refuse_all(obstacle)
+            self._send_writes(leader)
+            self._ask(leader)
 
     def expire(self, now: float) -> None:
         """Answer those whose time is up."""
@@ -338,6 +341,16 @@ class Forwarding:
                 "ask it itself, or upgrade it"
             )
         return None
+
+    def _refuse_all(self, error: ConureError) -> None:
+        """Refuse all that waits to be asked for, or was asked of a former leader: the present one
+        takes no calls."""
+        while self._waiting:
+            self._monitor.finished.append(self._pop().answer(error))
+        asked, self._asked = self._asked, None
+        reads = [*(asked.reads if asked else ()), *self._unasked]
+        self._unasked = []
+        self._refuse(reads, error)
 
     def _is_refusing(self, leader: Server) -> bool:
         """Tell whether the leader has just said that it isn't one."""

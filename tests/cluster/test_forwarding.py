@@ -408,6 +408,26 @@ def test_a_leader_of_the_release_before_is_not_asked() -> None:
     assert not lab.calls
 
 
+def test_what_waits_is_refused_where_a_leader_of_the_release_before_takes_over() -> None:
+    lab = three()
+    lab["n1"].stop()
+    lab.nodes.pop("n1")
+    lab.add("n1", speaks=1)
+    if lab.leader() is not lab["n3"]:
+        swap(lab, "n3")
+    sent, waiting = ask(lab["n2"], (b"a", b"1")), ask(lab["n2"], (b"a", b"2"))
+    reading = look(lab["n2"])
+    lab.calls.clear()
+    swap(lab, "n1")
+    assert [type(each[0]) for each in (sent, waiting, reading)] == [
+        type(None),
+        Unavailable,
+        Unavailable,
+    ]
+    assert "takes no requests from other nodes" in str(waiting[0])
+    assert [call.term for _, call in lab.asked if call.term == lab["n1"]._raft.term] == []
+
+
 def test_a_node_that_ends_answers_what_waits() -> None:
     lab = three()
     sent, waiting, reading = (

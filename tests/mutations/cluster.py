@@ -869,6 +869,13 @@ MUTATIONS = [
         ("tests/cluster/test_engines.py",),
     ),
     Mutation(
+        "what waits is sent to a leader that knows no calls",
+        "conure/cluster/forwarding.py",
+        "                self._refuse_all(obstacle)",
+        "                pass",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a write is sent while an earlier one may still be refused",
         "conure/cluster/forwarding.py",
         "if self._sent and (self._sent[-1].leader == key or now < self._changed_at + GRACE):",
