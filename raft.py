@@ -468,8 +468,11 @@ class Raft:
         """Tell whether this leader may read without a round because somebody else asks it to, who
         says that he follows it in this term (R6).
 
-        His word began after his reads did, and if the two of them are a quorum, nobody can have
-        been elected before that in a later term.
+        He said so after his reads had come in, and may have been heard much later: it counts that
+        he had voted in no later term by then, as this leader has not by now. Whoever was elected in
+        one before that holds what is committed here, so its configuration is the latest one or, if
+        a change is under way, the one before (R4). If the two are a quorum of the latest, each
+        quorum of either has one of them: nobody was.
         """
         configuration = self.configuration
         server = configuration.get(node_id)

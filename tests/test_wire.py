@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.commands import (
+    MAX_VALUE_BYTES,
     Acquire,
     Compare,
     Delete,
@@ -446,7 +447,7 @@ SEQUENTIALS = st.builds(
     Sequential,
     st.lists(COMPARES, max_size=3).map(tuple),
     st.lists(STEPS, max_size=6).map(tuple),
-    st.integers(0, 64 << 20),
+    st.integers(0, MAX_VALUE_BYTES),
     U64,
     SHORT,
     SHORT,

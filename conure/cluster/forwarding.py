@@ -51,6 +51,7 @@ from conure.errors import (
 from conure.metrics import Registry
 from conure.peers.calling import CallReply
 from conure.peers.calls import (
+    MAX_CALL_BYTES,
     MAX_COMMANDS,
     Answer,
     AnswerKind,
@@ -71,8 +72,9 @@ from raft import Raft
 
 __all__ = ["CALL_BYTES", "FactsReply", "Forwarding", "Lines"]
 
-CALL_BYTES = 1 << 20
-"""Bytes of commands after which a call takes no more of them: the leader reads it in one go."""
+CALL_BYTES = MAX_CALL_BYTES // 2
+"""Bytes of commands after which a call takes no more of them; what is taken last may have as many,
+and a command more."""
 
 MAX_WAITING_BYTES = 64 << 20
 """Commands that may wait to be sent, about."""
@@ -126,6 +128,7 @@ class _Sent:
 
     leader: tuple[str, int]  # its ID and term
     parts: list[_Part]
+    transactions: frozenset[int]  # those of its commands that have an outcome each
     answered: bytearray  # 1 for each command that is
     deadline: float
     is_over: bool = False
@@ -284,9 +287,12 @@ class Forwarding:
             self._lead()
         elif self._waiting or self._unasked or self._asked:
             leader = self._leader()
-            if leader is not None:
-                self._send_writes(leader)
-                self._ask(leader)
+            if leader is None:
+                return
+            if (obstacle := self._obstacle()) is not None:
+                self._refuse_all(obstacle)
+            self._send_writes(leader)
+            self._ask(leader)
 
     def expire(self, now: float) -> None:
         """Answer those whose time is up."""
@@ -336,6 +342,16 @@ class Forwarding:
             )
         return None
 
+    def _refuse_all(self, error: ConureError) -> None:
+        """Refuse all that waits to be asked for, or was asked of a former leader: the present one
+        takes no calls."""
+        while self._waiting:
+            self._monitor.finished.append(self._pop().answer(error))
+        asked, self._asked = self._asked, None
+        reads = [*(asked.reads if asked else ()), *self._unasked]
+        self._unasked = []
+        self._refuse(reads, error)
+
     def _is_refusing(self, leader: Server) -> bool:
         """Tell whether the leader has just said that it isn't one."""
         same = self._refused_by == (leader.id, self._raft.term)
@@ -377,10 +393,11 @@ class Forwarding:
         if not parts:
             return
         seconds = self._write_timeout + MARGIN
-        sent = _Sent(key, parts, bytearray(count), parts[-1].deadline + MARGIN)
+        commands = [command for part in parts for command in part.commands]
+        transactions = frozenset(n for n, each in enumerate(commands) if codec.has_outcome(each))
+        sent = _Sent(key, parts, transactions, bytearray(count), parts[-1].deadline + MARGIN)
         self._sent.append(sent)
         self._newest = sent
-        commands = [command for part in parts for command in part.commands]
         call = Call(CallKind.WRITE, self._raft.term, encode_commands(commands))
         if not self._lines.call(leader.id, call, partial(self._on_written, sent), seconds):
             self._end(sent, _not_reached(leader.id))
@@ -434,8 +451,8 @@ class Forwarding:
             self._distribute(sent, start, stop, error)
         elif kind is AnswerKind.COMMITTED:
             first, encoded = decode_outcomes(answer.body)
-            if not all(start <= position < stop for position in encoded):
-                raise WireError("outcomes of other commands than were asked for")
+            if encoded.keys() != {n for n in sent.transactions if start <= n < stop}:
+                raise WireError("outcomes of other commands than have one")
             outcomes = {
                 first + position: codec.decode_outcome(outcome)
                 for position, outcome in encoded.items()
@@ -534,6 +551,8 @@ class Forwarding:
             given_up = [read for read in asked.reads if read.failures > 1]
             self._unasked[:0] = [read for read in asked.reads if read.failures < 2]
             self._refuse(given_up, Unavailable(f"the read was not confirmed: {answer}"))
+        elif not answer.is_last:
+            raise WireError("a part of an answer to a read")
         elif answer.kind is AnswerKind.CONFIRMED:
             self._take_index(asked, answer)
         elif answer.kind is AnswerKind.FAILED:
@@ -673,6 +692,8 @@ def _told_of_change(leader: str, answer: Answer | ConureError) -> Mapping[str, A
     """Return what a client is told of a change. Raises WireError."""
     if isinstance(answer, ConureError):
         return answer
+    if not answer.is_last:
+        raise WireError("a part of an answer to a change")
     if answer.kind is AnswerKind.CHANGED:
         return decode_facts(answer.body)
     if answer.kind is not AnswerKind.FAILED:

@@ -1047,13 +1047,11 @@ class Node:
         self._drive()
 
     def _take_back_gathered(self) -> None:
-        """Pass on what was gathered to be proposed here, ahead of all that comes from now on. What
-        isn't passed on waits for the next proposal, which finds out who leads by then."""
+        """Pass on what was gathered to be proposed here, ahead of all that comes from now on, and
+        refuse the rest. None of it may wait until this node leads again: another one that has asked
+        for it has asked the leader in between for what comes behind it."""
         for write in self._writes.take():
-            if write.passes_on:
-                self._forwarding.take_back(write)
-            else:
-                self._writes.gather(write)
+            self._lose_write(write, self._standing.not_leader())
 
     def _lose_write(self, write: Write, error: ConureError) -> None:
         """Take back a write that was gathered, from a leader that is one no more."""

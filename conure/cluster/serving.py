@@ -160,15 +160,18 @@ class Serving:
                 wanted = [self._reads_of(each) for each in transactions if each is not None]
                 if sum(wanted) > MAX_READ_BYTES:
                     raise Unavailable("too much would be read at a time; try again shortly")
-                for start, stop, error in self._runs(transactions):
-                    told = shifted(reply, start)
-                    if error is not None:
-                        self._monitor.finished.append(partial(told, 0, stop - start, error))
-                        continue
-                    deadline = self._clock() + self._write_timeout
-                    self._take_in(Write([*commands[start:stop]], told, deadline))
+                runs = [*self._runs(transactions)]
             except ConureError as error:
-                self._monitor.finished.append(partial(reply, 0, len(commands), error))
+                runs = [(0, len(commands), error)]
+            for start, stop, refusal in runs:
+                deadline = self._clock() + self._write_timeout
+                write = Write([*commands[start:stop]], shifted(reply, start), deadline)
+                try:
+                    if refusal is not None:
+                        raise refusal
+                    self._take_in(write)
+                except ConureError as error:  # what was taken in before is answered by its end
+                    self._monitor.finished.append(write.answer(error))
 
     def _read(self, peer: Greeting, term: int, applied: int, answer: Ask) -> None:
         def confirmed(error: ConureError | None) -> None:

@@ -24,6 +24,7 @@ from conure.metrics import Counter
 from conure.peers.calls import Answer, Call, decode_answer, encode_call
 from conure.peers.dialling import Dialler
 from conure.peers.line import Line, Registrar
+from conure.peers.sockets import reason
 
 __all__ = ["MAX_CALLS", "CallReply", "CallWay"]
 
@@ -32,7 +33,7 @@ MAX_CALLS = 64
 
 CallReply = Callable[[Answer | ConureError], None]
 """Told each part of an answer, or why there is none. Any thread; raises WireError for an answer
-that its call can't have: that ends the connection."""
+that its call can't have: that ends the connection, and it is told nothing more."""
 
 log = logging.getLogger("conure.transport")
 
@@ -132,8 +133,9 @@ class CallWay:
         with self._lock:
             address = self._address
         sock, _ = self._dialler.dial("calls", address, self._id)
-        line = Line(sock, self._take, self._sent, self._received, look=self._look)
+        why = "it was closed"
         try:
+            line = Line(sock, self._take, self._sent, self._received, look=self._look)
             with self._lock:
                 self._line = line
                 while self._waiting and self._send(line, *self._waiting[0]):
@@ -143,11 +145,18 @@ class CallWay:
             log.debug("connected to %s at %s for calls", self._id, address)
             self._trouble = ""
             line.run(self._registrar)
+            why = str(line.error or why)
+        except OSError as error:  # no file descriptor is left, say
+            why = reason(error)
+            raise Unavailable(why) from error
         finally:
             with self._lock:
                 self._line = None
                 lost, self._asked = self._asked, {}
-            why = self._dialler.hang_up(sock) or str(line.error or "it was closed")
+            self._tell_lost(lost, self._dialler.hang_up(sock) or why)
+
+    def _tell_lost(self, lost: dict[int, _Asked], why: str) -> None:
+        """Tell all who have asked over a connection that it has ended."""
         log.debug("lost the connection to %s for calls: %s", self._id, why)
         error = OutcomeUnknown(
             f"the connection to the leader {self._id} was lost before it answered ({why}); the "
@@ -187,7 +196,17 @@ class CallWay:
                     self._asked.pop(number, None)
             if asked is None:
                 raise WireError("an answer to what was not asked, or is answered already")
-            asked.reply(answer)
+            try:
+                asked.reply(answer)
+            except WireError:
+                self._forget(number)
+                raise
+
+    def _forget(self, number: int) -> None:
+        """Tell nothing more to who has refused an answer."""
+        with self._lock:
+            if number in self._asked:
+                del self._asked[number]
 
     def _look(self) -> None:
         """Raise WireError if a call has waited for too long."""

@@ -56,6 +56,7 @@ from conure.errors import ConureError, WireError
 from conure.peers.sockets import parse_json
 
 __all__ = [
+    "MAX_CALL_BYTES",
     "MAX_COMMANDS",
     "Answer",
     "AnswerKind",
@@ -79,6 +80,9 @@ __all__ = [
 
 MAX_COMMANDS: Final = 512
 """Commands of one call."""
+
+MAX_CALL_BYTES: Final = 2 << 20
+"""Bytes of all commands of a call but the longest: whoever is called looks at them in one go."""
 
 _VERSION = 1
 _CALL = Struct(">BBHQQ")
@@ -192,7 +196,7 @@ def decode_answer(payload: bytes) -> tuple[int, Answer]:
 
 
 def encode_commands(commands: Sequence[bytes]) -> bytes:
-    """Return the body of a write: up to MAX_COMMANDS commands."""
+    """Return the body of a write: up to MAX_COMMANDS commands, of MAX_CALL_BYTES."""
     n = len(commands)
     assert 0 < n <= MAX_COMMANDS
     return b"".join([pack(f">I{n}I", n, *map(len, commands)), *commands])
@@ -210,6 +214,8 @@ def decode_commands(body: bytes) -> list[bytes]:
     bounds = list(accumulate(lengths, initial=_COUNT.size * (n + 1)))
     if bounds[-1] != len(body):
         raise WireError(f"commands of {bounds[-1]} bytes in a body of {len(body)}")
+    if sum(lengths) - max(lengths) > MAX_CALL_BYTES:
+        raise WireError(f"{n} commands of {sum(lengths)} bytes in one call")
     return [body[a:b] for a, b in pairwise(bounds)]
 
 
@@ -284,9 +290,20 @@ def decode_error(body: bytes) -> ConureError:
     fields = _FIELDS.get(kind.__name__, {})
     if {field: type(value) for field, value in told.items()} != fields:
         raise WireError(f"an answer with other fields than {kind.__name__} has")
+    if not all(map(_is_proper, told.values())):
+        raise WireError(f"an answer with fields that no {kind.__name__} has")
     shown = "".join([char if char.isprintable() else "?" for char in message[:_MAX_MESSAGE]])
     error = kind.__new__(kind, shown)
     error.__setstate__(
         {name: tuple(each) if type(each) is list else each for name, each in told.items()}
     )  # as pickle does
     return error
+
+
+def _is_proper(value: int | str | list[Any]) -> bool:
+    """Tell whether that may be a field of an error, which may become a header field of HTTP."""
+    if isinstance(value, list):
+        return all(isinstance(each, str) and _is_proper(each) for each in value)
+    if isinstance(value, str):
+        return len(value) <= _MAX_MESSAGE and value.isprintable()
+    return 0 <= value < 1 << 64

@@ -112,10 +112,14 @@ class Line:
 
     def run(self, registrar: Registrar | None) -> None:
         """Send what waits, and see that what comes is read, until the connection ends. Its own
-        thread; once."""
-        self._sock.settimeout(0.0)
-        if registrar is not None:
-            registrar.register(self._sock, self.take_input)
+        thread; once. Raises OSError if the system refuses to wait for the socket."""
+        try:
+            self._sock.settimeout(0.0)
+            if registrar is not None:
+                registrar.register(self._sock, self.take_input)
+        except OSError:
+            self.close()
+            raise
         try:
             self._pump(reads=registrar is None)
         finally:

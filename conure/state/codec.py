@@ -191,6 +191,7 @@ __all__ = [
     "encode_records",
     "encode_sequential",
     "encode_transaction",
+    "has_outcome",
     "newest_version",
     "stamp",
 ]
@@ -206,6 +207,7 @@ OP_SEQUENTIAL: Final = 4
 MAX_CHUNK_RECORDS: Final = 1 << 16
 
 _VERSION, _SEQUENTIAL_VERSION = 1, 2
+_MAX_COMMAND = MAX_VALUE_BYTES + (32 << 20)  # all keys it may have; a frame holds more (records.py)
 
 _COMMAND = struct.Struct(">3sH")
 _PUT = bytes((_VERSION, OP_PUT, 0))
@@ -241,10 +243,15 @@ def encode_delete(key: bytes) -> bytes:
     return _COMMAND.pack(_DELETE, len(key)) + key
 
 
+def has_outcome(command: bytes) -> bool:
+    """Tell whether a command is a transaction of either kind, of which there is an outcome."""
+    return command[1] >= OP_TRANSACTION
+
+
 def stamp(command: bytes, time: int) -> bytes:
     """Return a command with the time, in milliseconds, as of which it is to be carried out: a put
     or a delete as it is, for it has none."""
-    if command[1] < OP_TRANSACTION:
+    if not has_outcome(command):
         return command
     return b"%b%b%b" % (command[:3], time.to_bytes(8, "big"), command[11:])
 
@@ -267,10 +274,12 @@ def check_command(data: bytes) -> Transaction | Sequential | None:
     """Return the transaction that a command stands for, None: it is a put or a delete. Raises
     WireError for one that the state machine could not apply.
 
-    That is one that the decoders of commands and transactions don't read, or that
-    writes a longer key than anybody may have. It is looked at before it gets into a log: there it
-    would end the node, and again at each start.
+    That is one that the decoders of commands and transactions don't read, that writes a longer key
+    than anybody may have, or makes longer values, or is longer than any. It is looked at before it
+    gets into a log: there it would end the node, and again at each start.
     """
+    if len(data) > _MAX_COMMAND:
+        raise WireError(f"a command of {len(data)} bytes")
     operation, value_at = _measure(data)
     if operation == OP_SEQUENTIAL:
         sequential = decode_sequential(data)
@@ -289,6 +298,8 @@ def check_command(data: bytes) -> Transaction | Sequential | None:
 
 
 def _check_steps(sequential: Sequential) -> None:
+    if sequential.longest > MAX_VALUE_BYTES:
+        raise WireError(f"steps that make values of up to {sequential.longest} bytes")
     for step in sequential.steps:
         longest = len(step.key)
         if type(step) is Move:

@@ -24,6 +24,7 @@ from conure.commands import (
     Put,
     Range,
     Relation,
+    Sequential,
     Target,
     Transaction,
 )
@@ -51,8 +52,10 @@ from conure.peers.calls import (
     encode_error,
     encode_facts,
     encode_index,
+    encode_outcomes,
 )
 from conure.state import codec
+from conure.steps import Overlay
 from tests.lab.nodes import Lab, cluster, put, read
 
 Ended = Outcome | ConureError | int | None
@@ -201,6 +204,13 @@ def test_a_write_of_any_number_of_commands_goes_in_calls_of_so_many() -> None:
     lab.settle()
     assert all(isinstance(each, int) for each in answers)
     assert len(lab.asked) == 3
+    lab.asked.clear()
+    ask(lab["n2"], (b"k", b"."))  # under way
+    nearly = (b"k", b"." * (forwarding.CALL_BYTES - 7))
+    answers = ask(lab["n2"], nearly) + ask(lab["n2"], nearly, (b"k", long * 9))
+    lab.settle()
+    assert value_of(lab["n1"], b"k") == long * 9
+    assert len(lab.asked) == 2  # the longest one there may be
 
 
 @pytest.mark.parametrize(
@@ -357,6 +367,21 @@ def test_what_a_leader_has_gathered_comes_before_what_it_is_asked_for_later() ->
     assert (gathered, later) == ([None], [None])
 
 
+def test_what_another_node_was_refused_for_is_not_proposed_in_a_later_term() -> None:
+    """It has asked the leader in between for what comes behind it."""
+    lab = three()
+    begun = ask(lab["n1"], (b"z", b"1"))
+    answers = serve(lab, write_call(lab, codec.encode_put(b"a", b"1")))
+    assert lab["n1"]._writes.gathered_count == 1
+    lab["n1"]._pacing.pause(5)  # until the reactor has got to it
+    lab.later["n1"] = lambda action, seconds: None
+    term = lab["n1"]._raft.term + 1
+    lab["n1"].receive([Message(MessageType.HEARTBEAT, "n3", "n1", term)])
+    assert lab["n1"]._writes.gathered_count == 0
+    assert isinstance(decode_error(answers[0].body), NotLeader)
+    assert begun == [None]
+
+
 def test_where_nobody_leads_nobody_waits() -> None:
     lab = three()
     lab.cut.add("n2")
@@ -381,6 +406,26 @@ def test_a_leader_of_the_release_before_is_not_asked() -> None:
         assert type(answers[0]) is Unavailable
         assert "takes no requests from other nodes" in str(answers[0])
     assert not lab.calls
+
+
+def test_what_waits_is_refused_where_a_leader_of_the_release_before_takes_over() -> None:
+    lab = three()
+    lab["n1"].stop()
+    lab.nodes.pop("n1")
+    lab.add("n1", speaks=1)
+    if lab.leader() is not lab["n3"]:
+        swap(lab, "n3")
+    sent, waiting = ask(lab["n2"], (b"a", b"1")), ask(lab["n2"], (b"a", b"2"))
+    reading = look(lab["n2"])
+    lab.calls.clear()
+    swap(lab, "n1")
+    assert [type(each[0]) for each in (sent, waiting, reading)] == [
+        type(None),
+        Unavailable,
+        Unavailable,
+    ]
+    assert "takes no requests from other nodes" in str(waiting[0])
+    assert [call.term for _, call in lab.asked if call.term == lab["n1"]._raft.term] == []
 
 
 def test_a_node_that_ends_answers_what_waits() -> None:
@@ -628,10 +673,15 @@ def test_too_many_changes_are_not_passed_on() -> None:
     _, _, _, reply = lab.calls.popleft()
     reply(OutcomeUnknown("lost"))
     assert type(told[2]) is OutcomeUnknown
-    _, _, _, reply = lab.calls.popleft()
-    with pytest.raises(WireError):
-        reply(Answer(AnswerKind.CONFIRMED, 1, b""))
-    assert type(told[3]) is OutcomeUnknown
+    for answer in (
+        Answer(AnswerKind.CONFIRMED, 1, b""),
+        Answer(AnswerKind.CHANGED, 1, encode_facts({}), is_last=False),
+    ):
+        _, _, _, reply = lab.calls.popleft()
+        with pytest.raises(WireError):
+            reply(answer)
+        assert type(told[-1]) is OutcomeUnknown
+    assert len(told) == 5
 
 
 # -- a member that lies ----------------------------------------------------------------------------
@@ -656,7 +706,10 @@ def write_call(lab: Lab, *commands: bytes) -> Call:
         b"\1\x09\0\0\1k",
         codec.encode_transaction(transaction(Expire(5))),
         codec.encode_put(b"k" * 40_000, b"v"),
+        codec.encode_put(b"k", bytes(100 << 20)),  # which the log's messages have no room for
+        codec.encode_sequential(Sequential((), (Overlay(b"k", 1 << 30, b"v"),), 1 << 31)),
     ],
+    ids=range(8),
 )
 def test_no_command_that_no_client_can_ask_for_is_taken(command: bytes) -> None:
     lab = three()
@@ -700,6 +753,26 @@ def test_a_session_holds_no_more_by_way_of_a_follower(monkeypatch: pytest.Monkey
     assert isinstance(done[0], Outcome)
     assert [type(each) for each in answers] == [int, TooManyHeld, int, int]
     assert value_of(lab["n1"], b"c") == b"1"
+
+
+def test_what_was_taken_in_is_answered_by_its_end_though_the_rest_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = three()
+    monkeypatch.setattr(lab["n1"]._store, "holdings", lambda *_: MAX_HELD)
+    crowd = iter([None, Unavailable("too many")])
+
+    def refuse() -> None:
+        if (error := next(crowd)) is not None:
+            raise error
+
+    monkeypatch.setattr(lab["n1"], "_refuse_if_crowded", refuse)
+    holding = transaction(Acquire(b"x", b"s", None))
+    answers = ask(lab["n2"], (b"a", b"1"), holding, (b"b", b"1"), (b"b", b"2"))
+    lab.settle()
+    assert [type(each) for each in answers] == [int, TooManyHeld, Unavailable, Unavailable]
+    assert value_of(lab["n1"], b"a") == b"1"
+    assert value_of(lab["n1"], b"b") is None
 
 
 def test_no_call_reads_more_than_a_node_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -756,6 +829,29 @@ def test_an_answer_that_the_call_cant_have_leaves_the_write_unknown(answer: Answ
     again = ask(lab["n2"], (b"c", b"1"))
     lab.settle()
     assert isinstance(again[0], int)
+
+
+@pytest.mark.parametrize("positions", [(), (1,), (0, 1)])
+def test_an_outcome_of_a_plain_write_or_none_of_a_transaction_is_no_answer(
+    positions: tuple[int, ...],
+) -> None:
+    lab = three()
+    answers = ask(lab["n2"], transaction(Increment(b"n", 1)), (b"a", b"1"))
+    (_, _, call, reply) = lab.calls.popleft()
+    outcome = codec.encode_outcome(Outcome(77, succeeded=True))
+    body = encode_outcomes(77, [(position, outcome) for position in positions])
+    with pytest.raises(WireError):
+        reply(Answer(AnswerKind.COMMITTED, call.term, body, 0, 2))
+    assert [type(each) for each in answers] == [OutcomeUnknown] * 2
+
+
+def test_a_part_of_the_answer_to_a_read_is_none() -> None:
+    lab = three()
+    answers = look(lab["n2"])
+    (_, _, call, reply) = lab.calls.popleft()
+    with pytest.raises(WireError):
+        reply(Answer(AnswerKind.CONFIRMED, call.term, encode_index(1), is_last=False))
+    assert type(answers[0]) is Unavailable
 
 
 def test_a_call_of_two_parts_is_over_with_the_second() -> None:

@@ -883,6 +883,13 @@ MUTATIONS = [
         ("tests/cluster/test_engines.py",),
     ),
     Mutation(
+        "what waits is sent to a leader that knows no calls",
+        "conure/cluster/forwarding.py",
+        "                self._refuse_all(obstacle)",
+        "                pass",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a write is sent while an earlier one may still be refused",
         "conure/cluster/forwarding.py",
         "if self._sent and (self._sent[-1].leader == key or now < self._changed_at + GRACE):",
@@ -939,6 +946,20 @@ MUTATIONS = [
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
+        "a leader may leave out the outcome of a transaction",
+        "conure/cluster/forwarding.py",
+        "if encoded.keys() != {n for",
+        "if encoded.keys() - {n for",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a change is answered as often as a leader likes",
+        "conure/cluster/forwarding.py",
+        'raise WireError("a part of an answer to a change")',
+        "pass",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a leader of any term takes a call",
         "conure/cluster/serving.py",
         "if self._raft.term != term:",
@@ -976,8 +997,22 @@ MUTATIONS = [
     Mutation(
         "what a leader has gathered is refused when it leads no more",
         "conure/cluster/node.py",
-        "            if write.passes_on:\n                self._forwarding.take_back(write)",
-        "            if not write:\n                self._forwarding.take_back(write)",
+        "        if write.passes_on and isinstance(error, NotLeader):",
+        "        if not write:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "what a leader has gathered waits until it leads again",
+        "conure/cluster/node.py",
+        "            self._lose_write(write, self._standing.not_leader())",
+        "            self._writes.gather(write)",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "what was taken in of a call is refused with the rest",
+        "conure/cluster/serving.py",
+        "finished.append(write.answer(error))",
+        "finished.append(partial(reply, 0, len(commands), error))",
         ("tests/cluster/test_forwarding.py",),
     ),
 ]

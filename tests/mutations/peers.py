@@ -213,6 +213,20 @@ MUTATIONS = [
         ("tests/peers/test_calls.py",),
     ),
     Mutation(
+        "a node that once had no file descriptor for it never asks that leader again",
+        "conure/peers/calling.py",
+        "        except OSError as error:  #",
+        "        except KeyError as error:  #",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
+        "who has refused an answer is told more",
+        "conure/peers/calling.py",
+        "                self._forget(number)\n",
+        "",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
         "an answer is believed to what was not asked",
         "conure/peers/calling.py",
         "            if asked is None:\n                raise WireError",
@@ -252,6 +266,27 @@ MUTATIONS = [
         "conure/peers/line.py",
         "if received and is_stalled(",
         "if not received and is_stalled(",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
+        "one call has any number of bytes in its commands",
+        "conure/peers/calls.py",
+        "if sum(lengths) - max(lengths) > MAX_CALL_BYTES:",
+        "if sum(lengths) < 0:",
+        ("tests/peers/test_calls.py",),
+    ),
+    Mutation(
+        "the bytes of a call's longest command count with the others",
+        "conure/peers/calls.py",
+        "if sum(lengths) - max(lengths) > MAX_CALL_BYTES:",
+        "if sum(lengths) > MAX_CALL_BYTES:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "an error that another node tells of has any text and number in it",
+        "conure/peers/calls.py",
+        "if not all(map(_is_proper, told.values())):",
+        "if False:",
         ("tests/peers/test_calls.py",),
     ),
     Mutation(

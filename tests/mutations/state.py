@@ -81,6 +81,20 @@ MUTATIONS = [
         SIMULATION,
     ),
     Mutation(
+        "a command may be longer than the messages that carry the log",
+        "conure/state/codec.py",
+        "    if len(data) > _MAX_COMMAND:",
+        "    if len(data) < 0:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "steps may make a value of any length",
+        "conure/state/codec.py",
+        "    if sequential.longest > MAX_VALUE_BYTES:",
+        "    if sequential.longest < 0:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a key that fits in no page gets into the log",
         "conure/state/codec.py",
         "        if value_at > 5 + MAX_KEY_BYTES:\n",

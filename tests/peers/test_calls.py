@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from conure.errors import (
 )
 from conure.peers import answering, calling, line
 from conure.peers.calls import (
+    MAX_CALL_BYTES,
     MAX_COMMANDS,
     Answer,
     AnswerKind,
@@ -143,6 +145,27 @@ def test_who_can_not_be_reached_was_sent_nothing(net: Net) -> None:
     assert isinstance(end[0], Unavailable)
 
 
+def test_a_node_without_file_descriptors_for_a_while_asks_again_later(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = net.pair()
+    answer_at_once(b)
+    told = Told(a)
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> int:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        patch.setattr("os.eventfd", refuse)
+        end = told.ask()
+        eventually(lambda: bool(end))
+        assert type(end[0]) is Unavailable
+        assert "too many open files" in str(end[0]).lower()
+    end = told.ask()
+    eventually(lambda: bool(end))
+    assert isinstance(end[0], Answer)
+
+
 def test_who_refuses_was_sent_nothing(net: Net) -> None:
     a, b = net.pair()
     b.cluster = "another"
@@ -193,7 +216,8 @@ def test_an_answer_that_none_can_be_ends_the_connection(net: Net, frames: list[b
     assert len(told.ends[0]) == 1
 
 
-def test_an_answer_that_whoever_asked_refuses_ends_the_connection(net: Net) -> None:
+@pytest.mark.parametrize("is_last", [True, False])
+def test_an_answer_that_whoever_asked_refuses_ends_the_connection(net: Net, is_last: bool) -> None:
     a = net.node("a")
     sock, told = dialled(net, a)
     ends: list[Answer | ConureError] = []
@@ -206,10 +230,13 @@ def test_an_answer_that_whoever_asked_refuses_ends_the_connection(net: Net) -> N
     read_frame(sock)
     assert a.transport.call("b", CONFIRM, reply, 5.0)
     read_frame(sock)
-    sock.sendall(encode_answer(2, YES))
-    eventually(lambda: bool(told.ends[0]))
+    told.ask()
+    read_frame(sock)
+    part = YES._replace(is_last=is_last)
+    sock.sendall(encode_answer(2, part))
+    eventually(lambda: all(told.ends))  # in their order
     assert isinstance(told.ends[0][0], OutcomeUnknown)
-    assert ends == [YES]
+    assert ends == [part]
     assert is_closed(sock)
 
 
@@ -456,6 +483,7 @@ def test_what_was_encoded_is_read(parts: list[bytes], number: int) -> None:
         encode_commands([b"a", b"b"])[:-1],
         encode_commands([b"a", b"b"]) + b"c",
         (MAX_COMMANDS + 1).to_bytes(4, "big") + bytes(4 * (MAX_COMMANDS + 1)),
+        encode_commands([bytes(MAX_CALL_BYTES), b"a", bytes(MAX_CALL_BYTES)]),
     ],
 )
 def test_commands_that_do_not_fill_their_body_are_refused(body: bytes) -> None:
@@ -511,6 +539,12 @@ def test_every_error_arrives_as_itself(error: ConureError) -> None:
         {"error": ["Conflict"], "message": "x"},
         {"error": "Conflict", "message": 5},
         {"error": "Conflict", "message": "x", "args": []},
+        {"error": "Unavailable", "message": "x", "retry_after": -1},
+        {"error": "PreconditionFailed", "message": "x", "current": 10**400},
+        {"error": "MethodNotAllowed", "message": "x", "allowed": [1]},
+        {"error": "MethodNotAllowed", "message": "x", "allowed": ["GET\r\nSet-Cookie: x"]},
+        {"error": "Refused", "message": "x", "told": "y\n"},
+        {"error": "Refused", "message": "x", "told": "y" * 5000},
     ],
 )
 def test_nothing_else_is_an_error(told: dict[str, Any]) -> None:
