@@ -7,6 +7,7 @@
 # make bench    the comparison with etcd, redis, sqlite3, LMDB, LevelDB and RocksDB
 # make wheel    build/conuredb-VERSION-py3-none-any.whl, for pip
 # make pyz      build/conuredb.pyz, the server and the shell in one file that Python runs as it is
+# make redis-check REDIS_SUITE=PROGRAM  Redis' own tests; see CONTRIBUTING.md
 # make clean    removes what the others have made
 #
 # make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
@@ -29,7 +30,7 @@ ENGINE := $(or $(shell command -v podman || command -v docker),docker)
 IMAGE := docker.io/conuredb/conuredb
 
 .PHONY: run cluster test test-all check format bench wheel pyz clean
-.PHONY: chart-check image-check image-check-cluster image-check-dev k8s-images k8s-check
+.PHONY: redis-check chart-check image-check image-check-cluster image-check-dev k8s-images k8s-check
 
 run:
 	$(PYTHON) conuredb.py --bootstrap
@@ -66,6 +67,10 @@ wheel: $(READY)
 
 pyz:
 	$(PYTHON) tools/packages.py pyz
+
+redis-check:
+	@test -n "$(REDIS_SUITE)" || { echo "say REDIS_SUITE=PROGRAM; see CONTRIBUTING.md"; exit 2; }
+	$(PYTHON) tools/redis_check.py $(REDIS_SUITE)
 
 chart-check: $(READY)
 	$(BIN)/python tools/chart_check.py

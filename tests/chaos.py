@@ -2,8 +2,8 @@
 
 One plan after the other, each drawn by a seed: how many data nodes there are, whether an arbiter is
 beside them, how reads are confirmed, and what may go wrong. A plan is played in rounds of some
-seconds on one cluster. In a round, clients write and read through any member, while things are
-done to members, several at a time and often more than a quorum can bear:
+seconds on one cluster. In a round, clients write and read through any member, over HTTP and over
+RESP, while things are done to members, several at a time and often more than a quorum can bear:
 
 ========= ======================================================================================
 processes killed (SIGKILL), paused (SIGSTOP), stopped in order, started; leadership handed over
@@ -391,7 +391,7 @@ def play(seed: int, plan: Plan, rounds: int) -> None:
             for name in names:
                 stack.enter_context(_small_disk(directory / f"disk-{name}", directory / name))
         modes = (f"--read-mode={plan.read_mode}", f"--follower-mode={plan.follower_mode}")
-        cluster = Cluster(directory, *FLAGS, *modes, lab=lab, logs=directory)
+        cluster = Cluster(directory, *FLAGS, *modes, lab=lab, logs=directory, resp=True)
         stack.enter_context(cluster)
         environ = _jumping_clock(directory) if plan.clocks else {}
         for number, name in enumerate(names):
@@ -411,7 +411,7 @@ def play_round(
     chaos: Chaos, cluster: Cluster, rng: random.Random, number: int, directory: Path
 ) -> None:
     """Faults under load, the end of all faults, the checks."""
-    load = Workload(cluster, clients=6, keys=5, prefix=b"%d" % number)
+    load = Workload(cluster, clients=4, resp_clients=4, keys=5, prefix=b"%d" % number)
     try:
         with load:
             end = time.monotonic() + ROUND_SECONDS

@@ -47,6 +47,7 @@ _SERIALS: Final = 1 << 21
 _COUNT: Final = 10  # keys that SCAN looks at, unless it is told how many
 _MOST_COUNT: Final = 500  # that it looks at in one go, whatever it is told
 _STEP: Final = 200  # keys of a step of KEYS
+_SOME: Final = 16  # keys of which RANDOMKEY takes one
 _MOST_FOUND: Final = 64 << 20  # bytes of the keys that KEYS may find
 _SYNTAX: Final = "ERR syntax error"
 _NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
@@ -218,8 +219,9 @@ class Scanning:
         self._look(client, pending, look)
 
     def _any_key(self, state: State) -> bytes | None:
-        """Return the key after a place between the first and the last one that chance has found:
-        those after a gap come up more often."""
+        """Return one of some keys after a place between the first and the last key that chance has
+        found; after the last come the first ones. Those after a gap come up more often, unless all
+        keys are among the some."""
         first = next(iter(state.keys(b"", None)), None)
         last = next(iter(state.keys(b"", None, reverse=True)), None)
         if first is None or last is None:
@@ -231,7 +233,9 @@ class Scanning:
             int.from_bytes(key[shared : shared + 8].ljust(8, b"\0")) for key in (first, last)
         )
         place = first[:shared] + self._random.randint(low, high).to_bytes(8)
-        return next(iter(state.keys(place, None)), first)
+        some = list(islice(state.keys(place, None), _SOME))
+        some += islice(state.keys(b"", place), _SOME - len(some))
+        return self._random.choice(some)
 
     # -- FLUSHALL --------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""EVAL, EVALSHA and SCRIPT for scripts that are known: by their SHA-1, and by what they mean.
+"""EVAL, EVALSHA and SCRIPT for scripts that are known: by their SHA-1, and by what they mean; and
+FUNCTION, for there are no functions.
 
 Nothing interprets Lua here. A script of a library in the table stands for steps, which are done in
 one entry of the log, as Redis does a script in one go; what it replies is what Redis would. Any
@@ -323,8 +324,16 @@ def _exists(given: Words, _: Context) -> Plan:
 
 
 def _flush(given: Words, _: Context) -> Plan:
+    return _flushed("SCRIPT FLUSH only support", given)
+
+
+def _flush_functions(given: Words, _: Context) -> Plan:
+    return _flushed("FUNCTION FLUSH only supports", given)
+
+
+def _flushed(only: str, given: Words) -> Plan:
     if len(given) > 1 or (given and given[0].upper() not in (b"SYNC", b"ASYNC")):
-        raise ReplyError("ERR SCRIPT FLUSH only support SYNC|ASYNC option")
+        raise ReplyError(f"ERR {only} SYNC|ASYNC option")
     return Plan((), lambda _, replies: replies.ok())
 
 
@@ -342,4 +351,6 @@ SCRIPT_VERBS = [
          "Tells which scripts are known.", _exists),
     Verb("script flush", -2, _SCRIPT, _ANY, "scripting", "2.6.0",
          "Forgets nothing: known scripts stay so.", _flush),
+    Verb("function flush", -2, _SCRIPT, _ANY, "scripting", "7.0.0",
+         "Does nothing: there are no functions.", _flush_functions),
 ]  # fmt: skip

@@ -240,7 +240,8 @@ def _pairs(command: str, given: Words, context: Context) -> list[Write]:
 
 
 def _mset(given: Words, context: Context) -> Plan:
-    return Plan(tuple(_pairs("mset", given, context)), _ok)
+    last = {write.key: write for write in _pairs("mset", given, context)}  # of each key
+    return Plan(tuple(last.values()), _ok)
 
 
 def _msetnx(given: Words, context: Context) -> Plan:

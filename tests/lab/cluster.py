@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -29,8 +30,20 @@ from tests.lab import engines
 from tests.lab.linearizability import DELETE, GET, PUT, Operation, check_history
 from tests.lab.netns import Lab
 from tests.lab.process import ROOT, Answer, ServerProcess, has_identity
+from tests.lab.respclient import ErrorReply, RespClient, command
 
-__all__ = ["Cluster", "Member", "Workload", "fetch", "free_port", "free_ports", "wait_until"]
+__all__ = [
+    "FORGOTTEN",
+    "UNDONE",
+    "Cluster",
+    "Member",
+    "RespVisitor",
+    "Workload",
+    "fetch",
+    "free_port",
+    "free_ports",
+    "wait_until",
+]
 
 MAX_REDIRECTS = 5
 POLL = 0.02  # seconds between two looks at what is waited for: the servers need the processors
@@ -119,6 +132,12 @@ class Member:
     def whole_text(self) -> str:
         """The log of all its processes."""
         return "\n".join([*self._past, self.text])
+
+    @property
+    def resp_port(self) -> int:
+        """Where the process that runs speaks RESP; 0: nowhere yet."""
+        found = re.search(r"RESP is served at \S+:(\d+)$", self.text, re.MULTILINE)
+        return int(found[1]) if found else 0
 
     @property
     def pid(self) -> int:
@@ -255,17 +274,24 @@ class Cluster:
     """Members under *directory*, each started with *flags*. Leaving the block ends all of them.
 
     In a *lab* member n is a process on host n; otherwise all are on the loopback interface. If
-    the block is left by an exception, all logs are printed, or written to files under *logs*.
+    the block is left by an exception, all logs are printed, or written to files under *logs*. With
+    *resp* all members speak RESP, each start on a new port.
     """
 
     def __init__(
-        self, directory: Path, *flags: str, lab: Lab | None = None, logs: Path | None = None
+        self,
+        directory: Path,
+        *flags: str,
+        lab: Lab | None = None,
+        logs: Path | None = None,
+        resp: bool = False,
     ) -> None:
         self.members: list[Member] = []
         self._directory = directory
         self.flags = flags
         self._lab = lab
         self._logs = logs
+        self._resp = resp
 
     def __enter__(self) -> Self:
         return self
@@ -308,7 +334,7 @@ class Cluster:
             name,
             self._directory / name,
             host,
-            (*self.flags, *flags),
+            (*self.flags, *([f"--resp-addr={host}:0"] if self._resp else []), *flags),
             wrapper=wrapper,
             environ=environ,
             ports=ports,
@@ -400,7 +426,9 @@ def free_ports(host: str) -> tuple[int, int]:
 
 
 class Workload:
-    """Clients that write and read a few keys through any member, and note what they saw.
+    """Clients that write and read a few keys through any member, and note what they saw: so many
+    *clients* over HTTP, and *resp_clients* over RESP, each with a connection to each member, on
+    which it sometimes sends several commands at once.
 
     Leaving the block ends the clients. :meth:`check` then reads every key once more and checks
     the whole history: what was acknowledged is there, no read went back in time, and no term had
@@ -408,7 +436,13 @@ class Workload:
     """
 
     def __init__(
-        self, cluster: Cluster, *, clients: int = 4, keys: int = 4, prefix: bytes = b"w"
+        self,
+        cluster: Cluster,
+        *,
+        clients: int = 4,
+        resp_clients: int = 0,
+        keys: int = 4,
+        prefix: bytes = b"w",
     ) -> None:
         self._cluster = cluster
         self._keys = [b"%b%d" % (prefix, number) for number in range(keys)]
@@ -421,6 +455,10 @@ class Workload:
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._act, number))
             for number in range(clients)
+        ]
+        self._threads += [
+            threading.Thread(target=self._guarded, args=(self._act_over_resp, number))
+            for number in range(clients, clients + resp_clients)
         ]
         self._threads.append(threading.Thread(target=self._guarded, args=(self._observe,)))
 
@@ -477,6 +515,40 @@ class Workload:
             else:
                 self._read(client, key)
 
+    def _act_over_resp(self, client: int) -> None:
+        with RespVisitor(self._cluster) as visitor:
+            choice = random.Random(client)
+            number = 0
+            while not self._done.wait(PAUSE):
+                calls = []
+                for _ in range(choice.choice([1, 1, 1, 5])):
+                    number += 1
+                    kind = choice.choice([PUT] * 5 + [DELETE] + [GET] * 4)
+                    value = b"%d.%d" % (client, number) if kind == PUT else None
+                    calls.append((kind, choice.choice(self._keys), value))
+                self._call_over_resp(client, visitor, calls)
+
+    def _call_over_resp(
+        self, client: int, visitor: RespVisitor, calls: list[tuple[str, bytes, bytes | None]]
+    ) -> None:
+        words = {PUT: b"SET", DELETE: b"DEL", GET: b"GET"}
+        asked = [tuple(filter(None, (words[kind], key, value))) for kind, key, value in calls]
+        # A pipeline's calls are open all at once, which only widens what is allowed; to keep its
+        # order would take calls of one client that overlap and are ordered.
+        invoked = [next(self._clock) for _ in calls]
+        for (kind, key, value), moment, reply in zip(
+            calls, invoked, visitor.ask(asked), strict=True
+        ):
+            if reply is FORGOTTEN:
+                if kind != GET:
+                    self.history.append(Operation(client, kind, key, value, moment, None))
+            elif reply is not UNDONE:
+                returned = next(self._clock)
+                found = reply if kind == GET else value
+                self.history.append(Operation(client, kind, key, found, moment, returned))
+                if kind != GET:
+                    self.acknowledged_at.append(time.monotonic())
+
     def _observe(self) -> None:
         while not self._done.wait(0.03):
             for member in self._cluster.running:
@@ -527,6 +599,73 @@ class Workload:
         if answer.status == 504:
             raise Forgotten
         return None
+
+
+UNDONE, FORGOTTEN = object(), object()
+"""In the place of a reply: nothing was done; it isn't known whether anything was."""
+
+
+class RespVisitor:
+    """A client of RESP with a connection to each member of a cluster that it has asked. Not for
+    several threads."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._clients: dict[tuple[str, int], RespClient] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Close all connections."""
+        while self._clients:
+            self._clients.popitem()[1].close()
+
+    def ask(
+        self,
+        commands: Sequence[tuple[bytes, ...]],
+        member: Member | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> list[Any]:
+        """Return the replies of a pipeline to a member, any one if none is named. *progress* is
+        told how many have come."""
+        able = [each for each in self._cluster.running if each.resp_port]
+        if member is None and able:
+            member = random.choice(able)
+        if member is None:
+            return [UNDONE] * len(commands)
+        place = (member.host, member.resp_port)
+        replies: list[Any] = []
+        try:
+            if place not in self._clients:
+                self._clients[place] = RespClient(place[1], place[0], timeout=CLIENT_SECONDS)
+        except OSError:
+            return [UNDONE] * len(commands)
+        client = self._clients[place]
+        try:
+            client.send(b"".join(command(*words) for words in commands))
+            for _ in commands:
+                replies.append(_understood(client.read()))
+                progress(len(replies))
+        except (OSError, EOFError):
+            self._clients.pop(place).close()
+        return replies + [FORGOTTEN] * (len(commands) - len(replies))
+
+
+def _understood(reply: Any) -> Any:
+    """Return a reply, or what an error tells of what was done. Others are failures."""
+    if not isinstance(reply, ErrorReply):
+        return reply
+    code = str(reply).partition(" ")[0]
+    if code == "UNKNOWN":
+        return FORGOTTEN
+    if "has not said yet what it reads" in str(reply):  # a member, since the leader was started
+        return UNDONE
+    assert code in ("CLUSTERDOWN", "OOM", "TRYAGAIN", "LOADING"), reply
+    return UNDONE
 
 
 class Forgotten(Exception):

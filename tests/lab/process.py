@@ -172,6 +172,13 @@ def running(data_dir: Path, *flags: str, **options: object) -> Iterator[ServerPr
         server.kill()
 
 
+def resp_port(server: ServerProcess) -> int:
+    """Return where a server speaks RESP; its log tells that."""
+    pattern = re.compile(r"RESP is served at \S+:(\d+)$")
+    wait_until(lambda: any(pattern.search(line) for line in server.log))
+    return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Return once the condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds

@@ -64,8 +64,8 @@ class VerbMachine:
         """Return what a command asks for. Raises ReplyError."""
         name = words[0].decode().lower()
         rest = words[1:]
-        if name == "script":
-            name = f"script {words[1].decode().lower()}"
+        if name in ("script", "function"):
+            name = f"{name} {words[1].decode().lower()}"
             rest = words[2:]
         verb = VERBS[name]
         count = len(words)

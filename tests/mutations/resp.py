@@ -364,4 +364,11 @@ MUTATIONS = [
         "    lapse = Lapse(keys[0], seconds)",
         ("tests/resp/test_scripts.py",),
     ),
+    Mutation(
+        "resp: RANDOMKEY never comes back to the first key",
+        "conure/resp/scanning.py",
+        '        some += islice(state.keys(b"", place), _SOME - len(some))\n',
+        "",
+        ("tests/resp/test_scanning.py",),
+    ),
 ]

@@ -1,4 +1,7 @@
-"""The cases of the public RESP compatibility suite whose commands are data commands.
+"""The cases of the public RESP compatibility suite whose commands are offered.
+
+Those of data commands are done by a store, too. All others of its cases need commands that
+aren't offered: other types, operations on bits, dumps, and databases.
 
 tests/testdata/resp-cts.json has all of its cases, resp-cts.LICENSE its licence.
 """
@@ -6,13 +9,16 @@ tests/testdata/resp-cts.json has all of its cases, resp-cts.LICENSE its licence.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conure.resp.verbs import VERBS
-from tests.lab.respclient import ErrorReply, parse_all
+from tests.lab.process import resp_port, running
+from tests.lab.respclient import ErrorReply, RespClient, parse_all
+from tests.lab.respservice import RespService
 from tests.lab.verbmachine import VerbMachine
 
 CASES = json.loads((Path(__file__).parent.parent / "testdata/resp-cts.json").read_text())
@@ -45,3 +51,38 @@ def test_a_case_of_the_suite(case: dict[str, Any]) -> None:
     machine = VerbMachine()
     replies = [machine.run(*line.encode().split()) for line in case["command"]]
     assert [text(parse_all(reply)[0]) for reply in replies] == case["result"]
+
+
+def offered_cases() -> list[dict[str, Any]]:
+    """Return the cases all of whose commands a server has."""
+    service = RespService()
+    table = service.resp.front.commands
+    service.close()
+
+    def is_offered(line: str) -> bool:
+        first, *rest = line.lower().encode().split()
+        command = table.get(first)
+        if command is None or not (command.subcommands and rest):
+            return command is not None
+        return rest[0] in command.subcommands
+
+    return [case for case in CASES if all(map(is_offered, case["command"]))]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RespClient]:
+    data = tmp_path_factory.mktemp("cts") / "data"
+    with (
+        running(data, "--bootstrap", "--resp-addr=127.0.0.1:0") as server,
+        RespClient(resp_port(server)) as client,
+    ):
+        yield client
+
+
+def test_all_cases_of_offered_commands_over_a_socket(client: RespClient) -> None:
+    offered = offered_cases()
+    assert (len(offered), len(CASES)) == (99, 416)
+    for case in offered:
+        client.ask("FLUSHALL")
+        replies = [text(client.ask(*line.split())) for line in case["command"]]
+        assert replies == case["result"], case["name"]

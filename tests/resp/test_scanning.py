@@ -118,6 +118,11 @@ def test_keys_and_counts(service: RespService, client: RespClient) -> None:
     assert service.backend.open_states == 0
 
 
+def test_each_of_a_few_keys_comes_up_at_random(service: RespService, client: RespClient) -> None:
+    service.backend.values = {b"bar": b"v", b"foo": b"v", b"fop": b"v"}
+    assert {client.ask("RANDOMKEY") for _ in range(200)} == {b"bar", b"foo", b"fop"}
+
+
 def test_flushall_removes_all_in_parts(service: RespService, client: RespClient) -> None:
     service.backend.values = {b"k%d" % n: b"v" for n in range(3500)}
     client.send(b"FLUSHALL\r\nDBSIZE\r\nSET k v\r\nFLUSHDB ASYNC\r\nGET k\r\n")

@@ -132,6 +132,13 @@ def test_a_script_that_nobody_knows_is_refused(machine: VerbMachine) -> None:
     assert machine.run(b"SCRIPT", b"EXISTS", known.encode()) == b"*1\r\n:1\r\n"
 
 
+def test_there_are_no_functions_to_flush(machine: VerbMachine) -> None:
+    assert machine.run(b"FUNCTION", b"FLUSH") == b"+OK\r\n"
+    assert machine.run(b"FUNCTION", b"FLUSH", b"SYNC") == b"+OK\r\n"
+    text = b"-ERR FUNCTION FLUSH only supports SYNC|ASYNC option\r\n"
+    assert machine.run(b"FUNCTION", b"FLUSH", b"now") == text
+
+
 def test_keys_and_arguments_are_counted(machine: VerbMachine) -> None:
     release = digest_of("redis-py, release")
     assert machine.run(b"EVALSHA", release, b"2", b"k") == (

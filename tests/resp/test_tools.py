@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.process import ROOT, ServerProcess, running, wait_until
+from tests.lab.process import ROOT, resp_port, running
 from tests.lab.respclient import RespClient
 from tests.lab.respservice import RespService
 
@@ -23,13 +23,6 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where a server speaks RESP."""
     with running(tmp_path_factory.mktemp("resp") / "data", *FLAGS) as server:
         yield resp_port(server)
-
-
-def resp_port(server: ServerProcess) -> int:
-    """Return where a server speaks RESP; its log tells that."""
-    pattern = re.compile(r"RESP is served at \S+:(\d+)$")
-    wait_until(lambda: any(pattern.search(line) for line in server.log))
-    return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
 
 
 def test_one_store_for_both_protocols(tmp_path: Path) -> None:
@@ -63,6 +56,23 @@ def test_redis_cli(port: int) -> None:
     ]
     assert sorted(cli("--scan").split()) == ["greeting", "visits"]
     assert cli("DEL", "greeting", "visits") == "2\n"
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
+def test_the_readme_shows_what_redis_cli_prints(tmp_path: Path) -> None:
+    page = (ROOT / "README.md").read_text()
+    shown = page.partition("\n## Redis clients\n")[2].split("```\n")[1]
+    _, found, session = shown.partition("$ redis-cli -p 9090\n")
+    assert found
+    typed = re.findall(r"^127.0.0.1:9090(?:\(TX\))?> (.*)$", session, re.MULTILINE)
+    printed = re.sub(r"^127.0.0.1:9090.*\n", "", session, flags=re.MULTILINE)
+    assert len(typed) > 5
+    with running(tmp_path / "data", *FLAGS) as server:
+        command = ["redis-cli", "--no-raw", "-p", str(resp_port(server))]
+        told = "".join(f"{line}\n" for line in typed)
+        done = subprocess.run(command, input=told, capture_output=True, text=True, check=True)
+        assert done.stdout == printed
+        assert server.get("greeting").body == b"hello"
 
 
 @pytest.mark.skipif(shutil.which("redis-benchmark") is None, reason="it is not installed")

@@ -220,6 +220,13 @@ def test_commands_of_one_entry_see_what_the_former_did(machine: VerbMachine) -> 
     assert machine.store.applied_index == 1
 
 
+def test_of_a_key_that_mset_has_twice_the_last_value_is_written(machine: VerbMachine) -> None:
+    many = [b"k", b"v"] * 10_000
+    assert len(machine.plan(b"MSET", *many).steps) == 1
+    assert machine.run(b"MSET", b"k", b"1", b"j", b"2", b"k", b"3") == OK
+    assert machine.run(b"MGET", b"k", b"j") == b"*2\r\n$1\r\n3\r\n$1\r\n2\r\n"
+
+
 def test_any_words_are_a_plan_or_an_error() -> None:
     """Which the store then can do: nothing else gets to it."""
 
