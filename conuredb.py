@@ -156,7 +156,7 @@ class Process:
             requests = Requests(node, AllowAll(), watchers, limits, max_workers=config.max_scans)
             api = self._make_api(node, requests, limits, metrics)
             server = self._serve_clients(api)
-            self._serve_resp(reactor, node, requests, limits)
+            self._serve_resp(reactor, node, requests, limits, history)
             self._add_metrics(server)
             transport.start(node, reactor)
             # What exists by then stays: the collector need not look at it again and again. Nor
@@ -243,7 +243,12 @@ class Process:
         return server
 
     def _serve_resp(
-        self, reactor: Reactor, node: Node, requests: Requests, limits: RequestLimits
+        self,
+        reactor: Reactor,
+        node: Node,
+        requests: Requests,
+        limits: RequestLimits,
+        history: History,
     ) -> None:
         """Let clients of RESP be accepted, too, for the node's reactor."""
         bound = self._bound.get("resp_addr")
@@ -265,6 +270,8 @@ class Process:
             ),
             node.status,
             self._registry,
+            node.messages,
+            history,
         )
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
 

@@ -79,6 +79,7 @@ from conure.cluster.greetings import Admission, Roads
 from conure.cluster.intake import Intake
 from conure.cluster.leases import Lease, ticks_in
 from conure.cluster.membership import Changes, Membership
+from conure.cluster.messaging import Messages
 from conure.cluster.monitor import CallLater, Monitor
 from conure.cluster.opening import (
     Parts,
@@ -360,6 +361,17 @@ class Node:
             read_timeout=options.barrier_timeout,
             change_timeout=options.write_timeout + 2 * options.election_timeout + CHANGE_MARGIN,
         )
+        self.messages = Messages(
+            raft,
+            standing,
+            versions,
+            peers,
+            monitor,
+            clock,
+            registry,
+            timeout=options.barrier_timeout,
+        )
+        """What is published to channels, and who hears it; see its methods for threads."""
         self._serving = Serving(
             raft,
             store,
@@ -741,6 +753,9 @@ class Node:
 
     def called(self, peer: Greeting, call: Call, answer: Callable[[Answer], None]) -> None:
         """Serve what another node asks for its clients. Raises WireError for what none asks."""
+        if call.kind in (CallKind.PUBLISH, CallKind.LISTEN):
+            self.messages.take(peer, call, answer)
+            return
         self._serving.take(peer, call, answer)
         if call.kind is CallKind.WRITE:
             with self._monitor.lock:
@@ -807,6 +822,7 @@ class Node:
                 else:
                     self._go_on()
             self._forwarding.expire(now)
+            self.messages.go_on()
             self._monitor.finished += self._writes.expired(now) + self._reads.expired(now)
 
     def housekeep(self) -> None:
@@ -921,6 +937,7 @@ class Node:
                 self._audits.forget()
                 self._log_role()
                 self._forwarding.note_role()
+                self.messages.go_on()
                 self._take_gathered()
                 self._carry_out_all()
         except Exception as error:  # noqa: BLE001 - whatever stops a step half-way ends the node
@@ -1178,6 +1195,7 @@ class Node:
         finished = self._monitor.finished
         finished += self._writes.ended(error) + self._reads.ended(Unavailable(str(error)))
         self._forwarding.end(error)
+        self.messages.end(error)
         for reply in self._changes.end():
             finished.append(partial(reply, error))
 

@@ -9,7 +9,7 @@ anything, and what the bodies mean is the node's concern.
 
     offset size
        0    1   version      01
-       1    1   kind         01 write, 02 confirm, 03 change
+       1    1   kind         01 write, 02 confirm, 03 change, 04 publish, 05 listen
        2    2   flags        0000; a later flag says what it adds, who asks for one
        4    8   number       greater than all before it on this connection
       12    8   term         of the leader that is asked: no other one takes it
@@ -18,6 +18,9 @@ anything, and what the bodies mean is the node's concern.
     write     4 n, the number of commands; 4n the length of each; the commands (codec.py)
     confirm   8 the index that the node has applied
     change    JSON: what is to be done to the members
+    publish   4 n, the number of messages; then of each 4 the length of its channel, 4 its own
+              length, the channel, the message
+    listen    8 the number after which messages are wanted; all ones: the next one, whichever it is
 
     "is there more than index 7?", asked of the leader of term 2:
     01 02 0000 0000000000000001 0000000000000002 0000000000000007
@@ -26,7 +29,8 @@ anything, and what the bodies mean is the node's concern.
 another, in their order::
 
        0    1   version      01
-       1    1   kind         01 committed, 02 confirmed, 03 changed, 04 failed
+       1    1   kind         01 committed, 02 confirmed, 03 changed, 04 failed, 05 published,
+                             06 heard
        2    2   flags        1 the last part
        4    8   number       that of the call
       12    8   term         that of the call
@@ -37,6 +41,9 @@ another, in their order::
               outcomes; then of each 4 its command, 4 its length, the outcome (codec.py)
     confirmed 8 the index that a linearizable read has to see
     changed   JSON: what there is to be told
+    published nothing
+    heard     8 the number of the last message that it has, or after which the next one will come;
+              messages as in publish
     failed    JSON {"error": class of errors.py, "message": …, and its fields}
 """
 
@@ -56,25 +63,32 @@ from conure.errors import ConureError, WireError
 from conure.peers.sockets import parse_json
 
 __all__ = [
+    "FROM_NOW",
     "MAX_CALL_BYTES",
     "MAX_COMMANDS",
+    "MAX_MESSAGES",
     "Answer",
     "AnswerKind",
     "Call",
     "CallKind",
+    "Message",
     "decode_answer",
     "decode_call",
     "decode_commands",
     "decode_error",
     "decode_facts",
+    "decode_heard",
     "decode_index",
+    "decode_messages",
     "decode_outcomes",
     "encode_answer",
     "encode_call",
     "encode_commands",
     "encode_error",
     "encode_facts",
+    "encode_heard",
     "encode_index",
+    "encode_messages",
     "encode_outcomes",
 ]
 
@@ -84,6 +98,15 @@ MAX_COMMANDS: Final = 512
 MAX_CALL_BYTES: Final = 2 << 20
 """Bytes of all commands of a call but the longest: whoever is called looks at them in one go."""
 
+MAX_MESSAGES: Final = 4096
+"""Messages of one call or answer."""
+
+FROM_NOW: Final = (1 << 64) - 1
+"""In the place of a message's number: from the next one on."""
+
+Message = tuple[bytes, bytes]
+"""A channel, and what is published there."""
+
 _VERSION = 1
 _CALL = Struct(">BBHQQ")
 _ANSWER = Struct(">BBHQQII")
@@ -91,6 +114,7 @@ _INDEX = Struct(">Q")
 _COUNT = Struct(">I")
 _OUTCOMES = Struct(">QI")
 _OUTCOME = Struct(">II")
+_MESSAGE = Struct(">II")
 _LAST = 1
 _MAX_FACTS = 64 << 10  # bytes of JSON
 _MAX_MESSAGE = 4096  # characters of an error
@@ -124,6 +148,8 @@ class CallKind(IntEnum):
     WRITE = 1
     CONFIRM = 2
     CHANGE = 3
+    PUBLISH = 4
+    LISTEN = 5
 
 
 class AnswerKind(IntEnum):
@@ -133,6 +159,8 @@ class AnswerKind(IntEnum):
     CONFIRMED = 2
     CHANGED = 3
     FAILED = 4
+    PUBLISHED = 5
+    HEARD = 6
 
 
 class Call(NamedTuple):
@@ -258,6 +286,48 @@ def decode_index(body: bytes) -> int:
     if len(body) != _INDEX.size:
         raise WireError(f"an index of {len(body)} bytes")
     return int.from_bytes(body, "big")
+
+
+def encode_messages(messages: Sequence[Message]) -> bytes:
+    """Return the body that is messages: up to MAX_MESSAGES."""
+    assert len(messages) <= MAX_MESSAGES
+    parts = [_COUNT.pack(len(messages))]
+    for channel, message in messages:
+        parts += (_MESSAGE.pack(len(channel), len(message)), channel, message)
+    return b"".join(parts)
+
+
+def decode_messages(body: bytes, start: int = 0) -> list[Message]:
+    """Return the messages that a body is, from a place on. Raises WireError."""
+    messages = []
+    try:
+        (n,) = _COUNT.unpack_from(body, start)
+        if n > MAX_MESSAGES:
+            raise WireError(f"{n} messages at a time")
+        at = start + _COUNT.size
+        for _ in range(n):
+            in_channel, in_message = _MESSAGE.unpack_from(body, at)
+            at += _MESSAGE.size
+            middle = at + in_channel
+            messages.append((body[at:middle], body[middle : middle + in_message]))
+            at = middle + in_message
+    except struct_error as error:
+        raise WireError(f"malformed messages: {error}") from error
+    if at != len(body):
+        raise WireError(f"messages of {at} bytes in a body of {len(body)}")
+    return messages
+
+
+def encode_heard(last: int, messages: Sequence[Message]) -> bytes:
+    """Return the body of what is heard; *last* is the number of the last message."""
+    return _INDEX.pack(last) + encode_messages(messages)
+
+
+def decode_heard(body: bytes) -> tuple[int, list[Message]]:
+    """Return what :func:`encode_heard` was given. Raises WireError."""
+    if len(body) < _INDEX.size:
+        raise WireError(f"messages in {len(body)} bytes")
+    return int.from_bytes(body[: _INDEX.size], "big"), decode_messages(body, _INDEX.size)
 
 
 def encode_facts(facts: Mapping[str, Any]) -> bytes:

@@ -11,12 +11,16 @@ from typing import Any
 from conure.metrics import Registry
 from conure.net.reactor import Reactor
 from conure.resp.answers import Answers, Forwarding
+from conure.resp.audience import Audience, Messenger
 from conure.resp.catalog import Catalog
 from conure.resp.clients import Clients
 from conure.resp.connecting import Connecting
+from conure.resp.connection import RespConnection
 from conure.resp.frontend import RespFront
 from conure.resp.limits import Limits
+from conure.resp.messaging import Messaging
 from conure.resp.meters import add_metrics, durations_of
+from conure.resp.notifying import Notifying
 from conure.resp.plans import Plans
 from conure.resp.scanning import Scanning
 from conure.resp.slowlog import SlowLog
@@ -28,6 +32,7 @@ from conure.resp.verbs import VERBS
 from conure.resp.waiters import Pending
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Desk, Requests
+from conure.state.history import History
 
 __all__ = ["Resp"]
 
@@ -35,7 +40,8 @@ __all__ = ["Resp"]
 class Resp:
     """The front of RESP: *front* is what a listener accepts for.
 
-    *status* returns what ``GET /status`` shows, for INFO and ROLE; any thread.
+    *status* returns what ``GET /status`` shows, for INFO and ROLE; any thread. *messenger* brings
+    messages to channels, and *history* tells what happened to keys.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class Resp:
         limits: Limits,
         status: Callable[[], Mapping[str, Any]],
         registry: Registry,
+        messenger: Messenger,
+        history: History,
     ) -> None:
         answers = Answers(reactor, lambda: bool(status()["member"]))
         desk: Desk[Pending] = requests.for_front(answers, Forwarding())
@@ -53,6 +61,10 @@ class Resp:
         slow_log = SlowLog(desk.backend.time)
         plans = Plans(reactor, desk, answers, request_limits)
         transactions = Transactions(desk, answers, plans, limits)
+        audience = Audience(reactor, limits, messenger)
+        messaging = Messaging(desk, answers, audience, messenger, request_limits)
+        notifying = Notifying(reactor, history, audience)
+        modes = _Modes(messaging, transactions, audience)
         table: dict[bytes, Command] = {}
         catalog = Catalog(table)
         data = [plans.command_of(verb) for verb in VERBS.values()]
@@ -61,11 +73,14 @@ class Resp:
         _enter(
             table,
             [
-                *Connecting(clients, transactions.leave).commands(),
+                *Connecting(clients, modes.leave).commands(),
                 *_contained(data),
                 *transactions.commands(),
+                *messaging.commands(),
                 *Scanning(desk, answers, request_limits).commands(),
-                *Telling(desk, answers, clients, limits, table, status).commands(),
+                *Telling(
+                    desk, answers, clients, limits, table, status, audience, notifying
+                ).commands(),
                 catalog.command(),
                 slow_log.command(),
             ],
@@ -75,13 +90,36 @@ class Resp:
             limits,
             clients,
             table,
-            transactions,
+            modes,
             slow_log,
             requests.end_round,
             durations_of(registry),
         )
         self.clients = clients
-        add_metrics(registry, self.front, clients)
+        self.audience = audience
+        """Who has subscribed to channels. The reactor's thread."""
+        add_metrics(registry, self.front, clients, audience)
+
+
+class _Modes:
+    """What commands mean in sessions that aren't plain; see ``frontend.Modes``."""
+
+    def __init__(
+        self, messaging: Messaging, transactions: Transactions, audience: Audience
+    ) -> None:
+        self._messaging = messaging
+        self._transactions = transactions
+        self._audience = audience
+        self.abort = transactions.abort
+
+    def take(self, client: RespConnection, command: Command, words: list[bytes]) -> bool:
+        return self._messaging.take(client, command, words) or self._transactions.take(
+            client, command, words
+        )
+
+    def leave(self, client: RespConnection) -> None:
+        self._transactions.leave(client)
+        self._audience.leave(client)
 
 
 def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> None:

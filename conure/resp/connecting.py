@@ -118,6 +118,7 @@ class Connecting:
                 client.fail(f"ERR Syntax error in HELLO option '{_shown(words[at])}'")
                 return
         session.protocol = protocol
+        session.refresh()
         if name is not None:
             session.name = name
         replies = client.replies()
@@ -241,7 +242,7 @@ class Connecting:
             if kind not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
                 client.fail(f"ERR Unknown client type '{_shown(words[3])}'")
                 return
-            some = some if kind == b"normal" else []
+            some = _of_kind(some, kind)
         elif len(words) > 3 and words[2].lower() == b"id":
             numbers = [parse_integer(word) for word in words[3:]]
             if any(number is None or number < 1 for number in numbers):
@@ -308,7 +309,7 @@ class Connecting:
                     if kind not in ("normal", "master", "replica", "slave", "pubsub"):
                         client.fail(f"ERR Unknown client type '{_shown(value)}'")
                         return None
-                    some = some if kind == "normal" else []
+                    some = _of_kind(some, kind.encode())
                 case b"maxage":
                     age = parse_integer(value)
                     if age is None or age < 1:
@@ -373,6 +374,14 @@ class Connecting:
 def _never(client: RespConnection, words: list[bytes]) -> None:
     """Stand for a command that is nothing without a subcommand."""
     raise AssertionError(f"{words[0]!r} of {client}")
+
+
+def _of_kind(some: list[RespConnection], kind: bytes) -> list[RespConnection]:
+    """Return those clients that are of a kind: there are subscribers, and normal ones."""
+    if kind not in (b"normal", b"pubsub"):
+        return []
+    is_wanted = kind == b"pubsub"
+    return [each for each in some if (each.session.subscriptions is not None) == is_wanted]
 
 
 def _is_plain(name: bytes) -> bool:

@@ -37,7 +37,7 @@ from conure.resp.grammar import ProtocolError, Reader, Run
 from conure.resp.limits import Limits
 from conure.resp.replies import Replies
 from conure.resp.session import Session
-from conure.resp.table import ANY, READS, WRITES, Command, Handler
+from conure.resp.table import ALONE, ANY, READS, WRITES, Command, Handler
 from conure.resp.waiters import Pending
 
 __all__ = ["Front", "RespConnection"]
@@ -286,6 +286,13 @@ class RespConnection:
     def feed(self) -> None:
         """Nothing is fed to it: no command has a reply without an end."""
 
+    def push(self, data: bytes) -> None:
+        """Send what is no reply: a message, between two replies, and whatever CLIENT REPLY says."""
+        if self.state < LINGERING:
+            if not self.out:
+                self.touched = self.reactor.now  # it has had nothing to read so far
+            self._put((data,))
+
     def send(self) -> None:
         """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
         out = self.out
@@ -327,12 +334,13 @@ class RespConnection:
             if now - self.begun > limits.request_timeout:
                 self._refuse("the command took too long to arrive")
                 self._take_no_more()
-        elif now - self.touched > limits.idle_timeout:
+        elif now - self.touched > limits.idle_timeout and self.session.subscriptions is None:
             self.close()
 
     def blocked_since(self) -> float | None:
-        """Nothing is fed to it, so nobody has to be told."""
-        return None
+        """Tell since when messages wait for a client that takes none."""
+        is_blocked = self.session.subscriptions is not None and self.interest & OUT
+        return self.touched if is_blocked else None
 
     def drop(self) -> None:
         """Close because the client takes nothing."""
@@ -412,7 +420,8 @@ class RespConnection:
             command.calls += 1
         else:
             lane = command.lane
-            if lane and self.waiting and self._must_wait(lane):
+            waiting = self.waiting
+            if waiting and (self._must_wait(lane) if lane else waiting[-1].is_alone):
                 if not (command.join and self._may_join()):
                     self.backlog.appendleft(found)
                     return False
@@ -459,6 +468,7 @@ class RespConnection:
     def _must_wait(self, lane: int) -> bool:
         return (
             lane is not self.lane
+            or lane is ALONE
             or self.unanswered >= (self.run if lane is READS else self.front.limits.max_pipelined)
             or self.waiting[-1].is_alone
         )

@@ -18,13 +18,14 @@ __all__ = ["MAX_PATTERN_BYTES", "Glob"]
 MAX_PATTERN_BYTES = 1024
 """Of a pattern: as many as a key has."""
 
+_FEW = 32  # bytes of a pattern that are looked for at every place of a key
 _ALL_BYTES = frozenset(range(256))
 
 
 class Glob:
     """A pattern; raises BadRequest for one that is too long."""
 
-    __slots__ = ("_first", "_last", "_least", "_middle", "literal", "prefix")
+    __slots__ = ("_first", "_last", "_least", "_middle", "is_costly", "literal", "prefix")
 
     def __init__(self, pattern: bytes) -> None:
         if len(pattern) > MAX_PATTERN_BYTES:
@@ -34,6 +35,8 @@ class Glob:
         parts, self.prefix, is_literal = _parts(pattern)
         self.literal = self.prefix if is_literal and len(parts) == 1 else None
         """The one key that matches, if there is one only."""
+        self.is_costly = sum(map(len, parts[1:-1])) > _FEW
+        """Whether one key may take a millisecond: look at the time after a few."""
         self._first = _compiled(parts[0])
         self._middle = [_compiled(part) for part in parts[1:-1] if part]
         self._last = _compiled(parts[-1]) if len(parts) > 1 else None
@@ -67,8 +70,23 @@ def _one(choice: frozenset[int]) -> bytes:
     if not choice:
         return b"(?!)"
     if len(choice) > 128:
-        return b"[^%b]" % b"".join(b"\\x%02x" % byte for byte in sorted(_ALL_BYTES - choice))
-    return b"[%b]" % b"".join(b"\\x%02x" % byte for byte in sorted(choice))
+        return b"[^%b]" % _ranges(_ALL_BYTES - choice)
+    return b"[%b]" % _ranges(choice)
+
+
+def _ranges(choice: frozenset[int]) -> bytes:
+    """Return what stands in a bracket: few ranges, since each byte of its own takes time to
+    compile."""
+    shown = b""
+    low = previous = min(choice)
+    for byte in (*sorted(choice), 257):
+        if byte > previous + 1:
+            shown += b"\\x%02x" % low
+            if previous > low:
+                shown += b"-\\x%02x" % previous
+            low = byte
+        previous = byte
+    return shown
 
 
 def _parts(pattern: bytes) -> tuple[list[list[frozenset[int]]], bytes, bool]:

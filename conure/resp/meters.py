@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from conure.metrics import Histogram, Registry
+from conure.resp.audience import Audience
 from conure.resp.clients import Clients
 from conure.resp.frontend import RespFront
 
@@ -19,7 +20,7 @@ def durations_of(registry: Registry) -> Histogram:
     )
 
 
-def add_metrics(registry: Registry, front: RespFront, clients: Clients) -> None:
+def add_metrics(registry: Registry, front: RespFront, clients: Clients, audience: Audience) -> None:
     """Show what a front end counts."""
     registry.gauge_callback(
         "conure_resp_connections", "Open RESP connections.", lambda: len(clients)
@@ -50,6 +51,27 @@ def add_metrics(registry: Registry, front: RespFront, clients: Clients) -> None:
         "conure_resp_protocol_errors_total",
         "Connections that were ended for what is no command.",
         lambda: front.protocol_errors,
+    )
+
+    registry.gauge_callback(
+        "conure_resp_subscribers",
+        "Connections that have subscribed to channels or patterns.",
+        lambda: audience.subscribers,
+    )
+    registry.gauge_callback(
+        "conure_resp_subscriptions",
+        "Their subscriptions.",
+        lambda: audience.subscriptions,
+    )
+    registry.counter_callback(
+        "conure_resp_messages_delivered_total",
+        "Messages to channels, counted for each subscriber that they were sent to.",
+        lambda: audience.delivered,
+    )
+    registry.counter_callback(
+        "conure_resp_subscribers_dropped_total",
+        "Subscribers that were disconnected because they didn't read.",
+        lambda: audience.dropped,
     )
 
 

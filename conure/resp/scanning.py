@@ -48,6 +48,8 @@ _COUNT: Final = 10  # keys that SCAN looks at, unless it is told how many
 _MOST_COUNT: Final = 500  # that it looks at in one go, whatever it is told
 _STEP: Final = 200  # keys of a step of KEYS
 _SOME: Final = 16  # keys of which RANDOMKEY takes one
+_COSTLY_STEP: Final = 8  # with a pattern that takes long
+_COSTLY_COUNT: Final = 16  # keys that SCAN looks at with such a one
 _MOST_FOUND: Final = 64 << 20  # bytes of the keys that KEYS may find
 _SYNTAX: Final = "ERR syntax error"
 _NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
@@ -140,6 +142,7 @@ class Scanning:
         pending = Pending(client)
         start = self._cursors.start_of(cursor) if cursor else b""
         end = None
+        count = _fewer(count, glob)
         if glob is not None and glob.prefix:
             start = max(start, glob.prefix)
             end = prefix_end(glob.prefix)
@@ -177,7 +180,8 @@ class Scanning:
             found: list[bytes] = []
             size = 0
             keys = iter(state.keys(glob.prefix, prefix_end(glob.prefix) if glob.prefix else None))
-            while some := list(islice(keys, _STEP)):
+            step = _COSTLY_STEP if glob.is_costly else _STEP
+            while some := list(islice(keys, step)):
                 shown = [key for key in some if glob.matches(key)]
                 found += shown
                 more = sum(map(len, shown)) + 64 * len(shown)
@@ -301,3 +305,8 @@ class Scanning:
                     pending.fail(INTERNAL)  # nobody hears it
                     return
                 yield step
+
+
+def _fewer(count: int, glob: Glob | None) -> int:
+    """Return how many keys are compared with a pattern in one go, where so many are asked for."""
+    return min(count, _COSTLY_COUNT) if glob is not None and glob.is_costly else count

@@ -5,12 +5,13 @@ One for each connection, in the reactor's thread. Nothing here writes a reply.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from conure.resp.replies import RESP2
 from conure.service.freshness import LINEARIZABLE, STALE, Freshness
 
-__all__ = ["Session", "Transaction"]
+__all__ = ["Session", "Subscriptions", "Transaction"]
 
 
 class Transaction(Protocol):
@@ -19,6 +20,18 @@ class Transaction(Protocol):
     @property
     def size(self) -> int:
         """How many commands are queued."""
+
+
+class Subscriptions(Protocol):
+    """What a client has subscribed to (audience.py)."""
+
+    @property
+    def channels(self) -> Collection[bytes]:
+        """The channels."""
+
+    @property
+    def patterns(self) -> Collection[bytes]:
+        """The patterns."""
 
 
 class Session:
@@ -33,6 +46,7 @@ class Session:
         "protocol",
         "silent",
         "skips",
+        "subscriptions",
         "transaction",
         "watched",
     )
@@ -50,6 +64,7 @@ class Session:
         self.silent = False  # CLIENT REPLY OFF
         self.skips = 0  # 2: the next command has no reply; 1: this one has none
         self.transaction: Transaction | None = None
+        self.subscriptions: Subscriptions | None = None  # None: there are none
         self.watched: dict[bytes, int] = {}  # the revision of each key; 0: it wasn't there
         self.is_plain = True
         """Whether commands are done as they come, and answered."""
@@ -59,10 +74,16 @@ class Session:
         """Whether the present command has no reply."""
         return self.silent or self.skips == 1
 
+    @property
+    def only_listens(self) -> bool:
+        """Whether it has subscriptions, and a protocol that knows no pushes: whatever is sent to it
+        is a message or an answer to a few commands."""
+        return self.subscriptions is not None and self.protocol == RESP2
+
     def refresh(self) -> None:
         """Find out again whether the session is plain."""
         is_noisy = not (self.silent or self.skips)
-        self.is_plain = self.transaction is None and is_noisy
+        self.is_plain = self.transaction is None and is_noisy and not self.only_listens
 
     def read_here(self, *, stale: bool) -> None:
         """Read this node's own state as it is, or as a leader confirms it."""

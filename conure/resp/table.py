@@ -13,12 +13,13 @@ from typing import Any, Final
 from conure.resp.grammar import Run
 from conure.resp.verb import Plan
 
-__all__ = ["ALONE", "ANY", "READS", "WRITES", "Command", "Handler", "KeySpan"]
+__all__ = ["ALONE", "ANY", "MESSAGES", "READS", "WRITES", "Command", "Handler", "KeySpan"]
 
 ANY: Final = 0
 READS: Final = 1
 WRITES: Final = 2
 ALONE: Final = 3
+MESSAGES: Final = 4  # are published when the writes before them are answered
 
 Handler = Callable[[Any, list[bytes]], None]
 """Does a command, given the client and all words; replies now, or begins a pending."""

@@ -1,7 +1,8 @@
 """What the server tells of itself: INFO, CONFIG, TIME, ROLE, WAIT, MEMORY, OBJECT, LATENCY, DEBUG.
 
-Clients look here before they begin, so what they look for is there, as far as it is true. What
-can't be set can't be set: the settings are the node's own (``conuredb.py --help``).
+Clients look here before they begin, so what they look for is there, as far as it is true. The
+settings are the node's own (``conuredb.py --help``) and can't be set, but for
+``notify-keyspace-events``, which is kept until the process ends.
 
 The reactor's thread only.
 """
@@ -17,12 +18,14 @@ from typing import Any
 from conure import VERSION
 from conure.errors import BadRequest, ConureError
 from conure.resp.answers import Answers
+from conure.resp.audience import Audience
 from conure.resp.clients import Clients
 from conure.resp.connecting import REDIS_VERSION
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
 from conure.resp.globs import Glob
 from conure.resp.limits import Limits
+from conure.resp.notifying import Notifying
 from conure.resp.numbers import parse_integer
 from conure.resp.replies import NULL, OK
 from conure.resp.table import READS, Command, Handler
@@ -40,6 +43,7 @@ _NO_FREQUENCY = (
     b"when switching between policies at runtime LRU and LFU data will take some time to adjust."
     b"\r\n"
 )
+_NOTIFY = b"notify-keyspace-events"
 _RECORD_BYTES = 90  # that a record takes beside its key and value, about
 
 
@@ -54,12 +58,16 @@ class Telling:
         limits: Limits,
         commands: Mapping[bytes, Command],
         status: Callable[[], Mapping[str, Any]],
+        audience: Audience,
+        notifying: Notifying,
     ) -> None:
         self._desk = desk
         self._answers = answers
         self._clients = clients
         self._commands = commands
         self._status = status
+        self._audience = audience
+        self._notifying = notifying
         self._begun = perf_counter()
         self._settings = {
             b"maxmemory": b"0",
@@ -89,7 +97,7 @@ class Telling:
                     flags=frozenset({"noscript"}), group="generic", since="3.0.0"),
             _container("config", "server", "2.0.0", admin, {
                 "get": (-3, self._config_get, "Returns configuration parameters."),
-                "set": (-4, self._config_set, "Sets nothing but what is so already."),
+                "set": (-4, self._config_set, "Sets notify-keyspace-events; little else."),
                 "resetstat": (2, self._ok, "Does nothing."),
                 "rewrite": (2, self._config_rewrite, "Is refused."),
             }),
@@ -154,6 +162,7 @@ class Telling:
                     "connected_clients": len(self._clients),
                     "maxclients": self._settings[b"maxclients"].decode(),
                     "blocked_clients": 0,
+                    "pubsub_clients": self._audience.subscribers,
                 }
             case "memory":
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -179,6 +188,8 @@ class Telling:
                     "total_net_input_bytes": reactor.bytes_in,
                     "total_net_output_bytes": reactor.bytes_out,
                     "evicted_keys": 0,
+                    "pubsub_channels": self._audience.channels,
+                    "pubsub_patterns": self._audience.patterns,
                 }
             case "replication":
                 status = self._status()
@@ -215,13 +226,14 @@ class Telling:
 
     def _config_get(self, client: RespConnection, words: list[bytes]) -> None:
         found: dict[bytes, bytes] = {}
+        settings = self._settings | {_NOTIFY: self._notifying.text.encode()}
         for word in words[2:34]:
             try:
                 glob = Glob(word.lower())
             except BadRequest as error:
                 client.fail(f"ERR {error}")
                 return
-            found |= {name: value for name, value in self._settings.items() if glob.matches(name)}
+            found |= {name: value for name, value in settings.items() if glob.matches(name)}
         replies = client.replies()
         replies.map_of(len(found))
         for name, value in found.items():
@@ -233,7 +245,18 @@ class Telling:
         if len(words) % 2:
             client.fail("ERR wrong number of arguments for 'config|set' command")
             return
+        letters = None
         for name, value in zip(words[2::2], words[3::2], strict=True):
+            if name.lower() == _NOTIFY:
+                letters = self._notifying.parse(value)
+                if letters is None:
+                    client.fail(
+                        "ERR CONFIG SET failed (possibly related to argument "
+                        "'notify-keyspace-events') - Invalid event class character. Use "
+                        "'Ag$lshzxeKEtmdn'."
+                    )
+                    return
+                continue
             known = self._settings.get(name.lower())
             shown = name[:128].decode("utf-8", "surrogateescape")
             if known is None:
@@ -245,6 +268,8 @@ class Telling:
                     "can't set immutable config"
                 )
                 return
+        if letters is not None:
+            self._notifying.want(letters)
         client.reply(OK)
 
     def _config_rewrite(self, client: RespConnection, _: list[bytes]) -> None:

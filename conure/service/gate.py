@@ -69,6 +69,8 @@ class Action(Enum):
     WATCH = "watch"
     SESSION = "session"  # begun, seen, renewed or ended: of no key
     BACKUP = "backup"
+    PUBLISH = "publish"  # to a channel, which stands where keys do
+    LISTEN = "listen"  # to a channel, or to all that begin as a pattern does
 
 
 class Gate(Protocol):

@@ -104,6 +104,11 @@ class Desk(Generic[WaiterT]):
         self.backend = backend
         """This node's own state, for what a :data:`Look` or a worker reads. Any thread."""
 
+    def permit(self, waiter: WaiterT, action: Action, start: bytes, end: bytes | None) -> None:
+        """Return if the caller may do what no other method does. Raises Forbidden."""
+        if self._gate is not None:
+            self._ask_for_range(waiter, action, start, end)
+
     # -- writes ----------------------------------------------------------------------------------
 
     def write(self, waiter: WaiterT, command: Command, answer: object = None) -> None:

@@ -172,7 +172,7 @@ class History:
         self._blocks = deque([_Block(0)])
         self._events = 0
         self._bytes = 0
-        self._ring: Callable[[], None] | None = None
+        self._rings: dict[Callable[[], None], None] = {}
         self.wants_previous = False
         self.floor = 0
         self.revision = 0
@@ -244,8 +244,10 @@ class History:
             return last.first + len(last.events)
 
     def call_once(self, ring: Callable[[], None]) -> None:
-        """Let the writer call *ring* when it next changes something; it must be quick."""
-        self._ring = ring
+        """Let the writer call *ring* when it next changes something; it must be quick. One that is
+        waiting already is called once."""
+        with self._lock:
+            self._rings[ring] = None
 
     # -- private ---------------------------------------------------------------------------------
 
@@ -262,7 +264,8 @@ class History:
         self.floor = block.events[-1][0]
 
     def _wake(self) -> None:
-        ring = self._ring
-        if ring is not None:
-            self._ring = None
-            ring()
+        if self._rings:
+            with self._lock:
+                rings, self._rings = self._rings, {}
+            for ring in rings:
+                ring()

@@ -1,0 +1,486 @@
+"""Who has subscribed to what, and messages on their way to them.
+
+A message goes to the subscribers of its channel, and then to those of each pattern that its channel
+matches, once for each. That may be thousands, so messages wait in a queue and are handed out in
+steps, some milliseconds in each round of the reactor; what was said of one (``PUBLISH``'s count) is
+a place in the same queue.
+
+1. A client gets the messages of a channel in the order in which they came here, and none before its
+   subscription is confirmed or after its end is.
+2. Who may have missed a message is disconnected; it subscribes again. So is whoever doesn't read:
+   with more than ``max_unread_bytes`` unsent, or without progress while clients have so much to
+   read that others have to wait.
+3. Messages that wait count with what clients have yet to read (``Reactor.leaving``), and so does
+   each one that is sent, for every subscriber. While that is half of what it may be, the rest
+   waits. A queue that is full of messages loses them, and the subscribers with them.
+
+The reactor's thread, but for :meth:`Audience.deliver` and :meth:`Audience.lose`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Final, NamedTuple, Protocol
+
+from conure.errors import BadRequest, ConureError
+from conure.net.reactor import OUT, Reactor
+from conure.resp.connection import RespConnection
+from conure.resp.globs import Glob
+from conure.resp.limits import Limits
+from conure.resp.replies import Replies
+
+__all__ = ["MESSAGE_BYTES", "Audience", "Messenger", "Subscribed"]
+
+MESSAGE_BYTES: Final = 128
+"""Bytes that a message counts for beside its own, and the name of a subscription."""
+
+_SHARE: Final = 0.002  # seconds of a round
+_STEP: Final = 32  # clients between two looks at the time
+_PATTERNS: Final = 4  # patterns between two looks at the time
+_KNOWN_CHANNELS: Final = 1_024  # of which is known what patterns they match
+_LOOK_AGAIN: Final = 0.0005  # seconds, while there is no room
+_RELIEF: Final = 0.25  # seconds between two looks at who doesn't read
+_PATIENCE: Final = 1.0  # seconds for who reads nothing, while others have to wait
+
+Message = tuple[bytes, bytes]
+"""A channel, and what is published there."""
+
+
+class Messenger(Protocol):
+    """What the audience asks of the node. Any thread."""
+
+    def attach(self, audience: Audience) -> None:
+        """Hand messages to an audience, which only takes note of them."""
+
+    def publish(self, channel: bytes, message: bytes, reply: Callable[..., None]) -> None:
+        """Publish a message; *reply* is told None, or the ConureError why not; any thread."""
+
+    def listen(self, ready: Callable[..., None]) -> None:
+        """Hand messages over from now on; *ready* is told likewise, when none is missed any more,
+        and only takes note."""
+
+    def rest(self) -> None:
+        """Hand no messages over any more."""
+
+
+class Subscribed:
+    """What one client has subscribed to."""
+
+    __slots__ = ("bytes", "channels", "patterns")
+
+    def __init__(self) -> None:
+        self.channels: dict[bytes, None] = {}
+        self.patterns: dict[bytes, None] = {}
+        self.bytes = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.channels) + len(self.patterns)
+
+
+class _Channel:
+    """The subscribers of a channel, or of a pattern, which has a *glob*."""
+
+    __slots__ = ("clients", "glob", "name")
+
+    def __init__(self, name: bytes, glob: Glob | None) -> None:
+        self.name = name
+        self.glob = glob
+        self.clients: dict[RespConnection, None] = {}
+
+
+class _Job(NamedTuple):
+    """A message to be handed out, or, without one, a channel whose subscribers are counted."""
+
+    channel: bytes
+    message: bytes | None
+    told: Callable[[int], None] | None
+
+
+class Audience:
+    """All subscribers of one front end."""
+
+    def __init__(self, reactor: Reactor, limits: Limits, messenger: Messenger) -> None:
+        self._reactor = reactor
+        self._limits = limits
+        self._messenger = messenger
+        self._channels: dict[bytes, _Channel] = {}
+        self._patterns: dict[bytes, _Channel] = {}
+        self._clients: dict[RespConnection, Subscribed] = {}
+        self._count = 0  # of subscriptions
+        self._bytes = 0  # of their names
+        self._waiting = 0  # for listen()
+        self._version = 0  # of the patterns
+        self._matched: OrderedDict[bytes, list[_Channel]] = OrderedDict()  # patterns, by channel
+        self._jobs: deque[_Job] = deque()
+        self._job_bytes = 0
+        self._steps: Iterator[bool] = iter(())  # of the job that is under way
+        self._doomed: deque[RespConnection] = deque()
+        self._is_pumping = False
+        self._next_relief = 0.0
+        self.is_heard = False
+        """Whether no message is missed that is published from now on."""
+        self.delivered = 0
+        self.dropped = 0
+        """Subscribers that were disconnected because they didn't read."""
+        messenger.attach(self)
+
+    # -- any thread -------------------------------------------------------------------------------
+
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Take note of messages; they are handed out by the reactor."""
+        self._reactor.post(self.take, messages)
+
+    def lose(self) -> None:
+        """Take note that all who have subscribed may have missed a message."""
+        self._reactor.post(self.lose_all)
+
+    # -- who has subscribed -----------------------------------------------------------------------
+
+    @property
+    def subscribers(self) -> int:
+        """How many clients have subscribed."""
+        return len(self._clients)
+
+    @property
+    def channels(self) -> int:
+        """How many channels have subscribers."""
+        return len(self._channels)
+
+    @property
+    def patterns(self) -> int:
+        """How many different patterns are subscribed to."""
+        return len(self._patterns)
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions there are."""
+        return self._count
+
+    def names(self) -> list[bytes]:
+        """Return the channels that have subscribers."""
+        return [*self._channels]
+
+    def count_of(self, channel: bytes) -> int:
+        """Return how many have subscribed to a channel by its name."""
+        found = self._channels.get(channel)
+        return len(found.clients) if found else 0
+
+    def check(self, client: RespConnection, names: Iterable[bytes], globs: bool) -> None:
+        """Raise BadRequest if a client can't subscribe to names as well: there are too many."""
+        limits = self._limits
+        subscribed = self._clients.get(client) or Subscribed()
+        own, table = self._parts(subscribed, globs)
+        new = {name for name in names if name not in own}
+        size = sum(map(len, new)) + len(new) * MESSAGE_BYTES
+        patterns = len(new) if globs else 0
+        if (
+            subscribed.count + len(new) > limits.max_subscriptions
+            or subscribed.bytes + size
+            > limits.max_subscribed_bytes + limits.max_subscriptions * MESSAGE_BYTES
+            or len(subscribed.patterns) + patterns > limits.max_patterns
+        ):
+            raise BadRequest(
+                f"a connection may have {limits.max_subscriptions:,} subscriptions, "
+                f"{limits.max_patterns:,} patterns among them, and "
+                f"{limits.max_subscribed_bytes:,} bytes of their names"
+            )
+        patterns = sum(name not in table for name in new) if globs else 0
+        if (
+            self._count + len(new) > limits.max_all_subscriptions
+            or self._bytes + size > limits.max_all_subscribed_bytes
+            or len(self._patterns) + patterns > limits.max_all_patterns
+        ):
+            raise BadRequest("this node has too many subscriptions; unsubscribe from some")
+
+    def subscribe(self, client: RespConnection, name: bytes, glob: Glob | None) -> int:
+        """Subscribe a client, after :meth:`check`; return how many subscriptions it has."""
+        subscribed = self._clients.get(client)
+        if subscribed is None:
+            subscribed = self._clients[client] = Subscribed()
+            client.session.subscriptions = subscribed
+            client.session.refresh()
+        own, table = self._parts(subscribed, glob is not None)
+        if name not in own:
+            own[name] = None
+            found = table.get(name)
+            if found is None:
+                found = table[name] = _Channel(name, glob)
+                if glob is not None:
+                    self._forget_matched()
+            found.clients[client] = None
+            self._note(subscribed, 1, len(name))
+        return subscribed.count
+
+    def unsubscribe(self, client: RespConnection, name: bytes, globs: bool) -> int:
+        """Undo that; return how many subscriptions the client still has."""
+        subscribed = self._clients.get(client)
+        if subscribed is None:
+            return 0
+        own, table = self._parts(subscribed, globs)
+        if name in own:
+            del own[name]
+            self._remove(client, name, table)
+            self._note(subscribed, -1, -len(name))
+        if not subscribed.count:
+            self._forget(client)
+        return subscribed.count
+
+    def leave(self, client: RespConnection) -> None:
+        """Undo all subscriptions of a client."""
+        subscribed = self._clients.get(client)
+        if subscribed is None:
+            return
+        for globs in (False, True):
+            own, table = self._parts(subscribed, globs)
+            for name in own:
+                self._remove(client, name, table)
+        self._note(subscribed, -subscribed.count, -sum(map(len, subscribed.channels))
+                   - sum(map(len, subscribed.patterns)))  # fmt: skip
+        self._forget(client)
+
+    def lose_all(self) -> None:
+        """Disconnect all who have subscribed."""
+        if self.is_heard:
+            self.is_heard = False
+            self._messenger.rest()
+        self._doomed += self._clients
+        self._channels, self._patterns, self._clients = {}, {}, {}
+        self._forget_matched()
+        self._count = self._bytes = 0
+        self._go_on()
+
+    def listen(self, ready: Callable[[ConureError | None], None]) -> None:
+        """Have messages handed over; *ready* is told None when none is missed any more that is
+        published from then on, or why that can't be."""
+        self._waiting += 1
+        self._messenger.listen(partial(self._reactor.post, self._take_ready, ready))
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Whether too many messages wait to be handed out."""
+        return self._job_bytes > self._limits.max_queued_bytes
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether half as many wait."""
+        return 2 * self._job_bytes > self._limits.max_queued_bytes
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Take in messages that are to be handed out."""
+        if not self._clients or self._reactor.draining:
+            return
+        for channel, message in messages:
+            self._add(_Job(channel, message, None))
+        if self._job_bytes > 2 * self._limits.max_queued_bytes:
+            self.lose_all()
+
+    def count(self, channel: bytes, told: Callable[[int], None]) -> None:
+        """Tell how many subscribers a message to a channel has, behind the messages that wait."""
+        if self._patterns and channel not in self._matched and not self._reactor.draining:
+            self._add(_Job(channel, None, told))
+            return
+        matched = self._matched[channel] if self._patterns and channel in self._matched else []
+        told(self.count_of(channel) + sum(len(each.clients) for each in matched))
+
+    # -- private ----------------------------------------------------------------------------------
+
+    def _parts(
+        self, subscribed: Subscribed, globs: bool
+    ) -> tuple[dict[bytes, None], dict[bytes, _Channel]]:
+        """Return the names of a client, and the table they stand in."""
+        if globs:
+            return subscribed.patterns, self._patterns
+        return subscribed.channels, self._channels
+
+    def _note(self, subscribed: Subscribed, count: int, size: int) -> None:
+        size += count * MESSAGE_BYTES
+        subscribed.bytes += size
+        self._bytes += size
+        self._count += count
+
+    def _remove(self, client: RespConnection, name: bytes, table: dict[bytes, _Channel]) -> None:
+        found = table[name]
+        del found.clients[client]
+        if not found.clients:
+            del table[name]
+            if found.glob is not None:
+                self._forget_matched()
+
+    def _forget(self, client: RespConnection) -> None:
+        del self._clients[client]
+        client.session.subscriptions = None
+        client.session.refresh()
+        self._rest_if_empty()
+
+    def _take_ready(
+        self, ready: Callable[[ConureError | None], None], error: ConureError | None
+    ) -> None:
+        self._waiting -= 1
+        self.is_heard |= error is None
+        ready(error)
+        self._rest_if_empty()
+
+    def _rest_if_empty(self) -> None:
+        """Ask for no more messages where nobody has subscribed, or is about to."""
+        if self.is_heard and not (self._clients or self._waiting):
+            self.is_heard = False
+            self._messenger.rest()
+
+    def _forget_matched(self) -> None:
+        self._matched.clear()
+        self._version += 1
+
+    def _add(self, job: _Job) -> None:
+        size = _size_of(job)
+        self._jobs.append(job)
+        self._job_bytes += size
+        self._reactor.leaving += size
+        self._go_on()
+
+    def _go_on(self, seconds: float = 0.0) -> None:
+        if not self._is_pumping:
+            self._is_pumping = True
+            self._reactor.call_later(self._pump, seconds)
+
+    def _pump(self) -> None:
+        """Do as much as a round has time for."""
+        self._is_pumping = False
+        until = perf_counter() + _SHARE
+        reactor = self._reactor
+        while self._doomed:
+            client = self._doomed.popleft()
+            reactor.guard(client.close, client)
+            if perf_counter() > until:
+                self._go_on()
+                return
+        if reactor.draining:
+            self._end_jobs()
+        while True:
+            for must_wait in self._steps:
+                if must_wait or perf_counter() > until:
+                    self._go_on(_LOOK_AGAIN if must_wait else 0.0)
+                    return
+            if not self._jobs:
+                return
+            self._steps = self._carry_out(self._jobs.popleft())
+
+    def _end_jobs(self) -> None:
+        """Hand nothing out any more: all connections are about to be closed."""
+        self._steps = iter(())
+        for job in self._jobs:
+            if job.told is not None:
+                job.told(self.count_of(job.channel))
+        self._jobs.clear()
+        self._reactor.leaving -= self._job_bytes
+        self._job_bytes = 0
+
+    def _carry_out(self, job: _Job) -> Iterator[bool]:
+        """Hand a message out, or count its subscribers, in steps; yield whether there is no room
+        for more."""
+        channel, message, told = job
+        matched: list[_Channel] = []
+        if self._patterns:
+            yield from self._match(channel, matched)
+        if told is not None:
+            told(self.count_of(channel) + sum(len(each.clients) for each in matched))
+        if message is not None:
+            own = self._channels.get(channel)
+            for each in [*([own] if own else []), *matched]:
+                yield from self._hand_out(each, channel, message)
+        size = _size_of(job)
+        self._job_bytes -= size
+        self._reactor.leaving -= size
+        yield False
+
+    def _match(self, channel: bytes, matched: list[_Channel]) -> Iterator[bool]:
+        """Find the patterns that a channel matches."""
+        known = self._matched.get(channel)
+        if known is not None:
+            matched += known
+            return
+        version = self._version
+        for number, each in enumerate([*self._patterns.values()], 1):
+            if each.glob is not None and each.glob.matches(channel):
+                matched.append(each)
+            if number % _PATTERNS == 0:
+                yield False
+        if version == self._version:
+            self._matched[channel] = matched
+            if len(self._matched) > _KNOWN_CHANNELS:
+                self._matched.popitem(last=False)
+
+    def _hand_out(self, to: _Channel, channel: bytes, message: bytes) -> Iterator[bool]:
+        frames: dict[int, bytes] = {}
+        for number, client in enumerate([*to.clients], 1):
+            if client in to.clients:  # still
+                protocol = client.session.protocol
+                frame = frames.get(protocol)
+                if frame is None:
+                    frame = frames[protocol] = _frame(protocol, to, channel, message)
+                while self._must_send_first(client, frame):
+                    yield True
+                self._give(client, frame)
+            if number % _STEP == 0 or len(message) > _STEP << 10:
+                while self._is_crowded():
+                    yield True
+                yield False
+
+    def _give(self, client: RespConnection, frame: bytes) -> None:
+        if client.is_last:
+            return
+        if self._is_too_much(client, frame):
+            self._drop(client)
+        else:
+            client.push(frame)
+            self.delivered += 1
+
+    def _is_too_much(self, client: RespConnection, frame: bytes) -> bool:
+        unread = client.pending
+        return unread > 0 and unread + len(frame) > self._limits.max_unread_bytes
+
+    def _must_send_first(self, client: RespConnection, frame: bytes) -> bool:
+        """Tell whether a client has so much unsent only because it wasn't its turn yet."""
+        return self._is_too_much(client, frame) and not client.interest & OUT
+
+    def _drop(self, client: RespConnection) -> None:
+        self.dropped += 1
+        self._reactor.guard(client.close, client)
+
+    def _is_crowded(self) -> bool:
+        """Tell whether clients have so much to read that messages have to wait; disconnect now and
+        then who reads nothing."""
+        reactor = self._reactor
+        if reactor.leaving - self._job_bytes <= reactor.bounds.max_leaving_bytes // 2:
+            return False
+        if reactor.now >= self._next_relief:
+            self._next_relief = reactor.now + _RELIEF
+            for client in [*self._clients]:
+                if client.interest & OUT and reactor.now - client.touched > _PATIENCE:
+                    self._drop(client)
+        return True
+
+
+def _frame(protocol: int, to: _Channel, channel: bytes, message: bytes) -> bytes:
+    """Return a message as a client is sent it."""
+    replies = Replies(protocol)
+    if to.glob is None:
+        replies.push(3)
+        replies.bulk(b"message")
+    else:
+        replies.push(4)
+        replies.bulk(b"pmessage")
+        replies.bulk(to.name)
+    replies.bulk(channel)
+    replies.bulk(message)
+    return replies.take()
+
+
+def _size_of(job: _Job) -> int:
+    return len(job.channel) + len(job.message or b"") + MESSAGE_BYTES

@@ -1,0 +1,326 @@
+"""SUBSCRIBE, UNSUBSCRIBE, PSUBSCRIBE, PUNSUBSCRIBE, PUBLISH and PUBSUB.
+
+A client of RESP2 that has subscribed may only go on subscribing, and PING, QUIT or RESET; one of
+RESP3 may do all it likes, and messages come to it as pushes, between two replies.
+
+A subscription is confirmed when no message is missed any more that is published from then on; at a
+node that doesn't lead the first one has to wait for the leader's word. A message is published when
+all writes that the client has sent before are answered. The number that PUBLISH is answered with is
+that of this node's own subscribers. In MULTI a message is published when EXEC is answered, and it
+counts who has subscribed to the very channel.
+
+The reactor's thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from conure.commands import prefix_end
+from conure.errors import BadRequest, ConureError
+from conure.resp.answers import Answers
+from conure.resp.audience import Audience, Messenger
+from conure.resp.connection import RespConnection
+from conure.resp.failures import error_text
+from conure.resp.globs import Glob
+from conure.resp.table import ALONE, MESSAGES, Command
+from conure.resp.waiters import Pending, begin
+from conure.service.gate import Action
+from conure.service.limits import Limits as RequestLimits
+from conure.service.requests import Desk
+from conure.service.turns import Turns
+
+__all__ = ["MAX_CHANNEL_BYTES", "Messaging"]
+
+MAX_CHANNEL_BYTES: Final = 2_048
+"""Of the name of a channel: that of a key's notifications has more than the key."""
+
+_ALLOWED: Final = frozenset(
+    {"subscribe", "unsubscribe", "psubscribe", "punsubscribe", "quit", "reset"}
+)
+_STEP: Final = 200  # channels of a step of PUBSUB CHANNELS
+_HELP: Final = (
+    b"PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    b"CHANNELS [<pattern>]",
+    b"    Return the channels of this node that match a pattern.",
+    b"NUMPAT",
+    b"    Return number of subscriptions to patterns.",
+    b"NUMSUB [<channel> ...]",
+    b"    Return the number of subscribers for the specified channels.",
+)
+
+
+class Messaging:
+    """The commands, and what others mean to a client of RESP2 that has subscribed."""
+
+    def __init__(
+        self,
+        desk: Desk[Pending],
+        answers: Answers,
+        audience: Audience,
+        messenger: Messenger,
+        limits: RequestLimits,
+    ) -> None:
+        self._desk = desk
+        self._answers = answers
+        self._audience = audience
+        self._messenger = messenger
+        self._limits = limits
+
+    def commands(self) -> list[Command]:
+        """Return the rows of the table."""
+        flags = frozenset({"pubsub", "noscript", "loading", "stale"})
+        row = partial(Command, group="pubsub", since="2.0.0")
+        told = {"group": "pubsub", "since": "2.8.0", "flags": flags - {"noscript"}}
+        return [
+            row("subscribe", -2, self._subscribe, "Listens for messages published to channels.",
+                flags=flags, lane=ALONE, in_multi="refuse"),
+            row("psubscribe", -2, self._psubscribe,
+                "Listens for messages published to channels that match patterns.",
+                flags=flags, lane=ALONE, in_multi="refuse"),
+            row("unsubscribe", -1, self._unsubscribe,
+                "Stops listening to messages posted to channels.",
+                flags=flags, lane=ALONE, in_multi="refuse"),
+            row("punsubscribe", -1, self._punsubscribe,
+                "Stops listening to messages published to channels that match patterns.",
+                flags=flags, lane=ALONE, in_multi="refuse"),
+            row("publish", 3, self._publish, "Posts a message to a channel.",
+                flags=flags - {"noscript"} | {"fast"}, lane=MESSAGES),
+            Command("pubsub", -2, self._numpat, "A container for Pub/Sub commands.",
+                    group="pubsub", since="2.8.0", flags=flags - {"noscript"}, subcommands={
+                "channels": Command("pubsub|channels", -2, self._tell_channels,
+                                    "Returns the channels that have subscribers at this node.",
+                                    in_multi="refuse", **told),  # type: ignore[arg-type]
+                "numsub": Command("pubsub|numsub", -2, self._numsub,
+                                  "Returns counts of subscribers of channels.",
+                                  **told),  # type: ignore[arg-type]
+                "numpat": Command("pubsub|numpat", 2, self._numpat,
+                                  "Returns a count of unique patterns.",
+                                  **told),  # type: ignore[arg-type]
+                "help": Command("pubsub|help", 2, self._help,
+                                "Returns helpful text about the subcommands.",
+                                **told),  # type: ignore[arg-type]
+            }),
+        ]  # fmt: skip
+
+    # -- what others mean (frontend.Modes) --------------------------------------------------------
+
+    def take(self, client: RespConnection, command: Command, words: list[bytes]) -> bool:
+        """Refuse what a client of RESP2 may not do that has subscribed; answer its PING; return
+        False for anything else."""
+        if not client.session.only_listens or command.name in _ALLOWED:
+            return False
+        if command.name == "ping" and len(words) <= 2:
+            replies = client.replies()
+            replies.array_of(2)
+            replies.bulk(b"pong")
+            replies.bulk(words[1] if len(words) > 1 else b"")
+            client.reply(replies.take())
+            return True
+        name = command.name.replace("|", " ")
+        client.fail(
+            f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / "
+            "RESET are allowed in this context"
+        )
+        return True
+
+    # -- subscribing ------------------------------------------------------------------------------
+
+    def _subscribe(self, client: RespConnection, words: list[bytes]) -> None:
+        self._begin(client, words[1:], None)
+
+    def _psubscribe(self, client: RespConnection, words: list[bytes]) -> None:
+        try:
+            globs = [Glob(word) for word in words[1:]]
+        except BadRequest as error:
+            client.fail(f"ERR {error}")
+            return
+        self._begin(client, words[1:], globs)
+
+    def _begin(
+        self, client: RespConnection, names: list[bytes], globs: Sequence[Glob] | None
+    ) -> None:
+        pending = Pending(client)
+        try:
+            for name in names:
+                _check_channel(name)
+            self._audience.check(client, names, globs is not None)
+            for number, name in enumerate(names):
+                prefix = globs[number].prefix if globs else name
+                is_one = globs is None or globs[number].literal is not None
+                end = prefix + b"\0" if is_one else _end_of(prefix)
+                self._desk.permit(pending, Action.LISTEN, prefix, end)
+        except ConureError as error:
+            client.fail(error_text(error))
+            return
+        if self._audience.is_heard:
+            client.push(self._enter(client, names, globs))
+            return
+        pending.is_alone = True
+        client.begin(pending)
+        pending.is_muted = False  # a push is no reply
+        self._audience.listen(partial(self._go_on, client, pending, names, globs))
+
+    def _go_on(
+        self,
+        client: RespConnection,
+        pending: Pending,
+        names: list[bytes],
+        globs: Sequence[Glob] | None,
+        error: ConureError | None,
+    ) -> None:
+        """Subscribe a client, now that messages are heard."""
+        if error is not None:
+            pending.fail(self._answers.text_of(error))
+        elif client.is_last:  # it has left meanwhile
+            pending.finish(b"")
+        else:
+            try:
+                self._audience.check(client, names, globs is not None)  # others came meanwhile
+            except BadRequest as why:
+                pending.fail(f"ERR {why}")
+            else:
+                pending.finish(self._enter(client, names, globs))
+
+    def _enter(
+        self, client: RespConnection, names: list[bytes], globs: Sequence[Glob] | None
+    ) -> bytes:
+        replies = client.replies()
+        kind = b"subscribe" if globs is None else b"psubscribe"
+        for number, name in enumerate(names):
+            glob = globs[number] if globs else None
+            count = self._audience.subscribe(client, name, glob)
+            replies.push(3)
+            replies.bulk(kind)
+            replies.bulk(name)
+            replies.integer(count)
+        return replies.take()
+
+    def _unsubscribe(self, client: RespConnection, words: list[bytes]) -> None:
+        subscriptions = client.session.subscriptions
+        own = subscriptions.channels if subscriptions else ()
+        self._leave(client, words[1:] or [*own], b"unsubscribe")
+
+    def _punsubscribe(self, client: RespConnection, words: list[bytes]) -> None:
+        subscriptions = client.session.subscriptions
+        own = subscriptions.patterns if subscriptions else ()
+        self._leave(client, words[1:] or [*own], b"punsubscribe")
+
+    def _leave(self, client: RespConnection, names: list[bytes], kind: bytes) -> None:
+        replies = client.replies()
+        subscriptions = client.session.subscriptions
+        for name in names:
+            count = self._audience.unsubscribe(client, name, kind == b"punsubscribe")
+            replies.push(3)
+            replies.bulk(kind)
+            replies.bulk(name)
+            replies.integer(count)
+        if not names:
+            left = len(subscriptions.channels) + len(subscriptions.patterns) if subscriptions else 0
+            replies.push(3)
+            replies.bulk(kind)
+            replies.null()
+            replies.integer(left)
+        client.push(replies.take())
+
+    # -- PUBLISH ----------------------------------------------------------------------------------
+
+    def _publish(self, client: RespConnection, words: list[bytes]) -> None:
+        _, channel, message = words
+        pending = Pending(client)
+        try:
+            _check_channel(channel)
+            most = self._limits.value_bytes
+            if len(message) > most:
+                raise BadRequest(f"the message has {len(message):,} bytes; the limit is {most:,}")
+            self._desk.permit(pending, Action.PUBLISH, channel, channel + b"\0")
+        except ConureError as error:
+            client.fail(error_text(error))
+            return
+        if self._audience.is_full:
+            client.fail("TRYAGAIN too many messages are under way, try again shortly")
+        elif client.captured is not None:
+            self._messenger.publish(channel, message, _ignore)
+            client.reply(b":%d\r\n" % self._audience.count_of(channel))
+        else:
+            client.begin(pending)
+            told = partial(client.reactor.post, self._published, pending, channel)
+            self._messenger.publish(channel, message, told)
+
+    def _published(self, pending: Pending, channel: bytes, error: ConureError | None) -> None:
+        if error is not None:
+            pending.fail(self._answers.text_of(error))
+        else:
+            self._audience.count(channel, lambda count: pending.finish(b":%d\r\n" % count))
+
+    # -- PUBSUB -----------------------------------------------------------------------------------
+
+    def _tell_channels(self, client: RespConnection, words: list[bytes]) -> None:
+        if len(words) > 3:
+            client.fail("ERR wrong number of arguments for 'pubsub|channels' command")
+            return
+        try:
+            glob = Glob(words[2]) if len(words) == 3 else None
+        except BadRequest as error:
+            client.fail(f"ERR {error}")
+            return
+        pending = Pending(client)
+        client.begin(pending)
+        begin(pending, self._find(client, pending, self._audience.names(), glob))
+
+    def _find(
+        self, client: RespConnection, pending: Pending, names: list[bytes], glob: Glob | None
+    ) -> Turns:
+        found: list[bytes] = []
+        step = _STEP if glob is None or not glob.is_costly else 8
+        for start in range(0, len(names), step):
+            some = names[start : start + step]
+            shown = [name for name in some if glob is None or glob.matches(name)]
+            found += shown
+            pending.hold(sum(map(len, shown)) + 64 * len(shown))
+            if pending.room < 0:
+                raise BadRequest("too many channels match")
+            yield False
+        replies = client.replies()
+        replies.array_of(len(found))
+        for start in range(0, len(found), _STEP):
+            replies.bulks(found[start : start + _STEP])
+            yield False
+        pending.unpark()
+        pending.finish(replies.take())
+
+    def _numsub(self, client: RespConnection, words: list[bytes]) -> None:
+        replies = client.replies()
+        replies.array_of(2 * len(words[2:]))
+        for name in words[2:]:
+            replies.bulk(name)
+            replies.integer(self._audience.count_of(name))
+        client.reply(replies.take())
+
+    def _numpat(self, client: RespConnection, _: list[bytes]) -> None:
+        client.reply(b":%d\r\n" % self._audience.patterns)
+
+    def _help(self, client: RespConnection, _: list[bytes]) -> None:
+        replies = client.replies()
+        replies.array_of(len(_HELP))
+        for line in _HELP:
+            replies.simple(line)
+        client.reply(replies.take())
+
+
+def _check_channel(name: bytes) -> None:
+    """Raise BadRequest for a name that is too long."""
+    if len(name) > MAX_CHANNEL_BYTES:
+        raise BadRequest(
+            f"the channel's name has {len(name):,} bytes; the limit is {MAX_CHANNEL_BYTES:,}"
+        )
+
+
+def _end_of(prefix: bytes) -> bytes | None:
+    return prefix_end(prefix) if prefix else None
+
+
+def _ignore(error: ConureError | None) -> None:
+    """Take it that a message of a transaction may not have been published: that is answered."""
