@@ -63,14 +63,12 @@ __all__ = [
 MAX_KEY_BYTES: Final = 1024
 """The longest key anybody may have; the pages of every store have room for it."""
 
-MAX_VALUE_BYTES: Final = 64 << 20
-"""The longest value that any node may be set to take, and the values of one command together."""
-
 MAX_HELD: Final = 1_000
 """Keys that a session holds, about: who asks for many at a time may get some more."""
 
 MAX_VALUE_BYTES: Final = 64 << 20
-"""The longest value anybody may allow (``max_value_bytes``): no entry makes a longer one."""
+"""The longest value that any node may be set to take (``max_value_bytes``), and the values of one
+command together: no entry makes a longer one."""
 
 READ_BYTES: Final = 8 << 20
 """What the reads of one transaction return, about; every node holds it in memory, and with an

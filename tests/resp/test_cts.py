@@ -81,7 +81,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RespClient]:
 
 def test_all_cases_of_offered_commands_over_a_socket(client: RespClient) -> None:
     offered = offered_cases()
-    assert (len(offered), len(CASES)) == (99, 416)
+    assert (len(offered), len(CASES)) == (109, 416)
     for case in offered:
         client.ask("FLUSHALL")
         replies = [text(client.ask(*line.split())) for line in case["command"]]
