@@ -1064,11 +1064,17 @@ class Node:
         self._drive()
 
     def _take_back_gathered(self) -> None:
-        """Pass on what was gathered to be proposed here, ahead of all that comes from now on, and
-        refuse the rest. None of it may wait until this node leads again: another one that has asked
-        for it has asked the leader in between for what comes behind it."""
+        """Pass on what was gathered to be proposed here, ahead of all that comes from now on.
+
+        What another node has asked for may not wait until this one leads again: the leader in
+        between was asked for what comes behind it. The rest waits for the next proposal, which
+        finds out who leads by then.
+        """
         for write in self._writes.take():
-            self._lose_write(write, self._standing.not_leader())
+            if write.passes_on or write.term:
+                self._lose_write(write, self._standing.not_leader())
+            else:
+                self._writes.gather(write)
 
     def _lose_write(self, write: Write, error: ConureError) -> None:
         """Take back a write that was gathered, from a leader that is one no more."""

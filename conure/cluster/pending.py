@@ -56,12 +56,14 @@ class _Batch:
 
 
 class Write(NamedTuple):
-    """Encoded commands that are not proposed yet; passed on, if this node doesn't lead."""
+    """Encoded commands that are not proposed yet; passed on, if this node doesn't lead. If *term*
+    isn't 0, they may be proposed in that one only."""
 
     commands: list[bytes]
     reply: WriteReply
     deadline: float
     passes_on: bool = False
+    term: int = 0
 
     def answer(self, error: ConureError) -> Callable[[], None]:
         return partial(self.reply, 0, len(self.commands), error)

@@ -138,7 +138,7 @@ class Proposals:
         term = self._raft.term
         pacing.note_proposed(term, first + len(commands) - 1)
         self._batch_sizes.observe(len(commands))
-        for commands_of_one, reply, deadline, _ in gathered:
+        for commands_of_one, reply, deadline, *_ in gathered:
             self._writes.add(term, first, len(commands_of_one), reply, deadline)
             first += len(commands_of_one)
 

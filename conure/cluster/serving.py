@@ -165,7 +165,8 @@ class Serving:
                 runs = [(0, len(commands), error)]
             for start, stop, refusal in runs:
                 deadline = self._clock() + self._write_timeout
-                write = Write([*commands[start:stop]], shifted(reply, start), deadline)
+                told = shifted(reply, start)
+                write = Write([*commands[start:stop]], told, deadline, term=term)
                 try:
                     if refusal is not None:
                         raise refusal

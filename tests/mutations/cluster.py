@@ -1002,10 +1002,10 @@ MUTATIONS = [
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
-        "what a leader has gathered waits until it leads again",
+        "what another node has asked for waits until this one leads again",
         "conure/cluster/node.py",
-        "            self._lose_write(write, self._standing.not_leader())",
-        "            self._writes.gather(write)",
+        "            if write.passes_on or write.term:",
+        "            if write.passes_on:",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
