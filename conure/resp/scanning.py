@@ -194,6 +194,7 @@ class Scanning:
             replies.array_of(len(found))
             for start in range(0, len(found), _STEP):
                 replies.bulks(found[start : start + _STEP])
+                pending.pieces.append(replies.take())  # to join all of it would take long
                 yield False
             pending.unpark()
             pending.finish(replies.take())
