@@ -171,6 +171,17 @@ def test_a_leader_that_is_killed() -> None:
     assert halls.heard("n2") == halls.heard("n3") == ["a", None, "b"]
 
 
+def test_a_leader_that_falls_silent() -> None:
+    """Nobody says that it leads no more, and its connections stay as they are."""
+    halls = Halls()
+    halls.listen("n2", "n3")
+    halls.publish("n1", "a")
+    halls.lab.failed.add("n1")
+    halls.lab.leader()
+    halls.lab.tick(5)
+    assert halls.heard("n2") == halls.heard("n3") == ["a", None]
+
+
 def test_a_lost_connection_loses_the_audience() -> None:
     halls = Halls()
     halls.listen("n2", "n3")

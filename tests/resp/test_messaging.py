@@ -367,6 +367,32 @@ def test_many_subscribers_hold_up_nobody(service: RespService) -> None:
         client.close()
 
 
+def test_who_unsubscribes_meanwhile_hears_nothing(service: RespService) -> None:
+    many = [subscriber(service, "c") for _ in range(40)]
+    audience = service.resp.audience
+    hand_out = audience._pump
+    ended: list[bool] = []
+
+    def pump() -> None:
+        hand_out()
+        if audience.delivered == 32 and not ended:
+            ended.append(True)
+            for each in service.resp.clients.all():
+                audience.unsubscribe(each, b"c", False)
+
+    audience._pump = pump  # type: ignore[method-assign]
+    share, audience_file._SHARE = audience_file._SHARE, 0.0  # type: ignore[misc]
+    try:
+        with service.client() as publisher:
+            assert publisher.ask("PUBLISH", "c", "m") == 40
+            wait_until(lambda: bool(ended) and audience._job_bytes == 0)
+            assert audience.delivered == 32
+    finally:
+        audience_file._SHARE = share  # type: ignore[misc]
+    for client in many:
+        client.close()
+
+
 def test_storms_of_subscribers_leave_nothing(service: RespService) -> None:
     with service.client() as publisher:
         for number in range(200):
@@ -425,8 +451,8 @@ def test_notifications(service: RespService, client: RespClient) -> None:
         assert seen[8:] == [(b"__keyspace@0__:l", b"del"), (b"__keyevent@0__:del", b"l")]
         assert client.ask("CONFIG", "SET", "notify-keyspace-events", "Kx") == b"OK"
         client.ask("SET", "k", "v")
-        client.ask("PUBLISH", "__key", "the next one")
-        assert listener.read()[3] == b"the next one"
+        service.backend.history.extend([(1000, 2, b"k", b"", 0)], 1000)
+        assert listener.read()[2:] == [b"__keyspace@0__:k", b"expired"]
         error = client.ask("CONFIG", "SET", "notify-keyspace-events", "Kq")
         assert str(error).startswith("ERR CONFIG SET failed")
         assert client.ask("CONFIG", "SET", "notify-keyspace-events", "") == b"OK"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.cluster import Cluster, Member
 from tests.lab.process import ROOT, resp_port, running
 from tests.lab.respclient import RespClient
 from tests.lab.respservice import RespService
@@ -125,3 +126,38 @@ def test_the_page_has_a_row_for_each_command() -> None:
     shown = [name for row in rows for name in re.findall("`([A-Z -]+)`", row)]
     assert len(shown) == len(set(shown))
     assert set(shown) == ours
+
+
+def test_messages_reach_the_subscribers_of_all_nodes(tmp_path: Path) -> None:
+    """Three processes; the leader is killed, and everybody subscribes again."""
+    with Cluster(tmp_path, "--resp-addr=127.0.0.1:0") as cluster:
+        cluster.start(3)
+        leader = cluster.leader()
+
+        def connect(member: Member) -> RespClient:
+            port = int(member.status()["resp"].rpartition(":")[2])
+            client = RespClient(port)
+            assert client.ask("SUBSCRIBE", "c") == [b"subscribe", b"c", 1]
+            return client
+
+        def publish(member: Member, text: str) -> None:
+            with RespClient(int(member.status()["resp"].rpartition(":")[2])) as client:
+                assert client.ask("PUBLISH", "c", text) == 1
+
+        listeners = {member.name: connect(member) for member in cluster.members}
+        for member in cluster.members:
+            publish(member, member.name)
+            for client in listeners.values():
+                assert client.read() == [b"message", b"c", member.name.encode()]
+        leader.kill()
+        followers = [member for member in cluster.members if member is not leader]
+        for member in followers:
+            assert listeners[member.name].read_to_end() == b""
+        cluster.leader()
+        for client in listeners.values():
+            client.close()
+        listeners = {member.name: connect(member) for member in followers}
+        publish(followers[0], "again")
+        for client in listeners.values():
+            assert client.read() == [b"message", b"c", b"again"]
+            client.close()
