@@ -25,7 +25,7 @@ from conure.service.backend import Command, Found, KeyValueBackend
 from conure.service.freshness import Contact
 from conure.service.front import FrontEnd, Waiter, WaiterT
 from conure.service.gate import Caller
-from conure.service.slices import Slices
+from conure.service.slices import Slices, failing
 from conure.service.turns import Turns, begin
 
 __all__ = ["Gathered", "Look", "Rounds"]
@@ -132,8 +132,9 @@ class Rounds:
             keys, gathered.keys = gathered.keys, []
             looks, gathered.looks = gathered.looks, []
             reply = partial(self._confirmed, front, readers, keys, looks)
-            count = len(readers) + len(looks)
-            self._backend.confirm_read(reply, count, passes_on=gathered.passes_on)
+            waiters = [*readers, *(waiter for waiter, _ in looks)]
+            with failing(front, waiters):
+                self._backend.confirm_read(reply, len(waiters), passes_on=gathered.passes_on)
             has_read = True
         return has_read
 
@@ -147,7 +148,8 @@ class Rounds:
         commands, gathered.commands = gathered.commands, []
         answers, gathered.answers = gathered.answers, {}
         reply = partial(gathered.front.written, writers, answers)
-        self._backend.write(commands, reply, kept)
+        with failing(gathered.front, writers):
+            self._backend.write(commands, reply, kept)
 
     def _join(self) -> list[Gathered[Any]]:
         """Return what the fronts ask for: of those that don't pass it on, and of those that do;

@@ -17,7 +17,7 @@ from conure.service.freshness import Contact
 from conure.service.front import FrontEnd, WaiterT
 from conure.service.turns import Turns
 
-__all__ = ["LONG_VALUE", "SLICE_BYTES", "Slices"]
+__all__ = ["LONG_VALUE", "SLICE_BYTES", "Slices", "failing"]
 
 SLICE_BYTES = 1 << 20
 """Bytes of values that are read in one go, about. The longer ones among the others are read later,
@@ -73,7 +73,7 @@ class Slices:
     ) -> Turns:
         late: list[int] = []
         blocked: set[int] = set()
-        with _failing(front, waiters):
+        with failing(front, waiters):
             for start in range(0, len(keys), _READERS):
                 part = slice(start, start + _READERS)
                 found = _answer_found(front, waiters[part], records[part], index, contact, blocked)
@@ -91,7 +91,7 @@ class Slices:
     ) -> Turns:
         """Answer reads in their order, as long as there is room for long values (H5)."""
         while waiters:
-            with _failing(front, waiters):
+            with failing(front, waiters):
                 some = keys[:_LATE_READERS]
                 wanted = list(dict.fromkeys(some))
                 blocked: set[int] | None = set() if waiters[0].room > 0 else None
@@ -135,8 +135,8 @@ def _answer_found(
 
 
 @contextmanager
-def _failing(front: FrontEnd[WaiterT], waiters: list[WaiterT]) -> Iterator[None]:
-    """Let a bug end in answers: nobody is to wait for ever."""
+def failing(front: FrontEnd[WaiterT], waiters: list[WaiterT]) -> Iterator[None]:
+    """Let a bug end in answers and go on as what it is: nobody is to wait for ever."""
     try:
         yield
     except Exception:

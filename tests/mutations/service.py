@@ -300,4 +300,11 @@ MUTATIONS = [
         "write = self.backend.write",
         ("tests/service/test_service.py",),
     ),
+    Mutation(
+        "a bug at the end of a round leaves writers waiting",
+        "conure/service/rounds.py",
+        "        with failing(gathered.front, writers):\n            self._backend",
+        "        if True:\n            self._backend",
+        ("tests/service/test_service.py",),
+    ),
 ]

@@ -115,6 +115,27 @@ class Gathering(FakeBackend):
         self.reply = reply
 
 
+class Broken(FakeBackend):
+    """Has a bug."""
+
+    def write(
+        self, commands: Sequence[Command], reply: WriteReply, kept: int | None = None
+    ) -> None:
+        raise AssertionError("a bug of writes")
+
+    def confirm_read(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("a bug of reads")
+
+
+@pytest.mark.parametrize("texts", [("PUT a 1", "PUT b 2"), ("GET a", "SCAN b")])
+def test_a_bug_at_the_end_of_a_round_is_told_to_all_its_fronts(texts: tuple[str, ...]) -> None:
+    requests = requests_of(Broken())
+    lines = [LineFront(requests).say(text) for text in texts]
+    with pytest.raises(AssertionError, match="a bug of"):
+        end(requests)
+    assert [line.answer for line in lines] == ["ERROR a bug: "] * 2
+
+
 def test_the_writes_of_all_fronts_are_one_proposal() -> None:
     backend = Gathering()
     requests = requests_of(backend)
