@@ -329,4 +329,11 @@ MUTATIONS = [
         "",
         ("tests/resp/test_scanning.py",),
     ),
+    Mutation(
+        "resp: MSET writes a key as often as it is named",
+        "conure/resp/stringverbs.py",
+        "    return Plan(tuple(last.values()), _ok)",
+        '    return Plan(tuple(_pairs("mset", given, context)), _ok)',
+        ("tests/resp/test_verbs.py",),
+    ),
 ]
