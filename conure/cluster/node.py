@@ -204,8 +204,10 @@ class Node:
         self._threads: list[threading.Thread] = []
 
         # The core, and what is replicated.
-        self._versions = versions = Versions(identity.node_id, options.speaks)
         self._store = store = make_store(parts, options.speaks)
+        self._versions = versions = Versions(
+            identity.node_id, options.speaks, lambda: store.version
+        )
         history.reset(store.applied_index)
         election_ticks = ticks_in(options.election_timeout, TICK)
         self._raft = raft = Raft(

@@ -5,13 +5,16 @@ nodes are upgraded one after the other. Each says in its greetings what it reads
 
 1. Nothing is proposed that is newer than what every member reads, learners and arbiters included.
    A member counts from what it has said since this node started, in the life of its data
-   directory that is a member; one that has not been heard could be anything.
+   directory that is a member; one that has not been heard could be anything. But what this node's
+   state is made of already, every member reads (2): nobody is asked about that again.
 2. Nobody takes part who reads less than what the log holds: it would have to stop at that entry.
 
 Everything here belongs to the holder of the node's lock.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from conure.consensus.members import Configuration, Server
 from conure.errors import Conflict, Refused
@@ -23,10 +26,14 @@ _MAX_STRANGERS = 64  # nodes that are no members here whose word is kept: one ma
 
 
 class Versions:
-    """What everybody reads, as known to the node *own_id*, which reads up to version *speaks*."""
+    """What everybody reads, as known to the node *own_id*, which reads up to version *speaks*.
 
-    def __init__(self, own_id: str, speaks: int) -> None:
+    *held* tells the newest version of what this node has applied.
+    """
+
+    def __init__(self, own_id: str, speaks: int, held: Callable[[], int]) -> None:
         self.speaks = speaks
+        self._held = held
         self.logged = 1
         """The newest version that this node has had in its log since it started."""
         self._own_id = own_id
@@ -59,8 +66,8 @@ class Versions:
 
     def check(self, version: int, members: Configuration) -> None:
         """Raise Conflict if something of this version can't be proposed to these members."""
-        if version <= 1:
-            return  # which every release reads
+        if version <= max(1, self._held()):  # which every release reads, or every member has to
+            return
         for server in members.servers:
             known = self.of(server)
             if known is None:

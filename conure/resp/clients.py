@@ -60,7 +60,7 @@ def describe(client: RespConnection) -> bytes:
     transaction = session.transaction
     flags = "x" if transaction else ""
     flags += "P" if session.subscriptions else ""
-    flags += "r" if session.freshness.is_stale else ""
+    flags += "r" if session.is_stale else ""
     subscriptions = session.subscriptions
     channels = len(subscriptions.channels) if subscriptions else 0
     patterns = len(subscriptions.patterns) if subscriptions else 0

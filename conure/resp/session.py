@@ -40,6 +40,8 @@ class Session:
     __slots__ = (
         "freshness",
         "is_plain",
+        "is_stale",
+        "is_watching",
         "library",
         "library_version",
         "name",
@@ -61,6 +63,8 @@ class Session:
         self.library = b""
         self.library_version = b""
         self.freshness: Freshness = LINEARIZABLE
+        self.is_stale = False  # READONLY
+        self.is_watching = False
         self.silent = False  # CLIENT REPLY OFF
         self.skips = 0  # 2: the next command has no reply; 1: this one has none
         self.transaction: Transaction | None = None
@@ -87,4 +91,20 @@ class Session:
 
     def read_here(self, *, stale: bool) -> None:
         """Read this node's own state as it is, or as a leader confirms it."""
-        self.freshness = STALE if stale else LINEARIZABLE
+        self.is_stale = stale
+        self._choose()
+
+    def begin_watching(self) -> None:
+        """Read what a leader confirms from now on: what is read of a watched key has to be no older
+        than the revision that EXEC compares."""
+        self.is_watching = True
+        self._choose()
+
+    def end_watching(self) -> None:
+        """Forget the watched keys, and read as before."""
+        self.watched = {}  # another one: what is still to be found goes into the old one
+        self.is_watching = False
+        self._choose()
+
+    def _choose(self) -> None:
+        self.freshness = STALE if self.is_stale and not self.is_watching else LINEARIZABLE

@@ -194,6 +194,7 @@ class Transactions:
         if not keys:
             client.reply(OK)
             return
+        session.begin_watching()
         pending = _Watching(client, keys)
         client.begin(pending)
         try:
@@ -212,7 +213,7 @@ class Transactions:
         self._forget_watched(client)
 
     def _forget_watched(self, client: RespConnection) -> None:
-        client.session.watched = {}  # another one: what is still to be found goes into the old one
+        client.session.end_watching()
 
 
 class _Watching(Pending):

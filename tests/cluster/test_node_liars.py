@@ -495,6 +495,19 @@ def test_another_life_of_a_member_has_said_nothing() -> None:
 
 
 @pytest.mark.usefixtures("second_version")
+def test_what_the_state_is_made_of_is_asked_of_nobody_again() -> None:
+    """A quorum goes on writing it after a restart, though another member is down by then."""
+    lab = cluster("n2", "n3", speaks=2)
+    assert try_put(lab, b"2") == [None]
+    lab.tick(5)
+    for each in ("n3", "n1", "n2"):
+        lab.stop(each)
+    for each in ("n1", "n2"):
+        lab.add(each, speaks=2)
+    assert try_put(lab, b"2") == [None]
+
+
+@pytest.mark.usefixtures("second_version")
 def test_who_reads_less_than_the_log_holds_takes_no_part() -> None:
     lab = cluster("n2", "n3", speaks=2)
     assert try_put(lab, b"2", b"1") == [None, None]

@@ -593,8 +593,8 @@ MUTATIONS = [
     Mutation(
         "nobody is asked what it reads for what all read",
         "conure/cluster/versions.py",
-        "        if version <= 1:\n            return",
-        "        if version <= 0:\n            return",
+        "        if version <= max(1, self._held()):",
+        "        if version <= self._held() - 1:",
         NODE_TESTS,
     ),
     Mutation(
@@ -1070,5 +1070,12 @@ MUTATIONS = [
         "        elif question.after + len(messages) != last:",
         "        elif False:",
         ("tests/cluster/test_messaging.py",),
+    ),
+    Mutation(
+        "every member is asked again what its state is made of",
+        "conure/cluster/versions.py",
+        "if version <= max(1, self._held()):",
+        "if version <= 1:",
+        ("tests/cluster/test_node_liars.py",),
     ),
 ]

@@ -177,9 +177,9 @@ MUTATIONS = [
     ),
     Mutation(
         "resp: UNWATCH forgets what was there by then",
-        "conure/resp/transactions.py",
-        "        client.session.watched = {}  #",
-        "        client.session.watched.clear()  #",
+        "conure/resp/session.py",
+        "        self.watched = {}  #",
+        "        self.watched.clear()  #",
         ("tests/resp/test_transactions.py",),
     ),
     Mutation(
@@ -454,5 +454,19 @@ MUTATIONS = [
         "        if letter not in self._letters:",
         "        if False:",
         ("tests/resp/test_messaging.py",),
+    ),
+    Mutation(
+        "resp: MSET writes a key as often as it is named",
+        "conure/resp/stringverbs.py",
+        "    return Plan(tuple(last.values()), _ok)",
+        '    return Plan(tuple(_pairs("mset", given, context)), _ok)',
+        ("tests/resp/test_verbs.py",),
+    ),
+    Mutation(
+        "resp: who watches a key reads it as this node has it",
+        "conure/resp/session.py",
+        "STALE if self.is_stale and not self.is_watching else",
+        "STALE if self.is_stale else",
+        ("tests/resp/test_connecting.py",),
     ),
 ]

@@ -190,3 +190,21 @@ def test_metrics(service: RespService, client: RespClient) -> None:
         "conure_resp_protocol_errors_total 1",
     ):
         assert line in page
+
+
+def test_who_watches_reads_what_a_leader_confirms(service: RespService, client: RespClient) -> None:
+    """Or EXEC would compare a revision that is newer than what was read."""
+    backend = service.backend
+    assert client.ask("READONLY") == b"OK"
+    assert client.ask("WATCH", "k") == b"OK"
+    before = backend.confirmations
+    client.ask("GET", "k")
+    assert backend.confirmations == before + 1
+    for end in (("UNWATCH",), ("RESET",)):
+        client.ask("READONLY")
+        client.ask("WATCH", "k")
+        client.ask(*end)
+        client.ask("READONLY")
+        before = backend.confirmations
+        client.ask("GET", "k")
+        assert backend.confirmations == before, end

@@ -85,6 +85,7 @@ def kill_and_pause(cluster: Cluster, wait_for_more: Callable[[], None]) -> None:
 def test_both_protocols_together_are_linearizable(cluster: Cluster) -> None:
     with Workload(cluster, clients=3, resp_clients=3) as load:
         kill_and_pause(cluster, lambda: load.wait_for_writes(60))
+    assert {operation.client for operation in load.history} == set(range(6))
     load.check()
 
 
