@@ -38,8 +38,9 @@ MESSAGE_BYTES: Final = 128
 """Bytes that a message counts for beside its own, and the name of a subscription."""
 
 _SHARE: Final = 0.002  # seconds of a round
+_SENT: Final = 128  # connections that are to be sent to, after which a round hands out no more
 _STEP: Final = 32  # clients between two looks at the time
-_PATTERNS: Final = 4  # patterns between two looks at the time
+_PATTERNS: Final = 16  # patterns between two looks at the time
 _KNOWN_CHANNELS: Final = 1_024  # of which is known what patterns they match
 _LOOK_AGAIN: Final = 0.0005  # seconds, while there is no room
 _RELIEF: Final = 0.25  # seconds between two looks at who doesn't read
@@ -364,7 +365,7 @@ class Audience:
             self._end_jobs()
         while True:
             for must_wait in self._steps:
-                if must_wait or perf_counter() > until:
+                if must_wait or perf_counter() > until or len(reactor.dirty) > _SENT:
                     self._go_on(_LOOK_AGAIN if must_wait else 0.0)
                     return
             if not self._jobs:
@@ -407,9 +408,10 @@ class Audience:
             return
         version = self._version
         for number, each in enumerate([*self._patterns.values()], 1):
-            if each.glob is not None and each.glob.matches(channel):
+            assert each.glob is not None
+            if each.glob.matches(channel):
                 matched.append(each)
-            if number % _PATTERNS == 0:
+            if each.glob.is_costly or number % _PATTERNS == 0:
                 yield False
         if version == self._version:
             self._matched[channel] = matched

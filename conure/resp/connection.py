@@ -415,13 +415,15 @@ class RespConnection:
             self.reactor.requests += 1
             if not front.refuse(self, command, cast("list[bytes]", found)):
                 self.close()
+        elif self.waiting and self.waiting[-1].is_alone:
+            self.backlog.appendleft(found)
+            return False
         elif not session.is_plain and front.queue(self, command, cast("list[bytes]", found)):
             self.reactor.requests += 1
             command.calls += 1
         else:
             lane = command.lane
-            waiting = self.waiting
-            if waiting and (self._must_wait(lane) if lane else waiting[-1].is_alone):
+            if lane and self.waiting and self._must_wait(lane):
                 if not (command.join and self._may_join()):
                     self.backlog.appendleft(found)
                     return False
@@ -436,9 +438,8 @@ class RespConnection:
 
     def _may_join(self) -> bool:
         """Tell whether a read may be done among the writes that are unanswered."""
-        waiting = self.waiting
         is_short = self.unanswered < self.front.limits.max_pipelined
-        return self.lane is WRITES and is_short and not waiting[-1].is_alone
+        return self.lane is WRITES and is_short
 
     def _join(self, join: Handler, command: Command, found: list[bytes] | Run) -> None:
         """Do a read among writes."""
@@ -470,7 +471,6 @@ class RespConnection:
             lane is not self.lane
             or lane is ALONE
             or self.unanswered >= (self.run if lane is READS else self.front.limits.max_pipelined)
-            or self.waiting[-1].is_alone
         )
 
     def _must_send(self) -> bool:

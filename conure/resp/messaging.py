@@ -25,6 +25,7 @@ from conure.resp.audience import Audience, Messenger
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
 from conure.resp.globs import Glob
+from conure.resp.replies import Replies
 from conure.resp.table import ALONE, MESSAGES, Command
 from conure.resp.waiters import Pending, begin
 from conure.service.gate import Action
@@ -40,7 +41,8 @@ MAX_CHANNEL_BYTES: Final = 2_048
 _ALLOWED: Final = frozenset(
     {"subscribe", "unsubscribe", "psubscribe", "punsubscribe", "quit", "reset"}
 )
-_STEP: Final = 200  # channels of a step of PUBSUB CHANNELS
+_STEP: Final = 200  # channels of a step
+_SHORT: Final = 512  # bytes of names that are read at once
 _HELP: Final = (
     b"PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
     b"CHANNELS [<pattern>]",
@@ -129,74 +131,94 @@ class Messaging:
     # -- subscribing ------------------------------------------------------------------------------
 
     def _subscribe(self, client: RespConnection, words: list[bytes]) -> None:
-        self._begin(client, words[1:], None)
+        self._begin(client, words[1:], globs=False)
 
     def _psubscribe(self, client: RespConnection, words: list[bytes]) -> None:
-        try:
-            globs = [Glob(word) for word in words[1:]]
-        except BadRequest as error:
-            client.fail(f"ERR {error}")
-            return
-        self._begin(client, words[1:], globs)
+        self._begin(client, words[1:], globs=True)
 
-    def _begin(
-        self, client: RespConnection, names: list[bytes], globs: Sequence[Glob] | None
-    ) -> None:
-        pending = Pending(client)
-        try:
-            for name in names:
-                _check_channel(name)
-            self._audience.check(client, names, globs is not None)
-            for number, name in enumerate(names):
-                prefix = globs[number].prefix if globs else name
-                is_one = globs is None or globs[number].literal is not None
-                end = prefix + b"\0" if is_one else _end_of(prefix)
-                self._desk.permit(pending, Action.LISTEN, prefix, end)
-        except ConureError as error:
-            client.fail(error_text(error))
-            return
+    def _begin(self, client: RespConnection, names: list[bytes], *, globs: bool) -> None:
+        pending = _Alone(client)
+        steps = self._prepare(client, pending, names, globs=globs)
+        if self._audience.is_heard and _is_short(names):
+            try:
+                for _ in steps:
+                    pass
+            except ConureError as error:
+                client.fail(error_text(error))
+        else:
+            pending.begin()
+            begin(pending, steps)
+
+    def _prepare(
+        self, client: RespConnection, pending: _Alone, names: list[bytes], *, globs: bool
+    ) -> Turns:
+        """Read names, and subscribe to them once messages are heard."""
+        found: list[Glob | None] = []
+        for number, name in enumerate(names, 1):
+            _check_channel(name)
+            found.append(glob := Glob(name) if globs else None)
+            self._permit(pending, name, glob)
+            if globs or number % _STEP == 0:
+                yield False
+        self._audience.check(client, names, globs)
         if self._audience.is_heard:
-            client.push(self._enter(client, names, globs))
-            return
-        pending.is_alone = True
-        client.begin(pending)
-        pending.is_muted = False  # a push is no reply
-        self._audience.listen(partial(self._go_on, client, pending, names, globs))
+            yield from self._enter(client, pending, names, found)
+        else:
+            self._audience.listen(partial(self._go_on, client, pending, names, found))
+
+    def _permit(self, pending: Pending, name: bytes, glob: Glob | None) -> None:
+        """Raise Forbidden unless a client may listen there."""
+        if glob is None or glob.literal is not None:
+            start = name if glob is None else glob.prefix
+            self._desk.permit(pending, Action.LISTEN, start, start + b"\0")
+        else:
+            end = prefix_end(glob.prefix) if glob.prefix else None
+            self._desk.permit(pending, Action.LISTEN, glob.prefix, end)
 
     def _go_on(
         self,
         client: RespConnection,
-        pending: Pending,
+        pending: _Alone,
         names: list[bytes],
-        globs: Sequence[Glob] | None,
+        globs: Sequence[Glob | None],
         error: ConureError | None,
     ) -> None:
         """Subscribe a client, now that messages are heard."""
         if error is not None:
             pending.fail(self._answers.text_of(error))
-        elif client.is_last:  # it has left meanwhile
-            pending.finish(b"")
+            return
+        try:
+            self._audience.check(client, names, globs[0] is not None)  # others came meanwhile
+        except BadRequest as why:
+            pending.fail(error_text(why))
+            return
+        steps = self._enter(client, pending, names, globs)
+        if _is_short(names):
+            for _ in steps:  # before anybody finds that nobody has subscribed
+                pass
         else:
-            try:
-                self._audience.check(client, names, globs is not None)  # others came meanwhile
-            except BadRequest as why:
-                pending.fail(f"ERR {why}")
-            else:
-                pending.finish(self._enter(client, names, globs))
+            begin(pending, steps)
 
     def _enter(
-        self, client: RespConnection, names: list[bytes], globs: Sequence[Glob] | None
-    ) -> bytes:
+        self,
+        client: RespConnection,
+        pending: _Alone,
+        names: list[bytes],
+        globs: Sequence[Glob | None],
+    ) -> Turns:
+        """Subscribe a client, and confirm it: of each name before the first message."""
         replies = client.replies()
-        kind = b"subscribe" if globs is None else b"psubscribe"
-        for number, name in enumerate(names):
-            glob = globs[number] if globs else None
+        kind = b"subscribe" if globs[0] is None else b"psubscribe"
+        for number, (name, glob) in enumerate(zip(names, globs, strict=True), 1):
+            if client.is_last:  # it has left meanwhile
+                break
             count = self._audience.subscribe(client, name, glob)
-            replies.push(3)
-            replies.bulk(kind)
-            replies.bulk(name)
-            replies.integer(count)
-        return replies.take()
+            _confirm(replies, kind, name, count)
+            if number % _STEP == 0:
+                client.push(replies.take())
+                yield False
+        client.push(replies.take())
+        pending.end()
 
     def _unsubscribe(self, client: RespConnection, words: list[bytes]) -> None:
         subscriptions = client.session.subscriptions
@@ -209,21 +231,31 @@ class Messaging:
         self._leave(client, words[1:] or [*own], b"punsubscribe")
 
     def _leave(self, client: RespConnection, names: list[bytes], kind: bytes) -> None:
+        pending = _Alone(client)
+        steps = self._leave_in_steps(client, pending, names, kind)
+        if len(names) <= _STEP:
+            for _ in steps:
+                pass
+        else:
+            pending.begin()
+            begin(pending, steps)
+
+    def _leave_in_steps(
+        self, client: RespConnection, pending: _Alone, names: list[bytes], kind: bytes
+    ) -> Turns:
         replies = client.replies()
-        subscriptions = client.session.subscriptions
-        for name in names:
+        for number, name in enumerate(names, 1):
             count = self._audience.unsubscribe(client, name, kind == b"punsubscribe")
-            replies.push(3)
-            replies.bulk(kind)
-            replies.bulk(name)
-            replies.integer(count)
+            _confirm(replies, kind, name, count)
+            if number % _STEP == 0:
+                client.push(replies.take())
+                yield False
         if not names:
+            subscriptions = client.session.subscriptions
             left = len(subscriptions.channels) + len(subscriptions.patterns) if subscriptions else 0
-            replies.push(3)
-            replies.bulk(kind)
-            replies.null()
-            replies.integer(left)
+            _confirm(replies, kind, None, left)
         client.push(replies.take())
+        pending.end()
 
     # -- PUBLISH ----------------------------------------------------------------------------------
 
@@ -310,16 +342,46 @@ class Messaging:
         client.reply(replies.take())
 
 
+class _Alone(Pending):
+    """A change of subscriptions, which is confirmed by pushes: they come whatever CLIENT REPLY
+    says. What the client sends after it waits, once it has *begun*."""
+
+    __slots__ = ("_connection", "_has_begun")
+
+    def __init__(self, client: RespConnection) -> None:
+        super().__init__(client)
+        self._connection = client
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Let it wait."""
+        self.is_alone = self._has_begun = True
+        self._connection.begin(self)
+
+    def end(self) -> None:
+        """All is confirmed."""
+        if self._has_begun:
+            self.finish(b"")
+
+
+def _is_short(names: list[bytes]) -> bool:
+    """Tell whether names are quickly read, patterns too."""
+    return len(names) <= _STEP and sum(map(len, names)) <= _SHORT
+
+
+def _confirm(replies: Replies, kind: bytes, name: bytes | None, count: int) -> None:
+    replies.push(3)
+    replies.bulk(kind)
+    replies.bulk(name)
+    replies.integer(count)
+
+
 def _check_channel(name: bytes) -> None:
     """Raise BadRequest for a name that is too long."""
     if len(name) > MAX_CHANNEL_BYTES:
         raise BadRequest(
             f"the channel's name has {len(name):,} bytes; the limit is {MAX_CHANNEL_BYTES:,}"
         )
-
-
-def _end_of(prefix: bytes) -> bytes | None:
-    return prefix_end(prefix) if prefix else None
 
 
 def _ignore(error: ConureError | None) -> None:

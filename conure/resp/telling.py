@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from conure import VERSION
-from conure.errors import BadRequest, ConureError
+from conure.errors import ConureError
 from conure.resp.answers import Answers
 from conure.resp.audience import Audience
 from conure.resp.clients import Clients
@@ -44,6 +44,7 @@ _NO_FREQUENCY = (
     b"\r\n"
 )
 _NOTIFY = b"notify-keyspace-events"
+_NAME_BYTES = 128  # of a pattern of settings
 _RECORD_BYTES = 90  # that a record takes beside its key and value, about
 
 
@@ -228,11 +229,10 @@ class Telling:
         found: dict[bytes, bytes] = {}
         settings = self._settings | {_NOTIFY: self._notifying.text.encode()}
         for word in words[2:34]:
-            try:
-                glob = Glob(word.lower())
-            except BadRequest as error:
-                client.fail(f"ERR {error}")
+            if len(word) > _NAME_BYTES:
+                client.fail(f"ERR a pattern of settings has {_NAME_BYTES} bytes at most")
                 return
+            glob = Glob(word.lower())
             found |= {name: value for name, value in settings.items() if glob.matches(name)}
         replies = client.replies()
         replies.map_of(len(found))

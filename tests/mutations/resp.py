@@ -402,7 +402,7 @@ MUTATIONS = [
     Mutation(
         "messages: one is handed out in one go",
         "conure/resp/audience.py",
-        "                if must_wait or perf_counter() > until:",
+        "                if must_wait or perf_counter() > until or len(reactor.dirty) > _SENT:",
         "                if must_wait:",
         ("tests/resp/test_messaging.py",),
     ),
@@ -432,6 +432,20 @@ MUTATIONS = [
         "conure/resp/connection.py",
         "            or lane is ALONE\n",
         "",
+        ("tests/resp/test_messaging.py",),
+    ),
+    Mutation(
+        "messages: commands don't wait for a subscription before them",
+        "conure/resp/connection.py",
+        "        elif self.waiting and self.waiting[-1].is_alone:",
+        "        elif False:",
+        ("tests/resp/test_messaging.py",),
+    ),
+    Mutation(
+        "messages: patterns are read in one go",
+        "conure/resp/messaging.py",
+        "            if globs or number % _STEP == 0:",
+        "            if False:",
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(

@@ -287,6 +287,40 @@ def test_bounds_of_subscriptions() -> None:
         service.close()
 
 
+@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize("kind", ["", "P"])
+def test_many_names_are_read_in_turns(service: RespService, kind: str, is_held: bool) -> None:
+    names = [f"{number}{'*' * bool(kind)}" for number in range(1000)]
+    with service.client() as client, service.client() as other:
+        if is_held:
+            service.messenger.is_held = True
+        else:
+            other.ask("SUBSCRIBE", "x")
+        client.send(command(f"{kind}SUBSCRIBE", *names) + command("PING"))
+        if is_held:
+            wait_until(lambda: bool(service.messenger.held))
+            service.messenger.go_on()
+        for number, name in enumerate(names, 1):
+            assert client.read()[1:] == [name.encode(), number]
+        assert client.read() == [b"pong", b""]
+        client.send(command(f"{kind}UNSUBSCRIBE") + command("PING"))
+        assert [client.read()[2] for _ in names] == [*range(999, -1, -1)]
+        assert client.read() == b"PONG"
+        assert service.resp.audience.subscribers == (0 if is_held else 1)
+
+
+def test_long_patterns_hold_up_nobody(service: RespService, client: RespClient) -> None:
+    with service.client() as hostile:
+        patterns = [b"*%b%d*" % (b"[ab]" * 200, number) for number in range(200)]
+        hostile.send(command("PSUBSCRIBE", *patterns))
+        answered = 0
+        while service.resp.audience.patterns < len(patterns):
+            assert client.ask("PING") == b"PONG"
+            answered += 1
+        assert answered > 10  # while patterns were read
+        assert client.ask("PUBLISH", "a" * 2048, "m") == 0
+
+
 def test_a_subscriber_that_reads_nothing_is_disconnected() -> None:
     service = small(max_unread_bytes=1 << 20)
     try:
