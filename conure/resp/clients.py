@@ -75,7 +75,7 @@ def describe(client: RespConnection) -> bytes:
         f"oll={len(client.out)} omem={client.pending} tot-mem={client.pending} "
         f"events={'r' if client.interest & 1 else ''}{'w' if client.interest & 4 else ''} "
         f"cmd={client.last_command or 'NULL'} user=default redir=-1 resp={session.protocol} "
-        f"lib-name={_text(session.library)} lib-ver={_text(session.library_version)}\n"
+        f"lib-name={_text(session.lib_name)} lib-ver={_text(session.lib_version)}\n"
     )
     return line.encode("utf-8", "surrogateescape")
 

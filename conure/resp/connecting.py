@@ -217,9 +217,9 @@ class Connecting:
             client.fail(f"ERR {field.decode()} {_NOT_PLAIN}")
         else:
             if field == b"lib-name":
-                client.session.library = value
+                client.session.lib_name = value
             else:
-                client.session.library_version = value
+                client.session.lib_version = value
             client.reply(OK)
 
     def _tell_id(self, client: RespConnection, _: list[bytes]) -> None:

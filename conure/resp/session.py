@@ -42,8 +42,8 @@ class Session:
         "is_plain",
         "is_stale",
         "is_watching",
-        "library",
-        "library_version",
+        "lib_name",
+        "lib_version",
         "name",
         "protocol",
         "silent",
@@ -60,8 +60,8 @@ class Session:
         """Be as at the beginning."""
         self.protocol = RESP2
         self.name = b""
-        self.library = b""
-        self.library_version = b""
+        self.lib_name = b""
+        self.lib_version = b""
         self.freshness: Freshness = LINEARIZABLE
         self.is_stale = False  # READONLY
         self.is_watching = False
