@@ -228,7 +228,7 @@ def check_dev(engine: Engine, image: str) -> None:
 
 def check_facts(config: dict[str, Any], version: str) -> None:
     """What the image says of itself."""
-    with step("says: user 1000, /var/lib/conure, ports 8081, 7001 and 9090, entrypoint in exec form"):
+    with step("says: user 1000, /var/lib/conure, three ports, entrypoint in exec form"):
         expect("1000:1000", config["User"])
         expect(["/var/lib/conure"], list(config["Volumes"]))
         expect({"8081/tcp", "7001/tcp", "9090/tcp"}, set(config["ExposedPorts"]))
