@@ -36,9 +36,9 @@ another file or an earlier life of this one left behind is never taken for a rec
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, count, pairwise
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
 
 from conure.consensus.messages import CONFIG, Entry
@@ -62,6 +62,7 @@ __all__ = [
     "prove_frame",
     "read_record_header",
     "split_batches",
+    "take_frames",
 ]
 MAX_NODE_ID_BYTES: Final = 255
 MAX_FRAME_BYTES: Final = 128 << 20  # the largest value allowed anywhere is 64 MiB
@@ -74,6 +75,8 @@ _PER_ENTRY = 5
 
 _FRAME = struct.Struct(">II")
 _LENGTH = struct.Struct(">I")
+
+_Decoded = TypeVar("_Decoded")
 
 RECORD_HEADER_BYTES: Final = _RECORD.size
 FRAME_HEADER_BYTES: Final = _FRAME.size
@@ -231,6 +234,25 @@ def frame_length(header: bytes, most: int = MAX_FRAME_BYTES) -> int:
     if not 0 < length <= most:
         raise WireError(f"a frame of {length} bytes; 1 to {most} are possible here")
     return length
+
+
+def take_frames(
+    buffer: bytearray, decode: Callable[[bytes], _Decoded]
+) -> tuple[list[_Decoded], int]:
+    """Cut all complete frames off a buffer and return what *decode* makes of each; also return the
+    size that the buffer needs for the next one. Raises WireError."""
+    decoded: list[_Decoded] = []
+    at, needed = 0, FRAME_HEADER_BYTES
+    with memoryview(buffer) as data:  # no more than one copy of a large one
+        while at + FRAME_HEADER_BYTES <= len(data):
+            size = FRAME_HEADER_BYTES + frame_length(bytes(data[at : at + FRAME_HEADER_BYTES]))
+            if at + size > len(data):
+                needed = size
+                break
+            decoded.append(decode(bytes(data[at : at + size])))
+            at += size
+    del buffer[:at]
+    return decoded, needed
 
 
 def check_frame(frame: bytes) -> bytes:

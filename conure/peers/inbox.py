@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Final
 
 from conure.consensus.messages import Message
-from conure.consensus.records import FRAME_HEADER_BYTES, frame_length
+from conure.consensus.records import FRAME_HEADER_BYTES, take_frames
 from conure.errors import WireError
 from conure.metrics import Counter
 from conure.peers.frames import decode_message
@@ -72,7 +72,7 @@ class Inbox:
             self._buffer += self._space[:size]
             if len(self._buffer) >= self._needed:
                 before = self._needed
-                messages, self._needed = _take_messages(self._buffer)
+                messages, self._needed = take_frames(self._buffer, decode_message)
                 if messages:
                     self._begun = monotonic()
                 for message in messages:
@@ -96,22 +96,3 @@ class Inbox:
         if received and is_stalled(monotonic() - self._begun, received):
             self.error = self.error or WireError("a frame that has begun and does not go on")
             self.has_ended.set()
-
-
-def _take_messages(buffer: bytearray) -> tuple[list[Message], int]:
-    """Cut all complete messages off a buffer; also return the size it needs for the next one.
-
-    Raises WireError.
-    """
-    messages: list[Message] = []
-    at, needed = 0, FRAME_HEADER_BYTES
-    with memoryview(buffer) as data:  # no more than one copy of a large one
-        while at + FRAME_HEADER_BYTES <= len(data):
-            size = FRAME_HEADER_BYTES + frame_length(bytes(data[at : at + FRAME_HEADER_BYTES]))
-            if at + size > len(data):
-                needed = size
-                break
-            messages.append(decode_message(bytes(data[at : at + size])))
-            at += size
-    del buffer[:at]
-    return messages, needed

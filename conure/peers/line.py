@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final, Protocol
 
-from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, frame_length
+from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, take_frames
 from conure.errors import WireError
 from conure.metrics import Counter
 from conure.peers.guests import SMALL_FRAME, is_stalled
@@ -144,7 +144,7 @@ class Line:
             self._buffer += self._space[:size]
             if len(self._buffer) >= self._needed:
                 before = self._needed
-                payloads, self._needed = _take_frames(self._buffer)
+                payloads, self._needed = take_frames(self._buffer, check_frame)
                 if payloads:
                     self._begun = monotonic()
                     self._take(payloads)
@@ -226,20 +226,3 @@ class Line:
     def _wake(self) -> None:
         if not self._is_over:
             os.eventfd_write(self._wake_fd, 1)
-
-
-def _take_frames(buffer: bytearray) -> tuple[list[bytes], int]:
-    """Cut all complete frames off a buffer and return their payloads; also return the size it needs
-    for the next one. Raises WireError."""
-    payloads: list[bytes] = []
-    at, needed = 0, FRAME_HEADER_BYTES
-    with memoryview(buffer) as data:  # no more than one copy of a large one
-        while at + FRAME_HEADER_BYTES <= len(data):
-            size = FRAME_HEADER_BYTES + frame_length(bytes(data[at : at + FRAME_HEADER_BYTES]))
-            if at + size > len(data):
-                needed = size
-                break
-            payloads.append(check_frame(bytes(data[at : at + size])))
-            at += size
-    del buffer[:at]
-    return payloads, needed
