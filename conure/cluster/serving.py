@@ -32,7 +32,6 @@ from conure.commands import (
     Expire,
     Get,
     Range,
-    Sequential,
     Transaction,
 )
 from conure.errors import ConureError, NotLeader, TooManyHeld, Unavailable, WireError
@@ -52,7 +51,6 @@ from conure.peers.calls import (
 from conure.peers.protocol import Greeting
 from conure.state import codec
 from conure.state.machine import Store
-from conure.steps import Read
 from conure.values import is_address, is_base_url
 from raft import Raft
 
@@ -61,6 +59,7 @@ __all__ = ["MAX_READ_BYTES", "Ask", "Changing", "Serving"]
 MAX_READ_BYTES = 64 << 20
 """Bytes that the transactions of one call may read, as far as can be told before."""
 
+_LOOKED_AT = 256  # keys of steps that are looked up, to see how much they read
 _ANSWER_BYTES = 4 << 20  # of outcomes, after which an answer is given in another part
 _ROLES = ("", "data", "arbiter")
 
@@ -150,7 +149,7 @@ class Serving:
         self,
         term: int,
         commands: Sequence[bytes],
-        transactions: Sequence[Transaction | Sequential | None],
+        transactions: Sequence[Transaction | codec.Checked | None],
         answer: Ask,
     ) -> None:
         reply = _Ending(term, len(commands), answer).tell
@@ -241,7 +240,7 @@ class Serving:
         raise WireError("a change of members of an unknown kind")
 
     def _runs(
-        self, transactions: Sequence[Transaction | Sequential | None]
+        self, transactions: Sequence[Transaction | codec.Checked | None]
     ) -> Iterator[tuple[int, int, ConureError | None]]:
         """Yield from where to where commands can be taken in, and between, why one can't be."""
         start = 0
@@ -255,17 +254,19 @@ class Serving:
         if start < len(transactions):
             yield start, len(transactions), None
 
-    def _holds_too_much(self, transaction: Transaction | Sequential) -> bool:
+    def _holds_too_much(self, transaction: Transaction | codec.Checked) -> bool:
         return isinstance(transaction, Transaction) and any(
             isinstance(each, Acquire)
             and self._store.holdings(each.session, each.key, MAX_HELD) >= MAX_HELD
             for each in (*transaction.success, *transaction.failure)
         )
 
-    def _reads_of(self, transaction: Transaction | Sequential) -> int:
+    def _reads_of(self, transaction: Transaction | codec.Checked) -> int:
         """Return about how many bytes a transaction reads at most."""
-        if isinstance(transaction, Sequential):
-            read = [each.key for each in transaction.steps if isinstance(each, Read)]
+        if isinstance(transaction, codec.Checked):
+            read = transaction.reads
+            if len(read) > _LOOKED_AT:
+                return READ_BYTES
             return min(sum(map(self._length, read)), READ_BYTES)
         most = 0
         for branch in (transaction.success, transaction.failure):
@@ -284,7 +285,7 @@ class Serving:
         return 0 if heading is None else heading[1]
 
 
-def _checked(command: bytes) -> Transaction | Sequential | None:
+def _checked(command: bytes) -> Transaction | codec.Checked | None:
     """Return the transaction that a command stands for, None: it is a plain write. Raises WireError
     for a command that a client's request can't become."""
     transaction = codec.check_command(command)
