@@ -36,6 +36,7 @@ from conure.steps import (
     Step,
     When,
     Write,
+    write_all,
 )
 
 __all__ = ["STRING_VERBS"]
@@ -239,11 +240,11 @@ def _pairs(command: str, given: Words, context: Context) -> tuple[Words, Words]:
 
 def _mset(given: Words, context: Context) -> Plan:
     last = dict(zip(*_pairs("mset", given, context), strict=True))  # of each key
-    return Plan(tuple(map(Write, last.keys(), last.values())), _ok)
+    return Plan(write_all(last.keys(), last.values()), _ok)
 
 
 def _msetnx(given: Words, context: Context) -> Plan:
-    writes = [*map(Write, *_pairs("msetnx", given, context))]
+    writes = write_all(*_pairs("msetnx", given, context))
     names = list(dict.fromkeys(write.key for write in writes))
     rest = len(names) + len(writes)
     checks = [Check(name, WHEN_ABSENT, rest - n) for n, name in enumerate(names, 1)]
