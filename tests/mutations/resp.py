@@ -472,8 +472,8 @@ MUTATIONS = [
     Mutation(
         "resp: MSET writes a key as often as it is named",
         "conure/resp/stringverbs.py",
-        "    return Plan(tuple(last.values()), _ok)",
-        '    return Plan(tuple(_pairs("mset", given, context)), _ok)',
+        "    return Plan(write_all(last.keys(), last.values()), _ok)",
+        '    return Plan(write_all(*_pairs("mset", given, context)), _ok)',
         ("tests/resp/test_verbs.py",),
     ),
     Mutation(
