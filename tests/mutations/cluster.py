@@ -967,6 +967,16 @@ MUTATIONS = [
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
+        "turns: a checkpoint is begun amid an entry",
+        "conure/cluster/checkpointing.py",
+        "            if store.is_amid:  # some moments later it isn't\n                return\n",
+        "",
+        (
+            "tests/cluster/test_node.py::"
+            "test_a_long_entry_takes_turns_and_is_seen_whole_or_not_at_all",
+        ),
+    ),
+    Mutation(
         "a long call is looked at in one go",
         "conure/cluster/serving.py",
         "            if size >= LOOKED_AT_BYTES:",
