@@ -1024,7 +1024,7 @@ def test_what_is_committed_is_applied_by_and_by() -> None:
         assert value_of(node, b"k") == b"v"
 
 
-def test_a_long_entry_takes_turns_and_is_seen_whole_or_not_at_all() -> None:
+def test_a_long_entry_is_seen_whole_or_not_at_all() -> None:
     """No checkpoint begins meanwhile; a node that stops amid it, and one that is started again,
     have the whole of it in the end."""
     fs = CrashFileSystem()

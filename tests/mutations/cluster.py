@@ -971,10 +971,7 @@ MUTATIONS = [
         "conure/cluster/checkpointing.py",
         "            if store.is_amid:  # some moments later it isn't\n                return\n",
         "",
-        (
-            "tests/cluster/test_node.py::"
-            "test_a_long_entry_takes_turns_and_is_seen_whole_or_not_at_all",
-        ),
+        ("tests/cluster/test_node.py::test_a_long_entry_is_seen_whole_or_not_at_all",),
     ),
     Mutation(
         "a long call is looked at in one go",

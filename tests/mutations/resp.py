@@ -477,13 +477,6 @@ MUTATIONS = [
         ("tests/resp/test_transactions.py",),
     ),
     Mutation(
-        "turns: many replies of a transaction are written in one go",
-        "conure/resp/transactions.py",
-        "            if not number % _AT_ONCE:",
-        "            if not number % _AT_ONCE and self is None:",
-        ("tests/resp/test_transactions.py",),
-    ),
-    Mutation(
         "resp: MSET writes a key as often as it is named",
         "conure/resp/stringverbs.py",
         "    return Plan(write_all(last.keys(), last.values()), _ok)",
