@@ -268,8 +268,8 @@ MUTATIONS = [
     Mutation(
         "steps: a plain write may be of any key",
         "conure/service/limits.py",
-        "            check_key(max(keys, key=len))\n",
-        "",
+        "min(sizes) <= max(sizes) <= MAX_KEY_BYTES:",
+        "max(sizes):",
         ("tests/service/test_sequences.py",),
     ),
     Mutation(
