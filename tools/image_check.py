@@ -376,7 +376,7 @@ def check_workers(engine: Engine, image: str) -> None:
             server.write_until("conure_lsm_compactions_total")
             expect(set(), before & server.workers())
             expect(2, len(server.workers()))
-    with step("the server is killed, its processes are gone, and its records are there"):
+    with step("the server is killed, and its records are there at the next start"):
         server.kill()
         server.start()
         server.has_written()
