@@ -146,6 +146,10 @@ MAX_GATHERED_BYTES = 64 << 20
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a member that doesn't lead to reach the others."""
 
+LEADER_WAIT = 3.0
+"""Election time-outs for which what is passed on waits while no leader is known or reached: longer
+than most elections take."""
+
 CHANGE_MARGIN = 3.0
 """Seconds that a change of members may take beyond its own limits, where the leader is asked."""
 
@@ -361,6 +365,7 @@ class Node:
             registry,
             write_timeout=options.write_timeout,
             read_timeout=options.barrier_timeout,
+            leader_wait=LEADER_WAIT * options.election_timeout,
             change_timeout=options.write_timeout + 2 * options.election_timeout + CHANGE_MARGIN,
         )
         self.messages = Messages(
@@ -370,8 +375,11 @@ class Node:
             peers,
             monitor,
             clock,
+            self._confirm,
+            self._drive,
             registry,
             timeout=options.barrier_timeout,
+            patience=LEADER_WAIT * options.election_timeout,
         )
         """What is published to channels, and who hears it; see its methods for threads."""
         self._serving = Serving(

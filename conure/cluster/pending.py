@@ -203,7 +203,8 @@ class Read:
     """What waits for its confirmation, or for its *index* to be applied: the reads of so many
     *requests* that came together.
 
-    Passed on, if this node doesn't lead; *failures*: how often nobody could be asked so far.
+    Passed on, if this node doesn't lead; *patience* is when it has waited for a leader for long
+    enough.
     """
 
     reply: Reply
@@ -211,7 +212,7 @@ class Read:
     requests: int = 1
     index: int | None = None
     passes_on: bool = False
-    failures: int = 0
+    patience: float = 0.0
 
 
 class Reads:
