@@ -8,11 +8,13 @@ a place in the same queue.
 1. A client gets the messages of a channel in the order in which they came here, and none before its
    subscription is confirmed or after its end is.
 2. Who may have missed a message is disconnected; it subscribes again. So is whoever doesn't read:
-   with more than ``max_unread_bytes`` unsent, or without progress while clients have so much to
-   read that others have to wait.
+   with more than ``max_unread_bytes`` unsent, or with anything unsent for a second while
+   subscribers have so much to read that others have to wait: to read a little now and then is not
+   enough.
 3. Messages that wait count with what clients have yet to read (``Reactor.leaving``), and so does
-   each one that is sent, for every subscriber. While that is half of what it may be, the rest
-   waits. A queue that is full of messages loses them, and the subscribers with them.
+   each one that is sent, for every subscriber. While that is half of what it may be, and
+   subscribers have half of that to read, the rest waits. A queue that is full of messages loses
+   them, and the subscribers with them.
 
 The reactor's thread, but for :meth:`Audience.deliver` and :meth:`Audience.lose`.
 """
@@ -41,10 +43,12 @@ _SHARE: Final = 0.002  # seconds of a round
 _SENT: Final = 128  # connections that are to be sent to, after which a round hands out no more
 _STEP: Final = 32  # clients between two looks at the time
 _PATTERNS: Final = 16  # patterns between two looks at the time
-_KNOWN_CHANNELS: Final = 1_024  # of which is known what patterns they match
+_KNOWN_MATCHES: Final = 50_000  # channels and patterns of which is known that they match
+_FEW_MATCHES: Final = 64  # that are counted at once
 _LOOK_AGAIN: Final = 0.0005  # seconds, while there is no room
+_SUM_AGAIN: Final = 0.01  # seconds between two sums of what subscribers have unread
 _RELIEF: Final = 0.25  # seconds between two looks at who doesn't read
-_PATIENCE: Final = 1.0  # seconds for who reads nothing, while others have to wait
+_PATIENCE: Final = 1.0  # seconds to read all there is, while others have to wait
 
 Message = tuple[bytes, bytes]
 """A channel, and what is published there."""
@@ -70,9 +74,10 @@ class Messenger(Protocol):
 class Subscribed:
     """What one client has subscribed to."""
 
-    __slots__ = ("bytes", "channels", "patterns")
+    __slots__ = ("bytes", "channels", "patterns", "since")
 
     def __init__(self) -> None:
+        self.since = 0.0  # when the client had nothing unread for the last time
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
         self.bytes = 0
@@ -117,12 +122,14 @@ class Audience:
         self._waiting = 0  # for listen()
         self._version = 0  # of the patterns
         self._matched: OrderedDict[bytes, list[_Channel]] = OrderedDict()  # patterns, by channel
+        self._matches = 0  # of all channels there
         self._jobs: deque[_Job] = deque()
         self._job_bytes = 0
         self._steps: Iterator[bool] = iter(())  # of the job that is under way
-        self._doomed: deque[RespConnection] = deque()
         self._is_pumping = False
         self._next_relief = 0.0
+        self._owed = 0  # bytes that subscribers have unread at most; see _is_crowded
+        self._next_sum = 0.0
         self.is_heard = False
         """Whether no message is missed that is published from now on."""
         self.delivered = 0
@@ -249,11 +256,10 @@ class Audience:
         if self.is_heard:
             self.is_heard = False
             self._messenger.rest()
-        self._doomed += self._clients
+        self._reactor.close_soon(self._clients)
         self._channels, self._patterns, self._clients = {}, {}, {}
         self._forget_matched()
         self._count = self._bytes = 0
-        self._go_on()
 
     def listen(self, ready: Callable[[ConureError | None], None]) -> None:
         """Have messages handed over; *ready* is told None when none is missed any more that is
@@ -284,11 +290,11 @@ class Audience:
 
     def count(self, channel: bytes, told: Callable[[int], None]) -> None:
         """Tell how many subscribers a message to a channel has, behind the messages that wait."""
-        if self._patterns and channel not in self._matched and not self._reactor.draining:
+        matched = self._matched.get(channel) if self._patterns else ()
+        if self._reactor.draining or (matched is not None and len(matched) <= _FEW_MATCHES):
+            told(self.count_of(channel) + sum(len(each.clients) for each in matched or ()))
+        else:
             self._add(_Job(channel, None, told))
-            return
-        matched = self._matched[channel] if self._patterns and channel in self._matched else []
-        told(self.count_of(channel) + sum(len(each.clients) for each in matched))
 
     # -- private ----------------------------------------------------------------------------------
 
@@ -336,6 +342,7 @@ class Audience:
 
     def _forget_matched(self) -> None:
         self._matched.clear()
+        self._matches = 0
         self._version += 1
 
     def _add(self, job: _Job) -> None:
@@ -355,12 +362,6 @@ class Audience:
         self._is_pumping = False
         until = perf_counter() + _SHARE
         reactor = self._reactor
-        while self._doomed:
-            client = self._doomed.popleft()
-            reactor.guard(client.close, client)
-            if perf_counter() > until:
-                self._go_on()
-                return
         if reactor.draining:
             self._end_jobs()
         while True:
@@ -414,9 +415,11 @@ class Audience:
             if each.glob.is_costly or number % _PATTERNS == 0:
                 yield False
         if version == self._version:
-            self._matched[channel] = matched
-            if len(self._matched) > _KNOWN_CHANNELS:
-                self._matched.popitem(last=False)
+            self._matched[channel] = [*matched]
+            self._matches += len(matched) + 1
+            while self._matches > _KNOWN_MATCHES:
+                _, oldest = self._matched.popitem(last=False)
+                self._matches -= len(oldest) + 1
 
     def _hand_out(self, to: _Channel, channel: bytes, message: bytes) -> Iterator[bool]:
         frames: dict[int, bytes] = {}
@@ -440,7 +443,11 @@ class Audience:
         if self._is_too_much(client, frame):
             self._drop(client)
         else:
+            subscribed = self._clients.get(client)
+            if not client.pending and subscribed is not None:
+                subscribed.since = self._reactor.now
             client.push(frame)
+            self._owed += len(frame)
             self.delivered += 1
 
     def _is_too_much(self, client: RespConnection, frame: bytes) -> bool:
@@ -456,15 +463,21 @@ class Audience:
         self._reactor.guard(client.close, client)
 
     def _is_crowded(self) -> bool:
-        """Tell whether clients have so much to read that messages have to wait; disconnect now and
-        then who reads nothing."""
+        """Tell whether subscribers have so much to read that messages have to wait; disconnect now
+        and then who keeps others waiting: who has not read all that it had for some time."""
         reactor = self._reactor
-        if reactor.leaving - self._job_bytes <= reactor.bounds.max_leaving_bytes // 2:
+        most = reactor.bounds.max_leaving_bytes // 2
+        if reactor.leaving - self._job_bytes <= most or self._owed <= most // 2:
             return False
+        if reactor.now >= self._next_sum:  # what was sent since isn't owed any more
+            self._next_sum = reactor.now + _SUM_AGAIN
+            self._owed = sum(client.pending for client in self._clients)
+        if self._owed <= most // 2:
+            return False  # others' clients have it to read, and may do as they like
         if reactor.now >= self._next_relief:
             self._next_relief = reactor.now + _RELIEF
-            for client in [*self._clients]:
-                if client.interest & OUT and reactor.now - client.touched > _PATIENCE:
+            for client, subscribed in [*self._clients.items()]:
+                if client.interest & OUT and reactor.now - subscribed.since > _PATIENCE:
                     self._drop(client)
         return True
 

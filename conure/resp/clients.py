@@ -5,7 +5,6 @@ The accepting thread adds, the reactor's thread does everything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from time import perf_counter
 
@@ -45,12 +44,6 @@ class Clients:
     def all(self) -> list[RespConnection]:
         """Return all, the oldest first."""
         return list(self._clients.values())
-
-    def lines(self, some: list[RespConnection]) -> Iterator[bytes]:
-        """Yield the line of each client in turn that is still there."""
-        for client in some:
-            if not client.is_closed:
-                yield describe(client)
 
 
 def describe(client: RespConnection) -> bytes:

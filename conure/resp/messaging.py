@@ -19,9 +19,9 @@ from functools import partial
 from typing import Final
 
 from conure.commands import prefix_end
-from conure.errors import BadRequest, ConureError
+from conure.errors import BadRequest, ConureError, Unavailable
 from conure.resp.answers import Answers
-from conure.resp.audience import Audience, Messenger
+from conure.resp.audience import MESSAGE_BYTES, Audience, Messenger
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
 from conure.resp.globs import Glob
@@ -42,6 +42,7 @@ _ALLOWED: Final = frozenset(
     {"subscribe", "unsubscribe", "psubscribe", "punsubscribe", "quit", "reset"}
 )
 _STEP: Final = 200  # channels of a step
+_MOST_WORDS: Final = 16_384  # of a command whose words are taken in steps
 _SHORT: Final = 512  # bytes of names that are read at once
 _HELP: Final = (
     b"PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -74,7 +75,7 @@ class Messaging:
     def commands(self) -> list[Command]:
         """Return the rows of the table."""
         flags = frozenset({"pubsub", "noscript", "loading", "stale"})
-        row = partial(Command, group="pubsub", since="2.0.0")
+        row = partial(Command, group="pubsub", since="2.0.0", most=_MOST_WORDS)
         told = {"group": "pubsub", "since": "2.8.0", "flags": flags - {"noscript"}}
         return [
             row("subscribe", -2, self._subscribe, "Listens for messages published to channels.",
@@ -161,6 +162,9 @@ class Messaging:
             if globs or number % _STEP == 0:
                 yield False
         self._audience.check(client, names, globs)
+        pending.hold(sum(map(len, names)) + len(names) * MESSAGE_BYTES)
+        if pending.room < 0:
+            raise Unavailable("too much waits to be read by clients; try again shortly")
         if self._audience.is_heard:
             yield from self._enter(client, pending, names, found)
         else:
@@ -300,11 +304,10 @@ class Messaging:
             return
         pending = Pending(client)
         client.begin(pending)
-        begin(pending, self._find(client, pending, self._audience.names(), glob))
+        begin(pending, self._find(client, pending, glob))
 
-    def _find(
-        self, client: RespConnection, pending: Pending, names: list[bytes], glob: Glob | None
-    ) -> Turns:
+    def _find(self, client: RespConnection, pending: Pending, glob: Glob | None) -> Turns:
+        names = self._audience.names()  # when it is its turn: there may be a million
         found: list[bytes] = []
         step = _STEP if glob is None or not glob.is_costly else 8
         for start in range(0, len(names), step):
@@ -357,6 +360,11 @@ class _Alone(Pending):
         """Let it wait."""
         self.is_alone = self._has_begun = True
         self._connection.begin(self)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are kept while it waits; see ``Pending.hold``."""
+        if self._has_begun:
+            super().hold(size)
 
     def end(self) -> None:
         """All is confirmed."""
