@@ -246,7 +246,7 @@ class Forwarding:
         read.reply = self._counted_read(read.reply, read.requests)
         error = None if self._unasked or self._asked else self._refusal()
         if error is not None:
-            self._monitor.finished.append(partial(read.reply, error))
+            self._monitor.finished.append(partial(read.answer, error))
             return
         read.patience = self._clock() + self._leader_wait
         self._reads.add(read)
@@ -399,7 +399,7 @@ class Forwarding:
             try:
                 self._confirm(read)
             except ConureError as error:
-                self._monitor.finished.append(partial(read.reply, error))
+                self._monitor.finished.append(partial(read.answer, error))
 
     # -- private: writes -------------------------------------------------------------------------
 

@@ -612,6 +612,39 @@ def test_reads_of_a_leader_that_loses_its_office_are_asked_of_the_next_one() -> 
     assert isinstance(refused[0], NotLeader)
 
 
+def look_both(node: Node) -> tuple[list[ConureError | None], list[ConureError | None]]:
+    """Read for some that are passed on and some that aren't."""
+    passed: list[ConureError | None] = []
+    kept: list[ConureError | None] = []
+    node.confirm_read(passed.append, 2, passes_on=True, kept=kept.append, kept_requests=1)
+    return passed, kept
+
+
+def test_reads_that_are_passed_on_and_those_that_are_not_share_a_confirmation() -> None:
+    lab = three()
+    lab.sent.clear()
+    passed, kept = look_both(lab["n1"])
+    assert lab["n1"]._reads.count == 3
+    assert len(lab["n1"]._reads._reads) == 1
+    lab.settle()
+    assert (passed, kept) == ([None], [None])
+    passed, kept = look_both(lab["n2"])
+    assert (passed, [type(each) for each in kept]) == ([], [NotLeader])
+    lab.settle()
+    assert passed == [None]
+    assert count(lab["n2"], 200) == 2
+    lab.under_way.clear()
+    passed, kept = look_both(lab["n1"])
+    lab.under_way.clear()
+    term = lab["n1"]._raft.term + 1
+    lab["n1"].receive([Message(MessageType.HEARTBEAT, "n3", "n1", term)])
+    assert (passed, [type(each) for each in kept]) == ([], [NotLeader])
+    lab.under_way.clear()
+    lab.leader()
+    lab.tick_until(lambda: bool(passed))
+    assert (passed, len(kept)) == ([None], 1)
+
+
 def test_an_arbiter_has_nothing_to_read() -> None:
     lab = cluster("n2")
     lab.add("x", role="arbiter")
