@@ -57,12 +57,13 @@ def describe(client: RespConnection) -> bytes:
     subscriptions = session.subscriptions
     channels = len(subscriptions.channels) if subscriptions else 0
     patterns = len(subscriptions.patterns) if subscriptions else 0
+    shards = len(subscriptions.shards) if subscriptions else 0
     queued = transaction.size if transaction else -1
     line = (
         f"id={client.id} addr={client.address} fd={client.descriptor} "
         f"name={_text(session.name)} age={int(now - client.created)} "
         f"idle={max(0, int(now - client.touched))} flags={flags or 'N'} db=0 "
-        f"sub={channels} psub={patterns} ssub=0 multi={queued} "
+        f"sub={channels} psub={patterns} ssub={shards} multi={queued} "
         f"watch={len(session.watched)} qbuf={client.reader.unread + client.reader.held} "
         f"qbuf-free=0 argv-mem={client.reader.held} multi-mem=0 rbs=0 rbp=0 obl=0 "
         f"oll={len(client.out)} omem={client.pending} tot-mem={client.pending} "

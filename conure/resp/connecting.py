@@ -365,7 +365,8 @@ class Connecting:
                 session.refresh()
             case b"skip":
                 if not session.silent:
-                    session.skips = 2
+                    # The next command is skipped: EXEC's own has its reply by then.
+                    session.skips = 2 if client.captured is None else 1
                     session.refresh()
             case _:
                 client.fail(_SYNTAX)

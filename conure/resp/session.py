@@ -33,6 +33,10 @@ class Subscriptions(Protocol):
     def patterns(self) -> Collection[bytes]:
         """The patterns."""
 
+    @property
+    def shards(self) -> Collection[bytes]:
+        """The shard channels."""
+
 
 class Session:
     """The state of one client."""

@@ -6,7 +6,8 @@ which isn't there is 0: if one doesn't hold, nothing is done and EXEC is answere
 nothing of the store (PING, CLIENT …) is done when EXEC is answered.
 
 A command that can't be queued makes EXEC fail (EXECABORT). One whose words make no plan is an error
-in its place of EXEC's array, as in Redis, and the others are done.
+in its place of EXEC's array, as in Redis, and the others are done. CLIENT REPLY takes effect at its
+place, as in Redis: an array of which replies are silenced has fewer of them than it says.
 
 What is queued or watched counts with what is arriving (``Reactor.arriving``) as long as it is kept,
 so that thousands of clients that queue and never end can't have all memory.
@@ -301,6 +302,7 @@ class _Executed(Proposed):
         self._connection = client
         self._items = items
         others = [item for item in items if not isinstance(item, Plan | bytes)]
+        self.is_alone = bool(others)  # they may change what later commands mean
         slow = any(isinstance(item, Plan) and item.takes_long for item in items)
         self.takes_long = slow or len(others) > _FEW
 
@@ -317,11 +319,14 @@ class _Executed(Proposed):
         replies.array_of(len(self._items))
         start = size = 0
         for item in self._items:
+            is_silent = client.session.silent
             if isinstance(item, bytes):
-                replies.raw(item)
+                if not is_silent:
+                    replies.raw(item)
             elif isinstance(item, Plan):
                 stop = start + len(item.steps)
-                item.reply(done[start:stop], replies)
+                if not is_silent:
+                    item.reply(done[start:stop], replies)
                 start = stop
                 if item.takes_long:
                     yield
@@ -329,7 +334,10 @@ class _Executed(Proposed):
                 replies.error(TOO_MUCH)
             else:
                 command, words = item
-                reply = client.capture(command.handle, words) or error_reply(INTERNAL)
-                replies.raw(reply)
+                reply = client.capture(command.handle, words)
+                if not (reply or client.session.silent or client.session.skips):
+                    reply = error_reply(INTERNAL)
+                if not (is_silent and client.session.silent):  # CLIENT REPLY ON has one
+                    replies.raw(reply)
                 size += len(reply)
                 yield
