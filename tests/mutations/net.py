@@ -58,8 +58,8 @@ MUTATIONS = [
     Mutation(
         "net: thousands are closed in one go",
         "conure/net/reactor.py",
-        "            self.guard(connection.close, connection)\n            if perf_counter() > until:",
-        "            self.guard(connection.close, connection)\n            if False:",
+        "(connection.close, connection)\n            if perf_counter() > until:",
+        "(connection.close, connection)\n            if False:",
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
