@@ -111,10 +111,19 @@ class KeyValueBackend(Protocol):
         NotLeader, and those after them passed on to the leader.
         """
 
-    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
+    def confirm_read(
+        self,
+        reply: Reply,
+        requests: int = 1,
+        *,
+        passes_on: bool = False,
+        kept: Reply | None = None,
+        kept_requests: int = 0,
+    ) -> None:
         """Call *reply*, which answers so many *requests*, once the local state holds every write
         acknowledged before now. Where this node doesn't lead, the leader is asked for that with
-        *passes_on*; without it the reply is NotLeader."""
+        *passes_on*; without it the reply is NotLeader. *kept* is told the same for so many
+        requests more, which aren't passed on."""
 
     def get_all(
         self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0
