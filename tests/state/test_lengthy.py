@@ -14,7 +14,7 @@ from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
 from conure.errors import CorruptionError, StorageError
 from conure.state import codec
 from conure.state.machine import Change, PinnedState, Store
-from conure.steps import ALWAYS, Add, Append, Check, Done, Erase, Expiry, Life, Step, Write
+from conure.steps import ALWAYS, FOREVER, Add, Append, Check, Done, Erase, Expiry, Life, Step, Write
 from conure.storage.engine import EngineOptions, Record
 from conure.storage.engines import BTREE, KINDS, kind_named
 from tests.lab.crashfs import CrashFileSystem
@@ -25,9 +25,14 @@ MANY = 100
 SETS = st.builds(
     Sequential,
     st.just(()),
-    st.lists(st.builds(Write, KEYS, VALUES), min_size=1, max_size=4).map(tuple),
+    st.lists(
+        st.builds(Write, KEYS, VALUES, st.just(ALWAYS), st.just(FOREVER)), min_size=1, max_size=4
+    ).map(tuple),
     st.sampled_from([1 << 20, 2]),
     st.integers(0, 200),
+    st.just(b""),
+    st.just(b""),
+    st.just(0),
 )
 OPTIONS = EngineOptions(page_size=512, cache_bytes=1 << 20)
 
