@@ -69,7 +69,7 @@ MUTATIONS = [
         ("tests/storage/lsm/test_sieve.py",),
     ),
     Mutation(
-        "bits of runs that are gone stay",
+        "bits of runs that are gone stay in a sieve",
         _LSM + "sieve.py",
         "        after = 0\n",
         "        after = value\n",

@@ -85,8 +85,10 @@ def opened(fs: FileSystem, facts: TableFacts) -> Table:
     return Table.open(fs, "/", facts)
 
 
-def test_a_version_looks_only_where_a_key_may_be() -> None:
+@pytest.mark.parametrize("most", [MOST_RECORDS, 2])
+def test_a_version_looks_wherever_a_key_may_be(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Level 0, a level between, and the last one; runs with too many records have no bit."""
+    monkeypatch.setattr("conure.storage.lsm.version.MOST_RECORDS", most)
     fs = CrashFileSystem()
     content = [
         {b"a": b"0", b"m": b"0"},
