@@ -388,6 +388,7 @@ class Node:
             standing,
             monitor,
             clock,
+            call_later,
             self._take_in,
             self._confirm_for_other,
             self,

@@ -40,6 +40,7 @@ from conure.steps import Done, Step
 __all__ = ["Transactions"]
 
 _QUEUED = b"+QUEUED\r\n"
+_AT_ONCE = 128  # replies that are written in one go
 _FEW = 16  # commands that ask nothing of the store, done in one go
 _TOO_MUCH_HELD = "TRYAGAIN too much is queued or watched by clients, try again shortly"
 _TOO_LARGE = "ERR the transaction is too large, the limit is {:,} {}"
@@ -304,7 +305,7 @@ class _Executed(Proposed):
         others = [item for item in items if not isinstance(item, Plan | bytes)]
         self.is_alone = bool(others)  # they may change what later commands mean
         slow = any(isinstance(item, Plan) and item.takes_long for item in items)
-        self.takes_long = slow or len(others) > _FEW
+        self.takes_long = slow or len(others) > _FEW or len(items) > _AT_ONCE
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         if outcome.succeeded:
@@ -318,7 +319,9 @@ class _Executed(Proposed):
         client, replies = self._connection, self.replies
         replies.array_of(len(self._items))
         start = size = 0
-        for item in self._items:
+        for number, item in enumerate(self._items, 1):
+            if not number % _AT_ONCE:
+                yield
             is_silent = client.session.silent
             if isinstance(item, bytes):
                 if not is_silent:

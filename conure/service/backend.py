@@ -26,8 +26,9 @@ __all__ = [
     "WriteReply",
 ]
 
-Command = tuple[bytes, bytes | None] | Transaction | Sequential
-"""A key and its new value, None to delete it; or a transaction, whose time the backend sets."""
+Command = tuple[bytes, bytes | None] | Transaction | Sequential | bytes
+"""A key and its new value, None to delete it; or a transaction, whose time the backend sets. Bytes
+are a sequential one as codec.py encodes it, so long that this was done in turns."""
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]
 """Told how the commands *start* to *stop* of a batch have ended: done, or why not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from conure.cluster import forwarding
 from conure.cluster.node import LEADER_WAIT, Node
 from conure.cluster.proposing import Command
+from conure.cluster.serving import LOOKED_AT_BYTES
 from conure.commands import (
     MAX_HELD,
     Acquire,
@@ -742,6 +743,62 @@ def test_too_many_changes_are_not_passed_on() -> None:
             reply(answer)
         assert type(told[-1]) is OutcomeUnknown
     assert len(told) == 5
+
+
+# -- calls that take long --------------------------------------------------------------------------
+
+
+def turns_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Return what the leader puts off from now on."""
+    turns: list[Callable[[], None]] = []
+    later = lambda action, _: turns.append(action)  # noqa: E731
+    monkeypatch.setattr(lab["n1"]._serving, "_call_later", later)
+    return turns
+
+
+def many_operations() -> list[bytes]:
+    """Some commands that it takes several turns to look at."""
+    increments = [Increment(b"%03d" % n, 1) for n in range(100)]
+    command = codec.encode_transaction(transaction(*increments))
+    return [command] * (3 * LOOKED_AT_BYTES // len(command))
+
+
+def test_a_call_of_many_operations_is_looked_at_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = three()
+    turns, last = turns_of(lab, monkeypatch), lab["n1"]._raft.last_index
+    commands = many_operations()
+    long = serve(lab, write_call(lab, *commands))
+    short = serve(lab, write_call(lab, codec.encode_put(b"000", b"0")))  # overtakes nothing
+    taken = []
+    while turns:
+        taken.append(lab["n1"]._raft.last_index - last)
+        turns.pop(0)()
+    lab.settle()
+    assert taken[:3] == [0, 0, 0]
+    assert set(taken[3:]) == {len(commands)}
+    assert [answer.kind for answer in (*long, *short)] == [AnswerKind.COMMITTED] * 2
+    assert decode_outcomes(long[0].body)[0] == last + 1
+    assert decode_outcomes(short[0].body)[0] == last + 1 + len(commands)
+    assert value_of(lab["n1"], b"000") == b"0"
+    assert value_of(lab["n1"], b"001") == b"%d" % len(commands)
+
+
+def test_nothing_of_a_call_is_taken_whose_last_command_nobody_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = three()
+    turns, last = turns_of(lab, monkeypatch), lab["n1"]._raft.last_index
+    commands = [*many_operations(), codec.encode_transaction(transaction(Expire(5)))]
+    answers = serve(lab, write_call(lab, *commands))
+    after = serve(lab, write_call(lab, codec.encode_put(b"k", b"v")))
+    while turns:
+        turns.pop(0)()
+    lab.settle()
+    (failed,) = answers
+    assert (failed.kind, failed.start, failed.stop) == (AnswerKind.FAILED, 0, len(commands))
+    assert isinstance(decode_error(failed.body), WireError)
+    assert [answer.kind for answer in after] == [AnswerKind.COMMITTED]
+    assert lab["n1"]._raft.last_index == last + 1
 
 
 # -- a member that lies ----------------------------------------------------------------------------

@@ -208,6 +208,8 @@ class FakeBackend:
             return codec.encode_transaction(command._replace(time=self.now))
         if isinstance(command, Sequential):
             return codec.encode_sequential(command._replace(time=self.now))
+        if isinstance(command, bytes):
+            return codec.stamp(command, self.now)
         key, value = command
         return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 
