@@ -28,7 +28,7 @@ from conure.resp.grammar import WORD_PRICE
 from conure.resp.limits import Limits
 from conure.resp.plans import Plans, Proposed
 from conure.resp.replies import OK
-from conure.resp.table import READS, WRITES, Command
+from conure.resp.table import MOST_WORDS, READS, WRITES, Command
 from conure.resp.verb import Plan, ReplyError
 from conure.resp.waiters import Pending
 from conure.resp.words import TOO_MUCH
@@ -86,7 +86,7 @@ class Transactions:
                     group="transactions", since="2.0.0", in_multi="now"),
             Command("watch", -2, self._watch, "Monitors changes to keys for a transaction.",
                     flags=flags, group="transactions", since="2.2.0", keys=(1, -1, 1),
-                    in_multi="now", lane=READS),
+                    in_multi="now", lane=READS, most=4 * MOST_WORDS),
             Command("unwatch", 1, self._unwatch, "Forgets about watched keys.",
                     flags=flags, group="transactions", since="2.2.0"),
         ]  # fmt: skip

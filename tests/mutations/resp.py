@@ -395,15 +395,15 @@ MUTATIONS = [
     Mutation(
         "messages: there is always room for more",
         "conure/resp/audience.py",
-        "        if reactor.leaving - self._job_bytes <= most or self._owed <= most // 2:",
+        "        if reactor.leaving - self._job_bytes <= most:",
         "        if True:",
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
         "messages: what others don't read holds them up",
         "conure/resp/audience.py",
-        " or self._owed <= most // 2:",
-        ":",
+        "        if self._owed <= most // 2:\n            return False  # others",
+        "        if False:\n            return False  # others",
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
