@@ -967,6 +967,27 @@ MUTATIONS = [
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
+        "turns: a checkpoint is begun amid an entry",
+        "conure/cluster/checkpointing.py",
+        "            if store.is_amid:  # some moments later it isn't\n                return\n",
+        "",
+        ("tests/cluster/test_node.py::test_a_long_entry_is_seen_whole_or_not_at_all",),
+    ),
+    Mutation(
+        "a long call is looked at in one go",
+        "conure/cluster/serving.py",
+        "            if size >= LOOKED_AT_BYTES:",
+        "            if size < 0:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a short call overtakes a long one of the same node",
+        "conure/cluster/serving.py",
+        "        if not self._taken and taken.look():",
+        "        if taken.look():",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "members may have a leader let keys expire",
         "conure/cluster/serving.py",
         "if any(isinstance(each, Expire) for",
@@ -990,8 +1011,8 @@ MUTATIONS = [
     Mutation(
         "a transaction has the time of a follower",
         "conure/cluster/proposing.py",
-        "codec.stamp(command, now)",
-        "codec.stamp(command, 5)",
+        "[codec.stamp(command, now) for",
+        "[codec.stamp(command, 5) for",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(

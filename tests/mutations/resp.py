@@ -540,10 +540,17 @@ MUTATIONS = [
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
+        "turns: what is sent after a long transaction overtakes it",
+        "conure/resp/plans.py",
+        "        if len(steps) > STEPS_AT_ONCE:\n            pending.is_alone = True\n",
+        "        if len(steps) > STEPS_AT_ONCE:\n",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
         "resp: MSET writes a key as often as it is named",
         "conure/resp/stringverbs.py",
-        "    return Plan(tuple(last.values()), _ok)",
-        '    return Plan(tuple(_pairs("mset", given, context)), _ok)',
+        "    return Plan(write_all(last.keys(), last.values()), _ok)",
+        '    return Plan(write_all(*_pairs("mset", given, context)), _ok)',
         ("tests/resp/test_verbs.py",),
     ),
     Mutation(
