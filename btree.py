@@ -728,6 +728,10 @@ class BTreeKind:
         tree.close()
         return tree.applied_index, tree.applied_term
 
+    def remains(self, fs: FileSystem, place: str) -> str:  # noqa: ARG002
+        """Return "": there is the file, or nothing."""
+        return ""
+
     def sync(self, fs: FileSystem, place: str) -> None:
         """Sync the file."""
         file = fs.open(place)

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from conure.fileio import FileSystem
 
 __all__ = [
+    "DATABASE",
+    "STAGED",
+    "SUFFIX",
     "CheckReport",
     "Checkpoint",
     "EngineKind",
@@ -31,6 +34,15 @@ __all__ = [
     "Record",
     "StorageEngine",
 ]
+
+DATABASE: Final = "conure.db"
+"""The name of the place at which a data directory's state lies."""
+
+STAGED: Final = "incoming-"
+"""How the names of all other places begin."""
+
+SUFFIX: Final = ".db"
+"""How the names of all places end."""
 
 
 class Record(NamedTuple):
@@ -341,11 +353,13 @@ class StorageEngine(Protocol):
 class EngineKind(Protocol):
     """A kind of engine: how its states lie on the disk. For the thread that owns the directory.
 
-    A state lies at a *place*: a path at which there is a file. Whatever else a kind makes for it
-    beside it has a name that begins with that path, or lies in the folder ``lsm`` next to it, in a
-    file whose name begins with the place's own and a dash; a state that was renamed may go on
-    using what was made for its former place. So states at places that don't begin with one
-    another never meet. All places of a directory have one kind. Raises DiskFull and DiskFailed.
+    A state lies at a *place*: a path at which there is a file, named :data:`DATABASE`, or as
+    :data:`STAGED` and :data:`SUFFIX` say. Files of other names are none of ours. Whatever else a
+    kind makes for it beside it has a name that begins with that path, or lies in the folder
+    ``lsm`` next to it, in a file whose name begins with the place's own and a dash; a state that
+    was renamed may go on using what was made for its former place. So states at places that don't
+    begin with one another never meet. All places of a directory have one kind. Raises DiskFull and
+    DiskFailed.
     """
 
     @property
@@ -366,6 +380,10 @@ class EngineKind(Protocol):
 
         Raises like :meth:`open`.
         """
+
+    def remains(self, fs: FileSystem, place: str) -> str:
+        """Return the path of a file that shows that there was a state at *place*, the one of the
+        directory, and is no more; "" if there is one, or nothing shows that there ever was."""
 
     def sync(self, fs: FileSystem, place: str) -> None:
         """Make the state at *place* outlast a power failure, whoever has written it."""

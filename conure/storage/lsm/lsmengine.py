@@ -97,6 +97,7 @@ class LSMEngine:
         self._is_loading = False
         self._is_loaded = False  # and no checkpoint has made that durable
         self._is_closed = False
+        self._keeps_garbage = False
         self._written = Written()
         folder = self._durable.folder
         self._here = InProcess(fs, folder)
@@ -364,6 +365,10 @@ class LSMEngine:
         written.compaction_bytes += _bytes_of(tables, blobs)
         self._durable.collect(before, [blob.facts.name for blob in blobs])
 
+    def note_collected(self, *, complete: bool) -> None:
+        """Take note whether all files that nothing needs could be removed at the start."""
+        self._keeps_garbage = not complete
+
     # -- observing -------------------------------------------------------------------------------
 
     @property
@@ -398,6 +403,7 @@ class LSMEngine:
             index_bytes=sum([table.memory_bytes for table in version.tables()]),
             runs=version.runs,
             written=self._written,
+            keeps_garbage=self._keeps_garbage,
         )
 
     def check(self) -> CheckReport:
