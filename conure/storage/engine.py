@@ -157,6 +157,17 @@ class Reader(Protocol):
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, which is cheaper."""
 
+    def items_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate like :meth:`items` for who must not be kept from other things: None comes in
+        between where many deleted keys are gone through, a millisecond or two apart."""
+
+    def keys_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`keys`, likewise."""
+
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
 
@@ -292,6 +303,16 @@ class StorageEngine(Protocol):
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, otherwise like :meth:`items`."""
+
+    def approach(
+        self, start: bytes, end: bytes | None, records: int, *, reverse: bool = False
+    ) -> Iterator[None]:
+        """Prepare for reading the first *records* records of a range: go through what is deleted
+        before and between them, in steps of a millisecond or two.
+
+        Who reads the range afterwards finds its way short. Other calls may come between two steps,
+        none that writes. What was gone through until it is given up need not be once more.
+        """
 
     def snapshot(self) -> Reader:
         """Pin the present state for reading in any thread, in constant time. Close it."""

@@ -349,6 +349,27 @@ MUTATIONS = [
         _ENGINE,
     ),
     Mutation(
+        "who goes through deleted keys never pauses",
+        _LSM + "state.py",
+        "                    leave(begin, following)\n                yield [], []\n",
+        "                    leave(begin, following)\n",
+        ("tests/storage/lsm/test_engine.py", "tests/state/test_dead_ranges.py"),
+    ),
+    Mutation(
+        "a way down that is given up was in vain",
+        _LSM + "state.py",
+        "                    leave(keys[0], top)\n                yield",
+        "                    pass\n                yield",
+        _ENGINE,
+    ),
+    Mutation(
+        "a way that is given up was in vain",
+        _LSM + "state.py",
+        "                if skipped > SKIPPED:\n                    leave(begin, following)\n",
+        "                pass\n",
+        _ENGINE,
+    ),
+    Mutation(
         "leftovers stay",
         _LSM + "kind.py",
         "        remove_files(fs, folder, garbage)\n",

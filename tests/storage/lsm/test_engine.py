@@ -30,6 +30,7 @@ from conure.storage.lsm.durable import folder_of
 from conure.storage.lsm.jobs import FlushJob, JobResult
 from conure.storage.lsm.lsmengine import LSMEngine
 from conure.storage.lsm.marks import SKIPPED
+from conure.storage.lsm.state import PAUSE
 from conure.storage.lsm.workers import FLUSH_PATIENCE, PATIENCE, InProcess, Running, Worker
 from tests.lab.crashfs import CrashFile, CrashFileSystem
 from tests.storage.lsm.enginetools import (
@@ -1043,6 +1044,66 @@ def test_a_range_of_deleted_keys_alone_is_empty_at_once() -> None:
     assert looked_at(engine, b"q", end)[0] is None
     assert looked_at(engine, b"q", end) == (None, 0)
     assert list(engine.scan(b"q", end, reverse=True)) == []
+
+
+def dead_head(fs: CrashFileSystem, dead: int = 30 * PAUSE) -> LSMEngine:
+    """Return an engine with three live keys, and many deleted ones before, between and after."""
+    engine = opened(fs, EngineOptions(table_bytes=20_000))
+    for number in range(dead):
+        engine.put(b"q%06d" % number, b"", 1)
+    engine.checkpoint(1, 1)
+    left = {dead // 2, dead // 2 + 1, dead - 2 * PAUSE}
+    for number in range(dead):
+        if number not in left:
+            engine.delete(b"q%06d" % number)
+    assert not engine._marks.all
+    return engine
+
+
+LEFT = [b"q030000", b"q030001", b"q056000"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reader_pauses_on_its_way_through_deleted_keys(reverse: bool) -> None:
+    engine = dead_head(disk())
+    expected = LEFT[::-1] if reverse else LEFT
+    reader, other = engine.snapshot(), engine.snapshot()
+    keys = list(reader.keys_in_turns(b"q", b"r", reverse=reverse))
+    assert [key for key in keys if key is not None] == expected
+    rows = list(other.items_in_turns(b"q", b"r", reverse=reverse))
+    assert [row and row[0] for row in rows] == keys
+    assert 1 <= keys.index(expected[0]) <= 15
+    assert keys.count(None) > 5
+    assert list(engine.snapshot().keys(b"q", b"r")) == LEFT
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_way_that_is_given_up_is_shorter_the_next_time(reverse: bool) -> None:
+    """And a reader's way is the engine's, though no records come of it."""
+    engine = dead_head(disk())
+    steps = 0
+    while next(engine.approach(b"q", b"r", 1, reverse=reverse), "there") is None:
+        steps += 1
+        engine.check()
+    assert 0 < steps <= 16
+    found, count = looked_at(engine, b"q", b"r", reverse=reverse)
+    assert found == (LEFT[-1] if reverse else LEFT[0])
+    assert count < 4 * PAUSE
+    engine.put(b"q000007", b"", 2)
+    assert next(engine.scan(b"q", b"r"))[0] == b"q000007"
+    engine.check()
+
+
+def test_a_way_to_several_records_goes_through_all_that_lies_between() -> None:
+    engine = dead_head(disk())
+    for _ in engine.approach(b"q", b"r", 3):
+        pass
+    assert [key for key, _ in engine.scan(b"q", b"r")] == LEFT
+    before = engine._marks.all
+    assert looked_at(engine, b"q", b"q055999")[1] < 4 * PAUSE
+    assert len(before) >= 2
+    engine.check()
+    assert list(opened(disk()).approach(b"", None, 1)) == []
 
 
 # -- what it tells ---------------------------------------------------------------------------------
