@@ -780,6 +780,20 @@ MUTATIONS = [
         ("tests/ops/test_offline.py",),
     ),
     Mutation(
+        "records that are gone begin anew",
+        "conure/cluster/opening.py",
+        "        check_presence(raft_log, directory)\n",
+        "",
+        ("tests/cluster/test_engines.py",),
+    ),
+    Mutation(
+        "a checkpoint without descriptors ends the node",
+        "conure/cluster/checkpointing.py",
+        "            self._starved = error\n            return\n",
+        "            raise\n",
+        ("tests/cluster/test_upkeep.py",),
+    ),
+    Mutation(
         "an arbiter is asked for records",
         "conure/cluster/standing.py",
         "        if self.is_arbiter:\n            raise self.not_leader()\n",

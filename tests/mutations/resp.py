@@ -367,7 +367,7 @@ MUTATIONS = [
     Mutation(
         "resp: RANDOMKEY never comes back to the first key",
         "conure/resp/scanning.py",
-        '        some += islice(state.keys(b"", place), _SOME - len(some))\n',
+        '        some += yield from _first(state.keys_in_turns(b"", place), _SOME - len(some))\n',
         "",
         ("tests/resp/test_scanning.py",),
     ),

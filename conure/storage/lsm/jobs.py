@@ -25,7 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from conure.errors import CorruptionError, DiskFailed, StorageError
+from conure.errors import CorruptionError, DiskFailed, Exhausted, StorageError
 from conure.fileio import FileSystem
 from conure.storage.cells import SPILLED, make_cell, open_cell, reference_of
 from conure.storage.lsm.blobs import BlobFacts, BlobFile, BlobWriter, file_of
@@ -247,10 +247,13 @@ def is_output(name: str, job: Job) -> bool:
 
 
 def discard(fs: FileSystem, folder: str, job: Job) -> None:
-    """Remove all outputs of a job that is over, and of which nothing is used. Raises DiskFailed."""
+    """Remove all outputs of a job that is over, and of which nothing is used. Raises DiskFailed.
+
+    Without a descriptor to look for them they stay until the next start.
+    """
     try:
         names = fs.list(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, Exhausted):
         return
     for name in names:
         if is_output(name, job):
