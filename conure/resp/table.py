@@ -13,7 +13,17 @@ from typing import Any, Final
 from conure.resp.grammar import Run
 from conure.resp.verb import Plan
 
-__all__ = ["ALONE", "ANY", "MESSAGES", "READS", "WRITES", "Command", "Handler", "KeySpan"]
+__all__ = [
+    "ALONE",
+    "ANY",
+    "MESSAGES",
+    "READS",
+    "WRITES",
+    "Command",
+    "Handler",
+    "KeySpan",
+    "RunHandler",
+]
 
 ANY: Final = 0
 READS: Final = 1
@@ -33,8 +43,9 @@ KeySpan = tuple[int, int, int]
 class Command:
     """A command. *arity* counts its name, too; negative: so many words at least.
 
-    *run* does several of them at once, *join* a read among writes that are unanswered. *plan* tells
-    what it asks of the store. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
+    *run* does several of them at once, *lone* one that has *least* words while nothing else of its
+    client is under way (lone.py), *join* a read among writes that are unanswered. *plan* tells what
+    it asks of the store. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
     ``now``, or ``refuse`` it. *subcommands* are named by the second word; a command that has some
     takes no other, and none only if its arity is -1.
     """
@@ -49,6 +60,8 @@ class Command:
         "join",
         "keys",
         "lane",
+        "least",
+        "lone",
         "name",
         "plan",
         "run",
@@ -78,6 +91,7 @@ class Command:
         assert in_multi in ("queue", "now", "refuse"), in_multi
         self.name = name
         self.arity = arity
+        self.least = abs(arity)
         self.handle = handle
         self.summary = summary
         self.flags = flags
@@ -86,6 +100,7 @@ class Command:
         self.keys = keys
         self.lane = lane
         self.run = run
+        self.lone: Handler | None = None
         self.in_multi = in_multi
         self.join = join
         self.plan = plan
