@@ -515,7 +515,10 @@ class Reactor:
             if now > until or self.requests >= last or self.bulk >= _ROUND_BYTES:
                 self.late[descriptor] = event
                 continue
-            self.leave = min(until, now + visit)
+            leave = now + visit
+            if leave > until:
+                leave = until
+            self.leave = leave
             try:
                 if event == IN:
                     connection.receive()

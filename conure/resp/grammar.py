@@ -125,8 +125,11 @@ class Reader:
         if _STRIDES.get(lines[0]) != last or lines[last]:
             return None
         words = lines[2::2]
-        if lines[1:last:2] != [_SIZES[len(word)] for word in words]:
-            return None
+        at = 1
+        for word in words:
+            if lines[at] != _SIZES[len(word)]:
+                return None
+            at += 2
         return words
 
     def rest(self) -> None:

@@ -59,7 +59,8 @@ class Member(Client, Protocol):
 
 
 class Lone(Pending):
-    """The waiter of lone commands of one kind that were taken in one round: that of *member*."""
+    """The waiter of lone commands of one kind that were taken in one round: that of *member*. Its
+    ``count`` is 0: who is a member counts what is under way (``RespConnection.begin_lone``)."""
 
     __slots__ = ("_members", "_stand_ins")
 
@@ -77,13 +78,11 @@ class Lone(Pending):
         """Let a connection be the next member; it is who asks, for the gate, until another is."""
         self.client = member
         self._members.append(member)
-        self.count += 1
         self.missing += 1
 
     def take_back(self) -> None:
         """Undo :meth:`add`: the member may not ask."""
         self._members.pop()
-        self.count -= 1
         self.missing -= 1
 
     def stand_in_for(self, member: Member) -> Pending:
@@ -100,7 +99,7 @@ class Lone(Pending):
 
     def _next(self, count: int) -> list[Member]:
         """Return the members whose turn it is."""
-        first = self.count - self.missing
+        first = len(self._members) - self.missing
         members = self._members[first : first + count]
         if members[0].is_slow(self.started):
             for each in members:

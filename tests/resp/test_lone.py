@@ -205,7 +205,7 @@ def test_each_round_has_a_waiter_of_its_own(service: RespService, client: RespCl
     for _ in range(3):
         assert client.ask("GET", "k") is None
     lone = [each for each in gc.get_objects() if type(each) is LoneGets]
-    assert [each.count for each in lone if each.client.reactor is service.reactor] == [1]
+    assert [len(each._members) for each in lone if each.client.reactor is service.reactor] == [1]
 
 
 def test_what_follows_a_lone_command_waits_for_its_reply(slow: RespService) -> None:
