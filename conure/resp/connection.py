@@ -280,7 +280,7 @@ class RespConnection(Outlet):
         return perf_counter() - started > self.front.limits.slow_command
 
     def answer(self, reply: bytes) -> None:
-        """Send the reply of the lone command, which nothing is before or after."""
+        """Send the reply of the lone command, which nothing in ``waiting`` is before or after."""
         self.lone = None
         self.put(reply)
 
