@@ -258,6 +258,7 @@ class RespConnection(Outlet):
         self.observe(pending.started, pending.count)
         if self.is_slow(pending.started):
             self.front.note_slow(self, pending.words, pending.count, pending.started)
+        pending.words = []  # its reply may have to wait for its turn
         waiting = self.waiting
         while waiting and not waiting[0].missing:
             pending = waiting.popleft()

@@ -8,6 +8,7 @@ needs neither is done at once; what changes more than an entry of the log can is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from sys import maxsize
 from typing import Any, Final
 
 from conure.resp.grammar import Run
@@ -17,13 +18,16 @@ __all__ = [
     "ALONE",
     "ANY",
     "MESSAGES",
+    "MOST_WORDS",
     "READS",
     "WRITES",
     "Command",
     "Handler",
     "KeySpan",
-    "RunHandler",
 ]
+
+MOST_WORDS: Final = 4_096
+"""Of a command that isn't made for more: what is done for each word is done in one go."""
 
 ANY: Final = 0
 READS: Final = 1
@@ -41,7 +45,8 @@ KeySpan = tuple[int, int, int]
 
 
 class Command:
-    """A command. *arity* counts its name, too; negative: so many words at least.
+    """A command. *arity* counts its name, too; negative: so many words at least, and *most* of them
+    at most. What is planned has bounds of its own.
 
     *run* does several of them at once, *lone* one that has *least* words while nothing else of its
     client is under way (lone.py), *join* a read among writes that are unanswered. *plan* tells what
@@ -62,6 +67,7 @@ class Command:
         "lane",
         "least",
         "lone",
+        "most",
         "name",
         "plan",
         "run",
@@ -87,6 +93,7 @@ class Command:
         join: Handler | None = None,
         plan: Callable[[Sequence[bytes]], Plan] | None = None,
         subcommands: Mapping[str, Command] | None = None,
+        most: int = MOST_WORDS,
     ) -> None:
         assert in_multi in ("queue", "now", "refuse"), in_multi
         self.name = name
@@ -104,6 +111,7 @@ class Command:
         self.in_multi = in_multi
         self.join = join
         self.plan = plan
+        self.most = maxsize if plan else most
         self.subcommands = {name.encode(): each for name, each in (subcommands or {}).items()}
         self.calls = 0
 
@@ -112,7 +120,7 @@ class Command:
         if self.subcommands and not (self.arity == -1 and len(found) == 1):
             return False
         count = len(found) if type(found) is list else len(found.columns) + 1  # type: ignore[union-attr]
-        return count == self.arity or (self.arity < 0 and count >= -self.arity)
+        return count == self.arity or (self.arity < 0 and -self.arity <= count <= self.most)
 
     def keys_of(self, words: list[bytes]) -> list[bytes]:
         """Return the keys among the words."""

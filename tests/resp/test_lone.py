@@ -40,8 +40,17 @@ class SlowBackend(FakeBackend):
         self.held.append(partial(super().write, list(commands), reply, kept))
         self._answer_if_fast()
 
-    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
-        self.held.append(partial(super().confirm_read, reply, requests, passes_on=passes_on))
+    def confirm_read(
+        self,
+        reply: Reply,
+        requests: int = 1,
+        *,
+        passes_on: bool = False,
+        kept: Reply | None = None,
+        kept_requests: int = 0,
+    ) -> None:
+        confirm = partial(super().confirm_read, reply, requests, passes_on=passes_on)
+        self.held.append(partial(confirm, kept=kept, kept_requests=kept_requests))
         self._answer_if_fast()
 
     def answer_all(self) -> None:
