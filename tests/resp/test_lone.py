@@ -410,3 +410,14 @@ def test_too_many_lone_commands_are_refused(slow: RespService) -> None:
     assert [each.read() for each in clients[:2]] == [None] * 2
     for each in clients:
         each.close()
+
+
+def test_a_session_that_is_not_plain_has_no_lane(service: RespService, client: RespClient) -> None:
+    with service.client() as other:
+        for words in (("CLIENT", "REPLY", "OFF"), ("GET", "k"), ("SET", "k", "v")):
+            client.send(command(*words))
+            sync(other)
+        assert client.ask("CLIENT", "REPLY", "ON") == b"OK"
+    assert client.ask("MULTI") == b"OK"
+    assert client.ask("GET", "k") == b"QUEUED"
+    assert client.ask("EXEC") == [b"v"]
