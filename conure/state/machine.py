@@ -691,8 +691,12 @@ class Store:
                         before = self._before_entry(op, key)
                     if op == put_op:
                         done = put(_USER + key, value, index)
-                        if note:
-                            note((index, was_put, key, value, done, *before))
+                        if note:  # a tuple that is put together of others takes longer
+                            note(
+                                (index, was_put, key, value, done, *before)
+                                if before
+                                else (index, was_put, key, value, done)
+                            )
                     elif op == delete_op:
                         done = delete(_USER + key)
                         if note and done:
