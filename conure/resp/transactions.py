@@ -31,7 +31,7 @@ from conure.resp.words import TOO_MUCH
 from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
-from conure.steps import Done, Step
+from conure.steps import Done, Step, reads_only
 
 __all__ = ["Transactions"]
 
@@ -263,6 +263,10 @@ class _Executed(Proposed):
         others = [item for item in items if not isinstance(item, Plan | bytes)]
         slow = any(isinstance(item, Plan) and item.takes_long for item in items)
         self.takes_long = slow or len(others) > _FEW
+
+    def may_change(self) -> bool:
+        plans = [item for item in self._items if isinstance(item, Plan)]
+        return not all(reads_only(plan.steps) for plan in plans)
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         if outcome.succeeded:
