@@ -1092,4 +1092,11 @@ MUTATIONS = [
         "if False:",
         ("tests/cluster/test_forwarding.py",),
     ),
+    Mutation(
+        "writes are refused while leadership is handed over",
+        "conure/cluster/proposing.py",
+        "if self._raft.is_handing_over:",
+        "if False:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
 ]
