@@ -23,6 +23,7 @@ from tests.lab.cluster import (
     fetch,
     wait_until,
 )
+from tests.lab.respclient import ErrorReply, RespClient
 from tests.system.test_cluster_features import Watcher
 
 ALL_KEYS = ("all/a", "all/b", "all/c")
@@ -261,3 +262,34 @@ def test_a_transaction_that_is_begun_outlives_the_leader(cluster: Cluster) -> No
         cluster.leader(cluster.running)
         assert visitor.ask([(b"INCR", b"a"), (b"EXEC",)], follower) == [b"QUEUED", [b"OK", 2]]
         assert visitor.ask([(b"GET", b"a")], follower) == [b"2"]
+
+
+def test_an_election_is_a_pause(cluster: Cluster) -> None:
+    """Who asks a follower meanwhile waits; only what was under way to the old leader is unknown."""
+    leader = cluster.leader()
+    follower = next(member for member in cluster.members if member is not leader)
+    host, port = follower.raft_address.rpartition(":")[0], follower.resp_port
+    found: dict[str, list[object]] = {}
+    ended = threading.Event()
+
+    def ask(*words: str) -> None:
+        replies = found[words[0]] = []
+        with RespClient(port, host) as client:
+            while not ended.is_set():
+                replies.append(client.ask(*words))
+
+    commands = (("SET", "k", "v"), ("GET", "k"), ("PUBLISH", "c", "m"))
+    threads = [threading.Thread(target=ask, args=words) for words in commands]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(found) == 3 and all(len(each) > 5 for each in found.values()))
+    leader.kill()
+    before = {name: len(replies) for name, replies in found.items()}
+    wait_until(lambda: all(len(found[name]) > before[name] + 5 for name in before))
+    ended.set()
+    for thread in threads:
+        thread.join()
+    for name, replies in found.items():
+        errors = [str(each) for each in replies if isinstance(each, ErrorReply)]
+        assert len(errors) <= (name != "GET")
+        assert all(each.startswith("UNKNOWN ") for each in errors)

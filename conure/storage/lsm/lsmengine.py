@@ -33,7 +33,7 @@ from typing import TypeVar
 
 from conure.errors import StorageError
 from conure.fileio import FileSystem
-from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell, new_record
+from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell
 from conure.storage.engine import CheckReport, EngineOptions, Record
 from conure.storage.lsm.blobs import BlobFile
 from conure.storage.lsm.checking import check
@@ -63,6 +63,9 @@ _HOLD_BACK = 12
 """Tables of level 0 from which on checkpoints had better wait for merging."""
 
 _BLOB_SHARE = 4  # a blob file is so many times as long as a table
+
+_numbers = NARROW.unpack_from
+_new: Callable[[type[Record], tuple[object, ...]], Record] = tuple.__new__
 
 _Thing = TypeVar("_Thing")
 
@@ -121,7 +124,8 @@ class LSMEngine:
             return None
         if cell[0] or len(cell) < NARROW_SIZE:
             return state.cells.record(key, cell)
-        return new_record((cell[NARROW_SIZE:], *NARROW.unpack_from(cell, 1), 0))
+        create, mod, version = _numbers(cell, 1)
+        return _new(Record, (cell[NARROW_SIZE:], create, mod, version, 0))
 
     def heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return the record of *key* without its value, and how many bytes that has."""
@@ -395,7 +399,8 @@ class LSMEngine:
             tables=tables,
             blob_bytes=blob_bytes,
             blob_dead_bytes=dead_bytes,
-            index_bytes=sum([table.memory_bytes for table in version.tables()]),
+            index_bytes=version.sieve_bytes
+            + sum([table.memory_bytes for table in version.tables()]),
             runs=version.runs,
             written=self._written,
         )
