@@ -1190,4 +1190,25 @@ MUTATIONS = [
         "if version <= 1:",
         ("tests/cluster/test_node_liars.py",),
     ),
+    Mutation(
+        "a node that is behind blames the quorum",
+        "conure/cluster/pending.py",
+        "unconfirmed if read.index is None else behind",
+        "unconfirmed",
+        ("tests/cluster/test_waiting.py",),
+    ),
+    Mutation(
+        "the leader's full disk is told as this node's",
+        "conure/cluster/forwarding.py",
+        "if isinstance(error, DiskFull):  # whose disk? not this node's",
+        "if False:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "writes are refused while leadership is handed over",
+        "conure/cluster/proposing.py",
+        "if self._raft.is_handing_over:",
+        "if False:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
 ]

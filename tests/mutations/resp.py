@@ -641,4 +641,18 @@ MUTATIONS = [
         "STALE if self.is_stale else",
         ("tests/resp/test_connecting.py",),
     ),
+    Mutation(
+        "resp: a read among writes is of unknown outcome",
+        "conure/resp/plans.py",
+        'error.startswith("UNKNOWN ") and not self.may_change()',
+        "False",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: an EXEC that has written is told that nothing happened",
+        "conure/resp/transactions.py",
+        "return not all(reads_only(plan.steps) for plan in plans)",
+        "return not any(reads_only(plan.steps) for plan in plans)",
+        ("tests/resp/test_connection.py",),
+    ),
 ]
