@@ -8,10 +8,31 @@ __all__ = ["MUTATIONS"]
 
 MUTATIONS = [
     Mutation(
+        "an entry goes through all that was deleted in one go",
+        "conure/state/machine.py",
+        "            if is_over():\n                return False\n        self._way = None\n",
+        "            pass\n        self._way = None\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "an entry that isn't ready begins its way anew",
+        "conure/state/machine.py",
+        "        if self._way is None or self._way[0] != index:\n",
+        "        if True:\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "a part of a range counts no deleted keys",
+        "conure/state/machine.py",
+        "            elif found == count or pauses >= _MOST_PAUSES:\n",
+        "            elif found == count:\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
         "what expires next is remembered of the state before a snapshot",
         "conure/state/machine.py",
-        "        self._due = None\n        record = engine.get(_VERSION)",
-        '        self._due = getattr(self, "_due", None)\n        record = engine.get(_VERSION)',
+        "        self._due = None\n        self._way = None\n",
+        '        self._due = getattr(self, "_due", None)\n        self._way = None\n',
         ("tests/state/test_store.py",),
     ),
     Mutation(
