@@ -45,6 +45,7 @@ from conure.consensus.messages import State
 from conure.errors import (
     Conflict,
     ConureError,
+    DiskFull,
     NotLeader,
     OutcomeUnknown,
     TooManyRequests,
@@ -477,6 +478,8 @@ class Forwarding:
                 self._note_refusal(sent.leader)
                 self._send_again(sent, error)
                 return
+            if isinstance(error, DiskFull):  # whose disk? not this node's
+                error = DiskFull(f"the leader {sent.leader[0]} has no room: {error}")
             self._distribute(sent, start, stop, error)
         elif kind is AnswerKind.COMMITTED:
             first, encoded = decode_outcomes(answer.body)

@@ -35,7 +35,7 @@ from conure.resp.words import TOO_MUCH
 from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
-from conure.steps import Done, Step
+from conure.steps import Done, Step, reads_only
 
 __all__ = ["Transactions"]
 
@@ -306,6 +306,10 @@ class _Executed(Proposed):
         self.is_alone = bool(others)  # they may change what later commands mean
         slow = any(isinstance(item, Plan) and item.takes_long for item in items)
         self.takes_long = slow or len(others) > _FEW or len(items) > _AT_ONCE
+
+    def may_change(self) -> bool:
+        plans = [item for item in self._items if isinstance(item, Plan)]
+        return not all(reads_only(plan.steps) for plan in plans)
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         if outcome.succeeded:

@@ -184,6 +184,29 @@ def test_watched_counts_are_exact(cluster: Cluster) -> None:
     assert max(counted) <= total
 
 
+def test_an_orderly_stop_of_the_leader_leaves_no_write_open(cluster: Cluster) -> None:
+    """Clients of the other nodes, in the middle of pipelines: each write is done or isn't."""
+    leader = cluster.leader()
+    others = cluster.followers()
+    counted: list[int] = []
+
+    def add(visitor: RespVisitor, number: int) -> None:
+        replies = visitor.ask([(b"INCR", b"n")] * 50, others[number % 2])
+        assert FORGOTTEN not in replies
+        counted.extend(reply for reply in replies if reply is not UNDONE)
+
+    def wait_for_more() -> None:
+        wanted = len(counted) + 500
+        wait_until(lambda: len(counted) >= wanted)
+
+    with Crowd(cluster, 6, add):
+        wait_for_more()
+        assert leader.terminate() == 0
+        wait_for_more()
+    assert sorted(counted) == [*range(1, len(counted) + 1)]
+    assert int(cluster.leader(others).get("n").body) == len(counted)
+
+
 @pytest.mark.parametrize("to_leader", [True, False])
 def test_a_leader_killed_in_the_middle_of_a_pipeline(cluster: Cluster, to_leader: bool) -> None:
     leader = cluster.leader()
