@@ -488,6 +488,20 @@ MUTATIONS = [
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
+        "messages: one for many patterns is handed out in one go",
+        "conure/resp/audience.py",
+        "                if number % _FEW_CHANNELS == 0:",
+        "                if False:",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
+        "messages: who subscribes to much listens to nothing",
+        "conure/resp/messaging.py",
+        "        if next(steps, None) is not None:",
+        "        if True:",
+        ("tests/resp/test_messaging.py",),
+    ),
+    Mutation(
         "messages: to read a little is enough",
         "conure/resp/audience.py",
         "reactor.now - subscribed.since > _PATIENCE",
