@@ -398,10 +398,24 @@ MUTATIONS = [
         _ENGINE,
     ),
     Mutation(
+        "a state that was just built is opened again",
+        _LSM + "durable.py",
+        "[tables.get(facts) or self.table(facts) for",
+        "[self.table(facts) for",
+        _ENGINE,
+    ),
+    Mutation(
+        "what a received state replaces stays for good",
+        _LSM + "lsmengine.py",
+        "        self._garbage += names\n",
+        "        pass\n",
+        _ENGINE,
+    ),
+    Mutation(
         "leftovers stay",
         _LSM + "kind.py",
-        "        remove_files(fs, folder, garbage)\n",
-        "        pass\n",
+        "            remove_files(fs, folder_of(place), garbage or ())\n",
+        "            pass\n",
         (*_ENGINE, *_CRASH),
     ),
     Mutation(
