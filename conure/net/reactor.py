@@ -78,6 +78,8 @@ _TICK = 1.0  # seconds between two looks at the deadlines
 _AWAKE_FOR_ANSWERS = 300e-6  # seconds that the reactor stays awake while requests are unanswered
 _AWAKE_FOR_CLIENTS = 100e-6  # seconds, after a round that has answered all
 _FEW = 100  # requests of a round; more are better taken in one go, and their answers too
+_CLOSING_TIME = 0.002  # seconds of a round in which connections are closed
+_CHECKING_TIME = 0.002  # seconds of a round in which deadlines are looked at
 _DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 
 
@@ -229,6 +231,8 @@ class Reactor:
         self._wakened.setblocking(False)
         self._woken = False
         self._next_tick = 0.0
+        self._doomed: deque[Connection] = deque()
+        self._unchecked: deque[Connection] = deque()  # of this tick
         self._cut = False  # drain() ran out of time
         self._done = threading.Event()
         self._start_lock = threading.Lock()
@@ -389,6 +393,11 @@ class Reactor:
             self.log.exception("a connection failed")
             connection.close()
 
+    def close_soon(self, connections: Iterable[Connection]) -> None:
+        """Close connections, in the order of coming here, as many in each round as there is time
+        for: to close thousands takes longer than others should wait."""
+        self._doomed += connections
+
     def take_turns(self, turn: Turn) -> None:
         """Carry something on, from the next round's turns on."""
         self.turns.append(turn)
@@ -425,6 +434,9 @@ class Reactor:
         if self.ready:
             self._feed_sources()
         self._send()
+        if self._doomed or self._unchecked:
+            self._check_deadlines()
+            self._close_doomed()
         if self.tell_waiting:
             self._tell_waiting()
         return not (draining and self._is_drained())
@@ -458,6 +470,8 @@ class Reactor:
         """
         poll = self.epoll.poll
         if self.resumed or self.ready or self.dirty or self.turns or self.late:
+            return poll(0)
+        if self._doomed or self._unchecked:
             return poll(0)
         begun = perf_counter()
         awake = _AWAKE_FOR_ANSWERS if self.in_flight else _AWAKE_FOR_CLIENTS
@@ -503,16 +517,22 @@ class Reactor:
     def _receive(self, events: list[tuple[int, int]]) -> None:
         connections = self.connections
         last = self.requests + _ROUND
-        self.until = self.now + _ROUND_TIME
+        self.until = until = self.now + _ROUND_TIME
         visit = max(_VISIT, _ROUND_TIME / (len(events) or 1))
         for descriptor, event in events:
             connection = connections.get(descriptor)
             if connection is None:
                 self.registered.get(descriptor, self._take_posted)()
                 continue
-            if self._is_over(last, visit):
+            # As _is_over, which would be a call for each request.
+            now = perf_counter()
+            if now > until or self.requests >= last or self.bulk >= _ROUND_BYTES:
                 self.late[descriptor] = event
                 continue
+            leave = now + visit
+            if leave > until:
+                leave = until
+            self.leave = leave
             try:
                 if event == IN:
                     connection.receive()
@@ -586,7 +606,13 @@ class Reactor:
             if self.bytes_out >= last or perf_counter() > until:
                 self.dirty = dirty[number:] + self.dirty
                 break
-            self.guard(connection.send, connection)
+            try:  # as guard, which would be a call for each answer
+                connection.send()
+            except OSError:
+                connection.close()
+            except Exception:
+                self.log.exception("a connection failed")
+                connection.close()
 
     def _take_posted(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -603,8 +629,27 @@ class Reactor:
             front.tick()
         if self.is_full():
             self._relieve()
-        for connection in list(self.connections.values()):
-            self.guard(connection.check_deadlines, connection)
+        if not self._unchecked:
+            self._unchecked += list(self.connections.values())  # others may be added meanwhile
+
+    def _check_deadlines(self) -> None:
+        """Look at the deadlines of as many connections as a round has time for."""
+        until = perf_counter() + _CHECKING_TIME
+        unchecked = self._unchecked
+        while unchecked:
+            connection = unchecked.popleft()
+            if self.connections.get(connection.link.descriptor) is connection:  # still
+                self.guard(connection.check_deadlines, connection)
+            if perf_counter() > until:
+                return
+
+    def _close_doomed(self) -> None:
+        until = perf_counter() + _CLOSING_TIME
+        while self._doomed:
+            connection = self._doomed.popleft()
+            self.guard(connection.close, connection)
+            if perf_counter() > until:
+                return
 
     def _relieve(self) -> None:
         """Drop whom sources feed and who have taken nothing for the longest, until there is room

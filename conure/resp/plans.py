@@ -29,7 +29,7 @@ from conure.resp.verb import Context, Plan, ReplyError, Verb
 from conure.resp.waiters import LONG, Pending, begin
 from conure.resp.words import TOO_MUCH
 from conure.service.backend import Found, Record
-from conure.service.limits import Limits
+from conure.service.limits import STEPS_AT_ONCE, Limits
 from conure.service.promises import Promise
 from conure.service.requests import Desk
 from conure.service.turns import Turns
@@ -39,6 +39,9 @@ __all__ = ["Plans", "Proposed"]
 
 _MOST_KEYS = 2_000
 """Keys that a command may read; so many are read in one go."""
+
+_UNREAD = "TRYAGAIN the read was not answered, try again"
+"""What a read is told whose entry may or may not be in the log: nothing has happened by it."""
 
 
 class Plans:
@@ -113,6 +116,10 @@ class Plans:
         """Have steps done as one entry of the log, if all comparisons hold."""
         client.begin(pending)
         turns = self._take(pending, steps, compares)
+        if len(steps) > STEPS_AT_ONCE:
+            pending.is_alone = True
+            begin(pending, turns)
+            return
         try:
             must_wait = any(turns)
         except ConureError as error:
@@ -245,8 +252,13 @@ class Proposed(Pending):
             self._end()
 
     def fail(self, error: str) -> None:
-        super().fail(error)
+        is_unread = error.startswith("UNKNOWN ") and not self.may_change()
+        super().fail(_UNREAD if is_unread else error)
         self._let_go()
+
+    @abstractmethod
+    def may_change(self) -> bool:
+        """Tell whether a step may change anything."""
 
     takes_long: bool
     """Whether the reply is written in turns."""
@@ -279,6 +291,9 @@ class _PlannedSteps(Proposed):
         super().__init__(client)
         self._plan = plan
         self.takes_long = plan.takes_long
+
+    def may_change(self) -> bool:
+        return not reads_only(self._plan.steps)
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         self._plan.reply(outcome.done, self.replies)

@@ -56,6 +56,20 @@ MUTATIONS = [
         ),
     ),
     Mutation(
+        "net: thousands are closed in one go",
+        "conure/net/reactor.py",
+        "(connection.close, connection)\n            if perf_counter() > until:",
+        "(connection.close, connection)\n            if False:",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
+        "net: who is not looked at in time never is",
+        "conure/net/reactor.py",
+        "            connection = unchecked.popleft()",
+        "            connection = unchecked.pop()\n            unchecked.clear()",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
         "net: what a link has decrypted is left until more comes",
         "conure/net/reactor.py",
         "                if connection.link.pending:\n"
@@ -152,13 +166,6 @@ MUTATIONS = [
             "tests/http/test_httpserver_clients.py",
             "tests/http/test_httpserver_rounds.py",
         ),
-    ),
-    Mutation(
-        "what was left unread of an answer is the next one",
-        "conure/net/outbound.py",
-        "if response.will_close or may_cut_short:",
-        "if response.will_close:",
-        ("tests/net/test_outbound.py",),
     ),
     Mutation(
         "an answer takes any number of bytes if it lies about its length",

@@ -14,7 +14,7 @@ last     the rest; once settled, seven eighths or more of all bytes
 Level 0 takes the levels below it along, down to the first that is more than twice as large as all
 that comes upon it, and goes into the last one that it takes; into the empty one above if it takes
 none. So levels double, each byte is written few times before it is in the last level, and a store
-that is written to little rewrites little. When all above the last level is more than half of that,
+that is written to little rewrites little. When all above the last level is three fifths of that,
 everything is merged.
 
 1. A job has about :data:`INPUTS` tables' worth of bytes, so that its time and its temporary space

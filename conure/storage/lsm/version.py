@@ -21,7 +21,7 @@ from zlib import crc32
 from conure.errors import CorruptionError
 from conure.storage.lsm.blobs import BlobFile, file_of
 from conure.storage.lsm.merging import Group
-from conure.storage.lsm.sieve import MOST_RECORDS, SHIFT, Sieve
+from conure.storage.lsm.sieve import MOST_RECORDS, Sieve
 from conure.storage.lsm.tables import Table
 
 __all__ = ["Version"]
@@ -59,6 +59,7 @@ class Version:
         self._finds = tuple(finds)
         self._sieve = sieve
         self._cells = sieve.cells if sieve else b""
+        self._shift = sieve.shift if sieve else 0
         bits = [sieve.bit(run[0]) if sieve else 0 for run in upper]
         self._tried = [
             tuple([find for find, bit in zip(finds, bits, strict=True) if not bit or bit & value])
@@ -74,7 +75,9 @@ class Version:
         """
         place = crc32(key)
         cells = self._cells
-        finds = self._tried[cells[place >> SHIFT << 8 | place & 0xFF]] if cells else self._finds
+        finds = self._finds
+        if cells:
+            finds = self._tried[cells[place >> self._shift << 8 | place & 0xFF]]
         for find in finds:
             cell = find(key, place)
             if cell is not None:
@@ -143,11 +146,13 @@ class Version:
             levels[0][:0] = tables
         files = {**self.blobs, **{blob.facts.name: blob for blob in blobs}}
         wanted = {name for each in levels for table in each for name, _ in table.facts.blobs}
-        small = [run for run in _upper(levels) if sum(map(_records_of, run)) <= MOST_RECORDS]
+        upper = [(run, sum(map(_records_of, run))) for run in _upper(levels)]
+        small = [run for run, records in upper if records <= MOST_RECORDS]
+        in_small = sum(records for _, records in upper if records <= MOST_RECORDS)
         return Version(
             levels,
             {name: file for name, file in files.items() if name in wanted},
-            Sieve(small, self._sieve) if small else None,
+            Sieve(small, in_small, self._sieve) if small else None,
         )
 
     @cached_property

@@ -98,6 +98,19 @@ def test_write_amplification_of_loading_and_overwriting_all(
     assert most_runs <= 16
 
 
+def test_small_checkpoints_of_a_large_store_are_merged_a_few_times() -> None:
+    """A thousandth of the records in each flush, as if every commit were a checkpoint."""
+    store = Store(LIMITS)
+    rng = random.Random(7)
+    for _ in range(2):
+        for key in rng.sample(range(1000), 1000):
+            store.flush({key: 1})
+            store.run()
+    store.run(idle=True)
+    settled(store)
+    assert store.written / store.flushed <= 8
+
+
 def test_ascending_keys_are_written_few_times() -> None:
     store = Store(LIMITS)
     load(store, list(range(10_000)), rate=None)
