@@ -225,6 +225,17 @@ class BTree:
             self._search.groups(self._root, self._level, start, end, reverse, self._search.headings)
         )
 
+    def approach(
+        self,
+        start: bytes,  # noqa: ARG002
+        end: bytes | None,  # noqa: ARG002
+        records: int,  # noqa: ARG002
+        *,
+        reverse: bool = False,  # noqa: ARG002
+    ) -> Iterator[None]:
+        """Do nothing: what was deleted is gone."""
+        return iter(())
+
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
@@ -734,6 +745,10 @@ class BTreeKind:
         tree = BTree.open(fs, place, create=False)
         tree.close()
         return tree.applied_index, tree.applied_term
+
+    def remains(self, fs: FileSystem, place: str) -> str:  # noqa: ARG002
+        """Return "": there is the file, or nothing."""
+        return ""
 
     def sync(self, fs: FileSystem, place: str) -> None:
         """Sync the file."""

@@ -597,6 +597,11 @@ class Raft:
         return _NOBODY if self._leading is None else self._leading.progress
 
     @property
+    def is_handing_over(self) -> bool:
+        """Whether this node leads and takes no proposals: see :meth:`transfer_leadership`."""
+        return self._leading is not None and bool(self._leading.transferee)
+
+    @property
     def has_handed_over(self) -> bool:
         """Whether this node leads and has begun to hand over: see :meth:`transfer_leadership`."""
         return self._leading is not None and self._leading.has_handed_over

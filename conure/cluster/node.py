@@ -104,6 +104,7 @@ from conure.consensus.messages import Message, MessageType, Ready, SnapshotHeade
 from conure.errors import (
     ConureError,
     DiskFull,
+    Exhausted,
     NotLeader,
     OutcomeUnknown,
     ProtocolViolation,
@@ -1206,11 +1207,11 @@ class Node:
     # -- refusals and failures; under the lock ---------------------------------------------------
 
     def _refused(self, error: ConureError) -> ConureError:
-        """Pass on why a write was refused; a disk that failed over it ends the node."""
+        """Pass on why a write was refused; a disk that failed over it for good ends the node."""
         if isinstance(error, DiskFull):
             if self._upkeep.obstacle is None:
                 self._checkpoint_wanted.set()  # it lets the log be cut and its space used again
-        elif isinstance(error, StorageError):
+        elif isinstance(error, StorageError) and not isinstance(error, Exhausted):
             self._fail(error)
         return error
 

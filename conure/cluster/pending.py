@@ -281,10 +281,14 @@ class Reads:
 
     def expired(self, now: float) -> Answers:
         """Answer those whose time is up."""
-        error = Unavailable("no quorum has confirmed the read in time")
+        unconfirmed = Unavailable("no quorum has confirmed the read in time")
+        behind = Unavailable(
+            "this node is behind, and has not got in time to what the read has to see; ask another"
+        )
         answers: Answers = []
         while self._reads and self._reads[0].deadline <= now:
-            answers.append(partial(self._reads.popleft().answer, error))
+            read = self._reads.popleft()
+            answers.append(partial(read.answer, unconfirmed if read.index is None else behind))
         return answers
 
     def ended(self, error: ConureError) -> Answers:

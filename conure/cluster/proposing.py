@@ -102,7 +102,11 @@ class Proposals:
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
         and synced, and the disks sync for many. But nothing waits behind what waits for room.
+        Nor while leadership is handed over: soon another node takes it, which those are asked of
+        that are passed on, or an election time-out later this one goes on.
         """
+        if self._raft.is_handing_over:
+            return
         pacing = self._pacing
         if pacing.is_pausing or (pacing.is_busy() and not self._room.unwritten):
             return

@@ -448,7 +448,7 @@ MUTATIONS = [
     Mutation(
         "resp: RANDOMKEY never comes back to the first key",
         "conure/resp/scanning.py",
-        '        some += islice(state.keys(b"", place), _SOME - len(some))\n',
+        '        some += yield from _first(state.keys_in_turns(b"", place), _SOME - len(some))\n',
         "",
         ("tests/resp/test_scanning.py",),
     ),
@@ -476,15 +476,15 @@ MUTATIONS = [
     Mutation(
         "messages: there is always room for more",
         "conure/resp/audience.py",
-        "        if reactor.leaving - self._job_bytes <= most or self._owed <= most // 2:",
+        "        if reactor.leaving - self._job_bytes <= most:",
         "        if True:",
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
         "messages: what others don't read holds them up",
         "conure/resp/audience.py",
-        " or self._owed <= most // 2:",
-        ":",
+        "        if self._owed <= most // 2:\n            return False  # others",
+        "        if False:\n            return False  # others",
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
@@ -621,10 +621,17 @@ MUTATIONS = [
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
+        "turns: what is sent after a long transaction overtakes it",
+        "conure/resp/plans.py",
+        "        if len(steps) > STEPS_AT_ONCE:\n            pending.is_alone = True\n",
+        "        if len(steps) > STEPS_AT_ONCE:\n",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
         "resp: MSET writes a key as often as it is named",
         "conure/resp/stringverbs.py",
-        "    return Plan(tuple(last.values()), _ok)",
-        '    return Plan(tuple(_pairs("mset", given, context)), _ok)',
+        "    return Plan(write_all(last.keys(), last.values()), _ok)",
+        '    return Plan(write_all(*_pairs("mset", given, context)), _ok)',
         ("tests/resp/test_verbs.py",),
     ),
     Mutation(
@@ -633,5 +640,19 @@ MUTATIONS = [
         "STALE if self.is_stale and not self.is_watching else",
         "STALE if self.is_stale else",
         ("tests/resp/test_connecting.py",),
+    ),
+    Mutation(
+        "resp: a read among writes is of unknown outcome",
+        "conure/resp/plans.py",
+        'error.startswith("UNKNOWN ") and not self.may_change()',
+        "False",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: an EXEC that has written is told that nothing happened",
+        "conure/resp/transactions.py",
+        "return not all(reads_only(plan.steps) for plan in plans)",
+        "return not any(reads_only(plan.steps) for plan in plans)",
+        ("tests/resp/test_connection.py",),
     ),
 ]
