@@ -78,11 +78,11 @@ MUTATIONS = [
         ("tests/resp/test_connection.py",),
     ),
     Mutation(
-        "resp: a reader that reads nothing is served on",
+        "net: who has much unsent is given more to do",
         "conure/net/outlet.py",
         "return self.pending > _OUTPUT_HIGH or",
         "return",
-        ("tests/resp/test_connection.py",),
+        ("tests/net/test_outlet.py",),
     ),
     Mutation(
         "resp: pages of the web are heard",
@@ -164,8 +164,8 @@ MUTATIONS = [
     Mutation(
         "resp: the answers of others are taken for those of lone commands",
         "conure/resp/answers.py",
-        "    if waiters[position:end].count(pending) == end - position:",
-        "    if waiters[end - 1] is pending:",
+        "    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:",
+        "    if size > 0 and end <= stop and waiters[end - 1] is pending:",
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
@@ -238,7 +238,7 @@ MUTATIONS = [
     Mutation(
         "resp: a bug in one answer leaves it without",
         "conure/resp/answers.py",
-        "        while pending.missing:\n            pending.fail(INTERNAL)",
+        "        while pending.missing > 0:\n            pending.fail(INTERNAL)",
         "        pass",
         ("tests/resp/test_connection.py",),
     ),
