@@ -761,9 +761,9 @@ class Store:
                     held = _held(session)
                     yield from approach(held, prefix_end(held), sys.maxsize)
                 case Expire(limit):
-                    until = (max(self.clock, transaction.time) + 1).to_bytes(8, "big")
+                    until = self._later(transaction.time) + 1
                     for kind in _INDEXES:
-                        yield from approach(kind, kind + until, _one_more(limit))
+                        yield from approach(kind, kind + until.to_bytes(8, "big"), _one_more(limit))
 
     # -- private: transactions -------------------------------------------------------------------
 
@@ -822,7 +822,7 @@ class Store:
 
     def _begin(self, transaction: Transaction | codec.Opened, revision: int) -> Outcome | None:
         """Set the clock, and return the outcome of a transaction that was carried out before."""
-        self.clock = max(self.clock, min(transaction.time, LAST_TIME))
+        self.clock = self._later(transaction.time)
         key = transaction.idempotency_key
         known = self.engine.get(_ANSWER + key) if key else None
         return _repeated(known.value, transaction.fingerprint, revision) if known else None
@@ -872,7 +872,7 @@ class Store:
         """Do a sequential transaction that sets keys, each of them once: the same as
         :meth:`_carry_out`, in one pass."""
         time, keys, values = writes
-        self.clock = max(self.clock, min(time, LAST_TIME))
+        self.clock = self._later(time)
         put = self.engine.put
         versions = [
             put(_USER + key, value, revision) for key, value in zip(keys, values, strict=True)
@@ -1192,6 +1192,10 @@ class Store:
         if state != self._saved:
             self.engine.put(_CLOCK, state, revision)
             self._saved = state
+
+    def _later(self, time: int) -> int:
+        """Return the clock once an entry says the *time*; the clock never goes back."""
+        return max(self.clock, min(time, LAST_TIME))
 
     def _after(self, ttl: int) -> int:
         """Return the time so many milliseconds from now; never 0, which stands for no time."""

@@ -343,6 +343,7 @@ def test_a_connection_in_the_reserve_has_little_time(monkeypatch: pytest.MonkeyP
             clock.now += 0.5
         clock.now += 0.1
         crowd.run()
+        crowd.run()  # what is refused for its time is told in the next round
         assert statuses(read_all(silent)) == [503]
         assert slow.recv(100) == b""
         assert len(crowd.reactor.connections) == 3  # one of them lingers

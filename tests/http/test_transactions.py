@@ -640,7 +640,7 @@ def test_a_value_before_that_cannot_be_read_is_left_out() -> None:
     def damaged(key: bytes) -> None:
         raise CorruptionError("conure.db", 4096, "a page fails its checksum")
 
-    store.get = damaged  # type: ignore[method-assign]
+    store.engine.get = damaged  # type: ignore[method-assign]
     store.apply(entries(2, [(b"a", b"2"), (b"a", None)]))
     assert store.take_events()[1:] == [
         (2, EventKind.PUT, b"a", b"2", 2),

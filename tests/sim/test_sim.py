@@ -346,7 +346,7 @@ def test_an_installation_that_the_disk_stops_half_way_is_finished_by_the_next_st
         serve(sim, 20)
         machine.boot()
 
-        def put_in_place(*_: object) -> None:
+        def put_in_place(*_: object, **__: object) -> None:
             raise DiskFailed("renaming failed: input/output error")
 
         with mock.patch.object(BTreeKind, "put_in_place", put_in_place):
