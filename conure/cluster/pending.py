@@ -143,11 +143,14 @@ class Writes:
         self._batches = deque(batch for batch in self._batches if batch.first > index)
         return [batch.answer(batch.count, error) for batch in hidden]
 
-    def expired(self, now: float) -> Answers:
-        """Answer those whose time is up."""
+    def expired(self, now: float, why: str = "") -> Answers:
+        """Answer those whose time is up, and say *why*, where that is known."""
+        reason = f" ({why})" if why else ""
         error = OutcomeUnknown(
-            "the write was not committed in time; it may still be, so read before repeating it"
+            f"the write was not committed in time{reason}; it may still be, so read before "
+            "repeating it"
         )
+        late = why or "no quorum has taken earlier writes in time"
         answers = []
         while self._batches and self._batches[0].deadline <= now:
             batch = self._batches.popleft()
@@ -155,7 +158,7 @@ class Writes:
         while self._gathered and self._gathered[0].deadline <= now:
             write = self._gathered.popleft()
             self._gathered_bytes -= sum(map(len, write.commands))
-            answers.append(write.answer(Unavailable("no quorum has taken earlier writes in time")))
+            answers.append(write.answer(Unavailable(late)))
         return answers
 
     def ended(self, error: ConureError) -> Answers:
@@ -264,9 +267,9 @@ class Reads:
         """Answer one that will not be confirmed; it may have expired before."""
         return [partial(read.reply, error)] if self.withdraw(read) else []
 
-    def expired(self, now: float) -> Answers:
-        """Answer those whose time is up."""
-        error = Unavailable("no quorum has confirmed the read in time")
+    def expired(self, now: float, why: str = "") -> Answers:
+        """Answer those whose time is up, and say *why*, where that is known."""
+        error = Unavailable(why or "no quorum has confirmed the read in time")
         answers: Answers = []
         while self._reads and self._reads[0].deadline <= now:
             answers.append(partial(self._reads.popleft().reply, error))

@@ -101,9 +101,13 @@ class Proposals:
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
         and synced, and the disks sync for many. But nothing waits behind what waits for room.
+        Nor any while too few data voters answer to commit it (R10): of what is not proposed it is
+        certain that it did not happen.
         """
         pacing = self._pacing
         if pacing.is_pausing or (pacing.is_busy() and not self._room.unwritten):
+            return
+        if self._raft.lacks_copies:
             return
         gathered = self._writes.take(MAX_BATCH, MAX_BATCH_BYTES)
         if not gathered:

@@ -548,8 +548,8 @@ def test_raft_stats(server: ServerProcess) -> None:
 def test_the_root_lists_every_route(server: ServerProcess) -> None:
     index = server.request("GET", "/").body.decode()
     assert VERSION in index
-    routes = ("/kv", "/status", "/raft/config", "/raft/stats", "/join", "/remove", "/livez",
-              "/readyz", "/metrics")  # fmt: skip
+    routes = ("/kv", "/status", "/raft/config", "/raft/stats", "/join", "/remove", "/quorum",
+              "/livez", "/readyz", "/metrics")  # fmt: skip
     assert all(route in index for route in routes)
 
 
@@ -728,7 +728,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("body", MALFORMED)
-@pytest.mark.parametrize("path", ["/join", "/remove"])
+@pytest.mark.parametrize("path", ["/join", "/remove", "/quorum"])
 def test_membership_requests_have_to_be_well_formed(
     server: ServerProcess, path: str, body: bytes
 ) -> None:
@@ -822,7 +822,9 @@ def test_a_node_that_waits_says_so(waiting: ServerProcess) -> None:
     assert (status["is_leader"], status["leader"], status["leader_id"]) == (False, "", "")
     assert status["state"] == "follower"
     assert status["member"] is False
-    assert json.loads(waiting.request("GET", "/raft/config").body) == {"leader": "", "servers": []}
+    assert json.loads(waiting.request("GET", "/raft/config").body) == {
+        "leader": "", "quorum_size": None, "quorum": 0, "data_quorum": 0, "servers": []
+    }  # fmt: skip
     assert json.loads(waiting.request("GET", "/raft/stats").body)["state"] == "Follower"
 
 
