@@ -16,17 +16,20 @@ is a :class:`Read` and an :class:`Erase`. Nothing here has state: any thread may
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum, IntFlag
-from typing import Final, NamedTuple, Protocol
+from itertools import repeat
+from typing import Final, NamedTuple, Protocol, cast
 
 __all__ = [
     "ALWAYS",
     "FOREVER",
     "KEPT",
     "NO_LIMIT",
+    "REWRITTEN",
     "WHEN_ABSENT",
     "WHEN_EXISTS",
+    "WRITTEN",
     "Add",
     "AddFloat",
     "Append",
@@ -47,8 +50,10 @@ __all__ = [
     "When",
     "Write",
     "evaluate",
+    "plain_writes",
     "reads_only",
     "span",
+    "write_all",
 ]
 
 
@@ -261,6 +266,15 @@ class Done(NamedTuple):
     left: int = -1
 
 
+WRITTEN: Final = Done()
+"""Done, and there was no key; what comes of most steps is this one or the next."""
+REWRITTEN: Final = Done(existed=True)
+"""Done, and there was a key."""
+
+
+_NEW: Final = cast("Callable[[type[Write], tuple[object, ...]], Write]", tuple.__new__)
+
+
 class _Record(Protocol):
     """A record as the service finds it."""
 
@@ -273,6 +287,25 @@ class _Record(Protocol):
 def reads_only(steps: Sequence[Step]) -> bool:
     """Tell whether :func:`evaluate` takes all of these steps."""
     return all(type(step) is Read or type(step) is Look for step in steps)
+
+
+def write_all(keys: Iterable[bytes], values: Iterable[bytes]) -> tuple[Write, ...]:
+    """Return a plain write for each key, without condition and expiry; in a third of the time that
+    it takes to make them one by one."""
+    fields = zip(keys, values, repeat(ALWAYS), repeat(FOREVER), strict=False)
+    return tuple(map(_NEW, repeat(Write), fields))
+
+
+def plain_writes(steps: Sequence[Step]) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
+    """Return the keys and the values of steps that write and ask for nothing else: no condition, no
+    expiry. None of all others, and of no steps."""
+    if set(map(type, steps)) != {Write}:
+        return None
+    keys, values, conditions, expiries = zip(*cast("Sequence[Write]", steps), strict=True)
+    count = len(keys)
+    if conditions.count(ALWAYS) < count or expiries.count(FOREVER) < count:
+        return None
+    return keys, values
 
 
 def evaluate(steps: Sequence[Step], records: Sequence[_Record | None], now: int) -> list[Done]:

@@ -22,13 +22,14 @@ from conure.config import SETTINGS, load
 from conure.errors import ConfigError, ConureError
 from tests.lab.cluster import free_port
 from tests.lab.httpservice import routes
-from tests.lab.process import ServerProcess, running
+from tests.lab.process import ServerProcess, running, wait_until
 from tests.test_imports import ANY, FILES, STEP, WINGS, wing_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 CLUSTER = ROOT / "docs" / "cluster.md"
+ENGINES = ROOT / "docs" / "engines.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -551,6 +552,26 @@ def test_the_tours_of_clusters_print_what_they_say(tour: Tour, page: Path, headi
     assert len(steps) > 10
     for command, shown in steps:
         tour.run(command, shown)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the way begins with curl")
+def test_the_way_from_one_engine_to_the_other(tmp_path: Path) -> None:
+    way = [block for _, block in FENCE.findall(section(ENGINES, "## From one to the other"))]
+    back_up, restore, start = (
+        way[0].replace("python3 conuredb.py", f"{ROOT}/conuredb.py").splitlines()
+    )
+    with running(tmp_path / "data", "--bootstrap", "--engine=btree") as server:
+        assert server.put("key", b"value").status == 200
+        here = back_up.replace("localhost:8081", f"127.0.0.1:{server.port}")
+        subprocess.run(["bash", "-c", here], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, *restore.split()], cwd=tmp_path, check=True, capture_output=True
+    )
+    _, directory = start.split()
+    with running(tmp_path / directory.removeprefix("--data-dir=")) as server:
+        wait_until(lambda: server.request("GET", "/readyz").status == 200)
+        assert server.get("key").body == b"value"
+        assert b'"engine": "lsm"' in server.request("GET", "/status").body
 
 
 def test_the_clients_example_runs(tmp_path: Path) -> None:

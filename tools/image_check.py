@@ -33,6 +33,9 @@ from steps import ROOT, Failed, run, step, until
 STOP_SECONDS = 10.0
 """What ``docker stop`` waits before it kills."""
 
+LONGEST_JOB = 60.0
+"""Seconds of writing within which a table is written and merged, also after a process was lost."""
+
 FEW_TESTS = ("tests/consensus/test_raft_configuration.py", "tests/system/test_conuredb_process.py")
 DOCUMENTED = ("--node-id=node1", "--bootstrap")
 
@@ -135,6 +138,32 @@ class Container:
         """Insist on a value."""
         expect((200, value.encode()), self.ask("GET", f"/kv?key={key}"))
 
+    def write_until(self, counter: str) -> None:
+        """Write records, the same thousand over and over, until a counter at /metrics grows."""
+        lines = [b'{"key": "%d", "value": "%s"}' % (key, b"v" * 1000) for key in range(1000)]
+        before = self.metric(counter)
+        deadline = time.monotonic() + LONGEST_JOB
+        while self.metric(counter) == before:
+            if time.monotonic() > deadline:
+                raise Failed(f"{counter} is {before:.0f} after {LONGEST_JOB:.0f} s of writes")
+            expect(200, self.ask("POST", "/kv/batch", b"\n".join(lines))[0])
+
+    def has_written(self) -> None:
+        """Insist on what :meth:`write_until` writes."""
+        expect(1000, json.loads(self.ask("GET", "/kv/count")[1])["count"])
+        self.holds("999", "v" * 1000)
+
+    def metric(self, name: str) -> float:
+        """Return one of the figures at /metrics."""
+        for line in self.ask("GET", "/metrics")[1].decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise Failed(f"{name} is not at /metrics")
+
+    def workers(self) -> set[int]:
+        """Return the processes that the server has started, by their ids inside."""
+        return set(map(int, self.execute("sh", "-c", "cat /proc/1/task/*/children").split()))
+
     def execute(self, *command: str, stdin: bytes | None = None, status: int = 0) -> str:
         """Run a command inside."""
         words = ["exec", *(["--interactive"] if stdin is not None else []), self.name, *command]
@@ -209,6 +238,7 @@ def check(engine: Engine, image: str) -> None:
     check_command_line(engine, image, version)
     check_one(engine, image, health_test(facts))
     check_hardened(engine, image)
+    check_workers(engine, image)
 
 
 def check_dev(engine: Engine, image: str) -> None:
@@ -310,10 +340,7 @@ def check_one(engine: Engine, image: str, health: Sequence[str]) -> None:
 
 def check_hardened(engine: Engine, image: str) -> None:
     """Nothing to write but the volume, no privileges, and a configuration in a file."""
-    options = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-    # (podman would give a read-only container writable /tmp, /run and /var/tmp by itself.)
-    if engine.program.endswith("podman"):
-        options.append("--read-only-tmpfs=false")
+    options = hardening(engine)
     with TemporaryDirectory() as folder:
         file = Path(folder, "conure.yaml")
         file.write_text("node_id: hardened\nbootstrap: true\nlog_format: json\n")
@@ -328,6 +355,45 @@ def check_hardened(engine: Engine, image: str) -> None:
             expect("hardened", server.leader())
             tell(f"stopped within {server.stop():.1f} s")
             server.remove()
+
+
+def check_workers(engine: Engine, image: str) -> None:
+    """The processes of the LSM engine, where nothing but the volume may be written to."""
+    flags = (*DOCUMENTED, "--engine=lsm", "--max-mem-size=1MiB", "--checkpoint-entries=1000")
+    options = [*hardening(engine), f"--volume={engine.volume()}:/var/lib/conure"]
+    with step("--engine=lsm, --read-only: two processes write and merge tables") as tell:
+        server = engine.start(image, *flags, options=options)
+        server.wait_ready()
+        server.write_until("conure_lsm_compactions_total")
+        expect(2, len(server.workers()))
+        flushes = server.metric("conure_lsm_flushes_total")
+        tell(f"{flushes:.0f} flushes, {server.metric('conure_lsm_compactions_total'):.0f} merges")
+    for signal in ("KILL", "STOP"):
+        with step(f"each of them gets SIG{signal} amid the writes, and another one its work"):
+            before = server.workers()
+            server.execute("sh", "-c", f"kill -{signal} {' '.join(map(str, before))}")
+            server.write_until("conure_lsm_flushes_total")
+            server.write_until("conure_lsm_compactions_total")
+            expect(set(), before & server.workers())
+            expect(2, len(server.workers()))
+    with step("the server is killed, and its records are there at the next start"):
+        server.kill()
+        server.start()
+        server.has_written()
+    with step("it stops in time, with status 0") as tell:
+        tell(f"stopped within {server.stop():.1f} s")
+        server.start()
+        server.has_written()
+        said = engine("logs", server.name)
+        expect(False, "Traceback" in said or "no process can be started" in said)
+        server.remove()
+
+
+def hardening(engine: Engine) -> list[str]:
+    """Return the options that leave a container nothing but its volume."""
+    options = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+    # (podman would give a read-only container writable /tmp, /run and /var/tmp by itself.)
+    return options + ["--read-only-tmpfs=false"] * engine.program.endswith("podman")
 
 
 def check_cluster(engine: Engine, image: str) -> None:

@@ -7,6 +7,7 @@ restored from a backup. After each of these every write that was acknowledged is
 end the namespaces are removed with everything in them; ``--keep`` leaves them for a look.
 
     python3 tools/k8s_check.py [--image=REPOSITORY] [--tag=TAG] [--next-tag=TAG] [--keep]
+                               [--storage-engine=lsm]
 
 The cluster has to have the image under both tags, or be able to pull it, and to have volumes for
 six claims. kubectl and helm 3 have to be on the PATH. What is asserted:
@@ -44,6 +45,15 @@ CLIENT_SCRIPT = (ROOT / "tools" / "k8s_check_writer.py").read_text()
 CLIENTS = 4
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 
+FLUSHES, MERGES = "conure_lsm_flushes_total", "conure_lsm_compactions_total"
+
+RESP_SCRIPT = """
+import socket
+with socket.create_connection(("conure", 9090), 10) as client, client.makefile("rb") as replies:
+    client.sendall(b"SET resp value\\r\\nGET resp\\r\\n")
+    print(*[replies.readline().decode().strip() for _ in range(3)])
+"""
+
 WRITE_SECONDS = 2.0
 ROLLOUT_SECONDS = 300
 GAP_SECONDS = 5.0
@@ -70,10 +80,11 @@ class Written(NamedTuple):
 class Namespace:
     """A namespace of our own in the cluster of kubectl's context, with one release in it."""
 
-    def __init__(self, purpose: str, image: str, tag: str) -> None:
+    def __init__(self, purpose: str, image: str, tag: str, engine: str) -> None:
         self.name = f"conure-check-{purpose}-{os.getpid()}"
         self.image = image
         self.tag = tag
+        self.engine = engine
 
     def kubectl(self, *words: str, stdin: str = "", status: int = 0) -> str:
         """Run kubectl here."""
@@ -92,6 +103,9 @@ class Namespace:
                 "--wait",
                 f"--set=image.repository={self.image}",
                 f"--set=image.tag={self.tag}",
+                f"--set=engine={self.engine}",
+                *(["--set=maxMemSize=64KiB"] if self.engine == "lsm" else []),
+                "--set=resp.enabled=true",
                 *(f"--set={setting}" for setting in settings),
             ]
         return run("helm", *words, status=status)
@@ -109,6 +123,21 @@ class Namespace:
     def members(self) -> dict[str, str]:
         """Return the members of the cluster: suffrage by name."""
         return {server["id"]: server["suffrage"] for server in self.ask("/raft/config")["servers"]}
+
+    def check_engine(self, *pods: str) -> str:
+        """Return the engine that these pods have, which is one, the one that the chart was told."""
+        found = sorted({str(self.ask("/status", pod)["engine"]) for pod in pods})
+        if len(found) != 1 or self.engine not in ("", *found):
+            raise Failed(f"the chart was told {self.engine or 'none'}, the pods have {found}")
+        return found[0]
+
+    def metric(self, name: str, pod: str) -> float:
+        """Return one of a pod's figures at /metrics."""
+        url = f"/api/v1/namespaces/{self.name}/pods/{pod}:8081/proxy/metrics"
+        found = re.search(rf"(?m)^{name} (\S+)$", self.kubectl("get", "--raw", url))
+        if not found:
+            raise Failed(f"{pod} has no {name}")
+        return float(found[1])
 
     def leader(self) -> str:
         """Return the leader's pod."""
@@ -233,8 +262,18 @@ class Namespace:
         found = re.search(r"kubectl exec -i restore -- sh -c '([^']*)' <", guide)
         assert found is not None
         words = ["kubectl", f"--namespace={self.name}", "exec", "--stdin", "restore", "--"]
-        said = run(*words, "sh", "-c", found[1], stdin=file.read_bytes())
+        command = found[1] + (f" --engine={self.engine}" if self.engine else "")
+        said = run(*words, "sh", "-c", command, stdin=file.read_bytes())
         self.kubectl("delete", "pod", "restore")
+        return said
+
+    def try_resp(self) -> str:
+        """Set and get a key by RESP, and get it by HTTP; return the replies."""
+        inside = ("exec", CLIENT, "--")
+        said = self.kubectl(*inside, "python3", "-c", RESP_SCRIPT)
+        by_http = self.kubectl(*inside, "conuresh", f"--server={SERVER}", "get", "resp")
+        if (said, by_http) != ("+OK $5 value", "value"):
+            raise Failed(f"RESP said {said}, and HTTP {by_http}")
         return said
 
     def found(self, written: Written) -> int:
@@ -252,8 +291,10 @@ def main() -> int:
     parser.add_argument("--image", default="docker.io/conuredb/conuredb", help="its repository")
     parser.add_argument("--tag", default="check", help="the tag to begin with")
     parser.add_argument("--next-tag", default="check-next", help="the tag to change to")
+    parser.add_argument("--storage-engine", default="", help="btree or lsm (default: the server's)")
     parser.add_argument("--keep", action="store_true", help="leave everything there at the end")
     given = parser.parse_args()
+    facts = (given.image, given.tag, given.storage_engine)
     try:
         with step("Kubernetes") as tell:
             tell(
@@ -264,9 +305,9 @@ def main() -> int:
             tell(f"helm {run('helm', 'version', '--short')}")
         with tempfile.TemporaryDirectory() as folder:
             backup = Path(folder, "backup")
-            with made(Namespace("ha", given.image, given.tag), given.keep) as namespace:
+            with made(Namespace("ha", *facts), given.keep) as namespace:
                 everything = check_cluster(namespace, given.next_tag, backup)
-            with made(Namespace("single", given.image, given.tag), given.keep) as namespace:
+            with made(Namespace("single", *facts), given.keep) as namespace:
                 check_single(namespace, backup, everything)
     except Failed as failure:
         print(f"k8s-check: {failure}", file=sys.stderr)
@@ -306,9 +347,12 @@ def check_cluster(namespace: Namespace, next_tag: str, backup: Path) -> list[Wri
         namespace.helm("install", "demo", HA, "voters.replicas=3")
         namespace.wait_for(*three)
         namespace.start_client()
-        tell(", ".join(three))
+        tell(f"{', '.join(three)}, engine {namespace.check_engine(*three)}")
     with step("helm test"):
         namespace.helm("test", "demo")
+
+    with step("RESP by the Service, in any pod, and what it wrote by HTTP") as tell:
+        tell(namespace.try_resp())
 
     with step("3 -> 5 under load") as tell:
         with namespace.writing("grow") as results:
@@ -337,6 +381,13 @@ def check_cluster(namespace: Namespace, next_tag: str, backup: Path) -> list[Wri
             namespace.wait_for(*three)
         tell(f"{leader}, {results[0]}")
         settled("kill", results[0], three, unknown=CLIENTS)
+
+    if namespace.engine == "lsm":
+        with step("the LSM engine's processes have written and merged tables meanwhile") as tell:
+            until("merges", lambda: any(namespace.metric(MERGES, pod) for pod in three))
+            for pod in three:
+                counts = [namespace.metric(name, pod) for name in (FLUSHES, MERGES)]
+                tell("{} {:.0f} and {:.0f}".format(pod, *counts))
 
     with step("another image, one pod after the other, under load") as tell:
         namespace.tag = next_tag
@@ -391,7 +442,10 @@ def check_single(namespace: Namespace, backup: Path, everything: Sequence[Writte
     with step("the single chart: helm install on that claim") as tell:
         namespace.helm("install", "one", SINGLE)
         namespace.start_client()
-        tell(f"{sum(map(namespace.found, everything))} writes found again")
+        found = sum(map(namespace.found, everything))
+        tell(f"{found} writes found again, engine {namespace.check_engine(pod)}")
+    with step("RESP by the Service of the single chart") as tell:
+        tell(namespace.try_resp())
     with step("the single chart keeps its data over its pod's deletion") as tell:
         with namespace.writing("single") as results:
             time.sleep(WRITE_SECONDS)

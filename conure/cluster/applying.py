@@ -1,8 +1,10 @@
 """What is committed, applied in its order: how much of it in one go, and what comes of it.
 
-Entries are applied for the node's ``apply_seconds`` at a time and at least one of them. The rest
-(``backlog``) takes turns with all else that the reactor does, as long ones as that takes
-(APPLY_SHARE). One entry takes as long as it takes: who proposes it bounds that (documents.py).
+Entries are applied for the node's ``apply_seconds`` at a time and at least one of them, or a piece
+of one. The rest (``backlog``) takes turns with all else that the reactor does, as long ones as that
+takes (APPLY_SHARE). A sequential transaction that asks for much takes several of these turns; until
+its last one it isn't applied (lengthy.py). Any other entry takes as long as it takes: who proposes
+it bounds that (limits.py).
 
 Everything here belongs to the holder of the node's lock. Nothing is applied here that this node
 would lose in a crash: the core hands out what is durable.
@@ -100,14 +102,14 @@ class Applying:
             clock, until = self._clock, self._until
             store.keep_previous(self._history.wants_previous)
             outcomes = store.apply(entries, lambda: clock() >= until)
-            count = store.applied_index - entries[0].index + 1
+            count = store.applied_index - entries[0].index + 1  # 0: it is amid the first one
             done, self.backlog = entries[:count], entries[count:]
             self._history.extend(store.take_events(), store.applied_index)
             self._applied_at = clock()
         self._raft.applied(store.applied_index)
         if store.configuration is not self._roster.encoded:
             self._roster.adopt()
-        answers = self._writes.applied(done, outcomes)
+        answers = self._writes.applied(done, outcomes) if done else []
         if not self._is_arbiter and self._upkeep.is_urgent():
             self._want_checkpoint()
         return answers

@@ -269,6 +269,8 @@ class Upkeep:
     def _checkpoint(self, slice_seconds: float) -> None:
         store, raft_log = self._store, self._log
         with self._lock:
+            if store.is_amid:  # some moments later it isn't
+                return
             is_new = store.applied_index > store.checkpointed_index
             self._checkpointed_at = self._clock()
             if not self._may_work() or not (is_new or self._full is not None):

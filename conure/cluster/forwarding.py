@@ -8,9 +8,12 @@ way the others gather, as they do on a leader.
    still on its way to a former leader is either in the log of those who followed it, ahead of
    whatever they were sent later, or comes to nothing.
 2. **Once.** A write goes on to another leader only if nothing has come of it: the leader said that
-   it leads no more, or nothing of the call was sent, twice at most. What was sent and not answered
-   is of unknown outcome.
+   it leads no more, or nothing of the call was sent. What was sent and not answered is of unknown
+   outcome.
 3. **Time.** A write has as long as one at the leader. What was not sent by then was not begun.
+4. **Without a leader** requests wait for one, a moment that most elections are shorter than, and
+   are refused then. So clients that try again at once are held instead of being answered thousands
+   of times a second. The same goes while the leader can't be reached.
 
 Reads ask for one index for all of them, and are answered from this node's own state once that has
 got there (thesis 6.4). The index counts only if whoever confirmed it is still the one that this
@@ -113,12 +116,12 @@ class Lines(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """Commands of one write, as many as one call takes, and how often they could not be sent."""
+    """Commands of one write, as many as one call takes."""
 
     commands: list[bytes]
     reply: WriteReply
     deadline: float
-    failures: int = 0
+    until: float  # when it has waited for a leader for long enough
 
     def answer(self, error: ConureError) -> Callable[[], None]:
         return partial(self.reply, 0, len(self.commands), error)
@@ -149,7 +152,7 @@ class Forwarding:
     """Asks the leader for the node whose core is *raft* and whose reads wait in *reads*.
 
     *take_over* is given the writes that wait when this node comes to lead, and *confirm* its reads,
-    one by one. *write_timeout* and *change_timeout* are in seconds, by *clock*.
+    one by one. *write_timeout*, *change_timeout* and *leader_wait* (4) are in seconds, by *clock*.
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Forwarding:
         *,
         write_timeout: float,
         read_timeout: float,
+        leader_wait: float,
         change_timeout: float,
     ) -> None:
         self._raft = raft
@@ -184,6 +188,7 @@ class Forwarding:
         self._confirm = confirm
         self._write_timeout = write_timeout
         self._read_timeout = read_timeout
+        self._leader_wait = leader_wait
         self._change_timeout = change_timeout
 
         self._waiting: deque[_Part] = deque()
@@ -193,7 +198,7 @@ class Forwarding:
         self._unasked: list[Read] = []
         self._asked: _Asked | None = None
         self._changes = 0  # under way
-        self._refused_by = "", 0  # ID and term of who said that it doesn't lead
+        self._refused_by = "", 0  # ID and term of who doesn't lead, or can't be reached
         self._ask_again_at = 0.0
         self._changed_at = 0.0  # when this node came to follow another one
         self._crowd = 0  # requests that the last answers were for
@@ -220,7 +225,7 @@ class Forwarding:
 
     def write(self, write: Write) -> None:
         """Pass a write on, behind those that wait; or refuse it, if nobody can be asked."""
-        error = None if self._waiting or self._sent else self._obstacle()
+        error = None if self._waiting or self._sent else self._refusal()
         if self._waiting_bytes > MAX_WAITING_BYTES:
             error = Unavailable("too much waits to be passed on to the leader; try again shortly")
         if error is not None:
@@ -233,17 +238,19 @@ class Forwarding:
 
     def take_back(self, write: Write) -> None:
         """Let a write wait that this node, having lost its leadership, has not proposed."""
-        for part in _parts_of(write._replace(reply=self._counted(write.reply))):
+        until = self._clock() + self._leader_wait
+        for part in _parts_of(write._replace(reply=self._counted(write.reply)), until):
             self._waiting.append(part)
             self._waiting_bytes += _size_of(part)
 
     def read(self, read: Read) -> None:
         """Have a read confirmed, or refuse it, if nobody can be asked."""
         read.reply = self._counted_read(read.reply, read.requests)
-        error = None if self._unasked or self._asked else self._obstacle()
+        error = None if self._unasked or self._asked else self._refusal()
         if error is not None:
-            self._monitor.finished.append(partial(read.reply, error))
+            self._monitor.finished.append(partial(read.answer, error))
             return
+        read.patience = self._clock() + self._leader_wait
         self._reads.add(read)
         self._unasked.append(read)
         self._end_pause_if_all_are_back()
@@ -253,6 +260,7 @@ class Forwarding:
         """Have a read confirmed by the next leader that this one, having lost its leadership, has
         not confirmed; it waits already."""
         read.index = None
+        read.patience = self._clock() + self._leader_wait
         self._unasked.append(read)
 
     def change(self, name: str, facts: Mapping[str, Any], reply: FactsReply) -> None:
@@ -314,6 +322,12 @@ class Forwarding:
                 ),
             )
         self._unasked = [read for read in self._unasked if read.deadline > now]
+        why = self._refusal_of_late()
+        if why is not None:
+            while self._waiting and self._waiting[0].until <= now:
+                finished.append(self._pop().answer(why))
+            self._refuse([read for read in self._unasked if read.patience <= now], why)
+            self._unasked = [read for read in self._unasked if read.patience > now]
 
     def end(self, error: ConureError) -> None:
         """Answer all writes; of those that only waited it is known that they did not happen."""
@@ -353,6 +367,21 @@ class Forwarding:
             return Conflict(f"{leader.id} leads and knows no quorum size; upgrade it")
         return None
 
+    def _refusal(self) -> ConureError | None:
+        """Return why a request is refused at once: a member that knows no leader waits for one."""
+        is_member = self._raft.configuration.get(self._raft.id) is not None
+        return None if is_member and not self._raft.leader_id else self._obstacle()
+
+    def _refusal_of_late(self) -> ConureError | None:
+        """Return what is told to who has waited for a leader for long enough; None: there is one.
+
+        Who leads itself takes over what waits, and is no follower with a leader to be asked.
+        """
+        if self._raft.state is State.LEADER:
+            return None
+        leader = self._leader()
+        return self._standing.not_leader() if leader is None else None
+
     def _refuse_all(self, error: ConureError) -> None:
         """Refuse all that waits to be asked for, or was asked of a former leader: the present one
         takes no calls."""
@@ -364,7 +393,7 @@ class Forwarding:
         self._refuse(reads, error)
 
     def _is_refusing(self, leader: Server) -> bool:
-        """Tell whether the leader has just said that it isn't one."""
+        """Tell whether the leader has just said that it isn't one, or couldn't be reached."""
         same = self._refused_by == (leader.id, self._raft.term)
         return same and self._clock() < self._ask_again_at
 
@@ -381,7 +410,7 @@ class Forwarding:
             try:
                 self._confirm(read)
             except ConureError as error:
-                self._monitor.finished.append(partial(read.reply, error))
+                self._monitor.finished.append(partial(read.answer, error))
 
     # -- private: writes -------------------------------------------------------------------------
 
@@ -411,7 +440,8 @@ class Forwarding:
         self._newest = sent
         call = Call(CallKind.WRITE, self._raft.term, encode_commands(commands))
         if not self._lines.call(leader.id, call, partial(self._on_written, sent), seconds):
-            self._end(sent, _not_reached(leader.id))
+            self._note_refusal(key)
+            self._send_again(sent, _not_reached(leader.id))
 
     def _refuse_newer(self, leader: Server) -> None:
         """Refuse what waits first and is of a format that the leader doesn't read."""
@@ -442,8 +472,7 @@ class Forwarding:
             self._end(sent, answer)
             return
         if isinstance(answer, ConureError):  # nothing of it was sent
-            for part in sent.parts:
-                part.failures += 1
+            self._note_refusal(sent.leader)
             self._send_again(sent, answer)
             return
         kind, start, stop = answer.kind, answer.start, answer.stop
@@ -499,12 +528,15 @@ class Forwarding:
                 sent,
                 Unavailable(f"the leader changed before this was taken; nothing happened ({why})"),
             )
-        elif any(part.failures > 1 for part in sent.parts):
-            self._end(sent, why)
         else:
             self._finish(sent)
-            self._waiting.extendleft(reversed(sent.parts))
-            self._waiting_bytes += sum(map(_size_of, sent.parts))
+            now = self._clock()
+            for part in sent.parts:
+                if part.until <= now:
+                    self._monitor.finished.append(part.answer(why))
+            again = [part for part in sent.parts if part.until > now]
+            self._waiting.extendleft(reversed(again))
+            self._waiting_bytes += sum(map(_size_of, again))
 
     def _end(self, sent: _Sent, error: ConureError) -> None:
         size = len(sent.answered)
@@ -538,7 +570,7 @@ class Forwarding:
         told, seconds = partial(self._on_confirmed, asked), self._read_timeout + MARGIN
         if not self._lines.call(leader.id, call, told, seconds):
             self._asked = None
-            self._refuse(asked.reads, _not_reached(leader.id))
+            self._ask_later(asked, _not_reached(leader.id))
 
     def _on_confirmed(self, asked: _Asked, answer: Answer | ConureError) -> None:
         """Take a leader's word, if it still counts. Takes the lock."""
@@ -557,11 +589,7 @@ class Forwarding:
     def _take_word(self, asked: _Asked, answer: Answer | ConureError) -> None:
         """Take a leader's word for reads, or let them wait once more. Raises WireError."""
         if isinstance(answer, ConureError):  # lost, or not sent
-            for read in asked.reads:
-                read.failures += 1
-            given_up = [read for read in asked.reads if read.failures > 1]
-            self._unasked[:0] = [read for read in asked.reads if read.failures < 2]
-            self._refuse(given_up, Unavailable(f"the read was not confirmed: {answer}"))
+            self._ask_later(asked, Unavailable(f"the read was not confirmed: {answer}"))
         elif not answer.is_last:
             raise WireError("a part of an answer to a read")
         elif answer.kind is AnswerKind.CONFIRMED:
@@ -575,6 +603,14 @@ class Forwarding:
                 self._refuse(asked.reads, error)
         else:
             raise WireError(f"an answer of kind {answer.kind} to a read")
+
+    def _ask_later(self, asked: _Asked, why: ConureError) -> None:
+        """Let reads wait once more that nobody could be asked about, but for those that have waited
+        for long enough."""
+        self._note_refusal(asked.leader)
+        now = self._clock()
+        self._unasked[:0] = [read for read in asked.reads if read.patience > now]
+        self._refuse([read for read in asked.reads if read.patience <= now], why)
 
     def _take_index(self, asked: _Asked, answer: Answer) -> None:
         """Let reads wait for an index, if it is the word of whom this node follows. Raises
@@ -590,7 +626,7 @@ class Forwarding:
         self._pause(sum([read.requests for read in asked.reads]))
 
     def _note_refusal(self, leader: tuple[str, int]) -> None:
-        """Take note that who was asked doesn't lead in that term."""
+        """Take note that who was asked doesn't lead in that term, or can't be reached."""
         self._refused_by = leader
         self._ask_again_at = self._clock() + ASK_AGAIN
 
@@ -683,16 +719,17 @@ class Forwarding:
             self._durations.observe_same(self._clock() - begun, times)
 
 
-def _parts_of(write: Write) -> Iterator[_Part]:
+def _parts_of(write: Write, until: float) -> Iterator[_Part]:
     """Cut a write into parts that a call has room for."""
     commands = write.commands
     start = size = 0
     for position, command in enumerate(commands):
         if position - start == MAX_COMMANDS or (position > start and size >= CALL_BYTES):
-            yield _Part(commands[start:position], shifted(write.reply, start), write.deadline)
+            reply = shifted(write.reply, start)
+            yield _Part(commands[start:position], reply, write.deadline, until)
             start, size = position, 0
         size += len(command)
-    yield _Part(commands[start:], shifted(write.reply, start), write.deadline)
+    yield _Part(commands[start:], shifted(write.reply, start), write.deadline, until)
 
 
 def _size_of(part: _Part) -> int:

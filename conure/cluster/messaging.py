@@ -9,8 +9,16 @@ listeners nothing, and what is published while it is under way travels together.
 2. Whoever has missed a number is told: its audience is *lost*, all of it, and subscribes anew. That
    is so when the window has moved on, the connection was lost, or another one leads, or the same
    one in another term, and where a leader leads no more.
-3. A message is sent to a leader once. What was sent and not answered may have been heard.
+3. A message is sent again only if nothing has come of it: its leader leads no more, or couldn't be
+   asked. What was sent and not answered may have been heard.
 4. Who listens is told so when nothing is missed any more that is published from then on.
+5. A message is answered once its leader knows that nobody else led when it was numbered, as for a
+   read (R6): so a leader that is cut off publishes nothing to half of the audience and calls that
+   done. One confirmation serves all messages that came before it.
+6. The window is no larger than it is, so who publishes more than the others can be handed is
+   refused: while a node that has asked within PATIENCE lacks more than half a window. A node whose
+   audience is busy asks for nothing until it has room.
+7. Without a leader a message waits for one for a moment, and is refused then.
 
 Everything here belongs to the holder of the node's lock; the methods that take it say so. The
 audience is called with the lock held, which is what keeps its order: it must only take note.
@@ -24,8 +32,11 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from conure.cluster.monitor import Monitor
+from conure.cluster.pending import Read
 from conure.cluster.standing import Standing
 from conure.cluster.versions import Versions
+from conure.cluster.window import ANSWER_BYTES, Window, size_of
+from conure.commands import MAX_VALUE_BYTES
 from conure.consensus.messages import State
 from conure.errors import ConureError, NotLeader, OutcomeUnknown, Unavailable, WireError
 from conure.metrics import Registry
@@ -50,19 +61,7 @@ from conure.peers.calls import (
 from conure.peers.protocol import CALLS_SINCE, Greeting
 from raft import Raft
 
-__all__ = ["LISTEN", "WINDOW_BYTES", "WINDOW_MESSAGES", "Audience", "Messages"]
-
-WINDOW_MESSAGES = 16_384
-"""Messages that a leader keeps for those who will ask for them."""
-
-WINDOW_BYTES = 16 << 20
-"""Bytes of them, with MESSAGE_BYTES for each; the last one stays however long it is."""
-
-MESSAGE_BYTES = 128
-"""Bytes that a message counts for beside its own."""
-
-ANSWER_BYTES = 1 << 20
-"""Bytes of messages after which a call or an answer takes no more of them."""
+__all__ = ["LISTEN", "MAX_CHANNEL_BYTES", "Audience", "Messages"]
 
 MAX_OUTBOX_BYTES = 16 << 20
 """Bytes of messages that may wait to be sent to the leader."""
@@ -72,6 +71,9 @@ LISTEN = 3.0
 
 MARGIN = 2.0
 """Seconds that an answer may take longer: the way there and back."""
+
+MAX_CHANNEL_BYTES = 1 << 16
+"""Of what another node names as a channel: more than any front takes from a client."""
 
 _MOST = 1 << 62  # no number comes near it
 
@@ -88,6 +90,10 @@ class Audience(Protocol):
 
     def lose(self) -> None:
         """Note that a message may have been missed, by all who listen by now."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so much waits to be handed out that nothing more should be asked for."""
 
 
 class Lines(Protocol):
@@ -106,10 +112,18 @@ class _Listening(NamedTuple):
 
 
 class _Published(NamedTuple):
-    """A message that is to be sent to the leader."""
+    """A message that is to be sent to the leader; refused after *until* if there is none."""
 
     message: Message
     reply: Reply
+    until: float
+
+
+class _Unsure(NamedTuple):
+    """Who has published in a term and isn't answered yet."""
+
+    term: int
+    replies: list[Reply]
 
 
 class _Question:
@@ -124,7 +138,8 @@ class _Question:
 
 class Messages:
     """The messages of the node whose core is *raft*. *timeout* is how many seconds a listener waits
-    for a leader, by *clock*."""
+    for a leader, and *patience* a message, by *clock*. *confirm* has it confirmed that this node
+    leads, with the lock held, and raises ConureError; *drive* carries out what comes of that."""
 
     def __init__(
         self,
@@ -134,9 +149,12 @@ class Messages:
         lines: Lines,
         monitor: Monitor,
         clock: Callable[[], float],
+        confirm: Callable[[Read], None],
+        drive: Callable[[], None],
         registry: Registry,
         *,
         timeout: float,
+        patience: float,
     ) -> None:
         self._raft = raft
         self._standing = standing
@@ -144,22 +162,27 @@ class Messages:
         self._lines = lines
         self._monitor = monitor
         self._clock = clock
+        self._confirm = confirm
+        self._drive = drive
         self._timeout = timeout
+        self._patience = patience
         self._audience: Audience | None = None
         # As the leader of _term; 0: of none.
         self._term = 0
-        self._window: deque[Message] = deque()
-        self._window_bytes = 0
-        self._last = 0  # the number of the last one
+        self._window = Window()
+        self._unsure = _Unsure(0, [])  # who isn't answered, and waits for the next confirmation
+        self._confirming: _Unsure | None = None
         self._listening: dict[str, _Listening] = {}  # by node
         # For this node's own clients.
         self._is_wanted = False
         self._heard: tuple[str, int] | None = None  # whose messages are heard, and of which term
         self._question: _Question | None = None
+        self._next: _Question | None = None  # to be asked when the audience has room
         self._ready: list[tuple[Reply, float]] = []  # who wait for that, and until when
         self._outbox: deque[_Published] = deque()
         self._outbox_bytes = 0
         self._sent: list[_Published] = []  # under way
+        self._sent_to = "", 0  # the leader, and its term
         self._published = registry.counter(
             "conure_messages_published_total",
             "Messages to channels that this node has numbered, as the leader.",
@@ -171,7 +194,7 @@ class Messages:
         registry.gauge_callback(
             "conure_messages_window_bytes",
             "Bytes of messages that are kept for other nodes.",
-            lambda: self._window_bytes,
+            lambda: self._window.bytes,
         )
 
     # -- for this node's own clients; any thread, they take the lock ------------------------------
@@ -182,19 +205,19 @@ class Messages:
         self._audience = audience
 
     def publish(self, channel: bytes, message: bytes, reply: Reply) -> None:
-        """Publish a message; *reply* is told when it has its number, by any thread."""
+        """Publish a message; *reply* is told when that is done (5), by any thread."""
         with self._monitor:
             try:
                 self._standing.refuse_if_failed()
                 if self._raft.state is State.LEADER:
-                    self._take([(channel, message)])
-                    self._monitor.finished.append(partial(reply, None))
+                    self._number([(channel, message)], reply)
+                    self._drive()
+                    return
+                if self._must_wait():
+                    self._append((channel, message), reply)
                     return
                 self._leader()
-                if self._outbox_bytes > MAX_OUTBOX_BYTES:
-                    raise Unavailable("too many messages wait for the leader; try again shortly")
-                self._outbox.append(_Published((channel, message), reply))
-                self._outbox_bytes += _size_of((channel, message))
+                self._append((channel, message), reply)
                 self._send()
             except ConureError as error:
                 self._monitor.finished.append(partial(reply, error))
@@ -231,6 +254,9 @@ class Messages:
                 self._tell(each.answer, each.after, [])
         if self._standing.is_working:
             self._seek()
+            if self._next is not None:
+                self._ask_next()
+            self._end_sent_if_over()
             if self._outbox and not self._sent:
                 self._send_or_refuse()
         late = [ready for ready, until in self._ready if until <= now]
@@ -240,9 +266,11 @@ class Messages:
 
     def end(self, error: ConureError) -> None:
         """Answer all who wait: the node has ended."""
-        for each in (*self._sent, *self._outbox):
-            self._monitor.finished.append(partial(each.reply, error))
+        replies = [each.reply for each in (*self._sent, *self._outbox)]
+        for reply in [*replies, *self._unsure.replies]:
+            self._monitor.finished.append(partial(reply, error))
         self._outbox.clear()
+        self._unsure = _Unsure(0, [])
         self._sent, self._outbox_bytes = [], 0
         ready, self._ready = self._ready, []
         for tell, _ in ready:
@@ -260,6 +288,7 @@ class Messages:
         after = 0
         if call.kind is CallKind.PUBLISH:
             messages = decode_messages(call.body)
+            _check(messages)
         else:
             after = decode_index(call.body)
         with self._monitor:
@@ -268,9 +297,8 @@ class Messages:
                 if self._raft.term != term:
                     raise NotLeader
                 if call.kind is CallKind.PUBLISH:
-                    self._take(messages)
-                    told = Answer(AnswerKind.PUBLISHED, term, b"")
-                    self._monitor.finished.append(partial(answer, told))
+                    self._number(messages, partial(_tell_published, answer, term))
+                    self._drive()
                 else:
                     self._hear(peer.node_id, after, answer)
             except ConureError as error:
@@ -287,28 +315,63 @@ class Messages:
             told = Answer(AnswerKind.FAILED, self._term, encode_error(NotLeader()))
             self._monitor.finished.append(partial(each.answer, told))
         self._listening.clear()
-        self._window.clear()
-        self._window_bytes = self._last = 0
+        self._window = Window()
+        self._tell_unsure(self._unsure, NotLeader())
+        self._unsure = _Unsure(term, [])
         self._term = term
+
+    def _number(self, messages: Sequence[Message], reply: Reply) -> None:
+        """Number messages and hand them out; tell *reply* when that is sure (5). Raises
+        Unavailable."""
+        self._lead(self._raft.term)
+        if self._window.is_outrun(self._clock()):
+            raise Unavailable("more is published than nodes can be told; try again shortly")
+        self._take(messages)
+        self._unsure.replies.append(reply)
+        self._make_sure()
+
+    def _make_sure(self) -> None:
+        """Have it confirmed that this node leads, for all who wait for that (5)."""
+        if self._confirming is not None or not self._unsure.replies:
+            return
+        confirming = self._confirming = self._unsure
+        self._unsure = _Unsure(confirming.term, [])
+        told = partial(self._on_sure, confirming)
+        read = Read(told, self._clock() + self._timeout, len(confirming.replies))
+        try:
+            self._confirm(read)
+        except ConureError as error:
+            self._confirming = None
+            self._tell_unsure(confirming, error)
+
+    def _on_sure(self, confirming: _Unsure, error: ConureError | None) -> None:
+        """Answer those whose messages are confirmed, or not. Takes the lock."""
+        with self._monitor:
+            self._confirming = None
+            self._tell_unsure(confirming, error)
+            if self._standing.is_working:
+                self._make_sure()
+                self._drive()
+
+    def _tell_unsure(self, unsure: _Unsure, error: ConureError | None) -> None:
+        if error is None and unsure.term != self._raft.term:
+            error = NotLeader()
+        told = error and OutcomeUnknown(
+            "this node may have led no more when it published this; some may have missed it"
+        )
+        for reply in unsure.replies:
+            self._monitor.finished.append(partial(reply, told))
 
     def _take(self, messages: Sequence[Message]) -> None:
         """Number messages, and hand them out."""
-        self._lead(self._raft.term)
         self._lose_if_over()
-        window = self._window
-        window += messages
-        self._last += len(messages)
-        self._window_bytes += sum(map(_size_of, messages))
-        while len(window) > WINDOW_MESSAGES or (
-            self._window_bytes > WINDOW_BYTES and len(window) > 1
-        ):
-            self._window_bytes -= _size_of(window.popleft())
+        self._window.add(messages)
         self._published.inc(len(messages))
         if self._heard is not None and self._audience is not None:
             self._audience.deliver(messages)
         listening, self._listening = self._listening, {}
-        for each in listening.values():
-            self._tell_next(each.after, each.answer)
+        for name, each in listening.items():
+            self._tell_next(name, each.after, each.answer)
 
     def _hear(self, name: str, after: int, answer: Callable[[Answer], None]) -> None:
         """Let a node hear what comes after a number. Raises Unavailable if it has missed some."""
@@ -316,29 +379,27 @@ class Messages:
         former = self._listening.pop(name, None)
         if former is not None:
             self._tell(former.answer, former.after, [])
+        last = self._window.last
         if after == FROM_NOW:
-            self._tell(answer, self._last, [])
-        elif after == self._last:
+            self._window.note_place(name, last, self._clock())
+            self._tell(answer, last, [])
+        elif after == last:
+            self._window.note_place(name, last, self._clock())
             self._listening[name] = _Listening(after, answer, self._clock() + LISTEN)
         else:
-            self._tell_next(after, answer)
+            self._tell_next(name, after, answer)
 
-    def _tell_next(self, after: int, answer: Callable[[Answer], None]) -> None:
-        """Tell what comes after a number, as much as one answer takes."""
-        missing = self._last - after
-        if not 0 < missing <= len(self._window):
+    def _tell_next(self, name: str, after: int, answer: Callable[[Answer], None]) -> None:
+        """Tell a node what comes after a number, as much as one answer takes."""
+        some = self._window.after(after)
+        if some is None:
+            self._window.forget_place(name)
             told = encode_error(Unavailable("messages were missed"))
             self._monitor.finished.append(
                 partial(answer, Answer(AnswerKind.FAILED, self._term, told))
             )
             return
-        some: list[Message] = []
-        size = 0
-        for place in range(-missing, 0):
-            if size >= ANSWER_BYTES or len(some) == MAX_MESSAGES:
-                break
-            some.append(self._window[place])
-            size += _size_of(some[-1])
+        self._window.note_place(name, after + len(some), self._clock())
         self._tell(answer, after + len(some), some)
 
     def _tell(
@@ -360,6 +421,11 @@ class Messages:
                 f"the leader {leader.id} runs a release that knows no messages; upgrade it"
             )
         return leader.id
+
+    def _must_wait(self) -> bool:
+        """Tell whether this node, a member, knows no leader, and none refuses to be asked."""
+        is_member = self._raft.configuration.get(self._raft.id) is not None
+        return is_member and not self._raft.leader_id
 
     def _obstacle(self) -> ConureError | None:
         """Return why nobody can be asked now."""
@@ -389,7 +455,7 @@ class Messages:
 
     def _stop_listening(self) -> None:
         self._is_wanted = False
-        self._heard = self._question = None
+        self._heard = self._question = self._next = None
 
     def _seek(self) -> None:
         """Begin to hear the messages of whoever leads, if that is wanted."""
@@ -462,22 +528,52 @@ class Messages:
             self._begin_hearing(question.key)
         if messages and self._audience is not None:
             self._audience.deliver(messages)
-        self._ask(_Question(question.key, last))
+        self._question, self._next = None, _Question(question.key, last)
+        self._ask_next()
+
+    def _ask_next(self) -> None:
+        """Ask for more, unless the audience has no room for it yet (6)."""
+        question = self._next
+        if question is not None and not (self._audience and self._audience.is_busy):
+            self._next = None
+            self._ask(question)
 
     # -- private: publishing ----------------------------------------------------------------------
+
+    def _append(self, message: Message, reply: Reply) -> None:
+        """Let a message wait until it is sent. Raises Unavailable."""
+        if self._outbox_bytes > MAX_OUTBOX_BYTES:
+            raise Unavailable("too many messages wait for the leader; try again shortly")
+        self._outbox.append(_Published(message, reply, self._clock() + self._patience))
+        self._outbox_bytes += size_of(message)
 
     def _send_or_refuse(self) -> None:
         """Send what waits; or number it here, if this node leads by now; or refuse it."""
         try:
             if self._term:
                 for each in self._pop_all():
-                    self._take([each.message])
-                    self._monitor.finished.append(partial(each.reply, None))
+                    self._number_or_refuse(each)
+            elif self._must_wait():
+                self._refuse_late()
             else:
                 self._send()
         except ConureError as error:
             for each in self._pop_all():
                 self._monitor.finished.append(partial(each.reply, error))
+
+    def _number_or_refuse(self, each: _Published) -> None:
+        try:
+            self._number([each.message], each.reply)
+        except ConureError as error:
+            self._monitor.finished.append(partial(each.reply, error))
+
+    def _refuse_late(self) -> None:
+        """Refuse what has waited for a leader for long enough (7)."""
+        now = self._clock()
+        while self._outbox and self._outbox[0].until <= now:
+            late = self._outbox.popleft()
+            self._outbox_bytes -= size_of(late.message)
+            self._monitor.finished.append(partial(late.reply, self._standing.not_leader()))
 
     def _pop_all(self) -> list[_Published]:
         outbox = [*self._outbox]
@@ -495,10 +591,10 @@ class Messages:
         size = 0
         while self._outbox and size < ANSWER_BYTES and len(sent) < MAX_MESSAGES:
             sent.append(self._outbox.popleft())
-            size += _size_of(sent[-1].message)
+            size += size_of(sent[-1].message)
         self._outbox_bytes -= size
         call = Call(CallKind.PUBLISH, term, encode_messages([each.message for each in sent]))
-        self._sent = sent
+        self._sent, self._sent_to = sent, (leader, term)
         if not self._lines.call(leader, call, partial(self._on_sent, sent), self._timeout + MARGIN):
             self._end_sent(Unavailable(f"the leader {leader} can't be asked now"))
 
@@ -508,13 +604,35 @@ class Messages:
             if sent is not self._sent:
                 return
             try:
-                self._end_sent(_error_of(answer))
+                error = _error_of(answer)
+                was_sent = isinstance(answer, Answer | OutcomeUnknown)
+                if isinstance(error, NotLeader) or not was_sent:
+                    self._take_back(sent, error)
+                    return  # the next tick looks who leads by then
+                self._end_sent(error)
             except WireError:
                 self._end_sent(OutcomeUnknown("the leader's answer can't be read"))
                 raise
-            finally:
-                if self._outbox:
-                    self._send_or_refuse()
+            if self._outbox:
+                self._send_or_refuse()
+
+    def _take_back(self, sent: list[_Published], why: ConureError | None) -> None:
+        """Let messages wait for a leader again that nothing has come of, ahead of all others, but
+        for those that have waited for long enough (7)."""
+        now = self._clock()
+        self._sent = []
+        for each in sent:
+            if each.until <= now:
+                self._monitor.finished.append(partial(each.reply, why))
+        again = [each for each in sent if each.until > now]
+        self._outbox.extendleft(reversed(again))
+        self._outbox_bytes += sum(size_of(each.message) for each in again)
+
+    def _end_sent_if_over(self) -> None:
+        """Wait no longer for the answer of who was asked, if another one leads."""
+        current = self._raft.leader_id, self._raft.term
+        if self._sent and current[0] and current != self._sent_to:
+            self._end_sent(OutcomeUnknown("the leader changed before it said what came of this"))
 
     def _end_sent(self, error: ConureError | None) -> None:
         sent, self._sent = self._sent, []
@@ -533,5 +651,15 @@ def _error_of(answer: Answer | ConureError) -> ConureError | None:
     return None
 
 
-def _size_of(message: Message) -> int:
-    return len(message[0]) + len(message[1]) + MESSAGE_BYTES
+def _tell_published(answer: Callable[[Answer], None], term: int, error: ConureError | None) -> None:
+    if error is None:
+        answer(Answer(AnswerKind.PUBLISHED, term, b""))
+    else:
+        answer(Answer(AnswerKind.FAILED, term, encode_error(error)))
+
+
+def _check(messages: Sequence[Message]) -> None:
+    """Raise WireError for what no client can publish: an answer has room for the longest value."""
+    for channel, message in messages:
+        if len(channel) > MAX_CHANNEL_BYTES or len(message) > MAX_VALUE_BYTES:
+            raise WireError(f"a message of {len(message)} bytes to a channel of {len(channel)}")

@@ -146,6 +146,10 @@ MAX_GATHERED_BYTES = 64 << 20
 CALL_OUT_TICKS = 20
 """Ticks between two attempts of a member that doesn't lead to reach the others."""
 
+LEADER_WAIT = 3.0
+"""Election time-outs for which what is passed on waits while no leader is known or reached: longer
+than most elections take."""
+
 CHANGE_MARGIN = 3.0
 """Seconds that a change of members may take beyond its own limits, where the leader is asked."""
 
@@ -361,6 +365,7 @@ class Node:
             registry,
             write_timeout=options.write_timeout,
             read_timeout=options.barrier_timeout,
+            leader_wait=LEADER_WAIT * options.election_timeout,
             change_timeout=options.write_timeout + 2 * options.election_timeout + CHANGE_MARGIN,
         )
         self.messages = Messages(
@@ -370,8 +375,11 @@ class Node:
             peers,
             monitor,
             clock,
+            self._confirm,
+            self._drive,
             registry,
             timeout=options.barrier_timeout,
+            patience=LEADER_WAIT * options.election_timeout,
         )
         """What is published to channels, and who hears it; see its methods for threads."""
         self._serving = Serving(
@@ -380,6 +388,7 @@ class Node:
             standing,
             monitor,
             clock,
+            call_later,
             self._take_in,
             self._confirm_for_other,
             self,
@@ -524,24 +533,35 @@ class Node:
             rest = self._rest_of_writers()
         self._slow_down(rest)
 
-    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
+    def confirm_read(
+        self,
+        reply: Reply,
+        requests: int = 1,
+        *,
+        passes_on: bool = False,
+        kept: Reply | None = None,
+        kept_requests: int = 0,
+    ) -> None:
         """Call *reply* once everything acknowledged before now is in the local state (R6).
 
         It answers so many *requests*. With *passes_on* the leader is asked, if that is another
-        node; an arbiter, which has no state, refuses that like all others do.
+        node; an arbiter, which has no state, refuses that like all others do. *kept* is told the
+        same for so many more, but NotLeader where another node would have to be asked.
         """
         with self._monitor:
-            read = Read(reply, self._clock() + self._options.barrier_timeout, requests)
+            read = Read(reply, self._clock() + self._options.barrier_timeout)
+            read.requests, read.kept, read.kept_requests = requests, kept, kept_requests
             read.passes_on = passes_on and not self._standing.is_arbiter
             try:
                 self._standing.refuse_if_failed()
                 if read.passes_on and self._raft.state is not State.LEADER:
+                    self._refuse_kept(read, self._standing.not_leader())
                     self._forwarding.read(read)
                     return
                 self._standing.refuse_if_not_leading()
                 self._confirm(read)
             except ConureError as error:
-                self._monitor.finished.append(partial(reply, error))
+                self._monitor.finished.append(partial(read.answer, error))
             self._drive()
 
     def pass_on(self, change: str, facts: Mapping[str, Any], reply: FactsReply) -> None:
@@ -1075,7 +1095,7 @@ class Node:
         if read.index is None or read.index > self._store.applied_index:
             self._reads.add(read)
         else:
-            self._monitor.finished.append(partial(read.reply, None))
+            self._monitor.finished.append(partial(read.answer, None))
 
     def _confirm_for_other(self, read: Read, peer: Greeting, applied: int) -> None:
         """Have a read of another node confirmed, which has got so far. Raises ConureError.
@@ -1087,7 +1107,7 @@ class Node:
         is_behind = applied < raft.state_index
         if not is_behind and raft.is_confirmed_by(peer.node_id, peer.incarnation):
             read.index = raft.state_index
-            self._monitor.finished.append(partial(read.reply, None))
+            self._monitor.finished.append(partial(read.answer, None))
             return
         self._confirm(read, may_use_lease=not is_behind)
         self._drive()
@@ -1115,9 +1135,15 @@ class Node:
     def _lose_read(self, read: Read, error: ConureError) -> None:
         """Likewise a read that waits for its confirmation."""
         if read.passes_on:
+            self._refuse_kept(read, error)
             self._forwarding.resume(read)
         else:
             self._monitor.finished += self._reads.lost(read, error)
+
+    def _refuse_kept(self, read: Read, error: ConureError) -> None:
+        """Refuse those of a read that aren't passed on."""
+        if (kept := read.split()) is not None:
+            self._monitor.finished.append(partial(kept, error))
 
     def _take_reads(self, ready: Ready) -> None:
         for read_state in ready.reads:

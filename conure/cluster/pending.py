@@ -206,7 +206,9 @@ class Read:
     """What waits for its confirmation, or for its *index* to be applied: the reads of so many
     *requests* that came together.
 
-    Passed on, if this node doesn't lead; *failures*: how often nobody could be asked so far.
+    Passed on, if this node doesn't lead; *patience* is when it has waited for a leader for long
+    enough. *kept* is told the same for some requests more, but refused where this node doesn't
+    lead.
     """
 
     reply: Reply
@@ -214,7 +216,20 @@ class Read:
     requests: int = 1
     index: int | None = None
     passes_on: bool = False
-    failures: int = 0
+    patience: float = 0.0
+    kept: Reply | None = None
+    kept_requests: int = 0
+
+    def answer(self, error: ConureError | None) -> None:
+        """Tell how it ended."""
+        if self.kept is not None:
+            self.kept(error)
+        self.reply(error)
+
+    def split(self) -> Reply | None:
+        """Tell no more those that aren't passed on, whose reply is returned."""
+        kept, self.kept, self.kept_requests = self.kept, None, 0
+        return kept
 
 
 class Reads:
@@ -227,7 +242,7 @@ class Reads:
     @property
     def count(self) -> int:
         """How many requests wait for their reads."""
-        return sum([read.requests for read in self._reads])
+        return sum([read.requests + read.kept_requests for read in self._reads])
 
     @property
     def gathered_count(self) -> int:
@@ -253,7 +268,7 @@ class Reads:
         answers: Answers = []
         reads = self._reads
         while reads and (wanted := reads[0].index) is not None and wanted <= index:
-            answers.append(partial(reads.popleft().reply, None))
+            answers.append(partial(reads.popleft().answer, None))
         return answers
 
     def withdraw(self, read: Read) -> bool:
@@ -265,21 +280,21 @@ class Reads:
 
     def lost(self, read: Read, error: ConureError) -> Answers:
         """Answer one that will not be confirmed; it may have expired before."""
-        return [partial(read.reply, error)] if self.withdraw(read) else []
+        return [partial(read.answer, error)] if self.withdraw(read) else []
 
     def expired(self, now: float, why: str = "") -> Answers:
         """Answer those whose time is up, and say *why*, where that is known."""
         error = Unavailable(why or "no quorum has confirmed the read in time")
         answers: Answers = []
         while self._reads and self._reads[0].deadline <= now:
-            answers.append(partial(self._reads.popleft().reply, error))
+            answers.append(partial(self._reads.popleft().answer, error))
         return answers
 
     def ended(self, error: ConureError) -> Answers:
         """Answer all."""
         reads, self._reads = self._reads, deque()
         self._gathered.clear()
-        return [partial(read.reply, error) for read in reads]
+        return [partial(read.answer, error) for read in reads]
 
 
 def shifted(reply: WriteReply, offset: int) -> WriteReply:

@@ -32,8 +32,9 @@ MAX_BATCH, MAX_BATCH_BYTES = 2048, 4 << 20
 """Gathered commands, and their bytes, after which no more are proposed in one go: to log and apply
 them keeps the reactor busy, and those who lead or follow have to hear of each other meanwhile."""
 
-Command = tuple[bytes, bytes | None] | Transaction | Sequential
-"""A key and its new value, None to delete it; or a transaction, whose time is set by the node."""
+Command = tuple[bytes, bytes | None] | Transaction | Sequential | bytes
+"""A key and its new value, None to delete it; or a transaction, whose time is set by the node; one
+may be encoded already."""
 
 
 class Proposals:
@@ -180,6 +181,8 @@ def _encode(commands: Sequence[Command], now: int) -> list[bytes]:
             encoded.append(codec.encode_transaction(command._replace(time=now)))
         elif isinstance(command, Sequential):
             encoded.append(codec.encode_sequential(command._replace(time=now)))
+        elif isinstance(command, bytes):
+            encoded.append(codec.stamp(command, now))
         else:
             key, value = command
             encoded.append(delete(key) if value is None else put(key, value))

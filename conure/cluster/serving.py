@@ -7,20 +7,25 @@ here, in parts if it ends in parts. A confirmed index is what a read here would 
 
 A member may lie. What it asks for is checked as a client's request is: commands that could be
 applied, none that only a leader makes for itself, no session that holds too much, and no more to be
-read in one call than clients of a node may ask for at a time.
+read in one call than clients of a node may ask for at a time. To look at many operations takes
+long, so that is done in turns (LOOKED_AT_BYTES): calls that write are taken in one after the other,
+each as a whole when all of it was looked at. What a member that lies has hidden behind its first
+turn fails its call, and nothing of that is taken in.
 
-Called by the threads that read calls. Takes the node's lock; whoever commits brings the answers.
+Called by the thread that reads calls. Takes the node's lock; whoever commits brings the answers.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from conure.cluster import pending
-from conure.cluster.monitor import Monitor
+from conure.cluster.monitor import CallLater, Monitor
 from conure.cluster.pending import Write, shifted
 from conure.cluster.standing import Standing
 from conure.commands import (
@@ -32,7 +37,6 @@ from conure.commands import (
     Expire,
     Get,
     Range,
-    Sequential,
     Transaction,
 )
 from conure.errors import ConureError, NotLeader, TooManyHeld, Unavailable, WireError
@@ -52,15 +56,21 @@ from conure.peers.calls import (
 from conure.peers.protocol import Greeting
 from conure.state import codec
 from conure.state.machine import Store
-from conure.steps import Read
 from conure.values import MAX_QUORUM_SIZE, is_address, is_base_url
 from raft import Raft
 
-__all__ = ["MAX_READ_BYTES", "Ask", "Changing", "Serving"]
+__all__ = ["LOOKED_AT_BYTES", "MAX_READ_BYTES", "Ask", "Changing", "Serving"]
 
 MAX_READ_BYTES = 64 << 20
 """Bytes that the transactions of one call may read, as far as can be told before."""
 
+LOOKED_AT_BYTES: Final = 32 << 10
+"""Bytes of transactions that are looked at in one turn; if they have the shortest operations there
+are, that takes some 3 ms. Plain writes take no time."""
+
+log = logging.getLogger("conure.node")
+
+_LOOKED_AT = 256  # keys of steps that are looked up, to see how much they read
 _ANSWER_BYTES = 4 << 20  # of outcomes, after which an answer is given in another part
 _ROLES = ("", "data", "arbiter")
 
@@ -103,12 +113,34 @@ class Changing(Protocol):
     def preview_resize(self, quorum_size: int) -> dict[str, Any]: ...
 
 
+class _Taken:
+    """A call that writes, whose commands are still being looked at."""
+
+    __slots__ = ("answer", "commands", "seen", "term")
+
+    def __init__(self, term: int, commands: list[bytes], answer: Ask) -> None:
+        self.term = term
+        self.commands = commands
+        self.answer = answer
+        self.seen: list[Transaction | codec.Checked | None] = []
+
+    def look(self) -> bool:
+        """Look at some commands, and tell whether these were the last ones. Raises WireError."""
+        size = 0
+        for command in self.commands[len(self.seen) :]:
+            if size >= LOOKED_AT_BYTES:
+                return False
+            self.seen.append(_checked(command))
+            size += len(command) if codec.has_outcome(command) else 0
+        return True
+
+
 class Serving:
     """Serves the calls to the node whose core is *raft* and whose state is *store*.
 
-    *take_in* takes a write, and *confirm* a read, whoever asked for it, and the index that he has
-    applied, both with the lock held; they raise ConureError. *write_timeout* and *read_timeout* are
-    in seconds, by *clock*.
+    *call_later* brings the next turn. *take_in* takes a write, and *confirm* a read, whoever asked
+    for it, and the index that he has applied, both with the lock held; they raise ConureError.
+    *write_timeout* and *read_timeout* are in seconds, by *clock*.
     """
 
     def __init__(
@@ -118,6 +150,7 @@ class Serving:
         standing: Standing,
         monitor: Monitor,
         clock: Callable[[], float],
+        call_later: CallLater,
         take_in: Callable[[Write], None],
         confirm: Callable[[pending.Read, Greeting, int], None],
         changing: Changing,
@@ -130,23 +163,51 @@ class Serving:
         self._standing = standing
         self._monitor = monitor
         self._clock = clock
+        self._call_later = call_later
         self._take_in = take_in
         self._confirm = confirm
         self._changing = changing
         self._write_timeout = write_timeout
         self._read_timeout = read_timeout
+        self._taken: deque[_Taken] = deque()  # the first one is being looked at
 
     def take(self, peer: Greeting, call: Call, answer: Ask) -> None:
         """Serve a call of an admitted node. Raises WireError for one that no node makes."""
         if call.kind is CallKind.WRITE:
-            commands = decode_commands(call.body)
-            self._write(call.term, commands, [*map(_checked, commands)], answer)
+            self._take_write(_Taken(call.term, decode_commands(call.body), answer))
         elif call.kind is CallKind.CONFIRM:
             self._read(peer, call.term, decode_index(call.body), answer)
         else:
             self._change(call.term, decode_facts(call.body), answer)
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _take_write(self, taken: _Taken) -> None:
+        """Look at what there is time for; take it in if that is all, and nothing waits before it.
+        Raises WireError."""
+        if not self._taken and taken.look():
+            self._write(taken.term, taken.commands, taken.seen, taken.answer)
+            return
+        self._taken.append(taken)
+        if len(self._taken) == 1:
+            self._call_later(self._go_on, 0.0)
+
+    def _go_on(self) -> None:
+        """Look at more of the first call; one that was looked at as a whole is taken in."""
+        taken = self._taken[0]
+        try:
+            is_over = taken.look()
+        except WireError as error:
+            log.error("a call was not taken in: %s", error)
+            self._taken.popleft()
+            size = len(taken.commands)
+            taken.answer(Answer(AnswerKind.FAILED, taken.term, encode_error(error), 0, size))
+        else:
+            if is_over:
+                self._taken.popleft()
+                self._write(taken.term, taken.commands, taken.seen, taken.answer)
+        if self._taken:
+            self._call_later(self._go_on, 0.0)
 
     def _refuse_if_not_asked(self, term: int) -> None:
         """Raise NotLeader, unless this node is the leader of that term; Unavailable, if it has
@@ -159,7 +220,7 @@ class Serving:
         self,
         term: int,
         commands: Sequence[bytes],
-        transactions: Sequence[Transaction | Sequential | None],
+        transactions: Sequence[Transaction | codec.Checked | None],
         answer: Ask,
     ) -> None:
         reply = _Ending(term, len(commands), answer).tell
@@ -261,7 +322,7 @@ class Serving:
         raise WireError("a change of members of an unknown kind")
 
     def _runs(
-        self, transactions: Sequence[Transaction | Sequential | None]
+        self, transactions: Sequence[Transaction | codec.Checked | None]
     ) -> Iterator[tuple[int, int, ConureError | None]]:
         """Yield from where to where commands can be taken in, and between, why one can't be."""
         start = 0
@@ -275,17 +336,19 @@ class Serving:
         if start < len(transactions):
             yield start, len(transactions), None
 
-    def _holds_too_much(self, transaction: Transaction | Sequential) -> bool:
+    def _holds_too_much(self, transaction: Transaction | codec.Checked) -> bool:
         return isinstance(transaction, Transaction) and any(
             isinstance(each, Acquire)
             and self._store.holdings(each.session, each.key, MAX_HELD) >= MAX_HELD
             for each in (*transaction.success, *transaction.failure)
         )
 
-    def _reads_of(self, transaction: Transaction | Sequential) -> int:
+    def _reads_of(self, transaction: Transaction | codec.Checked) -> int:
         """Return about how many bytes a transaction reads at most."""
-        if isinstance(transaction, Sequential):
-            read = [each.key for each in transaction.steps if isinstance(each, Read)]
+        if isinstance(transaction, codec.Checked):
+            read = transaction.reads
+            if len(read) > _LOOKED_AT:
+                return READ_BYTES
             return min(sum(map(self._length, read)), READ_BYTES)
         most = 0
         for branch in (transaction.success, transaction.failure):
@@ -304,7 +367,7 @@ class Serving:
         return 0 if heading is None else heading[1]
 
 
-def _checked(command: bytes) -> Transaction | Sequential | None:
+def _checked(command: bytes) -> Transaction | codec.Checked | None:
     """Return the transaction that a command stands for, None: it is a plain write. Raises WireError
     for a command that a client's request can't become."""
     transaction = codec.check_command(command)

@@ -78,6 +78,8 @@ _TICK = 1.0  # seconds between two looks at the deadlines
 _AWAKE_FOR_ANSWERS = 300e-6  # seconds that the reactor stays awake while requests are unanswered
 _AWAKE_FOR_CLIENTS = 100e-6  # seconds, after a round that has answered all
 _FEW = 100  # requests of a round; more are better taken in one go, and their answers too
+_CLOSING_TIME = 0.002  # seconds of a round in which connections are closed
+_CHECKING_TIME = 0.002  # seconds of a round in which deadlines are looked at
 _DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 
 
@@ -229,6 +231,8 @@ class Reactor:
         self._wakened.setblocking(False)
         self._woken = False
         self._next_tick = 0.0
+        self._doomed: deque[Connection] = deque()
+        self._unchecked: deque[Connection] = deque()  # of this tick
         self._cut = False  # drain() ran out of time
         self._done = threading.Event()
         self._start_lock = threading.Lock()
@@ -389,6 +393,11 @@ class Reactor:
             self.log.exception("a connection failed")
             connection.close()
 
+    def close_soon(self, connections: Iterable[Connection]) -> None:
+        """Close connections, in the order of coming here, as many in each round as there is time
+        for: to close thousands takes longer than others should wait."""
+        self._doomed += connections
+
     def take_turns(self, turn: Turn) -> None:
         """Carry something on, from the next round's turns on."""
         self.turns.append(turn)
@@ -425,6 +434,9 @@ class Reactor:
         if self.ready:
             self._feed_sources()
         self._send()
+        if self._doomed or self._unchecked:
+            self._check_deadlines()
+            self._close_doomed()
         if self.tell_waiting:
             self._tell_waiting()
         return not (draining and self._is_drained())
@@ -458,6 +470,8 @@ class Reactor:
         """
         poll = self.epoll.poll
         if self.resumed or self.ready or self.dirty or self.turns or self.late:
+            return poll(0)
+        if self._doomed or self._unchecked:
             return poll(0)
         begun = perf_counter()
         awake = _AWAKE_FOR_ANSWERS if self.in_flight else _AWAKE_FOR_CLIENTS
@@ -603,8 +617,27 @@ class Reactor:
             front.tick()
         if self.is_full():
             self._relieve()
-        for connection in list(self.connections.values()):
-            self.guard(connection.check_deadlines, connection)
+        if not self._unchecked:
+            self._unchecked += list(self.connections.values())  # others may be added meanwhile
+
+    def _check_deadlines(self) -> None:
+        """Look at the deadlines of as many connections as a round has time for."""
+        until = perf_counter() + _CHECKING_TIME
+        unchecked = self._unchecked
+        while unchecked:
+            connection = unchecked.popleft()
+            if self.connections.get(connection.link.descriptor) is connection:  # still
+                self.guard(connection.check_deadlines, connection)
+            if perf_counter() > until:
+                return
+
+    def _close_doomed(self) -> None:
+        until = perf_counter() + _CLOSING_TIME
+        while self._doomed:
+            connection = self._doomed.popleft()
+            self.guard(connection.close, connection)
+            if perf_counter() > until:
+                return
 
     def _relieve(self) -> None:
         """Drop whom sources feed and who have taken nothing for the longest, until there is room

@@ -1,18 +1,27 @@
 """Who has subscribed to what, and messages on their way to them.
 
 A message goes to the subscribers of its channel, and then to those of each pattern that its channel
-matches, once for each. That may be thousands, so messages wait in a queue and are handed out in
+matches, once for each. One to a *shard channel* goes to the subscribers of that alone: in a cluster
+of Redis it would stay in a shard, of which there is one here. Nodes tell each other which of both
+it is by the first byte of its *topic*, and the channel is the rest of that::
+
+    63 6e 65 77 73   c: the channel "news"
+    73 6e 65 77 73   s: the shard channel "news"
+
+That may be thousands, so messages wait in a queue and are handed out in
 steps, some milliseconds in each round of the reactor; what was said of one (``PUBLISH``'s count) is
 a place in the same queue.
 
 1. A client gets the messages of a channel in the order in which they came here, and none before its
    subscription is confirmed or after its end is.
 2. Who may have missed a message is disconnected; it subscribes again. So is whoever doesn't read:
-   with more than ``max_unread_bytes`` unsent, or without progress while clients have so much to
-   read that others have to wait.
+   with more than ``max_unread_bytes`` unsent, or with anything unsent for a second while
+   subscribers have so much to read that others have to wait: to read a little now and then is not
+   enough.
 3. Messages that wait count with what clients have yet to read (``Reactor.leaving``), and so does
-   each one that is sent, for every subscriber. While that is half of what it may be, the rest
-   waits. A queue that is full of messages loses them, and the subscribers with them.
+   each one that is sent, for every subscriber. While that is half of what it may be, and
+   subscribers have half of that to read, the rest waits. A queue that is full of messages loses
+   them, and the subscribers with them.
 
 The reactor's thread, but for :meth:`Audience.deliver` and :meth:`Audience.lose`.
 """
@@ -20,7 +29,8 @@ The reactor's thread, but for :meth:`Audience.deliver` and :meth:`Audience.lose`
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from enum import Enum
 from functools import partial
 from time import perf_counter
 from typing import Final, NamedTuple, Protocol
@@ -32,7 +42,7 @@ from conure.resp.globs import Glob
 from conure.resp.limits import Limits
 from conure.resp.replies import Replies
 
-__all__ = ["MESSAGE_BYTES", "Audience", "Messenger", "Subscribed"]
+__all__ = ["MESSAGE_BYTES", "Audience", "Kind", "Messenger", "Subscribed", "topic_of"]
 
 MESSAGE_BYTES: Final = 128
 """Bytes that a message counts for beside its own, and the name of a subscription."""
@@ -41,13 +51,32 @@ _SHARE: Final = 0.002  # seconds of a round
 _SENT: Final = 128  # connections that are to be sent to, after which a round hands out no more
 _STEP: Final = 32  # clients between two looks at the time
 _PATTERNS: Final = 16  # patterns between two looks at the time
-_KNOWN_CHANNELS: Final = 1_024  # of which is known what patterns they match
+_KNOWN_MATCHES: Final = 50_000  # channels and patterns of which is known that they match
+_FEW_MATCHES: Final = 64  # that are counted at once
 _LOOK_AGAIN: Final = 0.0005  # seconds, while there is no room
+_SUM_AGAIN: Final = 0.01  # seconds between two sums of what subscribers have unread
 _RELIEF: Final = 0.25  # seconds between two looks at who doesn't read
-_PATIENCE: Final = 1.0  # seconds for who reads nothing, while others have to wait
+_PATIENCE: Final = 1.0  # seconds to read all there is, while others have to wait
 
 Message = tuple[bytes, bytes]
-"""A channel, and what is published there."""
+"""A topic, and what is published there."""
+
+
+class Kind(Enum):
+    """What a client subscribes to; the value is how the names of commands and replies begin."""
+
+    CHANNEL = b""
+    PATTERN = b"p"
+    SHARD = b"s"
+
+
+_TOPICS: Final = {b"c": Kind.CHANNEL, b"s": Kind.SHARD}
+_FIRST: Final = {kind: first for first, kind in _TOPICS.items()}
+
+
+def topic_of(kind: Kind, channel: bytes) -> bytes:
+    """Return the topic of a channel, or of a shard channel."""
+    return _FIRST[kind] + channel
 
 
 class Messenger(Protocol):
@@ -56,7 +85,7 @@ class Messenger(Protocol):
     def attach(self, audience: Audience) -> None:
         """Hand messages to an audience, which only takes note of them."""
 
-    def publish(self, channel: bytes, message: bytes, reply: Callable[..., None]) -> None:
+    def publish(self, topic: bytes, message: bytes, reply: Callable[..., None]) -> None:
         """Publish a message; *reply* is told None, or the ConureError why not; any thread."""
 
     def listen(self, ready: Callable[..., None]) -> None:
@@ -70,25 +99,47 @@ class Messenger(Protocol):
 class Subscribed:
     """What one client has subscribed to."""
 
-    __slots__ = ("bytes", "channels", "patterns")
+    __slots__ = ("bytes", "names", "since")
 
     def __init__(self) -> None:
-        self.channels: dict[bytes, None] = {}
-        self.patterns: dict[bytes, None] = {}
+        self.since = 0.0  # when the client had nothing unread for the last time
+        self.names: dict[Kind, dict[bytes, None]] = {kind: {} for kind in Kind}
         self.bytes = 0
 
     @property
-    def count(self) -> int:
-        """How many there are."""
+    def channels(self) -> Collection[bytes]:
+        """The channels."""
+        return self.names[Kind.CHANNEL]
+
+    @property
+    def patterns(self) -> Collection[bytes]:
+        """The patterns."""
+        return self.names[Kind.PATTERN]
+
+    @property
+    def shards(self) -> Collection[bytes]:
+        """The shard channels."""
+        return self.names[Kind.SHARD]
+
+    def count(self, kind: Kind) -> int:
+        """Return how many there are as clients are told: those of shards are counted apart."""
+        if kind is Kind.SHARD:
+            return len(self.shards)
         return len(self.channels) + len(self.patterns)
+
+    @property
+    def all(self) -> int:
+        """How many there are of all kinds."""
+        return sum(map(len, self.names.values()))
 
 
 class _Channel:
     """The subscribers of a channel, or of a pattern, which has a *glob*."""
 
-    __slots__ = ("clients", "glob", "name")
+    __slots__ = ("clients", "glob", "kind", "name")
 
-    def __init__(self, name: bytes, glob: Glob | None) -> None:
+    def __init__(self, kind: Kind, name: bytes, glob: Glob | None) -> None:
+        self.kind = kind
         self.name = name
         self.glob = glob
         self.clients: dict[RespConnection, None] = {}
@@ -97,6 +148,7 @@ class _Channel:
 class _Job(NamedTuple):
     """A message to be handed out, or, without one, a channel whose subscribers are counted."""
 
+    kind: Kind
     channel: bytes
     message: bytes | None
     told: Callable[[int], None] | None
@@ -109,20 +161,21 @@ class Audience:
         self._reactor = reactor
         self._limits = limits
         self._messenger = messenger
-        self._channels: dict[bytes, _Channel] = {}
-        self._patterns: dict[bytes, _Channel] = {}
+        self._tables: dict[Kind, dict[bytes, _Channel]] = {kind: {} for kind in Kind}
         self._clients: dict[RespConnection, Subscribed] = {}
         self._count = 0  # of subscriptions
         self._bytes = 0  # of their names
         self._waiting = 0  # for listen()
         self._version = 0  # of the patterns
         self._matched: OrderedDict[bytes, list[_Channel]] = OrderedDict()  # patterns, by channel
+        self._matches = 0  # of all channels there
         self._jobs: deque[_Job] = deque()
         self._job_bytes = 0
         self._steps: Iterator[bool] = iter(())  # of the job that is under way
-        self._doomed: deque[RespConnection] = deque()
         self._is_pumping = False
         self._next_relief = 0.0
+        self._owed = 0  # bytes that subscribers have unread at most; see _is_crowded
+        self._next_sum = 0.0
         self.is_heard = False
         """Whether no message is missed that is published from now on."""
         self.delivered = 0
@@ -150,37 +203,52 @@ class Audience:
     @property
     def channels(self) -> int:
         """How many channels have subscribers."""
-        return len(self._channels)
+        return len(self._tables[Kind.CHANNEL])
 
     @property
     def patterns(self) -> int:
         """How many different patterns are subscribed to."""
-        return len(self._patterns)
+        return len(self._tables[Kind.PATTERN])
+
+    @property
+    def shards(self) -> int:
+        """How many shard channels have subscribers."""
+        return len(self._tables[Kind.SHARD])
 
     @property
     def subscriptions(self) -> int:
         """How many subscriptions there are."""
         return self._count
 
-    def names(self) -> list[bytes]:
-        """Return the channels that have subscribers."""
-        return [*self._channels]
+    def names(self, kind: Kind) -> list[bytes]:
+        """Return the channels of a kind that have subscribers."""
+        return [*self._tables[kind]]
 
-    def count_of(self, channel: bytes) -> int:
+    def count_of(self, kind: Kind, channel: bytes) -> int:
         """Return how many have subscribed to a channel by its name."""
-        found = self._channels.get(channel)
+        found = self._tables[kind].get(channel)
         return len(found.clients) if found else 0
 
-    def check(self, client: RespConnection, names: Iterable[bytes], globs: bool) -> None:
+    def names_of(self, client: RespConnection, kind: Kind) -> list[bytes]:
+        """Return what a client has subscribed to."""
+        subscribed = self._clients.get(client)
+        return [*subscribed.names[kind]] if subscribed else []
+
+    def count_for(self, client: RespConnection, kind: Kind) -> int:
+        """Return how many subscriptions a client has, as it is told."""
+        subscribed = self._clients.get(client)
+        return subscribed.count(kind) if subscribed else 0
+
+    def check(self, client: RespConnection, kind: Kind, names: Iterable[bytes]) -> None:
         """Raise BadRequest if a client can't subscribe to names as well: there are too many."""
         limits = self._limits
         subscribed = self._clients.get(client) or Subscribed()
-        own, table = self._parts(subscribed, globs)
+        own, table = subscribed.names[kind], self._tables[kind]
         new = {name for name in names if name not in own}
         size = sum(map(len, new)) + len(new) * MESSAGE_BYTES
-        patterns = len(new) if globs else 0
+        patterns = len(new) if kind is Kind.PATTERN else 0
         if (
-            subscribed.count + len(new) > limits.max_subscriptions
+            subscribed.all + len(new) > limits.max_subscriptions
             or subscribed.bytes + size
             > limits.max_subscribed_bytes + limits.max_subscriptions * MESSAGE_BYTES
             or len(subscribed.patterns) + patterns > limits.max_patterns
@@ -190,58 +258,57 @@ class Audience:
                 f"{limits.max_patterns:,} patterns among them, and "
                 f"{limits.max_subscribed_bytes:,} bytes of their names"
             )
-        patterns = sum(name not in table for name in new) if globs else 0
+        patterns = sum(name not in table for name in new) if patterns else 0
         if (
             self._count + len(new) > limits.max_all_subscriptions
             or self._bytes + size > limits.max_all_subscribed_bytes
-            or len(self._patterns) + patterns > limits.max_all_patterns
+            or self.patterns + patterns > limits.max_all_patterns
         ):
             raise BadRequest("this node has too many subscriptions; unsubscribe from some")
 
-    def subscribe(self, client: RespConnection, name: bytes, glob: Glob | None) -> int:
-        """Subscribe a client, after :meth:`check`; return how many subscriptions it has."""
+    def subscribe(self, client: RespConnection, kind: Kind, name: bytes, glob: Glob | None) -> int:
+        """Subscribe a client, after :meth:`check`, to a pattern with its *glob*; return how many
+        subscriptions it has."""
         subscribed = self._clients.get(client)
         if subscribed is None:
             subscribed = self._clients[client] = Subscribed()
             client.session.subscriptions = subscribed
             client.session.refresh()
-        own, table = self._parts(subscribed, glob is not None)
+        own, table = subscribed.names[kind], self._tables[kind]
         if name not in own:
             own[name] = None
             found = table.get(name)
             if found is None:
-                found = table[name] = _Channel(name, glob)
+                found = table[name] = _Channel(kind, name, glob)
                 if glob is not None:
                     self._forget_matched()
             found.clients[client] = None
             self._note(subscribed, 1, len(name))
-        return subscribed.count
+        return subscribed.count(kind)
 
-    def unsubscribe(self, client: RespConnection, name: bytes, globs: bool) -> int:
+    def unsubscribe(self, client: RespConnection, kind: Kind, name: bytes) -> int:
         """Undo that; return how many subscriptions the client still has."""
         subscribed = self._clients.get(client)
         if subscribed is None:
             return 0
-        own, table = self._parts(subscribed, globs)
+        own, table = subscribed.names[kind], self._tables[kind]
         if name in own:
             del own[name]
             self._remove(client, name, table)
             self._note(subscribed, -1, -len(name))
-        if not subscribed.count:
+        if not subscribed.all:
             self._forget(client)
-        return subscribed.count
+        return subscribed.count(kind)
 
     def leave(self, client: RespConnection) -> None:
         """Undo all subscriptions of a client."""
         subscribed = self._clients.get(client)
         if subscribed is None:
             return
-        for globs in (False, True):
-            own, table = self._parts(subscribed, globs)
+        for kind, own in subscribed.names.items():
             for name in own:
-                self._remove(client, name, table)
-        self._note(subscribed, -subscribed.count, -sum(map(len, subscribed.channels))
-                   - sum(map(len, subscribed.patterns)))  # fmt: skip
+                self._remove(client, name, self._tables[kind])
+            self._note(subscribed, -len(own), -sum(map(len, own)))
         self._forget(client)
 
     def lose_all(self) -> None:
@@ -249,11 +316,10 @@ class Audience:
         if self.is_heard:
             self.is_heard = False
             self._messenger.rest()
-        self._doomed += self._clients
-        self._channels, self._patterns, self._clients = {}, {}, {}
+        self._reactor.close_soon(self._clients)
+        self._tables, self._clients = {kind: {} for kind in Kind}, {}
         self._forget_matched()
         self._count = self._bytes = 0
-        self._go_on()
 
     def listen(self, ready: Callable[[ConureError | None], None]) -> None:
         """Have messages handed over; *ready* is told None when none is missed any more that is
@@ -277,28 +343,23 @@ class Audience:
         """Take in messages that are to be handed out."""
         if not self._clients or self._reactor.draining:
             return
-        for channel, message in messages:
-            self._add(_Job(channel, message, None))
+        for topic, message in messages:
+            kind = _TOPICS.get(topic[:1])
+            if kind is not None:  # or a later release knows of other topics
+                self._add(_Job(kind, topic[1:], message, None))
         if self._job_bytes > 2 * self._limits.max_queued_bytes:
             self.lose_all()
 
     def count(self, channel: bytes, told: Callable[[int], None]) -> None:
         """Tell how many subscribers a message to a channel has, behind the messages that wait."""
-        if self._patterns and channel not in self._matched and not self._reactor.draining:
-            self._add(_Job(channel, None, told))
-            return
-        matched = self._matched[channel] if self._patterns and channel in self._matched else []
-        told(self.count_of(channel) + sum(len(each.clients) for each in matched))
+        matched = self._matched.get(channel) if self.patterns else ()
+        if self._reactor.draining or (matched is not None and len(matched) <= _FEW_MATCHES):
+            own = self.count_of(Kind.CHANNEL, channel)
+            told(own + sum(len(each.clients) for each in matched or ()))
+        else:
+            self._add(_Job(Kind.CHANNEL, channel, None, told))
 
     # -- private ----------------------------------------------------------------------------------
-
-    def _parts(
-        self, subscribed: Subscribed, globs: bool
-    ) -> tuple[dict[bytes, None], dict[bytes, _Channel]]:
-        """Return the names of a client, and the table they stand in."""
-        if globs:
-            return subscribed.patterns, self._patterns
-        return subscribed.channels, self._channels
 
     def _note(self, subscribed: Subscribed, count: int, size: int) -> None:
         size += count * MESSAGE_BYTES
@@ -336,6 +397,7 @@ class Audience:
 
     def _forget_matched(self) -> None:
         self._matched.clear()
+        self._matches = 0
         self._version += 1
 
     def _add(self, job: _Job) -> None:
@@ -355,12 +417,6 @@ class Audience:
         self._is_pumping = False
         until = perf_counter() + _SHARE
         reactor = self._reactor
-        while self._doomed:
-            client = self._doomed.popleft()
-            reactor.guard(client.close, client)
-            if perf_counter() > until:
-                self._go_on()
-                return
         if reactor.draining:
             self._end_jobs()
         while True:
@@ -377,7 +433,7 @@ class Audience:
         self._steps = iter(())
         for job in self._jobs:
             if job.told is not None:
-                job.told(self.count_of(job.channel))
+                job.told(self.count_of(job.kind, job.channel))
         self._jobs.clear()
         self._reactor.leaving -= self._job_bytes
         self._job_bytes = 0
@@ -385,14 +441,14 @@ class Audience:
     def _carry_out(self, job: _Job) -> Iterator[bool]:
         """Hand a message out, or count its subscribers, in steps; yield whether there is no room
         for more."""
-        channel, message, told = job
+        kind, channel, message, told = job
         matched: list[_Channel] = []
-        if self._patterns:
+        if self.patterns and kind is Kind.CHANNEL:
             yield from self._match(channel, matched)
         if told is not None:
-            told(self.count_of(channel) + sum(len(each.clients) for each in matched))
+            told(self.count_of(kind, channel) + sum(len(each.clients) for each in matched))
         if message is not None:
-            own = self._channels.get(channel)
+            own = self._tables[kind].get(channel)
             for each in [*([own] if own else []), *matched]:
                 yield from self._hand_out(each, channel, message)
         size = _size_of(job)
@@ -407,16 +463,18 @@ class Audience:
             matched += known
             return
         version = self._version
-        for number, each in enumerate([*self._patterns.values()], 1):
+        for number, each in enumerate([*self._tables[Kind.PATTERN].values()], 1):
             assert each.glob is not None
             if each.glob.matches(channel):
                 matched.append(each)
             if each.glob.is_costly or number % _PATTERNS == 0:
                 yield False
         if version == self._version:
-            self._matched[channel] = matched
-            if len(self._matched) > _KNOWN_CHANNELS:
-                self._matched.popitem(last=False)
+            self._matched[channel] = [*matched]
+            self._matches += len(matched) + 1
+            while self._matches > _KNOWN_MATCHES:
+                _, oldest = self._matched.popitem(last=False)
+                self._matches -= len(oldest) + 1
 
     def _hand_out(self, to: _Channel, channel: bytes, message: bytes) -> Iterator[bool]:
         frames: dict[int, bytes] = {}
@@ -440,7 +498,11 @@ class Audience:
         if self._is_too_much(client, frame):
             self._drop(client)
         else:
+            subscribed = self._clients.get(client)
+            if not client.pending and subscribed is not None:
+                subscribed.since = self._reactor.now
             client.push(frame)
+            self._owed += len(frame)
             self.delivered += 1
 
     def _is_too_much(self, client: RespConnection, frame: bytes) -> bool:
@@ -456,15 +518,21 @@ class Audience:
         self._reactor.guard(client.close, client)
 
     def _is_crowded(self) -> bool:
-        """Tell whether clients have so much to read that messages have to wait; disconnect now and
-        then who reads nothing."""
+        """Tell whether subscribers have so much to read that messages have to wait; disconnect now
+        and then who keeps others waiting: who has not read all that it had for some time."""
         reactor = self._reactor
-        if reactor.leaving - self._job_bytes <= reactor.bounds.max_leaving_bytes // 2:
+        most = reactor.bounds.max_leaving_bytes // 2
+        if reactor.leaving - self._job_bytes <= most or self._owed <= most // 2:
             return False
+        if reactor.now >= self._next_sum:  # what was sent since isn't owed any more
+            self._next_sum = reactor.now + _SUM_AGAIN
+            self._owed = sum(client.pending for client in self._clients)
+        if self._owed <= most // 2:
+            return False  # others' clients have it to read, and may do as they like
         if reactor.now >= self._next_relief:
             self._next_relief = reactor.now + _RELIEF
-            for client in [*self._clients]:
-                if client.interest & OUT and reactor.now - client.touched > _PATIENCE:
+            for client, subscribed in [*self._clients.items()]:
+                if client.interest & OUT and reactor.now - subscribed.since > _PATIENCE:
                     self._drop(client)
         return True
 
@@ -472,12 +540,9 @@ class Audience:
 def _frame(protocol: int, to: _Channel, channel: bytes, message: bytes) -> bytes:
     """Return a message as a client is sent it."""
     replies = Replies(protocol)
-    if to.glob is None:
-        replies.push(3)
-        replies.bulk(b"message")
-    else:
-        replies.push(4)
-        replies.bulk(b"pmessage")
+    replies.push(3 if to.glob is None else 4)
+    replies.bulk(to.kind.value + b"message")
+    if to.glob is not None:
         replies.bulk(to.name)
     replies.bulk(channel)
     replies.bulk(message)

@@ -21,6 +21,9 @@ _GROUP_CATEGORIES = {
 }  # fmt: skip
 
 
+_MOST_WORDS = 512  # of which each may be a name with much to be told of it
+
+
 class Catalog:
     """Tells of *commands*, a table by name that is complete before the first client comes."""
 
@@ -33,7 +36,14 @@ class Catalog:
 
         def row(name: str, arity: int, handle: Handler, text: str, since: str) -> Command:
             return Command(
-                f"command|{name}", arity, handle, text, flags=flags, group="server", since=since
+                f"command|{name}",
+                arity,
+                handle,
+                text,
+                flags=flags,
+                group="server",
+                since=since,
+                most=_MOST_WORDS,
             )
 
         rows = [

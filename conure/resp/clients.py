@@ -5,7 +5,6 @@ The accepting thread adds, the reactor's thread does everything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from time import perf_counter
 
@@ -46,12 +45,6 @@ class Clients:
         """Return all, the oldest first."""
         return list(self._clients.values())
 
-    def lines(self, some: list[RespConnection]) -> Iterator[bytes]:
-        """Yield the line of each client in turn that is still there."""
-        for client in some:
-            if not client.is_closed:
-                yield describe(client)
-
 
 def describe(client: RespConnection) -> bytes:
     """Return the line of CLIENT LIST for a client."""
@@ -64,12 +57,13 @@ def describe(client: RespConnection) -> bytes:
     subscriptions = session.subscriptions
     channels = len(subscriptions.channels) if subscriptions else 0
     patterns = len(subscriptions.patterns) if subscriptions else 0
+    shards = len(subscriptions.shards) if subscriptions else 0
     queued = transaction.size if transaction else -1
     line = (
         f"id={client.id} addr={client.address} fd={client.descriptor} "
         f"name={_text(session.name)} age={int(now - client.created)} "
         f"idle={max(0, int(now - client.touched))} flags={flags or 'N'} db=0 "
-        f"sub={channels} psub={patterns} ssub=0 multi={queued} "
+        f"sub={channels} psub={patterns} ssub={shards} multi={queued} "
         f"watch={len(session.watched)} qbuf={client.reader.unread + client.reader.held} "
         f"qbuf-free=0 argv-mem={client.reader.held} multi-mem=0 rbs=0 rbp=0 obl=0 "
         f"oll={len(client.out)} omem={client.pending} tot-mem={client.pending} "

@@ -6,15 +6,17 @@ database, and no password yet. The reactor's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from conure import VERSION
+from conure.errors import Unavailable
 from conure.resp.clients import Clients, describe
 from conure.resp.connection import RespConnection
 from conure.resp.numbers import parse_integer
 from conure.resp.replies import OK, RESP2, RESP3
 from conure.resp.table import Command, Handler
-from conure.resp.waiters import Pending
+from conure.resp.waiters import Pending, begin
+from conure.service.turns import Turns
 
 __all__ = ["REDIS_VERSION", "Connecting"]
 
@@ -29,6 +31,7 @@ _NO_PASSWORD = (
 _WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."  # noqa: S105
 _NOT_PLAIN = "cannot contain spaces, newlines or special characters."
 _MANY = 64  # lines of CLIENT LIST in a step
+_KINDS = (b"normal", b"master", b"replica", b"slave", b"pubsub")
 
 
 class Connecting:
@@ -236,35 +239,44 @@ class Connecting:
         client.reply(replies.take())
 
     def _list(self, client: RespConnection, words: list[bytes]) -> None:
-        some = self._clients.all()
+        choice = _Choice()
+        numbers: list[int] = []
         if len(words) == 4 and words[2].lower() == b"type":
-            kind = words[3].lower()
-            if kind not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
+            choice.kind = words[3].lower()
+            if choice.kind not in _KINDS:
                 client.fail(f"ERR Unknown client type '{_shown(words[3])}'")
                 return
-            some = _of_kind(some, kind)
         elif len(words) > 3 and words[2].lower() == b"id":
-            numbers = [parse_integer(word) for word in words[3:]]
-            if any(number is None or number < 1 for number in numbers):
+            numbers = [parse_integer(word) or 0 for word in words[3:]]
+            if min(numbers) < 1:
                 client.fail("ERR Invalid client ID")
                 return
-            named = [self._clients.get(number) for number in numbers if number is not None]
-            some = [each for each in named if each is not None]
         elif len(words) > 2:
             client.fail(_SYNTAX)
             return
         pending = Pending(client)
         client.begin(pending)
-        pending.go_on(self._show(client, pending, some))
+        begin(pending, self._show(client, pending, choice, numbers))
 
     def _show(
-        self, client: RespConnection, pending: Pending, some: list[RespConnection]
-    ) -> Iterator[bool]:
+        self, client: RespConnection, pending: Pending, choice: _Choice, numbers: list[int]
+    ) -> Turns:
+        """Show the clients of some numbers, or all; looked up here, when it is their turn."""
+        if numbers:
+            named = [self._clients.get(number) for number in numbers]
+            some = [each for each in named if each is not None]
+        else:
+            some = self._clients.all()
         lines = []
-        for number, line in enumerate(self._clients.lines(some), 1):
-            lines.append(line)
+        for number, each in enumerate(some, 1):
+            if not each.is_closed and choice.fits(each):
+                lines.append(describe(each))
+                pending.hold(len(lines[-1]))
             if number % _MANY == 0:
+                if pending.room < 0:
+                    raise Unavailable("too much waits to be read by clients; try again shortly")
                 yield False
+        pending.unpark()
         replies = client.replies()
         replies.verbatim(b"".join(lines))
         pending.finish(replies.take())
@@ -279,15 +291,23 @@ class Connecting:
             else:
                 client.fail("ERR No such client")
             return
-        chosen = self._choose(client, words)
-        if chosen is not None:
-            client.reply(b":%d\r\n" % len(chosen))
-            self._end(client, chosen)
+        choice = self._choose(client, words)
+        if choice is None:
+            return
+        if choice.number:  # one at most
+            named = self._clients.get(choice.number)
+            some = [named] if named is not None else []
+        else:
+            some = self._clients.all()
+        chosen = [each for each in some if choice.fits(each)]
+        client.reply(b":%d\r\n" % len(chosen))
+        self._end(client, chosen)
 
-    def _choose(self, client: RespConnection, words: list[bytes]) -> list[RespConnection] | None:
-        """Return whom the filters of CLIENT KILL choose; None: they are refused."""
-        some = self._clients.all()
-        spares_me = True
+    def _choose(self, client: RespConnection, words: list[bytes]) -> _Choice | None:
+        """Return what the filters of CLIENT KILL say, the last of each kind; None: they are
+        refused."""
+        choice = _Choice()
+        choice.spared = client
         if len(words) % 2:
             client.fail(_SYNTAX)
             return None
@@ -298,38 +318,33 @@ class Connecting:
                     if number is None or number < 1:
                         client.fail("ERR client-id should be greater than 0")
                         return None
-                    some = [each for each in some if each.id == number]
+                    choice.number = number
                 case b"addr":
-                    address = _shown(value)
-                    some = [each for each in some if each.address == address]
+                    choice.address = _shown(value)
                 case b"laddr" | b"user":
-                    some = some if option.lower() == b"user" and value == b"default" else []
+                    choice.is_nobody |= option.lower() == b"laddr" or value != b"default"
                 case b"type":
-                    kind = value.lower().decode("latin-1")
-                    if kind not in ("normal", "master", "replica", "slave", "pubsub"):
+                    choice.kind = value.lower()
+                    if choice.kind not in _KINDS:
                         client.fail(f"ERR Unknown client type '{_shown(value)}'")
                         return None
-                    some = _of_kind(some, kind.encode())
                 case b"maxage":
                     age = parse_integer(value)
                     if age is None or age < 1:
                         client.fail("ERR maxage is not an integer or out of range")
                         return None
-                    now = client.reactor.now
-                    some = [each for each in some if now - each.created >= age]
+                    choice.before = client.reactor.now - age
                 case b"skipme" if value.lower() in (b"yes", b"no"):
-                    spares_me = value.lower() == b"yes"
+                    choice.spared = client if value.lower() == b"yes" else None
                 case _:
                     client.fail(_SYNTAX)
                     return None
-        return [each for each in some if each is not client or not spares_me]
+        return choice
 
     def _end(self, client: RespConnection, some: list[RespConnection]) -> None:
-        for each in some:
-            if each is client:
-                client.end()  # it reads the reply first
-            else:
-                each.reactor.guard(each.close, each)
+        if client in some:
+            client.end()  # it reads the reply first
+        client.reactor.close_soon(each for each in some if each is not client)
 
     def _take_on_or_off(self, client: RespConnection, words: list[bytes]) -> None:
         if words[2].lower() in (b"on", b"off"):
@@ -350,7 +365,8 @@ class Connecting:
                 session.refresh()
             case b"skip":
                 if not session.silent:
-                    session.skips = 2
+                    # The next command is skipped: EXEC's own has its reply by then.
+                    session.skips = 2 if client.captured is None else 1
                     session.refresh()
             case _:
                 client.fail(_SYNTAX)
@@ -376,12 +392,28 @@ def _never(client: RespConnection, words: list[bytes]) -> None:
     raise AssertionError(f"{words[0]!r} of {client}")
 
 
-def _of_kind(some: list[RespConnection], kind: bytes) -> list[RespConnection]:
-    """Return those clients that are of a kind: there are subscribers, and normal ones."""
-    if kind not in (b"normal", b"pubsub"):
-        return []
-    is_wanted = kind == b"pubsub"
-    return [each for each in some if (each.session.subscriptions is not None) == is_wanted]
+class _Choice:
+    """Some clients, by what each of them has to be: looked through once, whatever is asked for."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.address: str | None = None
+        self.kind: bytes | None = None
+        self.before: float | None = None  # when it came at the latest
+        self.spared: RespConnection | None = None
+        self.is_nobody = False
+
+    def fits(self, client: RespConnection) -> bool:
+        """Tell whether a client is one of them: there are subscribers, and normal ones."""
+        kind = b"normal" if client.session.subscriptions is None else b"pubsub"
+        return not (
+            self.is_nobody
+            or client is self.spared
+            or (self.number and client.id != self.number)
+            or self.address not in (None, client.address)
+            or self.kind not in (None, kind)
+            or (self.before is not None and client.created > self.before)
+        )
 
 
 def _is_plain(name: bytes) -> bool:

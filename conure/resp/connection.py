@@ -268,6 +268,7 @@ class RespConnection:
         self.front.durations.observe_same(took, pending.count)
         if took > self.front.limits.slow_command:
             self.front.note_slow(self, pending)
+        pending.words = []  # its reply may have to wait for its turn
         waiting = self.waiting
         while waiting and not waiting[0].missing:
             pending = waiting.popleft()

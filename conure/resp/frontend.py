@@ -153,6 +153,11 @@ class RespFront:
             name = _shown(words[1])
             container = command.name.upper()
             connection.fail(f"ERR unknown subcommand '{name}'. Try {container} HELP.")
+        elif len(words) > command.most:
+            connection.fail(
+                f"ERR too many arguments for '{command.name}' command, the limit is "
+                f"{command.most:,} words"
+            )
         else:
             connection.fail(f"ERR wrong number of arguments for '{command.name}' command")
         return True

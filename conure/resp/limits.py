@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conure.service.limits import MAX_STEPS
+from conure.service.limits import MAX_STEPS, MAX_WATCHED
 
 __all__ = ["Limits"]
 
@@ -22,8 +22,8 @@ class Limits:
     trusted_proxies: tuple[str, ...] = ()  # addresses and networks that stand for many clients
     max_command_bytes: int = 16 << 20  # of a command, and of all that a transaction queues
     max_pipelined: int = 1_024  # unanswered commands of a connection, about; the next ones wait
-    max_queued: int = 10_000  # steps of a transaction
-    max_watched: int = MAX_STEPS  # keys that a connection watches
+    max_queued: int = MAX_STEPS  # commands of a transaction, and their steps
+    max_watched: int = MAX_WATCHED  # keys that a connection watches
     max_subscriptions: int = 10_000  # channels and patterns of a connection
     max_patterns: int = 1_000  # of a connection
     max_subscribed_bytes: int = 1 << 20  # of their names

@@ -1,4 +1,4 @@
-"""SUBSCRIBE, UNSUBSCRIBE, PSUBSCRIBE, PUNSUBSCRIBE, PUBLISH and PUBSUB.
+"""SUBSCRIBE, PSUBSCRIBE, SSUBSCRIBE and their ends, PUBLISH, SPUBLISH and PUBSUB.
 
 A client of RESP2 that has subscribed may only go on subscribing, and PING, QUIT or RESET; one of
 RESP3 may do all it likes, and messages come to it as pushes, between two replies.
@@ -7,7 +7,10 @@ A subscription is confirmed when no message is missed any more that is published
 node that doesn't lead the first one has to wait for the leader's word. A message is published when
 all writes that the client has sent before are answered. The number that PUBLISH is answered with is
 that of this node's own subscribers. In MULTI a message is published when EXEC is answered, and it
-counts who has subscribed to the very channel.
+counts who has subscribed to the very channel. Nobody subscribes in MULTI: to wait for the leader's
+word would come between what is committed and its answer.
+
+A shard channel is a channel in a namespace of its own, which no pattern matches.
 
 The reactor's thread only.
 """
@@ -19,9 +22,9 @@ from functools import partial
 from typing import Final
 
 from conure.commands import prefix_end
-from conure.errors import BadRequest, ConureError
+from conure.errors import BadRequest, ConureError, Unavailable
 from conure.resp.answers import Answers
-from conure.resp.audience import Audience, Messenger
+from conure.resp.audience import MESSAGE_BYTES, Audience, Kind, Messenger, topic_of
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
 from conure.resp.globs import Glob
@@ -39,9 +42,13 @@ MAX_CHANNEL_BYTES: Final = 2_048
 """Of the name of a channel: that of a key's notifications has more than the key."""
 
 _ALLOWED: Final = frozenset(
-    {"subscribe", "unsubscribe", "psubscribe", "punsubscribe", "quit", "reset"}
+    {
+        *("subscribe", "unsubscribe", "psubscribe", "punsubscribe"),
+        *("ssubscribe", "sunsubscribe", "quit", "reset"),
+    }
 )
 _STEP: Final = 200  # channels of a step
+_MOST_WORDS: Final = 16_384  # of a command whose words are taken in steps
 _SHORT: Final = 512  # bytes of names that are read at once
 _HELP: Final = (
     b"PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -51,6 +58,10 @@ _HELP: Final = (
     b"    Return number of subscriptions to patterns.",
     b"NUMSUB [<channel> ...]",
     b"    Return the number of subscribers for the specified channels.",
+    b"SHARDCHANNELS [<pattern>]",
+    b"    Return the shard channels of this node that match a pattern.",
+    b"SHARDNUMSUB [<shardchannel> ...]",
+    b"    Return the number of subscribers for the specified shard channels.",
 )
 
 
@@ -74,7 +85,7 @@ class Messaging:
     def commands(self) -> list[Command]:
         """Return the rows of the table."""
         flags = frozenset({"pubsub", "noscript", "loading", "stale"})
-        row = partial(Command, group="pubsub", since="2.0.0")
+        row = partial(Command, group="pubsub", since="2.0.0", most=_MOST_WORDS)
         told = {"group": "pubsub", "since": "2.8.0", "flags": flags - {"noscript"}}
         return [
             row("subscribe", -2, self._subscribe, "Listens for messages published to channels.",
@@ -82,22 +93,41 @@ class Messaging:
             row("psubscribe", -2, self._psubscribe,
                 "Listens for messages published to channels that match patterns.",
                 flags=flags, lane=ALONE, in_multi="refuse"),
-            row("unsubscribe", -1, self._unsubscribe,
+            row("ssubscribe", -2, self._ssubscribe,
+                "Listens for messages published to shard channels.", since="7.0.0",
+                flags=flags, lane=ALONE, in_multi="refuse", keys=(1, -1, 1)),
+            row("unsubscribe", -1, partial(self._unsubscribe, Kind.CHANNEL),
                 "Stops listening to messages posted to channels.",
                 flags=flags, lane=ALONE, in_multi="refuse"),
-            row("punsubscribe", -1, self._punsubscribe,
+            row("punsubscribe", -1, partial(self._unsubscribe, Kind.PATTERN),
                 "Stops listening to messages published to channels that match patterns.",
                 flags=flags, lane=ALONE, in_multi="refuse"),
-            row("publish", 3, self._publish, "Posts a message to a channel.",
+            row("sunsubscribe", -1, partial(self._unsubscribe, Kind.SHARD),
+                "Stops listening to messages posted to shard channels.", since="7.0.0",
+                flags=flags, lane=ALONE, in_multi="refuse", keys=(1, -1, 1)),
+            row("publish", 3, partial(self._publish, Kind.CHANNEL),
+                "Posts a message to a channel.",
                 flags=flags - {"noscript"} | {"fast"}, lane=MESSAGES),
+            row("spublish", 3, partial(self._publish, Kind.SHARD),
+                "Posts a message to a shard channel.", since="7.0.0",
+                flags=flags - {"noscript"} | {"fast"}, lane=MESSAGES, keys=(1, 1, 1)),
             Command("pubsub", -2, self._numpat, "A container for Pub/Sub commands.",
                     group="pubsub", since="2.8.0", flags=flags - {"noscript"}, subcommands={
-                "channels": Command("pubsub|channels", -2, self._tell_channels,
+                "channels": Command("pubsub|channels", -2,
+                                    partial(self._tell_channels, Kind.CHANNEL),
                                     "Returns the channels that have subscribers at this node.",
                                     in_multi="refuse", **told),  # type: ignore[arg-type]
-                "numsub": Command("pubsub|numsub", -2, self._numsub,
+                "shardchannels": Command("pubsub|shardchannels", -2,
+                                         partial(self._tell_channels, Kind.SHARD),
+                                         "Returns the shard channels that have some.",
+                                         in_multi="refuse", **told),  # type: ignore[arg-type]
+                "numsub": Command("pubsub|numsub", -2, partial(self._numsub, Kind.CHANNEL),
                                   "Returns counts of subscribers of channels.",
                                   **told),  # type: ignore[arg-type]
+                "shardnumsub": Command("pubsub|shardnumsub", -2,
+                                       partial(self._numsub, Kind.SHARD),
+                                       "Returns counts of subscribers of shard channels.",
+                                       **told),  # type: ignore[arg-type]
                 "numpat": Command("pubsub|numpat", 2, self._numpat,
                                   "Returns a count of unique patterns.",
                                   **told),  # type: ignore[arg-type]
@@ -131,14 +161,17 @@ class Messaging:
     # -- subscribing ------------------------------------------------------------------------------
 
     def _subscribe(self, client: RespConnection, words: list[bytes]) -> None:
-        self._begin(client, words[1:], globs=False)
+        self._begin(client, Kind.CHANNEL, words[1:])
 
     def _psubscribe(self, client: RespConnection, words: list[bytes]) -> None:
-        self._begin(client, words[1:], globs=True)
+        self._begin(client, Kind.PATTERN, words[1:])
 
-    def _begin(self, client: RespConnection, names: list[bytes], *, globs: bool) -> None:
+    def _ssubscribe(self, client: RespConnection, words: list[bytes]) -> None:
+        self._begin(client, Kind.SHARD, words[1:])
+
+    def _begin(self, client: RespConnection, kind: Kind, names: list[bytes]) -> None:
         pending = _Alone(client)
-        steps = self._prepare(client, pending, names, globs=globs)
+        steps = self._prepare(client, pending, kind, names)
         if self._audience.is_heard and _is_short(names):
             try:
                 for _ in steps:
@@ -150,9 +183,10 @@ class Messaging:
             begin(pending, steps)
 
     def _prepare(
-        self, client: RespConnection, pending: _Alone, names: list[bytes], *, globs: bool
+        self, client: RespConnection, pending: _Alone, kind: Kind, names: list[bytes]
     ) -> Turns:
         """Read names, and subscribe to them once messages are heard."""
+        globs = kind is Kind.PATTERN
         found: list[Glob | None] = []
         for number, name in enumerate(names, 1):
             _check_channel(name)
@@ -160,11 +194,14 @@ class Messaging:
             self._permit(pending, name, glob)
             if globs or number % _STEP == 0:
                 yield False
-        self._audience.check(client, names, globs)
+        self._audience.check(client, kind, names)
+        pending.hold(sum(map(len, names)) + len(names) * MESSAGE_BYTES)
+        if pending.room < 0:
+            raise Unavailable("too much waits to be read by clients; try again shortly")
         if self._audience.is_heard:
-            yield from self._enter(client, pending, names, found)
+            yield from self._enter(client, pending, kind, names, found)
         else:
-            self._audience.listen(partial(self._go_on, client, pending, names, found))
+            self._audience.listen(partial(self._go_on, client, pending, kind, names, found))
 
     def _permit(self, pending: Pending, name: bytes, glob: Glob | None) -> None:
         """Raise Forbidden unless a client may listen there."""
@@ -179,6 +216,7 @@ class Messaging:
         self,
         client: RespConnection,
         pending: _Alone,
+        kind: Kind,
         names: list[bytes],
         globs: Sequence[Glob | None],
         error: ConureError | None,
@@ -188,11 +226,11 @@ class Messaging:
             pending.fail(self._answers.text_of(error))
             return
         try:
-            self._audience.check(client, names, globs[0] is not None)  # others came meanwhile
+            self._audience.check(client, kind, names)  # others came meanwhile
         except BadRequest as why:
             pending.fail(error_text(why))
             return
-        steps = self._enter(client, pending, names, globs)
+        steps = self._enter(client, pending, kind, names, globs)
         if _is_short(names):
             for _ in steps:  # before anybody finds that nobody has subscribed
                 pass
@@ -203,36 +241,28 @@ class Messaging:
         self,
         client: RespConnection,
         pending: _Alone,
+        kind: Kind,
         names: list[bytes],
         globs: Sequence[Glob | None],
     ) -> Turns:
         """Subscribe a client, and confirm it: of each name before the first message."""
         replies = client.replies()
-        kind = b"subscribe" if globs[0] is None else b"psubscribe"
+        done = kind.value + b"subscribe"
         for number, (name, glob) in enumerate(zip(names, globs, strict=True), 1):
             if client.is_last:  # it has left meanwhile
                 break
-            count = self._audience.subscribe(client, name, glob)
-            _confirm(replies, kind, name, count)
+            count = self._audience.subscribe(client, kind, name, glob)
+            _confirm(replies, done, name, count)
             if number % _STEP == 0:
                 client.push(replies.take())
                 yield False
         client.push(replies.take())
         pending.end()
 
-    def _unsubscribe(self, client: RespConnection, words: list[bytes]) -> None:
-        subscriptions = client.session.subscriptions
-        own = subscriptions.channels if subscriptions else ()
-        self._leave(client, words[1:] or [*own], b"unsubscribe")
-
-    def _punsubscribe(self, client: RespConnection, words: list[bytes]) -> None:
-        subscriptions = client.session.subscriptions
-        own = subscriptions.patterns if subscriptions else ()
-        self._leave(client, words[1:] or [*own], b"punsubscribe")
-
-    def _leave(self, client: RespConnection, names: list[bytes], kind: bytes) -> None:
+    def _unsubscribe(self, kind: Kind, client: RespConnection, words: list[bytes]) -> None:
+        names = words[1:] or self._audience.names_of(client, kind)
         pending = _Alone(client)
-        steps = self._leave_in_steps(client, pending, names, kind)
+        steps = self._leave(client, pending, kind, names)
         if len(names) <= _STEP:
             for _ in steps:
                 pass
@@ -240,26 +270,25 @@ class Messaging:
             pending.begin()
             begin(pending, steps)
 
-    def _leave_in_steps(
-        self, client: RespConnection, pending: _Alone, names: list[bytes], kind: bytes
+    def _leave(
+        self, client: RespConnection, pending: _Alone, kind: Kind, names: list[bytes]
     ) -> Turns:
         replies = client.replies()
+        done = kind.value + b"unsubscribe"
         for number, name in enumerate(names, 1):
-            count = self._audience.unsubscribe(client, name, kind == b"punsubscribe")
-            _confirm(replies, kind, name, count)
+            count = self._audience.unsubscribe(client, kind, name)
+            _confirm(replies, done, name, count)
             if number % _STEP == 0:
                 client.push(replies.take())
                 yield False
         if not names:
-            subscriptions = client.session.subscriptions
-            left = len(subscriptions.channels) + len(subscriptions.patterns) if subscriptions else 0
-            _confirm(replies, kind, None, left)
+            _confirm(replies, done, None, self._audience.count_for(client, kind))
         client.push(replies.take())
         pending.end()
 
     # -- PUBLISH ----------------------------------------------------------------------------------
 
-    def _publish(self, client: RespConnection, words: list[bytes]) -> None:
+    def _publish(self, kind: Kind, client: RespConnection, words: list[bytes]) -> None:
         _, channel, message = words
         pending = Pending(client)
         try:
@@ -274,24 +303,29 @@ class Messaging:
         if self._audience.is_full:
             client.fail("TRYAGAIN too many messages are under way, try again shortly")
         elif client.captured is not None:
-            self._messenger.publish(channel, message, _ignore)
-            client.reply(b":%d\r\n" % self._audience.count_of(channel))
+            self._messenger.publish(topic_of(kind, channel), message, _ignore)
+            client.reply(b":%d\r\n" % self._audience.count_of(kind, channel))
         else:
             client.begin(pending)
-            told = partial(client.reactor.post, self._published, pending, channel)
-            self._messenger.publish(channel, message, told)
+            told = partial(client.reactor.post, self._published, pending, kind, channel)
+            self._messenger.publish(topic_of(kind, channel), message, told)
 
-    def _published(self, pending: Pending, channel: bytes, error: ConureError | None) -> None:
+    def _published(
+        self, pending: Pending, kind: Kind, channel: bytes, error: ConureError | None
+    ) -> None:
         if error is not None:
             pending.fail(self._answers.text_of(error))
+        elif kind is Kind.SHARD:
+            pending.finish(b":%d\r\n" % self._audience.count_of(kind, channel))
         else:
             self._audience.count(channel, lambda count: pending.finish(b":%d\r\n" % count))
 
     # -- PUBSUB -----------------------------------------------------------------------------------
 
-    def _tell_channels(self, client: RespConnection, words: list[bytes]) -> None:
+    def _tell_channels(self, kind: Kind, client: RespConnection, words: list[bytes]) -> None:
         if len(words) > 3:
-            client.fail("ERR wrong number of arguments for 'pubsub|channels' command")
+            name = "channels" if kind is Kind.CHANNEL else "shardchannels"
+            client.fail(f"ERR wrong number of arguments for 'pubsub|{name}' command")
             return
         try:
             glob = Glob(words[2]) if len(words) == 3 else None
@@ -300,11 +334,12 @@ class Messaging:
             return
         pending = Pending(client)
         client.begin(pending)
-        begin(pending, self._find(client, pending, self._audience.names(), glob))
+        begin(pending, self._find(client, pending, kind, glob))
 
     def _find(
-        self, client: RespConnection, pending: Pending, names: list[bytes], glob: Glob | None
+        self, client: RespConnection, pending: Pending, kind: Kind, glob: Glob | None
     ) -> Turns:
+        names = self._audience.names(kind)  # when it is its turn: there may be a million
         found: list[bytes] = []
         step = _STEP if glob is None or not glob.is_costly else 8
         for start in range(0, len(names), step):
@@ -323,12 +358,12 @@ class Messaging:
         pending.unpark()
         pending.finish(replies.take())
 
-    def _numsub(self, client: RespConnection, words: list[bytes]) -> None:
+    def _numsub(self, kind: Kind, client: RespConnection, words: list[bytes]) -> None:
         replies = client.replies()
         replies.array_of(2 * len(words[2:]))
         for name in words[2:]:
             replies.bulk(name)
-            replies.integer(self._audience.count_of(name))
+            replies.integer(self._audience.count_of(kind, name))
         client.reply(replies.take())
 
     def _numpat(self, client: RespConnection, _: list[bytes]) -> None:
@@ -357,6 +392,11 @@ class _Alone(Pending):
         """Let it wait."""
         self.is_alone = self._has_begun = True
         self._connection.begin(self)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are kept while it waits; see ``Pending.hold``."""
+        if self._has_begun:
+            super().hold(size)
 
     def end(self) -> None:
         """All is confirmed."""

@@ -28,7 +28,7 @@ from typing import Final
 
 from conure.commands import EventKind
 from conure.net.reactor import Reactor
-from conure.resp.audience import Audience
+from conure.resp.audience import Audience, Kind, topic_of
 from conure.state.history import History
 
 __all__ = ["Notifying"]
@@ -135,7 +135,7 @@ class Notifying:
             return []
         found = []
         if "K" in self._letters:
-            found.append((b"__keyspace@0__:" + key, name))
+            found.append((topic_of(Kind.CHANNEL, b"__keyspace@0__:" + key), name))
         if "E" in self._letters:
-            found.append((b"__keyevent@0__:" + name, key))
+            found.append((topic_of(Kind.CHANNEL, b"__keyevent@0__:" + name), key))
         return found

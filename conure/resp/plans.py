@@ -29,7 +29,7 @@ from conure.resp.verb import Context, Plan, ReplyError, Verb
 from conure.resp.waiters import LONG, Pending, begin
 from conure.resp.words import TOO_MUCH
 from conure.service.backend import Found, Record
-from conure.service.limits import Limits
+from conure.service.limits import STEPS_AT_ONCE, Limits
 from conure.service.promises import Promise
 from conure.service.requests import Desk
 from conure.service.turns import Turns
@@ -113,6 +113,10 @@ class Plans:
         """Have steps done as one entry of the log, if all comparisons hold."""
         client.begin(pending)
         turns = self._take(pending, steps, compares)
+        if len(steps) > STEPS_AT_ONCE:
+            pending.is_alone = True
+            begin(pending, turns)
+            return
         try:
             must_wait = any(turns)
         except ConureError as error:

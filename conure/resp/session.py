@@ -33,6 +33,10 @@ class Subscriptions(Protocol):
     def patterns(self) -> Collection[bytes]:
         """The patterns."""
 
+    @property
+    def shards(self) -> Collection[bytes]:
+        """The shard channels."""
+
 
 class Session:
     """The state of one client."""
@@ -51,6 +55,7 @@ class Session:
         "subscriptions",
         "transaction",
         "watched",
+        "watched_bytes",
     )
 
     def __init__(self) -> None:
@@ -70,6 +75,7 @@ class Session:
         self.transaction: Transaction | None = None
         self.subscriptions: Subscriptions | None = None  # None: there are none
         self.watched: dict[bytes, int] = {}  # the revision of each key; 0: it wasn't there
+        self.watched_bytes = 0  # of all keys that were asked for, about
         self.is_plain = True
         """Whether commands are done as they come, and answered."""
 

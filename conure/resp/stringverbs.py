@@ -36,6 +36,7 @@ from conure.steps import (
     Step,
     When,
     Write,
+    write_all,
 )
 
 __all__ = ["STRING_VERBS"]
@@ -230,22 +231,20 @@ def _value_of_lapse(done: Sequence[Done], replies: Replies) -> None:
         _value(done, replies)
 
 
-def _pairs(command: str, given: Words, context: Context) -> list[Write]:
+def _pairs(command: str, given: Words, context: Context) -> tuple[Words, Words]:
+    """Return the keys and the values that words are. Raises ReplyError."""
     if len(given) % 2:
         raise words.wrong_arity(command)
-    return [
-        Write(words.key(name), words.value(value, context))
-        for name, value in zip(given[::2], given[1::2], strict=True)
-    ]
+    return words.keys(given[::2]), words.values(given[1::2], context)
 
 
 def _mset(given: Words, context: Context) -> Plan:
-    last = {write.key: write for write in _pairs("mset", given, context)}  # of each key
-    return Plan(tuple(last.values()), _ok)
+    last = dict(zip(*_pairs("mset", given, context), strict=True))  # of each key
+    return Plan(write_all(last.keys(), last.values()), _ok)
 
 
 def _msetnx(given: Words, context: Context) -> Plan:
-    writes = _pairs("msetnx", given, context)
+    writes = write_all(*_pairs("msetnx", given, context))
     names = list(dict.fromkeys(write.key for write in writes))
     rest = len(names) + len(writes)
     checks = [Check(name, WHEN_ABSENT, rest - n) for n, name in enumerate(names, 1)]

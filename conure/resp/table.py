@@ -8,12 +8,26 @@ needs neither is done at once; what changes more than an entry of the log can is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from sys import maxsize
 from typing import Any, Final
 
 from conure.resp.grammar import Run
 from conure.resp.verb import Plan
 
-__all__ = ["ALONE", "ANY", "MESSAGES", "READS", "WRITES", "Command", "Handler", "KeySpan"]
+__all__ = [
+    "ALONE",
+    "ANY",
+    "MESSAGES",
+    "MOST_WORDS",
+    "READS",
+    "WRITES",
+    "Command",
+    "Handler",
+    "KeySpan",
+]
+
+MOST_WORDS: Final = 4_096
+"""Of a command that isn't made for more: what is done for each word is done in one go."""
 
 ANY: Final = 0
 READS: Final = 1
@@ -31,7 +45,8 @@ KeySpan = tuple[int, int, int]
 
 
 class Command:
-    """A command. *arity* counts its name, too; negative: so many words at least.
+    """A command. *arity* counts its name, too; negative: so many words at least, and *most* of them
+    at most. What is planned has bounds of its own.
 
     *run* does several of them at once, *join* a read among writes that are unanswered. *plan* tells
     what it asks of the store. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
@@ -49,6 +64,7 @@ class Command:
         "join",
         "keys",
         "lane",
+        "most",
         "name",
         "plan",
         "run",
@@ -74,6 +90,7 @@ class Command:
         join: Handler | None = None,
         plan: Callable[[Sequence[bytes]], Plan] | None = None,
         subcommands: Mapping[str, Command] | None = None,
+        most: int = MOST_WORDS,
     ) -> None:
         assert in_multi in ("queue", "now", "refuse"), in_multi
         self.name = name
@@ -89,6 +106,7 @@ class Command:
         self.in_multi = in_multi
         self.join = join
         self.plan = plan
+        self.most = maxsize if plan else most
         self.subcommands = {name.encode(): each for name, each in (subcommands or {}).items()}
         self.calls = 0
 
@@ -97,7 +115,7 @@ class Command:
         if self.subcommands and not (self.arity == -1 and len(found) == 1):
             return False
         count = len(found) if type(found) is list else len(found.columns) + 1  # type: ignore[union-attr]
-        return count == self.arity or (self.arity < 0 and count >= -self.arity)
+        return count == self.arity or (self.arity < 0 and -self.arity <= count <= self.most)
 
     def keys_of(self, words: list[bytes]) -> list[bytes]:
         """Return the keys among the words."""

@@ -191,6 +191,7 @@ class Telling:
                     "evicted_keys": 0,
                     "pubsub_channels": self._audience.channels,
                     "pubsub_patterns": self._audience.patterns,
+                    "pubsubshard_channels": self._audience.shards,
                 }
             case "replication":
                 status = self._status()

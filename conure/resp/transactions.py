@@ -6,7 +6,11 @@ which isn't there is 0: if one doesn't hold, nothing is done and EXEC is answere
 nothing of the store (PING, CLIENT …) is done when EXEC is answered.
 
 A command that can't be queued makes EXEC fail (EXECABORT). One whose words make no plan is an error
-in its place of EXEC's array, as in Redis, and the others are done.
+in its place of EXEC's array, as in Redis, and the others are done. CLIENT REPLY takes effect at its
+place, as in Redis: an array of which replies are silenced has fewer of them than it says.
+
+What is queued or watched counts with what is arriving (``Reactor.arriving``) as long as it is kept,
+so that thousands of clients that queue and never end can't have all memory.
 
 The reactor's thread only.
 """
@@ -36,19 +40,22 @@ from conure.steps import Done, Step
 __all__ = ["Transactions"]
 
 _QUEUED = b"+QUEUED\r\n"
+_AT_ONCE = 128  # replies that are written in one go
 _FEW = 16  # commands that ask nothing of the store, done in one go
+_TOO_MUCH_HELD = "TRYAGAIN too much is queued or watched by clients, try again shortly"
 _TOO_LARGE = "ERR the transaction is too large, the limit is {:,} {}"
 
 
 class _Queue:
     """What MULTI has begun: plans, errors in the place of plans, and commands with their words."""
 
-    __slots__ = ("bytes", "is_aborted", "items", "steps")
+    __slots__ = ("bytes", "held", "is_aborted", "items", "steps")
 
     def __init__(self) -> None:
         self.items: list[Plan | bytes | tuple[Command, list[bytes]]] = []
         self.steps: list[Step] = []
         self.bytes = 0
+        self.held = 0  # of these, as the reactor counts them
         self.is_aborted = False
 
     @property
@@ -91,7 +98,7 @@ class Transactions:
         queue = client.session.transaction
         if not isinstance(queue, _Queue) or command.in_multi == "now":
             return False
-        text = self._why_not(queue, command, words)
+        text = self._why_not(client, queue, command, words)
         if text:
             queue.is_aborted = True
             client.fail(text)
@@ -107,7 +114,7 @@ class Transactions:
                 queue.items.append(error_reply(str(error)))
         if len(queue.steps) > self._limits.max_queued:
             queue.is_aborted = True
-            queue.items, queue.steps = [], []
+            self._empty(client, queue)
             client.fail(_TOO_LARGE.format(self._limits.max_queued, "steps"))
             return True
         client.reply(_QUEUED)
@@ -121,21 +128,38 @@ class Transactions:
 
     def leave(self, client: RespConnection) -> None:
         """Forget what a client has begun."""
+        queue = client.session.transaction
+        if isinstance(queue, _Queue):
+            self._empty(client, queue)
         client.session.transaction = None
         self._forget_watched(client)
 
-    def _why_not(self, queue: _Queue, command: Command, words: list[bytes]) -> str:
+    def _why_not(
+        self, client: RespConnection, queue: _Queue, command: Command, words: list[bytes]
+    ) -> str:
         """Return the error for what can't be queued; empty if it can."""
         if command.in_multi == "refuse":
             return f"ERR {command.name.upper()} is not allowed inside a transaction"
-        queue.bytes += sum(map(len, words)) + len(words) * WORD_PRICE
+        size = _size_of(words)
+        queue.bytes += size
         if queue.bytes > self._limits.max_command_bytes:
-            queue.items, queue.steps = [], []
+            self._empty(client, queue)
             return _TOO_LARGE.format(self._limits.max_command_bytes, "bytes")
         if len(queue.items) >= self._limits.max_queued:
-            queue.items, queue.steps = [], []
+            self._empty(client, queue)
             return _TOO_LARGE.format(self._limits.max_queued, "commands")
+        if not _has_room(client, size):
+            self._empty(client, queue)
+            return _TOO_MUCH_HELD
+        queue.held += size
+        client.reactor.arriving += size
         return ""
+
+    def _empty(self, client: RespConnection, queue: _Queue) -> None:
+        """Let go of what is queued."""
+        queue.items, queue.steps = [], []
+        client.reactor.arriving -= queue.held
+        queue.held = 0
 
     # -- the commands ----------------------------------------------------------------------------
 
@@ -161,13 +185,13 @@ class Transactions:
         if not isinstance(queue, _Queue):
             client.fail("ERR EXEC without MULTI")
             return
-        watched = session.watched
+        watched, items, steps = session.watched, queue.items, queue.steps
         self._end(client)
         if queue.is_aborted:
             client.fail("EXECABORT Transaction discarded because of previous errors.")
             return
-        pending = _Executed(client, queue.items)
-        if not (queue.steps or watched):
+        pending = _Executed(client, items)
+        if not (steps or watched):
             client.begin(pending)
             pending.tell(pending.show_items(()))
             return
@@ -175,7 +199,7 @@ class Transactions:
             Compare(key, Target.MOD_REVISION, Relation.EQUAL, revision)
             for key, revision in watched.items()
         ]
-        self._plans.propose(client, pending, queue.steps, compares)
+        self._plans.propose(client, pending, steps, compares)
 
     def _watch(self, client: RespConnection, words: list[bytes]) -> None:
         session = client.session
@@ -194,6 +218,12 @@ class Transactions:
         if not keys:
             client.reply(OK)
             return
+        size = _size_of(keys)
+        if not _has_room(client, size):
+            client.fail(_TOO_MUCH_HELD)
+            return
+        session.watched_bytes += size
+        client.reactor.arriving += size
         session.begin_watching()
         pending = _Watching(client, keys)
         client.begin(pending)
@@ -208,12 +238,24 @@ class Transactions:
         client.reply(OK)
 
     def _end(self, client: RespConnection) -> None:
-        client.session.transaction = None
+        self.leave(client)
         client.session.refresh()
-        self._forget_watched(client)
 
     def _forget_watched(self, client: RespConnection) -> None:
-        client.session.end_watching()
+        session = client.session
+        client.reactor.arriving -= session.watched_bytes
+        session.watched_bytes = 0
+        session.end_watching()
+
+
+def _size_of(words: Sequence[bytes]) -> int:
+    return sum(map(len, words)) + len(words) * WORD_PRICE
+
+
+def _has_room(client: RespConnection, size: int) -> bool:
+    """Tell whether so much more may be kept of what clients have begun."""
+    reactor = client.reactor
+    return reactor.arriving + size <= reactor.bounds.max_arriving_bytes
 
 
 class _Watching(Pending):
@@ -261,8 +303,9 @@ class _Executed(Proposed):
         self._connection = client
         self._items = items
         others = [item for item in items if not isinstance(item, Plan | bytes)]
+        self.is_alone = bool(others)  # they may change what later commands mean
         slow = any(isinstance(item, Plan) and item.takes_long for item in items)
-        self.takes_long = slow or len(others) > _FEW
+        self.takes_long = slow or len(others) > _FEW or len(items) > _AT_ONCE
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         if outcome.succeeded:
@@ -276,12 +319,17 @@ class _Executed(Proposed):
         client, replies = self._connection, self.replies
         replies.array_of(len(self._items))
         start = size = 0
-        for item in self._items:
+        for number, item in enumerate(self._items, 1):
+            if not number % _AT_ONCE:
+                yield
+            is_silent = client.session.silent
             if isinstance(item, bytes):
-                replies.raw(item)
+                if not is_silent:
+                    replies.raw(item)
             elif isinstance(item, Plan):
                 stop = start + len(item.steps)
-                item.reply(done[start:stop], replies)
+                if not is_silent:
+                    item.reply(done[start:stop], replies)
                 start = stop
                 if item.takes_long:
                     yield
@@ -289,7 +337,10 @@ class _Executed(Proposed):
                 replies.error(TOO_MUCH)
             else:
                 command, words = item
-                reply = client.capture(command.handle, words) or error_reply(INTERNAL)
-                replies.raw(reply)
+                reply = client.capture(command.handle, words)
+                if not (reply or client.session.silent or client.session.skips):
+                    reply = error_reply(INTERNAL)
+                if not (is_silent and client.session.silent):  # CLIENT REPLY ON has one
+                    replies.raw(reply)
                 size += len(reply)
                 yield

@@ -29,6 +29,7 @@ __all__ = [
     "options",
     "reply_error",
     "value",
+    "values",
     "wrong_arity",
 ]
 
@@ -77,8 +78,9 @@ def key(word: bytes) -> bytes:
 
 def keys(words: Sequence[bytes]) -> Sequence[bytes]:
     """Return the keys that words are. Raises ReplyError."""
-    for word in words:
-        key(word)
+    if words and not 0 < len(min(words, key=len)) <= len(max(words, key=len)) <= MAX_KEY_BYTES:
+        for word in words:
+            key(word)
     return words
 
 
@@ -90,6 +92,13 @@ def value(word: bytes, context: Context) -> bytes:
             f"ERR string exceeds maximum allowed size ({longest:,} bytes, max_value_bytes)"
         )
     return word
+
+
+def values(words: Sequence[bytes], context: Context) -> Sequence[bytes]:
+    """Return the values that words are. Raises ReplyError."""
+    if words:
+        value(max(words, key=len), context)
+    return words
 
 
 def integer(word: bytes) -> int:

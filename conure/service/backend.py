@@ -26,8 +26,9 @@ __all__ = [
     "WriteReply",
 ]
 
-Command = tuple[bytes, bytes | None] | Transaction | Sequential
-"""A key and its new value, None to delete it; or a transaction, whose time the backend sets."""
+Command = tuple[bytes, bytes | None] | Transaction | Sequential | bytes
+"""A key and its new value, None to delete it; or a transaction, whose time the backend sets. Bytes
+are a sequential one as codec.py encodes it, so long that this was done in turns."""
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]
 """Told how the commands *start* to *stop* of a batch have ended: done, or why not."""
@@ -110,10 +111,19 @@ class KeyValueBackend(Protocol):
         NotLeader, and those after them passed on to the leader.
         """
 
-    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
+    def confirm_read(
+        self,
+        reply: Reply,
+        requests: int = 1,
+        *,
+        passes_on: bool = False,
+        kept: Reply | None = None,
+        kept_requests: int = 0,
+    ) -> None:
         """Call *reply*, which answers so many *requests*, once the local state holds every write
         acknowledged before now. Where this node doesn't lead, the leader is asked for that with
-        *passes_on*; without it the reply is NotLeader."""
+        *passes_on*; without it the reply is NotLeader. *kept* is told the same for so many
+        requests more, which aren't passed on."""
 
     def get_all(
         self, keys: Sequence[bytes], most: int = maxsize, longest: int = 0

@@ -97,6 +97,7 @@ def steps_of(command: Command, deletes: Callable[[bytes], bool]) -> Iterator[Ste
 
     *deletes* tells whether the keys that a session holds may be removed with it.
     """
+    assert not isinstance(command, bytes), "the gate is asked before a command is encoded"
     if not isinstance(command, Transaction | Sequential):
         yield (Action.WRITE, *_only(command[0]))
         return

@@ -1,17 +1,29 @@
 """What one request may carry and one change may do, whatever protocol it comes by.
 
-A change is one entry of the log and is applied in one go while everybody waits, so it is bounded
-here, before it is proposed. Nothing here has state: any thread may use anything.
+A change is one entry of the log and, unless it is sequential, applied in one go while everybody
+waits, so it is bounded here, before it is proposed. Nothing here has state: any thread may use
+anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from conure.commands import MAX_KEY_BYTES, WRITTEN_BYTES, Compare
 from conure.errors import BadRequest, PayloadTooLarge
-from conure.steps import AddFloat, Append, Check, Erase, Lapse, Move, Overlay, Step, Write
+from conure.steps import (
+    AddFloat,
+    Append,
+    Check,
+    Erase,
+    Lapse,
+    Move,
+    Overlay,
+    Step,
+    Write,
+    plain_writes,
+)
 
 __all__ = [
     "MAX_CHANGE_BYTES",
@@ -19,7 +31,9 @@ __all__ = [
     "MAX_OPERATIONS",
     "MAX_STEPS",
     "MAX_TTL",
+    "MAX_WATCHED",
     "MAX_WORK",
+    "STEPS_AT_ONCE",
     "Limits",
     "check_key",
     "check_ttl",
@@ -32,9 +46,14 @@ MAX_WORK: Final = 5_000
 """Records that the ranges of one change may read or delete, and KiB of values that it writes, all
 together: everybody waits while it is applied."""
 
-MAX_STEPS: Final = 2_000
-"""Steps of one sequential transaction, and comparisons; so many take some 15 ms. One that removes a
-key or reads a value to write it counts as two, and one that sets when a key expires as three."""
+MAX_STEPS: Final = 10_000
+"""Steps of one sequential transaction, which takes turns where it is applied (state/lengthy.py)."""
+
+MAX_WATCHED: Final = 2_000
+"""Comparisons of one sequential transaction."""
+
+STEPS_AT_ONCE: Final = 500
+"""Steps that are checked and encoded in one go; so many take a millisecond or less."""
 
 MAX_CHANGE_BYTES: Final = WRITTEN_BYTES
 """Bytes of all values that one change brings, for the same reason; a single value may be longer."""
@@ -69,37 +88,48 @@ class Limits:
     def check_steps(self, steps: Sequence[Step], compares: Sequence[Compare]) -> None:
         """Raise PayloadTooLarge if there are more steps or comparisons, or bytes in them, than one
         sequential transaction may have, and BadRequest for a key that nobody may have."""
-        size = work = 0
+        for _ in self.check_in_turns(steps, compares):
+            pass
+
+    def check_in_turns(self, steps: Sequence[Step], compares: Sequence[Compare]) -> Iterator[None]:
+        """Raise likewise, and yield where something else may have its turn."""
+        if len(steps) > MAX_STEPS or len(compares) > MAX_WATCHED:
+            raise PayloadTooLarge(
+                f"the transaction has {len(steps):,} steps and {len(compares):,} watched keys; it "
+                f"may have {MAX_STEPS:,} steps and {MAX_WATCHED:,} watched keys"
+            )
         for compare in compares:
             check_key(compare.key)
+        size = self._check_some(steps[:STEPS_AT_ONCE])
+        for start in range(STEPS_AT_ONCE, len(steps), STEPS_AT_ONCE):
+            yield
+            size += self._check_some(steps[start : start + STEPS_AT_ONCE])
+        self.check_change(size)
+
+    def _check_some(self, steps: Sequence[Step]) -> int:
+        """Check the keys and values of steps; return how many bytes the values have."""
+        writes = plain_writes(steps)
+        if writes is not None:
+            keys, values = writes
+            check_key(min(keys, key=len))
+            check_key(max(keys, key=len))
+            self.check_value(max(values, key=len))
+            return sum(map(len, values))
+        size = 0
         for step in steps:
-            work += 1
             check_key(step.key)
             match step:
-                case Write(_, value, (_, operand), (life, _)):
-                    work += 2 * (life != 0)
+                case Write(_, value, (_, operand)):
                     size += len(self.check_value(value)) + len(operand)
                 case Append(_, value) | Overlay(_, _, value) | AddFloat(_, value):
-                    work += 1
                     size += len(self.check_value(value))
-                case Check(_, (_, operand), _):
-                    size += len(operand)
-                case Erase(_, (_, operand)):
-                    work += 1
+                case Check(_, (_, operand), _) | Erase(_, (_, operand)):
                     size += len(operand)
                 case Lapse(_, _, (_, operand)):
-                    work += 2
                     size += len(operand)
                 case Move(_, target):
                     check_key(target)
-                    work += 1
-        if max(work, len(compares)) > MAX_STEPS:
-            raise PayloadTooLarge(
-                f"the transaction has {len(steps):,} steps and {len(compares):,} watched keys; it "
-                f"may have {MAX_STEPS:,} of each, where what removes a key or changes a value "
-                "counts twice, and what sets an expiry three times"
-            )
-        self.check_change(size)
+        return size
 
     def check_value(self, value: bytes, where: str = "") -> bytes:
         """Return the value. Raises PayloadTooLarge."""

@@ -26,7 +26,7 @@ from conure.service.batches import PART_BYTES, PART_LINES, BatchCount, Line
 from conure.service.freshness import LINEARIZABLE, STALE, Contact, Freshness
 from conure.service.front import FrontEnd, WaiterT
 from conure.service.gate import NO_KEYS, Action, AllowAll, Gate, steps_of
-from conure.service.limits import Limits
+from conure.service.limits import STEPS_AT_ONCE, Limits
 from conure.service.parts import PartOfRange
 from conure.service.promises import Promise, Promises
 from conure.service.referral import Referral
@@ -34,6 +34,7 @@ from conure.service.rounds import Gathered, Look, Rounds
 from conure.service.turns import Turns
 from conure.service.watchers import SinkT, Watch, Watchers
 from conure.service.workers import Workers
+from conure.state import codec
 from conure.state.history import Position
 from conure.steps import Step
 
@@ -169,7 +170,7 @@ class Desk(Generic[WaiterT]):
     ) -> Turns:
         """Take a transaction that may read much into a round, once its *promise* can be made, which
         *answer* has to let go whatever comes of it. Raises Forbidden."""
-        yield from self._take(waiter, transaction, promise, answer)
+        yield from self._take(waiter, transaction, transaction, promise, answer)
 
     def promise_steps(self, steps: Sequence[Step]) -> Promise:
         """Return what steps have to be promised, for :meth:`sequence`."""
@@ -185,18 +186,28 @@ class Desk(Generic[WaiterT]):
     ) -> Turns:
         """Take steps into a round as one sequential transaction, likewise: into this one, if
         nothing is yielded. Its outcome has what came of each step, or none of them was done because
-        a comparison failed. Raises Forbidden, PayloadTooLarge."""
-        self._limits.check_steps(steps, compares)
+        a comparison failed. Raises Forbidden, PayloadTooLarge.
+
+        More than STEPS_AT_ONCE steps take several turns, whether or not they are in this round."""
+        for _ in self._limits.check_in_turns(steps, compares):
+            yield False
         whole = Sequential(tuple(compares), tuple(steps), self._limits.value_bytes)
-        yield from self._take(waiter, whole, promise, answer)
+        command: Command = whole
+        if len(steps) > STEPS_AT_ONCE:
+            for part in codec.sequential_in_turns(whole):
+                command = part
+                yield False
+        yield from self._take(waiter, whole, command, promise, answer)
 
     def _take(
         self,
         waiter: WaiterT,
         transaction: Transaction | Sequential,
+        command: Command,
         promise: Promise,
         answer: object,
     ) -> Turns:
+        """Take a transaction into a round, as the *command* that it is handed over as."""
         if self._gate is not None:
             self._ask(waiter, transaction)
         while not promise.take(waiter.room):
@@ -204,7 +215,7 @@ class Desk(Generic[WaiterT]):
         # Nothing fails from here on, so that the promise is taken back with the answer.
         gathered = self._gathered
         gathered.answers[len(gathered.commands)] = answer
-        gathered.commands.append(transaction)
+        gathered.commands.append(command)
         gathered.writers.append(waiter)
 
     def delete_part(

@@ -1,12 +1,11 @@
 """A round: what the requests of all fronts ask for until the reactor has none left to take in.
 
 1. All writes of a round become one proposal, and all its linearizable reads share one confirmation
-   (R6), whichever fronts they came by; two where some fronts pass them on and others don't.
+   (R6), whichever fronts they came by, and whether these have them passed on to the leader or not.
 2. Reads are answered, and sent, before the writes are synced: :meth:`Rounds.end` returns True to be
    called again, for the writes, once that is done.
-3. Each front has lists of its own. Where one front alone has something to do, its lists are handed
-   on as they are; only where several have, they are joined, and what came of them is taken apart.
-   A bug of one front costs those of the others no answer then.
+3. Each front has lists of its own, and is told what came of them as if it were alone. A bug of one
+   front costs those of the others no answer.
 
 The reactor thread gathers and ends; whichever thread commits or confirms brings the replies.
 """
@@ -15,16 +14,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from conure.commands import Committed
 from conure.errors import ConureError
-from conure.service.backend import Command, Found, KeyValueBackend
+from conure.service.backend import Command, KeyValueBackend, Reply
 from conure.service.freshness import Contact
-from conure.service.front import FrontEnd, Waiter, WaiterT
-from conure.service.gate import Caller
+from conure.service.front import FrontEnd, WaiterT
 from conure.service.slices import Slices, failing
 from conure.service.turns import Turns, begin
 
@@ -56,10 +54,6 @@ class Gathered(Generic[WaiterT]):
         self.front = front
         self.passes_on = passes_on
         """Whether all of it is passed on to the leader where this node doesn't lead."""
-        self.clear()
-
-    def clear(self) -> None:
-        """Ask for nothing any more; what was asked for stays with whoever has taken it."""
         # Writes, each with its waiter, and by position what is to be given back with their ends;
         # reads of plain keys, and others; stale reads of plain keys.
         self.commands: list[Command] = []
@@ -71,10 +65,6 @@ class Gathered(Generic[WaiterT]):
         self.stale_keys: list[bytes] = []
         self.stale_readers: list[WaiterT] = []
 
-    def is_empty(self) -> bool:
-        """Tell whether nothing is asked for."""
-        return not (self.writers or self.readers or self.looks or self.stale_readers)
-
 
 class Rounds:
     """Ends the rounds of all fronts."""
@@ -83,15 +73,13 @@ class Rounds:
         self._backend = backend
         self._slices = Slices(backend)
         self._gathered: list[Gathered[Any]] = []
-        # What several fronts ask for, of which writes may be left that are still to go: of those
-        # whose requests are passed on, and of the others.
-        self._joined = {each: _joined([], passes_on=each) for each in (False, True)}
 
     def gather(self, front: FrontEnd[WaiterT], *, passes_on: bool) -> Gathered[WaiterT]:
         """Return where the requests of a front are gathered, which are passed on to the leader
         where this node doesn't lead, or refused. Before the first round."""
         gathered = Gathered(front, passes_on=passes_on)
         self._gathered.append(gathered)
+        self._gathered.sort(key=lambda each: each.passes_on)  # as the backend wants writes
         return gathered
 
     def end(self) -> bool:
@@ -99,90 +87,139 @@ class Rounds:
 
         True asks for another call, before which the answers given so far are to be sent.
         """
-        parts = self._gathered if len(self._gathered) == 1 else self._join()
         has_read = False
-        for part in parts:
-            has_read |= self._read(part)
-        parts = [part for part in parts if part.writers]
-        if parts and not has_read:
-            self._write(parts)
+        reading = []
+        for each in self._gathered:
+            if each.stale_readers:
+                self._read_stale(each)
+                has_read = True
+            if each.readers or each.looks:
+                reading.append(each)
+        if reading:
+            self._read(reading)
+            has_read = True
+        writing = [each for each in self._gathered if each.writers]
+        if writing and not has_read:
+            self._write(writing)
             return False
-        return bool(parts)
+        return bool(writing)
 
     def confirm(
         self, front: FrontEnd[WaiterT], waiter: WaiterT, look: Look, *, passes_on: bool
     ) -> None:
         """Have one read confirmed, apart from any round. Any thread."""
-        reply = partial(self._confirmed, front, [], [], [(waiter, look)])
+        reply = partial(self._confirmed, _Reads(front, [], [], [(waiter, look)]))
         self._backend.confirm_read(reply, passes_on=passes_on)
 
-    def _read(self, gathered: Gathered[Any]) -> bool:
-        """Answer the reads that are gathered; return whether there are any."""
-        front = gathered.front
-        has_read = False
-        if gathered.stale_readers:
-            readers, gathered.stale_readers = gathered.stale_readers, []
-            keys, gathered.stale_keys = gathered.stale_keys, []
-            # Asked before the records are read: they are at least as new as this contact.
-            contact = Contact(self._backend.last_contact())
-            self._slices.answer(front, readers, keys, contact)
-            has_read = True
-        if gathered.readers or gathered.looks:
-            readers, gathered.readers = gathered.readers, []
-            keys, gathered.keys = gathered.keys, []
-            looks, gathered.looks = gathered.looks, []
-            reply = partial(self._confirmed, front, readers, keys, looks)
-            waiters = [*readers, *(waiter for waiter, _ in looks)]
-            with failing(front, waiters):
-                self._backend.confirm_read(reply, len(waiters), passes_on=gathered.passes_on)
-            has_read = True
-        return has_read
+    def _read_stale(self, gathered: Gathered[Any]) -> None:
+        readers, gathered.stale_readers = gathered.stale_readers, []
+        keys, gathered.stale_keys = gathered.stale_keys, []
+        # Asked before the records are read: they are at least as new as this contact.
+        contact = Contact(self._backend.last_contact())
+        self._slices.answer(gathered.front, readers, keys, contact)
 
-    def _write(self, parts: list[Gathered[Any]]) -> None:
-        """Commit the writes of a round: first those that aren't passed on, if there are both."""
-        gathered = parts[0]
-        kept = 0 if gathered.passes_on else len(gathered.writers)
-        if len(parts) > 1:
-            gathered = _joined(parts, passes_on=True)
-        writers, gathered.writers = gathered.writers, []
-        commands, gathered.commands = gathered.commands, []
-        answers, gathered.answers = gathered.answers, {}
-        reply = partial(gathered.front.written, writers, answers)
-        with failing(gathered.front, writers):
-            self._backend.write(commands, reply, kept)
+    def _read(self, reading: list[Gathered[Any]]) -> None:
+        """Have the reads of fronts confirmed together."""
+        kept: list[_Reads] = []
+        passed: list[_Reads] = []
+        for each in reading:
+            (passed if each.passes_on else kept).append(
+                _Reads(each.front, each.readers, each.keys, each.looks)
+            )
+            each.readers, each.keys, each.looks = [], [], []
+        with ExitStack() as stack:
+            for reads in (*kept, *passed):
+                stack.enter_context(failing(reads.front, reads.waiters()))
+            if not passed:
+                self._backend.confirm_read(self._reply(kept), _count(kept))
+            elif not kept:
+                self._backend.confirm_read(self._reply(passed), _count(passed), passes_on=True)
+            else:
+                self._backend.confirm_read(
+                    self._reply(passed),
+                    _count(passed),
+                    passes_on=True,
+                    kept=self._reply(kept),
+                    kept_requests=_count(kept),
+                )
 
-    def _join(self) -> list[Gathered[Any]]:
-        """Return what the fronts ask for: of those that don't pass it on, and of those that do;
-        each of the one that asks for something, or of all that do."""
-        parts = []
-        for passes_on, joined in self._joined.items():
-            fronts = [each for each in self._gathered if each.passes_on is passes_on]
-            busy = [each for each in (joined, *fronts) if not each.is_empty()]
-            if busy != [joined]:
-                made = _joined(busy if len(busy) > 1 else [], passes_on=passes_on)
-                self._joined[passes_on] = made
-                busy = [made] if len(busy) > 1 else busy
-            parts += busy
-        return parts
+    def _reply(self, some: list[_Reads]) -> Reply:
+        if len(some) == 1:
+            return partial(self._confirmed, some[0])
+        return partial(self._confirmed_all, some)
 
-    def _confirmed(
-        self,
-        front: FrontEnd[WaiterT],
-        readers: list[WaiterT],
-        keys: list[bytes],
-        looks: list[tuple[WaiterT, Look]],
-        error: ConureError | None,
-    ) -> None:
+    def _confirmed_all(self, some: list[_Reads], error: ConureError | None) -> None:
+        for reads in some:
+            with _apart(reads.front, reads.waiters()):
+                self._confirmed(reads, error)
+
+    def _confirmed(self, reads: _Reads, error: ConureError | None) -> None:
+        front, readers, keys, looks = reads
         if error is None:
             if readers:
                 self._slices.answer(front, readers, keys, None)
             if looks:
                 begin(looks[0][0], _look_each(front, looks), front.failed)
             return
-        for reader in readers:
-            front.failed(reader, error)
-        for looker, _ in looks:
-            front.failed(looker, error)
+        for waiter in reads.waiters():
+            front.failed(waiter, error)
+
+    def _write(self, writing: list[Gathered[Any]]) -> None:
+        """Commit the writes of fronts: first those that aren't passed on, if there are both."""
+        commands: list[Command] = []
+        shares: list[_Share] = []
+        kept = 0
+        with ExitStack() as stack:
+            for each in writing:
+                shares.append(_Share(each.front, each.writers, each.answers, len(commands)))
+                stack.enter_context(failing(each.front, each.writers))
+                commands = commands + each.commands if commands else each.commands
+                kept += 0 if each.passes_on else len(each.writers)
+                each.commands, each.writers, each.answers = [], [], {}
+            front, writers, answers, _ = shares[0]
+            reply = partial(front.written, writers, answers)
+            if len(shares) > 1:
+                reply = partial(_written_all, shares)
+            self._backend.write(commands, reply, kept)
+
+
+class _Reads(NamedTuple):
+    """Reads of one front that are confirmed: of plain keys, and others."""
+
+    front: FrontEnd[Any]
+    readers: list[Any]
+    keys: list[bytes]
+    looks: list[tuple[Any, Look]]
+
+    def waiters(self) -> list[Any]:
+        return [*self.readers, *(waiter for waiter, _ in self.looks)]
+
+
+def _count(some: list[_Reads]) -> int:
+    return sum(len(reads.readers) + len(reads.looks) for reads in some)
+
+
+class _Share(NamedTuple):
+    """The writes of one front in a batch, from position *start* on."""
+
+    front: FrontEnd[Any]
+    writers: list[Any]
+    answers: Mapping[int, Any]
+    start: int
+
+
+def _written_all(
+    shares: Sequence[_Share], start: int, stop: int, ended: Committed | ConureError
+) -> None:
+    """Tell each front what came of its own writes among those from *start* to *stop*."""
+    for front, writers, answers, at in shares:
+        first, last = max(start - at, 0), min(stop - at, len(writers))
+        if first < last:
+            told = ended
+            if isinstance(ended, Committed):
+                told = Committed(ended.first + at, ended.outcomes)
+            with _apart(front, writers[first:last]):
+                front.written(writers, answers, first, last, told)
 
 
 def _look_each(front: FrontEnd[WaiterT], looks: list[tuple[WaiterT, Look]]) -> Turns:
@@ -196,89 +233,8 @@ def _look_each(front: FrontEnd[WaiterT], looks: list[tuple[WaiterT, Look]]) -> T
         yield False
 
 
-# -- several fronts in one round -------------------------------------------------------------------
-
-
-def _joined(busy: list[Gathered[Any]], *, passes_on: bool) -> Gathered[Any]:
-    """Take what several fronts ask for together, in the order of the fronts."""
-    owners: dict[Waiter, FrontEnd[Any]] = {}
-    joined: Gathered[Any] = Gathered(_Several(owners), passes_on=passes_on)
-    for each in busy:
-        for waiters in (each.writers, each.readers, each.stale_readers):
-            owners |= dict.fromkeys(waiters, each.front)
-        owners |= {waiter: each.front for waiter, _ in each.looks}
-        before = len(joined.commands)
-        joined.answers |= {before + n: answer for n, answer in each.answers.items()}
-        joined.commands += each.commands
-        joined.writers += each.writers
-        joined.keys += each.keys
-        joined.readers += each.readers
-        joined.looks += each.looks
-        joined.stale_keys += each.stale_keys
-        joined.stale_readers += each.stale_readers
-        each.clear()
-    return joined
-
-
-class _Several:
-    """Stands for several fronts, and gives to each what is its own."""
-
-    def __init__(self, owners: Mapping[Waiter, FrontEnd[Any]]) -> None:
-        self._owners = owners
-
-    def caller_of(self, waiter: Waiter) -> Caller:
-        return self._owners[waiter].caller_of(waiter)
-
-    def written(
-        self,
-        waiters: Sequence[Waiter],
-        answers: Mapping[int, Any],
-        start: int,
-        stop: int,
-        ended: Committed | ConureError,
-    ) -> None:
-        for front, first, last in self._runs(waiters, start, stop):
-            with _apart(front, waiters[first:last]):
-                front.written(waiters, answers, first, last, ended)
-
-    def found(
-        self,
-        waiters: Sequence[Waiter],
-        records: Sequence[Found],
-        index: int,
-        contact: Contact | None,
-    ) -> None:
-        for front, start, stop in self._runs(waiters, 0, len(waiters)):
-            some = waiters[start:stop]
-            with _apart(front, some):
-                front.found(some, records[start:stop], index, contact)
-
-    def failed(self, waiter: Waiter, error: ConureError, contact: Contact | None = None) -> None:
-        front = self._owners[waiter]
-        with _apart(front, [waiter]):
-            front.failed(waiter, error, contact)
-
-    def broken(self, waiter: Waiter, how: str = "") -> None:
-        try:
-            self._owners[waiter].broken(waiter, how)
-        except Exception:
-            log.exception("a front could not tell of a bug")
-
-    def _runs(
-        self, waiters: Sequence[Waiter], start: int, stop: int
-    ) -> Iterator[tuple[FrontEnd[Any], int, int]]:
-        """Yield the fronts of waiters, and from where to where one after another is of the same."""
-        while start < stop:
-            front = self._owners[waiters[start]]
-            end = start + 1
-            while end < stop and self._owners[waiters[end]] is front:
-                end += 1
-            yield front, start, end
-            start = end
-
-
 @contextmanager
-def _apart(front: FrontEnd[Any], waiters: Sequence[Waiter]) -> Iterator[None]:
+def _apart(front: FrontEnd[Any], waiters: Sequence[Any]) -> Iterator[None]:
     """Let a bug of a front end with its own waiters: those of the others are answered."""
     try:
         yield

@@ -134,13 +134,14 @@ so an old release and a new one can share a cluster while it is upgraded.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from conure.commands import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
+    WRITTEN_BYTES,
     Acquire,
     Compare,
     Delete,
@@ -168,15 +169,20 @@ from conure.commands import (
 from conure.consensus.messages import COMMAND, Entry
 from conure.errors import VersionTooNew, WireError
 from conure.state import stepcodec
-from conure.steps import Move
+from conure.steps import Step
 
 __all__ = [
+    "LENGTHY_STEPS",
     "MAX_CHUNK_RECORDS",
+    "MOST_WRITES",
     "OP_DELETE",
     "OP_PUT",
     "OP_SEQUENTIAL",
     "OP_TRANSACTION",
     "SPEAKS",
+    "Checked",
+    "Opened",
+    "Writes",
     "check_command",
     "check_commands",
     "decode_command",
@@ -184,7 +190,7 @@ __all__ = [
     "decode_records",
     "decode_sequential",
     "decode_transaction",
-    "decode_whole",
+    "decode_writes",
     "encode_delete",
     "encode_outcome",
     "encode_put",
@@ -192,7 +198,9 @@ __all__ = [
     "encode_sequential",
     "encode_transaction",
     "has_outcome",
+    "is_lengthy",
     "newest_version",
+    "sequential_in_turns",
     "stamp",
 ]
 
@@ -205,8 +213,16 @@ OP_DELETE: Final = 2
 OP_TRANSACTION: Final = 3
 OP_SEQUENTIAL: Final = 4
 MAX_CHUNK_RECORDS: Final = 1 << 16
+LENGTHY_STEPS: Final = 16
+"""Steps and comparisons of a sequential transaction that are done in one go; few, for each of them
+may read a long value."""
+MOST_WRITES: Final = 500
+"""Keys that a sequential transaction sets in one go, if it does nothing else."""
 
 _VERSION, _SEQUENTIAL_VERSION = 1, 2
+_LENGTHY_BYTES = 256 << 10
+_ENCODED_AT_ONCE = 500  # steps
+assert _LENGTHY_BYTES < WRITTEN_BYTES
 _MAX_COMMAND = MAX_VALUE_BYTES + (32 << 20)  # all keys it may have; a frame holds more (records.py)
 
 _COMMAND = struct.Struct(">3sH")
@@ -270,9 +286,15 @@ def decode_command(data: bytes) -> tuple[int, bytes, bytes]:
     return operation, data[5:value_at], data[value_at:]
 
 
-def check_command(data: bytes) -> Transaction | Sequential | None:
-    """Return the transaction that a command stands for, None: it is a put or a delete. Raises
-    WireError for one that the state machine could not apply.
+class Checked(NamedTuple):
+    """What is known of a sequential transaction that was checked: the keys it reads values of."""
+
+    reads: list[bytes]
+
+
+def check_command(data: bytes) -> Transaction | Checked | None:
+    """Return the transaction that a command stands for, or what is known of a sequential one; None:
+    it is a put or a delete. Raises WireError for one that the state machine could not apply.
 
     That is one that the decoders of commands and transactions don't read, that writes a longer key
     than anybody may have, or makes longer values, or is longer than any. It is looked at before it
@@ -282,9 +304,10 @@ def check_command(data: bytes) -> Transaction | Sequential | None:
         raise WireError(f"a command of {len(data)} bytes")
     operation, value_at = _measure(data)
     if operation == OP_SEQUENTIAL:
-        sequential = decode_sequential(data)
-        _check_steps(sequential)
-        return sequential
+        opened = Opened(data)
+        for _ in opened.compares():
+            pass
+        return Checked(opened.check_steps(MAX_KEY_BYTES))
     if operation != OP_TRANSACTION:
         if value_at > 5 + MAX_KEY_BYTES:
             raise WireError(f"a command with a key of {value_at - 5} bytes")
@@ -295,17 +318,6 @@ def check_command(data: bytes) -> Transaction | Sequential | None:
         if len(key) > MAX_KEY_BYTES:
             raise WireError(f"an operation with a key of {len(key)} bytes")
     return transaction
-
-
-def _check_steps(sequential: Sequential) -> None:
-    if sequential.longest > MAX_VALUE_BYTES:
-        raise WireError(f"steps that make values of up to {sequential.longest} bytes")
-    for step in sequential.steps:
-        longest = len(step.key)
-        if type(step) is Move:
-            longest = max(longest, len(step.target))
-        if longest > MAX_KEY_BYTES:
-            raise WireError(f"a step with a key of {longest} bytes")
 
 
 def check_commands(entries: Iterable[Entry], speaks: int = SPEAKS) -> int:
@@ -430,6 +442,21 @@ def encode_sequential(sequential: Sequential) -> bytes:
     It has up to 65,535 comparisons and as many steps; the rest is as in
     :func:`encode_transaction`. The numbers of steps are signed, of 64 bits.
     """
+    head = _sequential_head(sequential)
+    return b"".join([*head, *stepcodec.encode_steps(sequential.steps)])
+
+
+def sequential_in_turns(sequential: Sequential) -> Iterator[bytes]:
+    """Yield nothing where something else may have its turn, and the same at last."""
+    parts = _sequential_head(sequential)
+    for start in range(0, len(sequential.steps), _ENCODED_AT_ONCE):
+        parts += stepcodec.encode_steps(sequential.steps[start : start + _ENCODED_AT_ONCE])
+        yield b""
+    yield b"".join(parts)
+
+
+def _sequential_head(sequential: Sequential) -> list[bytes]:
+    """Return what stands before the steps."""
     compares, steps, longest, time, idempotency_key, fingerprint, window = sequential
     head = _SEQUENTIAL_HEAD.pack(
         _SEQUENTIAL,
@@ -441,8 +468,7 @@ def encode_sequential(sequential: Sequential) -> bytes:
         len(compares),
         len(steps),
     )
-    own = [head, idempotency_key, fingerprint]
-    return b"".join([*own, *_encode_compares(compares), *stepcodec.encode_steps(steps)])
+    return [head, idempotency_key, fingerprint, *_encode_compares(compares)]
 
 
 def decode_sequential(data: bytes) -> Sequential:
@@ -450,29 +476,113 @@ def decode_sequential(data: bytes) -> Sequential:
 
     Raises WireError for anything that :func:`encode_sequential` of this version doesn't make.
     """
-    try:
-        head, time, window, longest, a, b, n, count = _SEQUENTIAL_HEAD.unpack_from(data)
+    opened = Opened(data)
+    compares = tuple(opened.compares())
+    return Sequential(
+        compares,
+        tuple(opened.steps()),
+        opened.longest,
+        opened.time,
+        opened.idempotency_key,
+        opened.fingerprint,
+        opened.window,
+    )
+
+
+class Opened:
+    """A sequential transaction that is decoded while it is carried out: the fields but comparisons
+    and steps, which are read once, the comparisons first.
+
+    Raises WireError, then or at what is malformed.
+    """
+
+    __slots__ = (
+        "_at",
+        "_compares",
+        "_data",
+        "_steps",
+        "fingerprint",
+        "idempotency_key",
+        "longest",
+        "time",
+        "window",
+    )
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            head, time, window, longest, a, b, n, count = _SEQUENTIAL_HEAD.unpack_from(data)
+        except struct.error as error:
+            raise WireError(f"a malformed sequential transaction: {error}") from error
         if head != _SEQUENTIAL:
             raise WireError("a command that is no sequential transaction of this version")
         if longest > MAX_VALUE_BYTES:  # a step of some bytes could make a value of so many
             raise WireError(f"a sequential transaction with values of {longest} bytes")
         fingerprint_at = _SEQUENTIAL_HEAD.size + a
-        at = fingerprint_at + b
-        compares, at = _decode_compares(data, at, n)
-        steps, at = stepcodec.decode_steps(data, at, count)
-    except (struct.error, ValueError) as error:
-        raise WireError(f"a malformed sequential transaction: {error}") from error
-    if at != len(data):
-        raise WireError(f"a sequential transaction of {at} bytes in a command of {len(data)} bytes")
-    return Sequential(
-        tuple(compares),
-        tuple(steps),
-        longest,
-        time,
-        data[_SEQUENTIAL_HEAD.size : fingerprint_at],
-        data[fingerprint_at : fingerprint_at + b],
-        window,
-    )
+        self._data = data
+        self._compares, self._steps = n, count
+        self._at = fingerprint_at + b
+        self.longest: int = longest
+        self.time: int = time
+        self.idempotency_key = data[_SEQUENTIAL_HEAD.size : fingerprint_at]
+        self.fingerprint = data[fingerprint_at : self._at]
+        self.window: int = window
+
+    def compares(self) -> Iterator[Compare]:
+        """Yield the comparisons."""
+        try:
+            for _ in range(self._compares):
+                compare, self._at = _decode_compare(self._data, self._at)
+                yield compare
+        except (struct.error, ValueError) as error:
+            raise WireError(f"a malformed sequential transaction: {error}") from error
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps; the last one ends where the command does."""
+        try:
+            yield from stepcodec.decode_steps(self._data, self._at, self._steps)
+        except struct.error as error:
+            raise WireError(f"a malformed sequential transaction: {error}") from error
+
+    def check_steps(self, longest: int) -> list[bytes]:
+        """Check the steps instead, whose keys have *longest* bytes at most; return the keys that
+        they read the values of."""
+        try:
+            return stepcodec.check_steps(self._data, self._at, self._steps, longest)
+        except struct.error as error:
+            raise WireError(f"a malformed sequential transaction: {error}") from error
+
+
+class Writes(NamedTuple):
+    """A sequential transaction that only sets keys, each once, as many as there are *values*."""
+
+    time: int
+    keys: list[bytes]
+    values: list[bytes]
+
+
+def decode_writes(data: bytes) -> Writes | None:
+    """Return what a command of OP_SEQUENTIAL stands for, if that is to set some keys, whatever they
+    have: all these steps can be done, and in one go. None of any other."""
+    if len(data) > _LENGTHY_BYTES or len(data) < _SEQUENTIAL_HEAD.size:
+        return None
+    _, time, _, longest, a, b, n, count = _SEQUENTIAL_HEAD.unpack_from(data)
+    if a or b or n or not 0 < count <= MOST_WRITES or longest > MAX_VALUE_BYTES:
+        return None
+    found = stepcodec.decode_writes(data, _SEQUENTIAL_HEAD.size, count)
+    if found is None:
+        return None
+    keys, values = found
+    if len(set(keys)) < count or max(map(len, values)) > longest:
+        return None
+    return Writes(time, keys, values)
+
+
+def is_lengthy(data: bytes) -> bool:
+    """Tell whether a command of OP_SEQUENTIAL may ask for more than should be done in one go."""
+    if len(data) < _SEQUENTIAL_HEAD.size:
+        return False
+    *_, compares, steps = _SEQUENTIAL_HEAD.unpack_from(data)
+    return bool(compares + steps > LENGTHY_STEPS) or len(data) > _LENGTHY_BYTES
 
 
 def decode_whole(operation: int, data: bytes) -> Transaction | Sequential:

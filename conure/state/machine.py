@@ -23,6 +23,8 @@ dictionary; what a command needs to know of its time or origin stands in the com
    without its record. Whatever is due is found without looking at anything else.
 8. A session holds a key by two entries, ``l`` and ``h``, that come and go together; both end with
    the session. The key's record knows nothing of it: anybody may change that.
+9. A sequential transaction that asks for much takes several turns. In between everybody is shown
+   the state before it (lengthy.py), and there is no checkpoint: it is seen whole or not at all.
 
 The first byte of a key in the engine tells what the record is. Numbers have 8 bytes, big-endian:
 
@@ -52,13 +54,13 @@ from __future__ import annotations
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
-from itertools import islice
+from itertools import islice, repeat
 from struct import Struct
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 from zlib import crc32
 
 from conure import errors
@@ -85,7 +87,6 @@ from conure.commands import (
     Release,
     RenewSession,
     Result,
-    Sequential,
     Target,
     Touch,
     Transaction,
@@ -94,7 +95,9 @@ from conure.commands import (
 from conure.consensus.messages import COMMAND, CONFIG, Entry, SnapshotMeta
 from conure.errors import CorruptionError, ProtocolViolation, VersionTooNew
 from conure.state import codec
-from conure.state.stepping import LAST_TIME, Heading, carry_out
+from conure.state.lengthy import Before, UnderWay
+from conure.state.stepping import LAST_TIME, PIECE, Heading, carry_out
+from conure.steps import REWRITTEN, WRITTEN
 from conure.storage.engine import Checkpoint as EngineCheckpoint
 from conure.storage.engine import (
     EngineStats,
@@ -121,6 +124,7 @@ MARK_EVERY = 1024
 
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
+_NOTED_AT_ONCE = 512  # events of an entry that takes turns
 _APPLIED_AT_ONCE = 256  # plain writes, in a millisecond or two
 _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
 _VERSION = b"v"
@@ -347,6 +351,14 @@ class Checkpoint:
         self._checkpoint.abort()
 
 
+class _Shown(Protocol):
+    """What the records that users are shown are read from."""
+
+    def get(self, key: bytes) -> Record | None: ...
+
+    def heading(self, key: bytes) -> tuple[Record, int] | None: ...
+
+
 class Store:
     """The state machine over a storage engine, which nobody else writes to.
 
@@ -374,6 +386,9 @@ class Store:
     _newest: bytes  # the newest version of a command that was applied, as its first byte
     _room: int  # bytes that the present transaction may still read
     _previous_room: int  # bytes of values before that its events may still have
+    _shown: _Shown  # the engine, or the state before an entry that is under way
+    _before_it: Before | None  # that state
+    _under_way: UnderWay | None  # such an entry, between two turns
 
     def __init__(
         self,
@@ -394,10 +409,12 @@ class Store:
     ) -> Mapping[int, Outcome]:
         """Apply committed entries, which follow the applied index, until *is_over* says so.
 
-        It is asked after each transaction and after some hundred plain writes; ``applied_index``
-        tells how far this got, one entry at least. Where it stops makes no difference to the state.
-        Returns how the transactions among them ended, by their indexes. All of a transaction
-        happens under one hold of the lock; who proposes it bounds what it reads and deletes.
+        It is asked after each transaction, after some hundred plain writes and amid what takes
+        long (9); ``applied_index`` tells how far this got, which may be nowhere: the next call,
+        with the same entry first, goes on amid that. Where it stops makes no difference.
+        Returns how the transactions that are done ended, by their indexes. All of one that isn't
+        sequential happens under one hold of the lock; who proposes it bounds what it reads and
+        deletes.
 
         Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
         later release reads, and what the engine raises; the node ends then, since it can neither
@@ -411,14 +428,21 @@ class Store:
             # The digest has to be remembered at each mark.
             stop = start + min(_APPLIED_AT_ONCE, -first % MARK_EVERY + 1)
             last = self._apply(entries[start:stop], is_over)
+            if last is None:
+                break
             start += last.index - first + 1
             self.applied_index, self.applied_term = last.index, last.term
             if last.index % MARK_EVERY == 0:
                 self._marks[last.index] = self.digest
                 self._marks.pop(last.index - _MARKS * MARK_EVERY, None)
-            if is_over():
+            if self.is_amid or is_over():
                 break
         return self._outcomes or _NO_OUTCOMES
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether the entry behind the applied index is half done (9): no checkpoint may begin."""
+        return self._under_way is not None
 
     def keep_previous(self, keeps_previous: bool) -> None:
         """Say whether events have the values before, too: of the changes of one entry up to
@@ -453,15 +477,17 @@ class Store:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record of a user key as of the applied index, or None."""
-        return self.engine.get(_USER + key)
+        return self._shown.get(_USER + key)
 
     def heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return the record of a user key without its value, and the length of that."""
-        return self.engine.heading(_USER + key)
+        return self._shown.heading(_USER + key)
 
     @property
     def records(self) -> int:
         """How many keys users have."""
+        if self._before_it is not None:
+            return self._before_it.records
         return len(self.engine) - self._own - bool(self._saved)
 
     def census(self) -> Census:
@@ -554,16 +580,20 @@ class Store:
 
     def close(self) -> None:
         """Close the engine; what no checkpoint has made durable is dropped."""
+        self._show_all()
         self.engine.close()
 
     def begin_checkpoint(self) -> Checkpoint:
         """Freeze the state as of the applied index; writes go on beside it."""
+        assert not self.is_amid, "a checkpoint would have half of an entry"
         meta = self.meta
         return Checkpoint(self.engine.begin_checkpoint(meta.index, meta.term, self.digest), meta)
 
     def snapshot(self) -> PinnedState:
         """Pin the state as of the applied index for another thread; takes constant time."""
-        return PinnedState(self.meta, self.digest, self.engine.snapshot())
+        before = self._before_it
+        reader = self.engine.snapshot() if before is None else before.share()
+        return PinnedState(self.meta, self.digest, reader)
 
     def replace(self, engine: StorageEngine, meta: SnapshotMeta) -> None:
         """Go on with the state of an installed snapshot, and close the engine used so far.
@@ -571,13 +601,15 @@ class Store:
         Who reads a pinned state of that one reads it to its end.
         """
         assert (engine.applied_index, engine.applied_term) == (meta.index, meta.term)
+        self._show_all()
         self.engine.close()
         self._become(engine, meta.configuration)
 
     # -- private ---------------------------------------------------------------------------------
 
     def _become(self, engine: StorageEngine, configuration: bytes) -> None:
-        self.engine = engine
+        self.engine = self._shown = engine
+        self._before_it = self._under_way = None
         self.applied_index = engine.applied_index
         self.applied_term = engine.applied_term
         self.digest = engine.applied_digest
@@ -595,13 +627,14 @@ class Store:
 
     def _apply(  # noqa: C901 - every write comes through here, and calls cost time
         self, entries: Sequence[Entry], is_over: Callable[[], bool]
-    ) -> Entry:
-        """Apply entries, up to the first transaction after which *is_over*; return the last one."""
+    ) -> Entry | None:
+        """Apply entries, up to the first transaction after which, or amid which, *is_over*; return
+        the last one that is done, if there is one."""
         put, delete, outdated = self.engine.put, self.engine.delete, self.engine.outdated
         decode, put_op, delete_op = codec.decode_command, codec.OP_PUT, codec.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self._keeps_events else None
-        looks_back = self._keeps_events and self._keeps_previous
+        looks_back = self._looks_back
         before: tuple[()] | tuple[bytes | None] = ()
         digest, newest = self.digest, self._newest
         must_stop = False
@@ -611,7 +644,7 @@ class Store:
                 data = entry.data
                 index = entry.index
                 if data[:1] > newest:
-                    newest = self._raise_version(data[:1], index)
+                    newest = self._raise_version(data, index)
                 try:
                     op, key, value = decode(data)
                     if looks_back:
@@ -625,7 +658,12 @@ class Store:
                         if note and done:
                             note((index, was_deleted, key, b"", 0, *before))
                     else:
-                        done = self._transact(codec.decode_whole(op, data), index)
+                        answer = self._transact(op, data, index, is_over)
+                        if answer is None:  # the rest takes turns (9)
+                            self.digest = digest
+                            at = index - entries[0].index
+                            return entries[at - 1] if at else None
+                        done = answer
                         must_stop = is_over()
                 except errors.WireError as error:
                     raise CorruptionError("raft log", index, str(error)) from error
@@ -640,10 +678,13 @@ class Store:
         self.digest = digest
         return entry
 
-    def _raise_version(self, newest: bytes, index: int) -> bytes:
+    def _raise_version(self, data: bytes, index: int) -> bytes:
         """Take note that the state depends on a command of a newer format from now on."""
+        newest = data[:1]
         if newest[0] > self._speaks:
             raise VersionTooNew(f"entry {index} of the log", newest[0], self._speaks)
+        if codec.is_lengthy(data):  # that, too, belongs to the entry
+            self._show_before()
         self._set(_VERSION, newest, index)
         self._save(index)
         self._newest = newest
@@ -651,47 +692,138 @@ class Store:
 
     # -- private: transactions -------------------------------------------------------------------
 
-    def _transact(self, transaction: Transaction | Sequential, revision: int) -> int:
-        """Carry a transaction out, keep its outcome for the caller, and return the CRC of that."""
-        self.clock = max(self.clock, min(transaction.time, LAST_TIME))
-        key, fingerprint = transaction.idempotency_key, transaction.fingerprint
-        known = self.engine.get(_ANSWER + key) if key else None
-        if known is not None:
-            outcome = _repeated(known.value, fingerprint, revision)
+    def _transact(
+        self, op: int, data: bytes, revision: int, is_over: Callable[[], bool]
+    ) -> int | None:
+        """Carry a transaction out, keep its outcome for the caller, and return the CRC of that.
+
+        None if *is_over* amid one that takes turns (9): the next call goes on with it.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            assert under_way.revision == revision
+            rest = under_way.rest
+        elif op == codec.OP_TRANSACTION:
+            return self._conclude(self._decide(codec.decode_transaction(data), revision), revision)
+        elif not self._looks_back and (writes := codec.decode_writes(data)) is not None:
+            return self._conclude(self._set_all(writes, revision), revision)
         else:
-            if isinstance(transaction, Sequential):
-                outcome = self._carry_out(transaction, revision)
-            else:
-                outcome = self._decide(transaction, revision)
-            if key:
-                head = bytes((len(fingerprint),)) + fingerprint
-                answer = head + codec.encode_outcome(outcome)
-                self._set(_ANSWER + key, answer, revision, self._after(transaction.window))
+            if codec.is_lengthy(data):
+                self._show_before()
+            rest = self._carry_out(codec.Opened(data), revision)
+        try:
+            while True:
+                next(rest)
+                if self._before_it is not None and is_over():
+                    self._under_way = UnderWay(revision, rest)
+                    return None
+        except StopIteration as ended:
+            return self._conclude(ended.value, revision)
+
+    def _conclude(self, outcome: Outcome, revision: int) -> int:
         self._save(revision)
+        self._show_all()
         if self._outcomes is None:
             self._outcomes = {}
         self._outcomes[revision] = outcome
         return crc32(codec.encode_outcome(outcome))
 
-    def _carry_out(self, transaction: Sequential, revision: int) -> Outcome:
-        """Do the steps of a sequential transaction one after the other (stepping.py), or none."""
-        unmet = next((each for each in transaction.compares if not self._holds(each)), None)
-        if unmet is not None:
-            return Outcome(revision, False, current=self._revision_of(unmet.key), time=self.clock)
-        self._previous_room = READ_BYTES
-        done, changed = carry_out(
-            _Users(self, revision), transaction.steps, transaction.longest, notes=self._keeps_events
-        )
-        for kind, key, value, version, before in changed:
-            self._events.append((revision, kind, key, value, version, *before))
+    def _show_before(self) -> None:
+        """From now on, show the state as it is, whatever an entry does to it (9)."""
+        if self._before_it is None:
+            self._before_it = before = Before(self.engine.snapshot(), self.records)
+            self._shown = before.hold
+
+    def _show_all(self) -> None:
+        """Show what there is, again: an entry is done, or nobody goes on with it."""
+        if self._before_it is not None:
+            self._before_it.end()
+            self._before_it = None
+            self._shown = self.engine
+
+    def _begin(self, transaction: Transaction | codec.Opened, revision: int) -> Outcome | None:
+        """Set the clock, and return the outcome of a transaction that was carried out before."""
+        self.clock = max(self.clock, min(transaction.time, LAST_TIME))
+        key = transaction.idempotency_key
+        known = self.engine.get(_ANSWER + key) if key else None
+        return _repeated(known.value, transaction.fingerprint, revision) if known else None
+
+    def _remember(
+        self, transaction: Transaction | codec.Opened, outcome: Outcome, revision: int
+    ) -> None:
+        """Keep the outcome of a transaction with an idempotency key."""
+        key, fingerprint = transaction.idempotency_key, transaction.fingerprint
+        if key:
+            answer = bytes((len(fingerprint),)) + fingerprint + codec.encode_outcome(outcome)
+            self._set(_ANSWER + key, answer, revision, self._after(transaction.window))
+
+    def _carry_out(self, opened: codec.Opened, revision: int) -> Generator[None, None, Outcome]:
+        """Do the steps of a sequential transaction one after the other (stepping.py), or none, and
+        yield where something else may have its turn."""
+        outcome = self._begin(opened, revision)
+        if outcome is not None:
+            return outcome
+        unmet: Compare | None = None
+        for number, compare in enumerate(opened.compares()):
+            if number and not number % PIECE:
+                yield
+            if unmet is None and not self._holds(compare):
+                unmet = compare
+        if unmet is None:
+            self._previous_room = READ_BYTES
+            records = _Users(self, revision)
+            done, changed = yield from carry_out(
+                records, opened.steps(), opened.longest, notes=self._keeps_events
+            )
+            events: list[Change] = []
+            for kind, key, value, version, before in changed:
+                events.append((revision, kind, key, value, version, *before))
+                if not len(events) % _NOTED_AT_ONCE:
+                    yield
+            self._events += events
+            outcome = Outcome(revision, True, done=done, time=self.clock)
+        else:
+            opened.check_steps(MAX_KEY_BYTES)
+            current = self._revision_of(unmet.key)
+            outcome = Outcome(revision, False, current=current, time=self.clock)
+        self._remember(opened, outcome, revision)
+        return outcome
+
+    def _set_all(self, writes: codec.Writes, revision: int) -> Outcome:
+        """Do a sequential transaction that sets keys, each of them once: the same as
+        :meth:`_carry_out`, in one pass."""
+        time, keys, values = writes
+        self.clock = max(self.clock, min(time, LAST_TIME))
+        put = self.engine.put
+        versions = [
+            put(_USER + key, value, revision) for key, value in zip(keys, values, strict=True)
+        ]
+        if self.engine.outdated:
+            self._tidy()
+        if self._keeps_events:
+            kinds = repeat(EventKind.PUT.value)
+            self._events += zip(repeat(revision), kinds, keys, values, versions)
+        done = tuple([WRITTEN if version == 1 else REWRITTEN for version in versions])
         return Outcome(revision, True, done=done, time=self.clock)
 
     def _revision_of(self, key: bytes) -> int:
-        heading = self.heading(key)
+        heading = self._heading(key)
         return heading[0].mod_revision if heading else 0
+
+    def _heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the same as :meth:`heading`, as what is being applied has left it."""
+        return self.engine.heading(_USER + key)
 
     def _decide(self, transaction: Transaction, revision: int) -> Outcome:
         """Choose a branch and do it, or refuse all of it."""
+        known = self._begin(transaction, revision)
+        if known is not None:
+            return known
+        outcome = self._judge_and_do(transaction, revision)
+        self._remember(transaction, outcome, revision)
+        return outcome
+
+    def _judge_and_do(self, transaction: Transaction, revision: int) -> Outcome:
         unmet = next((each for each in transaction.compares if not self._holds(each)), None)
         branch = transaction.success if unmet is None else transaction.failure
         for operation in branch:
@@ -719,7 +851,7 @@ class Store:
             if value is None:
                 return compare.relation is Relation.NOT_EQUAL
             found = value
-        elif (heading := self.heading(compare.key)) is not None:
+        elif (heading := self._heading(compare.key)) is not None:
             found = getattr(heading[0], _FIELDS[compare.target])
         return bool(_RELATIONS[compare.relation](found, compare.operand))
 
@@ -728,7 +860,7 @@ class Store:
         match operation:
             case Increment():
                 return _sum(self._digits(operation.key), operation.by)[0]
-            case Touch(key) if self.heading(key) is None:
+            case Touch(key) if self._heading(key) is None:
                 return Refusal.KEY_NOT_FOUND
             case DeleteRange(start, end, limit) if limit:
                 keys = islice(self.engine.keys(*_bounds(start, end)), _one_more(limit))
@@ -769,9 +901,9 @@ class Store:
     def _get(self, operation: Get, _: int) -> Result:
         key = operation.key
         if self._room <= 0:
-            heading = self.heading(key)
+            heading = self._heading(key)
             return Result(1, True, (Item(key, None, *heading[0][1:]),)) if heading else Result()
-        record = self.get(key)
+        record = self.engine.get(_USER + key)
         if record is None:
             return Result()
         self._room -= len(record.value)
@@ -810,7 +942,7 @@ class Store:
         return self.engine.beginning(_USER + key, _LONGEST_NUMBER + 1)
 
     def _expiry(self, key: bytes) -> int:
-        heading = self.heading(key)
+        heading = self._heading(key)
         return heading[0].expiry if heading else 0
 
     def _touch(self, operation: Touch, revision: int) -> Result:
@@ -833,7 +965,7 @@ class Store:
             self._set(_held(session) + key, b"", revision)
         if value is not None:
             return Result(items=self._write(key, value, revision, 0), number=token)
-        heading = self.heading(key)
+        heading = self._heading(key)
         items = (Item(key, None, *heading[0][1:]),) if heading else ()
         return Result(items=items, number=token)
 
@@ -899,7 +1031,7 @@ class Store:
         """Set a user's key."""
         before = self._before(key)
         self._set(_USER + key, value, revision, expiry)
-        heading = self.heading(key)
+        heading = self._heading(key)
         assert heading is not None
         record, _ = heading
         if self._keeps_events:
@@ -917,13 +1049,18 @@ class Store:
         self._tidy()
         return True
 
+    @property
+    def _looks_back(self) -> bool:
+        """Whether events have the values before."""
+        return self._keeps_events and self._keeps_previous
+
     def _before(self, key: bytes) -> tuple[()] | tuple[bytes | None]:
         """Return the value that a user's key has, for the event of its change; or nothing, if that
         isn't wanted, would be too much of one entry, or can't be read."""
-        if not (self._keeps_events and self._keeps_previous) or self._previous_room <= 0:
+        if not self._looks_back or self._previous_room <= 0:
             return ()
         try:
-            record = self.get(key)
+            record = self.engine.get(_USER + key)
         except CorruptionError:  # a page that nothing but this needs
             return ()
         if record is None:

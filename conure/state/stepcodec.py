@@ -48,13 +48,18 @@ time of an expiry without one. A target is 1 byte at least, an offset and skips 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 from struct import Struct
+from struct import error as struct_error
+from typing import Final, NamedTuple
 
 from conure.errors import WireError
 from conure.steps import (
     ALWAYS,
     FOREVER,
+    REWRITTEN,
+    WRITTEN,
     Add,
     AddFloat,
     Append,
@@ -74,17 +79,28 @@ from conure.steps import (
     Step,
     When,
     Write,
+    plain_writes,
 )
 
-__all__ = ["DONE_BYTES", "STEP_BYTES", "decode_done", "decode_steps", "encode_done", "encode_steps"]
+__all__ = [
+    "DONE_BYTES",
+    "STEP_BYTES",
+    "check_steps",
+    "decode_done",
+    "decode_steps",
+    "decode_writes",
+    "encode_done",
+    "encode_steps",
+]
 
 _STEP = Struct(">BBBBHIIqq")
+_PLAIN_STEP = Struct(">IHI20s")  # the first four fields in one, and the last three
 _DONE = Struct(">BBqQqI")
-STEP_BYTES = _STEP.size
+STEP_BYTES: Final = _STEP.size
 """The least that a step takes."""
-DONE_BYTES = _DONE.size
+DONE_BYTES: Final = _DONE.size
 """The least that a result of one takes."""
-assert (STEP_BYTES, DONE_BYTES) == (30, 30)
+assert (STEP_BYTES, _PLAIN_STEP.size, DONE_BYTES) == (30, 30, 30)
 
 _READ, _LOOK, _WRITE, _ERASE, _LAPSE, _ADD, _ADD_FLOAT, _APPEND, _OVERLAY, _MOVE, _CHECK = range(
     1, 12
@@ -93,12 +109,45 @@ _WHENS, _LIVES, _OBSTACLES = tuple(When), tuple(Life), tuple(Obstacle)
 _LIMITS = tuple(map(Limit, range(16)))
 _WITH_OPERAND, _TTL = (When.EQUAL, When.DIFFERS), Life.TTL
 _EXISTED, _HAS_VALUE = 1, 2
+_PLAIN, _ZEROS = _WRITE << 24, bytes(20)  # of a write without condition and expiry
+_WRITTEN, _REWRITTEN = [_DONE.pack(*done[:3], *done[4:], 0) for done in (WRITTEN, REWRITTEN)]
 
 _Fields = tuple[int, int, int, int, bytes, bytes, bytes, int, int]
 
 
-def encode_steps(steps: Iterable[Step]) -> list[bytes]:
+class _Rule(NamedTuple):
+    """What a kind of step may have."""
+
+    condition: bool = False
+    expiry: bool = False  # its time is the first number
+    flags: int = 0  # the largest
+    value: bool = False
+    least: int = 0  # and the largest first number
+    most: int = 0
+    second: bool = False
+
+
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_RULES = {
+    _READ: _Rule(flags=255, least=_LEAST, most=_MOST, second=True),
+    _LOOK: _Rule(),
+    _WRITE: _Rule(condition=True, expiry=True, value=True, least=_LEAST, most=_MOST),
+    _ERASE: _Rule(condition=True),
+    _LAPSE: _Rule(condition=True, expiry=True, flags=len(_LIMITS) - 1, least=_LEAST, most=_MOST),
+    _ADD: _Rule(least=_LEAST, most=_MOST),
+    _ADD_FLOAT: _Rule(value=True),
+    _APPEND: _Rule(value=True),
+    _OVERLAY: _Rule(value=True, most=_MOST),
+    _MOVE: _Rule(flags=3, value=True),
+    _CHECK: _Rule(condition=True, most=_MOST),
+}
+
+
+def encode_steps(steps: Sequence[Step]) -> list[bytes]:
     """Return the bytes of steps, in pieces. Keys and targets have 1 to 65,535 bytes."""
+    writes = plain_writes(steps)
+    if writes is not None:
+        return _encode_writes(*writes)
     parts: list[bytes] = []
     for step in steps:
         kind, when, life, flags, key, value, operand, a, b = _fields(step)
@@ -108,9 +157,35 @@ def encode_steps(steps: Iterable[Step]) -> list[bytes]:
     return parts
 
 
-def decode_steps(data: bytes, at: int, count: int) -> tuple[list[Step], int]:
-    """Return so many steps, and where the last one ends. Raises WireError, struct.error."""
-    steps: list[Step] = []
+def _encode_writes(keys: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
+    assert all(keys)
+    sizes = map(len, keys), map(len, values)
+    heads = map(_PLAIN_STEP.pack, repeat(_PLAIN), *sizes, repeat(_ZEROS))
+    return [*chain.from_iterable(zip(heads, keys, values, strict=False))]
+
+
+def decode_writes(data: bytes, at: int, count: int) -> tuple[list[bytes], list[bytes]] | None:
+    """Return the keys and the values of so many steps up to the end of *data*, if all of them write
+    and ask for nothing else; None of others, and of what is malformed."""
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    unpack = _PLAIN_STEP.unpack_from
+    try:
+        for _ in range(count):
+            head, key_length, length, rest = unpack(data, at)
+            if head != _PLAIN or rest != _ZEROS or not key_length:
+                return None
+            value_at = at + STEP_BYTES + key_length
+            keys.append(data[value_at - key_length : value_at])
+            at = value_at + length
+            values.append(data[value_at:at])
+    except struct_error:
+        return None
+    return (keys, values) if at == len(data) else None
+
+
+def decode_steps(data: bytes, at: int, count: int) -> Iterator[Step]:
+    """Yield so many steps, which end where *data* does. Raises WireError, struct.error."""
     unpack, size = _STEP.unpack_from, len(data)
     for _ in range(count):
         kind, when, life, flags, key_length, length, operand_length, a, b = unpack(data, at)
@@ -121,14 +196,61 @@ def decode_steps(data: bytes, at: int, count: int) -> tuple[list[Step], int]:
             raise WireError(f"a step of kind {kind} with a key of {key_length} bytes, ends at {at}")
         key, value = data[value_at - key_length : value_at], data[value_at:operand_at]
         if kind == _WRITE and not (when or life or flags or operand_length or a or b):
-            steps.append(Write(key, value))  # most are, and one after the other takes time
+            yield Write(key, value)  # most are, and one after the other takes time
             continue
-        fields = kind, when, life, flags, key, value, data[operand_at:at], a, b
-        step = _step(fields)
-        if _fields(step) != fields:
-            raise WireError(f"a step of kind {kind} with something it can't have")
-        steps.append(step)
-    return steps, at
+        _check_head(kind, when, life, flags, length, operand_length, a, b)
+        yield _step((kind, when, life, flags, key, value, data[operand_at:at], a, b))
+    _check_end(at, size)
+
+
+def check_steps(data: bytes, at: int, count: int, longest: int) -> list[bytes]:
+    """Check that :func:`decode_steps` can read steps, and that no key has more than *longest*
+    bytes; makes none of them, which is cheaper. Return the keys whose values they read.
+
+    Raises WireError, struct.error.
+    """
+    unpack, size = _STEP.unpack_from, len(data)
+    read = []
+    for _ in range(count):
+        kind, when, life, flags, key_length, length, operand_length, a, b = unpack(data, at)
+        value_at = at + STEP_BYTES + key_length
+        at = value_at + length + operand_length
+        if at > size or not key_length:
+            raise WireError(f"a step of kind {kind} with a key of {key_length} bytes, ends at {at}")
+        if kind != _WRITE or when or life or flags or operand_length or a or b:
+            _check_head(kind, when, life, flags, length, operand_length, a, b)
+        if key_length > longest or (kind == _MOVE and length > longest):
+            raise WireError(f"a step with a key of {max(key_length, length)} bytes")
+        if kind == _READ:
+            read.append(data[value_at - key_length : value_at])
+    _check_end(at, size)
+    return read
+
+
+def _check_head(
+    kind: int, when: int, life: int, flags: int, length: int, operand_length: int, a: int, b: int
+) -> None:
+    """Raise WireError unless a step of this kind may have all that."""
+    rule = _RULES.get(kind)
+    if rule is None:
+        raise WireError(f"an unknown kind of step {kind}; a newer version wrote it")
+    if (
+        (when and not (rule.condition and when < len(_WHENS)))
+        or (life and not (rule.expiry and life < len(_LIVES)))
+        or flags > rule.flags
+        or (length and not rule.value)
+        or (operand_length and when not in _WITH_OPERAND)
+        or not rule.least <= a <= rule.most
+        or (a and rule.expiry and life < _TTL)
+        or (b and not rule.second)
+        or (kind == _MOVE and not length)
+    ):
+        raise WireError(f"a step of kind {kind} with something it can't have")
+
+
+def _check_end(at: int, size: int) -> None:
+    if at != size:
+        raise WireError(f"a sequential transaction of {at} bytes in a command of {size} bytes")
 
 
 def _fields(step: Step) -> _Fields:
@@ -164,7 +286,7 @@ def _fields(step: Step) -> _Fields:
 
 
 def _step(fields: _Fields) -> Step:
-    """Return the step of these fields, whether or not they have something too much."""
+    """Return the step of these fields, which were checked."""
     kind, when, life, flags, key, value, operand, a, b = fields
     match kind:
         case 1:
@@ -175,7 +297,7 @@ def _step(fields: _Fields) -> Step:
             return Write(key, value, _condition(when, operand), _expiry(life, a))
         case 4:
             return Erase(key, _condition(when, operand))
-        case 5 if flags < len(_LIMITS):
+        case 5:
             return Lapse(key, _expiry(life, a), _condition(when, operand), _LIMITS[flags])
         case 6:
             return Add(key, a)
@@ -183,24 +305,19 @@ def _step(fields: _Fields) -> Step:
             return AddFloat(key, value)
         case 8:
             return Append(key, value)
-        case 9 if a >= 0:
+        case 9:
             return Overlay(key, a, value)
-        case 10 if value:
+        case 10:
             return Move(key, value, bool(flags & 1), bool(flags & 2))
-        case 11 if a >= 0:
-            return Check(key, _condition(when, operand), a)
-    raise WireError(f"an unknown kind of step {kind}, or one with something that it can't have")
+    assert kind == _CHECK, kind
+    return Check(key, _condition(when, operand), a)
 
 
 def _condition(when: int, operand: bytes) -> Condition:
-    if when >= len(_WHENS) or (operand and when not in _WITH_OPERAND):
-        raise WireError(f"a condition {when} with an operand of {len(operand)} bytes")
     return Condition(_WHENS[when], operand) if when else ALWAYS
 
 
 def _expiry(life: int, time: int) -> Expiry:
-    if life >= len(_LIVES) or (time and life < _TTL):
-        raise WireError(f"an expiry {life} with a time {time}")
     return Expiry(_LIVES[life], time) if life else FOREVER
 
 
@@ -208,7 +325,14 @@ def encode_done(done: Sequence[Done]) -> list[bytes]:
     """Return the bytes of what came of steps, in pieces."""
     parts = []
     pack = _DONE.pack
-    for obstacle, existed, number, value, expiry, left in done:
+    for each in done:
+        if each is WRITTEN:  # most are one of these, and packing takes time
+            parts.append(_WRITTEN)
+            continue
+        if each is REWRITTEN:
+            parts.append(_REWRITTEN)
+            continue
+        obstacle, existed, number, value, expiry, left = each
         if value is None:
             parts.append(pack(obstacle, existed, number, expiry, left, 0))
         else:
@@ -222,6 +346,14 @@ def decode_done(data: bytes, at: int, count: int) -> tuple[list[Done], int]:
     struct.error."""
     done = []
     for _ in range(count):
+        if data.startswith(_WRITTEN, at):
+            done.append(WRITTEN)
+            at += DONE_BYTES
+            continue
+        if data.startswith(_REWRITTEN, at):
+            done.append(REWRITTEN)
+            at += DONE_BYTES
+            continue
         obstacle, flags, number, expiry, left, length = _DONE.unpack_from(data, at)
         value_at = at + DONE_BYTES
         at = value_at + length

@@ -10,6 +10,7 @@
    an expiry.
 4. Each key that was changed has one event, in the order of the first changes: its state after the
    entry. A key that wasn't there before and isn't after has none.
+5. An entry may take several turns; who calls decides what may come between (lengthy.py).
 
 Everything here belongs to whoever holds the node's lock, for the time of one entry.
 """
@@ -17,12 +18,14 @@ Everything here belongs to whoever holds the node's lock, for the time of one en
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from conure.commands import READ_BYTES, WRITTEN_BYTES, EventKind
 from conure.state.floats import add, format_float, parse_float
 from conure.steps import (
+    REWRITTEN,
+    WRITTEN,
     Add,
     AddFloat,
     Append,
@@ -45,7 +48,10 @@ from conure.steps import (
 )
 from conure.storage.engine import Record
 
-__all__ = ["LAST_TIME", "Changed", "Heading", "Records", "carry_out"]
+__all__ = ["LAST_TIME", "PIECE", "Changed", "Heading", "Records", "carry_out"]
+
+PIECE: Final = 32
+"""Steps that are done in one go: they take some tenths of a millisecond, long values apart."""
 
 LAST_TIME: Final = (1 << 63) - 1
 """No time is later than this one, in milliseconds since the Unix epoch."""
@@ -60,8 +66,6 @@ _HAS_NONE, _HAS_ONE, _LATER, _EARLIER = [limit.value for limit in Limit if limit
 _NONE = Obstacle.NONE
 _UNREAD = Record(b"", 0, 0, 0)
 _SKIPPED = Done(Obstacle.SKIPPED)
-_WRITTEN, _REWRITTEN = Done(), Done(existed=True)
-
 
 Before = tuple[()] | tuple[bytes | None]
 
@@ -111,9 +115,10 @@ class Changed(NamedTuple):
 
 
 def carry_out(
-    records: Records, steps: Sequence[Step], longest: int, *, notes: bool
-) -> tuple[tuple[Done, ...], list[Changed]]:
-    """Do all steps; return what came of each, and if *notes* says so what became of each key."""
+    records: Records, steps: Iterable[Step], longest: int, *, notes: bool
+) -> Generator[None, None, tuple[tuple[Done, ...], Iterator[Changed]]]:
+    """Do all steps, and yield where something else may have its turn; return what came of each, and
+    if *notes* says so what became of each key. Raises what *steps* raises."""
     return _Steps(records, longest, notes=notes).run(steps)
 
 
@@ -133,10 +138,14 @@ class _Steps:
         self._put: Callable[[bytes, bytes, int], int] = self._put_noting if notes else records.put
         self._delete: Callable[[bytes], bool] = self._delete_noting if notes else records.delete
 
-    def run(self, steps: Sequence[Step]) -> tuple[tuple[Done, ...], list[Changed]]:
+    def run(
+        self, steps: Iterable[Step]
+    ) -> Generator[None, None, tuple[tuple[Done, ...], Iterator[Changed]]]:
         done: list[Done] = []
         skips = 0
         for step in steps:
+            if done and not len(done) % PIECE:
+                yield
             if skips:
                 skips -= 1
                 done.append(_SKIPPED)
@@ -145,11 +154,11 @@ class _Steps:
             done.append(one)
             if one[0] and (type(step) is Check or type(step) is Read):
                 skips = step.skips
-        changed = [
+        changed = (
             Changed(_PUT if version else _DELETE, key, value, version, before)
             for key, (existed, before, value, version) in self._changes.items()
             if version or existed
-        ]
+        )
         return tuple(done), changed
 
     # -- steps that only read
@@ -158,7 +167,7 @@ class _Steps:
         key, first, last, _ = step
         record = self._get(key)
         if record is None:
-            return _WRITTEN
+            return WRITTEN
         if record is _UNREAD:
             return Done(Obstacle.TOO_MUCH)
         value, expiry = record.value, record.expiry
@@ -171,7 +180,7 @@ class _Steps:
     def _look(self, step: Look) -> Done:
         heading = self._records.heading(step.key)
         if heading is None:
-            return _WRITTEN
+            return WRITTEN
         size, expiry = heading
         return Done(_NONE, True, size, None, expiry, self._left(expiry))
 
@@ -198,7 +207,7 @@ class _Steps:
                 return Done(Obstacle.UNMET, current is not None)
             if expiry == _GONE:
                 return Done(_NONE, self._delete(key))
-        return _WRITTEN if self._put(key, value, expiry) == 1 else _REWRITTEN
+        return WRITTEN if self._put(key, value, expiry) == 1 else REWRITTEN
 
     def _erase(self, step: Erase) -> Done:
         key, condition = step
@@ -228,7 +237,7 @@ class _Steps:
         else:
             self._readable -= size
             self._records.touch(key, expiry)
-        return _REWRITTEN
+        return REWRITTEN
 
     def _add(self, step: Add) -> Done:
         key, by = step
@@ -275,7 +284,7 @@ class _Steps:
         key, offset, value = step
         if not value:
             heading = self._records.heading(key)
-            return Done(_NONE, True, heading.size) if heading else _WRITTEN
+            return Done(_NONE, True, heading.size) if heading else WRITTEN
         return self._overwrite(key, offset, value)
 
     def _move(self, step: Move) -> Done:
@@ -285,7 +294,7 @@ class _Steps:
         if not replaces and self._records.heading(target) is not None:
             return Done(Obstacle.UNMET, True)
         if key == target:
-            return _REWRITTEN
+            return REWRITTEN
         record = self._get(key)
         assert record is not None
         if record is _UNREAD:
@@ -296,7 +305,7 @@ class _Steps:
         self._put(target, record.value, record.expiry)
         if not copies:
             self._delete(key)
-        return _REWRITTEN
+        return REWRITTEN
 
     # -- parts of steps
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from conure.cluster import forwarding
-from conure.cluster.node import Node
+from conure.cluster.node import LEADER_WAIT, Node
 from conure.cluster.proposing import Command
+from conure.cluster.serving import LOOKED_AT_BYTES
 from conure.commands import (
     MAX_HELD,
     Acquire,
@@ -290,18 +291,42 @@ def test_a_write_whose_answer_is_lost_is_of_unknown_outcome_and_sent_once() -> N
     assert count(lab["n2"], 504) == 1
 
 
-def test_a_write_that_was_never_sent_is_tried_once_more() -> None:
+def test_a_write_that_was_never_sent_is_tried_again_for_a_moment() -> None:
+    lab = three()
+    sent, found = ask(lab["n2"], (b"a", b"1")), look(lab["n3"])
+    begun = lab.now
+    attempts = 0
+    while sent == [None] or found == []:
+        for _ in range(len(lab.calls)):  # none of them gets there
+            lab.calls.popleft()[3](Unavailable("nobody answers"))
+            attempts += 1
+        lab.now += 0.02
+        for name in ("n2", "n3"):
+            with lab[name]._monitor:
+                lab[name]._forwarding.go_on()
+                lab[name]._forwarding.expire(lab.now)
+    assert isinstance(sent[0], Unavailable)
+    assert isinstance(found[0], Unavailable)
+    waited = LEADER_WAIT * lab["n2"]._options.election_timeout
+    assert waited <= lab.now - begun < waited + 0.1
+    assert attempts < 2 * (waited / forwarding.ASK_AGAIN + 2)  # and not at once
+    lab.settle()
+    assert value_of(lab["n1"], b"a") is None
+
+
+def test_requests_wait_for_the_next_leader() -> None:
     lab = three()
     lab.cut.add("n1")
-    answers = ask(lab["n2"], (b"a", b"1"))
-    attempts = 0
-    while lab.calls:
-        lab.ask(*lab.calls.popleft())
-        attempts += 1
-    assert (attempts, type(answers[0])) == (2, Unavailable)
-    lab.cut.clear()
+    answers = ask(lab["n2"], (b"a", b"1"), (b"b", b"2"))
+    found = look(lab["n3"])
+    lab.tick(5)
+    later = ask(lab["n2"], (b"a", b"3"))
+    assert (answers, found, later) == ([None, None], [], [None])
+    lab.leader()
     lab.tick(3)
-    assert value_of(lab["n1"], b"a") is None
+    assert [type(each) for each in (*answers, *later)] == [int] * 3
+    assert found == [None]
+    assert value_of(lab.leader(), b"a") == b"3"
 
 
 def test_a_write_that_nobody_answers_ends_in_time() -> None:
@@ -382,12 +407,16 @@ def test_what_another_node_was_refused_for_is_not_proposed_in_a_later_term() -> 
     assert begun == [None]
 
 
-def test_where_nobody_leads_nobody_waits() -> None:
+def test_where_nobody_leads_nobody_waits_for_long() -> None:
     lab = three()
     lab.cut.add("n2")
     lab.tick_until(lambda: not lab["n2"]._raft.leader_id)
-    for answers in (ask(lab["n2"], (b"a", b"1")), look(lab["n2"])):
-        assert isinstance(answers[0], NotLeader)
+    begun = lab.now
+    write, read = ask(lab["n2"], (b"a", b"1")), look(lab["n2"])
+    lab.tick_until(lambda: write != [None] and read != [])
+    assert lab.now - begun < LEADER_WAIT * lab["n2"]._options.election_timeout + 0.11
+    assert isinstance(write[0], NotLeader)
+    assert isinstance(read[0], NotLeader)
     changes: list[object] = []
     lab["n2"].pass_on("remove", {"id": "n3", "force": False}, changes.append)
     assert isinstance(changes[0], NotLeader)
@@ -543,10 +572,9 @@ def test_a_read_is_asked_for_again_while_there_is_time() -> None:
     lab = three()
     answers, reply, term = hold_back(lab)
     reply(OutcomeUnknown("the connection was lost"))
-    assert (answers, len(lab.calls)) == ([], 1)
-    (_, _, _, reply) = lab.calls.popleft()
-    reply(OutcomeUnknown("the connection was lost"))
-    assert isinstance(answers[0], Unavailable)
+    assert (answers, len(lab.calls)) == ([], 0)  # not at once
+    lab.tick(2)
+    assert answers == [None]
     answers, reply, term = hold_back(lab)
     reply(Answer(AnswerKind.FAILED, term, encode_error(NotLeader())))
     assert (answers, len(lab.calls)) == ([], 0)  # not at once
@@ -583,6 +611,39 @@ def test_reads_of_a_leader_that_loses_its_office_are_asked_of_the_next_one() -> 
     lab.tick_until(lambda: bool(first and gathered and refused))
     assert (first, gathered) == ([None], [None])
     assert isinstance(refused[0], NotLeader)
+
+
+def look_both(node: Node) -> tuple[list[ConureError | None], list[ConureError | None]]:
+    """Read for some that are passed on and some that aren't."""
+    passed: list[ConureError | None] = []
+    kept: list[ConureError | None] = []
+    node.confirm_read(passed.append, 2, passes_on=True, kept=kept.append, kept_requests=1)
+    return passed, kept
+
+
+def test_reads_that_are_passed_on_and_those_that_are_not_share_a_confirmation() -> None:
+    lab = three()
+    lab.sent.clear()
+    passed, kept = look_both(lab["n1"])
+    assert lab["n1"]._reads.count == 3
+    assert len(lab["n1"]._reads._reads) == 1
+    lab.settle()
+    assert (passed, kept) == ([None], [None])
+    passed, kept = look_both(lab["n2"])
+    assert (passed, [type(each) for each in kept]) == ([], [NotLeader])
+    lab.settle()
+    assert passed == [None]
+    assert count(lab["n2"], 200) == 2
+    lab.under_way.clear()
+    passed, kept = look_both(lab["n1"])
+    lab.under_way.clear()
+    term = lab["n1"]._raft.term + 1
+    lab["n1"].receive([Message(MessageType.HEARTBEAT, "n3", "n1", term)])
+    assert (passed, [type(each) for each in kept]) == ([], [NotLeader])
+    lab.under_way.clear()
+    lab.leader()
+    lab.tick_until(lambda: bool(passed))
+    assert (passed, len(kept)) == ([None], 1)
 
 
 def test_an_arbiter_has_nothing_to_read() -> None:
@@ -682,6 +743,62 @@ def test_too_many_changes_are_not_passed_on() -> None:
             reply(answer)
         assert type(told[-1]) is OutcomeUnknown
     assert len(told) == 5
+
+
+# -- calls that take long --------------------------------------------------------------------------
+
+
+def turns_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Return what the leader puts off from now on."""
+    turns: list[Callable[[], None]] = []
+    later = lambda action, _: turns.append(action)  # noqa: E731
+    monkeypatch.setattr(lab["n1"]._serving, "_call_later", later)
+    return turns
+
+
+def many_operations() -> list[bytes]:
+    """Some commands that it takes several turns to look at."""
+    increments = [Increment(b"%03d" % n, 1) for n in range(100)]
+    command = codec.encode_transaction(transaction(*increments))
+    return [command] * (3 * LOOKED_AT_BYTES // len(command))
+
+
+def test_a_call_of_many_operations_is_looked_at_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = three()
+    turns, last = turns_of(lab, monkeypatch), lab["n1"]._raft.last_index
+    commands = many_operations()
+    long = serve(lab, write_call(lab, *commands))
+    short = serve(lab, write_call(lab, codec.encode_put(b"000", b"0")))  # overtakes nothing
+    taken = []
+    while turns:
+        taken.append(lab["n1"]._raft.last_index - last)
+        turns.pop(0)()
+    lab.settle()
+    assert taken[:3] == [0, 0, 0]
+    assert set(taken[3:]) == {len(commands)}
+    assert [answer.kind for answer in (*long, *short)] == [AnswerKind.COMMITTED] * 2
+    assert decode_outcomes(long[0].body)[0] == last + 1
+    assert decode_outcomes(short[0].body)[0] == last + 1 + len(commands)
+    assert value_of(lab["n1"], b"000") == b"0"
+    assert value_of(lab["n1"], b"001") == b"%d" % len(commands)
+
+
+def test_nothing_of_a_call_is_taken_whose_last_command_nobody_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = three()
+    turns, last = turns_of(lab, monkeypatch), lab["n1"]._raft.last_index
+    commands = [*many_operations(), codec.encode_transaction(transaction(Expire(5)))]
+    answers = serve(lab, write_call(lab, *commands))
+    after = serve(lab, write_call(lab, codec.encode_put(b"k", b"v")))
+    while turns:
+        turns.pop(0)()
+    lab.settle()
+    (failed,) = answers
+    assert (failed.kind, failed.start, failed.stop) == (AnswerKind.FAILED, 0, len(commands))
+    assert isinstance(decode_error(failed.body), WireError)
+    assert [answer.kind for answer in after] == [AnswerKind.COMMITTED]
+    assert lab["n1"]._raft.last_index == last + 1
 
 
 # -- a member that lies ----------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from conure.cluster import messaging
+from conure.cluster import messaging, window
+from conure.cluster.window import PATIENCE, Window, size_of
+from conure.commands import MAX_VALUE_BYTES
 from conure.consensus.messages import State
 from conure.errors import ConureError, NotLeader, OutcomeUnknown, Unavailable, WireError
 from conure.peers.calls import (
@@ -35,6 +37,7 @@ class Hall:
 
     def __init__(self) -> None:
         self.heard: list[Message | None] = []
+        self.is_busy = False
 
     def deliver(self, messages: Sequence[Message]) -> None:
         self.heard += messages
@@ -68,6 +71,11 @@ class Halls:
         for text in texts:
             self.lab[name].messages.publish(b"c", text.encode(), answers.append)
         self.lab.settle()
+        return answers
+
+    def publish_in_time(self, name: str, *texts: str) -> list[ConureError | None]:
+        answers = self.publish(name, *texts)
+        self.lab.tick_until(lambda: len(answers) == len(texts))
         return answers
 
     def heard(self, name: str) -> list[str | None]:
@@ -124,6 +132,93 @@ def test_messages_that_come_together_travel_together() -> None:
     assert answers == [None] * 5000
     assert halls.heard("n2") == halls.heard("n3") == texts
     assert len([1 for _, call in halls.lab.asked if call.kind is CallKind.PUBLISH]) == 3
+
+
+def test_a_message_waits_for_the_next_leader() -> None:
+    halls = Halls()
+    halls.listen("n3")
+    halls.lab.cut.add("n1")
+    answers = halls.publish("n2", "a")
+    assert answers == []
+    halls.lab.leader()
+    halls.lab.tick(3)
+    assert answers == [None]
+    halls.listen("n3")
+    assert halls.publish("n2", "b", "c") == [None, None]
+    assert halls.heard("n3") == [None, "b", "c"]
+
+
+def test_a_leader_that_is_cut_off_publishes_nothing_for_sure() -> None:
+    halls = Halls()
+    halls.lab.cut.add("n1")
+    answers = halls.publish("n1", "a")
+    assert answers == []
+    halls.publish("n1", "b")
+    halls.lab.tick_until(lambda: len(answers) == 1)
+    assert isinstance(answers[0], OutcomeUnknown)
+    halls.lab.cut.clear()
+    halls.lab.tick(50)
+    assert halls.lab["n1"].messages._unsure.replies == []
+
+
+def test_nobody_waits_for_a_leader_that_is_one_no_more() -> None:
+    halls = Halls()
+    halls.lab.answer = lambda *_: None  # type: ignore[method-assign]
+    answers = halls.publish("n2", "a")
+    assert answers == []
+    del halls.lab.answer
+    halls.lab.cut.add("n1")
+    halls.lab.leader()
+    halls.lab.tick(3)
+    assert [type(each) for each in answers] == [OutcomeUnknown]
+    assert halls.publish("n2", "b") == [None]
+
+
+def test_who_publishes_more_than_can_be_told_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "WINDOW_MESSAGES", 10)
+    halls = Halls()
+    halls.listen("n2")
+    halls.halls["n2"].is_busy = True
+    answers = halls.publish("n1", *map(str, range(12)))
+    assert [type(each) for each in answers].count(Unavailable) == 5
+    assert [each for each in answers if each is None] == [None] * 7
+    halls.halls["n2"].is_busy = False
+    halls.lab.tick(2)
+    assert halls.publish("n3", "later") == [None]
+    heard = halls.heard("n2")
+    assert len(heard) == 8
+    assert (heard[-1], None in heard) == ("later", False)
+    halls.halls["n2"].is_busy = True
+    halls.publish("n1", "before")
+    halls.lab.tick(30)
+    assert halls.publish("n1", *map(str, range(12))) == [None] * 12  # n2 has had its time
+    halls.halls["n2"].is_busy = False
+    halls.lab.tick(3)
+    assert halls.heard("n2")[-1] is None
+
+
+def test_the_window_beside_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "WINDOW_MESSAGES", 8)
+    monkeypatch.setattr(window, "WINDOW_BYTES", 2000)
+    random, kept, all_messages = Random(3), Window(), list[Message]()
+    for number in range(1, 300):
+        message = (b"c", b"x" * random.choice((0, 10, 300, 900, 3000)))
+        all_messages.append(message)
+        kept.add([message])
+        assert kept.last == number
+        for after in range(number + 2):
+            some = kept.after(after)
+            missing = all_messages[after:]
+            fits = len(missing) <= 8 and sum(map(size_of, missing)) <= 2000
+            if after <= number and (fits or len(missing) == 1):
+                assert some == missing
+            else:
+                assert some is None
+            kept.note_place("n", min(after, number), 5.0)
+            half = len(missing) <= 4 and 2 * sum(map(size_of, missing)) <= 2000
+            assert kept.is_outrun(5.0 + PATIENCE) == (not half and len(missing) > 1)
+            assert not kept.is_outrun(5.1 + PATIENCE)
+            kept.forget_place("n")
 
 
 def test_another_leader_loses_the_audience() -> None:
@@ -195,21 +290,23 @@ def test_a_lost_connection_loses_the_audience() -> None:
 
 
 def test_who_is_behind_the_window_has_missed_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messaging, "WINDOW_MESSAGES", 10)
+    monkeypatch.setattr(window, "WINDOW_MESSAGES", 10)
     halls = Halls()
     halls.listen("n2", "n3")
-    (leader,) = [halls.lab["n1"]]
+    leader = halls.lab["n1"]
     for number in range(12):  # the answers are under way meanwhile
+        if number == 6:
+            halls.lab.now += PATIENCE + 0.1
         leader.messages.publish(b"c", str(number).encode(), lambda _: None)
     halls.lab.settle()
     assert halls.heard("n2") == halls.heard("n3") == ["0", None]
 
 
 def test_bytes_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messaging, "WINDOW_BYTES", 1000)
+    monkeypatch.setattr(window, "WINDOW_BYTES", 1000)
     halls = Halls()
     halls.publish("n1", *["x" * 100] * 50)
-    assert halls.lab["n1"].messages._window_bytes <= 1000
+    assert halls.lab["n1"].messages._window.bytes <= 1000
     halls.listen("n2")
     halls.publish("n1", "y" * 5000)
     assert halls.heard("n2") == ["y" * 5000]
@@ -225,10 +322,10 @@ def test_what_becomes_of_a_message_that_is_sent() -> None:
     assert halls.heard("n1") == ["a"]  # and is not sent again
     halls.lab.loses_answers = False
     halls.lab.cut.add("n2")
-    (unsent,) = halls.publish("n2", "b")
-    assert isinstance(unsent, Unavailable)
+    (unsent,) = halls.publish_in_time("n2", "b")
+    assert isinstance(unsent, Unavailable | NotLeader)
     halls.lab.tick(100)
-    (no_leader,) = halls.publish("n2", "c")
+    (no_leader,) = halls.publish_in_time("n2", "c")
     assert isinstance(no_leader, NotLeader)
     halls.lab.cut.clear()
     halls.lab.tick(50)
@@ -325,6 +422,11 @@ def test_what_a_node_that_lies_may_ask_for() -> None:
         leader.called(peer, Call(CallKind.PUBLISH, term, b"\0\0\0\1"), found.append)
     with pytest.raises(WireError):
         leader.called(peer, Call(CallKind.LISTEN, term, b""), found.append)
+    for message in ((b"c", bytes(MAX_VALUE_BYTES + 1)), (bytes(1 << 17), b"")):
+        with pytest.raises(WireError):  # the answer to who listens could not hold it
+            leader.called(
+                peer, Call(CallKind.PUBLISH, term, encode_messages([message])), found.append
+            )
 
 
 @pytest.mark.parametrize("last", [3, 0, 1 << 63])

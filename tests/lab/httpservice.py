@@ -93,9 +93,21 @@ class FakeBackend:
         self.kept.append(kept)
         reply(0, len(commands), self.error or self.apply(commands))
 
-    def confirm_read(self, reply: Reply, requests: int = 1, *, passes_on: bool = False) -> None:
+    def confirm_read(
+        self,
+        reply: Reply,
+        requests: int = 1,
+        *,
+        passes_on: bool = False,
+        kept: Reply | None = None,
+        kept_requests: int = 0,
+    ) -> None:
         self.confirmations += 1
         self.passed_on += passes_on
+        assert requests > 0
+        assert (kept is None) == (kept_requests == 0)
+        if kept is not None:
+            kept(self.error)
         reply(self.error)
 
     def get_all(
@@ -210,6 +222,8 @@ class FakeBackend:
             return codec.encode_transaction(command._replace(time=self.now))
         if isinstance(command, Sequential):
             return codec.encode_sequential(command._replace(time=self.now))
+        if isinstance(command, bytes):
+            return codec.stamp(command, self.now)
         key, value = command
         return codec.encode_delete(key) if value is None else codec.encode_put(key, value)
 

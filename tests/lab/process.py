@@ -120,6 +120,22 @@ class ServerProcess:
         """Return the processor time that the process has used, by all of its threads."""
         return time.clock_gettime(~self.process.pid << 3 | 2)  # its clock, as Linux numbers them
 
+    def workers(self) -> dict[int, str]:
+        """Return where the LSM engine's worker processes import from, by their ids."""
+        return {
+            pid: words[-2]
+            for pid, words in command_lines().items()
+            if words[-1] == str(self.process.pid) and "conure.storage.lsm.worker" in words[-3]
+        }
+
+    def metric(self, name: str) -> float:
+        """Return one of the figures at /metrics."""
+        found = re.search(
+            rf"(?m)^{re.escape(name)} (\S+)$", self.request("GET", "/metrics").body.decode()
+        )
+        assert found, name
+        return float(found[1])
+
     def kill(self) -> None:
         """End the process as a power cut would end it, and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError):
@@ -170,6 +186,17 @@ def running(data_dir: Path, *flags: str, **options: object) -> Iterator[ServerPr
         yield server.wait_until_listening()
     finally:
         server.kill()
+
+
+def command_lines() -> dict[int, list[str]]:
+    """Return the words of each process that runs and has three at least, by its id (Linux)."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            if len(words) >= 3:
+                found[int(place.name)] = words
+    return found
 
 
 def resp_port(server: ServerProcess) -> int:

@@ -56,6 +56,20 @@ MUTATIONS = [
         ),
     ),
     Mutation(
+        "net: thousands are closed in one go",
+        "conure/net/reactor.py",
+        "(connection.close, connection)\n            if perf_counter() > until:",
+        "(connection.close, connection)\n            if False:",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
+        "net: who is not looked at in time never is",
+        "conure/net/reactor.py",
+        "            connection = unchecked.popleft()",
+        "            connection = unchecked.pop()\n            unchecked.clear()",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
         "net: what a link has decrypted is left until more comes",
         "conure/net/reactor.py",
         "                if connection.link.pending:\n"

@@ -94,22 +94,23 @@ MUTATIONS = [
     Mutation(
         "two fronts in a round are two confirmations",
         "conure/service/rounds.py",
-        "        joined.readers += each.readers\n",
-        "        joined.readers[:0] = each.readers\n",
+        "            each.readers, each.keys, each.looks = [], [], []\n",
+        "            each.readers, each.keys, each.looks = [], [], []\n"
+        "            self._backend.confirm_read(lambda _: None)\n",
         ("tests/service/test_service.py",),
     ),
     Mutation(
         "what comes with a write is another front's",
         "conure/service/rounds.py",
-        "joined.answers |= {before + n: answer",
-        "joined.answers |= {n: answer",
+        "_Share(each.front, each.writers, each.answers, len(commands))",
+        "_Share(each.front, each.writers, writing[0].answers, len(commands))",
         ("tests/service/test_service.py",),
     ),
     Mutation(
         "writes of a round are synced before its reads are sent",
         "conure/service/rounds.py",
-        "if parts and not has_read:",
-        "if parts:",
+        "if writing and not has_read:",
+        "if writing:",
         ("tests/service/test_service.py",),
     ),
     Mutation(
@@ -289,8 +290,8 @@ MUTATIONS = [
     Mutation(
         "what a front passes on is refused, and what it refuses is passed on",
         "conure/service/rounds.py",
-        "kept = 0 if gathered.passes_on else len(gathered.writers)",
-        "kept = len(gathered.writers) if gathered.passes_on else 0",
+        "                kept += 0 if each.passes_on else len(each.writers)",
+        "                kept += len(each.writers) if each.passes_on else 0",
         ("tests/service/test_service.py",),
     ),
     Mutation(
@@ -303,8 +304,8 @@ MUTATIONS = [
     Mutation(
         "a bug at the end of a round leaves writers waiting",
         "conure/service/rounds.py",
-        "        with failing(gathered.front, writers):\n            self._backend",
-        "        if True:\n            self._backend",
+        "                stack.enter_context(failing(each.front, each.writers))\n",
+        "",
         ("tests/service/test_service.py",),
     ),
 ]

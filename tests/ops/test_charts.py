@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +16,9 @@ import yaml
 from conure import VERSION
 from conure.config import load
 from conure.ops import scaling
+from tests.lab.process import ROOT, running
 
-CHARTS = Path(__file__).parents[2] / "charts"
+CHARTS = ROOT / "charts"
 HA, SINGLE = "conuredb-ha", "conuredb-single"
 
 Object = dict[str, Any]
@@ -202,6 +205,18 @@ def test_an_engine_reaches_the_servers_and_nothing_is_said_of_none(chart: str) -
         assert config.engine == ("lsm" if told else "btree")
         assert config.max_mem_size == (3_000_000 if told else 10_000_000)
         assert not config.ignored_environment
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_what_helm_test_runs_puts_and_gets(chart: str, tmp_path: Path) -> None:
+    one = container(render(chart), "conure-test")
+    assert one["workingDir"] == "/app"
+    program, *words, url = one["command"]
+    assert (program, url) == ("python3", "http://conure.shop.svc:8081")
+    with running(tmp_path, "--bootstrap") as server:
+        command = [sys.executable, *words, server.url]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bare_founder_gets_no_flags() -> None:

@@ -13,12 +13,13 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from conure import VERSION
-from tests.lab.process import ROOT, ServerProcess, running
+from tests.lab.process import ROOT, ServerProcess, command_lines, running, wait_until
 from tests.test_imports import FILES, STEP
 from tests.test_oldpython import AS_AN_OLD_ONE, WORDS
 
@@ -49,6 +50,29 @@ def check_server(
         run(*shell, f"--server={server.url}", "put", "k", "v", cwd=cwd, environ=environ) == "OK\n"
     )
     assert run(*shell, f"--server={server.url}", "get", "k", cwd=cwd, environ=environ) == "v"
+
+
+def check_workers(data: Path, root: Path, script: Path, **started: Any) -> None:
+    """Let the LSM engine flush and merge by processes that import from *root*; then kill all."""
+    small = ("--engine=lsm", "--max-mem-size=64KiB", "--checkpoint-entries=100")
+    lines = [b'{"key": "%d", "value": "%s"}' % (key, b"v" * 1000) for key in range(100)]
+    with running(data, "--bootstrap", *small, script=script, **started) as server:
+
+        def has_merged() -> bool:
+            assert server.request("POST", "/kv/batch", b"\n".join(lines)).status == 200
+            return server.metric("conure_lsm_compactions_total") >= 1
+
+        wait_until(lambda: server.request("GET", "/readyz").status == 200)
+        wait_until(has_merged)
+        assert server.metric("conure_lsm_flushes_total") >= 4
+        workers = server.workers()
+        assert list(workers.values()) == [str(root)] * 2
+        assert "conure.lsm" not in server.text  # nothing was lost, or done in the server
+        server.kill()
+        wait_until(lambda: not workers.keys() & command_lines().keys())
+    with running(data, "--bootstrap", script=script, **started) as server:
+        wait_until(lambda: server.request("GET", "/readyz").status == 200)
+        assert server.get("99").body == b"v" * 1000
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +125,29 @@ def test_its_commands_find_what_is_theirs(tmp_path: Path, installed: Path) -> No
         assert process.get("k").body == b"v"
 
 
-def test_the_archive_is_the_server_and_the_shell(tmp_path: Path) -> None:
-    run(sys.executable, MAKE, "pyz", f"--to={tmp_path}", cwd=tmp_path)
-    archive = tmp_path / "conuredb.pyz"
+def test_the_workers_of_the_wheel_start_merge_and_end_with_it(
+    tmp_path: Path, installed: Path
+) -> None:
+    (site,) = installed.parent.glob("lib/python*/site-packages")
+    itself = ["sh", "-c", 'shift && exec "$@"', "sh"]  # by its own first line
+    check_workers(tmp_path / "data", site, installed / "conuredb", wrapper=itself)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one file."""
+    place = tmp_path_factory.mktemp("pyz")
+    run(sys.executable, MAKE, "pyz", f"--to={place}", cwd=place)
+    return place / "conuredb.pyz"
+
+
+def test_the_workers_of_the_archive_start_merge_and_end_with_it(
+    tmp_path: Path, archive: Path
+) -> None:
+    check_workers(tmp_path / "data", archive, archive)
+
+
+def test_the_archive_is_the_server_and_the_shell(tmp_path: Path, archive: Path) -> None:
     assert os.access(archive, os.X_OK)
     packed = {name for name in zipfile.ZipFile(archive).namelist() if name.endswith(".py")}
     assert packed == {name.removeprefix("conure/_step/") for name in CODE} | {"__main__.py"}

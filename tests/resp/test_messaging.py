@@ -14,6 +14,7 @@ import pytest
 from conure.errors import NotLeader, OutcomeUnknown
 from conure.net.reactor import Bounds
 from conure.resp import audience as audience_file
+from conure.resp.audience import Kind
 from conure.resp.limits import Limits
 from tests.lab.respclient import ErrorReply, Push, RespClient, command
 from tests.lab.respservice import RespService
@@ -62,7 +63,7 @@ def test_a_message_goes_to_channel_and_patterns(service: RespService, protocol: 
         assert publisher.ask("PUBLISH", "nothing", "x") == 1
         assert client.read() == [b"pmessage", b"n*", b"nothing", b"x"]
         assert publisher.ask("PUBLISH", "quiet", b"\x00\r\n") == 0
-        assert service.messenger.published[-1] == (b"quiet", b"\x00\r\n")
+        assert service.messenger.published[-1] == (b"cquiet", b"\x00\r\n")
 
 
 def test_counts_and_ends_of_subscriptions(service: RespService, client: RespClient) -> None:
@@ -113,6 +114,44 @@ def test_any_command_in_resp3(service: RespService) -> None:
         assert [each for each in found if not isinstance(each, Push)] == [1, b"v"]
         assert client.ask("HELLO", 2)[5] == 2
         assert isinstance(client.ask("GET", "k"), ErrorReply)  # it can't tell messages from replies
+
+
+def test_shard_channels_are_apart(service: RespService, client: RespClient) -> None:
+    with subscriber(service, "c", "c*") as listener, service.client() as shard:
+        shard.send(command("SSUBSCRIBE", "c", "d") + command("SUBSCRIBE", "x"))
+        found = [shard.read() for _ in range(3)]
+        assert found == [
+            [b"ssubscribe", b"c", 1],
+            [b"ssubscribe", b"d", 2],
+            [b"subscribe", b"x", 1],
+        ]
+        assert client.ask("SPUBLISH", "c", "of a shard") == 1
+        assert client.ask("PUBLISH", "c", "of all") == 2
+        assert client.ask("SPUBLISH", "x", "nobody") == 0
+        assert shard.read() == [b"smessage", b"c", b"of a shard"]
+        assert listener.read() == [b"message", b"c", b"of all"]
+        assert sorted(client.ask("PUBSUB", "SHARDCHANNELS")) == [b"c", b"d"]
+        assert client.ask("PUBSUB", "SHARDCHANNELS", "[d]") == [b"d"]
+        assert client.ask("PUBSUB", "SHARDNUMSUB", "c", "x") == [b"c", 1, b"x", 0]
+        assert b"pubsubshard_channels:2\r" in client.ask("INFO")
+        assert b" sub=1 psub=0 ssub=2 " in client.ask("CLIENT", "LIST", "TYPE", "pubsub")
+        assert isinstance(shard.ask("GET", "k"), ErrorReply)
+        assert shard.ask("UNSUBSCRIBE") == [b"unsubscribe", b"x", 0]
+        assert shard.ask("SUNSUBSCRIBE", "c") == [b"sunsubscribe", b"c", 1]
+        assert shard.ask("SUNSUBSCRIBE") == [b"sunsubscribe", b"d", 0]
+        assert shard.ask("SUNSUBSCRIBE") == [b"sunsubscribe", None, 0]
+        assert shard.ask("GET", "k") is None
+        assert client.ask("MULTI") == b"OK"
+        assert client.ask("SPUBLISH", "d", "m") == b"QUEUED"
+        assert client.ask("EXEC") == [0]
+    wait_until(lambda: not service.messenger.listening)
+    assert client.ask("PUBSUB", "SHARDCHANNELS") == []
+
+
+def test_topics_that_nobody_knows_are_passed_over(service: RespService) -> None:
+    with subscriber(service, "c") as client:
+        service.resp.audience.deliver([(b"", b"m"), (b"xc", b"m"), (b"cc", b"the one")])
+        assert client.read() == [b"message", b"c", b"the one"]
 
 
 def test_messages_come_whatever_client_reply_says(service: RespService) -> None:
@@ -371,7 +410,7 @@ def test_a_queue_that_is_full() -> None:
             publisher.send(command("PUBLISH", "c", "m" * 500) * 100)
             found = [publisher.read() for _ in range(100)]
             assert all(each in (0, 1) or str(each).startswith("TRYAGAIN ") for each in found)
-            service.resp.audience.deliver([(b"c", b"m" * 100)] * 100)
+            service.resp.audience.deliver([(b"cc", b"m" * 100)] * 100)
             assert is_closed(client)
     finally:
         service.close()
@@ -412,7 +451,7 @@ def test_who_unsubscribes_meanwhile_hears_nothing(service: RespService) -> None:
         if audience.delivered == 32 and not ended:
             ended.append(True)
             for each in service.resp.clients.all():
-                audience.unsubscribe(each, b"c", False)
+                audience.unsubscribe(each, Kind.CHANNEL, b"c")
 
     audience._pump = pump  # type: ignore[method-assign]
     share, audience_file._SHARE = audience_file._SHARE, 0.0  # type: ignore[misc]

@@ -51,6 +51,26 @@ def test_a_step_that_fails_is_an_error_of_its_own(client: RespClient) -> None:
     ]
 
 
+def test_replies_are_silenced_amid_a_transaction_as_in_redis(client: RespClient) -> None:
+    def run(*commands: tuple[str, ...]) -> bytes:
+        client.ask("MULTI")
+        for words in commands:
+            assert client.ask(*words) == b"QUEUED"
+        client.send(command("EXEC") + command("CLIENT", "REPLY", "ON") + command("ECHO", "the end"))
+        found = b""
+        while not found.endswith(b"the end\r\n"):
+            found += client.socket.recv(1 << 16)
+        return found.removesuffix(b"+OK\r\n$7\r\nthe end\r\n")
+
+    off, on, get = ("CLIENT", "REPLY", "OFF"), ("CLIENT", "REPLY", "ON"), ("ECHO", "x")
+    for echo in (get, ("GET", "k")):
+        client.ask("SET", "k", "x")
+        assert run(echo, off, echo) == b"*3\r\n$1\r\nx\r\n"
+        assert run(off, echo, on, echo) == b"*4\r\n+OK\r\n$1\r\nx\r\n"
+    skipped = run(get, ("CLIENT", "REPLY", "SKIP"), get)
+    assert skipped == b"*3\r\n$1\r\nx\r\n$1\r\nx\r\n"
+
+
 def test_what_is_refused(client: RespClient) -> None:
     assert client.ask("EXEC") == ErrorReply("ERR EXEC without MULTI")
     assert client.ask("DISCARD") == ErrorReply("ERR DISCARD without MULTI")

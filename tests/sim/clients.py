@@ -79,6 +79,7 @@ ONCE, EXACTLY_ONCE = b"n", b"o"
 MORTAL = (b"t", b"u")
 STEPPED = (b"q", b"r")
 LOCKS = (b"x", b"y")
+MANY_TIMES = 12  # a sequence of steps that is to be a long one
 SESSIONS = 6  # as many are remembered, the oldest of which may have ended long ago
 LONG, SHORT = 3_600_000_000, 300  # milliseconds for which outcomes are remembered
 
@@ -175,12 +176,15 @@ class Clients:
             Erase(other),
         ]
         chosen = tuple(rng.sample(steps, rng.randint(1, 5)))
+        chosen *= rng.choice([1, 1, 1, MANY_TIMES])  # so many that they take turns
         revision = self._seen_revision.get(one, 0)
         compare = Compare(one, Target.MOD_REVISION, Relation.EQUAL, revision)
         compares = (compare,) if rng.random() < 0.3 else ()
         self._numbers += 1
         told = b"%d" % self._numbers
-        steps_and_reads = (*chosen, Read(one), Read(other))
+        steps_and_reads: tuple[Step, ...] = (*chosen, Read(one), Read(other))
+        if rng.random() < 0.2:  # what is done in one pass
+            steps_and_reads = tuple(Write(key, self._account.new_value()) for key in (one, other))
         wanted = Sequential(compares, steps_and_reads, 1 << 16, fingerprint=told)
         self._sequences.add(wanted)
         begun = self._account.next_moment()

@@ -126,6 +126,7 @@ def test_reads_that_nobody_confirms_are_noticed(monkeypatch: pytest.MonkeyPatch)
         requests: int = 1,
         *,
         passes_on: bool = False,
+        **_: Any,
     ) -> None:
         reply(None)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.cluster import Cluster, wait_until
+from tests.lab.cluster import Cluster, Member, wait_until
 from tests.lab.engines import TOLD
 from tests.lab.process import ROOT, ServerProcess, running
 
@@ -82,6 +82,34 @@ def test_members_of_both_engines_hold_the_same(cluster: Cluster) -> None:
     assert all(len(each) == 1 for each in digests.values())
     for member in cluster.members:
         told("check", member.data)
+
+
+def test_a_cluster_changes_its_engine_while_it_serves(tmp_path: Path) -> None:
+    """A member at a time is removed and comes back empty, as docs/engines.md says."""
+    with Cluster(tmp_path, *SMALL) as cluster:
+        for _ in range(3):
+            cluster.add("--engine=btree")
+        cluster.start()
+        batch(cluster, 0)
+        for member in cluster.members:
+            stay = [each for each in cluster.members if each is not member]
+            assert stay[0].post("/remove", {"ID": member.name}).status == 200
+            assert member.terminate() == 0
+            member.wipe()
+            member.flags.append("--engine=lsm")
+            member.start(f"--join={stay[0].url}")
+            cluster.wait_until_voters(3)
+            batch(cluster, 1)
+        cluster.wait_until_equal()
+        assert {member.status()["engine"] for member in cluster.members} == {"lsm"}
+        assert len({str(contents(member)) for member in cluster.members}) == 1
+
+
+def contents(member: Member) -> list[dict[str, object]]:
+    answer = member.request("GET", "/kv?prefix=&stale=true")
+    items: list[dict[str, object]] = json.loads(answer.body)["items"]
+    assert len(items) == 97
+    return items
 
 
 def test_each_engine_gets_the_others_backup(tmp_path: Path) -> None:
