@@ -33,6 +33,7 @@ from conure import VERSION
 from conure.cluster.joining import Joiner
 from conure.cluster.node import Node
 from conure.cluster.options import NodeOptions
+from conure.collector import Collector
 from conure.config import Config, load
 from conure.errors import ConfigError, ConureError, DirectoryInUse, ForeignDirectory
 from conure.fileio import OsFileSystem, others_who_may_write
@@ -119,6 +120,7 @@ class Process:
         self._node: Node | None = None
         self._watchers: Watchers[Stream] | None = None
         self._joiner: Joiner | None = None
+        self._collector = Collector()
 
     def run(self) -> int:
         """Start, serve until a signal or a failure, stop; return the exit status."""
@@ -159,14 +161,13 @@ class Process:
             self._serve_resp(reactor, node, requests, limits, history)
             self._add_metrics(server)
             transport.start(node, reactor)
-            # What exists by then stays: the collector need not look at it again and again. Nor
-            # while the log is applied: that would take a quarter of the time.
+            # No collection while the log is applied: that would take a quarter of the time.
             gc.collect()
             gc.disable()
             try:
                 node.start()
             finally:
-                gc.freeze()
+                self._collector.start()
                 gc.enable()
             watchers.start()
             for each in self._listeners():

@@ -30,12 +30,12 @@ R6 No linearizable read before the term's first entry is committed; the round th
    this leader, in this term and later than its read: that is its answer to a round.
 R9 A lease: a read round that a quorum has confirmed means that nobody else leads for
    ``election_ticks`` counted from before the round began, as long as this node leads on in its
-   term and has not begun to hand over. (R7 and R8 are the driver's: docs/architecture.md.)
-R10 With a quorum size N, an entry is committed when besides the majority (R3) min(N, number of data
+   term and has not begun to hand over. (R7, R8 and R10 are the driver's: docs/architecture.md.)
+R11 With a quorum size N, an entry is committed when besides the majority (R3) min(N, number of data
    voters) data voters have it on disk, the leader among them if it is a voter: counted, like the
    majority, by the latest configuration in the log (R4). Nothing else asks for N.
 
-Why R10 harms nothing: what it commits, a majority holds, so all that is said of committed entries
+Why R11 harms nothing: what it commits, a majority holds, so all that is said of committed entries
 goes for it. What it adds: whichever N - 1 of those data voters lose their disks, one is left that
 holds the entry. That stays so while members come and go, because a configuration is committed by
 its own rule, and with it all before it: as long as nobody lowers N, at any later time as many data
@@ -613,6 +613,11 @@ class Raft:
         return _NOBODY if self._leading is None else self._leading.progress
 
     @property
+    def is_handing_over(self) -> bool:
+        """Whether this node leads and takes no proposals: see :meth:`transfer_leadership`."""
+        return self._leading is not None and bool(self._leading.transferee)
+
+    @property
     def has_handed_over(self) -> bool:
         """Whether this node leads and has begun to hand over: see :meth:`transfer_leadership`."""
         return self._leading is not None and self._leading.has_handed_over
@@ -985,7 +990,7 @@ class Raft:
 
     def _advance_commit(self, leading: _Leadership) -> None:
         """Commit what a majority holds durably, if it is of this term (R3; paper 5.4.2), and as
-        many data voters as the quorum size asks for (R10)."""
+        many data voters as the quorum size asks for (R11)."""
         configuration = self.configuration
         matches = sorted(self._matches(leading, configuration.voters))
         index = matches[-configuration.quorum]
@@ -1009,7 +1014,7 @@ class Raft:
 
     def _held_by_data_voters(self, leading: _Leadership, configuration: Configuration) -> int:
         """Return up to where so many data voters as have to hold the log durably, the leader among
-        them unless it is leaving (R10)."""
+        them unless it is leaving (R11)."""
         matches = sorted(self._matches(leading, configuration.data_voters))
         index = matches[-configuration.copies]
         return min(index, self._log.persisted) if configuration.may_lead(self.id) else index
@@ -1197,7 +1202,7 @@ class Raft:
 
     def resize(self, quorum_size: int) -> int:
         """Change the quorum size, 0 for none; see :meth:`add_learner` for what is returned and
-        raised, and :meth:`check_size`. It counts at once (R10): raised, for what isn't committed
+        raised, and :meth:`check_size`. It counts at once (R11): raised, for what isn't committed
         yet as well; lowered, whoever is dead is not waited for any more."""
         return self._change(self._check_leading(), self.check_size(quorum_size))
 
@@ -1316,7 +1321,7 @@ class Raft:
     @property
     def lacks_copies(self) -> bool:
         """Whether this node leads and so few data voters answer that nothing is committed, though a
-        majority of the voters may be there (R10)."""
+        majority of the voters may be there (R11)."""
         if self._leading is None or not self.configuration.copies:
             return False
         return self.outlook().active_data < self.configuration.copies

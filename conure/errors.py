@@ -29,6 +29,7 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "Diverged",
+    "Exhausted",
     "Forbidden",
     "ForeignDirectory",
     "JobLost",
@@ -124,6 +125,15 @@ class DiskFailed(StorageError):
     """A read, write or sync failed for good. The file takes no further writes (S6)."""
 
     title = "disk failed"
+
+
+class Exhausted(DiskFailed):
+    """A file can't be opened or mapped for now: descriptors or memory have run out.
+
+    Nothing was done, and it may be tried again; who can't wait takes it for what it is a kind of.
+    """
+
+    title = "descriptors or memory exhausted"
 
 
 class JobLost(StorageError):

@@ -36,7 +36,14 @@ import stat
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import (
+    CorruptionError,
+    DirectoryInUse,
+    DiskFailed,
+    DiskFull,
+    Exhausted,
+    ForeignDirectory,
+)
 
 __all__ = [
     "File",
@@ -57,6 +64,7 @@ _NO_PLACE = frozenset(
         errno.ENOENT,  # of a directory that is to be made: below /proc and the like
     }
 )  # fmt: skip
+_NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _MAX_BUFFERS = 512  # below IOV_MAX (1024) everywhere
 _ZEROS = bytes(1 << 20)
 
@@ -337,7 +345,7 @@ class OsFileSystem:
             found = OsMap(file.fd, size, access=mmap.ACCESS_READ)
         except OSError as error:
             file.close()
-            raise DiskFailed(_describe("mapping", path, error)) from error
+            raise _failed("mapping", path, error) from error
         except BaseException:
             file.close()
             raise
@@ -391,7 +399,7 @@ class OsFileSystem:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise DiskFailed(_describe("syncing the directory", path, error)) from error
+            raise _failed("syncing the directory", path, error) from error
 
     def free_bytes(self, path: str) -> int:
         try:
@@ -462,4 +470,12 @@ def _cannot_open(path: str, error: OSError) -> DiskFull | DiskFailed | ForeignDi
         return ForeignDirectory(
             _describe("opening", path, error) + "; data_dir has to be a directory this user owns"
         )
-    return DiskFailed(_describe("opening", path, error))
+    return _failed("opening", path, error)
+
+
+def _failed(doing: str, path: str, error: OSError) -> DiskFailed:
+    """Return what has failed for good, or for now."""
+    why = _describe(doing, path, error)
+    if error.errno in _NO_MORE:
+        return Exhausted(f"{why}; raise the limit (ulimit -n), or leave more memory to this node")
+    return DiskFailed(why)

@@ -452,6 +452,11 @@ def check_single(namespace: Namespace, backup: Path, everything: Sequence[Writte
         namespace.kubectl("delete", "pod", pod)
         until(f"{pod} to be ready", lambda: namespace.ready(pod), ROLLOUT_SECONDS)
         tell(f"{namespace.found(results[0])} writes found again in {pod}")
+    with step("the single chart refuses another engine than the claim has"):
+        other = "btree" if namespace.check_engine(pod) == "lsm" else "lsm"
+        said = namespace.helm("upgrade", "one", SINGLE, f"engine={other}", status=1)
+        if "which can't be changed" not in said:
+            raise Failed(f"it was refused, but not for its engine: {said}")
     with step("the single chart refuses a second replica"):
         namespace.helm("upgrade", "one", SINGLE, "replicas=2", status=1)
 

@@ -7,6 +7,8 @@ that a write finds its room.
 1. A full disk is no failure as long as nothing half-written matters: a checkpoint that does not
    fit is dropped and taken again later, and what has to be in the log and isn't waits for room.
    Until then ``obstacle`` says why writes are refused.
+   Where descriptors or memory have run out, a checkpoint is tried again likewise, and writes are
+   refused only once changes take MOST_SHARE times the memory that they may.
 2. The log is cut after a durable checkpoint only (S2), and keeps what others still need of it: a
    follower that finds its entries gone needs the whole state.
 
@@ -31,7 +33,7 @@ from time import perf_counter, sleep
 
 from conure.consensus.messages import SnapshotMeta
 from conure.consensus.raftlog import RaftLog
-from conure.errors import DiskFull
+from conure.errors import DiskFull, Exhausted, StorageError
 from conure.metrics import Registry
 from conure.state.machine import Store
 
@@ -48,6 +50,10 @@ MAINTAIN_SECONDS = 0.1
 
 LOOK = 0.02
 """Seconds between two looks at what others merge."""
+
+MOST_SHARE = 2.0
+"""How many times the memory that they may take changes take before writes are refused, where no
+checkpoint can be made because descriptors or memory have run out."""
 
 LOG_TAIL = 4
 """How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
@@ -100,6 +106,8 @@ class Upkeep:
         self._full: DiskFull | None = None  # why the last checkpoint did not fit
         self._waiting: DiskFull | None = None  # why the log does not have what it should have
         self._cramped: DiskFull | None = None  # why the next log segment can't be made
+        self._starved: Exhausted | None = None  # why the last checkpoint could not be made
+        self._is_log_starved = False  # nor the next log segment, which was logged
         self._prepare_again_at = 0.0
         self._look_at = 0.0  # when what others merge is looked at again; perf_counter
         self._checkpointed_at = clock()
@@ -116,9 +124,10 @@ class Upkeep:
         )
 
     @property
-    def obstacle(self) -> DiskFull | None:
+    def obstacle(self) -> StorageError | None:
         """Why every write has to be refused, if it has to. Any thread."""
-        return self._waiting or self._full
+        starved = self._starved if self.memory_share() > MOST_SHARE else None
+        return self._waiting or self._full or starved
 
     @property
     def shortage(self) -> DiskFull | None:
@@ -177,7 +186,7 @@ class Upkeep:
     def is_due(self) -> bool:
         """Tell whether to checkpoint now."""
         elapsed = self._clock() - self._checkpointed_at
-        if self.shortage is not None:
+        if self.shortage is not None or self._starved is not None:
             return elapsed >= DISK_FULL_RETRY
         return (elapsed >= self._options.interval or self.is_urgent()) and not self._is_held_back()
 
@@ -193,8 +202,13 @@ class Upkeep:
                 log.error("no room for the next log segment, writes will be refused: %s", error)
             self._cramped = error
             self._prepare_again_at = self._clock() + DISK_FULL_RETRY
+        except Exhausted as error:  # it is needed only when those that there are have been used up
+            if not self._is_log_starved:
+                log.warning("the next log segment has to wait: %s", error)
+            self._is_log_starved = True
         else:
             self._cramped = None
+            self._is_log_starved = False
 
     def maintain(self) -> bool:
         """Let the store do what it has put off, in turns of work and rest; tell whether there is
@@ -273,7 +287,8 @@ class Upkeep:
                 return
             is_new = store.applied_index > store.checkpointed_index
             self._checkpointed_at = self._clock()
-            if not self._may_work() or not (is_new or self._full is not None):
+            is_again = self._full is not None or self._starved is not None
+            if not self._may_work() or not (is_new or is_again):
                 return
             running = store.begin_checkpoint()
             logged = raft_log.size_bytes
@@ -296,10 +311,19 @@ class Upkeep:
                 log.error("a checkpoint does not fit on the disk, writes are refused: %s", error)
             self._full = error
             return
+        except Exhausted as error:
+            running.abort()
+            if self._starved is None:
+                log.warning("a checkpoint has to wait and is tried again by itself: %s", error)
+            self._starved = error
+            return
         self._base_bytes = logged - cut
         if self._full is not None:
             log.info("there is room again, writes are accepted")
             self._full = None
+        if self._starved is not None:
+            log.info("a checkpoint could be made again")
+            self._starved = None
         seconds = perf_counter() - started
         self._seconds.observe(seconds)
         log.debug("checkpoint at index %d in %.3f s", running.meta.index, seconds)

@@ -45,6 +45,7 @@ from conure.consensus.messages import State
 from conure.errors import (
     Conflict,
     ConureError,
+    DiskFull,
     NotLeader,
     OutcomeUnknown,
     TooManyRequests,
@@ -238,7 +239,7 @@ class Forwarding:
 
     def take_back(self, write: Write) -> None:
         """Let a write wait that this node, having lost its leadership, has not proposed."""
-        until = self._clock() + self._leader_wait
+        until = min(self._clock() + self._leader_wait, write.deadline)
         for part in _parts_of(write._replace(reply=self._counted(write.reply)), until):
             self._waiting.append(part)
             self._waiting_bytes += _size_of(part)
@@ -250,7 +251,7 @@ class Forwarding:
         if error is not None:
             self._monitor.finished.append(partial(read.answer, error))
             return
-        read.patience = self._clock() + self._leader_wait
+        read.patience = min(self._clock() + self._leader_wait, read.deadline)
         self._reads.add(read)
         self._unasked.append(read)
         self._end_pause_if_all_are_back()
@@ -260,7 +261,7 @@ class Forwarding:
         """Have a read confirmed by the next leader that this one, having lost its leadership, has
         not confirmed; it waits already."""
         read.index = None
-        read.patience = self._clock() + self._leader_wait
+        read.patience = min(self._clock() + self._leader_wait, read.deadline)
         self._unasked.append(read)
 
     def change(self, name: str, facts: Mapping[str, Any], reply: FactsReply) -> None:
@@ -310,6 +311,12 @@ class Forwarding:
     def expire(self, now: float) -> None:
         """Answer those whose time is up."""
         finished = self._monitor.finished
+        why = self._refusal_of_late()
+        if why is not None:
+            while self._waiting and self._waiting[0].until <= now:
+                finished.append(self._pop().answer(why))
+            self._refuse([read for read in self._unasked if read.patience <= now], why)
+            self._unasked = [read for read in self._unasked if read.patience > now]
         while self._waiting and self._waiting[0].deadline <= now:
             late = Unavailable("no leader has taken the write in time; it was not begun")
             finished.append(self._pop().answer(late))
@@ -322,12 +329,6 @@ class Forwarding:
                 ),
             )
         self._unasked = [read for read in self._unasked if read.deadline > now]
-        why = self._refusal_of_late()
-        if why is not None:
-            while self._waiting and self._waiting[0].until <= now:
-                finished.append(self._pop().answer(why))
-            self._refuse([read for read in self._unasked if read.patience <= now], why)
-            self._unasked = [read for read in self._unasked if read.patience > now]
 
     def end(self, error: ConureError) -> None:
         """Answer all writes; of those that only waited it is known that they did not happen."""
@@ -488,6 +489,8 @@ class Forwarding:
                 self._note_refusal(sent.leader)
                 self._send_again(sent, error)
                 return
+            if isinstance(error, DiskFull):  # whose disk? not this node's
+                error = DiskFull(f"the leader {sent.leader[0]} has no room: {error}")
             self._distribute(sent, start, stop, error)
         elif kind is AnswerKind.COMMITTED:
             first, encoded = decode_outcomes(answer.body)

@@ -104,6 +104,7 @@ from conure.consensus.messages import Message, MessageType, Ready, SnapshotHeade
 from conure.errors import (
     ConureError,
     DiskFull,
+    Exhausted,
     NotLeader,
     OutcomeUnknown,
     ProtocolViolation,
@@ -1070,7 +1071,7 @@ class Node:
         if writes.gathered_bytes and not pacing.is_busy():  # any more
             self._proposals.propose()
             self._drive()
-        waits = pacing.is_pausing or pacing.is_busy() or self._raft.lacks_copies
+        waits = pacing.is_pausing or pacing.is_busy() or self._proposals.is_held_up
         if writes.gathered_bytes and not waits:
             # Nobody else would take it up soon.
             self._monitor.finished.append(partial(self._call_later, self.take_gathered, 0.0))
@@ -1234,11 +1235,11 @@ class Node:
     # -- refusals and failures; under the lock ---------------------------------------------------
 
     def _refused(self, error: ConureError) -> ConureError:
-        """Pass on why a write was refused; a disk that failed over it ends the node."""
+        """Pass on why a write was refused; a disk that failed over it for good ends the node."""
         if isinstance(error, DiskFull):
             if self._upkeep.obstacle is None:
                 self._checkpoint_wanted.set()  # it lets the log be cut and its space used again
-        elif isinstance(error, StorageError):
+        elif isinstance(error, StorageError) and not isinstance(error, Exhausted):
             self._fail(error)
         return error
 

@@ -29,6 +29,7 @@ from raft import Raft, bootstrap
 __all__ = [
     "Parts",
     "check_agreement",
+    "check_presence",
     "configuration_at",
     "describe_start",
     "engine_options",
@@ -86,6 +87,7 @@ def open_parts(options: NodeOptions, fs: FileSystem) -> Parts:
     try:
         raft_log = RaftLog.open(fs, directory.raft_path, segment_bytes=options.log_segment_bytes)
         opened.append(raft_log)
+        check_presence(raft_log, directory)
         snapshots.recover(fs, directory.path, raft_log, kind_of(directory))
         engine = open_engine(directory, options)
         opened.append(engine)
@@ -162,6 +164,28 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
         raft_log.sync()
     directory.begin_cluster()
     log.info("node %s begins cluster %s", identity.node_id, directory.identity.cluster_id)
+
+
+def check_presence(raft_log: RaftLog, directory: DataDirectory) -> None:
+    """Refuse a directory whose records are gone, before anything in it is changed: an empty engine
+    in their place would lose what the log doesn't have.
+
+    A log that begins with the first entry has all of it; so has one that was just begun. Raises
+    CorruptionError.
+    """
+    fs, path = directory.fs, directory.database_path
+    kind, first = kind_of(directory), raft_log.snapshot.index
+    if directory.identity.role == "arbiter" or fs.exists(path):
+        return
+    if snapshots.is_recoverable(fs, directory.path, raft_log, kind):
+        return
+    remains = kind.remains(fs, path)
+    if remains:
+        raise CorruptionError(path, 0, f"the file is missing, and with it what {remains} is for")
+    if first:
+        raise CorruptionError(
+            path, 0, f"the file is missing, and the log begins behind entry {first}"
+        )
 
 
 def check_agreement(raft_log: RaftLog, engine: StorageEngine, directory: DataDirectory) -> None:

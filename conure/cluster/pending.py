@@ -283,11 +283,16 @@ class Reads:
         return [partial(read.answer, error)] if self.withdraw(read) else []
 
     def expired(self, now: float, why: str = "") -> Answers:
-        """Answer those whose time is up, and say *why*, where that is known."""
-        error = Unavailable(why or "no quorum has confirmed the read in time")
+        """Answer those whose time is up, and say *why* they were not confirmed, where that is
+        known."""
+        unconfirmed = Unavailable(why or "no quorum has confirmed the read in time")
+        behind = Unavailable(
+            "this node is behind, and has not got in time to what the read has to see; ask another"
+        )
         answers: Answers = []
         while self._reads and self._reads[0].deadline <= now:
-            answers.append(partial(self._reads.popleft().answer, error))
+            read = self._reads.popleft()
+            answers.append(partial(read.answer, unconfirmed if read.index is None else behind))
         return answers
 
     def ended(self, error: ConureError) -> Answers:

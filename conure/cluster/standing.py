@@ -64,7 +64,7 @@ class Standing:
             raise self.not_leader()
 
     def lacking(self) -> str:
-        """Say why this leader commits nothing though a majority may be there (R10), or ""."""
+        """Say why this leader commits nothing though a majority may be there (R11), or ""."""
         raft = self._raft
         if not raft.lacks_copies:
             return ""

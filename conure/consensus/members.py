@@ -83,7 +83,7 @@ class Configuration:
     servers: tuple[Server, ...] = ()
     quorum_size: int = 0
     """How many data voters are to hold an entry before it is committed; 0: a majority of the voters
-    is enough (R10)."""
+    is enough (R11)."""
     voters: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """The ids that count in elections and commits."""
     quorum: int = field(init=False, repr=False, compare=False)
@@ -227,7 +227,7 @@ class Outlook(NamedTuple):
 
     @property
     def commits(self) -> bool:
-        """Whether those that answer can commit anything (R3, R10)."""
+        """Whether those that answer can commit anything (R3, R11)."""
         return self.active >= self.quorum and self.active_data >= self.copies
 
     @property

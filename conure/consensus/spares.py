@@ -35,7 +35,7 @@ import os
 import threading
 from typing import Final
 
-from conure.errors import DiskFull
+from conure.errors import DiskFull, Exhausted
 from conure.fileio import FileSystem
 
 __all__ = ["RESERVE_BYTES", "RESERVE_FILES", "Spare", "Spares", "file_size"]
@@ -81,7 +81,7 @@ class Spares:
     def prepare(self) -> None:
         """Make the reserve and the spares that are missing, and clear away old segments.
 
-        Raises DiskFull, leaving nothing half made, or DiskFailed.
+        Raises DiskFull or Exhausted, leaving nothing half made, or DiskFailed.
         """
         working = True
         while working:
@@ -90,7 +90,7 @@ class Spares:
 
     def fill_reserve(self) -> None:
         """Make the files of the reserve that are missing, if there is room. The owner only."""
-        with contextlib.suppress(DiskFull):  # prepare() says so, and goes on trying
+        with contextlib.suppress(DiskFull, Exhausted):  # prepare() says so, and goes on trying
             while len(self.reserve) < RESERVE_FILES:
                 self._prepare_one()
 
@@ -110,7 +110,10 @@ class Spares:
             with self._preparing:  # and while we waited for it, one may have been made
                 spare = self._smallest(self.ready, size)
                 if spare is None:
-                    spare = self._make(max(size, self._segment_bytes), None)
+                    try:
+                        spare = self._make(max(size, self._segment_bytes), None)
+                    except Exhausted as error:
+                        raise DiskFull(f"no room can be made for more log now: {error}") from error
         return spare
 
     def find_in_reserve(self, size: int) -> Spare | None:
@@ -182,10 +185,10 @@ class Spares:
     def _make(self, size: int, old: str | None, *, kind: str = "spare") -> Spare:
         """Make a file of zeros, from an old segment if one is given (its blocks are there)."""
         temporary = self._new_path("tmp")
-        if old is not None:
-            self._fs.rename(old, temporary)
-            self._fs.sync_directory(self._directory)  # before its bytes go, its old name has to
         try:
+            if old is not None:
+                self._fs.rename(old, temporary)
+                self._fs.sync_directory(self._directory)  # before its bytes go, its name has to
             file = self._fs.open(temporary, create=True)
             try:
                 file.truncate(min(size, file.size()))
@@ -193,10 +196,10 @@ class Spares:
                 file.sync()
             finally:
                 file.close()
-        except DiskFull:
+        except (DiskFull, Exhausted) as error:
             if self._fs.exists(temporary):
                 self._fs.remove(temporary)
-            self.is_cramped = True
+            self.is_cramped = isinstance(error, DiskFull)
             raise
         self.is_cramped = False
         spare = (size, self._new_path(kind))

@@ -26,7 +26,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from conure.errors import TooManyRequests
 from conure.http.grammar import (
@@ -46,7 +46,8 @@ from conure.http.limits import Limits
 from conure.http.request import WAITS, Answer, Body, Request, error_body
 from conure.http.stream import Stream, call_each
 from conure.net.link import Link
-from conure.net.reactor import IN, OUT, SENT_TOGETHER, Reactor
+from conure.net.outlet import Outlet
+from conure.net.reactor import IN, OUT, Reactor
 
 __all__ = ["Front", "HTTPConnection", "ReservedConnection"]
 
@@ -55,8 +56,6 @@ log = logging.getLogger("conure.http")
 READING, WAITING, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE = 64 << 10
-_OUTPUT_HIGH = 1 << 20  # with more than this unsent, no further request of a connection is taken
-_MOST_PIECES = 64  # of a send that copies nothing
 _FIRST_RUN = 16  # reads of a new connection that are taken before the first one is answered
 _LONG_ANSWER = 16 << 10  # bytes of a body; longer ones are counted before their turn comes, too
 _LINGER_TIME = 2.0  # seconds
@@ -92,7 +91,7 @@ class Front(Protocol):
         """Let another connection have the place of one."""
 
 
-class HTTPConnection:
+class HTTPConnection(Outlet):
     """One client's bytes and unanswered requests. Reactor thread only, once it is adopted."""
 
     __slots__ = (
@@ -100,31 +99,22 @@ class HTTPConnection:
         "begun",
         "body",
         "buffer",
-        "descriptor",
         "discarded",
         "ended",
         "front",
-        "interest",
         "known",
         "line",
-        "link",
         "more",
-        "out",
         "parked",
         "patience",
         "peer",
-        "pending",
         "place",
-        "reactor",
-        "receive_bytes",
         "resets",
         "run",
         "safe",
         "seen",
-        "send_bytes",
         "state",
         "stream",
-        "touched",
         "waiting",
         "working",
     )
@@ -132,18 +122,13 @@ class HTTPConnection:
     def __init__(
         self, reactor: Reactor, front: Front, link: Link, peer: Any, place: str | None
     ) -> None:
-        self.reactor = reactor
+        super().__init__(reactor, link)
         self.front = front
         self.known = front.known
         self.place = place  # whose place it has; None: it is in the reserve
-        self.link = link
-        self.descriptor = link.descriptor
-        self.receive_bytes = link.receive
-        self.send_bytes = link.send
         self.peer = peer
         self.state = READING
         self.ended = False  # the client sent its last byte
-        self.interest = IN
         self.buffer = b""  # received, not parsed
         self.seen = self.line = 0  # bytes of the head that it begins with: see check_extent
         self.body: SizedBody | ChunkedBody | None = None  # of the request that is arriving
@@ -152,11 +137,9 @@ class HTTPConnection:
         self.safe = True  # the safety class of those (H2)
         self.run = _FIRST_RUN  # how many reads may be among them
         self.more = False  # while draining: a request is being handed over and more bytes follow
-        self.out: list[bytes | memoryview] = []
         self.stream: Stream | None = None  # whose turn it is
-        self.pending = 0  # bytes in out
         self.parked = 0  # bytes of long answers before their turn
-        self.touched = self.begun = perf_counter()  # last progress; first byte of a request
+        self.begun = self.touched  # the first byte of a request
         self.discarded = 0
         self.patience = _LINGER_TIME  # seconds for a client to read the last answer
         self.resets = False  # the link is to be closed by a reset
@@ -179,16 +162,6 @@ class HTTPConnection:
         if not self.out:  # to send is no excuse for not reading
             self.touched = reactor.now
         self.advance(self.buffer + data if self.buffer else data)
-
-    def react(self, event: int) -> None:
-        """Do what an event other than plain readability asks for. Raises OSError."""
-        if event & OUT:
-            self.reactor.dirty.append(self)
-        if event & IN:
-            self.receive()
-        elif not event & OUT:  # an error or the end of both directions, while nothing is read
-            self.receive_bytes(1)  # raises BlockingIOError if it is an older connection's
-            self.close()
 
     def resume(self) -> None:
         """Take up the requests that had to wait; more reads at a time while answers are short."""
@@ -218,7 +191,7 @@ class HTTPConnection:
             if self.body is None:
                 self.seen = len(self.buffer)
             if not self.interest & IN:
-                self._listen_for(self.interest | IN)
+                self.listen_for(self.interest | IN)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error of the server's own, in its turn (H1); take nothing more (H6)."""
@@ -299,7 +272,7 @@ class HTTPConnection:
             return
         if self.out:
             if head:
-                self._put(head)
+                self.put(head)
             return
         pieces = stream.take()
         if head:
@@ -308,53 +281,23 @@ class HTTPConnection:
         if ends and stream.chunked:
             pieces.append(LAST_CHUNK)
         if pieces:
-            self._put(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+            self.put(b"".join(pieces) if len(pieces) > 1 else pieces[0])
         if ends:
             self._end_stream()
             self._emit_all()
 
-    def _put(self, data: bytes) -> None:
-        """Send *data* at the end of the round."""
-        if not self.out:
-            self.reactor.dirty.append(self)
-        self.out.append(data)
-        size = len(data)
-        self.pending += size
-        self.reactor.leaving += size
-
-    def send(self) -> None:
-        """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
-        out = self.out
-        if not out:
-            return
-        sent, is_full = self._offer(out)
-        reactor = self.reactor
-        reactor.bytes_out += sent
-        if sent < self.pending:
-            if sent or not self.interest & OUT:
-                self.touched = reactor.now
-            self._drop_sent(sent)
-            if self.stream is not None:
-                self.stream.note_progress(self.pending)
-            if is_full:
-                self._listen_for(self.interest | OUT)
-            else:
-                reactor.dirty.append(self)  # the next round sends more
-            return
-        out.clear()
-        reactor.leaving -= self.pending
-        self.pending = 0
-        if self.interest & OUT:
-            self._listen_for(self.interest & ~OUT)
-        if self.stream is not None:
-            self.stream.note_progress(0)
-            self.feed()
-            if self.out:
-                self.touched = reactor.now
-                return
-        if self.state and not self.waiting:
+    def after_send(self) -> None:
+        """Go on with a stream, with requests that had to wait, or with the end."""
+        stream = self.stream
+        if stream is not None:
+            stream.note_progress(self.pending)
+            if not self.out:
+                self.feed()
+                if self.out:
+                    self.touched = self.reactor.now
+        if self.state and not (self.waiting or self.out):
             if self.state == WAITING:
-                reactor.resumed.append(self)
+                self.reactor.resumed.append(self)
             elif self.state == FINISHED:
                 self._finish()
 
@@ -414,8 +357,8 @@ class HTTPConnection:
             self.stream = None
             self.buffer = b""
             self.waiting.clear()
-            self.out.clear()
-            self.reactor.leaving -= self.pending + self.parked
+            self.drop_output()
+            self.reactor.leaving -= self.parked
             self.front.release(self)  # first: who sees that it is gone may have its place
             del self.reactor.connections[self.descriptor]  # before the number can be used again
             self.link.close()
@@ -425,12 +368,6 @@ class HTTPConnection:
                 call_each(request.at_leave)
 
     # -- private
-
-    def _listen_for(self, interest: int) -> None:
-        """Change the events that the connection is told of. Raises OSError."""
-        if interest != self.interest:
-            self.interest = interest
-            self.reactor.change_interest(self)
 
     def _hand_over_all(self, data: bytes) -> int:
         """Return the position after the last byte that was used. Raises Refusal."""
@@ -465,7 +402,7 @@ class HTTPConnection:
             if meant is None:
                 known.check_target(target, data, position, end)
                 meant, head = known.resolve(name, target, head)
-            if (waiting and self._must_wait(safe, head)) or (self.pending and self._must_send()):
+            if (waiting and self._must_wait(safe, head)) or (self.pending and self.must_send()):
                 self.state = WAITING
                 break
             may_be_late = not (reactor.requests & 3 and head.plain)
@@ -537,7 +474,7 @@ class HTTPConnection:
         if moved_on or not self.buffer:
             self.begun = self.reactor.now
         if head.expects:
-            self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _answer_early(self, request: Request, action: Callable[[Request], None]) -> None:
         """Let a request be answered without its body, and end the connection with that.
@@ -592,38 +529,6 @@ class HTTPConnection:
             or isinstance(self.waiting[-1].answer, Stream)
         )
 
-    def _must_send(self) -> bool:
-        reactor = self.reactor
-        return self.pending > _OUTPUT_HIGH or reactor.leaving > reactor.bounds.max_leaving_bytes
-
-    def _offer(self, out: list[bytes | memoryview]) -> tuple[int, bool]:
-        """Give output to the socket; return how much it took, and whether it takes no more."""
-        try:
-            if self.pending > SENT_TOGETHER:
-                pieces = out[:_MOST_PIECES]
-                sent = self.link.send_pieces(pieces)
-                return sent, sent < sum(map(len, pieces))
-            if len(out) > 1:
-                out[:] = (b"".join(out),)
-            return self.send_bytes(out[0]), True
-        except BlockingIOError:
-            return 0, True
-
-    def _drop_sent(self, sent: int) -> None:
-        """Forget bytes of the output that the socket took, fewer than there are."""
-        self.pending -= sent
-        self.reactor.leaving -= sent
-        out = self.out
-        gone = 0
-        while sent >= len(out[gone]):
-            sent -= len(out[gone])
-            gone += 1
-        del out[:gone]
-        if sent:
-            rest = memoryview(out[0])[sent:]
-            # A view keeps all its bytes, those that have left too, and only the rest is counted.
-            out[0] = bytes(rest) if len(rest) * 2 < len(cast("bytes", rest.obj)) else rest
-
     def _admit(self, request: Request, answer: Answer) -> Answer:
         """Count a long answer, or give another in its place if too much waits already (H5)."""
         reactor = self.reactor
@@ -674,14 +579,14 @@ class HTTPConnection:
             self.buffer = b""
             self._drop_body()
         if not self.ended:  # or nobody would see the end
-            self._listen_for(self.interest | IN)
+            self.listen_for(self.interest | IN)
         if not stream.chunked:
             self._let_end_show()
         head = render_stream_start(status, content_type, self.known.date, stream.chunked)
         head += fields + said + b"\r\n"
         self.stream = stream
         if request.method == "HEAD":
-            self._put(head)
+            self.put(head)
             self._end_stream()
         else:
             self.feed(head)
@@ -710,7 +615,7 @@ class HTTPConnection:
         # Amid a chunk the byte would be one of its own, and the rest of it is answered as well.
         if self.stream is not None and self.stream.chunked and not self.stream.is_amid_part:
             self._let_end_show()  # some clients take a zero without a line end for the last chunk
-            self._put(b"0")
+            self.put(b"0")
         for request in self._lasting():
             call_each(request.at_leave)
 
@@ -736,12 +641,12 @@ class HTTPConnection:
             body = b""
         pieces = body.pieces if isinstance(body, Body) else (body,)
         if size <= _LONG_ANSWER:
-            self._put(b"".join((start, fields, said, b"\r\n", *pieces)))
+            self.put(b"".join((start, fields, said, b"\r\n", *pieces)))
             return
-        self._put(b"".join((start, fields, said, b"\r\n")))
+        self.put(b"".join((start, fields, said, b"\r\n")))
         for piece in pieces:
             if piece:
-                self._put(piece)
+                self.put(piece)
 
     def _receive_out_of_turn(self) -> None:
         if self.state == LINGERING:
@@ -755,16 +660,16 @@ class HTTPConnection:
             self.buffer += data
             if not data:  # the end; it is read again when what waits has been taken up
                 self._note_end()
-                self._listen_for(self.interest & ~IN)
+                self.listen_for(self.interest & ~IN)
         elif self.state == FINISHED and (self.stream is not None or self._lasting()):
             data = self.receive_bytes(_READ_SIZE)
             self.discarded += len(data)
             if not data:
                 self._note_end()
             if not data or self.discarded > _LINGER_BYTES:
-                self._listen_for(self.interest & ~IN)
+                self.listen_for(self.interest & ~IN)
         else:
-            self._listen_for(self.interest & ~IN)
+            self.listen_for(self.interest & ~IN)
 
     def _finish_soon(self) -> None:
         """Take no further request; close once the answers are out."""
@@ -772,7 +677,7 @@ class HTTPConnection:
         self.buffer = b""
         self._drop_body()
         if self.waiting or self.out:
-            self._listen_for(self.interest & ~IN)
+            self.listen_for(self.interest & ~IN)
         else:
             self._finish()
 
@@ -783,7 +688,7 @@ class HTTPConnection:
         self.link.shut()
         self.state = LINGERING
         self.touched = self.reactor.now
-        self._listen_for(IN)
+        self.listen_for(IN)
 
 
 class ReservedConnection(HTTPConnection):

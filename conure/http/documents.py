@@ -141,10 +141,13 @@ def show_outcome(transaction: Transaction, outcome: Outcome, now: int) -> Steps[
     return shown
 
 
-def show_items(items: Iterable[Item], now: int) -> Steps[list[dict[str, Any]]]:
-    """Return records as objects."""
+def show_items(items: Iterable[Item | None], now: int) -> Steps[list[dict[str, Any]]]:
+    """Return records as objects; None among them is a step."""
     shown = []
     for count, item in enumerate(items, 1):
+        if item is None:
+            yield
+            continue
         shown.append(show_item(item, now))
         if count % _ITEMS_PER_STEP == 0 or len(item.value or b"") > INLINE_BYTES:
             yield

@@ -96,7 +96,7 @@ from conure.service.limits import MAX_NUMBER, Limits
 from conure.service.refusals import error_of
 from conure.service.requests import Desk
 from conure.service.rounds import Look
-from conure.service.scans import Page, Scan, item_of, items_of
+from conure.service.scans import Page, Scan, item_of, items_in_turns
 from conure.service.turns import Turns
 
 __all__ = ["INLINE_ITEMS", "MAX_WAIT", "KeyValues"]
@@ -375,7 +375,7 @@ class KeyValues:
     def _answer_range(self, request: Request, scan: Scan, fields: bytes) -> Turns:
         now = self._desk.backend.time()
         with closing(self._desk.backend.pin()) as state:
-            page = Page(items_of(state, scan), scan.limit)
+            page = Page(items_in_turns(state, scan), scan.limit)
             items = yield from documents.show_items(page, now)
         shown: dict[str, Any] = {"items": items, "more": page.more, "index": state.index}
         if page.more:

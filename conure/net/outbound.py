@@ -16,7 +16,6 @@ Threads: a line belongs to one thread; only :meth:`Line.cut` is for others.
 from __future__ import annotations
 
 import math
-import select
 import socket
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -65,20 +64,12 @@ def encode_request(
 
 
 class Line:
-    """A connection to one server at a time, kept from one request to the next.
+    """Asks one server at a time, over a connection for each request. Connecting takes
+    *connect_timeout* seconds at most."""
 
-    Connecting takes *connect_timeout* seconds at most. A connection that has rested for more than
-    *longest_rest* seconds is used for safe requests only. ``was_sent`` says whether any byte of the
-    last request has left: if none has, nobody has carried it out.
-    """
-
-    def __init__(self, *, connect_timeout: float, longest_rest: float = 0.0) -> None:
-        self.was_sent = False
+    def __init__(self, *, connect_timeout: float) -> None:
         self._connect_timeout = connect_timeout
-        self._longest_rest = longest_rest
-        self._server = ""
         self._socket: _Socket | None = None
-        self._rests_since = 0.0
         self._is_cut = False
 
     def exchange(
@@ -88,7 +79,6 @@ class Line:
         deadline: float,
         *,
         most: int,
-        is_safe: bool = False,
         silence: float = math.inf,
         may_cut_short: bool = False,
     ) -> Answer:
@@ -96,32 +86,19 @@ class Line:
 
         *deadline* is a moment of ``monotonic``, *silence* how many seconds may pass without a byte.
         A body of more than *most* bytes is an error; if one *may_cut_short*, the rest is left
-        unread, and the connection ends with each answer. An interim answer is an error too: the
-        next request would get the one that follows it. *is_safe* tells that the request changes
-        nothing. Raises OSError, among them TimeoutError, and HTTPException, among them
-        MalformedAnswer; the connection is closed then.
+        unread. An interim answer is an error too. Raises OSError, among them TimeoutError, and
+        HTTPException, among them MalformedAnswer.
         """
-        self.was_sent = False
-        connection = self._connect(server, is_safe)
+        connection = self._connect(server)
         connection.deadline, connection.silence = deadline, silence
         connection.room = 2 * most + _BESIDE  # chunks may be so small that half of it is sizes
         try:
-            self._send(connection, message)
+            _send(connection, message)
             with closing(HTTPResponse(connection)) as response:
-                answer = _read(response, most, may_cut_short)
-        except BaseException:
-            self.close()
-            raise
-        if response.will_close or may_cut_short:
-            self.close()
-        self._rests_since = monotonic()
-        return answer
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        if self._socket is not None:
-            self._socket.close()
+                return _read(response, most, may_cut_short)
+        finally:
             self._socket = None
+            connection.close()
 
     def cut(self) -> None:
         """End what is under way, and let nothing begin. Any thread."""
@@ -131,41 +108,19 @@ class Line:
             with suppress(OSError):  # closed a moment ago
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _connect(self, server: str, is_safe: bool) -> _Socket:
-        if self._socket is not None:
-            if server == self._server and self._is_usable(self._socket, is_safe):
-                return self._socket
-            self.close()
+    def _connect(self, server: str) -> _Socket:
         try:
             plain = socket.create_connection(split_base_url(server), self._connect_timeout)
         except (ValueError, OverflowError) as error:  # a name with an empty label, say
             raise OSError("there can be no such address") from error
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = _Socket(plain.family, plain.type, plain.proto, plain.detach())
-        self._server, self._socket = server, connection
+        self._socket = connection
         if self._is_cut:  # looked at after the socket can be seen by cut()
-            self.close()
+            self._socket = None
+            connection.close()
             raise ConnectionAbortedError("this node is stopping; ask another server")
         return connection
-
-    def _is_usable(self, connection: socket.socket, is_safe: bool) -> bool:
-        if not is_safe and monotonic() - self._rests_since > self._longest_rest:
-            return False
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return not poll.poll(0)  # what comes in unasked is the end, or nothing that we understand
-
-    def _send(self, connection: _Socket, message: bytes) -> None:
-        connection.limit()
-        try:
-            count = connection.send(message)  # if this fails the kernel has taken nothing
-            self.was_sent = True
-            if count < len(message):
-                connection.sendall(memoryview(message)[count:])
-        except (BrokenPipeError, ConnectionResetError):
-            # A server may refuse a body while it is being sent; its reason can still be read.
-            if not self.was_sent:
-                raise
 
 
 class _Socket(socket.socket):
@@ -194,11 +149,20 @@ class _Socket(socket.socket):
         return size
 
 
+def _send(connection: _Socket, message: bytes) -> None:
+    connection.limit()
+    count = connection.send(message)
+    if count < len(message):
+        # A server may refuse a body while it is being sent; its reason can still be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(memoryview(message)[count:])
+
+
 def _read(response: HTTPResponse, most: int, may_cut_short: bool) -> Answer:
     try:
         response.begin()
         if response.status < 200:
-            raise HTTPException("an interim answer")  # the next request must not get the last one
+            raise HTTPException("an interim answer")
         if (response.length or 0) > most and not may_cut_short:
             raise HTTPException("an answer of impossible length")
         # Without a limit only if there is a length: what is cut short is noticed that way.

@@ -10,7 +10,8 @@ anything, and what the bodies mean is the node's concern.
     offset size
        0    1   version      01
        1    1   kind         01 write, 02 confirm, 03 change, 04 publish, 05 listen
-       2    2   flags        0000; a later flag says what it adds, who asks for one
+       2    2   flags        0000; a later one says what stands ahead of the body, such as a list
+                             of who asks (name, epoch of rights, address) and which command is whose
        4    8   number       greater than all before it on this connection
       12    8   term         of the leader that is asked: no other one takes it
       20    …   body
@@ -24,6 +25,9 @@ anything, and what the bodies mean is the node's concern.
 
     "is there more than index 7?", asked of the leader of term 2:
     01 02 0000 0000000000000001 0000000000000002 0000000000000007
+
+A flag that a node doesn't know ends the connection, since what it says may forbid the call. So it
+is sent only to nodes whose greeting says that they know it (``Greeting.speaks``).
 
 **Answer**, from the node that was called. A write may be answered in parts, from one command up to
 another, in their order::

@@ -135,9 +135,9 @@ class Answers:
 def _own(waiters: Sequence[Pending], position: int, stop: int) -> int:
     """Return how many answers from a position on are those of the pending there."""
     pending = waiters[position]
-    end = position + pending.missing
-    if end <= stop and waiters[end - 1] is pending:
-        return pending.missing
+    end = min(position + pending.missing, stop)
+    if waiters[position:end].count(pending) == end - position:
+        return end - position
     end = position + 1
     while end < stop and waiters[end] is pending:
         end += 1

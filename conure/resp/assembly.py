@@ -126,10 +126,10 @@ def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> Non
     """Give GET and SET their fast ways."""
     if command.name == "get":
         reads = PlainGets(desk, command.handle)
-        command.handle, command.run = reads.get, reads.get_all
+        command.handle, command.run, command.lone = reads.get, reads.get_all, reads.get_alone
     elif command.name == "set":
         writes = PlainSets(desk, limits, command.handle)
-        command.handle, command.run = writes.put, writes.put_all
+        command.handle, command.run, command.lone = writes.put, writes.put_all, writes.put_alone
 
 
 def _contained(commands: Iterable[Command]) -> Iterator[Command]:

@@ -522,7 +522,7 @@ class Audience:
         and then who keeps others waiting: who has not read all that it had for some time."""
         reactor = self._reactor
         most = reactor.bounds.max_leaving_bytes // 2
-        if reactor.leaving - self._job_bytes <= most or self._owed <= most // 2:
+        if reactor.leaving - self._job_bytes <= most:
             return False
         if reactor.now >= self._next_sum:  # what was sent since isn't owed any more
             self._next_sum = reactor.now + _SUM_AGAIN

@@ -31,10 +31,12 @@ from typing import Final, Protocol, cast
 
 from conure.metrics import Histogram
 from conure.net.link import Link
-from conure.net.reactor import IN, OUT, SENT_TOGETHER, Reactor
+from conure.net.outlet import Outlet
+from conure.net.reactor import IN, OUT, Reactor
 from conure.resp.failures import INTERNAL, error_reply
 from conure.resp.grammar import ProtocolError, Reader, Run
 from conure.resp.limits import Limits
+from conure.resp.lone import Lone
 from conure.resp.replies import Replies
 from conure.resp.session import Session
 from conure.resp.table import ALONE, ANY, READS, WRITES, Command, Handler
@@ -47,11 +49,10 @@ log = logging.getLogger("conure.resp")
 READING, WAITING, FINISHED, LINGERING, CLOSED = range(5)
 
 _READ_SIZE: Final = 64 << 10
-_OUTPUT_HIGH: Final = 1 << 20  # with more than this unsent, no further command is taken
 _FIRST_RUN: Final = 16  # reads of a new connection that are taken before the first is answered
-_MOST_PIECES: Final = 64  # of a send that copies nothing
 _LINGER_TIME: Final = 2.0  # seconds
 _LINGER_BYTES: Final = 16 << 20
+_CROWDED: Final = "TRYAGAIN too many commands are under way, try again shortly"
 
 
 class Front(Protocol):
@@ -77,14 +78,16 @@ class Front(Protocol):
     def note_error(self, why: str) -> None:
         """Note bytes that were no command."""
 
-    def note_slow(self, connection: RespConnection, pending: Pending) -> None:
-        """Note a command whose answer took long."""
+    def note_slow(
+        self, connection: RespConnection, words: list[bytes], count: int, started: float
+    ) -> None:
+        """Note a command, or *count* like it, whose answer took from a time until now: long."""
 
     def release(self, connection: RespConnection) -> None:
         """Let another connection have the place of one."""
 
 
-class RespConnection:
+class RespConnection(Outlet):
     """One client's bytes and unanswered commands. Reactor thread only, once it is adopted."""
 
     __slots__ = (
@@ -93,28 +96,20 @@ class RespConnection:
         "begun",
         "captured",
         "created",
-        "descriptor",
         "discarded",
         "ended",
         "front",
         "id",
-        "interest",
         "is_resumed",
         "lane",
         "last_command",
-        "link",
-        "out",
+        "lone",
         "parked",
-        "pending",
         "place",
-        "reactor",
         "reader",
-        "receive_bytes",
         "run",
-        "send_bytes",
         "session",
         "state",
-        "touched",
         "unanswered",
         "waiting",
         "words",
@@ -123,29 +118,23 @@ class RespConnection:
     def __init__(
         self, reactor: Reactor, front: Front, link: Link, address: str, place: str, number: int
     ) -> None:
-        self.reactor = reactor
+        super().__init__(reactor, link)
         self.front = front
         self.place = place  # whose place it has
         self.id = number
         self.address = address
-        self.link = link
-        self.descriptor = link.descriptor
-        self.receive_bytes = link.receive
-        self.send_bytes = link.send
         self.state = READING
         self.ended = False  # the client sent its last byte
-        self.interest = IN
         self.reader = Reader(front.limits.max_command_bytes)
         self.backlog: deque[list[bytes] | Run] = deque()  # read and not handed over
         self.session = Session()
         self.waiting: deque[Pending] = deque()  # unanswered, or answered before their turn
+        self.lone: Lone | None = None  # who answers a command that alone is under way
         self.unanswered = 0  # answers that those need, about
         self.lane = ANY  # of those
         self.run = _FIRST_RUN  # how many reads may be among them
-        self.out: list[bytes | memoryview] = []
-        self.pending = 0  # bytes in out
         self.parked = 0  # bytes of a command that is arriving, as the reactor counts them
-        self.created = self.touched = self.begun = perf_counter()
+        self.created = self.begun = self.touched
         self.last_command = ""
         self.captured: list[bytes] | None = None  # replies that aren't sent
         self.words: list[bytes] = []  # of the command that is handed over
@@ -160,6 +149,8 @@ class RespConnection:
             self._receive_out_of_turn()
             return
         data = self.receive_bytes(_READ_SIZE)
+        if self.lone is not None:
+            self.settle()
         if not data:
             self.ended = True
             self.state = FINISHED
@@ -169,18 +160,13 @@ class RespConnection:
         reactor.bytes_in += len(data)
         if not self.out:  # to send is no excuse for not reading
             self.touched = reactor.now
+            if not self.waiting and self.session.is_plain:
+                words = self.reader.take_lone(data)
+                if words is not None:
+                    self._take_lone(words)
+                    return
         self.reader.feed(data)
         self.advance()
-
-    def react(self, event: int) -> None:
-        """Do what an event other than plain readability asks for. Raises OSError."""
-        if event & OUT:
-            self.reactor.dirty.append(self)
-        if event & IN:
-            self.receive()
-        elif not event & OUT:  # an error or the end of both directions, while nothing is read
-            self.receive_bytes(1)  # raises BlockingIOError if it is an older connection's
-            self.close()
 
     def resume(self) -> None:
         """Take up the commands that had to wait; more reads at a time while values are short."""
@@ -207,7 +193,7 @@ class RespConnection:
             if reader.is_empty:
                 self.begun = self.reactor.now
             if not self.interest & IN:
-                self._listen_for(self.interest | IN)
+                self.listen_for(self.interest | IN)
 
     # -- what commands call ----------------------------------------------------------------------
 
@@ -253,6 +239,11 @@ class RespConnection:
         self.unanswered += pending.count
         self.reactor.in_flight += pending.count
 
+    def begin_lone(self, lone: Lone) -> None:
+        """Let the reply come from the waiter of lone commands, as nothing else is under way."""
+        self.lone = lone
+        self.reactor.in_flight += 1
+
     def end(self) -> None:
         """Take no further command; close when all are answered."""
         if self.state < FINISHED:
@@ -264,10 +255,9 @@ class RespConnection:
         """Note that a command has all its answers, and let the replies leave whose turn it is."""
         self.reactor.in_flight -= pending.count
         self.unanswered -= pending.count
-        took = perf_counter() - pending.started
-        self.front.durations.observe_same(took, pending.count)
-        if took > self.front.limits.slow_command:
-            self.front.note_slow(self, pending)
+        self.observe(pending.started, pending.count)
+        if self.is_slow(pending.started):
+            self.front.note_slow(self, pending.words, pending.count, pending.started)
         pending.words = []  # its reply may have to wait for its turn
         waiting = self.waiting
         while waiting and not waiting[0].missing:
@@ -276,11 +266,40 @@ class RespConnection:
                 pending.unpark()
                 self.run = 1  # one by one, until values are short again
             if not pending.is_muted:
-                self._put(pending.pieces)
+                self.put_all(pending.pieces)
             if pending.tail:
-                self._put(pending.tail)
+                self.put_all(pending.tail)
         if not (waiting or self.out):  # nothing is sent, so nobody would take it up
             self._go_on()
+
+    def observe(self, started: float, count: int) -> None:
+        """Count so many commands that took from a time until now."""
+        self.front.durations.observe_same(perf_counter() - started, count)
+
+    def is_slow(self, started: float) -> bool:
+        """Tell whether what takes from a time until now is slow."""
+        return perf_counter() - started > self.front.limits.slow_command
+
+    def answer(self, reply: bytes) -> None:
+        """Send the reply of the lone command, which nothing in ``waiting`` is before or after."""
+        self.lone = None
+        self.put(reply)
+
+    def settle(self) -> Pending:
+        """Make the lone command wait like any other, since something is to come after it, or its
+        reply is a long one; return what waits."""
+        assert self.lone is not None
+        assert not self.waiting
+        lone, self.lone = self.lone, None
+        pending = lone.stand_in_for(self)
+        pending.words = self.words
+        self.waiting.append(pending)
+        self.unanswered += pending.count
+        return pending
+
+    def note_slow(self, started: float) -> None:
+        """Note that the lone command was slow."""
+        self.front.note_slow(self, self.words, 1, started)
 
     # -- what the reactor calls: output, time and the end ----------------------------------------
 
@@ -292,31 +311,11 @@ class RespConnection:
         if self.state < LINGERING:
             if not self.out:
                 self.touched = self.reactor.now  # it has had nothing to read so far
-            self._put((data,))
+            self.put(data)
 
-    def send(self) -> None:
-        """Send what the socket takes; the rest waits until it takes more. Raises OSError."""
-        out = self.out
-        if not out:
-            return
-        sent, is_full = self._offer(out)
-        reactor = self.reactor
-        reactor.bytes_out += sent
-        if sent < self.pending:
-            if sent or not self.interest & OUT:
-                self.touched = reactor.now
-            self._drop_sent(sent)
-            if is_full:
-                self._listen_for(self.interest | OUT)
-            else:
-                reactor.dirty.append(self)  # the next round sends more
-            return
-        out.clear()
-        reactor.leaving -= self.pending
-        self.pending = 0
-        if self.interest & OUT:
-            self._listen_for(self.interest & ~OUT)
-        if self.state and not self.waiting:
+    def after_send(self) -> None:
+        """Take up what waited for all replies to have left."""
+        if self.state and not (self.waiting or self.out):
             self._go_on()
 
     def check_deadlines(self) -> None:
@@ -329,7 +328,7 @@ class RespConnection:
         elif self.out:
             if now - self.touched > limits.write_timeout:
                 self.drop()
-        elif self.waiting:
+        elif self.waiting or self.lone is not None:
             self.touched = self.begun = now  # time that the service takes isn't the client's
         elif not self.reader.is_empty:
             if now - self.begun > limits.request_timeout:
@@ -349,7 +348,8 @@ class RespConnection:
 
     def close_if_idle(self) -> None:
         """Close if nothing is under way; while draining."""
-        if self.state == READING and not (self.waiting or self.out or self.backlog):
+        is_busy = self.waiting or self.lone is not None or self.out or self.backlog
+        if self.state == READING and not is_busy:
             self.close()
 
     def close(self) -> None:
@@ -358,18 +358,16 @@ class RespConnection:
             return
         self.state = CLOSED
         self.ended = True
-        reactor = self.reactor
-        reactor.leaving -= self.pending
-        self.pending = 0
-        self.out.clear()
+        self.drop_output()
         for pending in self.waiting:
             pending.unpark()
         self.waiting.clear()  # their answers still count, when they come
+        self.lone = None
         self.backlog.clear()
         self.reader.clear()
         self._count_arriving()
         self.front.release(self)  # first: who sees that it is gone may have its place
-        del reactor.connections[self.descriptor]  # before the number can be used again
+        del self.reactor.connections[self.descriptor]  # before the number can be used again
         self.link.close()
 
     # -- private ---------------------------------------------------------------------------------
@@ -383,7 +381,7 @@ class RespConnection:
             found = backlog.popleft() if backlog else take()
             if found is None:
                 return
-            if self.pending and self._must_send():
+            if self.pending and self.must_send():
                 backlog.appendleft(found)
                 self.state = WAITING
                 return
@@ -394,6 +392,17 @@ class RespConnection:
                 if backlog or not self.reader.is_empty:
                     self._wait_a_round()
                 return
+
+    def _take_lone(self, words: list[bytes]) -> None:
+        """Do the one command that has come, while nothing else is under way."""
+        command = self.front.commands.get(words[0])
+        if command is None or command.lone is None or len(words) != command.least:
+            self.backlog.append(words)
+            self.advance()
+            return
+        self.lane = command.lane
+        self._do(command, command.lone, words)
+        self.begun = self.reactor.now
 
     def _hand_over(self, found: list[bytes] | Run) -> bool:
         """Do a command, or as much of a run as can be done together; return False if that has to
@@ -431,7 +440,7 @@ class RespConnection:
                 self._join(command.join, command, found)
             else:
                 self.lane = lane or self.lane
-                self._do(command, command.handle, found)
+                self._do_found(command, found)
         if session.skips:
             session.skips -= 1
             session.refresh()
@@ -447,22 +456,40 @@ class RespConnection:
         for words in [found] if type(found) is list else _apart(cast("Run", found)):
             self._do(command, join, words)
 
-    def _do(self, command: Command, handle: Handler, found: list[bytes] | Run) -> None:
+    def _do(self, command: Command, handle: Handler, words: list[bytes]) -> None:
         reactor = self.reactor
-        count = 1 if type(found) is list else cast("Run", found).size
-        reactor.requests += count
-        command.calls += count
+        reactor.requests += 1
+        command.calls += 1
         self.last_command = command.name
-        self.words = found if type(found) is list else [cast("Run", found).name]
+        self.words = words
         try:
             if reactor.in_flight > reactor.most_in_flight:
-                for _ in range(count):
-                    self.fail("TRYAGAIN too many commands are under way, try again shortly")
-            elif type(found) is list:
-                handle(self, found)
+                self.fail(_CROWDED)
             else:
-                assert command.run is not None
-                command.run(self, cast("Run", found))
+                handle(self, words)
+        except Exception:
+            log.exception("%s failed", command.name)
+            self.fail(INTERNAL)
+
+    def _do_found(self, command: Command, found: list[bytes] | Run) -> None:
+        if type(found) is list:
+            self._do(command, command.handle, found)
+        else:
+            self._do_all(command, cast("Run", found))
+
+    def _do_all(self, command: Command, run: Run) -> None:
+        assert command.run is not None
+        reactor = self.reactor
+        reactor.requests += run.size
+        command.calls += run.size
+        self.last_command = command.name
+        self.words = [run.name]
+        try:
+            if reactor.in_flight > reactor.most_in_flight:
+                for _ in range(run.size):
+                    self.fail(_CROWDED)
+            else:
+                command.run(self, run)
         except Exception:
             log.exception("%s failed", command.name)
             self.fail(INTERNAL)
@@ -473,10 +500,6 @@ class RespConnection:
             or lane is ALONE
             or self.unanswered >= (self.run if lane is READS else self.front.limits.max_pipelined)
         )
-
-    def _must_send(self) -> bool:
-        reactor = self.reactor
-        return self.pending > _OUTPUT_HIGH or reactor.leaving > reactor.bounds.max_leaving_bytes
 
     def _refuse(self, why: str) -> None:
         """Answer what is no command, and take nothing more."""
@@ -516,50 +539,13 @@ class RespConnection:
         self.link.shut()
         self.state = LINGERING
         self.touched = self.reactor.now
-        self._listen_for(IN)
+        self.listen_for(IN)
 
     def _reply_in_turn(self, data: bytes) -> None:
         if self.waiting:
             self.waiting[-1].tail.append(data)
         elif self.state < LINGERING:
-            self._put((data,))
-
-    def _put(self, pieces: list[bytes] | tuple[bytes, ...]) -> None:
-        """Send pieces at the end of the round."""
-        if not self.out:
-            self.reactor.dirty.append(self)
-        self.out += pieces
-        size = sum(map(len, pieces))
-        self.pending += size
-        self.reactor.leaving += size
-
-    def _offer(self, out: list[bytes | memoryview]) -> tuple[int, bool]:
-        """Give output to the socket; return how much it took, and whether it takes no more."""
-        try:
-            if self.pending > SENT_TOGETHER:
-                pieces = out[:_MOST_PIECES]
-                sent = self.link.send_pieces(pieces)
-                return sent, sent < sum(map(len, pieces))
-            if len(out) > 1:
-                out[:] = (b"".join(out),)
-            return self.send_bytes(out[0]), True
-        except BlockingIOError:
-            return 0, True
-
-    def _drop_sent(self, sent: int) -> None:
-        """Forget bytes of the output that the socket took, fewer than there are."""
-        self.pending -= sent
-        self.reactor.leaving -= sent
-        out = self.out
-        gone = 0
-        while sent >= len(out[gone]):
-            sent -= len(out[gone])
-            gone += 1
-        del out[:gone]
-        if sent:
-            rest = memoryview(out[0])[sent:]
-            # A view keeps all its bytes, those that have left too, and only the rest is counted.
-            out[0] = bytes(rest) if len(rest) * 2 < len(cast("bytes", rest.obj)) else rest
+            self.put(data)
 
     def _receive_out_of_turn(self) -> None:
         if self.state == LINGERING:
@@ -575,7 +561,7 @@ class RespConnection:
                 self.reader.feed(data)
                 return
             self.ended = True  # it is read again when what waits has been taken up
-        self._listen_for(self.interest & ~IN)
+        self.listen_for(self.interest & ~IN)
 
     def _take_no_more(self) -> None:
         """Forget what has come and was not taken; end, unless replies are still to be sent."""
@@ -583,15 +569,9 @@ class RespConnection:
         self.backlog.clear()
         self._count_arriving()
         if self.state == FINISHED:
-            self._listen_for(self.interest & ~IN)
+            self.listen_for(self.interest & ~IN)
             if not (self.waiting or self.out):
                 self._go_on()
-
-    def _listen_for(self, interest: int) -> None:
-        """Change the events that the connection is told of. Raises OSError."""
-        if interest != self.interest:
-            self.interest = interest
-            self.reactor.change_interest(self)
 
 
 def _cut(run: Run, size: int) -> tuple[list[bytes] | Run, Run]:

@@ -25,7 +25,6 @@ from conure.resp.failures import INTERNAL
 from conure.resp.limits import Limits
 from conure.resp.slowlog import SlowLog
 from conure.resp.table import Command
-from conure.resp.waiters import Pending
 
 __all__ = ["Modes", "RespFront"]
 
@@ -125,6 +124,8 @@ class RespFront:
         except Exception:
             log.exception("ending a round failed")
             for connection in self._clients.all():
+                if connection.lone is not None:
+                    connection.settle()
                 for pending in list(connection.waiting):
                     while pending.missing and pending.started == self._reactor.now:
                         pending.fail(INTERNAL)
@@ -169,11 +170,13 @@ class RespFront:
         if self._errors <= _ERRORS_LOGGED:
             log.info("a client sent what is no command: %s", why)
 
-    def note_slow(self, connection: RespConnection, pending: Pending) -> None:
+    def note_slow(
+        self, connection: RespConnection, words: list[bytes], count: int, started: float
+    ) -> None:
         """Keep a command whose answer took long."""
-        self.slow_commands += pending.count
-        took = perf_counter() - pending.started
-        self._slow_log.add(connection.address, connection.session.name, pending.words, took)
+        self.slow_commands += count
+        took = perf_counter() - started
+        self._slow_log.add(connection.address, connection.session.name, words, took)
 
 
 def _unknown(words: list[bytes]) -> str:

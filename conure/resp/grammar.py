@@ -37,6 +37,7 @@ WORD_PRICE: Final = 64
 _MAX_WORDS: Final = 1 << 20  # of a command, as they are announced
 _WINDOW: Final = 8 << 10  # bytes that are cut into lines in one go
 _STRIDES: Final = {b"*%d" % count: 2 * count + 1 for count in range(1, 129)}  # lines of a command
+_LONE_LINES: Final = 8  # of a command that is taken by itself, and the end of another one
 _SIZES: Final = tuple(b"$%d" % size for size in range(_WINDOW + 1))
 _ESCAPED: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 _SPACES: Final = b" \t\n\v\f\r\0"
@@ -113,6 +114,23 @@ class Reader:
         self._data = rest + data if rest else data
         self._position = 0
         self._one_by_one = False
+
+    def take_lone(self, data: bytes) -> list[bytes] | None:
+        """Return the words of the one common command that was received, if it is all there is; None
+        otherwise, and it is to be fed."""
+        if self._data or self._words is not None or len(data) > _WINDOW:
+            return None
+        lines = data.split(b"\r\n", _LONE_LINES)
+        last = len(lines) - 1
+        if _STRIDES.get(lines[0]) != last or lines[last]:
+            return None
+        words = lines[2::2]
+        at = 1
+        for word in words:
+            if lines[at] != _SIZES[len(word)]:
+                return None
+            at += 2
+        return words
 
     def rest(self) -> None:
         """Let go of what was read ahead: nothing is taken for a while."""

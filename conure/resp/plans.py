@@ -40,6 +40,9 @@ __all__ = ["Plans", "Proposed"]
 _MOST_KEYS = 2_000
 """Keys that a command may read; so many are read in one go."""
 
+_UNREAD = "TRYAGAIN the read was not answered, try again"
+"""What a read is told whose entry may or may not be in the log: nothing has happened by it."""
+
 
 class Plans:
     """Carries plans out."""
@@ -249,8 +252,13 @@ class Proposed(Pending):
             self._end()
 
     def fail(self, error: str) -> None:
-        super().fail(error)
+        is_unread = error.startswith("UNKNOWN ") and not self.may_change()
+        super().fail(_UNREAD if is_unread else error)
         self._let_go()
+
+    @abstractmethod
+    def may_change(self) -> bool:
+        """Tell whether a step may change anything."""
 
     takes_long: bool
     """Whether the reply is written in turns."""
@@ -283,6 +291,9 @@ class _PlannedSteps(Proposed):
         super().__init__(client)
         self._plan = plan
         self.takes_long = plan.takes_long
+
+    def may_change(self) -> bool:
+        return not reads_only(self._plan.steps)
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         self._plan.reply(outcome.done, self.replies)

@@ -18,9 +18,8 @@ its own: it is not atomic.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from itertools import islice
 from random import Random
 from typing import Final
 
@@ -147,8 +146,8 @@ class Scanning:
             start = max(start, glob.prefix)
             end = prefix_end(glob.prefix)
 
-        def look(state: State) -> None:
-            found = list(islice(state.keys(start, end), count + 1))
+        def go_on(state: State) -> Turns:
+            found = yield from _first(state.keys_in_turns(start, end), count + 1)
             following = self._cursors.give(found[count - 1]) if len(found) > count else 0
             shown = [key for key in found[:count] if has_type and (not glob or glob.matches(key))]
             replies = client.replies()
@@ -157,8 +156,9 @@ class Scanning:
             replies.array_of(len(shown))
             replies.bulks(shown)
             pending.finish(replies.take())
+            yield False
 
-        self._look(client, pending, look)
+        self._look_in_turns(client, pending, go_on)
 
     def _glob(self, client: RespConnection, pattern: bytes) -> Glob | None:
         """Return a pattern; None: it is refused."""
@@ -179,10 +179,11 @@ class Scanning:
         def go_on(state: State) -> Turns:
             found: list[bytes] = []
             size = 0
-            keys = iter(state.keys(glob.prefix, prefix_end(glob.prefix) if glob.prefix else None))
+            end = prefix_end(glob.prefix) if glob.prefix else None
+            keys = state.keys_in_turns(glob.prefix, end)
             step = _COSTLY_STEP if glob.is_costly else _STEP
-            while some := list(islice(keys, step)):
-                shown = [key for key in some if glob.matches(key)]
+            while some := _until_pause(keys, step):
+                shown = [key for key in some if key is not None and glob.matches(key)]
                 found += shown
                 more = sum(map(len, shown)) + 64 * len(shown)
                 size += more
@@ -216,30 +217,34 @@ class Scanning:
     def _randomkey(self, client: RespConnection, _: list[bytes]) -> None:
         pending = Pending(client)
 
-        def look(state: State) -> None:
+        def go_on(state: State) -> Turns:
             replies = client.replies()
-            replies.bulk(self._any_key(state))
+            replies.bulk((yield from self._any_key(state)))
             pending.finish(replies.take())
+            yield False
 
-        self._look(client, pending, look)
+        self._look_in_turns(client, pending, go_on)
 
-    def _any_key(self, state: State) -> bytes | None:
-        """Return one of some keys after a place between the first and the last key that chance has
-        found; after the last come the first ones. Those after a gap come up more often, unless all
-        keys are among the some."""
-        first = next(iter(state.keys(b"", None)), None)
-        last = next(iter(state.keys(b"", None, reverse=True)), None)
-        if first is None or last is None:
+    def _any_key(self, state: State) -> Generator[bool | None, None, bytes | None]:
+        """Return, in turns, one of some keys after a place between the first and the last key that
+        chance has found; after the last come the first ones. Those after a gap come up more often,
+        unless all keys are among the some."""
+        first = yield from _first(state.keys_in_turns(b"", None), 1)
+        last = yield from _first(state.keys_in_turns(b"", None, reverse=True), 1)
+        if not first or not last:
             return None
         shared = 0
-        while shared < len(first) and first[shared : shared + 1] == last[shared : shared + 1]:
+        low_key, high_key = first[0], last[0]
+        while (
+            shared < len(low_key) and low_key[shared : shared + 1] == high_key[shared : shared + 1]
+        ):
             shared += 1
         low, high = (
-            int.from_bytes(key[shared : shared + 8].ljust(8, b"\0")) for key in (first, last)
+            int.from_bytes(key[shared : shared + 8].ljust(8, b"\0")) for key in (low_key, high_key)
         )
-        place = first[:shared] + self._random.randint(low, high).to_bytes(8)
-        some = list(islice(state.keys(place, None), _SOME))
-        some += islice(state.keys(b"", place), _SOME - len(some))
+        place = low_key[:shared] + self._random.randint(low, high).to_bytes(8)
+        some = yield from _first(state.keys_in_turns(place, None), _SOME)
+        some += yield from _first(state.keys_in_turns(b"", place), _SOME - len(some))
         return self._random.choice(some)
 
     # -- FLUSHALL --------------------------------------------------------------------------------
@@ -306,6 +311,30 @@ class Scanning:
                     pending.fail(INTERNAL)  # nobody hears it
                     return
                 yield step
+
+
+def _first(keys: Iterator[bytes | None], count: int) -> Generator[bool | None, None, list[bytes]]:
+    """Return, in turns, the first *count* keys."""
+    found: list[bytes] = []
+    if count > 0:
+        for key in keys:
+            if key is None:
+                yield False
+                continue
+            found.append(key)
+            if len(found) == count:
+                break
+    return found
+
+
+def _until_pause(keys: Iterator[bytes | None], most: int) -> list[bytes | None]:
+    """Return the next keys, up to *most* of them and the first pause, which comes last."""
+    some: list[bytes | None] = []
+    for key in keys:
+        some.append(key)
+        if key is None or len(some) >= most:
+            break
+    return some
 
 
 def _fewer(count: int, glob: Glob | None) -> int:

@@ -1,4 +1,5 @@
-"""GET and SET of plain keys, as fast as can be: runs of them go to the service column by column.
+"""GET and SET of plain keys, as fast as can be: runs of them go to the service column by column,
+and those of clients that have no other command under way together (lone.py).
 
 What else GET and SET may be asked for, keys that can't be and values that are too long are left to
 the verbs (verb.py), which know what to say. The reactor's thread only.
@@ -7,10 +8,13 @@ the verbs (verb.py), which know what to say. The reactor's thread only.
 from __future__ import annotations
 
 from conure.commands import MAX_KEY_BYTES
+from conure.errors import ConureError
 from conure.resp.connection import RespConnection
 from conure.resp.grammar import Run
+from conure.resp.lone import LoneGets, LonePuts
 from conure.resp.table import Handler
 from conure.resp.waiters import Gets, Pending, Puts
+from conure.service.freshness import LINEARIZABLE
 from conure.service.limits import Limits
 from conure.service.requests import Desk
 
@@ -23,6 +27,7 @@ class PlainGets:
     def __init__(self, desk: Desk[Pending], otherwise: Handler) -> None:
         self._desk = desk
         self._otherwise = otherwise
+        self._lone: LoneGets | None = None  # of a round
 
     def get(self, client: RespConnection, words: list[bytes]) -> None:
         """Read one key."""
@@ -34,6 +39,23 @@ class PlainGets:
         pending = Gets(client, 1, session.protocol)
         self._desk.get(pending, key, session.freshness)
         client.begin(pending)
+
+    def get_alone(self, client: RespConnection, words: list[bytes]) -> None:
+        """Read one key, while nothing else of its client is under way."""
+        key = words[1]
+        if client.session.freshness is not LINEARIZABLE or not 0 < len(key) <= MAX_KEY_BYTES:
+            self.get(client, words)
+            return
+        lone = self._lone
+        if lone is None or lone.started != client.reactor.now:
+            lone = self._lone = LoneGets(client)
+        lone.add(client)
+        try:
+            self._desk.get(lone, key)
+        except ConureError:
+            lone.take_back()
+            raise
+        client.begin_lone(lone)
 
     def get_all(self, client: RespConnection, run: Run) -> None:
         """Read the keys of a run."""
@@ -56,6 +78,7 @@ class PlainSets:
         self._desk = desk
         self._longest = limits.value_bytes
         self._otherwise = otherwise
+        self._lone: LonePuts | None = None  # of a round
 
     def put(self, client: RespConnection, words: list[bytes]) -> None:
         """Set one key, if nothing else is asked for."""
@@ -65,6 +88,23 @@ class PlainSets:
         pending = Puts(client, 1)
         self._desk.write(pending, (words[1], words[2]))
         client.begin(pending)
+
+    def put_alone(self, client: RespConnection, words: list[bytes]) -> None:
+        """Set one key, while nothing else of its client is under way."""
+        _, key, value = words
+        if not self._can_put(key, value):
+            self._otherwise(client, words)
+            return
+        lone = self._lone
+        if lone is None or lone.started != client.reactor.now:
+            lone = self._lone = LonePuts(client)
+        lone.add(client)
+        try:
+            self._desk.write(lone, (key, value))
+        except ConureError:
+            lone.take_back()
+            raise
+        client.begin_lone(lone)
 
     def put_all(self, client: RespConnection, run: Run) -> None:
         """Set the keys of a run."""

@@ -48,8 +48,9 @@ class Command:
     """A command. *arity* counts its name, too; negative: so many words at least, and *most* of them
     at most. What is planned has bounds of its own.
 
-    *run* does several of them at once, *join* a read among writes that are unanswered. *plan* tells
-    what it asks of the store. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
+    *run* does several of them at once, *lone* one that has *least* words while nothing else of its
+    client is under way (lone.py), *join* a read among writes that are unanswered. *plan* tells what
+    it asks of the store. *in_multi* tells what MULTI makes of it: ``queue`` it, do it
     ``now``, or ``refuse`` it. *subcommands* are named by the second word; a command that has some
     takes no other, and none only if its arity is -1.
     """
@@ -64,6 +65,8 @@ class Command:
         "join",
         "keys",
         "lane",
+        "least",
+        "lone",
         "most",
         "name",
         "plan",
@@ -95,6 +98,7 @@ class Command:
         assert in_multi in ("queue", "now", "refuse"), in_multi
         self.name = name
         self.arity = arity
+        self.least = abs(arity)
         self.handle = handle
         self.summary = summary
         self.flags = flags
@@ -103,6 +107,7 @@ class Command:
         self.keys = keys
         self.lane = lane
         self.run = run
+        self.lone: Handler | None = None
         self.in_multi = in_multi
         self.join = join
         self.plan = plan

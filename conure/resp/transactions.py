@@ -28,14 +28,14 @@ from conure.resp.grammar import WORD_PRICE
 from conure.resp.limits import Limits
 from conure.resp.plans import Plans, Proposed
 from conure.resp.replies import OK
-from conure.resp.table import READS, WRITES, Command
+from conure.resp.table import MOST_WORDS, READS, WRITES, Command
 from conure.resp.verb import Plan, ReplyError
 from conure.resp.waiters import Pending
 from conure.resp.words import TOO_MUCH
 from conure.resp.words import keys as valid_keys
 from conure.service.backend import Found
 from conure.service.requests import Desk
-from conure.steps import Done, Step
+from conure.steps import Done, Step, reads_only
 
 __all__ = ["Transactions"]
 
@@ -86,7 +86,7 @@ class Transactions:
                     group="transactions", since="2.0.0", in_multi="now"),
             Command("watch", -2, self._watch, "Monitors changes to keys for a transaction.",
                     flags=flags, group="transactions", since="2.2.0", keys=(1, -1, 1),
-                    in_multi="now", lane=READS),
+                    in_multi="now", lane=READS, most=4 * MOST_WORDS),
             Command("unwatch", 1, self._unwatch, "Forgets about watched keys.",
                     flags=flags, group="transactions", since="2.2.0"),
         ]  # fmt: skip
@@ -306,6 +306,10 @@ class _Executed(Proposed):
         self.is_alone = bool(others)  # they may change what later commands mean
         slow = any(isinstance(item, Plan) and item.takes_long for item in items)
         self.takes_long = slow or len(others) > _FEW or len(items) > _AT_ONCE
+
+    def may_change(self) -> bool:
+        plans = [item for item in self._items if isinstance(item, Plan)]
+        return not all(reads_only(plan.steps) for plan in plans)
 
     def show(self, outcome: Outcome) -> Iterator[None]:
         if outcome.succeeded:

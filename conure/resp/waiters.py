@@ -45,7 +45,8 @@ class Client(Protocol):
 
 
 class Pending:
-    """A waiter of the service: *missing* of its *count* answers are still to come."""
+    """A waiter of the service: *missing* of its *count* answers are still to come. It has *started*
+    in this round, unless the time of an earlier one is told."""
 
     __slots__ = (
         "client",
@@ -60,7 +61,7 @@ class Pending:
         "words",
     )
 
-    def __init__(self, client: Client, count: int = 1) -> None:
+    def __init__(self, client: Client, count: int = 1, started: float | None = None) -> None:
         self.client = client
         self.count = self.missing = count
         self.pieces: list[bytes] = []
@@ -68,7 +69,7 @@ class Pending:
         self.is_muted = False
         self.is_alone = False  # what the client sends after it waits for its reply
         self.parked = 0  # bytes of long values among the pieces, as the reactor counts them
-        self.started = client.reactor.now
+        self.started = client.reactor.now if started is None else started
         self.words: list[bytes] = []  # of the command, for the slow log
 
     # -- what the service asks (service/front.py) ------------------------------------------------
@@ -157,8 +158,10 @@ class Gets(Pending):
 
     __slots__ = ("_null",)
 
-    def __init__(self, client: Client, count: int, protocol: int) -> None:
-        super().__init__(client, count)
+    def __init__(
+        self, client: Client, count: int, protocol: int, started: float | None = None
+    ) -> None:
+        super().__init__(client, count, started)
         self._null = NULL[protocol]
 
     def take_found(self, records: Sequence[Found]) -> None:

@@ -78,7 +78,8 @@ def key(word: bytes) -> bytes:
 
 def keys(words: Sequence[bytes]) -> Sequence[bytes]:
     """Return the keys that words are. Raises ReplyError."""
-    if words and not 0 < len(min(words, key=len)) <= len(max(words, key=len)) <= MAX_KEY_BYTES:
+    sizes = [*map(len, words)]
+    if sizes and not 0 < min(sizes) <= max(sizes) <= MAX_KEY_BYTES:
         for word in words:
             key(word)
     return words
@@ -96,7 +97,7 @@ def value(word: bytes, context: Context) -> bytes:
 
 def values(words: Sequence[bytes], context: Context) -> Sequence[bytes]:
     """Return the values that words are. Raises ReplyError."""
-    if words:
+    if words and max(map(len, words)) > context.limits.value_bytes:
         value(max(words, key=len), context)
     return words
 

@@ -79,14 +79,25 @@ class State(Protocol):
         self, start: bytes, end: bytes | None, *, reverse: bool = False
     ) -> Any: ...  # of pairs of a key and its record
 
+    def items_in_turns(
+        self, start: bytes, end: bytes | None, *, reverse: bool = False
+    ) -> Any:  # likewise, and None
+        """Yield the same, and None in between where that takes a while."""
+
     def keys(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[bytes]:
         """Yield the keys of a range; reads no values."""
+
+    def keys_in_turns(
+        self, start: bytes, end: bytes | None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Yield the same, and None in between where that takes a while."""
 
     def count(self, start: bytes, end: bytes | None) -> Iterator[int]:
         """Yield how many keys there are so far; the last number is the answer."""
 
     def key_after(self, count: int, start: bytes, end: bytes | None) -> bytes | None:
-        """Return the key after the first *count* of a range; None if there are no more."""
+        """Return the key after the first *count* of a range, or after fewer, one at least, where
+        going through them takes long; None if there are no more."""
 
     def close(self) -> None: ...
 

@@ -111,10 +111,13 @@ class Limits:
         writes = plain_writes(steps)
         if writes is not None:
             keys, values = writes
-            check_key(min(keys, key=len))
-            check_key(max(keys, key=len))
-            self.check_value(max(values, key=len))
-            return sum(map(len, values))
+            sizes, of_values = [*map(len, keys)], [*map(len, values)]
+            if not 0 < min(sizes) <= max(sizes) <= MAX_KEY_BYTES:
+                for key in keys:
+                    check_key(key)
+            if max(of_values) > self.value_bytes:
+                self.check_value(max(values, key=len))
+            return sum(of_values)
         size = 0
         for step in steps:
             check_key(step.key)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from conure.commands import Item
 from conure.service.backend import Record, State
 
-__all__ = ["MAX_RANGE_BYTES", "Page", "Scan", "item_of", "items_of"]
+__all__ = ["MAX_RANGE_BYTES", "Page", "Scan", "item_of", "items_in_turns", "items_of"]
 
 MAX_RANGE_BYTES = 8 << 20
 """Bytes of records in one page, about; the rest is to be asked for."""
@@ -39,31 +39,43 @@ class Scan:
 
 class Page:
     """The first records of a range, up to *limit* and MAX_RANGE_BYTES; then, whether there are
-    *more* after the *last* one."""
+    *more* after the *last* one. None among them is a pause."""
 
-    def __init__(self, items: Iterator[Item], limit: int | None) -> None:
+    def __init__(self, items: Iterator[Item | None], limit: int | None) -> None:
         self._items = items
         self._limit = limit
         self.more = False
         self.last = b""
 
-    def __iter__(self) -> Iterator[Item]:
-        size = 0
-        for count, item in enumerate(self._items):
+    def __iter__(self) -> Iterator[Item | None]:
+        size = count = 0
+        for item in self._items:
+            if item is None:
+                yield None
+                continue
             if count == self._limit or size > MAX_RANGE_BYTES:
                 self.more = True
                 return
             yield item
+            count += 1
             size += len(item.key) + len(item.value or b"")
             self.last = item.key
 
 
 def items_of(state: State, scan: Scan) -> Iterator[Item]:
     """Yield the records that are asked for, without regard to the limit. Raises ConureError."""
+    return (item for item in items_in_turns(state, scan) if item is not None)
+
+
+def items_in_turns(state: State, scan: Scan) -> Iterator[Item | None]:
+    """Yield the same, and None in between where that takes a while. Raises ConureError."""
     if scan.end is not None and scan.start >= scan.end:
         return
-    for key, record in state.items(scan.start, scan.end, reverse=scan.reverse):
-        item = item_of(key, record)
+    for row in state.items_in_turns(scan.start, scan.end, reverse=scan.reverse):
+        if row is None:
+            yield None
+            continue
+        item = item_of(*row)
         yield item._replace(value=None) if scan.keys_only else item
 
 

@@ -87,6 +87,18 @@ class Hold:
         """Iterate over the keys alone."""
         return self._held().keys(start, end, reverse=reverse)
 
+    def items_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate like :meth:`items`, with None amid what is deleted."""
+        return self._held().items_in_turns(start, end, reverse=reverse)
+
+    def keys_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`keys`, likewise."""
+        return self._held().keys_in_turns(start, end, reverse=reverse)
+
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
         if self._reader is not None:

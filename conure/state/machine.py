@@ -59,6 +59,7 @@ from dataclasses import dataclass
 from heapq import merge
 from itertools import islice, repeat
 from struct import Struct
+from time import perf_counter
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 from zlib import crc32
@@ -133,6 +134,8 @@ _EXPIRING_KEYS, _FORGETTING, _ENDING_SESSIONS = _INDEXES = b"e", b"j", b"t"
 _INDEX_OF = {_USER: _EXPIRING_KEYS, _ANSWER: _FORGETTING, _SESSION: _ENDING_SESSIONS}
 _OWN_KINDS = (_CLOCK, _HELD, _ANSWER, _LOCK, _SESSION, _VERSION, *_INDEXES)
 _NEVER = 1 << 63
+_LOOK_SECONDS = 0.004  # for which a tick looks for the first entry of an index
+_MOST_PAUSES = 10  # of 2,000 deleted keys each, in what is deleted at a time
 _NUMBER_BITS = 62  # of a revision or a version: what no state gets beyond
 _STATE = Struct(">QQ")
 _SESSION_HEAD = Struct(">Q?")
@@ -236,24 +239,46 @@ class PinnedState:
         for key in self.reader.keys(*_bounds(start, end), reverse=reverse):
             yield key[1:]
 
+    def items_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate like :meth:`items`, with None in between where that takes a while."""
+        for row in self.reader.items_in_turns(*_bounds(start, end), reverse=reverse):
+            yield None if row is None else (row[0][1:], row[1])
+
+    def keys_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`keys`, likewise."""
+        for key in self.reader.keys_in_turns(*_bounds(start, end), reverse=reverse):
+            yield None if key is None else key[1:]
+
     def key_after(self, count: int, start: bytes = b"", end: bytes | None = None) -> bytes | None:
-        """Return the users' key after the first *count* of a range; None if there are no more."""
-        keys = self.reader.keys(*_bounds(start, end))
-        found = next(islice(keys, count, None), None)
-        return None if found is None else found[1:]
+        """Return the users' key after the first *count* of a range, or after fewer, one at least,
+        where going through them takes long; None if there are no more."""
+        found = pauses = 0
+        for key in self.reader.keys_in_turns(*_bounds(start, end)):
+            if key is None:
+                pauses += found > 0
+            elif found == count or pauses >= _MOST_PAUSES:
+                return key[1:]
+            else:
+                found += 1
+        return None
 
     def count(self, start: bytes = b"", end: bytes | None = None) -> Iterator[int]:
         """Count users' keys, start <= key < end: yield how many there are so far, then more.
 
         Each step takes about a millisecond; the last number is the answer.
         """
-        keys = self.reader.keys(*_bounds(start, end))
+        keys = self.reader.keys_in_turns(*_bounds(start, end))
         total = 0
         while True:
-            step = len(list(islice(keys, _COUNT_STEP)))
-            total += step
+            step = list(islice(keys, _COUNT_STEP))
+            pauses = step.count(None)
+            total += len(step) - pauses
             yield total
-            if step < _COUNT_STEP:
+            if len(step) < _COUNT_STEP:
                 return
 
 
@@ -383,6 +408,7 @@ class Store:
     _saved: bytes  # the record of the clock, b"" before there is one
     _own: int  # records of sessions, locks and outcomes: all but users' and the clock's
     _due: int | None  # when the next record expires; None: to be looked up
+    _way: tuple[int, Iterator[None]] | None  # to what the entry of an index reads
     _newest: bytes  # the newest version of a command that was applied, as its first byte
     _room: int  # bytes that the present transaction may still read
     _previous_room: int  # bytes of values before that its events may still have
@@ -410,11 +436,11 @@ class Store:
         """Apply committed entries, which follow the applied index, until *is_over* says so.
 
         It is asked after each transaction, after some hundred plain writes and amid what takes
-        long (9); ``applied_index`` tells how far this got, which may be nowhere: the next call,
-        with the same entry first, goes on amid that. Where it stops makes no difference.
-        Returns how the transactions that are done ended, by their indexes. All of one that isn't
-        sequential happens under one hold of the lock; who proposes it bounds what it reads and
-        deletes.
+        long (9), also the way through ranges of which much was deleted; ``applied_index`` tells
+        how far this got, which may be nowhere: the next call, with the same entry first, goes on
+        amid that. Where it stops makes no difference to the state. Returns how the transactions
+        that are done ended, by their indexes. All of one that isn't sequential happens under one
+        hold of the lock; who proposes it bounds what it reads and deletes.
 
         Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
         later release reads, and what the engine raises; the node ends then, since it can neither
@@ -500,12 +526,24 @@ class Store:
     def next_due(self) -> int | None:
         """Return when the next record or session expires, in milliseconds since the Unix epoch.
 
-        None if none ever does. Takes no time, or that of three reads if something was changed.
+        None if none ever does, or if it takes longer to find out: then it is to be asked again.
+        Takes no time, or that of three reads if something was changed.
         """
         if self._due is None:
+            if not self._is_index_clear():
+                return None
             firsts = [next(self.engine.scan(each, prefix_end(each)), None) for each in _INDEXES]
             self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
         return None if self._due == _NEVER else self._due
+
+    def _is_index_clear(self) -> bool:
+        """Tell whether the first entries of the indexes can be read at once; get closer if not."""
+        until = perf_counter() + _LOOK_SECONDS
+        for index in _INDEXES:
+            for _ in self.engine.approach(index, prefix_end(index), 1):
+                if perf_counter() >= until:
+                    return False
+        return True
 
     @property
     def version(self) -> int:
@@ -620,6 +658,7 @@ class Store:
         self._saved = state.value if state else b""
         self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
         self._due = None
+        self._way = None
         record = engine.get(_VERSION)
         self._newest = record.value if record else b"\1"
         if self.version > self._speaks:
@@ -638,6 +677,7 @@ class Store:
         before: tuple[()] | tuple[bytes | None] = ()
         digest, newest = self.digest, self._newest
         must_stop = False
+        last = None
         for entry in entries:
             kind = entry.kind
             if kind == COMMAND:
@@ -651,8 +691,12 @@ class Store:
                         before = self._before_entry(op, key)
                     if op == put_op:
                         done = put(_USER + key, value, index)
-                        if note:
-                            note((index, was_put, key, value, done, *before))
+                        if note:  # a tuple that is put together of others takes longer
+                            note(
+                                (index, was_put, key, value, done, *before)
+                                if before
+                                else (index, was_put, key, value, done)
+                            )
                     elif op == delete_op:
                         done = delete(_USER + key)
                         if note and done:
@@ -660,9 +704,7 @@ class Store:
                     else:
                         answer = self._transact(op, data, index, is_over)
                         if answer is None:  # the rest takes turns (9)
-                            self.digest = digest
-                            at = index - entries[0].index
-                            return entries[at - 1] if at else None
+                            break
                         done = answer
                         must_stop = is_over()
                 except errors.WireError as error:
@@ -672,11 +714,13 @@ class Store:
                     self._tidy()
                     self._save(index)
                 if must_stop:
+                    last = entry
                     break
             elif kind == CONFIG:
                 self.configuration = entry.data
+            last = entry
         self.digest = digest
-        return entry
+        return last
 
     def _raise_version(self, data: bytes, index: int) -> bytes:
         """Take note that the state depends on a command of a newer format from now on."""
@@ -690,6 +734,37 @@ class Store:
         self._newest = newest
         return newest
 
+    # -- private: ranges of which much was deleted ------------------------------------------------
+
+    def _is_ready(self, transaction: Transaction, index: int, is_over: Callable[[], bool]) -> bool:
+        """Tell whether the way through all ranges that a transaction reads is short; if it isn't,
+        and *is_over*, the next call for the same *index* goes on with it. Nothing is written
+        meanwhile."""
+        if self._way is None or self._way[0] != index:
+            self._way = (index, self._ways(transaction))
+        for _ in self._way[1]:
+            if is_over():
+                return False
+        self._way = None
+        return True
+
+    def _ways(self, transaction: Transaction) -> Iterator[None]:
+        """Approach each range that a transaction may read."""
+        approach = self.engine.approach
+        for operation in (*transaction.success, *transaction.failure):
+            match operation:
+                case DeleteRange(start, end, limit):
+                    yield from approach(*_bounds(start, end), _one_more(limit or sys.maxsize))
+                case Range(start, end, limit, reverse):
+                    yield from approach(*_bounds(start, end), limit + 1, reverse=reverse)
+                case EndSession(session):
+                    held = _held(session)
+                    yield from approach(held, prefix_end(held), sys.maxsize)
+                case Expire(limit):
+                    until = (max(self.clock, transaction.time) + 1).to_bytes(8, "big")
+                    for kind in _INDEXES:
+                        yield from approach(kind, kind + until, _one_more(limit))
+
     # -- private: transactions -------------------------------------------------------------------
 
     def _transact(
@@ -697,14 +772,18 @@ class Store:
     ) -> int | None:
         """Carry a transaction out, keep its outcome for the caller, and return the CRC of that.
 
-        None if *is_over* amid one that takes turns (9): the next call goes on with it.
+        None if *is_over* amid one that takes turns (9), or before one whose way isn't short yet:
+        the next call goes on with it.
         """
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             assert under_way.revision == revision
             rest = under_way.rest
         elif op == codec.OP_TRANSACTION:
-            return self._conclude(self._decide(codec.decode_transaction(data), revision), revision)
+            transaction = codec.decode_transaction(data)
+            if not self._is_ready(transaction, revision, is_over):
+                return None
+            return self._conclude(self._decide(transaction, revision), revision)
         elif not self._looks_back and (writes := codec.decode_writes(data)) is not None:
             return self._conclude(self._set_all(writes, revision), revision)
         else:

@@ -42,20 +42,35 @@ from uuid import uuid4
 
 from conure.consensus.messages import Message, SnapshotHeader, SnapshotMeta
 from conure.consensus.raftlog import RaftLog
-from conure.errors import DiskFull, ProtocolViolation, Refused, StorageError
+from conure.errors import CorruptionError, DiskFull, ProtocolViolation, Refused, StorageError
 from conure.fileio import FileSystem
 from conure.state.codec import decode_records, encode_records
 from conure.state.machine import Inspection, PinnedState
-from conure.storage.engine import EngineKind, EngineOptions, Record, StorageEngine
+from conure.storage.engine import (
+    DATABASE,
+    STAGED,
+    SUFFIX,
+    EngineKind,
+    EngineOptions,
+    Record,
+    StorageEngine,
+)
 
-__all__ = ["IncomingSnapshot", "OutgoingSnapshot", "install", "recover", "staged_places"]
+__all__ = [
+    "IncomingSnapshot",
+    "OutgoingSnapshot",
+    "install",
+    "is_recoverable",
+    "recover",
+    "staged_places",
+]
 
 CHUNK_BYTES = 256 << 10
 """About how many bytes of records are sent in one piece; one large value may take more."""
 
 _RECORD_OVERHEAD = 38  # what a record takes in a chunk beside its key and value
 _LEAST_RECORD = 15  # bytes that any record takes in a file
-_DATABASE, _STAGED, _SUFFIX, _CLAIMED = "conure.db", "incoming-", ".db", "incoming-0.db"
+_CLAIMED = f"{STAGED}0{SUFFIX}"
 _numbers = count(1)  # no two transfers of this process share a file
 
 
@@ -126,7 +141,7 @@ class IncomingSnapshot:
         self._directory = directory
         self._keep_free = keep_free
         self._check_room(_LEAST_RECORD * header.records)
-        self._path = os.path.join(directory, f"{_STAGED}{next(_numbers)}{_SUFFIX}")
+        self._path = os.path.join(directory, f"{STAGED}{next(_numbers)}{SUFFIX}")
         self._finished = finished
         self._lock = threading.Lock()
         self._last = b""
@@ -262,7 +277,7 @@ def install(
         kind.remove(fs, claimed)  # what an earlier attempt has left
         kind.rename(fs, staged, claimed)
     raft_log.reset(meta)
-    kind.put_in_place(fs, claimed, os.path.join(directory, _DATABASE))
+    kind.put_in_place(fs, claimed, os.path.join(directory, DATABASE))
 
 
 def recover(fs: FileSystem, directory: str, raft_log: RaftLog, kind: EngineKind) -> None:
@@ -271,7 +286,7 @@ def recover(fs: FileSystem, directory: str, raft_log: RaftLog, kind: EngineKind)
     At the start, before the engine is opened. Raises CorruptionError, DiskFull or DiskFailed.
     """
     meta = raft_log.snapshot
-    database = os.path.join(directory, _DATABASE)
+    database = os.path.join(directory, DATABASE)
     if staged_places(fs, directory) and kind.applied(fs, database)[0] < meta.index:
         staged = _complete_at(fs, directory, meta, kind)
         if staged is not None:
@@ -280,12 +295,22 @@ def recover(fs: FileSystem, directory: str, raft_log: RaftLog, kind: EngineKind)
         kind.remove(fs, place)
 
 
+def is_recoverable(fs: FileSystem, directory: str, raft_log: RaftLog, kind: EngineKind) -> bool:
+    """Tell whether there is a whole staged state as of the beginning of the log, for
+    :func:`recover` to put in place. Changes nothing. Raises DiskFailed."""
+    meta = raft_log.snapshot
+    try:
+        return meta.index > 0 and _complete_at(fs, directory, meta, kind) is not None
+    except CorruptionError:
+        return False
+
+
 def staged_places(fs: FileSystem, directory: str) -> list[str]:
     """Return the places at which there is something of a staged state, whole or not."""
     places = set()
     for name in fs.list(directory):
-        if name.startswith(_STAGED):
-            place, suffix, _ = name.partition(_SUFFIX)
+        if name.startswith(STAGED):
+            place, suffix, _ = name.partition(SUFFIX)
             places.add(os.path.join(directory, place + suffix))
     return sorted(places)
 
@@ -295,7 +320,7 @@ def _complete_at(
 ) -> str | None:
     """Return the place of a durable staged state as of *meta*; by R7 any of them will do."""
     for place in staged_places(fs, directory):
-        if place.endswith(_SUFFIX) and kind.applied(fs, place) == (meta.index, meta.term):
+        if place.endswith(SUFFIX) and kind.applied(fs, place) == (meta.index, meta.term):
             kind.sync(fs, place)  # its own transfer may be about to do that
             return place
     return None

@@ -50,8 +50,9 @@ from conure.storage.engine import Record
 
 __all__ = ["LAST_TIME", "PIECE", "Changed", "Heading", "Records", "carry_out"]
 
-PIECE: Final = 32
-"""Steps that are done in one go: they take some tenths of a millisecond, long values apart."""
+PIECE: Final = 8
+"""Steps that are done in one go: they take some tenths of a millisecond, long values apart, or as
+long as it takes to read READ_BYTES and write WRITTEN_BYTES."""
 
 LAST_TIME: Final = (1 << 63) - 1
 """No time is later than this one, in milliseconds since the Unix epoch."""

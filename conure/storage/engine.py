@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from conure.fileio import FileSystem
 
 __all__ = [
+    "DATABASE",
+    "STAGED",
+    "SUFFIX",
     "CheckReport",
     "Checkpoint",
     "EngineKind",
@@ -31,6 +34,15 @@ __all__ = [
     "Record",
     "StorageEngine",
 ]
+
+DATABASE: Final = "conure.db"
+"""The name of the place at which a data directory's state lies."""
+
+STAGED: Final = "incoming-"
+"""How the names of all other places begin."""
+
+SUFFIX: Final = ".db"
+"""How the names of all places end."""
 
 
 class Record(NamedTuple):
@@ -144,6 +156,17 @@ class Reader(Protocol):
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, which is cheaper."""
+
+    def items_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate like :meth:`items` for who must not be kept from other things: None comes in
+        between where many deleted keys are gone through, a millisecond or two apart."""
+
+    def keys_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`keys`, likewise."""
 
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
@@ -281,6 +304,16 @@ class StorageEngine(Protocol):
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, otherwise like :meth:`items`."""
 
+    def approach(
+        self, start: bytes, end: bytes | None, records: int, *, reverse: bool = False
+    ) -> Iterator[None]:
+        """Prepare for reading the first *records* records of a range: go through what is deleted
+        before and between them, in steps of a millisecond or two.
+
+        Who reads the range afterwards finds its way short. Other calls may come between two steps,
+        none that writes. What was gone through until it is given up need not be once more.
+        """
+
     def snapshot(self) -> Reader:
         """Pin the present state for reading in any thread, in constant time. Close it."""
 
@@ -341,11 +374,13 @@ class StorageEngine(Protocol):
 class EngineKind(Protocol):
     """A kind of engine: how its states lie on the disk. For the thread that owns the directory.
 
-    A state lies at a *place*: a path at which there is a file. Whatever else a kind makes for it
-    beside it has a name that begins with that path, or lies in the folder ``lsm`` next to it, in a
-    file whose name begins with the place's own and a dash; a state that was renamed may go on
-    using what was made for its former place. So states at places that don't begin with one
-    another never meet. All places of a directory have one kind. Raises DiskFull and DiskFailed.
+    A state lies at a *place*: a path at which there is a file, named :data:`DATABASE`, or as
+    :data:`STAGED` and :data:`SUFFIX` say. Files of other names are none of ours. Whatever else a
+    kind makes for it beside it has a name that begins with that path, or lies in the folder
+    ``lsm`` next to it, in a file whose name begins with the place's own and a dash; a state that
+    was renamed may go on using what was made for its former place. So states at places that don't
+    begin with one another never meet. All places of a directory have one kind. Raises DiskFull and
+    DiskFailed.
     """
 
     @property
@@ -366,6 +401,10 @@ class EngineKind(Protocol):
 
         Raises like :meth:`open`.
         """
+
+    def remains(self, fs: FileSystem, place: str) -> str:
+        """Return the path of a file that shows that there was a state at *place*, the one of the
+        directory, and is no more; "" if there is one, or nothing shows that there ever was."""
 
     def sync(self, fs: FileSystem, place: str) -> None:
         """Make the state at *place* outlast a power failure, whoever has written it."""

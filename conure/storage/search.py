@@ -47,15 +47,19 @@ class Search:
             leaf.uses += 1
             if leaf.uses >= MANY:
                 self.pool.unpack(leaf)
-        try:
-            _, cell = leaf.find(key)
-        except ValueError as error:
-            raise self._pager.corrupt(leaf.number, str(error)) from error
-        if cell is None:
-            return None
+            _, cell = self.find(leaf, key)
+            if cell is None:
+                return None
+        else:  # as Leaf.find, without the calls
+            keys = leaf.keys
+            slot = bisect_left(keys, key)
+            if slot == len(keys) or keys[slot] != key:
+                return None
+            cell = leaf.cells[slot]
         if cell[0]:
             return self.record(leaf.number, key, cell)
-        return new_record((cell[NARROW_SIZE:], *NARROW.unpack_from(cell, 1), 0))
+        create, mod, version = NARROW.unpack_from(cell, 1)
+        return new_record((cell[NARROW_SIZE:], create, mod, version, 0))
 
     def leaf(self, number: int, level: int, key: bytes) -> Leaf:
         """Return the leaf in which *key* is or would be, below a node of that *level*."""

@@ -158,6 +158,18 @@ class Snapshot(State):
         if self._open:
             self._abandoned(self._epoch)
 
+    def items_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate over keys and records: nothing that was deleted is in the way."""
+        return self.items(start, end, reverse=reverse)
+
+    def keys_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate over the keys alone."""
+        return self.keys(start, end, reverse=reverse)
+
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
         if self._open:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import conuredb
-from conure.errors import ForeignDirectory
+from conure.errors import CorruptionError, ForeignDirectory
 from conure.fileio import OsFileSystem
 from conure.state.backup import Backup, Facts
 from conure.state.machine import Store
@@ -18,7 +18,7 @@ from conure.storage.engine import EngineOptions
 from conure.storage.engines import BTREE, KINDS, kind_named
 from tests.cluster.test_node import open_node, started, write
 from tests.lab.answers import value_of
-from tests.lab.crashfs import CrashFileSystem
+from tests.lab.crashfs import CrashFileSystem, SimulatedCrash
 from tests.lab.engines import of_the_btree
 from tests.lab.nodes import Lab, checkpoint, put
 
@@ -179,3 +179,84 @@ def test_a_backup_of_one_is_restored_into_the_other(
         assert list(engine.items()) == records
         assert Store(engine, b"").digest == digest
     assert conuredb.main(["check", "--quiet", str(made)]) == 0
+
+
+def contents(fs: CrashFileSystem, directory: str) -> dict[str, bytes]:
+    """Return the files of a data directory, but for the lock."""
+    found = {}
+    for folder in (directory, f"{directory}/raft", f"{directory}/lsm"):
+        for name in fs.list(folder) if fs.exists(folder) else ():
+            path = f"{folder}/{name}"
+            if name not in ("LOCK", "raft", "lsm"):
+                found[path] = fs.contents(path)
+    return found
+
+
+def _killed(fs: CrashFileSystem, engine: str, *, cut: bool) -> str:
+    """Return the directory of a node that was killed, perhaps after a checkpoint *cut* its log."""
+    node = open_node(fs, engine=engine, told_engine=True)
+    node.recover()
+    for number in range(20):
+        assert write(node, (b"k%d" % number, b"v" * 100)) == [None]
+    if cut:
+        checkpoint(node)
+    assert cut == (node._log.snapshot.index > 0)
+    fs.restart_process()
+    return node._directory.path
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_node_without_its_records_is_refused_and_touches_nothing(engine: str) -> None:
+    fs = CrashFileSystem()
+    directory = _killed(fs, engine, cut=True)
+    lost = fs.contents(f"{directory}/conure.db")
+    fs.remove(f"{directory}/conure.db")
+    fs.open(f"{directory}/incoming-3.db", create=True).close()
+    there = contents(fs, directory)
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match=r"conure\.db is corrupt .* the file is missing"):
+            open_node(fs)
+        assert contents(fs, directory) == there
+    fs.open(f"{directory}/conure.db", create=True).pwrite(lost, 0)
+    again = open_node(fs)
+    again.recover()
+    assert value_of(again, b"k7") == b"v" * 100
+    again.stop()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_log_that_has_everything_makes_lost_records_anew(engine: str) -> None:
+    """With the LSM tree only where it has written no table: it can't tell otherwise."""
+    fs = CrashFileSystem()
+    directory = _killed(fs, engine, cut=False)
+    for path in contents(fs, directory):
+        if path.endswith("conure.db") or "/lsm/" in path:
+            fs.remove(path)
+    again = open_node(fs)
+    again.recover()
+    assert value_of(again, b"k7") == b"v" * 100
+    again.stop()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_first_start_that_breaks_off_anywhere_is_begun_again(engine: str) -> None:
+    at, is_over = 0, False
+    while not is_over:
+        at += 1
+        fs = CrashFileSystem(at)
+        fs.crash_at_sync = at
+        try:
+            node = open_node(fs, engine=engine, told_engine=True)
+            node.recover()
+            is_over = write(node, (b"k", b"v")) == [None]
+            if is_over:
+                checkpoint(node)
+        except (SimulatedCrash, AssertionError):  # the node says that it has failed
+            is_over = False
+        for later in fs.survivors(at):
+            again = open_node(later, engine=engine, told_engine=True)
+            again.recover()
+            assert write(again, (b"l", b"w")) == [None]
+            assert value_of(again, b"k") == b"v" or not is_over
+            again.stop()
+    assert at > 5

@@ -25,7 +25,7 @@ from conure.cluster import applying, checkpointing
 from conure.cluster import node as node_module
 from conure.cluster.node import Node, Peers
 from conure.cluster.options import NodeOptions
-from conure.commands import Committed, Increment, Outcome, Transaction
+from conure.commands import Committed, Increment, Outcome, Sequential, Transaction
 from conure.consensus.messages import Entry, HardState, Message, MessageType
 from conure.consensus.raftlog import RaftLog
 from conure.errors import (
@@ -48,6 +48,7 @@ from conure.peers.calling import CallReply
 from conure.peers.calls import Call
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
+from conure.steps import Add
 from conure.storage.engine import Record
 from raft import Raft
 from tests.lab import engines
@@ -1023,6 +1024,47 @@ def test_what_is_committed_is_applied_by_and_by() -> None:
             later.pop(0)()
         assert ended[3:] == [(0, 1)]
         assert value_of(node, b"k") == b"v"
+
+
+def test_a_long_entry_is_seen_whole_or_not_at_all() -> None:
+    """No checkpoint begins meanwhile; a node that stops amid it, and one that is started again,
+    have the whole of it in the end."""
+    fs = CrashFileSystem()
+    later: list[Callable[[], None]] = []
+    given = {"call_later": lambda action, _: later.append(action)}
+    steps = tuple(Add(b"n%d" % (n % 3), 1) for n in range(90))
+    with started(fs, given=given, apply_seconds=0.0) as node:
+        rest(node)
+        node._stopped.clear()
+        node._upkeep.checkpoint(0.0)
+        node.write([(b"n0", b"5")], lambda *_: None)
+        while later:
+            later.pop(0)()
+        before, durable = node._store.applied_index, node._store.checkpointed_index
+        assert durable < before
+        ended: list[object] = []
+        node.write([Sequential((), steps, 100)], lambda *told: ended.append(told))
+        turns = 0
+        later.pop(0)()
+        while node._store.applied_index == before:
+            assert (value_of(node, b"n0"), value_of(node, b"n1")) == (b"5", None)
+            state = node.pin()
+            assert (state.index, [*state.keys()]) == (before, [b"n0"])
+            state.close()
+            node._upkeep.checkpoint(0.0)
+            assert node._store.checkpointed_index == durable
+            later.pop(0)()
+            turns += 1
+        assert turns > 5
+        assert [told[:2] for told in ended] == [(0, 1)]  # type: ignore[index]
+        assert [value_of(node, b"n%d" % n) for n in range(3)] == [b"35", b"30", b"30"]
+        node._upkeep.checkpoint(0.0)
+        assert node._store.checkpointed_index == before + 1
+        node.write([Sequential((), steps, 100)], lambda *_: None)
+        node.go_on()
+        assert node._store.is_amid
+    with started(fs) as node:
+        assert [value_of(node, b"n%d" % n) for n in range(3)] == [b"65", b"60", b"60"]
 
 
 def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyPatch) -> None:

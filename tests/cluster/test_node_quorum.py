@@ -1,4 +1,4 @@
-"""The quorum size (R10) as users of a node meet it: changed, shown, refused, between releases."""
+"""The quorum size (R11) as users of a node meet it: changed, shown, refused, between releases."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ import pytest
 
 from conure.cluster import checkpointing
 from conure.cluster import node as node_module
-from conure.cluster.checkpointing import LOOK, SLICE
+from conure.cluster.checkpointing import LOOK, MOST_SHARE, SLICE
 from conure.cluster.node import BRAKE, BRAKE_SHARE, PRESSURE_BRAKE, Node
 from conure.cluster.opening import MEMTABLES, memory_bounds
-from conure.errors import CorruptionError
+from conure.errors import CorruptionError, Exhausted
 from tests.cluster.test_node import checkpoint, open_node, options, write
-from tests.lab.crashfs import CrashFileSystem
+from tests.lab.crashfs import CrashFile, CrashFileSystem
 from tests.lab.nodes import Lab, cluster, put
 
 
@@ -267,3 +267,46 @@ def test_how_much_memory_changes_may_take() -> None:
         assert memory_bounds(node._directory, facts) == bounds
         node.stop()
     assert MEMTABLES > 2  # one is filled while another one is written
+
+
+class Starved(CrashFileSystem):
+    """A disk on which nothing can be opened at some times."""
+
+    is_starved = False
+
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> CrashFile:
+        if self.is_starved:
+            raise Exhausted(f"opening {path} failed: too many open files")
+        return super().open(path, create=create, read_only=read_only, exclusive=exclusive)
+
+
+def test_a_node_without_descriptors_waits_and_refuses_only_what_it_can_not_hold(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fs = Starved()
+    node = open_node(fs, engine="lsm", told_engine=True, checkpoint_entries=10)
+    node.recover()
+    fs.is_starved = True
+    for number in range(30):
+        assert write(node, (b"k%d" % number, b"v")) == [None]
+        checkpoint(node)
+        node.housekeep()
+    assert node._store.checkpointed_index == 0
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("a checkpoint has to wait" in each for each in told) == 1
+    monkeypatch.setattr(node._upkeep, "memory_share", lambda: MOST_SHARE + 0.1)
+    (refused,) = write(node, (b"k", b"v"))
+    assert isinstance(refused, Exhausted)
+    monkeypatch.undo()
+    fs.is_starved = False
+    checkpoint(node)
+    assert node._store.checkpointed_index > 30
+    assert write(node, (b"k", b"v")) == [None]
+    node.stop()

@@ -1,4 +1,4 @@
-"""The quorum size (R10): what a commit needs, how that is changed, and what no change may block."""
+"""The quorum size (R11): what a commit needs, how that is changed, and what no change may block."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def test_the_log_says_what_has_to_be_read_until_it_is_cut() -> None:
 
 
 def test_what_a_leader_of_an_earlier_term_counted_counts_for_no_later_one() -> None:
-    """An acknowledgement of the term before is none of this one (R3 goes on beside R10)."""
+    """An acknowledgement of the term before is none of this one (R3 goes on beside R11)."""
     cluster, leader = begun("abc", 3)
     cluster.isolate("c")
     leader.propose(b"x")

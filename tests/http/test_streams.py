@@ -122,7 +122,7 @@ def test_damage_cuts_a_long_answer(
 
     def damaged_pin() -> Any:
         state: Any = pin()
-        items = state.items
+        items = state.items_in_turns
 
         def some(*bounds: Any, **how: Any) -> Iterator[Any]:
             for count, item in enumerate(items(*bounds, **how)):
@@ -130,7 +130,7 @@ def test_damage_cuts_a_long_answer(
                     raise CorruptionError("conure.db", 8192, "a page fails its checksum")
                 yield item
 
-        state.items = some
+        state.items_in_turns = some
         return state
 
     monkeypatch.setattr(backend, "pin", damaged_pin)

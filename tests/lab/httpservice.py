@@ -259,6 +259,8 @@ class _Counted:
             self._state.index, self._state.items, self._state.keys, self._state.count,
             self._state.key_after,
         )  # fmt: skip
+        self.items_in_turns = self._state.items_in_turns
+        self.keys_in_turns = self._state.keys_in_turns
         backend.open_states += 1
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class LineFront:
 
     def _scan(self, line: Line, scan: Scan) -> None:
         with closing(self._desk.backend.pin()) as state:
-            items = Page(items_of(state, scan), scan.limit)
+            items = filter(None, Page(items_of(state, scan), scan.limit))
             shown = b" ".join(b"%b=%b" % (item.key, item.value or b"") for item in items)
         line.answer = f"ITEMS {shown.decode()}"
 

@@ -556,9 +556,9 @@ class Cluster:
             kept = [name for name in holders if name in data]
             assert len(kept) >= min(configuration.quorum_size, len(data)), (
                 f"{node.id} committed {index}, durable on {kept} of the data voters {data}, with a "
-                f"quorum size of {configuration.quorum_size} (R10)"
+                f"quorum size of {configuration.quorum_size} (R11)"
             )
-            assert node.id in kept or node.id not in data, f"{node.id} lacks {index} itself (R10)"
+            assert node.id in kept or node.id not in data, f"{node.id} lacks {index} itself (R11)"
 
     def _remember(self, entries: Sequence[Entry], before: int, *, whole: bool) -> None:
         for entry in entries:

@@ -780,6 +780,20 @@ MUTATIONS = [
         ("tests/ops/test_offline.py",),
     ),
     Mutation(
+        "records that are gone begin anew",
+        "conure/cluster/opening.py",
+        "        check_presence(raft_log, directory)\n",
+        "",
+        ("tests/cluster/test_engines.py",),
+    ),
+    Mutation(
+        "a checkpoint without descriptors ends the node",
+        "conure/cluster/checkpointing.py",
+        "            self._starved = error\n            return\n",
+        "            raise\n",
+        ("tests/cluster/test_upkeep.py",),
+    ),
+    Mutation(
         "an arbiter is asked for records",
         "conure/cluster/standing.py",
         "        if self.is_arbiter:\n            raise self.not_leader()\n",
@@ -967,6 +981,27 @@ MUTATIONS = [
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
+        "turns: a checkpoint is begun amid an entry",
+        "conure/cluster/checkpointing.py",
+        "            if store.is_amid:  # some moments later it isn't\n                return\n",
+        "",
+        ("tests/cluster/test_node.py::test_a_long_entry_is_seen_whole_or_not_at_all",),
+    ),
+    Mutation(
+        "a long call is looked at in one go",
+        "conure/cluster/serving.py",
+        "            if size >= LOOKED_AT_BYTES:",
+        "            if size < 0:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a short call overtakes a long one of the same node",
+        "conure/cluster/serving.py",
+        "        if not self._taken and taken.look():",
+        "        if taken.look():",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "members may have a leader let keys expire",
         "conure/cluster/serving.py",
         "if any(isinstance(each, Expire) for",
@@ -990,8 +1025,8 @@ MUTATIONS = [
     Mutation(
         "a transaction has the time of a follower",
         "conure/cluster/proposing.py",
-        "codec.stamp(command, now)",
-        "codec.stamp(command, 5)",
+        "[codec.stamp(command, now) for",
+        "[codec.stamp(command, 5) for",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
@@ -1158,8 +1193,8 @@ MUTATIONS = [
     Mutation(
         "a leader proposes what it can't commit for want of copies",
         "conure/cluster/proposing.py",
-        "if self._raft.lacks_copies:",
-        "if False:",
+        "return self._raft.is_handing_over or self._raft.lacks_copies",
+        "return self._raft.is_handing_over",
         ("tests/cluster/test_node_quorum.py",),
     ),
     Mutation(
@@ -1203,5 +1238,26 @@ MUTATIONS = [
         "if type(size) is not int or not (size == 0 or 2 <= size <= MAX_QUORUM_SIZE):",
         "if type(size) is not int:",
         ("tests/cluster/test_node_quorum.py",),
+    ),
+    Mutation(
+        "a node that is behind blames the quorum",
+        "conure/cluster/pending.py",
+        "unconfirmed if read.index is None else behind",
+        "unconfirmed",
+        ("tests/cluster/test_waiting.py",),
+    ),
+    Mutation(
+        "the leader's full disk is told as this node's",
+        "conure/cluster/forwarding.py",
+        "if isinstance(error, DiskFull):  # whose disk? not this node's",
+        "if False:",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "writes are refused while leadership is handed over",
+        "conure/cluster/proposing.py",
+        "return self._raft.is_handing_over or self._raft.lacks_copies",
+        "return self._raft.lacks_copies",
+        ("tests/cluster/test_forwarding.py",),
     ),
 ]

@@ -436,7 +436,7 @@ MUTATIONS = [
     Mutation(
         "a spare is made of a segment whose name may still be there",
         "conure/consensus/spares.py",
-        "self._fs.sync_directory(self._directory)  # before its bytes go, its old name has to",
+        "self._fs.sync_directory(self._directory)  # before its bytes go, its name has to",
         "pass",
         LOG_TESTS,
     ),

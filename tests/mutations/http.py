@@ -229,7 +229,7 @@ MUTATIONS = [
     ),
     Mutation(
         "http: what has left of a long answer is kept until all has",
-        "conure/http/connection.py",
+        "conure/net/outlet.py",
         'out[0] = bytes(rest) if len(rest) * 2 < len(cast("bytes", rest.obj)) else rest',
         "out[0] = rest",
         (

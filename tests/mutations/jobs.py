@@ -28,6 +28,20 @@ MUTATIONS = [
         JOBS,
     ),
     Mutation(
+        "a merge copies tombstones that hide nothing",
+        "conure/storage/lsm/jobs.py",
+        "    copies = not has_tombstones and not any(",
+        "    copies = not any(",
+        JOBS,
+    ),
+    Mutation(
+        "a merge copies references and forgets to what",
+        "conure/storage/lsm/jobs.py",
+        " and not any(table.blobs for table in tables)\n",
+        "\n",
+        JOBS,
+    ),
+    Mutation(
         "a tombstone of the last key of an older table goes",
         "conure/storage/lsm/jobs.py",
         "after = bisect_left(lasts, keys[at])",
@@ -94,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "newer tables of level 0 are merged before older ones",
         "conure/storage/lsm/picking.py",
-        "        chosen = tables[-count:]\n",
-        "        chosen = tables[:count]\n",
+        "        chosen = self._levels[0][-_L0_INPUTS:]\n",
+        "        chosen = self._levels[0][:_L0_DUE]\n",
         PICKING,
     ),
     Mutation(
@@ -106,10 +120,24 @@ MUTATIONS = [
         PICKING,
     ),
     Mutation(
-        "level 0 is merged into a level however full that is",
+        "level 0 takes the next level along however large that is",
         "conure/storage/lsm/picking.py",
-        " or len(overlapping) > _OVERLAP) and target > 1:",
-        ") and target > 1:",
+        "                is_light = self._sizes[level] <= _ALONG * size\n",
+        "                is_light = bool(size)\n",
+        PICKING,
+    ),
+    Mutation(
+        "what goes along leaves behind what it overlaps itself",
+        "conure/storage/lsm/picking.py",
+        "        while count < len(inputs):",
+        "        while not count:",
+        PICKING,
+    ),
+    Mutation(
+        "a job may be of any size",
+        "conure/storage/lsm/picking.py",
+        " or sum(table.size for table in inputs) > self._most_bytes:",
+        ":",
         PICKING,
     ),
     Mutation(

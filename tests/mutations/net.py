@@ -168,13 +168,6 @@ MUTATIONS = [
         ),
     ),
     Mutation(
-        "what was left unread of an answer is the next one",
-        "conure/net/outbound.py",
-        "if response.will_close or may_cut_short:",
-        "if response.will_close:",
-        ("tests/net/test_outbound.py",),
-    ),
-    Mutation(
         "an answer takes any number of bytes if it lies about its length",
         "conure/net/outbound.py",
         "        if self.room < 0:\n",

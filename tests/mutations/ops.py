@@ -8,6 +8,20 @@ __all__ = ["MUTATIONS"]
 
 MUTATIONS = [
     Mutation(
+        "what a collection leaves is looked at by the next one",
+        "conure/collector.py",
+        '        if phase == "stop":\n            gc.freeze()\n',
+        '        if phase == "stop":\n            pass\n',
+        ("tests/test_collector.py",),
+    ),
+    Mutation(
+        "a frozen cycle is kept for ever",
+        "conure/collector.py",
+        "        elif self._clock() >= self._next_thaw:",
+        "        elif False:",
+        ("tests/test_collector.py",),
+    ),
+    Mutation(
         "the command check ends well in spite of faults",
         "conure/ops/offline.py",
         "    return 1 if faults else 0\n",

@@ -79,7 +79,7 @@ MUTATIONS = [
     ),
     Mutation(
         "resp: a reader that reads nothing is served on",
-        "conure/resp/connection.py",
+        "conure/net/outlet.py",
         "return self.pending > _OUTPUT_HIGH or",
         "return",
         ("tests/resp/test_connection.py",),
@@ -104,6 +104,87 @@ MUTATIONS = [
         "                and max(map(len, values)) <= self._longest\n",
         "",
         ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: what comes after a lone command overtakes its reply",
+        "conure/resp/connection.py",
+        "        if self.lone is not None:\n            self.settle()\n        if not data:",
+        "        if not data:",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: a lone command is none where others wait",
+        "conure/resp/connection.py",
+        "if not self.waiting and self.session.is_plain:",
+        "if self.session.is_plain:",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: a muted lone command is answered",
+        "conure/resp/connection.py",
+        "if not self.waiting and self.session.is_plain:",
+        "if not self.waiting:",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: a stop cuts off lone commands",
+        "conure/resp/connection.py",
+        "        is_busy = self.waiting or self.lone is not None or",
+        "        is_busy = self.waiting or",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: who has gone is answered among lone commands",
+        "conure/resp/connection.py",
+        "        self.lone = None\n        self.backlog.clear()",
+        "        self.backlog.clear()",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: a stand-in is counted twice",
+        "conure/resp/lone.py",
+        "            self.client.reactor.in_flight -= count - others",
+        "            self.client.reactor.in_flight -= count",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: a lone command that may not be done is answered for the next",
+        "conure/resp/lone.py",
+        "        self._members.pop()\n",
+        "        self._members.pop(0)\n",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: long values of lone reads are copied",
+        "conure/resp/lone.py",
+        "                if size < LONG:",
+        "                if size >= 0:",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: the answers of others are taken for those of lone commands",
+        "conure/resp/answers.py",
+        "    if waiters[position:end].count(pending) == end - position:",
+        "    if waiters[end - 1] is pending:",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: the next round's lone commands join this one's",
+        "conure/resp/strings.py",
+        "        lone = self._lone\n"
+        "        if lone is None or lone.started != client.reactor.now:\n"
+        "            lone = self._lone = LoneGets(client)",
+        "        lone = self._lone\n"
+        "        if lone is None:\n"
+        "            lone = self._lone = LoneGets(client)",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: words of a lone command may have any length",
+        "conure/resp/grammar.py",
+        "            if lines[at] != _SIZES[len(word)]:",
+        "            if False:",
+        ("tests/resp/test_grammar.py", "tests/resp/test_fuzz.py", "tests/resp/test_lone.py"),
     ),
     Mutation(
         "resp: a run is answered as one",
@@ -367,7 +448,7 @@ MUTATIONS = [
     Mutation(
         "resp: RANDOMKEY never comes back to the first key",
         "conure/resp/scanning.py",
-        '        some += islice(state.keys(b"", place), _SOME - len(some))\n',
+        '        some += yield from _first(state.keys_in_turns(b"", place), _SOME - len(some))\n',
         "",
         ("tests/resp/test_scanning.py",),
     ),
@@ -395,15 +476,15 @@ MUTATIONS = [
     Mutation(
         "messages: there is always room for more",
         "conure/resp/audience.py",
-        "        if reactor.leaving - self._job_bytes <= most or self._owed <= most // 2:",
+        "        if reactor.leaving - self._job_bytes <= most:",
         "        if True:",
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
         "messages: what others don't read holds them up",
         "conure/resp/audience.py",
-        " or self._owed <= most // 2:",
-        ":",
+        "        if self._owed <= most // 2:\n            return False  # others",
+        "        if False:\n            return False  # others",
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
@@ -540,10 +621,17 @@ MUTATIONS = [
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
+        "turns: what is sent after a long transaction overtakes it",
+        "conure/resp/plans.py",
+        "        if len(steps) > STEPS_AT_ONCE:\n            pending.is_alone = True\n",
+        "        if len(steps) > STEPS_AT_ONCE:\n",
+        ("tests/resp/test_transactions.py",),
+    ),
+    Mutation(
         "resp: MSET writes a key as often as it is named",
         "conure/resp/stringverbs.py",
-        "    return Plan(tuple(last.values()), _ok)",
-        '    return Plan(tuple(_pairs("mset", given, context)), _ok)',
+        "    return Plan(write_all(last.keys(), last.values()), _ok)",
+        '    return Plan(write_all(*_pairs("mset", given, context)), _ok)',
         ("tests/resp/test_verbs.py",),
     ),
     Mutation(
@@ -552,5 +640,19 @@ MUTATIONS = [
         "STALE if self.is_stale and not self.is_watching else",
         "STALE if self.is_stale else",
         ("tests/resp/test_connecting.py",),
+    ),
+    Mutation(
+        "resp: a read among writes is of unknown outcome",
+        "conure/resp/plans.py",
+        'error.startswith("UNKNOWN ") and not self.may_change()',
+        "False",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: an EXEC that has written is told that nothing happened",
+        "conure/resp/transactions.py",
+        "return not all(reads_only(plan.steps) for plan in plans)",
+        "return not any(reads_only(plan.steps) for plan in plans)",
+        ("tests/resp/test_connection.py",),
     ),
 ]

@@ -262,8 +262,22 @@ MUTATIONS = [
     Mutation(
         "steps: an entry has any number of them",
         "conure/service/limits.py",
-        "        if max(work, len(compares)) > MAX_STEPS:",
-        "        if work < 0:",
+        "        if len(steps) > MAX_STEPS or",
+        "        if len(steps) < 0 or",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "steps: a plain write may be of any key",
+        "conure/service/limits.py",
+        "min(sizes) <= max(sizes) <= MAX_KEY_BYTES:",
+        "max(sizes):",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "steps: many are checked in one go",
+        "conure/service/limits.py",
+        "            yield\n            size += self._check_some",
+        "            size += self._check_some",
         ("tests/service/test_sequences.py",),
     ),
     Mutation(

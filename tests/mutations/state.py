@@ -8,10 +8,31 @@ __all__ = ["MUTATIONS"]
 
 MUTATIONS = [
     Mutation(
+        "an entry goes through all that was deleted in one go",
+        "conure/state/machine.py",
+        "            if is_over():\n                return False\n        self._way = None\n",
+        "            pass\n        self._way = None\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "an entry that isn't ready begins its way anew",
+        "conure/state/machine.py",
+        "        if self._way is None or self._way[0] != index:\n",
+        "        if True:\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "a part of a range counts no deleted keys",
+        "conure/state/machine.py",
+        "            elif found == count or pauses >= _MOST_PAUSES:\n",
+        "            elif found == count:\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
         "what expires next is remembered of the state before a snapshot",
         "conure/state/machine.py",
-        "        self._due = None\n        record = engine.get(_VERSION)",
-        '        self._due = getattr(self, "_due", None)\n        record = engine.get(_VERSION)',
+        "        self._due = None\n        self._way = None\n",
+        '        self._due = getattr(self, "_due", None)\n        self._way = None\n',
         ("tests/state/test_store.py",),
     ),
     Mutation(
@@ -39,8 +60,8 @@ MUTATIONS = [
         "a read finds out that a key has expired",
         "conure/state/machine.py",
         '        """Return the record of a user key as of the applied index, or None."""\n'
-        "        return self.engine.get(_USER + key)",
-        "        found = self.engine.get(_USER + key)\n"
+        "        return self._shown.get(_USER + key)",
+        "        found = self._shown.get(_USER + key)\n"
         "        return None if found and 0 < found.expiry <= self.clock else found",
         SIMULATION,
     ),
@@ -85,13 +106,6 @@ MUTATIONS = [
         "conure/state/codec.py",
         "    if len(data) > _MAX_COMMAND:",
         "    if len(data) < 0:",
-        ("tests/cluster/test_forwarding.py",),
-    ),
-    Mutation(
-        "steps may make a value of any length",
-        "conure/state/codec.py",
-        "    if sequential.longest > MAX_VALUE_BYTES:",
-        "    if sequential.longest < 0:",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
@@ -280,8 +294,8 @@ MUTATIONS = [
     Mutation(
         "steps: comparisons are not looked at",
         "conure/state/machine.py",
-        "        if unmet is not None:\n            return Outcome(",
-        "        if unmet is None and unmet:\n            return Outcome(",
+        "        if unmet is None:\n            self._previous_room",
+        "        if unmet is None or unmet:\n            self._previous_room",
         ("tests/state/test_sequential.py",),
     ),
     Mutation(
@@ -378,22 +392,95 @@ MUTATIONS = [
     Mutation(
         "steps: what a kind of step can't have is read",
         "conure/state/stepcodec.py",
-        "        if _fields(step) != fields:\n            raise WireError",
-        "        if not fields:\n            raise WireError",
+        "        or flags > rule.flags\n",
+        "",
         ("tests/test_wire.py",),
     ),
     Mutation(
         "steps: a step may reach beyond its command",
         "conure/state/stepcodec.py",
-        "        if at > size or not key_length:",
-        "        if not key_length:",
+        "        at = operand_at + operand_length\n        if at > size or not key_length:",
+        "        at = operand_at + operand_length\n        if not key_length:",
         ("tests/test_wire.py",),
     ),
     Mutation(
         "steps: a target of any length gets into the log",
-        "conure/state/codec.py",
-        "            longest = max(longest, len(step.target))",
-        "            longest = max(longest, 1)",
+        "conure/state/stepcodec.py",
+        " or (kind == _MOVE and length > longest):",
+        ":",
         ("tests/test_wire.py",),
+    ),
+    Mutation(
+        "steps: what is checked is not what is read",
+        "conure/state/stepcodec.py",
+        "        if kind != _WRITE or when or life or flags or operand_length or a or b:",
+        "        if kind != _WRITE:",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
+        "steps: a key that is set twice is set in one pass",
+        "conure/state/codec.py",
+        "    if len(set(keys)) < count or max",
+        "    if max",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "steps: what is set in one pass keeps its expiry in the index",
+        "conure/state/machine.py",
+        "        if self.engine.outdated:\n            self._tidy()\n        if self._keeps",
+        "        self.engine.outdated.clear()\n        if self._keeps",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: who reads amid an entry sees half of it",
+        "conure/state/machine.py",
+        "            self._shown = before.hold\n",
+        "",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: half of an entry is pinned",
+        "conure/state/machine.py",
+        "self.engine.snapshot() if before is None else before.share()",
+        "self.engine.snapshot()",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: the mark of a newer format is there before its entry",
+        "conure/state/machine.py",
+        "        if codec.is_lengthy(data):  # that, too, belongs to the entry\n"
+        "            self._show_before()\n",
+        "",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: events are told piece by piece",
+        "conure/state/machine.py",
+        "                if not len(events) % _NOTED_AT_ONCE:\n",
+        "                if not len(events) % 1:\n"
+        "                    self._events += events\n"
+        "                    events = []\n",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: the state before is let go while others hold it",
+        "conure/state/lengthy.py",
+        "        if is_last:",
+        "        if self._holds >= 0:",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: a checkpoint has half of an entry",
+        "conure/state/machine.py",
+        '        assert not self.is_amid, "a checkpoint would have half of an entry"\n',
+        "",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: an installed state goes on with what another one had begun",
+        "conure/state/machine.py",
+        "        self._before_it = self._under_way = None\n",
+        "",
+        ("tests/state/test_lengthy.py",),
     ),
 ]

@@ -119,7 +119,6 @@ def test_what_another_thread_tells_is_handed_over(service: RespService, client: 
     ("error", "text"),
     [
         (NotLeader(), "CLUSTERDOWN no leader is known, try again"),
-        (OutcomeUnknown("late"), "UNKNOWN the write may or may not have happened: late"),
         (DiskFull("full"), "OOM full"),
         (Unavailable("soon"), "TRYAGAIN soon"),
     ],
@@ -130,6 +129,22 @@ def test_errors_are_told_by_code(
     service.backend.error = error  # type: ignore[assignment]
     client.send(command("SET", "k", "v") * 2 + command("GET", "k") * 2)
     assert [client.read() for _ in range(4)] == [ErrorReply(text)] * 4
+
+
+def test_only_what_may_have_changed_something_is_of_unknown_outcome(
+    service: RespService, client: RespClient
+) -> None:
+    """A read among writes is proposed with them, and has done nothing whatever became of it."""
+    service.backend.error = OutcomeUnknown("late")
+    words = [("SET", "k", "v"), ("GET", "k"), ("INCR", "n"), ("STRLEN", "k"), ("MULTI",)]
+    words += [("GET", "k"), ("EXEC",), ("MULTI",), ("GET", "k"), ("DEL", "k"), ("EXEC",)]
+    client.send(b"".join(command(*each) for each in words))
+    unknown = ErrorReply("UNKNOWN the write may or may not have happened: late")
+    unread = ErrorReply("TRYAGAIN the read was not answered, try again")
+    replies = [client.read() for _ in words]
+    assert [each for each in replies if each not in (b"OK", b"QUEUED")] == [
+        *(unknown, unread, unknown, unread, unread, unknown)
+    ]
 
 
 def test_bytes_that_are_no_command_are_told_in_their_turn(client: RespClient) -> None:

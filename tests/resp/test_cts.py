@@ -70,7 +70,7 @@ def offered_cases() -> list[dict[str, Any]]:
 
 def test_all_cases_of_offered_commands_over_a_socket(tmp_path: Path) -> None:
     offered = offered_cases()
-    assert (len(offered), len(CASES)) == (109, 416)
+    assert (len(offered), len(CASES)) == (114, 416)
     with running(tmp_path / "data", "--bootstrap", "--resp-addr=127.0.0.1:0") as server:
         for case in offered:
             with RespClient(resp_port(server)) as client:  # of its own: some quit, some listen

@@ -80,6 +80,58 @@ def test_commands_come_out_as_they_were(commands: list[list[bytes]]) -> None:
     assert read_one_by_one(data) == (commands, "")
 
 
+PIECES = st.lists(
+    st.one_of(
+        st.lists(WORDS, min_size=1, max_size=5).map(lambda words: command(*words)),
+        st.sampled_from(
+            [
+                *(
+                    b"PING\r\n",
+                    b"*2\r\n$3\r\nGET\r\n$2\r\nk\r\n",
+                    b"*1\r\n$4\r\nPING\r\n",
+                    b"*1\r\n",
+                ),
+                *(b"$4\r\nPI", b"NG\r\n", b"*2\r\n$3\r\nGET\r\n$1\r\nkey\r\n", b"\r\n", b"*0\r\n"),
+            ]
+        ),
+        st.binary(max_size=20),
+    ),
+    max_size=6,
+)
+
+
+@given(PIECES)
+@settings(deadline=None)
+def test_a_lone_command_is_what_it_would_be_otherwise(pieces: list[bytes]) -> None:
+    reader = Reader(MOST)
+    found: list[list[bytes]] = []
+    why = ""
+    try:
+        for piece in pieces:
+            words = reader.take_lone(piece)
+            if words is not None:
+                assert reader.is_empty
+                assert not reader.held
+                found.append(words)
+                continue
+            reader.feed(piece)
+            found.extend(taken(reader))
+            reader.rest()
+    except ProtocolError as error:
+        why = str(error)
+    assert (found, why) == read(pieces)
+
+
+def test_common_commands_are_taken_alone() -> None:
+    reader = Reader(MOST)
+    for words in (["GET", "key"], ["SET", "key", b"x" * 8000], ["PING"]):
+        assert reader.take_lone(command(*words)) == [
+            w.encode() if isinstance(w, str) else w for w in words
+        ]
+    assert reader.take_lone(command("GET", "k") * 2) is None
+    assert reader.take_lone(command("SET", "key", b"x" * 9000)) is None
+
+
 @given(COMMANDS, st.data())
 @settings(deadline=None)
 def test_cuts_change_nothing(commands: list[list[bytes]], data: st.DataObject) -> None:

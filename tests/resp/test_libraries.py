@@ -109,6 +109,29 @@ def test_redis_py_watches(redis: Any, port: int, protocol: int) -> None:
         assert client.get("n") == b"100"
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_redis_py_messages(redis: Any, port: int, protocol: int) -> None:
+    client = redis.Redis(port=port, protocol=protocol)
+    with client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("plain")
+        listener.psubscribe("pl*")
+        listener.ssubscribe("shard")
+        for _ in range(3):
+            listener.get_message(timeout=5)
+        assert client.publish("plain", "of all") == 2
+        assert client.spublish("shard", "of a shard") == 1
+        assert client.pubsub_shardchannels() == [b"shard"]
+        assert client.pubsub_shardnumsub("shard") == [(b"shard", 1)]
+        found = [listener.get_message(timeout=5) for _ in range(3)]
+        assert [(each["type"], each["channel"], each["data"]) for each in found] == [
+            ("message", b"plain", b"of all"),
+            ("pmessage", b"plain", b"of all"),
+            ("smessage", b"shard", b"of a shard"),
+        ]
+        listener.sunsubscribe("shard")
+    client.close()
+
+
 def test_redis_py_locks(redis: Any, port: int) -> None:
     with redis.Redis(port=port) as client:
         one, other = client.lock("lock", timeout=20), client.lock("lock", timeout=20)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab.cluster import Cluster, Member
 from tests.lab.process import ROOT, resp_port, running
-from tests.lab.respclient import RespClient
+from tests.lab.respclient import RespClient, command
 from tests.lab.respservice import RespService
 
 FLAGS = ("--bootstrap", "--resp-addr=127.0.0.1:0")
@@ -115,10 +115,10 @@ def test_the_page_has_a_row_for_each_command() -> None:
     service = RespService()
     commands = {id(each): each for each in service.resp.front.commands.values()}.values()
     ours = set()
-    for command in commands:
-        if command.arity == -1 or not command.subcommands:
-            ours.add(command.name.upper())
-        ours |= {each.name.upper().replace("|", " ") for each in command.subcommands.values()}
+    for each in commands:
+        if each.arity == -1 or not each.subcommands:
+            ours.add(each.name.upper())
+        ours |= {sub.name.upper().replace("|", " ") for sub in each.subcommands.values()}
     service.close()
     page = (ROOT / "docs" / "redis.md").read_text()
     table = page[page.index("\n## The commands") : page.index("\n## Error codes")]
@@ -149,6 +149,12 @@ def test_messages_reach_the_subscribers_of_all_nodes(tmp_path: Path) -> None:
             publish(member, member.name)
             for client in listeners.values():
                 assert client.read() == [b"message", b"c", member.name.encode()]
+        with connect(leader) as asking, connect(cluster.followers()[0]) as shard:
+            shard.send(command("SSUBSCRIBE", "c"))
+            assert shard.read() == [b"ssubscribe", b"c", 1]
+            asking.send(command("UNSUBSCRIBE") + command("SPUBLISH", "c", "of a shard"))
+            assert [asking.read() for _ in range(2)][1] == 0
+            assert shard.read() == [b"smessage", b"c", b"of a shard"]
         leader.kill()
         followers = [member for member in cluster.members if member is not leader]
         for member in followers:

@@ -14,6 +14,7 @@ from conure.errors import NotLeader, OutcomeUnknown
 from conure.resp import lcs, transactions
 from conure.resp.limits import Limits
 from conure.resp.words import TOO_MUCH
+from conure.service.limits import MAX_STEPS
 from tests.lab.respclient import ErrorReply, RespClient, command
 from tests.lab.respservice import RespService
 
@@ -49,6 +50,33 @@ def test_a_step_that_fails_is_an_error_of_its_own(client: RespClient) -> None:
         ErrorReply("ERR syntax error"),
         1,
     ]
+
+
+def test_a_transaction_of_as_many_steps_as_one_may_have(
+    service: RespService, client: RespClient
+) -> None:
+    """It is checked, encoded and answered in turns, is one entry, and nothing overtakes it."""
+    queued = [command("INCR", f"n{n % 3}") for n in range(MAX_STEPS)]
+    client.send(b"".join([command("MULTI"), *queued, command("EXEC"), command("GET", "n0")]))
+    assert client.read() == b"OK"
+    assert {client.read() for _ in queued} == {b"QUEUED"}
+    assert client.read() == [n // 3 + 1 for n in range(MAX_STEPS)]
+    assert client.read() == b"%d" % (-(-MAX_STEPS // 3))
+    assert [len(batch) for batch in service.backend.batches] == [1]
+
+
+@pytest.mark.parametrize("name", ["MSET", "MSETNX"])
+def test_many_keys_are_set_at_once(service: RespService, client: RespClient, name: str) -> None:
+    count = MAX_STEPS // (1 if name == "MSET" else 2)  # each is looked at, and set
+    pairs = [word for n in range(count) for word in (f"k{n}", f"v{n}")]
+    client.send(command(name, *pairs) + command("GET", f"k{count - 1}"))
+    assert client.read() == (b"OK" if name == "MSET" else 1)
+    assert client.read() == b"v%d" % (count - 1)
+    assert client.ask("DBSIZE") == count
+    assert [len(batch) for batch in service.backend.batches] == [1]
+    refused = client.ask(name, *pairs, "one", "more")
+    assert isinstance(refused, ErrorReply)
+    assert "may have 10,000 steps" in str(refused)
 
 
 def test_replies_are_silenced_amid_a_transaction_as_in_redis(client: RespClient) -> None:

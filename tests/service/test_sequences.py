@@ -245,7 +245,7 @@ def test_all_that_an_entry_brings_is_bounded() -> None:
 @pytest.mark.parametrize("key", [b"", bytes(1025)])
 def test_a_key_that_nobody_may_have_is_refused(backend: FakeBackend, key: bytes) -> None:
     """It would end every node that applies the entry."""
-    for step in (Read(key), Move(b"k", key)):
+    for step in (Read(key), Move(b"k", key), Write(key, b"v")):
         with pytest.raises(BadRequest, match="a key has 1 to 1,024 bytes"):
             Front(backend).begin(step)
     compare = Compare(key, Target.MOD_REVISION, Relation.EQUAL, 0)

@@ -9,7 +9,7 @@ state machine safety nobody commits another entry at an index than the first who
 leader completeness  a new leader's log holds all that was committed before
 monotonicity         term, commit and applied index never fall while a process lives; the term
                      not even over a restart
-commits (R3, R10)    what a leader commits, a majority of the voters has on disk, and as many data
+commits (R3, R11)    what a leader commits, a majority of the voters has on disk, and as many data
                      voters as the quorum size asks for, itself among them if it is a voter
 R7                   equal applied index means equal digest and, now and then, equal records
 leases (R9)          nobody leads in a later term while a node, by its own clock, holds one
@@ -157,7 +157,7 @@ class Checks:
             self._commit(machine, entry.index, entry.term)
 
     def _check_copies(self, leader: Machine, index: int) -> None:
-        """Count the disks that hold what a leader has just committed (R2, R3, R10), those that were
+        """Count the disks that hold what a leader has just committed (R2, R3, R11), those that were
         lost after they had it, too. Only what disks hold is asked, not what the leader knows."""
         members, term = leader.configurations[-1], leader.raft._log.term(index)
         voters = [server for server in members.servers if server.suffrage == "voter"]
@@ -169,9 +169,9 @@ class Checks:
         if members.quorum_size:
             self._world.counts["commits of a quorum size"] += 1
             needed = min(members.quorum_size, len(data))
-            self._expect(len(kept) >= needed, f"{what}, and {needed} of {data} need it (R10)")
+            self._expect(len(kept) >= needed, f"{what}, and {needed} of {data} need it (R11)")
             is_there = leader.name in kept or leader.name not in data
-            self._expect(is_there, f"{what}, not its own (R10)")
+            self._expect(is_there, f"{what}, not its own (R11)")
 
     def _holds(self, incarnation: str, index: int, term: int | None) -> bool:
         log = self._logs.get(incarnation)

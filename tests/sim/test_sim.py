@@ -381,7 +381,7 @@ def test_two_data_nodes_and_an_arbiter_survive_the_loss_of_one() -> None:
 
 @pytest.mark.parametrize("survivor", ["n1", "n2", "n3"])
 def test_all_disks_but_one_are_lost_and_nothing_that_was_acknowledged(survivor: str) -> None:
-    """Whichever disk that is, of as many as the quorum size asks for (R10), amid writes."""
+    """Whichever disk that is, of as many as the quorum size asks for (R11), amid writes."""
     with fake_world() as use:
         sim = Simulation(1, Luck(3, delay=0.01))
         use(sim.world)

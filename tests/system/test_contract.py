@@ -22,7 +22,6 @@ from urllib.parse import quote_from_bytes, urlencode
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from btree import BTree
 from conure import VERSION
 from conure.client import Client
 from conure.config import SETTINGS
@@ -30,7 +29,7 @@ from conure.errors import PayloadTooLarge
 from conure.fileio import OsFileSystem
 from tests.lab import forkserver
 from tests.lab.cluster import free_port
-from tests.lab.engines import ENGINES
+from tests.lab.engines import ENGINES, open_engine
 from tests.lab.process import ROOT, Answer, ServerProcess, running, wait_until
 
 MAX_VALUE = 1 << 20
@@ -1114,7 +1113,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
         assert process.wait() == 0
         assert process.log[-1].endswith("conure: stopped")
 
-    tree = BTree.open(OsFileSystem(), str(tmp_path / "conure.db"))
+    tree = open_engine(OsFileSystem(), str(tmp_path / "conure.db"), create=False)
     found = [tree.get(key) for key in (b"kbefore", b"kflight")]
     tree.close()
     assert [record and record.value for record in found] == [b"1", b"half"]

@@ -23,6 +23,7 @@ from tests.lab.cluster import (
     fetch,
     wait_until,
 )
+from tests.lab.respclient import ErrorReply, RespClient
 from tests.system.test_cluster_features import Watcher
 
 ALL_KEYS = ("all/a", "all/b", "all/c")
@@ -183,6 +184,29 @@ def test_watched_counts_are_exact(cluster: Cluster) -> None:
     assert max(counted) <= total
 
 
+def test_an_orderly_stop_of_the_leader_leaves_no_write_open(cluster: Cluster) -> None:
+    """Clients of the other nodes, in the middle of pipelines: each write is done or isn't."""
+    leader = cluster.leader()
+    others = cluster.followers()
+    counted: list[int] = []
+
+    def add(visitor: RespVisitor, number: int) -> None:
+        replies = visitor.ask([(b"INCR", b"n")] * 50, others[number % 2])
+        assert FORGOTTEN not in replies
+        counted.extend(reply for reply in replies if reply is not UNDONE)
+
+    def wait_for_more() -> None:
+        wanted = len(counted) + 500
+        wait_until(lambda: len(counted) >= wanted)
+
+    with Crowd(cluster, 6, add):
+        wait_for_more()
+        assert leader.terminate() == 0
+        wait_for_more()
+    assert sorted(counted) == [*range(1, len(counted) + 1)]
+    assert int(cluster.leader(others).get("n").body) == len(counted)
+
+
 @pytest.mark.parametrize("to_leader", [True, False])
 def test_a_leader_killed_in_the_middle_of_a_pipeline(cluster: Cluster, to_leader: bool) -> None:
     leader = cluster.leader()
@@ -238,3 +262,34 @@ def test_a_transaction_that_is_begun_outlives_the_leader(cluster: Cluster) -> No
         cluster.leader(cluster.running)
         assert visitor.ask([(b"INCR", b"a"), (b"EXEC",)], follower) == [b"QUEUED", [b"OK", 2]]
         assert visitor.ask([(b"GET", b"a")], follower) == [b"2"]
+
+
+def test_an_election_is_a_pause(cluster: Cluster) -> None:
+    """Who asks a follower meanwhile waits; only what was under way to the old leader is unknown."""
+    leader = cluster.leader()
+    follower = next(member for member in cluster.members if member is not leader)
+    host, port = follower.raft_address.rpartition(":")[0], follower.resp_port
+    found: dict[str, list[object]] = {}
+    ended = threading.Event()
+
+    def ask(*words: str) -> None:
+        replies = found[words[0]] = []
+        with RespClient(port, host) as client:
+            while not ended.is_set():
+                replies.append(client.ask(*words))
+
+    commands = (("SET", "k", "v"), ("GET", "k"), ("PUBLISH", "c", "m"))
+    threads = [threading.Thread(target=ask, args=words) for words in commands]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(found) == 3 and all(len(each) > 5 for each in found.values()))
+    leader.kill()
+    before = {name: len(replies) for name, replies in found.items()}
+    wait_until(lambda: all(len(found[name]) > before[name] + 5 for name in before))
+    ended.set()
+    for thread in threads:
+        thread.join()
+    for name, replies in found.items():
+        errors = [str(each) for each in replies if isinstance(each, ErrorReply)]
+        assert len(errors) <= (name != "GET")
+        assert all(each.startswith("UNKNOWN ") for each in errors)

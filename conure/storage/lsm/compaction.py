@@ -7,7 +7,8 @@ its version, and the inputs are removed.
 1. A worker that is lost or tells nonsense costs time alone: the merge is done again, the third time
    in this process.
 2. A disk that is too full costs nothing but the merge: it is tried again after the next checkpoint,
-   or after so many calls; there may be room by then.
+   or after so many calls; there may be room by then. Likewise where descriptors or memory have run
+   out, for which the merge is tried in this process first; that is logged.
 3. An input that is corrupt is a CorruptionError: no replica may go on with it.
 
 For the thread that makes checkpoints, without the caller's lock; :meth:`Compaction.give_up` and
@@ -22,7 +23,7 @@ from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 from typing import Protocol
 
-from conure.errors import DiskFull, JobLost
+from conure.errors import DiskFull, Exhausted, JobLost
 from conure.storage.lsm.blobs import BlobFile
 from conure.storage.lsm.durable import Durable, outcome_within
 from conure.storage.lsm.flushing import ATTEMPTS
@@ -80,6 +81,7 @@ class Compaction:
         self._running: Running | None = None
         self._proof: Generator[None, None, Proved] | None = None
         self._pause = 0
+        self._is_starved = False  # descriptors or memory had run out, which was logged
         self._is_closed = False
         self._lock = threading.Lock()  # held while work is done
 
@@ -103,12 +105,14 @@ class Compaction:
                         raise
                     log.warning("%s; it is done again", error)
                 except DiskFull:
-                    version = self._engine.mergeable()
-                    self._full = -1 if version is None else version.serial
-                    self._pause = _PAUSE
-                    self._give_up()
-                    self._job = None
+                    self._wait()
                     return False
+                except Exhausted as error:
+                    if self._attempts >= ATTEMPTS:
+                        self._starve(error)
+                        return False
+                    self._give_up()
+                    self._attempts = ATTEMPTS - 1
                 if perf_counter() >= until:
                     return True
             return self._may_be_idle_soon()
@@ -126,6 +130,21 @@ class Compaction:
             self._give_up()
 
     # -- private, with the lock held -------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Give the merge up, to be tried again when there may be room for it."""
+        version = self._engine.mergeable()
+        self._full = -1 if version is None else version.serial
+        self._pause = _PAUSE
+        self._give_up()
+        self._job = None
+
+    def _starve(self, error: Exhausted) -> None:
+        """Let the merge wait, too, and say why if that is new."""
+        if not self._is_starved:
+            log.warning("merges have to wait and are tried again by themselves: %s", error)
+        self._is_starved = True
+        self._wait()
 
     def _look_for_writes(self) -> None:
         """See whether this is an idle time: counted in calls, so that equal calls do equal work."""
@@ -194,10 +213,13 @@ class Compaction:
         running, self._running, self._proof = self._running, None, None
         try:
             self._engine.merged(job, tables, blobs)
-        except DiskFull:
+        except (DiskFull, Exhausted):
             self._running = running
             raise
         self._job = None
+        if self._is_starved:
+            log.info("merges go on")
+            self._is_starved = False
 
     def _give_up(self) -> None:
         running, self._running, self._proof = self._running, None, None

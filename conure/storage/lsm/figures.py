@@ -26,7 +26,8 @@ class Written:
 
 @dataclass(slots=True)
 class LSMStats(EngineStats):
-    """Figures of an LSM engine; sizes are in bytes. *tables* has number and bytes by level."""
+    """Figures of an LSM engine; sizes are in bytes. *tables* has number and bytes by level;
+    *keeps_garbage* says that a damaged file keeps others from being removed."""
 
     memtable_bytes: int
     tables: Sequence[tuple[int, int]]
@@ -35,6 +36,7 @@ class LSMStats(EngineStats):
     index_bytes: int
     runs: int
     written: Written
+    keeps_garbage: bool
 
     def figures(self) -> Sequence[Figure]:
         """Return them as they are shown."""
@@ -82,6 +84,12 @@ class LSMStats(EngineStats):
                 "conure_lsm_blob_dead_bytes",
                 "Long values that no table refers to.",
                 self.blob_dead_bytes,
+            ),
+            Figure(
+                "",
+                "conure_lsm_keeps_garbage",
+                "1 while a file that can't be read keeps files that nothing needs; the log has it.",
+                int(self.keeps_garbage),
             ),
             Figure(
                 "",

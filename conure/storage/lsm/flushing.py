@@ -6,6 +6,8 @@ the memtable and the files, and the next checkpoint writes them too. There may b
 they get many they are joined, so that looking a key up stays cheap.
 
 A worker that is lost costs time alone: the flush is done again, the third time in this process.
+Where descriptors or memory have run out it is tried in this process at once, and given up then: the
+next checkpoint writes it.
 
 Any one thread may use a :class:`Checkpoint`, without the caller's lock.
 """
@@ -17,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Protocol
 
-from conure.errors import DiskFull, JobLost
+from conure.errors import DiskFull, Exhausted, JobLost
 from conure.storage.lsm.blobs import BlobFile
 from conure.storage.lsm.durable import Durable, outcome_within
 from conure.storage.lsm.jobs import FlushJob, JobLimits
@@ -97,7 +99,7 @@ class Checkpoint:
     def step(self, seconds: float) -> bool:
         """Write for about that long; return whether all is written.
 
-        Raises DiskFull and DiskFailed.
+        Raises DiskFull, Exhausted and DiskFailed.
         """
         until = perf_counter() + seconds
         for memtable in self._frozen:
@@ -114,19 +116,24 @@ class Checkpoint:
                 if self._attempts >= ATTEMPTS:
                     raise
                 log.warning("%s; it is done again", error)
+            except Exhausted:
+                self._give_up()
+                if self._attempts >= ATTEMPTS:
+                    raise
+                self._attempts = ATTEMPTS - 1  # this process may have what a worker lacks
             if perf_counter() >= until:
                 break
         return self._is_written
 
     def finish(self) -> None:
-        """Make the checkpoint durable (S2). Raises DiskFull, then :meth:`abort` is due, and
-        DiskFailed."""
+        """Make the checkpoint durable (S2). Raises DiskFull or Exhausted, then :meth:`abort` is
+        due, and DiskFailed."""
         assert self._is_written, "records are missing"
         # If the disk fails, nobody knows whether the manifest names the new files: they stay.
         running, self._running = self._running, None
         try:
             self._engine.flushed(self, *self._proved)
-        except DiskFull:
+        except (DiskFull, Exhausted):
             self._running = running
             raise
         self._end()

@@ -25,7 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from conure.errors import CorruptionError, DiskFailed, StorageError
+from conure.errors import CorruptionError, DiskFailed, Exhausted, StorageError
 from conure.fileio import FileSystem
 from conure.storage.cells import SPILLED, make_cell, open_cell, reference_of
 from conure.storage.lsm.blobs import BlobFacts, BlobFile, BlobWriter, file_of
@@ -169,15 +169,18 @@ def flush(
 
 def merge(fs: FileSystem, folder: str, job: MergeJob) -> Generator[None, None, JobResult]:
     """Merge the inputs, in slices. Raises DiskFull, DiskFailed and CorruptionError."""
-    out = Outputs(fs, folder, job)
-    table_share = job.limits.table_bytes // _CHUNK_SHARE
-    runs = [_Run(fs, folder, run, min(_CHUNK_BYTES, table_share)) for run in job.inputs[::-1]]
+    # Records are copied as they are, unless some of them may have to go or to change.
+    tables = [table for run in job.inputs for table in run]
+    has_tombstones = any(table.tombstones for table in tables)
+    copies = not has_tombstones and not any(table.blobs for table in tables)
+    out = Outputs(fs, folder, job, copies=copies)
+    chunk_bytes = min(_CHUNK_BYTES, job.limits.table_bytes // _CHUNK_SHARE)
+    runs = [_Run(_groups(fs, folder, run, copies), chunk_bytes) for run in job.inputs[::-1]]
     read = superseded = dropped = 0
     unyielded = 0
     try:
         emptied = _Emptied(fs, folder, job.emptied) if job.emptied else None
         older = _Ranges(job.older)
-        has_tombstones = any(table.tombstones for run in job.inputs for table in run)
         while True:
             for run in runs:
                 unyielded += run.fill()
@@ -244,10 +247,13 @@ def is_output(name: str, job: Job) -> bool:
 
 
 def discard(fs: FileSystem, folder: str, job: Job) -> None:
-    """Remove all outputs of a job that is over, and of which nothing is used. Raises DiskFailed."""
+    """Remove all outputs of a job that is over, and of which nothing is used. Raises DiskFailed.
+
+    Without a descriptor to look for them they stay until the next start.
+    """
     try:
         names = fs.list(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, Exhausted):
         return
     for name in names:
         if is_output(name, job):
@@ -270,13 +276,11 @@ def remove_output(fs: FileSystem, path: str) -> None:
 class _Run:
     """One input of a merge: tables one after the other, of which a chunk is held."""
 
-    def __init__(
-        self, fs: FileSystem, folder: str, tables: Sequence[TableFacts], chunk_bytes: int
-    ) -> None:
+    def __init__(self, groups: Iterator[Chunk], chunk_bytes: int) -> None:
         self.keys: list[bytes] = []
         self._cells: list[bytes] = []
         self._chunk_bytes = chunk_bytes
-        self._groups = _groups(fs, folder, tables)
+        self._groups = groups
 
     def fill(self) -> int:
         """Hold something, if there is anything left; return how many records were read."""
@@ -300,14 +304,14 @@ class _Run:
 
 
 def _groups(
-    fs: FileSystem, folder: str, tables: Sequence[TableFacts]
-) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    fs: FileSystem, folder: str, tables: Sequence[TableFacts], copies: bool
+) -> Iterator[Chunk]:
     for facts in tables:  # not mapped: what was read of a map would count as the worker's memory
         try:
             table = Table.open(fs, folder, facts, mapped=False)
         except FileNotFoundError as error:
             raise CorruptionError(f"{folder}/{facts.name}", 0, "the file is missing") from error
-        yield from table.groups(b"", None, False)
+        yield from table.laid() if copies else table.groups(b"", None, False)
 
 
 def _merged(parts: Sequence[Chunk]) -> tuple[list[bytes], list[bytes]]:
@@ -380,7 +384,8 @@ class _Emptied:
 class Outputs:
     """The tables and blob files of one job, made one after the other: all of them or none."""
 
-    def __init__(self, fs: FileSystem, folder: str, job: Job) -> None:
+    def __init__(self, fs: FileSystem, folder: str, job: Job, *, copies: bool = False) -> None:
+        self._copies = copies  # (tablewriter.TableWriter)
         self._fs = fs
         self._folder = folder
         self._stem = job.stem
@@ -398,7 +403,8 @@ class Outputs:
         if not keys:
             return
         if self._table is None:
-            self._table = TableWriter(self._fs, self._folder, self._name("sst"))
+            name = self._name("sst")
+            self._table = TableWriter(self._fs, self._folder, name, copies=self._copies)
             self._writers.append(self._table)
         self._table.add(keys, cells)
         if self._table.size >= self._limits.table_bytes:

@@ -10,11 +10,19 @@ was made for it; and if there is no other manifest, all that looks like a file o
 folder is listed before the manifests are read: what another engine makes after that isn't in the
 list, and what it has made before has a manifest, as an engine writes one before anything else.
 
+1. Only files with the names of places are looked into (engine.EngineKind). Whatever else lies
+   beside them is somebody's own, and decides nothing.
+2. A manifest that can't be read may name anything: nothing is removed then, which is logged and
+   shown (figures.LSMStats), and taken up again by whoever opens a place next.
+3. A directory that has files and no manifest at :data:`~conure.storage.engine.DATABASE` has lost
+   it. No empty state takes its place, or the files would be garbage.
+
 For the thread that owns the directory.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -22,7 +30,7 @@ from collections.abc import Iterable
 
 from conure.errors import CorruptionError, ForeignDirectory, VersionTooNew
 from conure.fileio import FileSystem
-from conure.storage.engine import EngineOptions
+from conure.storage.engine import DATABASE, STAGED, SUFFIX, EngineOptions
 from conure.storage.lsm import manifest
 from conure.storage.lsm.durable import folder_of, remove_files
 from conure.storage.lsm.lsmengine import LSMEngine
@@ -32,6 +40,8 @@ __all__ = ["LSMKind"]
 
 _FILE = re.compile(r"(.+)-[0-9a-f]{16}-[0-9]+\.(?:sst|blob)")
 _LOOKS = 10  # at a name that is listed and not there: it is a link that leads nowhere then
+
+log = logging.getLogger("conure.lsm")
 
 
 class LSMKind:
@@ -51,6 +61,9 @@ class LSMKind:
         except FileNotFoundError:
             if not create:
                 raise
+            if remains := self.remains(fs, place):
+                why = f"the file is missing, and with it what {remains} is for"
+                raise CorruptionError(place, 0, why) from None
             fs.make_directory(folder_of(place))
             present = Manifest()
             manifest.write(fs, place, present)
@@ -58,7 +71,7 @@ class LSMKind:
             fs.remove(place + NEW)
         fs.make_directory(folder_of(place))
         engine = LSMEngine(fs, place, present, options)
-        _collect(fs, place, present)
+        engine.note_collected(complete=_collect(fs, place, present))
         return engine
 
     def applied(self, fs: FileSystem, place: str) -> tuple[int, int]:
@@ -68,6 +81,20 @@ class LSMKind:
         except FileNotFoundError:
             return 0, 0
         return present.applied_index, present.term
+
+    def remains(self, fs: FileSystem, place: str) -> str:
+        """Return the path of the first file in the folder that no staged state has, if the
+        directory's manifest is gone.
+
+        At a staged place files without a manifest are garbage: it goes before they do.
+        """
+        if os.path.basename(place) != DATABASE or fs.exists(place):
+            return ""
+        folder = folder_of(place)
+        files = _files(fs, folder)
+        beside = _named_beside(fs, place) if files else None
+        staged = frozenset() if beside is None else beside[0]
+        return next((os.path.join(folder, name) for name in files if name not in staged), "")
 
     def sync(self, fs: FileSystem, place: str) -> None:
         """Sync the manifest, the folder and the directory; the files themselves were synced before
@@ -128,42 +155,54 @@ def _made_for(place: str, name: str) -> bool:
     return match is not None and match[1] == os.path.basename(place)
 
 
+def _is_place(name: str) -> bool:
+    return name == DATABASE or (name.startswith(STAGED) and name.endswith(SUFFIX))
+
+
 def _named_beside(fs: FileSystem, place: str) -> tuple[frozenset[str], int] | None:
     """Return what all manifests beside *place*, itself left out, name, and how many there are.
 
-    None if one of them can't be read: nobody knows then.
+    None if one of them can't be read, which is logged: nobody knows then.
     """
     directory = _directory_of(place)
-    suffix = os.path.splitext(place)[1]
     own = os.path.basename(place)
     looks: Counter[str] = Counter()
     while True:
         named: set[str] = set()
         count = 0
         for name in fs.list(directory):
-            if name == own or os.path.splitext(name)[1] != suffix or looks[name] >= _LOOKS:
+            if name == own or not _is_place(name) or looks[name] >= _LOOKS:
                 continue
+            path = os.path.join(directory, name)
             try:
-                named |= manifest.read(fs, os.path.join(directory, name)).names()
+                named |= manifest.read(fs, path).names()
             except FileNotFoundError:
                 looks[name] += 1  # it has got another name since: look again
                 break
             except ForeignDirectory:
                 continue  # a directory
-            except (CorruptionError, VersionTooNew):
+            except (CorruptionError, VersionTooNew) as error:
+                log.warning(
+                    "files that nothing needs stay in %s, as %s may name them and can't be read; "
+                    "move it away and start this node again: %s",
+                    folder_of(place),
+                    path,
+                    error,
+                )
                 return None
             count += 1
         else:
             return frozenset(named), count
 
 
-def _collect(fs: FileSystem, place: str, present: Manifest) -> None:
-    """Remove what a crash has left: files for *place* that no manifest names, or all such."""
+def _collect(fs: FileSystem, place: str, present: Manifest) -> bool:
+    """Remove what a crash has left: files for *place* that no manifest names, or all such. Tell
+    whether that could be done."""
     folder = folder_of(place)
     files = _files(fs, folder)
     beside = _named_beside(fs, place)
     if beside is None:
-        return
+        return False
     named, others = beside
     wanted = named | present.names()
     garbage = [
@@ -172,6 +211,7 @@ def _collect(fs: FileSystem, place: str, present: Manifest) -> None:
     if garbage:
         fs.sync_directory(_directory_of(place))  # or an older manifest might come back
         remove_files(fs, folder, garbage)
+    return True
 
 
 def _remove(fs: FileSystem, place: str, before: Iterable[str]) -> None:

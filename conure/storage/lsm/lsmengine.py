@@ -17,9 +17,9 @@
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
 ``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``, ``len``,
-``begin_checkpoint``, ``check``, ``maintain``, ``loader``. ``compact`` and the methods of one
-checkpoint belong to the thread that makes checkpoints. Any thread at any time: everything on a
-snapshot, the iterators that ``items`` and ``keys`` return, ``stats``, ``pressure`` and ``close``.
+``approach``, ``begin_checkpoint``, ``check``, ``maintain``, ``loader``. ``compact`` and the methods
+of one checkpoint belong to the thread that makes checkpoints. Any thread at any time: everything on
+a snapshot, the iterators that ``items`` and ``keys`` return, ``stats``, ``pressure``, ``close``.
 The engine's own lock is held for assignments alone.
 """
 
@@ -33,7 +33,7 @@ from typing import TypeVar
 
 from conure.errors import StorageError
 from conure.fileio import FileSystem
-from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell, new_record
+from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell
 from conure.storage.engine import CheckReport, EngineOptions, Record
 from conure.storage.lsm.blobs import BlobFile
 from conure.storage.lsm.checking import check
@@ -48,7 +48,7 @@ from conure.storage.lsm.marks import Marks
 from conure.storage.lsm.memtable import Memtable
 from conure.storage.lsm.pinned import PinnedReader
 from conure.storage.lsm.reading import Cells, Rows
-from conure.storage.lsm.state import Pinned, State, live_groups
+from conure.storage.lsm.state import PAUSE, Pinned, State, approached, live_groups
 from conure.storage.lsm.tables import TOMBSTONE, Table
 from conure.storage.lsm.version import Version
 from conure.storage.lsm.workers import FLUSH_PATIENCE, InProcess, Runner, Worker
@@ -62,7 +62,11 @@ _KEEPS_UP = 8
 _HOLD_BACK = 12
 """Tables of level 0 from which on checkpoints had better wait for merging."""
 
+_MOST_FOUND = 256
 _BLOB_SHARE = 4  # a blob file is so many times as long as a table
+
+_numbers = NARROW.unpack_from
+_new: Callable[[type[Record], tuple[object, ...]], Record] = tuple.__new__
 
 _Thing = TypeVar("_Thing")
 
@@ -91,12 +95,15 @@ class LSMEngine:
         self._records = present.records
         self._marks = Marks(present.marks)
         self._insertions = 0  # of keys that weren't there
-        self._found: deque[tuple[int, bytes, bytes]] = deque()  # by pinned readers, to be marks
+        self._deletions = 0  # since the engine was opened
+        # What pinned readers have found, to be marks.
+        self._found: deque[tuple[int, bytes, bytes]] = deque(maxlen=_MOST_FOUND)
         self._readers: set[int] = set()
         self._checkpoint: Checkpoint | None = None
         self._is_loading = False
         self._is_loaded = False  # and no checkpoint has made that durable
         self._is_closed = False
+        self._keeps_garbage = False
         self._written = Written()
         folder = self._durable.folder
         self._here = InProcess(fs, folder)
@@ -121,7 +128,8 @@ class LSMEngine:
             return None
         if cell[0] or len(cell) < NARROW_SIZE:
             return state.cells.record(key, cell)
-        return new_record((cell[NARROW_SIZE:], *NARROW.unpack_from(cell, 1), 0))
+        create, mod, version = _numbers(cell, 1)
+        return _new(Record, (cell[NARROW_SIZE:], create, mod, version, 0))
 
     def heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return the record of *key* without its value, and how many bytes that has."""
@@ -149,6 +157,18 @@ class LSMEngine:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
         state = self._state
         return chain.from_iterable(self._rows(state, state.cells.headings, start, end, reverse))
+
+    def approach(
+        self, start: bytes, end: bytes | None, records: int, *, reverse: bool = False
+    ) -> Iterator[None]:
+        """Go through what is deleted on the way to the first *records* records of a range, and
+        leave marks."""
+        state = self._state
+        if not self._records or self._deletions + state.version.tombstones < PAUSE:
+            return iter(())
+        marks = self._known_marks()
+        groups = live_groups(state, marks, marks.add, start, end, reverse=reverse)
+        return approached(groups, records)
 
     def snapshot(self) -> PinnedReader:
         """Pin the present state for reading in any thread. Under the caller's lock, in constant
@@ -221,6 +241,7 @@ class LSMEngine:
             self._outdate(key, old)
         state.memtable.put(key, TOMBSTONE, here)
         self._records -= 1
+        self._deletions += 1
         if self._marks.all:
             self._marks.delete(key)
         return True
@@ -364,6 +385,10 @@ class LSMEngine:
         written.compaction_bytes += _bytes_of(tables, blobs)
         self._durable.collect(before, [blob.facts.name for blob in blobs])
 
+    def note_collected(self, *, complete: bool) -> None:
+        """Take note whether all files that nothing needs could be removed at the start."""
+        self._keeps_garbage = not complete
+
     # -- observing -------------------------------------------------------------------------------
 
     @property
@@ -395,9 +420,11 @@ class LSMEngine:
             tables=tables,
             blob_bytes=blob_bytes,
             blob_dead_bytes=dead_bytes,
-            index_bytes=sum([table.memory_bytes for table in version.tables()]),
+            index_bytes=version.sieve_bytes
+            + sum([table.memory_bytes for table in version.tables()]),
             runs=version.runs,
             written=self._written,
+            keeps_garbage=self._keeps_garbage,
         )
 
     def check(self) -> CheckReport:

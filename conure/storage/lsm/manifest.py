@@ -34,12 +34,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from struct import Struct
+from time import sleep
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from conure.errors import CorruptionError, DiskFull, VersionTooNew
+from conure.errors import CorruptionError, DiskFailed, DiskFull, Exhausted, VersionTooNew
 from conure.fileio import FileSystem
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.tables import TableFacts
@@ -51,6 +52,7 @@ NEW: Final = ".new"
 """The suffix of a manifest that is being written."""
 
 _VERSION: Final = 1
+_PATIENCE: Final = 500  # attempts to sync the directory, a hundredth of a second apart
 _MOST_BYTES: Final = 1 << 28  # of a manifest; ours have some hundred KiB at most
 
 _HEAD = Struct("<8sII")
@@ -141,7 +143,7 @@ def read(fs: FileSystem, path: str) -> Manifest:
 def write(fs: FileSystem, path: str, manifest: Manifest) -> None:
     """Make *manifest* the durable one at *path*. What it names has to be durable already (S2).
 
-    Raises DiskFull, with nothing changed, and DiskFailed.
+    Raises DiskFull and Exhausted, with nothing changed, and DiskFailed.
     """
     new = path + NEW
     try:
@@ -157,10 +159,24 @@ def write(fs: FileSystem, path: str, manifest: Manifest) -> None:
             fs.remove(new)
         raise
     fs.rename(new, path)
-    fs.sync_directory(os.path.dirname(path) or ".")
+    _sync_directory(fs, os.path.dirname(path) or ".")
 
 
 # -- private ---------------------------------------------------------------------------------------
+
+
+def _sync_directory(fs: FileSystem, directory: str) -> None:
+    """Sync the directory whose manifest has changed its name, as soon as there is a descriptor:
+    nobody can go on, or back, before."""
+    for attempt in count(1):
+        try:
+            fs.sync_directory(directory)
+        except Exhausted as error:
+            if attempt == _PATIENCE:
+                raise DiskFailed(str(error)) from error
+            sleep(0.01)
+        else:
+            return
 
 
 def _name(name: str) -> bytes:

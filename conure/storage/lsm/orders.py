@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from conure import VERSION
-from conure.errors import CorruptionError, DiskFailed, DiskFull, StorageError
+from conure.errors import CorruptionError, DiskFailed, DiskFull, Exhausted, StorageError
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.jobs import Chunk, FlushJob, Job, JobLimits, JobResult, MergeJob
 from conure.storage.lsm.tables import TableFacts
@@ -247,13 +247,13 @@ def decode_answer(body: bytes, serial: int) -> JobResult:
 
 
 def encode_failure(serial: int, error: StorageError) -> bytes:
-    """Return the body of an error that ended a job; what is none of the three is DiskFailed."""
+    """Return the body of an error that ended a job; what is none of the four is DiskFailed."""
     name = DiskFailed.__name__
     made_of: list[str | int] = [str(error)]
     if isinstance(error, CorruptionError):
         name, made_of = CorruptionError.__name__, [error.file, error.offset, error.why]
-    elif isinstance(error, DiskFull):
-        name = DiskFull.__name__
+    elif isinstance(error, DiskFull | Exhausted):
+        name = type(error).__name__
     return _json({"serial": serial, "error": name, "of": made_of})
 
 
@@ -268,7 +268,7 @@ def decode_failure(body: bytes, serial: int) -> StorageError:
             file, offset, why = made_of
             return CorruptionError(str(file), int(offset), str(why))
         (why,) = made_of
-        for known in (DiskFull, DiskFailed):
+        for known in (DiskFull, Exhausted, DiskFailed):
             if name == known.__name__:
                 return known(str(why))
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -6,15 +6,19 @@ there, and levels between that aren't needed are empty. What is where:
 
 ======== =========================================================================================
 level 0  4 tables are merged at once, if that costs little; 7 in any case
-1 … 3    a quarter of the next level that isn't empty; the level above the last one, a third of it
+1 … 3    what came from above in one job; in a store too large for that, half of the next level
+         that isn't empty
 last     the rest; once settled, seven eighths or more of all bytes
 ======== =========================================================================================
 
-Level 0 goes into the first level that isn't empty, unless that is much larger or has many tables:
-then into the empty one above it. So the number of levels follows from the sizes, and a store that
-is written to little rewrites little.
+Level 0 takes the levels below it along, down to the first that is more than twice as large as all
+that comes upon it, and goes into the last one that it takes; into the empty one above if it takes
+none. So levels double, each byte is written few times before it is in the last level, and a store
+that is written to little rewrites little. When all above the last level is three fifths of that,
+everything is merged.
 
-1. A job has about :data:`INPUTS` tables, so that its time and its temporary space are bounded.
+1. A job has about :data:`INPUTS` tables' worth of bytes, so that its time and its temporary space
+   are bounded; in a larger store levels go down in parts.
 2. A job moves records down, or values out of blob files that are to go: so merging ends.
 3. Level 0 goes before all else, unless a level is so full that merging into it would cost more.
 4. *Idle* jobs give space back: what is in upper levels may hide as much below, and a tombstone
@@ -36,19 +40,21 @@ from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.jobs import JobLimits, MergeJob
 from conure.storage.lsm.tables import TableFacts
 
-__all__ = ["INPUTS", "LAST_LEVEL", "Layout", "load_level", "pick"]
+__all__ = ["INPUTS", "LAST_LEVEL", "MOST_INPUTS", "Layout", "load_level", "pick"]
 
 LAST_LEVEL = 4
 INPUTS = 12
-"""Tables that a job reads, as a goal; level 0 may bring four more."""
+"""Tables of full size that a job reads, as a goal; level 0 may bring four more."""
+
+MOST_INPUTS = 48
+"""Tables that a job reads, however small they are: each is an open file."""
 
 _L0_DUE, _L0_LATE = 4, 7
 _L0_INPUTS = INPUTS + 4
 _CHEAP = 1.5  # times the bytes of level 0 that are written beside them
-_DIRECT = 6  # times these bytes: more below, and level 0 goes into a level of its own
-_OVERLAP = 10  # tables, likewise
-_SHARE = 0.35  # of the last level that the one above may have
-_RATIO = 4  # of a level to the one above it otherwise
+_ALONG = 2  # times what comes upon a level: with up to so much it goes along
+_ALL = 0.6  # of the last level: with more above it, everything is merged
+_SHARE = 0.5  # of the next level that one may have, if a job can't have both
 _FULL = 0.5  # of how late level 0 is, that a full level may be and still take from there
 _GARBAGE = 0.12  # of what is live, that may remain when there is nothing else to do
 _TOMBSTONE_GAIN = 4  # records' worth of bytes
@@ -127,6 +133,7 @@ class _Picking:
             max(limits.blob_bytes, blob_bytes // _BLOBS),
             limits.long_value,
         )
+        self._most_bytes = _L0_INPUTS * self._limits.table_bytes
         records = sum(table.records for table in levels[LAST_LEVEL])
         self._record_bytes = self._sizes[LAST_LEVEL] / records if records else 0.0
 
@@ -166,32 +173,63 @@ class _Picking:
         return self._down_from(fullest) if full > 1 else None
 
     def _fullest(self) -> tuple[int, float]:
-        """Return the level that has most in relation to what it may have, and that relation."""
+        """Return the level that has most in relation to what it may have, and that relation;
+        one that can go along with level 0 may have any size."""
         fullest, full = 0, 0.0
         below = self._sizes[LAST_LEVEL]
         for level in range(LAST_LEVEL - 1, 0, -1):
             size = self._sizes[level]
             if size:
-                share = _SHARE if level == LAST_LEVEL - 1 else 1 / _RATIO
-                relation = size / max(1.0, below * share)
-                if relation > full:
+                relation = size / max(1.0, below * _SHARE)
+                if relation > full and size + below > self._most_bytes:
                     fullest, full = level, relation
                 below = size
         return fullest, full
 
     def _from_level_0(self) -> _Part:
-        """Merge level 0, the oldest of it if it has too many tables for a job."""
-        tables = self._levels[0]
-        target = self._next_below(0)
-        overlapping = self._overlapping(target, tables)
-        below = sum(table.size for table in overlapping)
-        if (below > _DIRECT * self._sizes[0] or len(overlapping) > _OVERLAP) and target > 1:
-            target -= 1
-            overlapping = []
-        count = max(_L0_DUE, _L0_INPUTS - len(overlapping))
-        chosen = tables[-count:]
-        overlapping = self._overlapping(target, chosen)
-        return _Part((*([table] for table in chosen), overlapping), target)
+        """Merge level 0, the oldest of it if it has too many tables for a job, and what goes
+        along."""
+        chosen = self._levels[0][-_L0_INPUTS:]
+        runs = [[table] for table in chosen]
+        first = self._next_below(0)
+        if not self._levels[first]:
+            return _Part(tuple(runs), LAST_LEVEL)
+        if sum(self._sizes[:LAST_LEVEL]) >= _ALL * self._sizes[LAST_LEVEL]:
+            part = self._down_to(LAST_LEVEL, runs, 0)
+            if part is not None:
+                return part
+        best = None
+        size = sum(table.size for table in chosen)
+        for level in range(first, LAST_LEVEL):
+            if self._levels[level]:
+                is_light = self._sizes[level] <= _ALONG * size
+                # There is no empty level above level 1, so it goes along however large it is.
+                part = self._down_to(level, runs, 0) if is_light or level == 1 else None
+                if part is None:
+                    break
+                best = part
+                size += self._sizes[level]
+        if best is None and first == 1:
+            return self._down_from(1)
+        return best or _Part(tuple(runs), first - 1)
+
+    def _down_to(
+        self, target: int, runs: Sequence[Sequence[TableFacts]], above: int
+    ) -> _Part | None:
+        """Merge *runs*, of level *above*, and all that overlaps them down to level *target*.
+
+        Returns None if that is too much for one job.
+        """
+        inputs = [table for run in runs for table in run]
+        count = 0
+        below: list[list[TableFacts]] = []
+        while count < len(inputs):  # what goes along may overlap more than what it goes along with
+            count = len(inputs)
+            below = [self._overlapping(level, inputs) for level in range(above + 1, target + 1)]
+            inputs = [table for run in (*runs, *below) for table in run]
+        if count > MOST_INPUTS or sum(table.size for table in inputs) > self._most_bytes:
+            return None
+        return _Part((*runs, *below), target)
 
     def _down_from(self, level: int) -> _Part:
         """Merge some tables of a level into the next one that isn't empty."""
@@ -223,6 +261,13 @@ class _Picking:
         live = max(0.0, self._sizes[LAST_LEVEL] - dead)
         if not any(hidden) or sum(hidden) <= _GARBAGE * live:
             return None
+        top = 0 if self._levels[0] else self._next_below(0)
+        if top < LAST_LEVEL:
+            tables = self._levels[top]
+            runs = [tables] if top else [[table] for table in tables]
+            part = self._down_to(LAST_LEVEL, runs, top)
+            if part is not None:
+                return part
         level = max(range(LAST_LEVEL), key=hidden.__getitem__)
         return self._down_from(level) if level else self._from_level_0()
 

@@ -6,7 +6,7 @@ for it. Any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from conure.errors import StorageError
@@ -17,6 +17,8 @@ from conure.storage.lsm.reading import Rows
 from conure.storage.lsm.state import Leave, Pinned, live_groups
 
 __all__ = ["PinnedReader"]
+
+_Read = Callable[[list[bytes], list[bytes]], Iterable[Record]]
 
 
 class PinnedReader:
@@ -62,6 +64,24 @@ class PinnedReader:
         """Iterate over the keys alone."""
         return chain.from_iterable(self._key_groups(start, end, reverse))
 
+    def items_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate over keys and records, and None where that takes a while."""
+        records = self._held().cells.records
+        return chain.from_iterable(
+            self._rows(records, group, reverse) if group[0] else (None,)
+            for group in self._groups(start, end, reverse)
+        )
+
+    def keys_in_turns(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate over the keys alone, and None where that takes a while."""
+        return chain.from_iterable(
+            keys or (None,) for keys in self._key_groups(start, end, reverse)
+        )
+
     def close(self) -> None:
         """Let go of the state; calling it again does nothing."""
         if self._pinned is not None:
@@ -84,9 +104,12 @@ class PinnedReader:
     def _item_groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[Rows]:
         records = self._held().cells.records
         for group in self._groups(start, end, reverse):
-            self._held()
-            keys, cells = (group[0][::-1], group[1][::-1]) if reverse else group
-            yield zip(keys, records(keys, cells), strict=True)
+            yield self._rows(records, group, reverse)
+
+    def _rows(self, records: _Read, group: Group, reverse: bool) -> Rows:
+        self._held()
+        keys, cells = (group[0][::-1], group[1][::-1]) if reverse else group
+        return zip(keys, records(keys, cells), strict=True)
 
     def _key_groups(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[list[bytes]]:
         self._held()

@@ -39,9 +39,11 @@ __all__ = [
     "MAX_KEY",
     "Packed",
     "pack",
+    "pack_laid",
     "places_of",
     "split",
     "split_keys",
+    "split_laid",
 ]
 
 HEAD = Struct("<IHI")  # CRC, bytes of the key, bytes of the cell
@@ -94,6 +96,20 @@ def pack(keys: Sequence[bytes], cells: Sequence[bytes], block_bytes: int, *, who
     return Packed(blocks, hashes[:first], sizes[:first])
 
 
+def pack_laid(
+    keys: Sequence[bytes], records: Sequence[bytes], block_bytes: int, *, whole: bool
+) -> Packed:
+    """Lay out records that come from other blocks (:func:`split_laid`), otherwise like
+    :func:`pack`."""
+    sizes = list(map(len, records))
+    blocks = []
+    first = 0
+    for last in _cuts(sizes, block_bytes, whole):
+        blocks.append((b"".join(records[first:last]), last - first))
+        first = last
+    return Packed(blocks, list(map(crc32, keys[:first])), sizes[:first])
+
+
 def places_of(at: int, sizes: Sequence[int]) -> Iterator[int]:
     """Return where records of these sizes begin, the first one at *at*, in units of 4 bytes."""
     return (end >> 2 for end in accumulate(sizes[:-1], initial=at))
@@ -123,6 +139,31 @@ def split(block: bytes) -> tuple[list[bytes], list[bytes]]:
     if at != len(block):
         raise ValueError("the records don't end where their block does")
     return keys, cells
+
+
+def split_laid(block: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Return the keys of a block, and its records as they lie there. Raises ValueError."""
+    shape = _shape(block)
+    if shape is not None:
+        pieces = _even_keys(*shape).unpack(block)
+        sizes = pieces[0::2]
+        if sizes.count(sizes[0]) == len(sizes):
+            return list(pieces[1::2]), list(_even_laid(*shape).unpack(block))
+    keys: list[bytes] = []
+    records: list[bytes] = []
+    at = 0
+    try:
+        while at < len(block):
+            key_size, cell_size = _SIZES.unpack_from(block, at + _SIZES_AT)
+            stop = at + _size(key_size + cell_size)
+            keys.append(block[at + _KEY_AT : at + _KEY_AT + key_size])
+            records.append(block[at:stop])
+            at = stop
+    except struct.error:
+        at = -1
+    if at != len(block):
+        raise ValueError("the records don't end where their block does")
+    return keys, records
 
 
 def split_keys(block: bytes) -> list[bytes]:
@@ -191,3 +232,9 @@ def _even_keys(key_size: int, cell_size: int, count: int) -> Struct:
     """Return the same without the cells."""
     rest = _size(key_size + cell_size) - _KEY_AT - key_size
     return Struct("<" + f"4x6s{key_size}s{rest}x" * count)
+
+
+@lru_cache(256)
+def _even_laid(key_size: int, cell_size: int, count: int) -> Struct:
+    """Return what takes it apart into whole records."""
+    return Struct("<" + f"{_size(key_size + cell_size)}s" * count)

@@ -2,7 +2,9 @@
 
 A state is replaced and never changed, though its memtable is written to. Who reads takes the
 engine's state once and stays with it. What was deleted is left out; a long run of deleted keys is
-jumped over where a mark tells of it, and leaves a mark otherwise (``marks.py``).
+jumped over where a mark tells of it, and leaves a mark otherwise (``marks.py``). Who goes through
+one comes back after every :data:`PAUSE` of them, with an empty group, and has left a mark up to
+there; so no step takes long, and who gives up hasn't begun in vain.
 
 The holder of the caller's lock reads a :class:`State` while nothing is written. A :class:`Pinned`
 state is for any one thread at a time.
@@ -11,7 +13,7 @@ state is for any one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from conure.storage.lsm.marks import SKIPPED, Marks
 from conure.storage.lsm.memtable import Memtable, Pin
@@ -19,7 +21,10 @@ from conure.storage.lsm.merging import Group, merged
 from conure.storage.lsm.reading import Cells
 from conure.storage.lsm.version import Version
 
-__all__ = ["Leave", "Pinned", "Source", "State", "live_groups"]
+__all__ = ["PAUSE", "Leave", "Pinned", "Source", "State", "approached", "live_groups"]
+
+PAUSE: Final = 2000
+"""Deleted keys, about: a millisecond or two."""
 
 Leave = Callable[[bytes, bytes], None]
 """Called with start and end of a range in which a scan found nothing but many deleted keys."""
@@ -100,7 +105,8 @@ class Pinned:
 def live_groups(
     source: Source, marks: Marks, leave: Leave, start: bytes, end: bytes | None, *, reverse: bool
 ) -> Iterator[Group]:
-    """Iterate over the records of a range in groups, deleted ones left out.
+    """Iterate over the records of a range in groups, deleted ones left out. An empty group is a
+    pause among these.
 
     *marks* are those of the state. Of runs of deleted keys that are not in them *leave* is told.
     """
@@ -109,11 +115,22 @@ def live_groups(
     return _upwards(source, marks, leave, start, end)
 
 
+def approached(groups: Iterator[Group], records: int) -> Iterator[None]:
+    """Go on until the first *records* records of a range are reached, in steps of a millisecond or
+    two."""
+    for keys, _ in groups:
+        records -= len(keys)
+        if keys and records <= 0:
+            return
+        yield
+
+
 def _downwards(
     source: Source, marks: Marks, leave: Leave, start: bytes, end: bytes | None
 ) -> Iterator[Group]:
     position = end if end is None else marks.before(end)
     top, skipped = end, 0  # below it nothing was alive, but so many keys were deleted
+    walked = 0  # deleted keys since the last pause
     is_over = False
     while not is_over and (position is None or start < position):
         is_over = True
@@ -134,6 +151,12 @@ def _downwards(
                 top, skipped = keys[there[0]], there[0]
             else:
                 skipped += len(keys)
+            walked += len(keys) - len(there)
+            if walked >= PAUSE:
+                walked = 0
+                if skipped > SKIPPED:
+                    leave(keys[0], top)
+                yield [], []
             position = marks.before(keys[0])
             if position != keys[0]:
                 is_over = False
@@ -147,6 +170,7 @@ def _upwards(
 ) -> Iterator[Group]:
     position = marks.after(start)
     begin, skipped = start, 0  # from there on nothing was alive, but so many keys were deleted
+    walked = 0  # deleted keys since the last pause
     is_over = False
     while not is_over and (end is None or position < end):
         is_over = True
@@ -166,6 +190,12 @@ def _upwards(
             else:
                 skipped += len(keys)
             following = keys[-1] + b"\0"
+            walked += len(keys) - len(there)
+            if walked >= PAUSE:
+                walked = 0
+                if skipped > SKIPPED:
+                    leave(begin, following)
+                yield [], []
             position = marks.after(following)
             if position != following:
                 is_over = False

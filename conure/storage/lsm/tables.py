@@ -62,7 +62,7 @@ from conure.fileio import FileSystem, Mapped
 from conure.storage.lsm.blobs import refer
 from conure.storage.lsm.blockindex import BlockIndex, BlockIndexBuilder
 from conure.storage.lsm.hashindex import CROWD, HashBuilder, bits_for, numbers_of, size_for
-from conure.storage.lsm.records import HEAD, pack, places_of, split, split_keys
+from conure.storage.lsm.records import HEAD, pack, places_of, split, split_keys, split_laid
 
 __all__ = ["MAGIC", "TOMBSTONE", "Footer", "Table", "TableFacts"]
 
@@ -263,14 +263,25 @@ class Table:
         # The usual case once more, without a call: _look decides whatever isn't that.
         at = self._places[slot] << 2
         record = self._data[at : at + self._at_once]
-        if len(record) > _KEY_AT:
+        start = len(key) + _KEY_AT
+        if record[_KEY_AT:start] == key:
             crc, key_size, cell_size = _unpack(record)
-            start = _KEY_AT + key_size
-            if record[_KEY_AT:start] == key:
-                cell = record[start : start + cell_size]
-                if crc32(cell, hash) == crc and len(cell) == cell_size:
-                    return cell
+            cell = record[start : start + cell_size]
+            if crc32(cell, hash) == crc and len(cell) == cell_size and start == key_size + _KEY_AT:
+                return cell
         return self._look(key, hash, slot, end)
+
+    def fingerprints(self, bits: int) -> Iterator[bytes]:
+        """Yield the last bytes of the hashes of its keys, for each value of their first *bits*
+        bits; of more keys, if the hash index has fewer buckets."""
+        starts = self._starts or self._crowded_starts or self._read_hash_index()
+        marks = self._marks
+        finer = 32 - self._shift - bits
+        for part in range(1 << bits):
+            if finer >= 0:
+                yield marks[starts[part << finer] : starts[(part + 1) << finer]]
+            else:
+                yield marks[starts[part >> -finer] : starts[(part >> -finer) + 1]]
 
     def _look(self, key: bytes, hash_: int, slot: int, end: int) -> bytes | None:
         """Return the cell of *key*, whose record may be in *slot* or a later one before *end*."""
@@ -350,6 +361,15 @@ class Table:
                 del keys[: bisect_left(keys, start)]
             if keys:
                 yield keys
+
+    def laid(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Iterate over all keys, and the records as they lie in their blocks, block by block."""
+        index = self._block_index()
+        for number in range(len(index)):
+            try:
+                yield split_laid(self._block(number))
+            except ValueError as error:
+                self._fail(index.place(number)[0], str(error))
 
     def _numbers(
         self, start: bytes, end: bytes | None, reverse: bool

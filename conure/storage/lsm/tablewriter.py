@@ -20,7 +20,7 @@ from conure.fileio import FileSystem
 from conure.storage.lsm.blobs import refer
 from conure.storage.lsm.blockindex import BlockIndexBuilder
 from conure.storage.lsm.hashindex import HashBuilder
-from conure.storage.lsm.records import HEAD, MAX_CELL, MAX_KEY, pack, places_of
+from conure.storage.lsm.records import HEAD, MAX_CELL, MAX_KEY, pack, pack_laid, places_of
 from conure.storage.lsm.tables import MAGIC, TOMBSTONE, Footer, TableFacts
 
 __all__ = ["BLOCK_BYTES", "GATHERED", "SYNC_BYTES", "TableWriter"]
@@ -35,11 +35,19 @@ class TableWriter:
     """Makes the file *name* in *folder*, where nothing may have that name. :meth:`add` records,
     then :meth:`finish`; after an error, or to give up, :meth:`abort`.
 
-    Raises FileExistsError, DiskFull and DiskFailed.
+    With *copies* what it takes are not cells but whole records of other tables, which have neither
+    tombstones nor long values; they are written as they are. Raises FileExistsError, DiskFull and
+    DiskFailed.
     """
 
     def __init__(
-        self, fs: FileSystem, folder: str, name: str, *, block_bytes: int = BLOCK_BYTES
+        self,
+        fs: FileSystem,
+        folder: str,
+        name: str,
+        *,
+        block_bytes: int = BLOCK_BYTES,
+        copies: bool = False,
     ) -> None:
         self.size = len(MAGIC)
         """About how many bytes the table has so far, its indexes apart."""
@@ -47,6 +55,7 @@ class TableWriter:
         self._name = name
         self._path = os.path.join(folder, name)
         self._block_bytes = block_bytes
+        self._copies = copies
         self._facts: TableFacts | None = None
         self._keys: list[bytes] = []  # not laid out yet
         self._cells: list[bytes] = []
@@ -78,15 +87,16 @@ class TableWriter:
             return
         if not all(map(lt, chain((self._last,), keys), keys)):
             raise ValueError("the keys don't ascend")
-        if max(map(len, keys)) > MAX_KEY or max(map(len, cells)) > MAX_CELL:
-            raise ValueError(f"a key has more than {MAX_KEY} bytes, or a cell {MAX_CELL}")
-        refer(keys, cells, self._blobs)
+        if not self._copies:
+            if max(map(len, keys)) > MAX_KEY or max(map(len, cells)) > MAX_CELL:
+                raise ValueError(f"a key has more than {MAX_KEY} bytes, or a cell {MAX_CELL}")
+            refer(keys, cells, self._blobs)
+            self._tombstones += cells.count(TOMBSTONE)
         self._first = self._first or keys[0]
         self._last = keys[-1]
-        self._tombstones += cells.count(TOMBSTONE)
         self._keys += keys
         self._cells += cells
-        size = sum(map(len, keys)) + sum(map(len, cells)) + len(keys) * HEAD.size
+        size = self._size_of(keys, cells)
         self.size += size
         self._gathered += size
         if self._gathered >= GATHERED:
@@ -142,7 +152,8 @@ class TableWriter:
     def _write_blocks(self, *, whole: bool) -> None:
         """Lay out what is gathered and write it; the last block waits for more unless *whole*."""
         keys, cells = self._keys, self._cells
-        packed = pack(keys, cells, self._block_bytes, whole=whole)
+        lay_out = pack_laid if self._copies else pack
+        packed = lay_out(keys, cells, self._block_bytes, whole=whole)
         count = len(packed.sizes)
         if not count:
             return
@@ -156,7 +167,12 @@ class TableWriter:
         blocks = [block for block, _ in packed.blocks]
         self._write(blocks if self._written else [MAGIC, *blocks])
         del keys[:count], cells[:count]
-        self._gathered = sum(map(len, keys)) + sum(map(len, cells)) + len(keys) * HEAD.size
+        self._gathered = self._size_of(keys, cells)
+
+    def _size_of(self, keys: Sequence[bytes], cells: Sequence[bytes]) -> int:
+        """Return about how many bytes these records have."""
+        size = sum(map(len, cells))
+        return size if self._copies else size + sum(map(len, keys)) + len(keys) * HEAD.size
 
     def _write(self, parts: list[bytes]) -> None:
         size = sum(map(len, parts))

@@ -21,6 +21,7 @@ from zlib import crc32
 from conure.errors import CorruptionError
 from conure.storage.lsm.blobs import BlobFile, file_of
 from conure.storage.lsm.merging import Group
+from conure.storage.lsm.sieve import MOST_RECORDS, Sieve
 from conure.storage.lsm.tables import Table
 
 __all__ = ["Version"]
@@ -39,6 +40,7 @@ class Version:
         self,
         levels: Sequence[Sequence[Table]] = ((),),
         blobs: Mapping[str, BlobFile] | None = None,
+        sieve: Sieve | None = None,
     ) -> None:
         self.serial = next(_serials)
         """No other version has it."""
@@ -50,12 +52,21 @@ class Version:
         for level in self.levels[1:]:
             for before, after in pairwise(level):
                 assert before.facts.last < after.facts.first, "tables of a level overlap"
-        self._newest: tuple[_Find, ...] = tuple([table.find for table in self.levels[0]])
-        self._below: tuple[tuple[list[bytes], list[_Find]], ...] = tuple(
-            ([table.facts.last for table in level], [table.find for table in level])
-            for level in self.levels[1:]
-            if level
-        )
+        self._lasts = [[table.facts.last for table in level] for level in self.levels]
+        # Where to look before the last level, the newest first; with a sieve, by its cells.
+        upper = _upper(self.levels)
+        finds = [_find_in(run) for run in upper]
+        self._finds = tuple(finds)
+        self._sieve = sieve
+        self._cells = sieve.cells if sieve else b""
+        self._shift = sieve.shift if sieve else 0
+        bits = [sieve.bit(run[0]) if sieve else 0 for run in upper]
+        self._tried = [
+            tuple([find for find, bit in zip(finds, bits, strict=True) if not bit or bit & value])
+            for value in range(256 if sieve else 0)
+        ]
+        self._last_lasts: list[bytes] = self._lasts[-1] if len(self.levels) > 1 else []
+        self._last_finds = [table.find for table in self.levels[-1]]
 
     def find(self, key: bytes) -> bytes | None:
         """Return the newest cell of *key*, b"" if it was deleted; None if no table has it.
@@ -63,17 +74,17 @@ class Version:
         Raises CorruptionError and DiskFailed.
         """
         place = crc32(key)
-        for find in self._newest:
+        cells = self._cells
+        finds = self._finds
+        if cells:
+            finds = self._tried[cells[place >> self._shift << 8 | place & 0xFF]]
+        for find in finds:
             cell = find(key, place)
             if cell is not None:
                 return cell
-        for lasts, finds in self._below:
-            at = bisect_left(lasts, key)
-            if at < len(finds):
-                cell = finds[at](key, place)
-                if cell is not None:
-                    return cell
-        return None
+        lasts = self._last_lasts
+        at = bisect_left(lasts, key)
+        return self._last_finds[at](key, place) if at < len(lasts) else None
 
     def blob(self, place: str, reference: bytes) -> BlobFile:
         """Return the file that a reference of one of its cells names.
@@ -94,7 +105,7 @@ class Version:
             facts = table.facts
             if facts.last >= start and (end is None or facts.first < end):
                 found.append(table.groups(start, end, reverse))
-        for level, (lasts, _) in zip(filter(None, self.levels[1:]), self._below, strict=True):
+        for level, lasts in zip(self.levels[1:], self._lasts[1:], strict=True):
             first = bisect_left(lasts, start)
             last = len(level)
             if end is not None:
@@ -135,7 +146,14 @@ class Version:
             levels[0][:0] = tables
         files = {**self.blobs, **{blob.facts.name: blob for blob in blobs}}
         wanted = {name for each in levels for table in each for name, _ in table.facts.blobs}
-        return Version(levels, {name: file for name, file in files.items() if name in wanted})
+        upper = [(run, sum(map(_records_of, run))) for run in _upper(levels)]
+        small = [run for run, records in upper if records <= MOST_RECORDS]
+        in_small = sum(records for _, records in upper if records <= MOST_RECORDS)
+        return Version(
+            levels,
+            {name: file for name, file in files.items() if name in wanted},
+            Sieve(small, in_small, self._sieve) if small else None,
+        )
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -152,14 +170,48 @@ class Version:
         return live
 
     @cached_property
+    def tombstones(self) -> int:
+        """How many tombstones its tables have."""
+        return sum([table.facts.tombstones for table in self.tables()])
+
+    @cached_property
     def runs(self) -> int:
         """In how many places a key may have to be looked for."""
-        return len(self._newest) + len(self._below)
+        return len(self._finds) + bool(self._last_lasts)
+
+    @property
+    def sieve_bytes(self) -> int:
+        """How much memory its sieve takes."""
+        return len(self._cells)
 
     @cached_property
     def is_empty(self) -> bool:
         """Tell whether there is no table."""
         return not self.runs
+
+
+def _upper(levels: Sequence[Sequence[Table]]) -> list[Sequence[Table]]:
+    """Return the runs above the last level that has tables, the newest first."""
+    below = [level for level in levels[1:] if level]
+    return [*([table] for table in levels[0]), *below[:-1]]
+
+
+def _find_in(run: Sequence[Table]) -> _Find:
+    """Return what finds a key in disjoint tables."""
+    if len(run) == 1:
+        return run[0].find
+    lasts = [table.facts.last for table in run]
+    finds = [table.find for table in run]
+
+    def find(key: bytes, place: int) -> bytes | None:
+        at = bisect_left(lasts, key)
+        return finds[at](key, place) if at < len(finds) else None
+
+    return find
+
+
+def _records_of(table: Table) -> int:
+    return table.facts.records
 
 
 def _first_of(table: Table) -> bytes:

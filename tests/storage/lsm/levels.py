@@ -12,7 +12,7 @@ from itertools import count, pairwise
 
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.jobs import JobLimits, MergeJob
-from conure.storage.lsm.picking import INPUTS, LAST_LEVEL, pick
+from conure.storage.lsm.picking import INPUTS, LAST_LEVEL, MOST_INPUTS, pick
 from conure.storage.lsm.tables import TableFacts
 
 RECORD = 145  # bytes in a table of one with 16 + 100 bytes
@@ -49,7 +49,7 @@ class Store:
     flushed: int = 0
     written: int = 0
     jobs: int = 0
-    most_inputs: int = 0
+    most_bytes: int = 0
 
     # -- writes ----------------------------------------------------------------------------------
 
@@ -131,11 +131,15 @@ class Store:
         if self.jobs < 300 or self.jobs % 50 == 0:  # in a large store it is what takes the time
             assert self.content() == before
         self.jobs += 1
-        self.most_inputs = max(self.most_inputs, len(inputs))
+        self.most_bytes = max(
+            self.most_bytes, sum(table.size for run in job.inputs for table in run)
+        )
         self._forget()
 
     def _prove(self, job: MergeJob, inputs: set[str]) -> None:
-        assert 0 < len(inputs) <= INPUTS + 4
+        assert 0 < len(inputs) <= MOST_INPUTS
+        size = sum(table.size for run in job.inputs for table in run)
+        assert size <= (INPUTS + 4) * job.limits.table_bytes or len(inputs) <= INPUTS + 4
         assert len(inputs) == sum(map(len, job.inputs))
         assert 1 <= job.level <= LAST_LEVEL
         assert all(job.inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import threading
 import time
@@ -14,16 +15,24 @@ from pathlib import Path
 
 import pytest
 
-from conure.errors import CorruptionError, DiskFailed, DiskFull, JobLost, VersionTooNew
-from conure.fileio import OsFileSystem
+from conure.errors import (
+    CorruptionError,
+    DiskFailed,
+    DiskFull,
+    Exhausted,
+    JobLost,
+    VersionTooNew,
+)
+from conure.fileio import Mapped, OsFileSystem
 from conure.storage.engine import EngineOptions, Record
 from conure.storage.lsm import compaction, lsmengine, manifest
 from conure.storage.lsm.durable import folder_of
 from conure.storage.lsm.jobs import FlushJob, JobResult
 from conure.storage.lsm.lsmengine import LSMEngine
 from conure.storage.lsm.marks import SKIPPED
+from conure.storage.lsm.state import PAUSE
 from conure.storage.lsm.workers import FLUSH_PATIENCE, PATIENCE, InProcess, Running, Worker
-from tests.lab.crashfs import CrashFileSystem
+from tests.lab.crashfs import CrashFile, CrashFileSystem
 from tests.storage.lsm.enginetools import (
     HOME,
     KIND,
@@ -393,6 +402,155 @@ def test_a_flush_waits_less_long_for_a_stopped_process(
     engine.close()
 
 
+# -- descriptors and memory that run out -----------------------------------------------------------
+
+
+class Starved(CrashFileSystem):
+    """A disk whose files can't be opened for a while: for *left* attempts, or all of them (-1)."""
+
+    left = 0
+
+    def _take(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise Exhausted("too many open files; raise the limit (ulimit -n)")
+
+    def open(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> CrashFile:
+        self._take()
+        return super().open(path, create=create, read_only=read_only, exclusive=exclusive)
+
+    def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:
+        self._take()
+        return super().map(path, size, mapped=mapped)
+
+    def list(self, path: str) -> list[str]:
+        self._take()
+        return super().list(path)
+
+    def sync_directory(self, path: str) -> None:
+        self._take()
+        super().sync_directory(path)
+
+
+@pytest.mark.parametrize("left", range(1, 12))
+def test_a_flush_that_can_open_nothing_changes_nothing_and_is_done_later(left: int) -> None:
+    """Whichever file it is that can't be opened; the lists of files that are left can't either."""
+    fs = Starved(left)
+    fs.make_directory(HOME)
+    fs.sync_directory("/")
+    engine, model = filled(fs, 2)
+    rng = random.Random(left)
+    change(engine, model, rng, 60)
+    opened_ = 0
+
+    def take() -> None:
+        nonlocal opened_
+        opened_ += 1
+        if left <= opened_ < left + 4:
+            raise Exhausted("no")
+
+    fs._take = take  # type: ignore[method-assign]
+    with contextlib.suppress(Exhausted):
+        engine.checkpoint(3, 1)
+    assert dict(engine.scan()) == model
+    change(engine, model, rng, 5)
+    opened_ = 100
+    engine.checkpoint(4, 1)
+    later = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
+    assert later.applied_index == 4
+    assert dict(later.scan()) == dict(engine.scan()) == model
+    engine.close()
+    KIND.open(fs, PLACE, SMALL, create=False).close()
+    assert files(fs) == named(fs, PLACE)
+
+
+def test_merges_wait_for_descriptors_and_go_on_by_themselves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    fs = Starved()
+    fs.make_directory(HOME)
+    engine, model, rng = opened(fs), Model(), random.Random(8)
+    for index in range(1, 9):
+        change(engine, model, rng, 40)
+        engine.checkpoint(index, 1)
+    fs.left = -1
+    for _ in range(200):
+        engine.compact(0.01)
+    assert engine.stats().tables[0][0] == 8
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "merges have to wait" in told
+    assert "ulimit -n" in told
+    fs.left = 0
+    for _ in range(100):
+        engine.compact(0.01)
+    assert engine.stats().tables[0][0] < 4
+    assert [record.getMessage() for record in caplog.records][1:] == ["merges go on"]
+    assert dict(engine.scan()) == model
+    assert files(fs) == named(fs, PLACE)
+
+
+def test_a_manifest_with_a_new_name_waits_for_a_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody can say which one counts before the directory is synced."""
+    monkeypatch.setattr(manifest, "sleep", lambda seconds: None)
+    fs = Starved()
+    fs.make_directory(HOME)
+    engine, model = filled(fs, 1)
+    rename, starve = fs.rename, 3
+
+    def renamed(old: str, new: str) -> None:
+        rename(old, new)
+        fs.left = starve
+
+    monkeypatch.setattr(fs, "rename", renamed)
+    engine.checkpoint(2, 1)
+    assert fs.left == 0
+    later = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
+    assert (later.applied_index, dict(later.scan())) == (2, model)
+    starve = -1
+    with pytest.raises(DiskFailed) as failed:
+        engine.checkpoint(3, 1)
+    assert not isinstance(failed.value, Exhausted)
+
+
+def test_a_process_without_descriptors_goes_on_when_it_has_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = str(tmp_path / "conure.db")
+    engine = KIND.open(OsFileSystem(), place, replace(SMALL, workers=True), create=True)
+    model: Model = {}
+    rng = random.Random(5)
+    change(engine, model, rng, 40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        with pytest.raises(Exhausted):
+            engine.checkpoint(1, 1)
+        assert dict(engine.scan()) == model
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert any("no process can be started" in record.getMessage() for record in caplog.records)
+    for index in range(1, 7):
+        change(engine, model, rng, 40)
+        engine.checkpoint(index, 1)
+    assert isinstance(engine._flusher, Worker)
+    assert engine._flusher.pid is not None
+    while engine.compact(0.01):
+        pass
+    assert dict(engine.scan()) == model
+    engine.close()
+    assert named(OsFileSystem(), place) == files(OsFileSystem(), place)
+
+
 # -- places ----------------------------------------------------------------------------------------
 
 
@@ -443,17 +601,87 @@ def test_a_state_keeps_the_files_that_it_had_at_its_former_place() -> None:
         engine.check()
 
 
-def test_nothing_is_removed_as_long_as_a_manifest_beside_it_cannot_be_read() -> None:
+def keeps_garbage(engine: LSMEngine) -> float:
+    figures = {figure.metric: figure.value for figure in engine.stats().figures()}
+    return figures["conure_lsm_keeps_garbage"]
+
+
+def test_nothing_is_removed_as_long_as_a_manifest_beside_it_cannot_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     fs = disk()
     filled(fs, 2)[0].close()
     fs.open("/home/lsm/conure.db-0123456789abcdef-7.sst", create=True).close()
     other = KIND.open(fs, "/home/incoming-1.db", SMALL, create=True)
     other.close()
     fs.corrupt("/home/incoming-1.db", 20)
-    KIND.open(fs, PLACE, SMALL, create=False).close()
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as engine:
+        assert keeps_garbage(engine) == 1
     assert "conure.db-0123456789abcdef-7.sst" in files(fs)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "as /home/incoming-1.db may name them" in told
+    assert "move it away" in told
     KIND.remove(fs, "/home/incoming-1.db")
-    KIND.open(fs, PLACE, SMALL, create=False).close()
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as engine:
+        assert keeps_garbage(engine) == 0
+    assert files(fs) == named(fs, PLACE)
+
+
+@pytest.mark.parametrize("content", [b"", b"mine", b"ConureLS" + bytes(50), None])
+def test_a_strangers_file_beside_a_place_decides_nothing(
+    content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None: a copy of the manifest, which names what is there now."""
+    fs = disk()
+    engine, _ = filled(fs, 4)
+    if content is None:
+        content = fs.contents(PLACE)
+    for name in ("x.db", "conure.db.db", "incoming-1.db.old", "my-incoming-1.db"):
+        fs.open(f"{HOME}/{name}", create=True).pwrite(content, 0)
+    stranger = fs.open("/home/lsm/x.db", create=True)
+    stranger.pwrite(content, 0)
+    settle(engine)
+    engine.checkpoint(9, 1)
+    engine.close()
+    fs.open("/home/lsm/conure.db-0123456789abcdef-7.sst", create=True).close()
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as engine:
+        assert keeps_garbage(engine) == 0
+    assert files(fs) == sorted([*named(fs, PLACE), "x.db"])
+    assert fs.contents("/home/x.db") == fs.contents("/home/lsm/x.db") == content
+    assert not caplog.records
+
+
+def test_a_lost_manifest_is_not_made_again_and_costs_no_table() -> None:
+    fs = disk()
+    filled(fs, 2)[0].close()
+    manifest_ = fs.contents(PLACE)
+    there = files(fs)
+    assert KIND.remains(fs, PLACE) == ""
+    fs.remove(PLACE)
+    assert KIND.remains(fs, PLACE) == f"/home/lsm/{there[0]}"
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match=r"missing, and with it .*restore this node"):
+            KIND.open(fs, PLACE, SMALL, create=True)
+        assert files(fs) == there
+        assert fs.list(HOME) == ["lsm"]
+    fs.open(PLACE, create=True).pwrite(manifest_, 0)
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=True)) as engine:
+        engine.check()
+        assert engine.applied_index == 2
+
+
+def test_files_of_a_staged_state_without_its_manifest_are_garbage() -> None:
+    """It goes before they do, and a crash may come between."""
+    fs = disk()
+    filled(fs, 2)[0].close()
+    staged = "/home/incoming-1.db"
+    other = KIND.open(fs, staged, SMALL, create=True)
+    other.put(b"k", b"v" * 300, 1)
+    other.checkpoint(1, 1)
+    other.close()
+    fs.remove(staged)
+    assert KIND.remains(fs, staged) == ""
+    KIND.open(fs, staged, SMALL, create=True).close()
     assert files(fs) == named(fs, PLACE)
 
 
@@ -816,6 +1044,66 @@ def test_a_range_of_deleted_keys_alone_is_empty_at_once() -> None:
     assert looked_at(engine, b"q", end)[0] is None
     assert looked_at(engine, b"q", end) == (None, 0)
     assert list(engine.scan(b"q", end, reverse=True)) == []
+
+
+def dead_head(fs: CrashFileSystem, dead: int = 30 * PAUSE) -> LSMEngine:
+    """Return an engine with three live keys, and many deleted ones before, between and after."""
+    engine = opened(fs, EngineOptions(table_bytes=20_000))
+    for number in range(dead):
+        engine.put(b"q%06d" % number, b"", 1)
+    engine.checkpoint(1, 1)
+    left = {dead // 2, dead // 2 + 1, dead - 2 * PAUSE}
+    for number in range(dead):
+        if number not in left:
+            engine.delete(b"q%06d" % number)
+    assert not engine._marks.all
+    return engine
+
+
+LEFT = [b"q030000", b"q030001", b"q056000"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reader_pauses_on_its_way_through_deleted_keys(reverse: bool) -> None:
+    engine = dead_head(disk())
+    expected = LEFT[::-1] if reverse else LEFT
+    reader, other = engine.snapshot(), engine.snapshot()
+    keys = list(reader.keys_in_turns(b"q", b"r", reverse=reverse))
+    assert [key for key in keys if key is not None] == expected
+    rows = list(other.items_in_turns(b"q", b"r", reverse=reverse))
+    assert [row and row[0] for row in rows] == keys
+    assert 1 <= keys.index(expected[0]) <= 15
+    assert keys.count(None) > 5
+    assert list(engine.snapshot().keys(b"q", b"r")) == LEFT
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_way_that_is_given_up_is_shorter_the_next_time(reverse: bool) -> None:
+    """And a reader's way is the engine's, though no records come of it."""
+    engine = dead_head(disk())
+    steps = 0
+    while next(engine.approach(b"q", b"r", 1, reverse=reverse), "there") is None:
+        steps += 1
+        engine.check()
+    assert 0 < steps <= 16
+    found, count = looked_at(engine, b"q", b"r", reverse=reverse)
+    assert found == (LEFT[-1] if reverse else LEFT[0])
+    assert count < 4 * PAUSE
+    engine.put(b"q000007", b"", 2)
+    assert next(engine.scan(b"q", b"r"))[0] == b"q000007"
+    engine.check()
+
+
+def test_a_way_to_several_records_goes_through_all_that_lies_between() -> None:
+    engine = dead_head(disk())
+    for _ in engine.approach(b"q", b"r", 3):
+        pass
+    assert [key for key, _ in engine.scan(b"q", b"r")] == LEFT
+    before = engine._marks.all
+    assert looked_at(engine, b"q", b"q055999")[1] < 4 * PAUSE
+    assert len(before) >= 2
+    engine.check()
+    assert list(opened(disk()).approach(b"", None, 1)) == []
 
 
 # -- what it tells ---------------------------------------------------------------------------------

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conure.errors import CorruptionError, DiskFailed, DiskFull, ForeignDirectory, StorageError
+from conure.errors import (
+    CorruptionError,
+    DiskFailed,
+    DiskFull,
+    Exhausted,
+    ForeignDirectory,
+    StorageError,
+)
 from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.jobs import FlushJob, Job, JobLimits, JobResult, MergeJob
 from conure.storage.lsm.orders import (
@@ -117,6 +124,7 @@ def test_answers_there_and_back() -> None:
     [
         (CorruptionError("/lsm/a.sst", 1 << 33, "a block"), CorruptionError),
         (DiskFull("full; free some space"), DiskFull),
+        (Exhausted("too many open files"), Exhausted),
         (DiskFailed("broken"), DiskFailed),
         (ForeignDirectory("no place"), DiskFailed),
     ],

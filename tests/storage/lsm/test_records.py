@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conure.storage.lsm.records import HEAD, pack, places_of, split, split_keys
+from conure.storage.lsm.records import (
+    HEAD,
+    pack,
+    pack_laid,
+    places_of,
+    split,
+    split_keys,
+    split_laid,
+)
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 5, 11, 40])
 RECORDS = st.dictionaries(
@@ -34,11 +42,22 @@ def test_records_come_back_as_they_were_packed(
         part = slice(first, first + count)
         assert split(block) == (keys[part], cells[part])
         assert split_keys(block) == keys[part]
+        assert copied(block, keys[part]) == block
         assert len(block) <= block_bytes or count == 1
         assert not len(block) % 4
         first += count
+    laid = split_laid(b"".join(block for block, _ in pack(keys, cells, 1, whole=True).blocks))
+    assert pack_laid(*laid, block_bytes, whole=whole) == packed
     rest = zip(keys[first:], cells[first:], strict=True)
     assert sum(HEAD.size + len(key) + len(cell) for key, cell in rest) < block_bytes
+
+
+def copied(block: bytes, keys: list[bytes]) -> bytes:
+    """Take a block apart into whole records, and put it together again."""
+    found, records = split_laid(block)
+    assert found == keys
+    assert len(records) == len(keys)
+    return pack_laid(found, records, len(block), whole=True).blocks[0][0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 29, 600])
@@ -54,6 +73,7 @@ def test_a_block_of_even_records_but_for_one(count: int, odd: int | None, change
     assert found == count
     assert split(block) == (keys, cells)
     assert split_keys(block) == keys
+    assert copied(block, keys) == block
 
 
 @settings(max_examples=300, deadline=None)
@@ -65,6 +85,8 @@ def test_any_bytes_are_records_or_an_error(block: bytes, head: tuple[int, int]) 
         except ValueError:
             with pytest.raises(ValueError, match="don't end"):
                 split_keys(content)
+            with pytest.raises(ValueError, match="don't end"):
+                split_laid(content)
         else:
             assert split_keys(content) == keys
             assert len(keys) == len(cells)
