@@ -518,6 +518,9 @@ def test_raft_config(server: ServerProcess) -> None:
     address = raft_address(server)
     assert json.loads(server.request("GET", "/raft/config").body) == {
         "leader": address,
+        "quorum_size": None,
+        "quorum": 1,
+        "data_quorum": 1,
         "servers": [
             {
                 "id": "node1",
