@@ -46,7 +46,7 @@ from conure.fileio import FileSystem
 from conure.storage.bufferpool import MANY, BufferPool
 from conure.storage.bulkload import Loader
 from conure.storage.cells import NARROW, NARROW_HEAD, make_cell
-from conure.storage.engine import CheckReport, EngineOptions, Record
+from conure.storage.engine import CheckReport, EngineOptions, Record, StorageEngine
 from conure.storage.layout import Layout
 from conure.storage.pages import (
     CELL_OVERHEAD,
@@ -728,7 +728,15 @@ class BTreeKind:
 
     name = "btree"
 
-    def open(self, fs: FileSystem, place: str, options: EngineOptions, *, create: bool) -> BTree:
+    def open(
+        self,
+        fs: FileSystem,
+        place: str,
+        options: EngineOptions,
+        *,
+        create: bool,
+        like: StorageEngine | None = None,  # noqa: ARG002
+    ) -> BTree:
         """Open the tree in the file *place*; see :meth:`BTree.open`."""
         return BTree.open(
             fs,
@@ -762,7 +770,14 @@ class BTreeKind:
         """Give the file another name, which a power failure may undo."""
         fs.rename(place, new)
 
-    def put_in_place(self, fs: FileSystem, staged: str, place: str) -> None:
+    def put_in_place(
+        self,
+        fs: FileSystem,
+        staged: str,
+        place: str,
+        *,
+        removes: bool = True,  # noqa: ARG002
+    ) -> None:
         """Let the file *staged* be the one at *place*, durably."""
         fs.rename(staged, place)
         fs.sync_directory(os.path.dirname(place) or ".")

@@ -101,13 +101,16 @@ def open_parts(options: NodeOptions, fs: FileSystem) -> Parts:
         raise
 
 
-def open_engine(directory: DataDirectory, options: NodeOptions) -> StorageEngine:
-    """Open or make the engine of a data directory, as the options say.
+def open_engine(
+    directory: DataDirectory, options: NodeOptions, like: StorageEngine | None = None
+) -> StorageEngine:
+    """Open or make the engine of a data directory, as the options say; *like* is one that has had
+    the same state open (engine.EngineKind).
 
     Raises CorruptionError, DiskFull or DiskFailed.
     """
     kind, how = kind_of(directory), engine_options(options)
-    return kind.open(directory.fs, directory.database_path, how, create=True)
+    return kind.open(directory.fs, directory.database_path, how, create=True, like=like)
 
 
 def kind_of(directory: DataDirectory) -> EngineKind:

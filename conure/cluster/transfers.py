@@ -238,8 +238,12 @@ class Transfers:
             self._store.skip_to(meta)
         else:
             directory = self._directory
-            snapshots.install(directory.fs, directory.path, self._log, meta, kind_of(directory))
-            self._store.replace(open_engine(directory, self._options), meta)
+            incoming, kind = self.incoming, kind_of(directory)
+            built = incoming.built if incoming is not None and incoming.meta == meta else None
+            snapshots.install(
+                directory.fs, directory.path, self._log, meta, kind, removes=built is None
+            )
+            self._store.replace(open_engine(directory, self._options, built), meta)
         self._applying.backlog.clear()  # the state has all of them
         self._upkeep.installed(meta)
         self._history.reset(meta.index)

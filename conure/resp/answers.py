@@ -135,9 +135,10 @@ class Answers:
 def _own(waiters: Sequence[Pending], position: int, stop: int) -> int:
     """Return how many answers from a position on are those of the pending there."""
     pending = waiters[position]
-    end = min(position + pending.missing, stop)
-    if waiters[position:end].count(pending) == end - position:
-        return end - position
+    size = pending.missing
+    end = position + size
+    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:
+        return size
     end = position + 1
     while end < stop and waiters[end] is pending:
         end += 1
@@ -155,5 +156,5 @@ def _guard(pending: Pending, action: Callable[..., None], *arguments: object) ->
         action(*arguments)
     except Exception:
         log.exception("a command was not answered")
-        while pending.missing:
+        while pending.missing > 0:
             pending.fail(INTERNAL)

@@ -51,10 +51,12 @@ _SHARE: Final = 0.002  # seconds of a round
 _SENT: Final = 128  # connections that are to be sent to, after which a round hands out no more
 _STEP: Final = 32  # clients between two looks at the time
 _PATTERNS: Final = 16  # patterns between two looks at the time
+_FEW_CHANNELS: Final = 8  # channels and patterns whose clients are given a message, likewise
 _KNOWN_MATCHES: Final = 50_000  # channels and patterns of which is known that they match
 _FEW_MATCHES: Final = 64  # that are counted at once
 _LOOK_AGAIN: Final = 0.0005  # seconds, while there is no room
 _SUM_AGAIN: Final = 0.01  # seconds between two sums of what subscribers have unread
+_PARTS: Final = 256  # of a table
 _RELIEF: Final = 0.25  # seconds between two looks at who doesn't read
 _PATIENCE: Final = 1.0  # seconds to read all there is, while others have to wait
 
@@ -145,6 +147,34 @@ class _Channel:
         self.clients: dict[RespConnection, None] = {}
 
 
+class _Table:
+    """Channels by name, in parts: to look at a million of them at once would take too long."""
+
+    __slots__ = ("_parts", "size")
+
+    def __init__(self) -> None:
+        self._parts: list[dict[bytes, _Channel]] = [{} for _ in range(_PARTS)]
+        self.size = 0
+
+    def get(self, name: bytes) -> _Channel | None:
+        return self._parts[hash(name) % _PARTS].get(name)
+
+    def add(self, channel: _Channel) -> None:
+        """Add one of a name that isn't there."""
+        self._parts[hash(channel.name) % _PARTS][channel.name] = channel
+        self.size += 1
+
+    def remove(self, name: bytes) -> None:
+        del self._parts[hash(name) % _PARTS][name]
+        self.size -= 1
+
+    def parts(self) -> Iterator[list[_Channel]]:
+        """Yield all channels, some at a time; whatever comes and goes meanwhile, each one that
+        stays once."""
+        for part in self._parts:
+            yield [*part.values()]
+
+
 class _Job(NamedTuple):
     """A message to be handed out, or, without one, a channel whose subscribers are counted."""
 
@@ -161,7 +191,7 @@ class Audience:
         self._reactor = reactor
         self._limits = limits
         self._messenger = messenger
-        self._tables: dict[Kind, dict[bytes, _Channel]] = {kind: {} for kind in Kind}
+        self._tables = {kind: _Table() for kind in Kind}
         self._clients: dict[RespConnection, Subscribed] = {}
         self._count = 0  # of subscriptions
         self._bytes = 0  # of their names
@@ -203,26 +233,27 @@ class Audience:
     @property
     def channels(self) -> int:
         """How many channels have subscribers."""
-        return len(self._tables[Kind.CHANNEL])
+        return self._tables[Kind.CHANNEL].size
 
     @property
     def patterns(self) -> int:
         """How many different patterns are subscribed to."""
-        return len(self._tables[Kind.PATTERN])
+        return self._tables[Kind.PATTERN].size
 
     @property
     def shards(self) -> int:
         """How many shard channels have subscribers."""
-        return len(self._tables[Kind.SHARD])
+        return self._tables[Kind.SHARD].size
 
     @property
     def subscriptions(self) -> int:
         """How many subscriptions there are."""
         return self._count
 
-    def names(self, kind: Kind) -> list[bytes]:
-        """Return the channels of a kind that have subscribers."""
-        return [*self._tables[kind]]
+    def names(self, kind: Kind) -> Iterator[list[bytes]]:
+        """Yield the channels of a kind that have subscribers, some at a time."""
+        for part in self._tables[kind].parts():
+            yield [each.name for each in part]
 
     def count_of(self, kind: Kind, channel: bytes) -> int:
         """Return how many have subscribed to a channel by its name."""
@@ -258,7 +289,7 @@ class Audience:
                 f"{limits.max_patterns:,} patterns among them, and "
                 f"{limits.max_subscribed_bytes:,} bytes of their names"
             )
-        patterns = sum(name not in table for name in new) if patterns else 0
+        patterns = sum(table.get(name) is None for name in new) if patterns else 0
         if (
             self._count + len(new) > limits.max_all_subscriptions
             or self._bytes + size > limits.max_all_subscribed_bytes
@@ -279,7 +310,8 @@ class Audience:
             own[name] = None
             found = table.get(name)
             if found is None:
-                found = table[name] = _Channel(kind, name, glob)
+                found = _Channel(kind, name, glob)
+                table.add(found)
                 if glob is not None:
                     self._forget_matched()
             found.clients[client] = None
@@ -317,7 +349,7 @@ class Audience:
             self.is_heard = False
             self._messenger.rest()
         self._reactor.close_soon(self._clients)
-        self._tables, self._clients = {kind: {} for kind in Kind}, {}
+        self._tables, self._clients = {kind: _Table() for kind in Kind}, {}
         self._forget_matched()
         self._count = self._bytes = 0
 
@@ -367,11 +399,12 @@ class Audience:
         self._bytes += size
         self._count += count
 
-    def _remove(self, client: RespConnection, name: bytes, table: dict[bytes, _Channel]) -> None:
-        found = table[name]
+    def _remove(self, client: RespConnection, name: bytes, table: _Table) -> None:
+        found = table.get(name)
+        assert found is not None
         del found.clients[client]
         if not found.clients:
-            del table[name]
+            table.remove(name)
             if found.glob is not None:
                 self._forget_matched()
 
@@ -449,8 +482,12 @@ class Audience:
             told(self.count_of(kind, channel) + sum(len(each.clients) for each in matched))
         if message is not None:
             own = self._tables[kind].get(channel)
-            for each in [*([own] if own else []), *matched]:
+            for number, each in enumerate([*([own] if own else []), *matched], 1):
                 yield from self._hand_out(each, channel, message)
+                if number % _FEW_CHANNELS == 0:  # of which each may have few clients
+                    while self._is_crowded():
+                        yield True
+                    yield False
         size = _size_of(job)
         self._job_bytes -= size
         self._reactor.leaving -= size
@@ -463,7 +500,8 @@ class Audience:
             matched += known
             return
         version = self._version
-        for number, each in enumerate([*self._tables[Kind.PATTERN].values()], 1):
+        patterns = [each for part in self._tables[Kind.PATTERN].parts() for each in part]
+        for number, each in enumerate(patterns, 1):
             assert each.glob is not None
             if each.glob.matches(channel):
                 matched.append(each)

@@ -231,10 +231,7 @@ class Messaging:
             pending.fail(error_text(why))
             return
         steps = self._enter(client, pending, kind, names, globs)
-        if _is_short(names):
-            for _ in steps:  # before anybody finds that nobody has subscribed
-                pass
-        else:
+        if next(steps, None) is not None:  # the first now, or nobody would be listened for
             begin(pending, steps)
 
     def _enter(
@@ -339,17 +336,17 @@ class Messaging:
     def _find(
         self, client: RespConnection, pending: Pending, kind: Kind, glob: Glob | None
     ) -> Turns:
-        names = self._audience.names(kind)  # when it is its turn: there may be a million
         found: list[bytes] = []
         step = _STEP if glob is None or not glob.is_costly else 8
-        for start in range(0, len(names), step):
-            some = names[start : start + step]
-            shown = [name for name in some if glob is None or glob.matches(name)]
-            found += shown
-            pending.hold(sum(map(len, shown)) + 64 * len(shown))
-            if pending.room < 0:
-                raise BadRequest("too many channels match")
-            yield False
+        for names in self._audience.names(kind):
+            for start in range(0, len(names), step):
+                some = names[start : start + step]
+                shown = [name for name in some if glob is None or glob.matches(name)]
+                found += shown
+                pending.hold(sum(map(len, shown)) + 64 * len(shown))
+                if pending.room < 0:
+                    raise BadRequest("too many channels match")
+                yield False
         replies = client.replies()
         replies.array_of(len(found))
         for start in range(0, len(found), _STEP):

@@ -7,9 +7,12 @@ the verbs (verb.py), which know what to say. The reactor's thread only.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from conure.commands import MAX_KEY_BYTES
 from conure.errors import ConureError
 from conure.resp.connection import RespConnection
+from conure.resp.failures import error_text
 from conure.resp.grammar import Run
 from conure.resp.lone import LoneGets, LonePuts
 from conure.resp.table import Handler
@@ -37,8 +40,12 @@ class PlainGets:
             return
         session = client.session
         pending = Gets(client, 1, session.protocol)
-        self._desk.get(pending, key, session.freshness)
-        client.begin(pending)
+        try:
+            self._desk.get(pending, key, session.freshness)
+        except ConureError as error:
+            client.fail(error_text(error))
+        else:
+            client.begin(pending)
 
     def get_alone(self, client: RespConnection, words: list[bytes]) -> None:
         """Read one key, while nothing else of its client is under way."""
@@ -52,23 +59,25 @@ class PlainGets:
         lone.add(client)
         try:
             self._desk.get(lone, key)
-        except ConureError:
+        except ConureError as error:
             lone.take_back()
-            raise
-        client.begin_lone(lone)
+            client.fail(error_text(error))
+        else:
+            client.begin_lone(lone)
 
     def get_all(self, client: RespConnection, run: Run) -> None:
         """Read the keys of a run."""
         keys = run.columns[0]
         sizes = list(map(len, keys))
-        if not 0 < min(sizes) <= max(sizes) <= MAX_KEY_BYTES:
-            for key in keys:
-                self.get(client, [run.name, key])
-            return
-        session = client.session
-        pending = Gets(client, run.size, session.protocol)
-        self._desk.get_all(pending, keys, session.freshness)
-        client.begin(pending)
+        if 0 < min(sizes) <= max(sizes) <= MAX_KEY_BYTES:
+            session = client.session
+            pending = Gets(client, run.size, session.protocol)
+            with suppress(ConureError):  # some keys are refused, and none is taken
+                self._desk.get_all(pending, keys, session.freshness)
+                client.begin(pending)
+                return
+        for key in keys:
+            self.get(client, [run.name, key])
 
 
 class PlainSets:
@@ -86,8 +95,12 @@ class PlainSets:
             self._otherwise(client, words)
             return
         pending = Puts(client, 1)
-        self._desk.write(pending, (words[1], words[2]))
-        client.begin(pending)
+        try:
+            self._desk.write(pending, (words[1], words[2]))
+        except ConureError as error:
+            client.fail(error_text(error))
+        else:
+            client.begin(pending)
 
     def put_alone(self, client: RespConnection, words: list[bytes]) -> None:
         """Set one key, while nothing else of its client is under way."""
@@ -101,10 +114,11 @@ class PlainSets:
         lone.add(client)
         try:
             self._desk.write(lone, (key, value))
-        except ConureError:
+        except ConureError as error:
             lone.take_back()
-            raise
-        client.begin_lone(lone)
+            client.fail(error_text(error))
+        else:
+            client.begin_lone(lone)
 
     def put_all(self, client: RespConnection, run: Run) -> None:
         """Set the keys of a run."""
@@ -117,9 +131,10 @@ class PlainSets:
                 and max(map(len, values)) <= self._longest
             ):
                 pending = Puts(client, run.size)
-                self._desk.write_all(pending, list(zip(keys, values, strict=True)))
-                client.begin(pending)
-                return
+                with suppress(ConureError):  # some keys are refused, and none is taken
+                    self._desk.write_all(pending, list(zip(keys, values, strict=True)))
+                    client.begin(pending)
+                    return
         for words in zip(*columns, strict=True):
             self.put(client, [run.name, *words])
 

@@ -149,6 +149,7 @@ class IncomingSnapshot:
         self._inspection = inspection
         self._is_finishing = False
         self._engine: StorageEngine | None = None
+        self._built: StorageEngine | None = None
         try:
             engine = kind.open(fs, self._path, options, create=True)
         except BaseException:
@@ -162,6 +163,11 @@ class IncomingSnapshot:
         """How many records have come; None once nothing is awaited any more. Any thread, without
         waiting."""
         return None if self._is_finishing else self._records
+
+    @property
+    def built(self) -> StorageEngine | None:
+        """The engine that has built the state, closed, once it is complete. Any thread."""
+        return self._built
 
     def resume_after(self) -> bytes:
         """Return the last key that has arrived, b"" at the beginning."""
@@ -204,7 +210,7 @@ class IncomingSnapshot:
                 self._drop()
                 raise
             engine.close()
-            self._engine = None
+            self._engine, self._built = None, engine
         self._finished(self)
 
     def interrupted(self) -> None:
@@ -259,11 +265,18 @@ class IncomingSnapshot:
 
 
 def install(
-    fs: FileSystem, directory: str, raft_log: RaftLog, meta: SnapshotMeta, kind: EngineKind
+    fs: FileSystem,
+    directory: str,
+    raft_log: RaftLog,
+    meta: SnapshotMeta,
+    kind: EngineKind,
+    *,
+    removes: bool = True,
 ) -> None:
     """Make a complete staged state that of this node, and *meta* the beginning of its log.
 
-    The engine in use stays open and readable; open the new one when this returns. Raises
+    The engine in use stays open and readable; open the new one when this returns. Without *removes*
+    the files of the former state are left to that (engine.EngineKind). Raises
     StorageError if no such state is there and DiskFull, with nothing changed, or DiskFailed, after
     which only :func:`recover` can tell how far it came.
     """
@@ -277,7 +290,7 @@ def install(
         kind.remove(fs, claimed)  # what an earlier attempt has left
         kind.rename(fs, staged, claimed)
     raft_log.reset(meta)
-    kind.put_in_place(fs, claimed, os.path.join(directory, DATABASE))
+    kind.put_in_place(fs, claimed, os.path.join(directory, DATABASE), removes=removes)
 
 
 def recover(fs: FileSystem, directory: str, raft_log: RaftLog, kind: EngineKind) -> None:

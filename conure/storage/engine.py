@@ -388,12 +388,20 @@ class EngineKind(Protocol):
         """By this it is chosen."""
 
     def open(
-        self, fs: FileSystem, place: str, options: EngineOptions, *, create: bool
+        self,
+        fs: FileSystem,
+        place: str,
+        options: EngineOptions,
+        *,
+        create: bool,
+        like: StorageEngine | None = None,
     ) -> StorageEngine:
         """Open the last durable state at *place*; with *create*, an empty one if there is none.
 
-        A new one is there whole or not at all. Raises FileNotFoundError, ForeignDirectory and
-        CorruptionError.
+        A new one is there whole or not at all. *like* is an engine of this kind, closed or not,
+        that has had the same state at a place of the same directory: with it this takes some
+        milliseconds, whatever the number of files, and what is garbage goes by and by, in
+        ``compact``. Raises FileNotFoundError, ForeignDirectory and CorruptionError.
         """
 
     def applied(self, fs: FileSystem, place: str) -> tuple[int, int]:
@@ -415,12 +423,14 @@ class EngineKind(Protocol):
         A power failure may undo that; the state is whole at one of the two then.
         """
 
-    def put_in_place(self, fs: FileSystem, staged: str, place: str) -> None:
+    def put_in_place(
+        self, fs: FileSystem, staged: str, place: str, *, removes: bool = True
+    ) -> None:
         """Let the state at *staged* be the one at *place*, instead of the one there.
 
         It is atomic, and durable on return: as long as a crash would leave the former one at
         *place*, it leaves the new one whole at *staged*. Who has the former one open can go on
-        reading it.
+        reading it. Without *removes* its files stay until somebody opens the place.
         """
 
     def remove(self, fs: FileSystem, place: str) -> None:

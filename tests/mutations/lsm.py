@@ -15,8 +15,15 @@ MUTATIONS = [
     Mutation(
         "a cell is replaced before a reader's undo has the old one",
         _LSM + "memtable.py",
-        "            undo.setdefault(key, old)\n",
-        "            undo[key] = old\n",
+        "        if undo is not None and key not in undo:\n",
+        "        if undo is not None:\n",
+        ("tests/storage/lsm/test_memtable.py",),
+    ),
+    Mutation(
+        "what is kept for readers takes no memory",
+        _LSM + "memtable.py",
+        '            self.size += len(key) + len(old or b"") + RECORD_BYTES\n',
+        "            pass\n",
         ("tests/storage/lsm/test_memtable.py",),
     ),
     Mutation(
@@ -398,10 +405,24 @@ MUTATIONS = [
         _ENGINE,
     ),
     Mutation(
+        "a state that was just built is opened again",
+        _LSM + "durable.py",
+        "[tables.get(facts) or self.table(facts) for",
+        "[self.table(facts) for",
+        _ENGINE,
+    ),
+    Mutation(
+        "what a received state replaces stays for good",
+        _LSM + "lsmengine.py",
+        "        self._garbage += names\n",
+        "        pass\n",
+        _ENGINE,
+    ),
+    Mutation(
         "leftovers stay",
         _LSM + "kind.py",
-        "        remove_files(fs, folder, garbage)\n",
-        "        pass\n",
+        "            remove_files(fs, folder_of(place), garbage or ())\n",
+        "            pass\n",
         (*_ENGINE, *_CRASH),
     ),
     Mutation(
@@ -414,8 +435,8 @@ MUTATIONS = [
     Mutation(
         "the files of a replaced state stay",
         _LSM + "kind.py",
-        "        fs.sync_directory(_directory_of(place))\n        _remove(fs, place, before)\n",
-        "        fs.sync_directory(_directory_of(place))\n",
+        "        if removes:\n            _remove(fs, place, before)\n",
+        "",
         _ENGINE,
     ),
     Mutation(

@@ -78,11 +78,11 @@ MUTATIONS = [
         ("tests/resp/test_connection.py",),
     ),
     Mutation(
-        "resp: a reader that reads nothing is served on",
+        "net: who has much unsent is given more to do",
         "conure/net/outlet.py",
         "return self.pending > _OUTPUT_HIGH or",
         "return",
-        ("tests/resp/test_connection.py",),
+        ("tests/net/test_outlet.py",),
     ),
     Mutation(
         "resp: pages of the web are heard",
@@ -164,8 +164,8 @@ MUTATIONS = [
     Mutation(
         "resp: the answers of others are taken for those of lone commands",
         "conure/resp/answers.py",
-        "    if waiters[position:end].count(pending) == end - position:",
-        "    if waiters[end - 1] is pending:",
+        "    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:",
+        "    if size > 0 and end <= stop and waiters[end - 1] is pending:",
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
@@ -238,7 +238,7 @@ MUTATIONS = [
     Mutation(
         "resp: a bug in one answer leaves it without",
         "conure/resp/answers.py",
-        "        while pending.missing:\n            pending.fail(INTERNAL)",
+        "        while pending.missing > 0:\n            pending.fail(INTERNAL)",
         "        pass",
         ("tests/resp/test_connection.py",),
     ),
@@ -486,6 +486,20 @@ MUTATIONS = [
         "        if self._owed <= most // 2:\n            return False  # others",
         "        if False:\n            return False  # others",
         ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
+        "messages: one for many patterns is handed out in one go",
+        "conure/resp/audience.py",
+        "                if number % _FEW_CHANNELS == 0:",
+        "                if False:",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
+        "messages: who subscribes to much listens to nothing",
+        "conure/resp/messaging.py",
+        "        if next(steps, None) is not None:",
+        "        if True:",
+        ("tests/resp/test_messaging.py",),
     ),
     Mutation(
         "messages: to read a little is enough",

@@ -173,6 +173,31 @@ def test_what_is_known_of_patterns_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         service.close()
 
 
+def test_a_message_for_many_patterns_is_handed_out_in_steps(
+    service: RespService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has few subscribers, so it is not by these that steps are counted."""
+    monkeypatch.setattr(audience_file, "_SHARE", 0.0)
+    audience = service.resp.audience
+    steps: list[int] = []
+    hand_out = audience._pump
+
+    def pump() -> None:
+        before = audience.delivered
+        hand_out()
+        steps.append(audience.delivered - before)
+
+    monkeypatch.setattr(audience, "_pump", pump)
+    with service.client() as client, service.client() as publisher:
+        client.send(command("PSUBSCRIBE", *[f"*{'*' * each}" for each in range(100)]))
+        for _ in range(100):
+            client.read()
+        assert publisher.ask("PUBLISH", "c", "m") == 100
+        for _ in range(100):
+            assert client.read()[2:] == [b"c", b"m"]
+    assert max(steps) <= 8
+
+
 def test_who_reads_a_little_now_and_then_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     service = RespService(bounds=Bounds(max_leaving_bytes=8 << 20))
     monkeypatch.setattr(audience_file, "_PATIENCE", 0.2)
@@ -182,6 +207,7 @@ def test_who_reads_a_little_now_and_then_holds_up_nobody(monkeypatch: pytest.Mon
         client = service.client()
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.ask("SUBSCRIBE", "large")
+        client.socket.settimeout(0.001)
         slow.append(client)
     ended = Event()
 
@@ -221,7 +247,7 @@ def test_what_others_do_not_read_holds_up_no_message(tight: RespService) -> None
 
 def test_a_refused_command_keeps_no_words(service: RespService, client: RespClient) -> None:
     """Its reply may have to wait behind one that takes long."""
-    service.messenger.is_held = True
+    client.ask("PING")
     publish = service.messenger.publish
     held: list[Callable[..., None]] = []
 

@@ -81,6 +81,18 @@ def sync(client: RespClient) -> None:
     assert client.ask("PING") == b"PONG"
 
 
+def deliver(service: RespService, client: RespClient, data: bytes, other: RespClient) -> None:
+    """Send, and wait until that has been taken."""
+    reactor = service.reactor
+    wanted = reactor.bytes_in + len(data)
+    client.send(data)
+    deadline = time.monotonic() + 20
+    while reactor.bytes_in < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.0001)
+    sync(other)
+
+
 def in_one_round(service: RespService, *sends: Callable[[], None]) -> None:
     """Have several clients send so that one round takes all of it, in that order."""
     goes_on, waits = threading.Event(), threading.Event()
@@ -139,8 +151,7 @@ def said(service: RespService, steps: list[tuple[int, list[tuple[bytes, ...]] | 
                     command(*(word + own if word in (b"k", b"l", b"n") else word for word in words))
                     for words in sent
                 )
-                clients[number].send(data)
-            sync(other)
+                deliver(service, clients[number], data, other)
         backend.is_slow = False
         service.reactor.post(backend.answer_all)
         for each in clients:
@@ -201,10 +212,9 @@ def test_a_lone_command_after_others_waits_for_them(slow: RespService) -> None:
     backend = slow_of(slow)
     backend.confirm_read = partial(FakeBackend.confirm_read, backend)  # type: ignore[method-assign]
     with slow.client() as client, slow.client() as other:
-        client.send(command("SET", "k", "v") * 2)
         sync(other)
-        client.send(command("GET", "k"))
-        sync(other)
+        deliver(slow, client, command("SET", "k", "v") * 2, other)
+        deliver(slow, client, command("GET", "k"), other)
         backend.is_slow = False
         slow.reactor.post(backend.answer_all)
         assert [client.read() for _ in range(3)] == [b"OK", b"OK", b"v"]
@@ -220,12 +230,9 @@ def test_each_round_has_a_waiter_of_its_own(service: RespService, client: RespCl
 def test_what_follows_a_lone_command_waits_for_its_reply(slow: RespService) -> None:
     backend = slow_of(slow)
     with slow.client() as client, slow.client() as other:
-        client.send(command("SET", "k", "v"))
         sync(other)
-        client.send(command("PING"))
-        sync(other)
-        client.send(command("GET", "k"))
-        sync(other)
+        for words in (("SET", "k", "v"), ("PING",), ("GET", "k")):
+            deliver(slow, client, command(*words), other)
         assert slow.reactor.in_flight == 2
         client.socket.settimeout(0.02)
         with pytest.raises(TimeoutError):
@@ -249,8 +256,7 @@ def test_who_has_gone_is_answered_nothing_and_counts_no_more(slow: RespService) 
                 *(partial(each.send, command("GET", "k")) for each in (goes, stays, settles)),
             )
             sync(other)
-            settles.send(command("PING"))
-            sync(other)
+            deliver(slow, settles, command("PING"), other)
             for each in (goes, settles):  # a reset, not an end, which could wait for its reply
                 linger = struct.pack("ii", 1, 0)
                 each.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -267,8 +273,8 @@ def test_who_has_gone_is_answered_nothing_and_counts_no_more(slow: RespService) 
 
 def test_a_client_that_sends_no_more_has_its_lone_reply(slow: RespService) -> None:
     with slow.client() as client, slow.client() as other:
-        client.send(command("SET", "k", "v"))
         sync(other)
+        deliver(slow, client, command("SET", "k", "v"), other)
         client.socket.shutdown(socket.SHUT_WR)
         sync(other)
         slow_of(slow).answer_all()
@@ -280,8 +286,7 @@ def test_a_lone_command_is_answered_before_a_stop() -> None:
     backend = slow_of(service)
     with service.client() as client, service.client() as other:
         sync(other)
-        client.send(command("SET", "k", "v"))
-        sync(other)
+        deliver(service, client, command("SET", "k", "v"), other)
 
         def answer_when_others_are_gone() -> None:
             assert other.read_to_end() == b""
@@ -334,9 +339,13 @@ def test_a_round_that_fails_is_told_to_each(
 
     with monkeypatch.context() as patch:
         patch.setattr(service.resp.front, "_end_round", fail)
-        in_one_round(service, *(partial(each.send, command("SET", "k", 1)) for each in clients))
+        in_one_round(
+            service,
+            partial(clients[0].send, command("SET", "k", 1) * 2),
+            *(partial(each.send, command("SET", "k", 1)) for each in clients[1:]),
+        )
         internal = ErrorReply("ERR internal error; the log of this node has more")
-        assert [each.read() for each in clients] == [internal] * 3
+        assert [each.read() for each in (*clients, clients[0])] == [internal] * 4
     for each in clients:  # what the round asked for comes with the next, and is nobody's
         assert each.ask("SET", "k", 2) == b"OK"
         each.close()
@@ -360,12 +369,18 @@ def test_who_may_not_ask_costs_others_nothing() -> None:
     keys = ("a", "no", "b")
     gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, keys, strict=True)]
     in_one_round(service, *gets)
-    internal = ErrorReply("ERR internal error; the log of this node has more")
-    assert [each.read() for each in clients] == [b"1", internal, b"2"]
+    refusal = ErrorReply("NOPERM not yours")
+    assert [each.read() for each in clients] == [b"1", refusal, b"2"]
     sets = [partial(c.send, command("SET", k, 7)) for c, k in zip(clients, keys, strict=True)]
     in_one_round(service, *sets)
-    assert [each.read() for each in clients] == [b"OK", internal, b"OK"]
+    assert [each.read() for each in clients] == [b"OK", refusal, b"OK"]
     assert refused == [addresses[1]] * 2
+    one = clients[0]
+    one.send(b"".join(command("GET", key) for key in keys))
+    assert [one.read() for _ in keys] == [b"7", refusal, b"7"]
+    one.send(b"".join(command("SET", key, 8) for key in keys))
+    assert [one.read() for _ in keys] == [b"OK", refusal, b"OK"]
+    assert one.ask("GET", "b") == b"8"
     for each in clients:
         each.close()
     service.close()
@@ -414,9 +429,9 @@ def test_too_many_lone_commands_are_refused(slow: RespService) -> None:
 
 def test_a_session_that_is_not_plain_has_no_lane(service: RespService, client: RespClient) -> None:
     with service.client() as other:
+        sync(other)
         for words in (("CLIENT", "REPLY", "OFF"), ("GET", "k"), ("SET", "k", "v")):
-            client.send(command(*words))
-            sync(other)
+            deliver(service, client, command(*words), other)
         assert client.ask("CLIENT", "REPLY", "ON") == b"OK"
     assert client.ask("MULTI") == b"OK"
     assert client.ask("GET", "k") == b"QUEUED"

@@ -342,6 +342,9 @@ def test_many_names_are_read_in_turns(service: RespService, kind: str, is_held: 
         for number, name in enumerate(names, 1):
             assert client.read()[1:] == [name.encode(), number]
         assert client.read() == [b"pong", b""]
+        with service.client() as publisher:
+            assert publisher.ask("PUBLISH", "0", "m") == 1
+        assert client.read()[-2:] == [b"0", b"m"]
         client.send(command(f"{kind}UNSUBSCRIBE") + command("PING"))
         assert [client.read()[2] for _ in names] == [*range(999, -1, -1)]
         assert client.read() == b"PONG"

@@ -14,14 +14,26 @@ from conure.consensus.messages import Entry, EntryKind, SnapshotMeta
 from conure.errors import CorruptionError, StorageError
 from conure.state import codec
 from conure.state.machine import Change, PinnedState, Store
-from conure.steps import ALWAYS, Add, Append, Check, Done, Erase, Expiry, Life, Step, Write
+from conure.steps import ALWAYS, FOREVER, Add, Append, Check, Done, Erase, Expiry, Life, Step, Write
 from conure.storage.engine import EngineOptions, Record
 from conure.storage.engines import BTREE, KINDS, kind_named
 from tests.lab.crashfs import CrashFileSystem
 from tests.lab.model import Command, Model, agree
-from tests.state.test_sequential import COMMANDS, Machine, encoded, open_store
+from tests.state.test_sequential import COMMANDS, KEYS, VALUES, Machine, encoded, open_store
 
 MANY = 100
+SETS = st.builds(
+    Sequential,
+    st.just(()),
+    st.lists(
+        st.builds(Write, KEYS, VALUES, st.just(ALWAYS), st.just(FOREVER)), min_size=1, max_size=4
+    ).map(tuple),
+    st.sampled_from([1 << 20, 2]),
+    st.integers(0, 200),
+    st.just(b""),
+    st.just(b""),
+    st.just(0),
+)
 OPTIONS = EngineOptions(page_size=512, cache_bytes=1 << 20)
 
 
@@ -86,7 +98,9 @@ def short_turns(*, one_pass: bool = False) -> Iterator[None]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(COMMANDS, min_size=1, max_size=8), st.sampled_from(sorted(KINDS)), st.booleans())
+@given(
+    st.lists(COMMANDS | SETS, min_size=1, max_size=8), st.sampled_from(sorted(KINDS)), st.booleans()
+)
 def test_turns_make_no_difference(commands: list[Command], kind: str, one_pass: bool) -> None:
     """Neither to states, revisions, outcomes, events and digests, nor to who looks in between."""
     whole, model, keys = Machine(kind), Model(), [b"a", b"b", b"c"]
@@ -137,6 +151,14 @@ def test_keys_that_are_set_at_once_are_set_as_one_after_the_other(kind: str, cou
         assert store.next_due() is None
     assert one.take_events() == other.take_events()
     assert [*one.engine.items()] == [*other.engine.items()]
+
+
+def test_a_key_that_is_set_twice_has_one_event(kind: str) -> None:
+    store = open_store(kind)
+    steps = (Write(b"a", b"1"), Write(b"b", b"2"), Write(b"a", b"3"))
+    outcome = store.apply(entries_of([Sequential((), steps, 9)]))[1]
+    assert outcome.done == (Done(), Done(), Done(existed=True))
+    assert store.take_events() == [(1, 0, b"a", b"3", 2), (1, 0, b"b", b"2", 1)]
 
 
 def test_what_is_pinned_in_between_is_the_state_before(kind: str) -> None:

@@ -71,11 +71,17 @@ class Durable:
         self._jobs += 1
         return (self._jobs - 1) * FILES_PER_JOB
 
-    def opened(self, present: Manifest) -> Version:
-        """Open all files that a manifest names. Raises CorruptionError and DiskFailed."""
+    def opened(self, present: Manifest, known: Version | None = None) -> Version:
+        """Open all files that a manifest names, but for those that *known* has open. Raises
+        CorruptionError and DiskFailed."""
+        tables = {table.facts: table for table in known.tables()} if known else {}
+        files = {file.facts: file for file in known.blobs.values()} if known else {}
         try:
-            levels = [[self.table(facts) for facts in level] for level in present.levels]
-            blobs = {facts.name: self.blob(facts) for facts in present.blobs}
+            levels = [
+                [tables.get(facts) or self.table(facts) for facts in level]
+                for level in present.levels
+            ]
+            blobs = {facts.name: files.get(facts) or self.blob(facts) for facts in present.blobs}
         except FileNotFoundError as error:
             raise CorruptionError(
                 self.place, 0, f"a file that the manifest names is missing: {error}"

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 
 from conure.errors import CorruptionError, ForeignDirectory, VersionTooNew
 from conure.fileio import FileSystem
-from conure.storage.engine import DATABASE, STAGED, SUFFIX, EngineOptions
+from conure.storage.engine import DATABASE, STAGED, SUFFIX, EngineOptions, StorageEngine
 from conure.storage.lsm import manifest
 from conure.storage.lsm.durable import folder_of, remove_files
 from conure.storage.lsm.lsmengine import LSMEngine
@@ -50,11 +50,18 @@ class LSMKind:
     name = "lsm"
 
     def open(
-        self, fs: FileSystem, place: str, options: EngineOptions, *, create: bool
+        self,
+        fs: FileSystem,
+        place: str,
+        options: EngineOptions,
+        *,
+        create: bool,
+        like: StorageEngine | None = None,
     ) -> LSMEngine:
         """Open the state that the manifest at *place* names; with *create* make an empty one.
 
-        Reads the manifest and the ends of the files, and removes garbage.
+        Reads the manifest and the ends of the files, and removes garbage. What *like* has open
+        isn't opened again, and garbage is left to the engine then.
         """
         try:
             present = manifest.read(fs, place)
@@ -70,8 +77,16 @@ class LSMKind:
         if fs.exists(place + NEW):
             fs.remove(place + NEW)
         fs.make_directory(folder_of(place))
-        engine = LSMEngine(fs, place, present, options)
-        engine.note_collected(complete=_collect(fs, place, present))
+        known = like.version if isinstance(like, LSMEngine) else None
+        engine = LSMEngine(fs, place, present, options, known)
+        garbage = _garbage(fs, place, present)
+        if garbage:
+            fs.sync_directory(_directory_of(place))  # or an older manifest might come back
+        if like is None:
+            remove_files(fs, folder_of(place), garbage or ())
+        else:
+            engine.remove_later(garbage or ())
+        engine.note_collected(complete=garbage is not None)
         return engine
 
     def applied(self, fs: FileSystem, place: str) -> tuple[int, int]:
@@ -111,13 +126,16 @@ class LSMKind:
         """Give the manifest another name, which a power failure may undo."""
         fs.rename(place, new)
 
-    def put_in_place(self, fs: FileSystem, staged: str, place: str) -> None:
+    def put_in_place(
+        self, fs: FileSystem, staged: str, place: str, *, removes: bool = True
+    ) -> None:
         """Let the manifest *staged* be the one at *place*, durably; then remove the files of the
-        former one."""
-        before = _names_at(fs, place)
+        former one, if wanted."""
+        before = _names_at(fs, place) if removes else frozenset()
         fs.rename(staged, place)
         fs.sync_directory(_directory_of(place))
-        _remove(fs, place, before)
+        if removes:
+            _remove(fs, place, before)
 
     def remove(self, fs: FileSystem, place: str) -> None:
         """Remove the manifest, half-made or whole, and what was made for *place* or named there."""
@@ -195,23 +213,16 @@ def _named_beside(fs: FileSystem, place: str) -> tuple[frozenset[str], int] | No
             return frozenset(named), count
 
 
-def _collect(fs: FileSystem, place: str, present: Manifest) -> bool:
-    """Remove what a crash has left: files for *place* that no manifest names, or all such. Tell
-    whether that could be done."""
-    folder = folder_of(place)
-    files = _files(fs, folder)
+def _garbage(fs: FileSystem, place: str, present: Manifest) -> list[str] | None:
+    """Return what a crash has left: files for *place* that no manifest names, or all such. None if
+    that can't be said."""
+    files = _files(fs, folder_of(place))
     beside = _named_beside(fs, place)
     if beside is None:
-        return False
+        return None
     named, others = beside
     wanted = named | present.names()
-    garbage = [
-        name for name in files if name not in wanted and (not others or _made_for(place, name))
-    ]
-    if garbage:
-        fs.sync_directory(_directory_of(place))  # or an older manifest might come back
-        remove_files(fs, folder, garbage)
-    return True
+    return [name for name in files if name not in wanted and (not others or _made_for(place, name))]
 
 
 def _remove(fs: FileSystem, place: str, before: Iterable[str]) -> None:

@@ -29,6 +29,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from time import perf_counter
 from typing import TypeVar
 
 from conure.errors import StorageError
@@ -75,7 +76,12 @@ class LSMEngine:
     """A store of sorted records (engine.StorageEngine); see the module's docstring."""
 
     def __init__(
-        self, fs: FileSystem, place: str, present: Manifest, options: EngineOptions
+        self,
+        fs: FileSystem,
+        place: str,
+        present: Manifest,
+        options: EngineOptions,
+        known: Version | None = None,
     ) -> None:
         self.applied_index = present.applied_index
         self.applied_term = present.term
@@ -90,7 +96,7 @@ class LSMEngine:
         self._jobs = JobLimits(
             options.table_bytes, options.table_bytes * _BLOB_SHARE, options.long_value
         )
-        version = self._durable.opened(present)
+        version = self._durable.opened(present, known)
         self._state = self._made(Memtable(), (), version)
         self._records = present.records
         self._marks = Marks(present.marks)
@@ -104,6 +110,7 @@ class LSMEngine:
         self._is_loaded = False  # and no checkpoint has made that durable
         self._is_closed = False
         self._keeps_garbage = False
+        self._garbage: list[str] = []  # to be removed by and by
         self._written = Written()
         folder = self._durable.folder
         self._here = InProcess(fs, folder)
@@ -361,6 +368,11 @@ class LSMEngine:
 
         Raises CorruptionError and DiskFailed.
         """
+        until = perf_counter() + seconds
+        while self._garbage:
+            remove_files(self._durable.fs, self._durable.folder, [self._garbage.pop()])
+            if perf_counter() >= until:
+                return True
         return self._compaction.work(seconds)
 
     @property
@@ -384,6 +396,16 @@ class LSMEngine:
         written.compactions += 1
         written.compaction_bytes += _bytes_of(tables, blobs)
         self._durable.collect(before, [blob.facts.name for blob in blobs])
+
+    @property
+    def version(self) -> Version:
+        """Its files, open, also after :meth:`close`. Any thread."""
+        return self._state.version
+
+    def remove_later(self, names: Iterable[str]) -> None:
+        """Remove these files, which nothing needs, in the turns of :meth:`compact`; what is left
+        at the end is for the next start."""
+        self._garbage += names
 
     def note_collected(self, *, complete: bool) -> None:
         """Take note whether all files that nothing needs could be removed at the start."""

@@ -56,7 +56,8 @@ def _nobody() -> Undo | None:
 
 
 class Memtable:
-    """Cells by key. *size* is about the memory they take, in bytes."""
+    """Cells by key. *size* is about the memory they take, in bytes, with what was saved for readers
+    so far: nobody tells when these let go, so it counts until the memtable does."""
 
     __slots__ = ("_sorted", "_undo", "cells", "size")
 
@@ -70,8 +71,9 @@ class Memtable:
     def put(self, key: bytes, cell: bytes, old: bytes | None) -> None:
         """Set the cell of *key*; *old* is the one it has here, None if there is none."""
         undo = self._undo()
-        if undo is not None:
-            undo.setdefault(key, old)
+        if undo is not None and key not in undo:
+            undo[key] = old
+            self.size += len(key) + len(old or b"") + RECORD_BYTES
         self.cells[key] = cell
         if old is None:
             self.size += len(key) + len(cell) + RECORD_BYTES

@@ -754,6 +754,40 @@ def test_applied_reads_the_manifest_only() -> None:
     assert KIND.applied(fs, PLACE) == (3, 1)
 
 
+def test_a_state_that_was_just_built_is_not_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it replaces goes by and by: the node's lock is held."""
+    fs = disk()
+    engine, _ = filled(fs, 4)
+    engine.close()
+    staged = "/home/incoming-1.db"
+    other = KIND.open(fs, staged, SMALL, create=True)
+    loader = other.loader()
+    loader.add((b"%04d" % number, Record(b"v" * 300, 1, 1, 1)) for number in range(50))
+    loader.finish()
+    other.checkpoint(9, 3)
+    other.close()
+    former = named(fs, PLACE)
+    KIND.put_in_place(fs, staged, PLACE, removes=False)
+    assert files(fs) == sorted([*former, *named(fs, PLACE)])
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "map", None)
+        patch.setattr(fs, "remove", None)
+        again = KIND.open(fs, PLACE, SMALL, create=False, like=other)
+    assert again.applied_index == 9
+    assert len(dict(again.scan())) == 50
+    again.check()
+    steps = 0
+    while again.compact(0.0):
+        steps += 1
+    assert steps >= len(former)
+    assert files(fs) == named(fs, PLACE)
+    again.put(b"later", b"x" * 300, 10)
+    again.checkpoint(10, 3)
+    settle(again)
+    assert files(fs) == named(fs, PLACE)
+    again.close()
+
+
 # -- files that go bad -----------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from conure.storage.lsm import memtable as module
-from conure.storage.lsm.memtable import Memtable, Pin
+from conure.storage.lsm.memtable import RECORD_BYTES, Memtable, Pin
 from conure.storage.lsm.merging import Group
 
 Model = dict[bytes, bytes]
@@ -76,7 +76,12 @@ def test_any_history_is_that_of_a_dict(seed: int) -> None:
             assert rows(groups, reverse=reverse) == within(then, start, end)
     assert memtable.cells == model
     in_use = sum(len(key) + len(cell) + module.RECORD_BYTES for key, cell in model.items())
-    assert memtable.size == in_use
+    assert memtable.size >= in_use
+    plain = Memtable()
+    for _ in range(200):
+        put(plain, {}, b"%03d" % rng.randrange(50), rng.randbytes(rng.randrange(4)))
+    cells = plain.cells.items()
+    assert plain.size == sum(len(key) + len(cell) + module.RECORD_BYTES for key, cell in cells)
 
 
 def test_nothing_is_saved_when_nobody_has_pinned() -> None:
@@ -137,3 +142,17 @@ def test_pinned_states_are_read_in_other_threads_while_the_writer_goes_on() -> N
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_what_is_kept_for_readers_counts_as_memory() -> None:
+    """Or a key that is overwritten again and again, while readers come and stay, would take any."""
+    memtable = Memtable()
+    memtable.put(b"k", b"v" * 1000, None)
+    size, pins = memtable.size, []
+    for _ in range(10):
+        pins.append(memtable.pin())
+        for _ in range(3):
+            memtable.put(b"k", b"w" * 1000, memtable.cells[b"k"])
+    assert memtable.size == size + 10 * (1 + 1000 + RECORD_BYTES)
+    assert pins[0].get(b"k") == b"v" * 1000
+    assert pins[9].get(b"k") == b"w" * 1000
