@@ -114,6 +114,17 @@ def test_writes_are_refused_with_the_rule_and_reads_go_on() -> None:
     put(lab, b"k", b"2")
 
 
+def test_what_comes_while_too_few_are_there_is_not_begun() -> None:
+    lab = sized(3, "n2", "n3")
+    lab.cut.add("n3")
+    lab.tick(12)
+    before = lab["n1"]._raft.last_index
+    outcome = begin(lab["n1"], (b"k", b"v"))
+    lab.tick_until(lambda: outcome[0] != "unanswered")
+    assert isinstance(outcome[0], Unavailable)  # and so it is known that nothing happened
+    assert lab["n1"]._raft.last_index == before
+
+
 def test_what_waits_is_written_as_soon_as_enough_are_there() -> None:
     lab = sized(3, "n2", "n3")
     lab.cut.add("n3")
