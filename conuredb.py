@@ -328,6 +328,7 @@ class Process:
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
+            quorum_size=config.quorum_size,
             engine=config.engine,
             told_engine=config.told_engine,
             election_timeout=config.election_timeout,

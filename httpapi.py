@@ -13,6 +13,7 @@ GET      /raft/stats    the state of consensus, as strings
 POST     /join          makes a node a member; ``?dry_run=true`` says what that would mean
 POST     /remove        ends a node's membership; ``?dry_run=true`` likewise, ``?force=true``
 POST     /leader        hands leadership over to ``ID``, or to whoever is most up to date
+POST     /quorum        changes how many data voters a write needs; ``?dry_run=true`` likewise
 GET      /livez         200 while the process can serve at all; never asks a quorum
 GET      /readyz        200 while this node can serve requests; ``?verbose`` lists the checks
 GET      /metrics       Prometheus text
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -54,7 +55,7 @@ from conure.service.limits import Limits
 from conure.service.once import Once
 from conure.service.quoting import shortened
 from conure.service.requests import Requests
-from conure.values import is_address, is_base_url
+from conure.values import MAX_QUORUM_SIZE, is_address, is_base_url
 
 __all__ = [
     "API",
@@ -66,7 +67,9 @@ __all__ = [
     "MetricsAPI",
 ]
 
-SHORT_BODIES: Final = dict.fromkeys(("/join", "/remove", "/leader", "/session"), 64 << 10)
+SHORT_BODIES: Final = dict.fromkeys(
+    ("/join", "/remove", "/leader", "/quorum", "/session"), 64 << 10
+)
 """Bytes of a body, where a short one says all there is to say: for the server's ``Limits``."""
 
 PROBES = frozenset({"/livez", "/readyz"})
@@ -104,8 +107,14 @@ class Backend(KeyValueBackend, Protocol):
         data directory, which a node names that asks for itself, or "".
         """
 
-    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
-        """End a node's membership; *force* even if too few voters of those left answer."""
+    def remove(
+        self, node_id: str, *, force: bool, reply: Reply, note: Callable[[str], None]
+    ) -> None:
+        """End a node's membership; *force* even if too few voters of those left answer. *note* is
+        told before *reply* if it has lowered the quorum size; any thread."""
+
+    def resize(self, quorum_size: int, reply: Reply) -> None:
+        """Change the quorum size; 0: a majority of the voters decides alone."""
 
     def referral(self) -> NotLeader | None:
         """Return whom writes are to be asked of, if that isn't this node."""
@@ -119,15 +128,18 @@ class Backend(KeyValueBackend, Protocol):
         facts: Mapping[str, Any],
         reply: Callable[[Mapping[str, Any] | ConureError], None],
     ) -> None:
-        """Ask the leader for a ``join``, ``remove`` or ``hand over``, or what one would mean, a
-        ``preview join`` or ``preview remove``; *reply* is told by any thread, nothing if it is
-        done."""
+        """Ask the leader for a ``join``, ``remove``, ``resize`` or ``hand over``, or what one would
+        mean, such as a ``preview join``; *reply* is told by any thread: nothing if it is done, or a
+        ``note`` about it."""
 
     def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]:
         """Return what a join would mean, and whether it is allowed. Raises ConureError."""
 
     def preview_remove(self, node_id: str) -> dict[str, Any]:
         """Return what a removal would mean, and whether it is allowed. Raises ConureError."""
+
+    def preview_resize(self, quorum_size: int) -> dict[str, Any]:
+        """Return what a quorum size would mean, and whether it is allowed. Raises ConureError."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -186,6 +198,7 @@ class API:
             "/join": {"POST": self._join},
             "/remove": {"POST": self._remove},
             "/leader": {"POST": self._hand_over},
+            "/quorum": {"POST": self._resize},
             "/livez": _readable(self._livez),
             "/readyz": _readable(self._readyz),
             "/metrics": _readable(self._metrics),
@@ -284,14 +297,25 @@ class API:
             self._preview(request, preview, "preview remove", {"id": node_id})
         else:
             told = {"id": node_id, "force": force}
-            reply = partial(self._changed, request, "remove", told)
-            self._backend.remove(node_id, force=force, reply=reply)
+            notes: list[str] = []
+            reply = partial(self._changed, request, "remove", told, notes=notes)
+            self._backend.remove(node_id, force=force, reply=reply, note=notes.append)
 
     def _hand_over(self, request: Request) -> None:
         facts = json_object(request.body, '{"ID": "node2"}, or nothing') if request.body else {}
         node_id = _node_id(facts) if "ID" in facts else ""
         reply = partial(self._changed, request, "hand over", {"id": node_id})
         self._backend.hand_over(node_id, reply)
+
+    def _resize(self, request: Request) -> None:
+        is_dry_run = flag(request.parameters(), b"dry_run")
+        size = _quorum_size(json_object(request.body, '{"size": 3}'))
+        if is_dry_run:
+            preview = partial(self._backend.preview_resize, size)
+            self._preview(request, preview, "preview resize", {"size": size})
+        else:
+            reply = partial(self._changed, request, "resize", {"size": size})
+            self._backend.resize(size, reply)
 
     def _preview(
         self,
@@ -307,15 +331,21 @@ class API:
             self._refer_change(request, error, change, facts)
 
     def _changed(
-        self, request: Request, change: str, facts: Mapping[str, Any], error: ConureError | None
+        self,
+        request: Request,
+        change: str,
+        facts: Mapping[str, Any],
+        error: ConureError | None,
+        *,
+        notes: Sequence[str] = (),
     ) -> None:
-        """Answer a request for a change of members; any thread."""
+        """Answer a request for a change of members, with what there is to note; any thread."""
         if isinstance(error, NotLeader):
             self._refer_change(request, error, change, facts)
         elif error is not None:
             self._answers.fail(request, error)
         else:
-            self._respond(request, 200, OK, TEXT)
+            self._respond_done(request, notes)
 
     def _refer_change(
         self, request: Request, error: NotLeader, change: str, facts: Mapping[str, Any]
@@ -329,10 +359,12 @@ class API:
         """Answer with what the leader says of a change; any thread."""
         if isinstance(found, ConureError):
             self._answers.fail(request, found)
+        elif "note" in found:
+            self._respond_done(request, [str(found["note"])])
         elif found:
             self._respond_json(request, found)
         else:
-            self._respond(request, 200, OK, TEXT)
+            self._respond_done(request, ())
 
     # -- health and metrics ----------------------------------------------------------------------
 
@@ -366,6 +398,10 @@ class API:
         else:
             body = OK
         self._respond(request, 200 if passed else 503, body, TEXT)
+
+    def _respond_done(self, request: Request, notes: Sequence[str]) -> None:
+        body = OK + b"".join(note.encode() + b"\n" for note in notes)
+        self._respond(request, 200, body, TEXT)
 
     def _respond_json(self, request: Request, facts: object) -> None:
         self._respond(request, 200, json.dumps(facts).encode() + b"\n", JSON)
@@ -420,6 +456,21 @@ def _node_id(facts: dict[str, Any]) -> str:
             "it has to be 1 to 128 letters, digits, dots, dashes or underscores"
         )
     return node_id
+
+
+def _quorum_size(facts: dict[str, Any]) -> int:
+    """Return the size that a body names, 0 for null."""
+    if set(facts) != {"size"}:
+        raise BadRequest('the body has to be {"size": N} and nothing else, or {"size": null}')
+    size = facts["size"]
+    if size is None or (type(size) is int and size == 0):
+        return 0
+    if type(size) is not int or not 2 <= size <= MAX_QUORUM_SIZE:
+        raise BadRequest(
+            f"size has to be a whole number from 2 to {MAX_QUORUM_SIZE}, or null or 0 where a "
+            "majority of the voters is to decide alone"
+        )
+    return size
 
 
 def _host_and_port(name: str, address: str) -> str:

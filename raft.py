@@ -16,12 +16,13 @@ R1 Term and vote are durable before a message that depends on them leaves: the d
 R2 An entry is durable before it is acknowledged: acknowledgements are made by
    :meth:`Raft.persisted`, and the leader counts its own log only as far as it was reported.
 R3 Only entries of the current term are committed by counting (paper 5.4.2, figure 8).
-R4 One membership change at a time, none before an entry of this term is committed; a
-   configuration counts from the moment it is appended, and goes when its entry is truncated. A
-   new server is a learner until it has caught up, and its leader makes it a voter then, if it
-   was added as "staging". It is known by its incarnation: a member that has lost its disk, and
-   with it what it voted and acknowledged, is another server under the same name, and is removed
-   before it comes back. Only answers of the incarnation that was admitted count.
+R4 One membership change at a time, none before an entry of this term is on the disks of a
+   majority, as the change before it has to be; a configuration counts from the moment it is
+   appended, and goes when its entry is truncated. A new server is a learner until it has caught
+   up, and its leader makes it a voter then, if it was added as "staging". It is known by its
+   incarnation: a member that has lost its disk, and with it what it voted and acknowledged, is
+   another server under the same name, and is removed before it comes back. Only answers of the
+   incarnation that was admitted count.
 R5 Pre-vote, leader stickiness and check-quorum: a node that was cut off or removed disturbs
    nobody, and a leader that hears no quorum for an election time-out steps down.
 R6 No linearizable read before the term's first entry is committed; the round that confirms a
@@ -29,7 +30,20 @@ R6 No linearizable read before the term's first entry is committed; the round th
    this leader, in this term and later than its read: that is its answer to a round.
 R9 A lease: a read round that a quorum has confirmed means that nobody else leads for
    ``election_ticks`` counted from before the round began, as long as this node leads on in its
-   term and has not begun to hand over. (R7 and R8 are the driver's: docs/architecture.md.)
+   term and has not begun to hand over. (R7, R8 and R10 are the driver's: docs/architecture.md.)
+R11 With a quorum size N, an entry is committed when besides the majority (R3) min(N, number of data
+   voters) data voters have it on disk, the leader among them if it is a voter: counted, like the
+   majority, by the latest configuration in the log (R4). Nothing else asks for N.
+
+Why R11 harms nothing: what it commits, a majority holds, so all that is said of committed entries
+goes for it. What it adds: whichever N - 1 of those data voters lose their disks, one is left that
+holds the entry. That stays so while members come and go, because a configuration is committed by
+its own rule, and with it all before it: as long as nobody lowers N, at any later time as many data
+voters of the last committed configuration were given the entry. N - 1 lost disks leave one with it,
+and not necessarily a majority that elects it.
+R4 and R5 ask for majorities only: where a data voter is lost for good, whoever is elected commits
+nothing before N is lowered or that member removed, and has to be able to begin just that. All that
+R4 protects is that quorums of neighbouring configurations meet, for which a majority is enough.
 
 Why R9 holds, by induction over the terms. Another leader needs the votes of a quorum of its own
 latest configuration. At least one of those voters has made a promise that forbids it:
@@ -47,9 +61,9 @@ latest configuration. At least one of those voters has made a promise that forbi
   server (R4). An installed snapshot changes what a node holds, not whom it follows.
 - Members change by one voter at a time, so each quorum of a configuration meets each quorum of its
   neighbours. Let C be the configuration that confirms the round. All later changes are made by
-  this leader, and each is committed before the next is appended (R4): a quorum of its own has
-  acknowledged it after the round began, and an APPEND binds like a heartbeat. A candidate that wins
-  holds all that was committed (paper 5.4.3), the first entry of this term included (R6). So its
+  this leader, and a majority of its own has acknowledged each before the next is appended (R4),
+  after the round began; and an APPEND binds like a heartbeat. A candidate that wins holds all that
+  a majority held (paper 5.4.3), the first entry of this term included (R6). So its
   configuration is C, or a neighbour of C or of one whose quorum has acknowledged it. No change of
   members voids a lease.
 
@@ -84,7 +98,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from conure.consensus.logview import LogView
-from conure.consensus.members import Configuration, Outlook, Server
+from conure.consensus.members import SIZED, Configuration, Outlook, Server
 from conure.consensus.messages import (
     COMMAND,
     CONFIG,
@@ -161,6 +175,7 @@ class _Leadership:
 
     term_start: int  # the index of its NOOP
     trail: deque[int]  # the last index at each tick, for an election time-out
+    secured: int = 0  # the last index of this term that a majority holds durably (R4)
     progress: dict[str, Progress] = field(default_factory=dict)  # of the other servers
     has_handed_over: bool = False  # see Raft.transfer_leadership()
     transferee: str = ""
@@ -271,6 +286,7 @@ class Raft:
         self._log = LogView(storage)
         assert storage.snapshot.index <= applied <= self._log.last_index
         self._configurations = [(applied, configuration)]  # the committed one and those behind
+        self._sized_at = applied if configuration.quorum_size else 0
         self._rng = rng
         self._handlers: dict[MessageType, Callable[[Message], None]] = {
             MessageType.PRE_VOTE: self._on_vote_request,
@@ -461,7 +477,7 @@ class Raft:
     @property
     def may_read(self) -> bool:
         """Whether this node leads and has committed an entry of its term, without which there is
-        no linearizable read and no change of members (R4, R6)."""
+        no linearizable read (R6)."""
         return self._leading is not None and self.commit_index >= self._leading.term_start
 
     def is_confirmed_by(self, node_id: str, incarnation: str) -> bool:
@@ -615,6 +631,13 @@ class Raft:
     def last_term(self) -> int:
         """The term of the last entry in the log."""
         return self._log.last_term
+
+    @property
+    def speaks(self) -> int:
+        """What a node has to speak to read the members in this log (codec.SPEAKS), as far as it was
+        written since this node started."""
+        is_held = self._sized_at and self._sized_at >= self._log.storage.first_index
+        return SIZED if is_held else self.configuration.speaks
 
     @property
     def ticks(self) -> int:
@@ -809,11 +832,12 @@ class Raft:
 
     def _count_active(self, configuration: Configuration) -> int:
         """Return how many voters of it have answered within an election time-out."""
-        others = self.progress
-        return sum(
-            voter == self.id or (voter in others and self._is_active(others[voter]))
-            for voter in configuration.voters
-        )
+        return sum(map(self._has_answered, configuration.voters))
+
+    def _has_answered(self, node_id: str) -> bool:
+        """Tell whether a voter has answered within an election time-out, or is this one."""
+        progress = self.progress.get(node_id)
+        return node_id == self.id or (progress is not None and self._is_active(progress))
 
     def _is_active(self, progress: Progress) -> bool:
         return self._now - progress.heard <= self.options.election_ticks
@@ -965,21 +989,35 @@ class Raft:
         self._confirm_reads(leading)
 
     def _advance_commit(self, leading: _Leadership) -> None:
-        """Commit what a quorum holds durably, if it is of this term (R3; paper 5.4.2)."""
+        """Commit what a majority holds durably, if it is of this term (R3; paper 5.4.2), and as
+        many data voters as the quorum size asks for (R11)."""
         configuration = self.configuration
-        matches = sorted(
-            [
-                self._log.persisted if voter == self.id else leading.progress[voter].match
-                for voter in configuration.voters
-            ]
-        )
+        matches = sorted(self._matches(leading, configuration.voters))
         index = matches[-configuration.quorum]
+        if index >= leading.term_start:
+            leading.secured = max(leading.secured, index)
+        if configuration.copies:
+            index = min(index, self._held_by_data_voters(leading, configuration))
         if index > self.commit_index and index >= leading.term_start:
             self._commit(index)
             while leading.uncommitted and leading.uncommitted[0][0] <= index:
                 leading.uncommitted_bytes -= leading.uncommitted.popleft()[1]
             if self._is_removed() and not leading.transferee:
                 self._leave(leading)
+
+    def _matches(self, leading: _Leadership, voters: Iterable[str]) -> list[int]:
+        """Return up to where each of the voters holds the log durably."""
+        return [
+            self._log.persisted if voter == self.id else leading.progress[voter].match
+            for voter in voters
+        ]
+
+    def _held_by_data_voters(self, leading: _Leadership, configuration: Configuration) -> int:
+        """Return up to where so many data voters as have to hold the log durably, the leader among
+        them unless it is leaving (R11)."""
+        matches = sorted(self._matches(leading, configuration.data_voters))
+        index = matches[-configuration.copies]
+        return min(index, self._log.persisted) if configuration.may_lead(self.id) else index
 
     # -- log replication, the follower's side (paper 5.3) ----------------------------------------
 
@@ -1097,6 +1135,7 @@ class Raft:
             log.restore(meta)
             self.commit_index = self._handed_out = meta.index
             self._configurations = [(meta.index, configuration)]
+            self._sized_at = meta.index if configuration.quorum_size else 0
             self._adopt_configuration()
             self._install = meta
         self._verified = max(self._verified, self.commit_index)
@@ -1161,15 +1200,24 @@ class Raft:
             leading.patient_until = self._now + self.options.election_ticks
         return index
 
+    def resize(self, quorum_size: int) -> int:
+        """Change the quorum size, 0 for none; see :meth:`add_learner` for what is returned and
+        raised, and :meth:`check_size`. It counts at once (R11): raised, for what isn't committed
+        yet as well; lowered, whoever is dead is not waited for any more."""
+        return self._change(self._check_leading(), self.check_size(quorum_size))
+
     def check_addition(self, server: Server) -> Configuration:
         """Return the members as :meth:`add_learner` would leave them; nothing changes.
 
-        Raises NotLeader, Unavailable (leadership is being handed over) and Conflict: a role
-        changes, an address is another member's, or the server isn't the one that is known by
-        this id (R4: its disk was replaced).
+        Raises NotLeader, Unavailable (leadership is being handed over, or the server's removal
+        isn't committed yet) and Conflict: a role changes, an address is another member's, or the
+        server isn't the one that is known by this id (R4: its disk was replaced).
         """
         self._check_leading()
         known = self.configuration.get(server.id)
+        if known is None and any(c.get(server.id) for _, c in self._configurations):
+            # What it had acknowledged before would count for it, whatever has become of its disk.
+            raise Unavailable(f"the removal of {server.id} isn't committed yet; try again shortly")
         if known is not None and known.role != server.role:
             raise Conflict(f"{server.id} is of the role {known.role}; remove it first")
         if known is not None and known.incarnation not in ("", server.incarnation):
@@ -1197,13 +1245,63 @@ class Raft:
         rest = self.configuration.without(node_id)
         if not any(map(rest.may_lead, rest.voters)):
             raise Conflict(f"{node_id} is the last voter that holds data and can't be removed")
-        voters, quorum, active = self.outlook(rest)
-        if active < quorum and not force:
+        after = self.outlook(rest)
+        if after.active < after.quorum and not force:
             raise Conflict(
-                f"only {active} of the {voters} voters besides {node_id} answer and {quorum} must: "
-                "nothing could be written any more; start the others first, or insist with force"
+                f"only {after.active} of the {after.voters} voters besides {node_id} answer and "
+                f"{after.quorum} must: nothing could be written any more; start the others first, "
+                "or insist with force"
+            )
+        if not after.commits and not force:
+            raise Conflict(
+                f"only {after.active_data} of the data voters besides {node_id} answer, and by the "
+                f"quorum size of {rest.quorum_size} {after.copies} must: nothing could be written "
+                "any more; lower it first (POST /quorum), start the others, or insist with force"
             )
         return rest
+
+    def check_size(self, quorum_size: int) -> Configuration:
+        """Return the members as :meth:`resize` would leave them; nothing changes.
+
+        Raises NotLeader, Unavailable (leadership is being handed over), and Conflict for a size
+        beyond the number of data voters, for one that changes nothing, because any majority has as
+        many data voters, and for one that would keep writes waiting: too few data voters answer
+        or, if it is raised, hold what was in the log an election time-out ago.
+        """
+        self._check_leading()
+        members = self.configuration
+        sized = members.sized(quorum_size)
+        if sized == members or not quorum_size:
+            return sized
+        data = len(members.data_voters)
+        if quorum_size > data:
+            raise Conflict(f"a quorum size of {quorum_size} is beyond the {data} data voters")
+        if quorum_size <= members.majority_copies:
+            raise Conflict(
+                f"a quorum size of {quorum_size} changes nothing: any majority of these "
+                f"{len(members.voters)} voters has {members.majority_copies} data voters or more; "
+                "with a size of null a majority alone decides"
+            )
+        if quorum_size > members.copies:
+            able = sum(map(self._keeps_up, members.data_voters))
+            if able < quorum_size:
+                raise Conflict(
+                    f"only {able} of the data voters have caught up and a quorum size of "
+                    f"{quorum_size} needs as many: writes would wait for the others"
+                )
+        elif self.outlook(sized).active_data < quorum_size:
+            raise Conflict(
+                f"only {self.outlook(sized).active_data} of the data voters answer: writes would "
+                f"go on waiting with a quorum size of {quorum_size}; lower it further"
+            )
+        return sized
+
+    def _keeps_up(self, node_id: str) -> bool:
+        """Tell whether a voter has caught up, or this leader with itself."""
+        leading = self._leading
+        if node_id == self.id and leading is not None:
+            return self._log.persisted >= leading.trail[0]
+        return self.caught_up(node_id)
 
     def outlook(self, configuration: Configuration | None = None) -> Outlook:
         """Return how the members would fare, or these others; who isn't a member yet counts as
@@ -1211,22 +1309,39 @@ class Raft:
         if self.state is not State.LEADER:
             raise self._not_leader()
         members = self.configuration if configuration is None else configuration
-        return Outlook(len(members.voters), members.quorum, self._count_active(members))
+        active_data = sum(map(self._has_answered, members.data_voters)) if members.copies else 0
+        return Outlook(
+            len(members.voters),
+            members.quorum,
+            self._count_active(members),
+            members.copies,
+            active_data,
+        )
+
+    @property
+    def lacks_copies(self) -> bool:
+        """Whether this node leads and so few data voters answer that nothing is committed, though a
+        majority of the voters may be there (R11)."""
+        if self._leading is None or not self.configuration.copies:
+            return False
+        return self.outlook().active_data < self.configuration.copies
 
     def have_answered(self, configuration: Configuration, since: int) -> bool:
-        """Tell whether a quorum of these members has answered after tick *since*. Who has died
-        counts as active for an election time-out more; with this a change can wait for certainty.
-        """
+        """Tell whether as many of these members have answered after tick *since* as commit
+        something. Who has died counts as active for an election time-out more; with this a change
+        can wait for certainty."""
         others = self.progress
-        answers = sum(
-            voter == self.id or (voter in others and others[voter].heard > since)
+        answered = {
+            voter
             for voter in configuration.voters
-        )
-        return answers >= configuration.quorum
+            if voter == self.id or (voter in others and others[voter].heard > since)
+        }
+        copies = len(answered.intersection(configuration.data_voters))
+        return len(answered) >= configuration.quorum and copies >= configuration.copies
 
     def _promote_staged(self, leading: _Leadership) -> None:
         """Make a voter of a staging server that has caught up, one at a time (R4)."""
-        if leading.transferee or self._is_changing() or self.commit_index < leading.term_start:
+        if leading.transferee or self._is_changing(leading) or not leading.secured:
             return
         for server in self.configuration.servers:
             if server.suffrage == "staging" and self.caught_up(server.id):
@@ -1307,29 +1422,33 @@ class Raft:
         """Append a configuration, one member or addresses away from the last one (R4)."""
         if configuration == self.configuration:
             return self._configurations[-1][0]
-        if self.commit_index < leading.term_start:
+        if not leading.secured:
             raise Unavailable("this leader has just been elected; try again shortly")
-        if self._is_changing():
+        if self._is_changing(leading):
             raise Unavailable("another change of members is under way; try again shortly")
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
         if self._check_format is not None:
-            self._check_format(entry.data[0], configuration)
+            self._check_format(configuration.speaks, configuration)
         found = _configurations_in([entry])  # may raise, so before anything has changed
         self._log.append([entry])
         self._adopt(found)
         return index
 
-    def _is_changing(self) -> bool:
-        return self._configurations[-1][0] > self.commit_index
+    def _is_changing(self, leading: _Leadership) -> bool:
+        """Tell whether the latest configuration isn't on the disks of a majority yet (R4)."""
+        return self._configurations[-1][0] > max(leading.secured, self.commit_index)
 
     def _is_removed(self) -> bool:
-        return self.configuration.get(self.id) is None and not self._is_changing()
+        is_committed = self._configurations[-1][0] <= self.commit_index
+        return self.configuration.get(self.id) is None and is_committed
 
     def _adopt(self, found: list[tuple[int, Configuration]]) -> None:
         """A configuration counts from the moment it is in the log (R4)."""
         if found:
             self._configurations += found
+            sized = [index for index, configuration in found if configuration.quorum_size]
+            self._sized_at = max([self._sized_at, *sized])
             self._adopt_configuration()
 
     def _forget_configurations(self, first: int) -> None:

@@ -44,6 +44,7 @@ from conure import VERSION
 from conure.commands import MAX_VALUE_BYTES
 from conure.errors import ConfigError
 from conure.values import (
+    MAX_QUORUM_SIZE,
     Address,
     bracketed,
     host_of,
@@ -118,6 +119,7 @@ class Config:
     bootstrap: bool
     seeds: tuple[str, ...]
     role: str
+    quorum_size: int
     engine: str
     follower_mode: str
     read_mode: str
@@ -305,6 +307,10 @@ def _count(minimum: int, maximum: int) -> Callable[[str], int]:
     return parse
 
 
+def _quorum_size(text: str) -> int:
+    return _count(2, MAX_QUORUM_SIZE)(text) if text else 0
+
+
 def _optional_address(text: str) -> Address | None:
     return parse_listening_address(text) if text else None
 
@@ -383,6 +389,10 @@ SETTINGS: tuple[Setting, ...] = (
     _S("role", "ROLE", "data",
        "data keeps the records; arbiter keeps none and only votes",
        _choice("data", "arbiter")),
+    _S("quorum_size", "COUNT", "",
+       "a cluster that is made here commits nothing before so many data voters have it on disk; "
+       "empty: a majority of the voters decides. Later: POST /quorum",
+       _quorum_size),
     _S("engine", "ENGINE", "btree",
        "what keeps the records: btree, lsm; fixed when data_dir is made, and if none is asked for "
        "an existing data_dir has its own",

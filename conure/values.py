@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "COMMAND",
+    "MAX_QUORUM_SIZE",
     "REQUEST",
     "SETTING",
     "Address",
@@ -52,6 +53,9 @@ __all__ = [
     "split_address",
     "split_base_url",
 ]
+
+MAX_QUORUM_SIZE: Final = 1000
+"""The largest quorum size; no cluster has so many members. The smallest is 2."""
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _BYTES = {

@@ -40,7 +40,7 @@ from conure.cluster.pending import Read, Reads, Write, WriteReply, shifted
 from conure.cluster.standing import Standing
 from conure.cluster.versions import Versions
 from conure.commands import Committed
-from conure.consensus.members import Server
+from conure.consensus.members import SIZED, Server
 from conure.consensus.messages import State
 from conure.errors import (
     Conflict,
@@ -101,6 +101,8 @@ LONGEST_GATHER = 1e-3
 
 MAX_CHANGES = 16
 """Changes of members that may be asked for at a time."""
+
+_SIZES = frozenset({"resize", "preview resize"})
 
 FactsReply = Callable[[Mapping[str, Any] | ConureError], None]
 """Told what came of a change of members, or of asking what it would be."""
@@ -269,6 +271,9 @@ class Forwarding:
             error = self._obstacle()
             if error is None and self._changes >= MAX_CHANGES:
                 error = TooManyRequests("too many changes are being passed on; try again shortly")
+            asked = self._leader()
+            if error is None and name in _SIZES and asked is not None:
+                error = self._refusal_of_sizes(asked)
             if error is None:
                 leader, term = self._raft.leader_id, self._raft.term
                 call = Call(CallKind.CHANGE, term, encode_facts({"change": name, **facts}))
@@ -355,6 +360,12 @@ class Forwarding:
                 f"the leader {leader.id} runs a release that takes no requests from other nodes; "
                 "ask it itself, or upgrade it"
             )
+        return None
+
+    def _refusal_of_sizes(self, leader: Server) -> ConureError | None:
+        """Return why a leader can't be asked about the quorum size: its release knows none."""
+        if (self._versions.of(leader) or 1) < SIZED:
+            return Conflict(f"{leader.id} leads and knows no quorum size; upgrade it")
         return None
 
     def _refusal(self) -> ConureError | None:

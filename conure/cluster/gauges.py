@@ -54,6 +54,11 @@ def add_gauges(
     gauge("conure_raft_is_leader", "1 on the leader.", lambda: int(raft.state == State.LEADER))
     gauge("conure_raft_commit_index", "Last committed index.", lambda: raft.commit_index)
     gauge("conure_raft_applied_index", "Last applied index.", lambda: store.applied_index)
+    gauge(
+        "conure_raft_quorum_size",
+        "How many data voters are to hold an entry before it is committed; 0: a majority decides.",
+        lambda: raft.configuration.quorum_size,
+    )
     gauge("conure_log_size_bytes", "Live bytes in the log.", lambda: raft_log.size_bytes)
     gauge("conure_log_segments", "Files of the log.", lambda: raft_log.segments)
     gauge(

@@ -29,6 +29,7 @@ from conure.cluster.monitor import Monitor
 from conure.cluster.pending import Reply
 from conure.cluster.roster import Roster
 from conure.cluster.standing import Standing
+from conure.cluster.status import commit_rule
 from conure.consensus.members import Configuration, Outlook, Server
 from conure.consensus.messages import State
 from conure.errors import (
@@ -50,6 +51,7 @@ __all__ = [
     "newcomer",
     "preview_join",
     "preview_remove",
+    "preview_resize",
     "resembles",
 ]
 
@@ -233,13 +235,24 @@ class Membership:
         else:
             self._roads.probe(raft_address, node_id, asked, incarnation or self._known_as(node_id))
 
-    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
-        """End a node's membership; *reply* is told once that is committed.
+    def remove(
+        self, node_id: str, *, force: bool, reply: Reply, note: Callable[[str], None]
+    ) -> None:
+        """End a node's membership; *reply* is told once that is committed, and *note* before that
+        if it has lowered the quorum size.
 
         *force* insists although too few of the others answer at this moment.
         """
 
         asked = self._raft.ticks
+        lowered: list[str] = []
+
+        def ended(error: ConureError | None) -> None:
+            if error is None:
+                for text in lowered:
+                    log.warning("with the removal of %s %s", node_id, text)
+                    note(text)
+            reply(error)
 
         def attempt() -> None:
             configuration = self._raft.configuration
@@ -249,15 +262,30 @@ class Membership:
             if not force and not self._raft.have_answered(rest, asked):
                 raise Unavailable("too few of the members that stay have answered in time")
             self._raft.remove(node_id, force=force)
+            lowered.extend(_lowered(configuration, rest))
 
         self._pursue(
             Change(
                 attempt,
                 lambda members: members.get(node_id) is None,
-                reply,
+                ended,
                 self._clock() + self._write_timeout,
                 lambda _: OutcomeUnknown(
                     f"the removal of {node_id} was not committed in time; see GET /raft/config"
+                ),
+            )
+        )
+
+    def resize(self, quorum_size: int, reply: Reply) -> None:
+        """Change the quorum size, 0 for none; *reply* is told once that is committed."""
+        self._pursue(
+            Change(
+                partial(self._raft.resize, quorum_size),
+                lambda members: members.quorum_size == quorum_size,
+                reply,
+                self._clock() + self._write_timeout,
+                lambda _: OutcomeUnknown(
+                    "the quorum size was not changed in time; see GET /raft/config"
                 ),
             )
         )
@@ -445,12 +473,16 @@ def preview_join(raft: Raft, node_id: str, *, voter: bool, role: str) -> dict[st
     members = configuration.with_server(server)
     after = raft.outlook(members)
     if known is None and voter:
+        holds_data = bool(after.copies) and server.role == "data"
         after = after._replace(active=after.active + 1)
+        after = after._replace(active_data=after.active_data + holds_data)
     reason = ""
     if after.active < after.quorum:
         reason = (
             f"only {after.active} of {after.voters} voters answer and a quorum is {after.quorum}"
         )
+    elif not after.commits:
+        reason = f"only {after.active_data} data voters answer and a write needs {after.copies}"
     if known is not None:
         try:
             _refuse_demotion(known, voter=voter)
@@ -470,6 +502,25 @@ def preview_remove(raft: Raft, node_id: str) -> dict[str, Any]:
         reason = str(refusal)
     rest = raft.configuration.without(node_id)
     return _shown(raft.outlook(rest), reason, rest)
+
+
+def preview_resize(raft: Raft, quorum_size: int) -> dict[str, Any]:
+    """Return the same for another quorum size, 0 for none; the warning is of what is given up for
+    it. Raises NotLeader and Unavailable."""
+    reason = ""
+    try:
+        raft.check_size(quorum_size)
+    except Conflict as refusal:
+        reason = str(refusal)
+    before, members = raft.outlook(), raft.configuration.sized(quorum_size)
+    shown = _shown(raft.outlook(members), reason, members)
+    lost = before.tolerates - shown["tolerates"]
+    if not reason and lost > 0:
+        shown["warning"] = (
+            f"of the voters that answer {shown['tolerates']} may fail until nothing is written any "
+            f"more, now {before.tolerates}"
+        )
+    return shown
 
 
 def arbiters_warning(members: Configuration) -> str:
@@ -492,6 +543,14 @@ def arbiters_warning(members: Configuration) -> str:
     )
 
 
+def _lowered(before: Configuration, after: Configuration) -> list[str]:
+    """Say that a removal lowers the quorum size, if it does."""
+    if after.quorum_size == before.quorum_size:
+        return []
+    was, left, size = before.quorum_size, len(after.data_voters), after.quorum_size or "none"
+    return [f"the quorum size was lowered from {was} to {size}: the data voters are {left} now"]
+
+
 def _refuse_demotion(known: Server, *, voter: bool) -> None:
     if not voter and known.suffrage != "nonvoter":
         raise Conflict(f"{known.id} is a voter already; remove it before it joins as a learner")
@@ -506,4 +565,5 @@ def _shown(after: Outlook, reason: str, members: Configuration) -> dict[str, Any
         "quorum": after.quorum,
         "active": after.active,
         "tolerates": after.tolerates,
+        **commit_rule(members),
     }

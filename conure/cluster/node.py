@@ -211,7 +211,7 @@ class Node:
         # The core, and what is replicated.
         self._store = store = make_store(parts, options.speaks)
         self._versions = versions = Versions(
-            identity.node_id, options.speaks, lambda: store.version
+            identity.node_id, options.speaks, lambda: max(store.version, roster.members.speaks)
         )
         history.reset(store.applied_index)
         election_ticks = ticks_in(options.election_timeout, TICK)
@@ -230,7 +230,7 @@ class Node:
             check_format=versions.check,
         )
         self._last_role = (raft.state, raft.leader_id)  # as last logged
-        self._roster = roster = Roster(raft, store, history)
+        self._roster = roster = Roster(raft, store, history, options.quorum_size)
         self._standing = standing = Standing(raft, roster, is_arbiter=is_arbiter)
         self._upkeep = upkeep = Upkeep(
             UpkeepOptions(
@@ -438,6 +438,7 @@ class Node:
         """Apply what the log holds beyond the last checkpoint, if nobody else has to be asked."""
         with self._monitor.lock:
             configuration = self._raft.configuration
+            self._roster.compare_size()
             if configuration.voters == (self._raft.id,):
                 self._raft.campaign()
             elif not configuration.servers:
@@ -648,12 +649,25 @@ class Node:
             incarnation=incarnation,
         )
 
-    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
-        """End a node's membership; *reply* is told once that is committed.
+    def remove(
+        self,
+        node_id: str,
+        *,
+        force: bool,
+        reply: Reply,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """End a node's membership; *reply* is told once that is committed, and *note* before that
+        if it has lowered the quorum size.
 
         *force* insists although too few of the others answer at this moment.
         """
-        self._membership.remove(node_id, force=force, reply=reply)
+        self._membership.remove(node_id, force=force, reply=reply, note=note)
+
+    def resize(self, quorum_size: int, reply: Reply) -> None:
+        """Change the quorum size, 0 for none; *reply* is told once that is committed. See
+        :meth:`Membership.resize`."""
+        self._membership.resize(quorum_size, reply)
 
     def hand_over(self, node_id: str, reply: Reply) -> None:
         """Hand leadership to a member, or with "" to the most up to date; told when it has it."""
@@ -680,6 +694,12 @@ class Node:
         with self._monitor.lock:
             self._standing.refuse_if_not_leading()
             return membership.preview_remove(self._raft, node_id)
+
+    def preview_resize(self, quorum_size: int) -> dict[str, Any]:
+        """Return what a commit would take with this quorum size, 0 for none."""
+        with self._monitor.lock:
+            self._standing.refuse_if_not_leading()
+            return membership.preview_resize(self._raft, quorum_size)
 
     def status(self) -> dict[str, Any]:
         """Return what ``GET /status`` shows."""
@@ -846,7 +866,7 @@ class Node:
                     self._go_on()
             self._forwarding.expire(now)
             self.messages.go_on()
-            self._monitor.finished += self._writes.expired(now) + self._reads.expired(now)
+            self._monitor.finished += self._expired(now)
 
     def housekeep(self) -> None:
         """Checkpoint if enough was written or enough time has passed, or else merge what is to be
@@ -1005,6 +1025,12 @@ class Node:
         if ready.reads or ready.lost_reads:
             self._take_reads(ready)
 
+    def _expired(self, now: float) -> list[Callable[[], None]]:
+        """Return the answers to those whose time is up."""
+        why = self._standing.lacking()
+        waits_for_copies = why if not self._raft.may_read else ""
+        return self._writes.expired(now, why) + self._reads.expired(now, waits_for_copies)
+
     def _take_gathered(self) -> None:
         self._proposals.propose()
         self._pacing.confirm()
@@ -1045,7 +1071,8 @@ class Node:
         if writes.gathered_bytes and not pacing.is_busy():  # any more
             self._proposals.propose()
             self._drive()
-        if writes.gathered_bytes and not (pacing.is_pausing or pacing.is_busy()):
+        waits = pacing.is_pausing or pacing.is_busy() or self._proposals.is_held_up
+        if writes.gathered_bytes and not waits:
             # Nobody else would take it up soon.
             self._monitor.finished.append(partial(self._call_later, self.take_gathered, 0.0))
 
@@ -1200,9 +1227,10 @@ class Node:
     def _check_peer(self, peer: Greeting) -> None:
         """Raise Refused for a node that can't read what the log holds: what is committed, for who
         doesn't lead, since a leader that reads less may still take back the rest."""
-        held, logged = self._store.version, self._versions.logged
-        is_leading = self._raft.state is State.LEADER
-        self._versions.check_peer(peer, max(held, logged) if is_leading else held)
+        held = max(self._store.version, self._roster.members.speaks)
+        if self._raft.state is State.LEADER:
+            held = max(held, self._versions.logged, self._raft.speaks)
+        self._versions.check_peer(peer, held)
 
     # -- refusals and failures; under the lock ---------------------------------------------------
 

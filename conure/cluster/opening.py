@@ -161,7 +161,7 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
             role=identity.role,
             incarnation=identity.incarnation,
         )
-        hard_state, entry = bootstrap(Configuration((server,)))
+        hard_state, entry = bootstrap(Configuration((server,), options.quorum_size))
         raft_log.set_hard_state(hard_state)
         raft_log.append([entry])
         raft_log.sync()

@@ -29,6 +29,7 @@ class NodeOptions:
     bootstrap: bool
     version: str
     role: str = "data"
+    quorum_size: int = 0
     engine: str = "btree"
     told_engine: bool = False
     election_timeout: float = 0.4

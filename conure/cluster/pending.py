@@ -143,11 +143,14 @@ class Writes:
         self._batches = deque(batch for batch in self._batches if batch.first > index)
         return [batch.answer(batch.count, error) for batch in hidden]
 
-    def expired(self, now: float) -> Answers:
-        """Answer those whose time is up."""
+    def expired(self, now: float, why: str = "") -> Answers:
+        """Answer those whose time is up, and say *why*, where that is known."""
+        reason = f" ({why})" if why else ""
         error = OutcomeUnknown(
-            "the write was not committed in time; it may still be, so read before repeating it"
+            f"the write was not committed in time{reason}; it may still be, so read before "
+            "repeating it"
         )
+        late = why or "no quorum has taken earlier writes in time"
         answers = []
         while self._batches and self._batches[0].deadline <= now:
             batch = self._batches.popleft()
@@ -155,7 +158,7 @@ class Writes:
         while self._gathered and self._gathered[0].deadline <= now:
             write = self._gathered.popleft()
             self._gathered_bytes -= sum(map(len, write.commands))
-            answers.append(write.answer(Unavailable("no quorum has taken earlier writes in time")))
+            answers.append(write.answer(Unavailable(late)))
         return answers
 
     def ended(self, error: ConureError) -> Answers:
@@ -279,9 +282,10 @@ class Reads:
         """Answer one that will not be confirmed; it may have expired before."""
         return [partial(read.answer, error)] if self.withdraw(read) else []
 
-    def expired(self, now: float) -> Answers:
-        """Answer those whose time is up."""
-        unconfirmed = Unavailable("no quorum has confirmed the read in time")
+    def expired(self, now: float, why: str = "") -> Answers:
+        """Answer those whose time is up, and say *why* they were not confirmed, where that is
+        known."""
+        unconfirmed = Unavailable(why or "no quorum has confirmed the read in time")
         behind = Unavailable(
             "this node is behind, and has not got in time to what the read has to see; ask another"
         )

@@ -97,15 +97,24 @@ class Proposals:
         commands = [codec.stamp(command, now) for command in write.commands]
         self._writes.gather(write._replace(commands=commands))
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether nothing is proposed for now, whatever is gathered.
+
+        While leadership is handed over: soon another node takes it, which those are asked of that
+        are passed on, or an election time-out later this one goes on. And while too few data voters
+        answer to commit it (R11): of what is not proposed it is certain that it did not happen.
+        """
+        return self._raft.is_handing_over or self._raft.lacks_copies
+
     def propose(self) -> None:
         """Make one batch of log entries of the gathered writes, all that it takes, or refuse them.
 
         None while others wait for their quorum. So a batch grows while the one before it is sent
         and synced, and the disks sync for many. But nothing waits behind what waits for room.
-        Nor while leadership is handed over: soon another node takes it, which those are asked of
-        that are passed on, or an election time-out later this one goes on.
+        Nor while :attr:`is_held_up`.
         """
-        if self._raft.is_handing_over:
+        if self.is_held_up:
             return
         pacing = self._pacing
         if pacing.is_pausing or (pacing.is_busy() and not self._room.unwritten):

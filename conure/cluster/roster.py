@@ -24,10 +24,11 @@ log = logging.getLogger("conure.node")
 
 class Roster:
     """The members of the cluster of the node whose core is *raft*, as of what *store* has
-    applied."""
+    applied. *told_size* is the quorum size that the node was started with, 0 for none."""
 
-    def __init__(self, raft: Raft, store: Store, history: History) -> None:
+    def __init__(self, raft: Raft, store: Store, history: History, told_size: int = 0) -> None:
         self._raft = raft
+        self._told_size = told_size
         self._store = store
         self._history = history
         self.encoded = store.configuration
@@ -53,3 +54,17 @@ class Roster:
             log.warning("node %s was removed from the cluster", self._raft.id)
         elif members.get(self._raft.id) is not None:
             self.was_removed, self.left_to = False, None
+            if not was_member:
+                self.compare_size()
+
+    def compare_size(self) -> None:
+        """Say in the log if the cluster has another quorum size than this node was told: a cluster
+        that exists keeps its own."""
+        size = self.members.quorum_size
+        if self.members.servers and self._told_size not in (0, size):
+            log.warning(
+                "quorum_size=%d is not what this cluster has: %s; it is taken when a cluster is "
+                "made, and changed later by POST /quorum",
+                self._told_size,
+                size or "a majority alone decides",
+            )

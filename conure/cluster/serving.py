@@ -56,7 +56,7 @@ from conure.peers.calls import (
 from conure.peers.protocol import Greeting
 from conure.state import codec
 from conure.state.machine import Store
-from conure.values import is_address, is_base_url
+from conure.values import MAX_QUORUM_SIZE, is_address, is_base_url
 from raft import Raft
 
 __all__ = ["LOOKED_AT_BYTES", "MAX_READ_BYTES", "Ask", "Changing", "Serving"]
@@ -94,14 +94,23 @@ class Changing(Protocol):
     ) -> None: ...
 
     def remove(
-        self, node_id: str, *, force: bool, reply: Callable[[ConureError | None], None]
+        self,
+        node_id: str,
+        *,
+        force: bool,
+        reply: Callable[[ConureError | None], None],
+        note: Callable[[str], None],
     ) -> None: ...
+
+    def resize(self, quorum_size: int, reply: Callable[[ConureError | None], None]) -> None: ...
 
     def hand_over(self, node_id: str, reply: Callable[[ConureError | None], None]) -> None: ...
 
     def preview_join(self, node_id: str, *, voter: bool, role: str) -> dict[str, Any]: ...
 
     def preview_remove(self, node_id: str) -> dict[str, Any]: ...
+
+    def preview_resize(self, quorum_size: int) -> dict[str, Any]: ...
 
 
 class _Taken:
@@ -252,13 +261,15 @@ class Serving:
                 self._monitor.finished.append(partial(confirmed, error))
 
     def _change(self, term: int, facts: dict[str, Any], answer: Ask) -> None:
+        notes: dict[str, Any] = {}
+
         def changed(error: ConureError | None) -> None:
             if error is None:
-                answer(Answer(AnswerKind.CHANGED, term, encode_facts({})))
+                answer(Answer(AnswerKind.CHANGED, term, encode_facts(notes)))
             else:
                 answer(Answer(AnswerKind.FAILED, term, encode_error(error)))
 
-        begin = self._change_of(facts, changed)
+        begin = self._change_of(facts, changed, partial(notes.__setitem__, "note"))
         try:
             with self._monitor.lock:
                 self._refuse_if_not_asked(term)
@@ -270,12 +281,20 @@ class Serving:
                 answer(Answer(AnswerKind.CHANGED, term, encode_facts(found)))
 
     def _change_of(
-        self, facts: dict[str, Any], changed: Callable[[ConureError | None], None]
+        self,
+        facts: dict[str, Any],
+        changed: Callable[[ConureError | None], None],
+        note: Callable[[str], None],
     ) -> Callable[[], dict[str, Any] | None]:
         """Return what begins a change, and returns what it would be if that is what is asked for.
         Raises WireError."""
-        node_id, changing = _text(facts, "id"), self._changing
-        match _text(facts, "change"):
+        change, changing = _text(facts, "change"), self._changing
+        if change == "resize":
+            return partial(changing.resize, _size(facts), changed)
+        if change == "preview resize":
+            return partial(changing.preview_resize, _size(facts))
+        node_id = _text(facts, "id")
+        match change:
             case "join":
                 raft_address, http_address = _text(facts, "raft"), _text(facts, "http")
                 if not is_address(raft_address) or (http_address and not is_base_url(http_address)):
@@ -291,7 +310,8 @@ class Serving:
                     incarnation=_text(facts, "incarnation"),
                 )
             case "remove":
-                return partial(changing.remove, node_id, force=_flag(facts, "force"), reply=changed)
+                force = _flag(facts, "force")
+                return partial(changing.remove, node_id, force=force, reply=changed, note=note)
             case "hand over":
                 return partial(changing.hand_over, node_id, changed)
             case "preview join":
@@ -406,6 +426,13 @@ def _flag(facts: dict[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise WireError(f"a change of members without a proper {name}")
     return value
+
+
+def _size(facts: dict[str, Any]) -> int:
+    size = facts.get("size")
+    if type(size) is not int or not (size == 0 or 2 <= size <= MAX_QUORUM_SIZE):
+        raise WireError("a change of the quorum size without a proper one")
+    return size
 
 
 def _role(facts: dict[str, Any]) -> str:

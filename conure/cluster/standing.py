@@ -63,6 +63,18 @@ class Standing:
         if self._raft.state is not State.LEADER:
             raise self.not_leader()
 
+    def lacking(self) -> str:
+        """Say why this leader commits nothing though a majority may be there (R11), or ""."""
+        raft = self._raft
+        if not raft.lacks_copies:
+            return ""
+        outlook = raft.outlook()
+        return (
+            f"by the quorum size of {raft.configuration.quorum_size} a write needs {outlook.copies}"
+            f" data voters, and {outlook.active_data} answer; start the others, or lower it with "
+            "POST /quorum"
+        )
+
     def not_leader(self) -> NotLeader:
         """Return who has to be asked instead, as far as is known here."""
         # One that was removed hears from nobody; as long as it runs it leads its clients on.

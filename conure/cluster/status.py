@@ -11,7 +11,7 @@ from conure.cluster.checkpointing import Upkeep
 from conure.cluster.leases import Lease
 from conure.cluster.standing import Standing
 from conure.cluster.versions import Versions
-from conure.consensus.members import Server
+from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import State
 from conure.consensus.raftlog import RaftLog
 from conure.peers.protocol import Greeting
@@ -21,6 +21,7 @@ from raft import Raft
 
 __all__ = [
     "Check",
+    "commit_rule",
     "engine_of",
     "facts",
     "liveness",
@@ -48,6 +49,7 @@ def status(raft: Raft, store: Store, identity: Identity, version: str) -> dict[s
         "member": raft.configuration.get(raft.id) is not None,
         "role": identity.role,
         "engine": engine_of(identity),
+        "quorum_size": raft.configuration.quorum_size or None,
         "term": raft.term,
         "commit_index": raft.commit_index,
         "applied_index": store.applied_index,
@@ -57,9 +59,11 @@ def status(raft: Raft, store: Store, identity: Identity, version: str) -> dict[s
 
 def members(raft: Raft) -> dict[str, Any]:
     """Return what ``GET /raft/config`` shows."""
-    leader = raft.configuration.get(raft.leader_id)
+    configuration = raft.configuration
+    leader = configuration.get(raft.leader_id)
     return {
         "leader": leader.raft_address if leader else "",
+        **commit_rule(configuration),
         "servers": [
             {
                 "id": server.id,
@@ -68,8 +72,19 @@ def members(raft: Raft) -> dict[str, Any]:
                 "http_address": server.http_address,
                 "role": server.role,
             }
-            for server in raft.configuration.servers
+            for server in configuration.servers
         ],
+    }
+
+
+def commit_rule(members: Configuration) -> dict[str, Any]:
+    """Return what a commit needs by these members: so many voters on whose disks it has to be, and
+    so many of these that hold data, whichever they are."""
+    data_voters = max(members.copies, members.majority_copies)
+    return {
+        "quorum_size": members.quorum_size or None,
+        "quorum": members.quorum if members.voters else 0,
+        "data_quorum": data_voters if members.voters else 0,
     }
 
 
@@ -132,6 +147,7 @@ def readiness(
         ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
         ("disk", True, f"full, writes are refused{waits}: {full}" if full else "ok"),
         ("timeouts", True, lease.differences or "ok"),
+        *([("copies", True, standing.lacking() or "ok")] if raft.configuration.copies else []),
         ("stopping", not is_stopping, "yes" if is_stopping else "no"),
     ]
 

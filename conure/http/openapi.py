@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from conure.values import MAX_QUORUM_SIZE
+
 __all__ = ["document"]
 
 Schema = dict[str, Any]
@@ -349,6 +351,29 @@ def _cluster() -> Schema:
                     "type": "object",
                     "required": ["ID"],
                     "properties": {"ID": name, "Force": {"type": "boolean"}},
+                },
+            )
+        },
+        "/quorum": {
+            "post": _change(
+                "Change the quorum size",
+                [dry_run],
+                changed,
+                {
+                    "type": "object",
+                    "required": ["size"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "size": {
+                            "description": "how many data voters, the leader among them, have to "
+                            "have a write on disk besides a majority of the voters; null or 0: a "
+                            "majority decides alone",
+                            "anyOf": [
+                                {"type": "integer", "minimum": 2, "maximum": MAX_QUORUM_SIZE},
+                                {"enum": [0, None]},
+                            ],
+                        }
+                    },
                 },
             )
         },

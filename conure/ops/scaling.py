@@ -260,23 +260,31 @@ def _remove_one(names: Names, client: Client, members: dict[str, dict[str, Any]]
         client.hand_over(heir)
         _tell(f"{member} has handed leadership over to {heir}")
     else:
-        _check_quorum(member, members)
+        _check_quorum(member, members, client.raft_config().get("quorum_size") or 0)
         client.remove(member)
         _tell(f"{member} was removed from the cluster")
     return True
 
 
-def _check_quorum(leaving: str, members: dict[str, dict[str, Any]]) -> None:
+def _check_quorum(leaving: str, members: dict[str, dict[str, Any]], quorum_size: int = 0) -> None:
     """Raise Unavailable if too few of the others answer. So does the leader, but it counts on who
     answered an election time-out ago, and a removal can't be taken back without a quorum."""
     others = [m for m in members.values() if m["suffrage"] == "voter" and m["id"] != leaving]
     quorum = len(others) // 2 + 1
-    answering = sum(_status(other["http_address"]) is not None for other in others)
-    if answering < quorum:
+    answering = [other for other in others if _status(other["http_address"]) is not None]
+    if len(answering) < quorum:
         raise Unavailable(
-            f"only {answering} of the {len(others)} voters besides {leaving} answer, "
+            f"only {len(answering)} of the {len(others)} voters besides {leaving} answer, "
             f"and {quorum} must; start the others first"
         )
+    if quorum_size:  # which the removal lowers to the data voters that are left
+        copies = min(quorum_size, sum(other["role"] == "data" for other in others))
+        holding = sum(other["role"] == "data" for other in answering)
+        if holding < copies:
+            raise Unavailable(
+                f"only {holding} of the data voters besides {leaving} answer, and by the quorum "
+                f"size {copies} must; start the others first, or lower it"
+            )
 
 
 def _heir(names: Names, members: dict[str, dict[str, Any]]) -> str:

@@ -125,10 +125,10 @@ so that both nodes come to hold the same, down to revisions::
        …  32n   create revision, mod revision, version, expiry of each record: 8 bytes each
        …    …   the keys, then the values
 
-**What a node speaks** (:data:`SPEAKS`) is the newest version of any of these, and of a
-configuration (members.py), that it reads. Its greeting says so (protocol.py), and nothing newer is
-proposed before all members say that they read it (versions.py): so an old release and a new one
-can share a cluster while it is upgraded.
+**What a node speaks** (:data:`SPEAKS`) is the newest version of any of these that it reads, or 3
+for one that reads configurations with a quorum size, too (members.py). Its greeting says so
+(protocol.py), and nothing newer is proposed before all members say that they read it (versions.py):
+so an old release and a new one can share a cluster while it is upgraded.
 """
 
 from __future__ import annotations
@@ -204,9 +204,9 @@ __all__ = [
     "stamp",
 ]
 
-SPEAKS: Final = 2
-"""The newest version of a command, batch, record, message or configuration that this release
-reads. Whoever adds a format with a newer version raises it."""
+SPEAKS: Final = 3
+"""What this release speaks: 2 are sequential transactions, 3 configurations with a quorum size.
+Whoever adds a format with a newer version raises it."""
 
 OP_PUT: Final = 1
 OP_DELETE: Final = 2
@@ -362,8 +362,9 @@ def _measure(data: bytes) -> tuple[int, int]:
 
 def _unknown_command(head: bytes, key_length: int, size: int) -> WireError:
     version, operation, flags = head
-    if not 0 < version <= SPEAKS:
-        return WireError(f"a command of format version {version}; this version knows {SPEAKS}")
+    if not 0 < version <= _SEQUENTIAL_VERSION:
+        known_here = _SEQUENTIAL_VERSION
+        return WireError(f"a command of format version {version}; this version knows {known_here}")
     known = (OP_PUT, OP_DELETE, OP_TRANSACTION) if version == _VERSION else (OP_SEQUENTIAL,)
     if operation not in known:
         return WireError(f"an unknown command operation {operation}; a newer version wrote it")

@@ -679,7 +679,9 @@ def test_a_node_that_was_not_told_to_begin_waits() -> None:
         assert isinstance(refusal, NotLeader)
         assert isinstance(confirm(node)[0], NotLeader)
         assert value_of(node, b"k") is None
-        assert node.members() == {"leader": "", "servers": []}
+        assert node.members() == {
+            "leader": "", "quorum_size": None, "quorum": 0, "data_quorum": 0, "servers": []
+        }  # fmt: skip
         assert node.status()["cluster_id"] == ""
         assert not all(ok for _, ok, _ in node.readiness())
         assert node.liveness()[1]

@@ -441,7 +441,8 @@ def test_dry_runs_tell_the_quorum_and_change_nothing() -> None:
     joined = lab["n1"].preview_join("n4", voter=True, role="data")
     assert joined == {
         "allowed": True, "reason": "", "warning": "",
-        "voters": 4, "quorum": 3, "active": 4, "tolerates": 1
+        "voters": 4, "quorum": 3, "active": 4, "tolerates": 1,
+        "quorum_size": None, "data_quorum": 3
     }  # fmt: skip
     removed = lab["n1"].preview_remove("n3")
     assert (removed["voters"], removed["quorum"], removed["tolerates"]) == (2, 2, 0)

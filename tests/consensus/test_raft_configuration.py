@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import CONFIG, HardState
 from conure.errors import CorruptionError, VersionTooNew
+from conure.values import MAX_QUORUM_SIZE
 from raft import bootstrap
 from tests.lab.raft_cluster import configuration_of, server
 
@@ -22,8 +25,10 @@ servers = st.builds(
     st.sampled_from(["data", "arbiter"]),
     texts,
 )
-configurations = st.lists(servers, max_size=8, unique_by=lambda one: one.id).map(
-    lambda members: Configuration(tuple(members))
+configurations = st.builds(
+    lambda members, size: Configuration(tuple(members), size if members else 0),
+    st.lists(servers, max_size=8, unique_by=lambda one: one.id),
+    st.just(0) | st.integers(2, MAX_QUORUM_SIZE),
 )
 
 GOLDEN = bytes.fromhex(
@@ -32,6 +37,24 @@ GOLDEN = bytes.fromhex(
     "01 01 0100 0000 0000 0000  62"  # b, learner, arbiter, no addresses, no incarnation
     "02 00 0100 0000 0000 0000  63"  # c, to become a voter, data
 )
+
+SIZED = bytes.fromhex(  # of version 2, with a quorum size of 3: as drawn in members.py
+    "02 0100 0300 00 00 0100 0300 0000 0000 61 613a31"
+)
+
+
+def test_golden_bytes_of_a_quorum_size() -> None:
+    """Version 2 is written only with one, and never for what version 1 can say."""
+    alone = Configuration((Server("a", "a:1"),), 3)
+    assert alone.encode() == SIZED
+    assert Configuration.decode(SIZED) == alone
+    assert (alone.speaks, alone.sized(0).speaks) == (3, 1)
+    assert alone.sized(0).encode() == b"\1" + SIZED[1:3] + SIZED[5:]
+    for size in (0, 1, MAX_QUORUM_SIZE + 1):
+        with pytest.raises(CorruptionError, match="a quorum size of"):
+            Configuration.decode(SIZED[:3] + size.to_bytes(2, "little") + SIZED[5:])
+    with pytest.raises(VersionTooNew):
+        Configuration.decode(b"\3" + SIZED[1:])
 
 
 def test_golden_bytes() -> None:
@@ -57,10 +80,14 @@ def test_round_trip(configuration: Configuration) -> None:
 @given(configurations)
 @settings(deadline=None, max_examples=50)
 def test_the_order_of_servers_makes_no_difference(configuration: Configuration) -> None:
-    assert Configuration(configuration.servers[::-1]).encode() == configuration.encode()
+    assert replace(configuration, servers=configuration.servers[::-1]) == configuration
 
 
-@given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x01\x01\x00" + data))
+@given(
+    st.binary(max_size=60)
+    | st.binary(max_size=60).map(lambda data: b"\x01\x01\x00" + data)
+    | st.binary(max_size=60).map(lambda data: b"\x02\x01\x00\x02\x00" + data)
+)
 @settings(deadline=None, max_examples=300)
 def test_any_bytes_decode_or_are_corrupt(data: bytes) -> None:
     try:
@@ -68,7 +95,7 @@ def test_any_bytes_decode_or_are_corrupt(data: bytes) -> None:
     except CorruptionError:
         return
     except VersionTooNew:
-        assert data[0] > 1
+        assert data[0] > 2
         return
     assert configuration.encode() == data
 
@@ -78,6 +105,8 @@ def test_bytes_that_are_cut_short_are_corrupt(position: int) -> None:
     if position:
         with pytest.raises(CorruptionError):
             Configuration.decode(GOLDEN[:position])
+        with pytest.raises(CorruptionError):
+            Configuration.decode(SIZED[: min(position, len(SIZED) - 1)])
 
 
 def test_changes_make_new_configurations() -> None:
@@ -94,6 +123,17 @@ def test_changes_make_new_configurations() -> None:
     assert not staging.may_lead("a")
     assert configuration.without("a").get("a") is None
     assert [configuration_of(*"abc"[:n]).quorum for n in (1, 2, 3)] == [1, 2, 2]
+
+
+def test_a_removal_lowers_the_size_to_the_data_voters_that_are_left() -> None:
+    members = configuration_of("a", "b", "c", arbiters="x", size=3)
+    assert (members.data_voters, members.copies) == (("a", "b", "c"), 3)
+    assert members.without("x").quorum_size == 3
+    assert members.without("a").quorum_size == 2
+    assert members.without("a").without("b").quorum_size == 0
+    forming = configuration_of("a", "b", size=5).with_server(server("d", "nonvoter"))
+    assert (forming.quorum_size, forming.copies) == (5, 2)
+    assert forming.without("d").quorum_size == 5
 
 
 def test_founding_members_write_the_same() -> None:

@@ -44,7 +44,8 @@ class History:
         )
         names = "abcde"[: rng.choice([1, 2, 3, 3, 5])]
         arbiters = "x" if len(names) == 2 else ""
-        self.cluster = Cluster(*names, seed=seed, arbiters=arbiters, options=options)
+        size = random.Random(f"size/{seed}").choice([0, 0, 2, 3, 4])
+        self.cluster = Cluster(*names, seed=seed, arbiters=arbiters, options=options, size=size)
         for node in self.cluster.nodes.values():
             node.manual_sync = rng.random() < 0.5
         self.count = 0
@@ -63,6 +64,7 @@ class History:
             (0.02, self.cut),
             (0.03, self.change_members),
             (0.01, self.transfer),
+            (0.01, self.resize),
             (0.005, self.lose_connection),
         ]
 
@@ -172,6 +174,12 @@ class History:
             name = self.rng.choice(members).id
             force = self.rng.random() < 0.2
             self.attempt(lambda: leader.change(lambda: raft.remove(name, force=force)))
+
+    def resize(self) -> None:
+        leader = self.a_leader()
+        if leader is not None:
+            size = self.rng.choice([0, 2, 3, 4, 5])
+            self.attempt(lambda: leader.change(lambda: leader.raft.resize(size)))
 
     def transfer(self) -> None:
         leader = self.a_leader()

@@ -171,6 +171,8 @@ REQUESTS = [
     pytest.param("POST", "/join", b'{"ID": "n2", "RaftAddr": "h:1"}', id="join"),
     pytest.param("POST", "/remove", b'{"ID": "n2"}', id="remove"),
     pytest.param("POST", "/leader", b"", id="leader"),
+    pytest.param("POST", "/quorum", b'{"size": 3}', id="quorum"),
+    pytest.param("POST", "/quorum?dry_run=1", b'{"size": null}', id="dry-quorum"),
     pytest.param("POST", "/join?dry_run=1", b'{"ID": "n2", "RaftAddr": "h:1"}', id="dry-join"),
     pytest.param("POST", "/remove?dry_run=1", b'{"ID": "n2"}', id="dry-remove"),
 ]
@@ -282,7 +284,7 @@ def test_a_follower_may_pass_requests_on_instead(
     backend.found = Conflict("the leader refuses that")  # of changes of members
     answer = service.request(method, target, body)
     path = target.partition("?")[0]
-    if path in ("/join", "/remove", "/leader"):
+    if path in ("/join", "/remove", "/leader", "/quorum"):
         assert answer.status == 409
         assert len(backend.changes) == 1
     else:  # what the backend has not passed on by then, it can't
@@ -362,6 +364,32 @@ def test_curl_follows_to_the_leader_with_method_and_body(tmp_path: Path) -> None
         ("POST", "/remove", b'{"ID": "n2", "Force": true, "Force": true}', 400),
         ("POST", "/remove?force=yes", b'{"ID": "n2"}', 400),
         ("POST", "/remove?dry_run=", b'{"ID": "n2"}', 400),
+        *[
+            ("POST", target, body, 400)
+            for target in ("/quorum", "/quorum?dry_run=true")
+            for body in (
+                b"",
+                b"3",
+                b"{}",
+                b'{"size": -1}',
+                b'{"size": 1}',
+                b'{"size": true}',
+                b'{"size": false}',
+                b'{"size": "2"}',
+                b'{"size": 2.5}',
+                b'{"size": 3.0}',
+                b'{"size": 1e3}',
+                b'{"size": 1001}',
+                b'{"size": 9' + b"9" * 5000 + b"}",
+                b'{"size": NaN}',
+                b'{"Size": 3}',
+                b'{"size": 3, "size": 3}',
+                b'{"size": 3, "force": true}',
+                b'{"size": [3]}',
+            )
+        ],
+        ("POST", "/quorum?dry_run=maybe", b'{"size": 3}', 400),
+        ("GET", "/quorum", b"", 405),
         ("POST", "/leader", b'{"ID": ""}', 400),
         ("POST", "/leader", b'{"ID": null}', 400),
         ("POST", "/leader", b'"n2"', 400),
@@ -412,6 +440,35 @@ def test_remove_hands_over_the_id(service: Service, backend: FakeBackend) -> Non
     backend.error = MemberNotFound("n3 is no member")
     answer = service.request("POST", "/remove", b'{"ID": "n3"}')
     assert (answer.status, answer.body) == (404, b"n3 is no member\n")
+
+
+def test_a_removal_that_lowers_the_quorum_size_says_so(
+    service: Service, backend: FakeBackend
+) -> None:
+    backend.note = "the quorum size was lowered"
+    answer = service.request("POST", "/remove", b'{"ID": "n2"}')
+    assert answer.body == b"OK\nthe quorum size was lowered\n"
+    backend.error = LEADER
+    backend.found = {"note": "the leader has lowered it"}
+    passing = Service(backend, forward=True)
+    answer = passing.request("POST", "/remove", b'{"ID": "n2"}')
+    assert answer.body == b"OK\nthe leader has lowered it\n"
+
+
+def test_quorum_hands_over_the_size(service: Service, backend: FakeBackend) -> None:
+    for body in (b'{"size": 3}', b'{"size": 0}', b'{"size": null}', b'{"size": 1000}'):
+        assert service.request("POST", "/quorum", body).body == b"OK\n"
+    assert backend.resized == [3, 0, 0, 1000]
+    assert json.loads(service.request("POST", "/quorum?dry_run=1", b'{"size": 5}').body)["allowed"]
+    assert (backend.previews, len(backend.resized)) == ([("resize", 5)], 4)
+    backend.error = Conflict("only 2 have caught up")
+    answer = service.request("POST", "/quorum", b'{"size": 3}')
+    assert (answer.status, answer.body) == (409, b"only 2 have caught up\n")
+    backend.error = LEADER
+    passing = Service(backend, forward=True)
+    backend.found = {}
+    assert passing.request("POST", "/quorum", b'{"size": 4}').body == b"OK\n"
+    assert backend.changes[-1] == ("resize", {"size": 4})
 
 
 def test_leader_hands_over(service: Service, backend: FakeBackend) -> None:

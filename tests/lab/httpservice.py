@@ -56,6 +56,8 @@ class FakeBackend:
         self.joins: list[dict[str, object]] = []
         self.removed: list[tuple[str, bool]] = []
         self.handed_over: list[str] = []
+        self.resized: list[int] = []
+        self.note = ""  # on a removal
         self.previews: list[tuple[object, ...]] = []
         self.error: ConureError | None = None
         self.damaged = b""
@@ -170,8 +172,16 @@ class FakeBackend:
         )  # fmt: skip
         reply(self.error)
 
-    def remove(self, node_id: str, *, force: bool, reply: Reply) -> None:
+    def remove(
+        self, node_id: str, *, force: bool, reply: Reply, note: Callable[[str], None]
+    ) -> None:
         self.removed.append((node_id, force))
+        if self.error is None and self.note:
+            note(self.note)
+        reply(self.error)
+
+    def resize(self, quorum_size: int, reply: Reply) -> None:
+        self.resized.append(quorum_size)
         reply(self.error)
 
     def referral(self) -> NotLeader | None:
@@ -196,6 +206,10 @@ class FakeBackend:
 
     def preview_remove(self, node_id: str) -> dict[str, Any]:
         self.previews.append(("remove", node_id))
+        return self._preview()
+
+    def preview_resize(self, quorum_size: int) -> dict[str, Any]:
+        self.previews.append(("resize", quorum_size))
         return self._preview()
 
     def _get(self, key: bytes) -> Record | ConureError | None:

@@ -53,10 +53,11 @@ def server(name: str, suffrage: str = "voter", role: str = "data", incarnation: 
     return Server(name, f"{name}:7001", f"http://{name}:8081", suffrage, role, incarnation)
 
 
-def configuration_of(*names: str, arbiters: Iterable[str] = ()) -> Configuration:
-    """Return a configuration of voters."""
+def configuration_of(*names: str, arbiters: Iterable[str] = (), size: int = 0) -> Configuration:
+    """Return a configuration of voters, with a quorum size."""
     return Configuration(
-        (*(server(name) for name in names), *(server(name, role="arbiter") for name in arbiters))
+        (*(server(name) for name in names), *(server(name, role="arbiter") for name in arbiters)),
+        size,
     )
 
 
@@ -302,6 +303,7 @@ class Cluster:
         seed: int = 0,
         arbiters: Iterable[str] = (),
         options: RaftOptions | None = None,
+        size: int = 0,
     ) -> None:
         self.seed = seed
         self.options = options or RaftOptions("")
@@ -321,7 +323,7 @@ class Cluster:
         self._high: dict[tuple[str, int], tuple[int, int]] = {}  # node, start: term, commit
         self._matches: dict[tuple[str, int, str], int] = {}
 
-        founders = configuration_of(*names, arbiters=arbiters)
+        founders = configuration_of(*names, arbiters=arbiters, size=size)
         for member in founders.servers:
             node = self.add(member.id, arbiter=member.role == "arbiter")
             node.storage.hard_state, entry = bootstrap(founders)
@@ -537,16 +539,26 @@ class Cluster:
         term = node.storage.term(index)
         assert term == node.raft.term, f"{node.id} committed an entry of term {term} (R3)"
         configuration = node.raft.configuration
-        holders = 0
+        holders = []
         for voter in configuration.voters:
             storage = self.nodes[voter].storage
             position = index - storage.first_index
-            holders += position < 0 or (
+            if position < 0 or (
                 position < len(storage.durable) and storage.durable[position].term == term
-            )
-        assert holders >= configuration.quorum, (
+            ):
+                holders.append(voter)
+        assert len(holders) > len(configuration.voters) // 2, (
             f"{node.id} committed {index}, durable on {holders} of {configuration.voters} (R2)"
         )
+        if configuration.quorum_size:
+            voting = [s for s in configuration.servers if s.suffrage == "voter"]
+            data = [s.id for s in voting if s.role == "data"]
+            kept = [name for name in holders if name in data]
+            assert len(kept) >= min(configuration.quorum_size, len(data)), (
+                f"{node.id} committed {index}, durable on {kept} of the data voters {data}, with a "
+                f"quorum size of {configuration.quorum_size} (R11)"
+            )
+            assert node.id in kept or node.id not in data, f"{node.id} lacks {index} itself (R11)"
 
     def _remember(self, entries: Sequence[Entry], before: int, *, whole: bool) -> None:
         for entry in entries:

@@ -145,7 +145,7 @@ def serve(handler: _Handler) -> None:
         location = stub.leader + handler.path
         handler.answer(307, b'{"leader": ""}\n', Location=location)
         return
-    if parts.path in ("/join", "/remove", "/leader"):
+    if parts.path in ("/join", "/remove", "/leader", "/quorum"):
         handler.answer(200, b"OK\n")
         return
     if parts.path != "/kv":

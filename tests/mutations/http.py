@@ -543,4 +543,18 @@ MUTATIONS = [
             "tests/system/test_contract_features.py",
         ),
     ),
+    Mutation(
+        "true is a quorum size",
+        "httpapi.py",
+        "if type(size) is not int or not 2 <= size <= MAX_QUORUM_SIZE:",
+        "if not isinstance(size, int) or not 1 <= size <= MAX_QUORUM_SIZE:",
+        ("tests/http/test_httpapi.py",),
+    ),
+    Mutation(
+        "what nobody knows beside a quorum size is passed over",
+        "httpapi.py",
+        'if set(facts) != {"size"}:',
+        'if "size" not in facts:',
+        ("tests/http/test_httpapi.py",),
+    ),
 ]

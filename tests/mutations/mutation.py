@@ -16,6 +16,7 @@ __all__ = [
     "LEASE_TESTS",
     "LOG_TESTS",
     "NODE_TESTS",
+    "QUORUM_TESTS",
     "ROUTE_TESTS",
     "SIMULATION",
     "TRANSPORT_TESTS",
@@ -48,6 +49,11 @@ CLUSTER_TESTS = (
     "tests/cluster/test_node_leases.py",
     "tests/cluster/test_node_snapshots.py",
     "tests/cluster/test_node_liars.py",
+)
+
+QUORUM_TESTS = (
+    "tests/consensus/test_raft_quorum.py",
+    "tests/consensus/test_raft_configuration.py",
 )
 
 LEASE_TESTS = ("tests/consensus/test_raft_leases.py",)

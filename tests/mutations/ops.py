@@ -52,8 +52,15 @@ MUTATIONS = [
     Mutation(
         "a removal is begun that would cost the quorum",
         "conure/ops/scaling.py",
-        "    if answering < quorum:\n",
-        "    if answering < 1:\n",
+        "    if len(answering) < quorum:\n",
+        "    if len(answering) < 1:\n",
+        ("tests/ops/test_scaling.py",),
+    ),
+    Mutation(
+        "a removal is begun that leaves too few data voters",
+        "conure/ops/scaling.py",
+        "        if holding < copies:\n",
+        "        if holding < 1:\n",
         ("tests/ops/test_scaling.py",),
     ),
 ]

@@ -196,6 +196,14 @@ def test_any_setting_reaches_the_server_as_a_variable_or_as_a_flag(chart: str) -
     assert not config.ignored_environment
 
 
+def test_a_quorum_size_reaches_the_servers() -> None:
+    for values, size in (({}, 0), ({"quorumSize": 3}, 3)):
+        server = container(render(HA, values), "conure")
+        config = load([], environment(server, "conure-0"))
+        assert config.quorum_size == size
+        assert not config.ignored_environment
+
+
 @pytest.mark.parametrize("chart", [HA, SINGLE])
 def test_an_engine_reaches_the_servers_and_nothing_is_said_of_none(chart: str) -> None:
     for values, told in (({}, False), ({"engine": "lsm", "maxMemSize": "3MB"}, True)):

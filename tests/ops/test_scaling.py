@@ -142,6 +142,14 @@ def test_a_removal_is_not_asked_for_where_too_few_answer(monkeypatch: pytest.Mon
         scaling._check_quorum("db-4", members)
     answering.add("http://db-2")
     scaling._check_quorum("db-4", members)
+    for member in members.values():
+        member["role"] = "data"
+    scaling._check_quorum("db-4", members, 3)
+    with pytest.raises(Unavailable, match=r"only 3 of the data .* size 4 must"):
+        scaling._check_quorum("db-4", members, 4)
+    members["db-0"]["role"] = "arbiter"
+    with pytest.raises(Unavailable, match=r"only 2 of the data .* size 3 must"):
+        scaling._check_quorum("db-4", members, 4)
 
 
 def test_without_a_leader_only_pods_that_have_to_go_hold_an_upgrade_up(

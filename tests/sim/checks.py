@@ -9,6 +9,8 @@ state machine safety nobody commits another entry at an index than the first who
 leader completeness  a new leader's log holds all that was committed before
 monotonicity         term, commit and applied index never fall while a process lives; the term
                      not even over a restart
+commits (R3, R11)    what a leader commits, a majority of the voters has on disk, and as many data
+                     voters as the quorum size asks for, itself among them if it is a voter
 R7                   equal applied index means equal digest and, now and then, equal records
 leases (R9)          nobody leads in a later term while a node, by its own clock, holds one
 clocks               a leader's time follows its monotonic clock, whatever its wall clock does;
@@ -28,6 +30,7 @@ from zlib import crc32
 
 from conure.consensus.members import Configuration
 from conure.consensus.messages import COMMAND, CONFIG, Entry, Message, MessageType, Ready, State
+from conure.consensus.raftlog import RaftLog
 from conure.errors import ProtocolViolation
 from conure.state import codec
 from raft import Raft
@@ -81,6 +84,7 @@ class Checks:
         self._committed: dict[int, tuple[int, int]] = {}  # index: term of the entry, seen in term
         self._digests: dict[int, int] = {}
         self._contents: dict[int, int] = {}
+        self._logs: dict[str, RaftLog] = {}  # by incarnation, of disks that were lost as well
 
     def tell_of_admissions(self, tell: Callable[[str], None]) -> None:
         """Call this with the name of a node whenever a log admits its data directory."""
@@ -96,6 +100,8 @@ class Checks:
             waits=before.waits,
         )
         raft = machine.raft
+        self._logs[machine.incarnation] = machine.log
+        counted = raft.commit_index  # what it finds committed, others have counted
         luck = self._world.luck
         raft.options = replace(
             raft.options, max_inflight=luck.max_inflight, max_append_bytes=luck.max_append_bytes
@@ -106,6 +112,11 @@ class Checks:
         is_arbiter = machine.role == "arbiter"
 
         def watched_ready() -> Ready | None:
+            nonlocal counted
+            if raft.commit_index > counted:  # and no other configuration came since
+                counted = raft.commit_index
+                if raft.state is State.LEADER:
+                    self._check_copies(machine, counted)
             found = ready()
             if found is not None:
                 self._observe(machine, is_arbiter, found)
@@ -144,6 +155,29 @@ class Checks:
             self._remember(name, ready.entries, before, is_arbiter)
         for entry in ready.committed:
             self._commit(machine, entry.index, entry.term)
+
+    def _check_copies(self, leader: Machine, index: int) -> None:
+        """Count the disks that hold what a leader has just committed (R2, R3, R11), those that were
+        lost after they had it, too. Only what disks hold is asked, not what the leader knows."""
+        members, term = leader.configurations[-1], leader.raft._log.term(index)
+        voters = [server for server in members.servers if server.suffrage == "voter"]
+        holders = [server.id for server in voters if self._holds(server.incarnation, index, term)]
+        data = [server.id for server in voters if server.role == "data"]
+        kept = [name for name in data if name in holders]
+        what = f"{leader.name} commits {index} of {term}, on the disks of {holders}"
+        self._expect(2 * len(holders) > len(voters), f"{what} (R3)")
+        if members.quorum_size:
+            self._world.counts["commits of a quorum size"] += 1
+            needed = min(members.quorum_size, len(data))
+            self._expect(len(kept) >= needed, f"{what}, and {needed} of {data} need it (R11)")
+            is_there = leader.name in kept or leader.name not in data
+            self._expect(is_there, f"{what}, not its own (R11)")
+
+    def _holds(self, incarnation: str, index: int, term: int | None) -> bool:
+        log = self._logs.get(incarnation)
+        if log is None or log._synced < index:
+            return False
+        return index <= log.snapshot.index or log.term(index) == term
 
     def _remember(self, name: str, entries: Iterable[Entry], before: int, is_arbiter: bool) -> None:
         """Compare entries with the ones of the same index and term that others have (log matching).
@@ -245,10 +279,18 @@ class Checks:
                 seen.led = raft.term
                 self._check_new_leader(machine)
             self._check_progress(raft)
+            secured = raft._leading.secured if raft._leading is not None else 0
+            self._world.counts["commits that wait for copies"] += secured > raft.commit_index
             self._check_leases()
 
     def check_contents(self, machine: Machine) -> None:
-        """Compare a node's records with those that others had at the same index (R7)."""
+        """Compare a node's records with those that others had at the same index (R7).
+
+        Not amid an entry that is applied in turns: the engine has half of it, and nobody sees it
+        (R10).
+        """
+        if machine.store.is_amid:
+            return
         content = 0
         with machine.disk.without_faults():
             for key, record in machine.store.engine.items():
@@ -313,6 +355,10 @@ class Checks:
                 None in (mine, others) or mine == others,
                 f"{raft.id} takes {name} to hold {progress.match} of term {mine}, not {others}",
             )
+
+    def term_of(self, index: int) -> int:
+        """Return the term of the entry that was committed at an index."""
+        return self._committed[index][0]
 
     def commands(self, founded: int) -> dict[int, Command]:
         """Return all commands that were committed after the index *founded*, by index."""

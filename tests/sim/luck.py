@@ -62,6 +62,7 @@ class Luck:
     max_append_bytes: int = 1 << 20
     forward: bool = False  # whether followers pass on what only the leader can do
     hesitant: bool = False  # whether nodes apply no more in one go than they must
+    quorum_size: int = 0  # at the beginning; if it isn't 0, it is changed now and then
     engines: int = 0  # 0: the B-tree everywhere, 1: the LSM engine; else each machine draws by it
 
     @classmethod
@@ -128,6 +129,7 @@ class Luck:
             luck = replace(luck, cut=cut, pause=pause, clients=6, keys=1, think=0.01)
         # Drawn last, so that what a seed was is left as it was.
         luck = replace(luck, hesitant=random.Random(f"hesitant/{seed}").random() < 0.3)
+        luck = replace(luck, quorum_size=_quorum_size(seed, luck.data_nodes, arbiter))
         drawn = random.Random(f"engines/{seed}").choice([0, 0, 1, 1, 2, 3, 4, 5])
         return replace(
             luck,
@@ -143,3 +145,11 @@ class Luck:
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value)
+
+
+def _quorum_size(seed: int, data_nodes: int, arbiter: bool) -> int:
+    """Return a quorum size that changes something in a cluster of these founders, or mostly 0."""
+    rng = random.Random(f"quorum size/{seed}")
+    least = (data_nodes + arbiter) // 2 + 1 - arbiter
+    sizes = range(max(least, 1) + 1, data_nodes + 1)
+    return rng.choice(sizes) if sizes and rng.random() < 0.4 else 0

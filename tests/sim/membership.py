@@ -75,6 +75,15 @@ class Membership:
         self._world.explain(f"  {answer}")
         return answer
 
+    def resize(self, quorum_size: int, patience: float = 5.0) -> Change:
+        """Change the quorum size."""
+        answer = yield from self.ask_leader(
+            lambda node, reply: node.resize(quorum_size, reply), patience
+        )
+        self._world.trace(f"the quorum size is to be {quorum_size}: {type(answer).__name__}")
+        self._world.explain(f"  {answer}")
+        return answer
+
     def replace(self, machine: Machine, patience: float = 5.0) -> Change:
         """Remove and join a machine that has lost its disk."""
         answer = yield from self.remove(machine.name, patience=patience)

@@ -53,6 +53,7 @@ class Operator:
                 self._move,
             ]
             tasks += [self._wipe_leader] * 4 * self._luck.wipes_leaders
+            tasks += [self._resize] * 3 * bool(self._luck.quorum_size)
             task = self._rng.choice(tasks)
             if not self._world.mending:
                 yield from task()
@@ -110,14 +111,14 @@ class Operator:
                 self._fleet.machines[name].crash()
 
     def _cut_and_crash_soon(self) -> None:
-        """Let the network be cut and somebody lose power while a member is being removed."""
+        """Let the network be cut and somebody lose power amid a change."""
 
         def strike(fault: Callable[[Machine], None]) -> None:
             machine = self._rng.choice(self._fleet.all())
             if machine.up and not self._world.mending:
                 fault(machine)
 
-        self._counts["removals amid cuts and crashes"] += 1
+        self._counts["changes amid cuts and crashes"] += 1
         for fault in (self._nemesis.cut, Machine.crash):
             self._world.after(self._rng.uniform(0.0, 0.1), partial(strike, fault))
 
@@ -134,6 +135,15 @@ class Operator:
             machine.crash()
         self._world.after(self._luck.election_timeout * self._rng.uniform(2, 5), bring_up)
         yield self._luck.election_timeout * 1.5
+
+    def _resize(self) -> Process:
+        """Change the quorum size, sometimes while those who are to hold more are going down."""
+        size = self._rng.choice([0, *range(2, self._luck.data_nodes + 1)])
+        if self._rng.random() < 0.3:
+            self._cut_and_crash_soon()
+        answer = yield from self._membership.resize(size, self._rng.choice([0.5, 5.0]))
+        self._counts["quorum sizes changed"] += answer is None
+        self._counts["quorum sizes refused"] += isinstance(answer, Conflict)
 
     def _hand_over(self) -> Process:
         members = self._members()

@@ -94,6 +94,9 @@ class Simulation:
     def run(self, steps: int) -> None:
         """Let the faults happen for a while."""
         world, luck = self.world, self.world.luck
+        if luck.quorum_size:
+            self.settle()
+            self.resize(luck.quorum_size)
         for number in range(luck.clients):
             world.start(self.clients.client(number))
         for number in range(luck.others):
@@ -142,6 +145,15 @@ class Simulation:
     def settle(self) -> None:
         """Let time pass until all members agree."""
         self._wait_until(self.fleet.agree, "the nodes don't agree")
+
+    def resize(self, quorum_size: int) -> None:
+        """Give the cluster a quorum size, as soon as all that are to hold more have caught up."""
+
+        def resizing() -> Process:
+            while (yield from self.membership.resize(quorum_size)) is not None:
+                yield 0.1
+
+        self.finish(resizing(), "it doesn't get its quorum size")
 
     def finish(self, process: Generator[Any, Any, object], otherwise: str) -> None:
         """Let a process come to its end. Raises Broken if it takes too long or ends badly."""

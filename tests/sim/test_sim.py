@@ -36,6 +36,7 @@ from conure.errors import (
 )
 from conure.peers.calls import Answer, AnswerKind, encode_index
 from conure.peers.protocol import Greeting
+from raft import Raft
 from tests.lab.answers import value_of
 from tests.lab.linearizability import Violation
 from tests.sim.luck import KEYS, Luck
@@ -176,6 +177,14 @@ def test_a_lease_that_outlives_what_it_relies_on_is_noticed(
 ) -> None:
     monkeypatch.setattr(Lease, "seconds", 3.0)
     assert found((Broken, Violation), lambda luck: luck.lease)
+
+
+def test_commits_without_their_copies_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(raft: Raft, *_: object) -> int:
+        return raft.last_index
+
+    monkeypatch.setattr(Raft, "_held_by_data_voters", held)
+    assert found(Broken, lambda luck: luck.quorum_size > 0)
 
 
 # -- chosen stories ------------------------------------------------------------------------------
@@ -370,6 +379,56 @@ def test_two_data_nodes_and_an_arbiter_survive_the_loss_of_one() -> None:
             sim.settle()
 
 
+@pytest.mark.parametrize("survivor", ["n1", "n2", "n3"])
+def test_all_disks_but_one_are_lost_and_nothing_that_was_acknowledged(survivor: str) -> None:
+    """Whichever disk that is, of as many as the quorum size asks for (R11), amid writes."""
+    with fake_world() as use:
+        sim = Simulation(1, Luck(3, delay=0.01))
+        use(sim.world)
+        sim.restore(founders(3, arbiter=False))
+        sim.settle()
+        sim.resize(3)
+        for client in range(3):
+            sim.world.start(sim.clients.client(client))
+        before = sim.checks.last_committed
+        assert sim.world.run_until(lambda: sim.checks.last_committed >= before + 25)
+        for machine in sim.fleet.all():
+            machine.stays_down = True
+            machine.crash()
+            if machine.name != survivor:
+                machine.wipe()
+        last = sim.fleet.machines[survivor]
+        last.boot()
+        assert last.log.last_index >= sim.checks.last_committed
+        for index in range(max(before + 1, last.log.first_index), sim.checks.last_committed + 1):
+            assert last.log.term(index) == sim.checks.term_of(index)
+
+
+def test_a_leader_without_enough_copies_says_so_and_goes_on_reading() -> None:
+    with cluster() as sim:
+        sim.resize(3)
+        away = followers_of(sim)[0]
+        away.stays_down = True
+        away.crash()
+        leader = leader_of(sim)
+        assert sim.world.run_until(lambda: leader.raft.lacks_copies)
+        answers: list[object] = []
+        leader.run(
+            leader.node.write, [(b"a", b"late")], lambda start, stop, ended: answers.append(ended)
+        )
+        reads: list[object] = []
+        leader.run(leader.node.confirm_read, reads.append)
+        assert sim.world.run_until(lambda: bool(answers) and bool(reads))
+        assert reads == [None]
+        assert isinstance(answers[0], Unavailable)
+        assert "by the quorum size of 3 a write needs 3 data voters, and 2 answer" in str(
+            answers[0]
+        )
+        away.stays_down = False
+        away.boot()
+        serve(sim)
+
+
 def test_a_replica_that_differs_stops_serving_for_good() -> None:
     with cluster() as sim:
         machine = followers_of(sim)[0]
@@ -392,6 +451,11 @@ def test_the_seeds_hold_what_a_cluster_may_meet(happened: Happened) -> None:
     """Whatever else they are changed to: each of these has happened within some of them."""
     wanted = {
         "arbiters",
+        "changes amid cuts and crashes",
+        "commits of a quorum size",
+        "commits that wait for copies",
+        "quorum sizes changed",
+        "quorum sizes refused",
         "conditional puts",
         "events watched",
         "failed conditions",
@@ -409,7 +473,6 @@ def test_the_seeds_hold_what_a_cluster_may_meet(happened: Happened) -> None:
         "re-used addresses",
         "reads after a pause",
         "reads by lease",
-        "removals amid cuts and crashes",
         "repetitions",
         "resumed snapshots",
         "snapshots installed",

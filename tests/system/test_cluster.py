@@ -295,6 +295,7 @@ def test_a_dry_run_tells_and_changes_nothing(cluster: Cluster) -> None:
     assert preview("/join", new) == {
         "allowed": True, "reason": "", "warning": "",
         "voters": 4, "quorum": 3, "active": 4, "tolerates": 1,
+        "quorum_size": None, "data_quorum": 3,
     }  # fmt: skip
     assert preview("/join", {**new, "NonVoter": True})["voters"] == 3
     fewer = preview("/remove", {"ID": "node3"})
@@ -311,6 +312,36 @@ def test_a_dry_run_tells_and_changes_nothing(cluster: Cluster) -> None:
     assert preview("/remove", {"ID": dead.name})["allowed"]
     assert leader.servers() == before
     assert leader.stats()["last_log_index"] == index
+
+
+def test_a_quorum_size_is_kept_by_real_nodes(cluster: Cluster) -> None:
+    leader = cluster.start(3).leader()
+    wait_until(lambda: leader.post("/quorum", {"size": 3}).status == 200)
+    assert "changes nothing" in refusal(leader.post("/quorum", {"size": 2}))
+    assert leader.put("k", b"1").status == 200
+    dead = cluster.followers()[0]
+    dead.kill()
+    wait_until(lambda: b"quorum size of 3" in leader.request("GET", "/readyz?verbose").body)
+    assert leader.request("GET", "/kv?key=k").body == b"1"  # by a majority, as ever
+    waiting: list[Answer] = []
+    thread = threading.Thread(target=lambda: waiting.append(leader.put("k", b"2")))
+    thread.start()
+    wait_until(lambda: leader.post("/quorum", {"size": None}).status == 200)
+    thread.join()
+    assert waiting[0].status == 200  # what waited is written as soon as the size allows it
+    assert "caught up" in refusal(leader.post("/quorum", {"size": 3}))
+    dead.start()
+    wait_until(lambda: leader.post("/quorum", {"size": 3}).status == 200)
+    dead.kill()
+    follower = next(member for member in cluster.followers() if member is not dead)
+    follower.post("/quorum?dry_run=true", {"size": 3})
+    removed = leader.post("/remove", {"ID": dead.name})
+    assert removed.body == (
+        b"OK\nthe quorum size was lowered from 3 to 2: the data voters are 2 now\n"
+    )
+    config = json.loads(follower.request("GET", "/raft/config").body)
+    assert (config["quorum_size"], config["quorum"], config["data_quorum"]) == (2, 2, 2)
+    assert leader.put("k", b"3").status == 200
 
 
 def test_followers_are_connected_before_they_need_each_other(cluster: Cluster) -> None:

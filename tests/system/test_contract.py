@@ -518,6 +518,9 @@ def test_raft_config(server: ServerProcess) -> None:
     address = raft_address(server)
     assert json.loads(server.request("GET", "/raft/config").body) == {
         "leader": address,
+        "quorum_size": None,
+        "quorum": 1,
+        "data_quorum": 1,
         "servers": [
             {
                 "id": "node1",
@@ -547,8 +550,8 @@ def test_raft_stats(server: ServerProcess) -> None:
 def test_the_root_lists_every_route(server: ServerProcess) -> None:
     index = server.request("GET", "/").body.decode()
     assert VERSION in index
-    routes = ("/kv", "/status", "/raft/config", "/raft/stats", "/join", "/remove", "/livez",
-              "/readyz", "/metrics")  # fmt: skip
+    routes = ("/kv", "/status", "/raft/config", "/raft/stats", "/join", "/remove", "/quorum",
+              "/livez", "/readyz", "/metrics")  # fmt: skip
     assert all(route in index for route in routes)
 
 
@@ -727,7 +730,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("body", MALFORMED)
-@pytest.mark.parametrize("path", ["/join", "/remove"])
+@pytest.mark.parametrize("path", ["/join", "/remove", "/quorum"])
 def test_membership_requests_have_to_be_well_formed(
     server: ServerProcess, path: str, body: bytes
 ) -> None:
@@ -821,7 +824,9 @@ def test_a_node_that_waits_says_so(waiting: ServerProcess) -> None:
     assert (status["is_leader"], status["leader"], status["leader_id"]) == (False, "", "")
     assert status["state"] == "follower"
     assert status["member"] is False
-    assert json.loads(waiting.request("GET", "/raft/config").body) == {"leader": "", "servers": []}
+    assert json.loads(waiting.request("GET", "/raft/config").body) == {
+        "leader": "", "quorum_size": None, "quorum": 0, "data_quorum": 0, "servers": []
+    }  # fmt: skip
     assert json.loads(waiting.request("GET", "/raft/stats").body)["state"] == "Follower"
 
 

@@ -120,6 +120,7 @@ ROWS = {
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
     "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
+    "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
     "engine": [
         Row("lsm", lambda r: r.node.engine, "lsm"),
         Row("btree", lambda r: r.node.told_engine, True),

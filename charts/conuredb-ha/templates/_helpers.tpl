@@ -102,6 +102,10 @@ depends on the number of members, or scaling would restart them all. */ -}}
   value: {{ include "conuredb.clientUrl" . }},{{ include "conuredb.url" (dict "root" . "pod" (printf "%s-bootstrap-0" $name)) }}
 - name: CONURE_FOLLOWER_MODE
   value: forward
+{{- with .Values.quorumSize }}
+- name: CONURE_QUORUM_SIZE
+  value: {{ . | quote }}
+{{- end }}
 {{- with .Values.engine }}
 - name: CONURE_ENGINE
   value: {{ . }}
