@@ -27,6 +27,7 @@ from conure.http.origins import Access
 from conure.http.request import Request
 from conure.http.server import HTTPFront, HTTPServer, bounds_of
 from conure.http.stream import Stream
+from conure.net import outlet as outlet_module
 from conure.net import reactor as reactor_module
 from conure.net.link import PlainLink
 from conure.net.reactor import Reactor
@@ -276,7 +277,13 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (reactor_module, connection_module, request_module, server_module):
+        for module in (
+            reactor_module,
+            outlet_module,
+            connection_module,
+            request_module,
+            server_module,
+        ):
             monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
     def sleep(self, stepped: Stepped, seconds: float) -> None:
