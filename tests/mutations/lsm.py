@@ -13,6 +13,20 @@ _ANY_ENGINE = ("tests/storage/test_engine.py",)
 
 MUTATIONS = [
     Mutation(
+        "lsm: what a newer record replaces stays behind it",
+        "conure/storage/lsm/merging.py",
+        "        at = there + 1 if there < size and keys[there] == key else there\n",
+        "        at = there\n",
+        ("tests/storage/lsm/test_merging.py",),
+    ),
+    Mutation(
+        "lsm: a small store stays in two runs",
+        "conure/storage/lsm/picking.py",
+        "(_APART if may_be_one else _GARBAGE)",
+        "_GARBAGE",
+        ("tests/storage/lsm/test_picking.py",),
+    ),
+    Mutation(
         "a cell is replaced before a reader's undo has the old one",
         _LSM + "memtable.py",
         "        if undo is not None and key not in undo:\n",
@@ -43,8 +57,8 @@ MUTATIONS = [
     Mutation(
         "of a key that several sources have the oldest counts",
         _LSM + "merging.py",
-        "            for keys, cells in reversed(parts):\n",
-        "            for keys, cells in parts:\n",
+        "    for keys, cells in reversed(parts):\n",
+        "    for keys, cells in parts:\n",
         ("tests/storage/lsm/test_merging.py",),
     ),
     Mutation(

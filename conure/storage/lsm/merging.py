@@ -3,8 +3,8 @@
 A source is an iterator of *groups*: keys and their cells in two lists of one length, the keys
 ascending within a group in both directions; groups follow one another upwards, or downwards if
 *reverse*. Of a key that several sources have, the newest source's cell counts. The merge hands out
-groups of the same form: as they are where only one source has keys in a range, which is the usual
-case, and from a dict where several have.
+groups of the same form: as they are where only one source has keys in a range, with newer keys
+inserted where these are few, and from a dict otherwise.
 
 A cell that is TOMBSTONE stands for a deleted key. :func:`merged` passes it on.
 
@@ -23,6 +23,7 @@ __all__ = ["Group", "gathered", "live", "merged"]
 Group: TypeAlias = tuple[list[bytes], list[bytes]]
 
 _MOST_GATHERED: Final = 16  # groups of a source that are joined in a long scan
+_FEW: Final = 4  # times as many older keys: then it costs less to insert the newer ones
 
 
 class _Head:
@@ -62,17 +63,42 @@ def _merged(sources: Sequence[Iterator[Group]], reverse: bool) -> Iterator[Group
         if len(parts) == 1:
             yield parts[0]
         else:
-            found: dict[bytes, bytes] = {}
-            for keys, cells in reversed(parts):
-                found.update(zip(keys, cells, strict=True))
-            keys = sorted(found)
-            yield keys, list(map(found.__getitem__, keys))
+            *newer, oldest = parts
+            if sum([len(keys) for keys, _ in newer]) * _FEW > len(oldest[0]):
+                yield _sorted(parts)
+            else:
+                yield _inserted(oldest, newer[0] if len(newer) == 1 else _sorted(newer))
         for head in heads:
             if head.first >= head.last and not head.refill():
                 heads = [each for each in heads if each is not head]
     for head in heads:
         yield head.keys[head.first : head.last], head.cells[head.first : head.last]
         yield from head.source
+
+
+def _sorted(parts: Sequence[Group]) -> Group:
+    found: dict[bytes, bytes] = {}
+    for keys, cells in reversed(parts):
+        found.update(zip(keys, cells, strict=True))
+    keys = sorted(found)
+    return keys, list(map(found.__getitem__, keys))
+
+
+def _inserted(older: Group, newer: Group) -> Group:
+    keys, cells = older
+    all_keys: list[bytes] = []
+    all_cells: list[bytes] = []
+    at, size = 0, len(keys)
+    for key, cell in zip(*newer, strict=True):
+        there = bisect_left(keys, key, at)
+        all_keys += keys[at:there]
+        all_cells += cells[at:there]
+        all_keys.append(key)
+        all_cells.append(cell)
+        at = there + 1 if there < size and keys[there] == key else there
+    all_keys += keys[at:]
+    all_cells += cells[at:]
+    return all_keys, all_cells
 
 
 def _taken_up(heads: list[_Head]) -> list[Group]:

@@ -8,7 +8,8 @@ there, and levels between that aren't needed are empty. What is where:
 level 0  4 tables are merged at once, if that costs little; 7 in any case
 1 … 3    what came from above in one job; in a store too large for that, half of the next level
          that isn't empty
-last     the rest; once settled, seven eighths or more of all bytes
+last     the rest; once settled, seven eighths or more of all bytes, and nearly all of a store that
+         one job can merge
 ======== =========================================================================================
 
 Level 0 takes the levels below it along, down to the first that is more than twice as large as all
@@ -22,7 +23,9 @@ everything is merged.
 2. A job moves records down, or values out of blob files that are to go: so merging ends.
 3. Level 0 goes before all else, unless a level is so full that merging into it would cost more.
 4. *Idle* jobs give space back: what is in upper levels may hide as much below, and a tombstone
-   hides a record. They run until that is an eighth of the rest, and blob files are mostly live.
+   hides a record. They run until that is an eighth of the rest, and blob files are mostly live; and
+   until it is a twenty-fifth where one job can merge the store, for a scan of one run takes half as
+   long as that of two.
 
 Which of a level's tables go first: those with most to gain, moved bytes and tombstones, for what is
 written.
@@ -57,6 +60,7 @@ _ALL = 0.6  # of the last level: with more above it, everything is merged
 _SHARE = 0.5  # of the next level that one may have, if a job can't have both
 _FULL = 0.5  # of how late level 0 is, that a full level may be and still take from there
 _GARBAGE = 0.12  # of what is live, that may remain when there is nothing else to do
+_APART = 0.04  # likewise of what isn't in the last level, in a store that one job can merge
 _TOMBSTONE_GAIN = 4  # records' worth of bytes
 _TABLES = 256  # of a store, about; then they grow
 _BLOBS = 256  # likewise
@@ -259,7 +263,8 @@ class _Picking:
         ]
         dead = sum(hidden) - sum(self._sizes[:LAST_LEVEL])
         live = max(0.0, self._sizes[LAST_LEVEL] - dead)
-        if not any(hidden) or sum(hidden) <= _GARBAGE * live:
+        may_be_one = sum(self._sizes) <= self._most_bytes
+        if not any(hidden) or sum(hidden) <= (_APART if may_be_one else _GARBAGE) * live:
             return None
         top = 0 if self._levels[0] else self._next_below(0)
         if top < LAST_LEVEL:
