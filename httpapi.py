@@ -400,7 +400,7 @@ class API:
         self._respond(request, 200 if passed else 503, body, TEXT)
 
     def _respond_done(self, request: Request, notes: Sequence[str]) -> None:
-        body = OK + b"".join(note.encode() + b"\n" for note in notes)
+        body = OK + b"".join(note.encode(errors="backslashreplace") + b"\n" for note in notes)
         self._respond(request, 200, body, TEXT)
 
     def _respond_json(self, request: Request, facts: object) -> None:

@@ -33,14 +33,16 @@ R9 A lease: a read round that a quorum has confirmed means that nobody else lead
    term and has not begun to hand over. (R7, R8 and R10 are the driver's: docs/architecture.md.)
 R11 With a quorum size N, an entry is committed when besides the majority (R3) min(N, number of data
    voters) data voters have it on disk, the leader among them if it is a voter: counted, like the
-   majority, by the latest configuration in the log (R4). Nothing else asks for N.
+   majority, by the latest configuration in the log (R4), and as long as that one's own entry is not
+   among what is committed, by those before it as well. Nothing else asks for N.
 
 Why R11 harms nothing: what it commits, a majority holds, so all that is said of committed entries
 goes for it. What it adds: whichever N - 1 of those data voters lose their disks, one is left that
 holds the entry. That stays so while members come and go, because a configuration is committed by
-its own rule, and with it all before it: as long as nobody lowers N, at any later time as many data
-voters of the last committed configuration were given the entry. N - 1 lost disks leave one with it,
-and not necessarily a majority that elects it.
+its own rule, and with it all before it; one that comes to nothing has let nothing through that the
+rule before it would not. So as long as nobody lowers N, at any later time as many data voters of
+the last committed configuration were given the entry. N - 1 lost disks leave one with it, and not
+necessarily a majority that elects it.
 R4 and R5 ask for majorities only: where a data voter is lost for good, whoever is elected commits
 nothing before N is lowered or that member removed, and has to be able to begin just that. All that
 R4 protects is that quorums of neighbouring configurations meet, for which a majority is enough.
@@ -76,9 +78,10 @@ holds positions only. It counts in elections and commits and never leads. The pr
 may be committed on the leader and an arbiter alone, and if that leader is then lost for good,
 the arbiter rightly refuses every shorter log. The cluster waits (loses no write) until the old
 leader, or another data node that holds the entry, is back. So that one of them always can be, an
-arbiter is sent only what its leader holds durably, and a leader beside an arbiter can't remove
-itself: it hands over first. A role never changes, not even by leaving: an arbiter's directory
-holds no data that another role could begin with.
+arbiter is sent only what a data voter holds durably: its leader or, where that one's own log says
+that it is removed, any other. And a leader beside an arbiter can't remove itself: it hands over
+first. A role never changes, not even by leaving: an arbiter's directory holds no data that another
+role could begin with.
 
 A **node without room** for its log (:meth:`note_room`) stands for election only
 when two more election time-outs have brought no other leader: what it leads can be read but not
@@ -858,10 +861,18 @@ class Raft:
                 self._send_append(progress)
 
     def _last_for(self, progress: Progress) -> int:
-        """An arbiter holds nothing that no data node holds durably, or a crash might leave it
-        with the longest log of all, and nobody could ever win."""
-        log = self._log
-        return log.persisted if progress.server.role == "arbiter" else log.last_index
+        """An arbiter holds nothing that no data voter holds durably, or it might be left with the
+        longest log of all, and nobody could ever win. A leader that isn't one any more doesn't
+        count: it was elected by a log that removes it, and once that is committed it stands no
+        more, whatever it holds. Nor does one that the latest change makes a voter."""
+        log, members = self._log, self.configuration
+        if progress.server.role != "arbiter":
+            return log.last_index
+        if members.may_lead(self.id):
+            return log.persisted
+        _, before = self._configurations[-2:][0]
+        stay = filter(before.may_lead, members.data_voters)
+        return max((self.progress[voter].match for voter in stay), default=0)
 
     def _has_more(self, progress: Progress) -> bool:
         """Who is far behind is fed from the disk, and no faster than it takes: to read a whole
@@ -989,15 +1000,14 @@ class Raft:
         self._confirm_reads(leading)
 
     def _advance_commit(self, leading: _Leadership) -> None:
-        """Commit what a majority holds durably, if it is of this term (R3; paper 5.4.2), and as
-        many data voters as the quorum size asks for (R11)."""
+        """Commit what a majority holds durably, if it is of this term (R3; paper 5.4.2), and has
+        its copies (R11)."""
         configuration = self.configuration
         matches = sorted(self._matches(leading, configuration.voters))
         index = matches[-configuration.quorum]
         if index >= leading.term_start:
             leading.secured = max(leading.secured, index)
-        if configuration.copies:
-            index = min(index, self._held_by_data_voters(leading, configuration))
+        index = self._last_with_copies(leading, index)
         if index > self.commit_index and index >= leading.term_start:
             self._commit(index)
             while leading.uncommitted and leading.uncommitted[0][0] <= index:
@@ -1011,6 +1021,20 @@ class Raft:
             self._log.persisted if voter == self.id else leading.progress[voter].match
             for voter in voters
         ]
+
+    def _last_with_copies(self, leading: _Leadership, index: int) -> int:
+        """Return up to where what a majority holds, up to *index*, is held by as many data voters
+        as the quorum size asks for (R11).
+
+        A configuration whose own entry isn't among that may come to nothing yet, and with it a
+        lower size. Until then those before it count as well.
+        """
+        for start, configuration in reversed(self._configurations):
+            if configuration.copies:
+                index = min(index, self._held_by_data_voters(leading, configuration))
+            if index >= start:
+                break
+        return index
 
     def _held_by_data_voters(self, leading: _Leadership, configuration: Configuration) -> int:
         """Return up to where so many data voters as have to hold the log durably, the leader among
@@ -1202,8 +1226,8 @@ class Raft:
 
     def resize(self, quorum_size: int) -> int:
         """Change the quorum size, 0 for none; see :meth:`add_learner` for what is returned and
-        raised, and :meth:`check_size`. It counts at once (R11): raised, for what isn't committed
-        yet as well; lowered, whoever is dead is not waited for any more."""
+        raised, and :meth:`check_size`. Raised, it counts at once, for what isn't committed yet as
+        well; lowered, from its own entry on (R11), which whoever is dead need not have."""
         return self._change(self._check_leading(), self.check_size(quorum_size))
 
     def check_addition(self, server: Server) -> Configuration:
@@ -1265,8 +1289,9 @@ class Raft:
 
         Raises NotLeader, Unavailable (leadership is being handed over), and Conflict for a size
         beyond the number of data voters, for one that changes nothing, because any majority has as
-        many data voters, and for one that would keep writes waiting: too few data voters answer
-        or, if it is raised, hold what was in the log an election time-out ago.
+        many data voters, for one that would keep writes waiting: too few data voters answer or, if
+        it is raised, hold what was in the log an election time-out ago; and if a member can't read
+        a size.
         """
         self._check_leading()
         members = self.configuration
@@ -1294,6 +1319,7 @@ class Raft:
                 f"only {self.outlook(sized).active_data} of the data voters answer: writes would "
                 f"go on waiting with a quorum size of {quorum_size}; lower it further"
             )
+        self._refuse_unreadable(sized)
         return sized
 
     def _keeps_up(self, node_id: str) -> bool:
@@ -1428,12 +1454,16 @@ class Raft:
             raise Unavailable("another change of members is under way; try again shortly")
         index = self._log.last_index + 1
         entry = Entry(self.term, index, CONFIG, configuration.encode())
-        if self._check_format is not None:
-            self._check_format(configuration.speaks, configuration)
+        self._refuse_unreadable(configuration)
         found = _configurations_in([entry])  # may raise, so before anything has changed
         self._log.append([entry])
         self._adopt(found)
         return index
+
+    def _refuse_unreadable(self, configuration: Configuration) -> None:
+        """Raise Conflict for a configuration in a format that one of its members can't read."""
+        if self._check_format is not None:
+            self._check_format(configuration.speaks, configuration)
 
     def _is_changing(self, leading: _Leadership) -> bool:
         """Tell whether the latest configuration isn't on the disks of a majority yet (R4)."""

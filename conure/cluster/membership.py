@@ -63,18 +63,21 @@ log = logging.getLogger("conure.node")
 class Change:
     """Something the core is to do, and how to see that it has happened.
 
-    *attempt* asks the core for it; while that raises Unavailable it is tried again. *is_done*
-    looks at the committed members. *late* is the answer when *deadline* has passed and the core
-    has taken it, but nothing shows it yet.
+    *attempt* asks the core for it and returns the index of the entry that makes it, if there is
+    one; while it raises Unavailable it is tried again. *is_done* looks at the committed members, as
+    of that entry at least: what is asked for may be what an earlier change, not committed yet, is
+    about to end. *late* is the answer when *deadline* has passed and the core has taken it, but
+    nothing shows it yet.
     """
 
-    attempt: Callable[[], object]
+    attempt: Callable[[], int | None]
     is_done: Callable[[Configuration], bool]
     reply: Reply
     deadline: float
     late: Callable[[Configuration], ConureError | None]
     needs_leadership: bool = True
     is_begun: bool = False
+    index: int = 0
     hindrance: Unavailable | None = None
 
 
@@ -105,7 +108,8 @@ class Changes:
             try:
                 if not change.is_begun:
                     self._begin(change)
-                if change.is_begun and change.is_done(members):
+                is_applied = self._raft.applied_index >= change.index
+                if change.is_begun and is_applied and change.is_done(members):
                     yield change.reply, None
                 elif (
                     change.is_begun
@@ -133,13 +137,13 @@ class Changes:
     def _begin(self, change: Change) -> None:
         """Ask the core for it. Raises what speaks against it for good."""
         try:
-            change.attempt()
+            index = change.attempt()
         except NotLeader:
             raise
         except Unavailable as error:
             change.hindrance = error  # for now: another look may find it gone
         else:
-            change.is_begun, change.hindrance = True, None
+            change.is_begun, change.index, change.hindrance = True, index or 0, None
 
 
 class Membership:
@@ -254,15 +258,16 @@ class Membership:
                     note(text)
             reply(error)
 
-        def attempt() -> None:
+        def attempt() -> int | None:
             configuration = self._raft.configuration
             if configuration.get(node_id) is None and self._roster.members.get(node_id) is not None:
-                return  # on its way out already
+                return None  # on its way out already
             rest = self._raft.check_removal(node_id, force=force)
             if not force and not self._raft.have_answered(rest, asked):
                 raise Unavailable("too few of the members that stay have answered in time")
-            self._raft.remove(node_id, force=force)
+            index = self._raft.remove(node_id, force=force)
             lowered.extend(_lowered(configuration, rest))
+            return index
 
         self._pursue(
             Change(
@@ -370,9 +375,9 @@ class Membership:
             reply(Conflict(f"{node_id} was not added: {error}"))
             return
 
-        def attempt() -> None:
+        def attempt() -> int:
             self._check_peer(found)  # what the log holds may have risen since
-            self._raft.add_learner(server)
+            return self._raft.add_learner(server)
 
         self._pursue(
             Change(

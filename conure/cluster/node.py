@@ -211,7 +211,9 @@ class Node:
         # The core, and what is replicated.
         self._store = store = make_store(parts, options.speaks)
         self._versions = versions = Versions(
-            identity.node_id, options.speaks, lambda: max(store.version, roster.members.speaks)
+            identity.node_id,
+            options.speaks,
+            lambda: max(store.version, roster.members.speaks, raft.configuration.speaks),
         )
         history.reset(store.applied_index)
         election_ticks = ticks_in(options.election_timeout, TICK)

@@ -28,7 +28,8 @@ _MAX_STRANGERS = 64  # nodes that are no members here whose word is kept: one ma
 class Versions:
     """What everybody reads, as known to the node *own_id*, which reads up to version *speaks*.
 
-    *held* tells the newest version of what this node has applied.
+    *held* tells the newest version of what this node has applied, and of the latest members in its
+    log: whoever proposed those has asked all of them.
     """
 
     def __init__(self, own_id: str, speaks: int, held: Callable[[], int]) -> None:

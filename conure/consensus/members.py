@@ -117,7 +117,7 @@ class Configuration:
     @property
     def majority_copies(self) -> int:
         """How many data voters hold at least what a majority of the voters holds: a majority may
-        have every arbiter in it, and an arbiter holds nothing that its leader doesn't."""
+        have every arbiter in it, and an arbiter holds nothing that no data voter does."""
         arbiters = len(self.voters) - len(self.data_voters)
         return max(1, self.quorum - arbiters)
 

@@ -149,6 +149,24 @@ def test_a_new_leader_reads_nothing_before_the_size_is_lowered() -> None:
     assert answers == [None]
 
 
+def test_what_an_earlier_change_is_about_to_end_is_not_taken_for_what_was_asked_for() -> None:
+    lab = cluster("n2", "n3", "n4", "n5")
+    lab.tick(12)
+    lab.cut |= {"n4", "n5"}
+    raised: list[ConureError | None] = []
+    lab["n1"].resize(5, raised.append)
+    lab.settle()
+    lab.cut |= {"n2", "n3"}
+    back: list[ConureError | None] = []
+    lab["n1"].resize(0, back.append)
+    lab.settle()
+    assert lab["n1"]._roster.members.quorum_size == 0  # as those are that are committed
+    assert (raised, back) == ([], [])
+    lab.cut.clear()
+    lab.tick_until(lambda: bool(back))
+    assert back == [None]
+
+
 def test_a_removal_lowers_the_size_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     lab = sized(3, "n2", "n3")
     lab.stop("n3")
@@ -238,6 +256,8 @@ def test_no_size_before_every_member_reads_it() -> None:
     refused = resize(lab, 3)
     assert isinstance(refused, Conflict)
     assert "n3 reads up to 2" in str(refused)
+    dry = lab["n1"].preview_resize(3)
+    assert (dry["allowed"], dry["reason"]) == (False, str(refused))
     lab.stop("n3")
     lab.add("n3")
     lab.tick(2)
@@ -268,6 +288,18 @@ def test_a_member_that_is_away_is_not_asked_again_what_it_reads() -> None:
     lab.stop("n1")
     lab.add("n1", quorum_size=5)  # has heard nobody since its start
     lab.leader()
+    assert resize(lab, 4) is None
+
+
+def test_nor_is_it_when_all_others_had_lost_power_and_nothing_is_committed_yet() -> None:
+    lab = cluster("n2", "n3", "n4", "n5", quorum_size=5)
+    for node_id in list(lab.nodes):
+        del lab.nodes[node_id]
+        lab.disks[node_id] = lab.disks[node_id].after_crash("dropped")
+        if node_id != "n5":
+            lab.add(node_id)
+    lab.leader()
+    lab.tick(2)
     assert resize(lab, 4) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +34,13 @@ from tests.lab.raft_checks import (
     visible,
 )
 from tests.lab.raft_cluster import Cluster, MemoryLog, Node, configuration_of, server
+
+VOTES = {
+    MessageType.PRE_VOTE,
+    MessageType.PRE_VOTE_RESPONSE,
+    MessageType.VOTE,
+    MessageType.VOTE_RESPONSE,
+}
 
 
 def suffrage_of(leader: Node, name: str) -> str:
@@ -236,6 +244,104 @@ def test_an_arbiter_holds_nothing_that_its_leader_may_lose() -> None:
     leader.sync()
     cluster.settle()
     assert cluster["x"].raft.last_index == leader.raft.commit_index == 3
+
+
+def test_a_leader_that_its_log_removes_tells_an_arbiter_no_more_than_others_have() -> None:
+    """It stands no more when that is committed: an arbiter that has what it alone has besides would
+    let nobody win, though no disk is lost."""
+    cluster = Cluster("a", "b", arbiters="x")
+    stays, removed, arbiter = cluster.elect("b"), cluster["a"], cluster["x"]
+    cluster.isolate("x")
+    stays.change(lambda: stays.raft.remove("a"))
+    cluster.settle()
+    assert removed.raft.configuration == configuration_of("b", arbiters="x")
+    cluster.heal()
+    stays.crash()
+    stays.start()
+    for node in (stays, arbiter):
+        node.tick(ELECTION)
+    cluster.drop()
+    removed.campaign()
+    _deliver(cluster, lambda message: message.type in VOTES)
+    assert state_of(removed.raft) is State.LEADER
+    index = removed.propose(b"x")
+    _deliver(
+        cluster,
+        lambda message: not (message.entries and message.to == "b" and _last(message) == index),
+    )
+    assert removed.raft.commit_index == index - 1  # the term's first entry, and the removal
+    assert arbiter.raft.last_index == stays.raft.last_index == index - 1
+    cluster.drop()
+    cluster.isolate("a")
+    removed.tick(2 * ELECTION)
+    assert state_of(removed.raft) is State.FOLLOWER
+    cluster.tick_all(5 * ELECTION)
+    assert state_of(stays.raft) is State.LEADER
+    cluster.heal()
+    cluster.tick_all(5 * ELECTION)
+    assert stays.raft.commit_index == stays.raft.last_index >= index
+
+
+def test_arbiters_alone_commit_nothing_of_a_leader_that_its_log_removes() -> None:
+    """It would be acknowledged and on no disk of a member."""
+    cluster = Cluster("a", "b", arbiters="xy")
+    stays = cluster.elect("b")
+    cluster.isolate("x", "y")
+    stays.change(lambda: stays.raft.remove("a"))
+    cluster.settle()
+    cluster.heal()
+    stays.crash()
+    removed = cluster.elect("a")
+    index = removed.propose(b"x")
+    cluster.settle()
+    assert removed.raft.commit_index < index - 1
+    stays.start()
+    cluster.tick_all(3 * ELECTION)
+    assert state_of(stays.raft) is State.LEADER
+    assert stays.raft.commit_index >= index
+    assert stays.storage.log[index - stays.storage.first_index].data == b"x"
+
+
+def test_nor_does_it_tell_an_arbiter_what_only_a_voter_to_be_has() -> None:
+    """Whose promotion may come to nothing. With a quorum size (R11) a removed leader may go on."""
+    cluster = Cluster("a", "b", "c", arbiters="x", size=3)
+    stays, removed, arbiter = cluster.elect("b"), cluster["a"], cluster["x"]
+    newcomer = cluster.add("d")
+    newcomer.start()
+    stays.change(lambda: stays.raft.add_learner(server("d", "nonvoter")))
+    cluster.settle()
+    cluster.isolate("c", "x")
+    stays.change(lambda: stays.raft.remove("a"))
+    cluster.settle()
+    cluster.heal()
+    for name in "bc":
+        cluster[name].crash()
+    stays.start()
+    cluster.elect("a")
+    assert removed.raft.configuration == configuration_of(
+        "b", "c", arbiters="x", size=2
+    ).with_server(server("d", "nonvoter"))
+    first = removed.raft.last_index
+    assert arbiter.raft.last_index == first > removed.raft.commit_index
+    cluster.isolate("b")
+    removed.propose(b"x")
+    cluster.settle()
+    removed.change(lambda: removed.raft.promote("d"))
+    cluster.isolate("d")
+    cluster.settle()
+    assert newcomer.raft.last_index == first + 1
+    assert arbiter.raft.last_index == first
+
+
+def _last(message: Message) -> int:
+    return message.entries[-1].index
+
+
+def _deliver(cluster: Cluster, wanted: Callable[[Message], bool]) -> None:
+    """Deliver the messages that are wanted, and those that come of them, until there are none."""
+    while found := next((item for item in cluster.network if wanted(item.message)), None):
+        cluster.network.remove(found)
+        cluster.deliver(found)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from conure.consensus.members import Configuration, Outlook
 from conure.consensus.messages import Message, MessageType, State
 from conure.errors import Conflict, NotLeader, Unavailable
-from raft import RaftOptions
+from raft import Raft, RaftOptions
 from tests.lab.raft_checks import ELECTION
 from tests.lab.raft_cluster import Cluster, Node, configuration_of, server
 
@@ -181,6 +183,26 @@ def test_lowering_commits_without_the_dead_what_waited_for_them() -> None:
     cluster.settle()
     assert leader.raft.commit_index > waiting
     assert leader.raft.configuration.quorum_size == 0
+
+
+@pytest.mark.parametrize(
+    "lower",
+    [
+        pytest.param(lambda raft: raft.resize(0), id="it is set"),
+        pytest.param(lambda raft: raft.remove("c"), id="a data voter is removed"),
+    ],
+)
+def test_a_lower_size_counts_from_its_own_entry_on(lower: Callable[[Raft], int]) -> None:
+    """What it let through before that would be short of copies if it came to nothing."""
+    cluster, leader = begun("abc", 3)
+    cluster.isolate("c")
+    index = leader.propose(b"x")
+    cluster.settle()
+    leader.change(lambda: lower(leader.raft))
+    assert leader.raft.progress["b"].match == index
+    assert leader.raft.commit_index < index
+    cluster.settle()
+    assert leader.raft.commit_index > index
 
 
 def test_lowering_to_what_the_living_can_not_meet_is_refused() -> None:

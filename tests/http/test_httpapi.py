@@ -453,6 +453,9 @@ def test_a_removal_that_lowers_the_quorum_size_says_so(
     passing = Service(backend, forward=True)
     answer = passing.request("POST", "/remove", b'{"ID": "n2"}')
     assert answer.body == b"OK\nthe leader has lowered it\n"
+    backend.found = {"note": "\ud800"}  # a member that lies may say anything that JSON can
+    answer = passing.request("POST", "/remove", b'{"ID": "n2"}')
+    assert answer.body == b"OK\n\\ud800\n"
 
 
 def test_quorum_hands_over_the_size(service: Service, backend: FakeBackend) -> None:

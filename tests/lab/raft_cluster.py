@@ -10,6 +10,7 @@ log matching         equal index and term mean an equal entry, after an equal on
 leader completeness  a new leader's log holds all that was committed before
 state machine safety no two nodes apply different entries at one index
 quorum               whatever a leader commits is durable on a majority of its voters (R2, R3)
+arbiters             have nothing that no data voter has on disk, or something later
 reads                a read's index covers all commands committed when it began (R6)
 monotonicity         terms, commit and match indexes never fall; no second vote in a term (R1)
 ==================== ==========================================================================
@@ -483,8 +484,19 @@ class Cluster:
                 before = ready.snapshot.term
             assert before is not None, f"{node.id} leaves a gap before {first}"
             self._remember(ready.entries, before, whole=not node.is_arbiter)
+            if node.is_arbiter:
+                self._check_supply(node, ready.entries[-1])
         for read in ready.reads:
             self.check_read(read.context, read.index)
+
+    def _check_supply(self, arbiter: Node, last: Entry) -> None:
+        """Nobody wins the vote of an arbiter by a log that ends before its own."""
+        voters = arbiter.raft.configuration.data_voters
+        disks = [self.nodes[voter].storage for voter in voters]
+        ends = [disk.durable[-1] if disk.durable else disk.snapshot for disk in disks]
+        assert any((end.term, end.index) >= (last.term, last.index) for end in ends), (
+            f"{arbiter.id} has {last.index} of {last.term}, and none of {voters} has it on disk"
+        )
 
     def observe_applied(self, node: Node, entry: Entry) -> None:
         assert self._committed.setdefault(entry.index, entry.term) == entry.term, (

@@ -1200,8 +1200,22 @@ MUTATIONS = [
     Mutation(
         "all members are asked again whether they read a quorum size",
         "conure/cluster/node.py",
-        "lambda: max(store.version, roster.members.speaks)",
+        "lambda: max(store.version, roster.members.speaks, raft.configuration.speaks)",
         "lambda: store.version",
+        ("tests/cluster/test_node_quorum.py",),
+    ),
+    Mutation(
+        "all are asked whether they read a quorum size until one is committed again",
+        "conure/cluster/node.py",
+        "lambda: max(store.version, roster.members.speaks, raft.configuration.speaks)",
+        "lambda: max(store.version, roster.members.speaks)",
+        ("tests/cluster/test_node_quorum.py",),
+    ),
+    Mutation(
+        "a change is taken for done by what another one is about to end",
+        "conure/cluster/membership.py",
+        "is_applied = self._raft.applied_index >= change.index",
+        "is_applied = True",
         ("tests/cluster/test_node_quorum.py",),
     ),
     Mutation(

@@ -173,8 +173,22 @@ MUTATIONS = [
     Mutation(
         "an arbiter is sent what its leader may lose",
         "raft.py",
-        'return log.persisted if progress.server.role == "arbiter" else log.last_index',
-        "return log.last_index",
+        "            return log.persisted\n",
+        "            return log.last_index\n",
+    ),
+    Mutation(
+        "an arbiter is sent what only a removed leader has",
+        "raft.py",
+        "return max((self.progress[voter].match for voter in stay), default=0)",
+        "return log.persisted",
+        ("tests/consensus/test_raft_checklist_members.py",),
+    ),
+    Mutation(
+        "an arbiter is sent what only a voter to be has",
+        "raft.py",
+        "stay = filter(before.may_lead, members.data_voters)",
+        "stay = filter(members.may_lead, members.data_voters)",
+        ("tests/consensus/test_raft_checklist_members.py",),
     ),
     Mutation(
         "an idle follower never hears of the last commit",
@@ -688,6 +702,20 @@ MUTATIONS = [
         QUORUM_TESTS,
     ),
     Mutation(
+        "a lower quorum size counts before its own entry does",
+        "raft.py",
+        "for start, configuration in reversed(self._configurations):",
+        "for start, configuration in self._configurations[-1:]:",
+        QUORUM_TESTS,
+    ),
+    Mutation(
+        "a lower quorum size never counts alone",
+        "raft.py",
+        "            if index >= start:\n                break\n",
+        "",
+        QUORUM_TESTS,
+    ),
+    Mutation(
         "one copy too few commits",
         "raft.py",
         "index = matches[-configuration.copies]",
@@ -797,6 +825,13 @@ MUTATIONS = [
         "raft.py",
         "self._check_format(configuration.speaks, configuration)",
         "self._check_format(1, configuration)",
+        ("tests/cluster/test_node_quorum.py",),
+    ),
+    Mutation(
+        "a dry run of a quorum size asks nobody whether it reads one",
+        "raft.py",
+        "        self._refuse_unreadable(sized)\n",
+        "",
         ("tests/cluster/test_node_quorum.py",),
     ),
     Mutation(
