@@ -394,12 +394,14 @@ class OsFileSystem:
     def sync_directory(self, path: str) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
         except OSError as error:
             raise _failed("syncing the directory", path, error) from error
+        try:
+            os.fsync(fd)
+        except OSError as error:  # whatever it lacked: a second sync may not tell what it has lost
+            raise DiskFailed(_describe("syncing the directory", path, error)) from error
+        finally:
+            os.close(fd)
 
     def free_bytes(self, path: str) -> int:
         try:

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from conure.errors import CorruptionError, DirectoryInUse, DiskFailed, DiskFull, ForeignDirectory
+from conure.errors import (
+    CorruptionError,
+    DirectoryInUse,
+    DiskFailed,
+    DiskFull,
+    Exhausted,
+    ForeignDirectory,
+)
 from conure.fileio import File, OsFileSystem, others_who_may_write
 
 FS = OsFileSystem()
@@ -280,6 +287,19 @@ def test_directories(tmp_path: Path) -> None:
         FS.make_directory(str(tmp_path / "file" / "below"))
     with pytest.raises(DiskFailed):
         FS.sync_directory(str(tmp_path / "missing"))
+
+
+def test_only_a_directory_that_can_not_be_opened_may_be_synced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what a sync that failed has lost, and the next one need not tell."""
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOMEM))
+    with pytest.raises(DiskFailed) as failed:
+        FS.sync_directory(str(tmp_path))
+    assert not isinstance(failed.value, Exhausted)
+    monkeypatch.setattr(os, "open", failing(errno.EMFILE))
+    with pytest.raises(Exhausted):
+        FS.sync_directory(str(tmp_path))
 
 
 def test_every_new_directory_is_synced_in_its_parent(

@@ -3,8 +3,9 @@
 Entries are applied for the node's ``apply_seconds`` at a time and at least one of them, or a piece
 of one. The rest (``backlog``) takes turns with all else that the reactor does, as long ones as that
 takes (APPLY_SHARE). A sequential transaction that asks for much takes several of these turns; until
-its last one it isn't applied (lengthy.py). Any other entry takes as long as it takes: who proposes
-it bounds that (limits.py).
+its last one it isn't applied (lengthy.py), and that one ends with it, whatever follows: amid such
+entries, one after the other, there would never be a moment for a checkpoint to begin. Any other
+entry takes as long as it takes: who proposes it bounds that (limits.py).
 
 Everything here belongs to the holder of the node's lock. Nothing is applied here that this node
 would lose in a crash: the core hands out what is durable.
@@ -99,13 +100,17 @@ class Applying:
             store.skip(entries)
             done, self.backlog = entries, []
         else:
-            clock, until = self._clock, self._until
+            clock, until, was_amid = self._clock, self._until, store.is_amid
             store.keep_previous(self._history.wants_previous)
-            outcomes = store.apply(entries, lambda: clock() >= until)
+            outcomes = store.apply(
+                entries, lambda: clock() >= until or (was_amid and not store.is_amid)
+            )
             count = store.applied_index - entries[0].index + 1  # 0: it is amid the first one
             done, self.backlog = entries[:count], entries[count:]
             self._history.extend(store.take_events(), store.applied_index)
             self._applied_at = clock()
+            if was_amid and not store.is_amid:
+                self._until = self._applied_at  # what is committed next waits for the next turn
         self._raft.applied(store.applied_index)
         if store.configuration is not self._roster.encoded:
             self._roster.adopt()

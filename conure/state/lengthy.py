@@ -72,8 +72,7 @@ class Hold:
 
     def heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return that record without its value, and how many bytes that has."""
-        record = self.get(key)
-        return None if record is None else (record._replace(value=b""), len(record.value))
+        return self._held().heading(key)
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False

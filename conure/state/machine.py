@@ -56,8 +56,9 @@ import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import merge
-from itertools import islice, repeat
+from itertools import chain, islice, repeat, takewhile
 from struct import Struct
 from time import perf_counter
 from types import MappingProxyType
@@ -144,6 +145,7 @@ _LONGEST_NUMBER = 20  # bytes
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
+_is_no_pause: Callable[[object], bool] = partial(operator.is_not, None)
 
 Change: TypeAlias = (
     tuple[int, int, bytes, bytes, int] | tuple[int, int, bytes, bytes, int, bytes | None]
@@ -269,17 +271,17 @@ class PinnedState:
     def count(self, start: bytes = b"", end: bytes | None = None) -> Iterator[int]:
         """Count users' keys, start <= key < end: yield how many there are so far, then more.
 
-        Each step takes about a millisecond; the last number is the answer.
+        Each step takes a millisecond or two; the last number is the answer.
         """
-        keys = self.reader.keys_in_turns(*_bounds(start, end))
+        keys = chain(self.reader.keys_in_turns(*_bounds(start, end)), (b"",))  # which is no key
         total = 0
         while True:
-            step = list(islice(keys, _COUNT_STEP))
-            pauses = step.count(None)
-            total += len(step) - pauses
-            yield total
-            if len(step) < _COUNT_STEP:
+            step = list(takewhile(_is_no_pause, islice(keys, _COUNT_STEP)))
+            if step[-1:] == [b""]:
+                yield total + len(step) - 1
                 return
+            total += len(step)
+            yield total
 
 
 class Inspection:
@@ -467,8 +469,9 @@ class Store:
 
     @property
     def is_amid(self) -> bool:
-        """Whether the entry behind the applied index is half done (9): no checkpoint may begin."""
-        return self._under_way is not None
+        """Whether the entry behind the applied index is half done (9), or failed amid it: no
+        checkpoint may begin."""
+        return self._before_it is not None
 
     def keep_previous(self, keeps_previous: bool) -> None:
         """Say whether events have the values before, too: of the changes of one entry up to

@@ -157,6 +157,12 @@ class Reader(Protocol):
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, which is cheaper."""
 
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record of *key* without its value, and how many bytes that has.
+
+        Nothing of a long value is read.
+        """
+
     def items_in_turns(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, Record] | None]:

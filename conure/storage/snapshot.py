@@ -158,6 +158,16 @@ class Snapshot(State):
         if self._open:
             self._abandoned(self._epoch)
 
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return the record that *key* had without its value, and how many bytes that has."""
+        search = self._search
+        try:
+            leaf = search.leaf(self._root, self._level, key)
+            _, cell = search.find(leaf, key)
+            return None if cell is None else search.heading(leaf.number, cell)
+        finally:
+            self._refuse_if_closed()
+
     def items_in_turns(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, Record] | None]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -1065,6 +1065,36 @@ def test_a_long_entry_is_seen_whole_or_not_at_all() -> None:
         assert node._store.is_amid
     with started(fs) as node:
         assert [value_of(node, b"n%d" % n) for n in range(3)] == [b"65", b"60", b"60"]
+
+
+def test_a_checkpoint_finds_its_moment_among_long_entries() -> None:
+    """A turn ends with an entry that took several, though there is time for a bit of the next."""
+    fs = CrashFileSystem()
+    later: list[Callable[[], None]] = []
+    ticks = count()
+    given = {
+        "call_later": lambda action, _: later.append(action),
+        "clock": lambda: float(next(ticks)),
+    }
+    steps = tuple(Add(b"n%d" % (n % 3), 1) for n in range(90))
+    with started(fs, given=given, apply_seconds=7.0, election_timeout=1e6) as node:
+        rest(node)
+        node._stopped.clear()
+        first = node._store.applied_index + 1
+        ended: list[object] = []
+        for _ in range(5):
+            node.write([Sequential((), steps, 100)], lambda *told: ended.append(told))
+        moments, turns = set(), 0
+        while node._store.applied_index < first + 4:
+            assert turns < 1000
+            later.pop(0)()
+            turns += 1
+            if not node._store.is_amid:
+                moments.add(node._store.applied_index)
+                node._upkeep.checkpoint(0.0)
+                assert node._store.checkpointed_index == node._store.applied_index
+        assert turns > 5
+        assert moments >= set(range(first, first + 5))
 
 
 def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyPatch) -> None:

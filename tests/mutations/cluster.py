@@ -621,8 +621,22 @@ MUTATIONS = [
     Mutation(
         "all that is committed is applied in one go",
         "conure/cluster/applying.py",
-        "outcomes = store.apply(entries, lambda: clock() >= until)",
-        "outcomes = store.apply(entries)",
+        "                entries, lambda: clock() >= until or (was_amid and not store.is_amid)\n",
+        "                entries\n",
+        ("tests/cluster/test_node.py",),
+    ),
+    Mutation(
+        "long entries follow each other without a moment for a checkpoint",
+        "conure/cluster/applying.py",
+        " or (was_amid and not store.is_amid)",
+        "",
+        ("tests/cluster/test_node.py",),
+    ),
+    Mutation(
+        "the next batch is begun in the turn in which a long entry ends",
+        "conure/cluster/applying.py",
+        "                self._until = self._applied_at ",
+        "                pass ",
         ("tests/cluster/test_node.py",),
     ),
     Mutation(

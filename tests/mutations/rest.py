@@ -142,6 +142,13 @@ MUTATIONS = [
         ("tests/test_fileio.py",),
     ),
     Mutation(
+        "a directory whose sync failed for want of memory is synced again",
+        "conure/fileio.py",
+        'raise DiskFailed(_describe("syncing the directory", path, error)) from error',
+        'raise _failed("syncing the directory", path, error) from error',
+        ("tests/test_fileio.py",),
+    ),
+    Mutation(
         "an outcome that nobody knows is told as a refusal",
         "conure/errors.py",
         "    status = 504\n",

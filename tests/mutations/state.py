@@ -470,6 +470,28 @@ MUTATIONS = [
         ("tests/state/test_lengthy.py",),
     ),
     Mutation(
+        "turns: a long value is read to see how long it is",
+        "conure/state/lengthy.py",
+        "        return self._held().heading(key)\n",
+        "        record = self.get(key)\n"
+        "        return None if record is None else (record, len(record.value))\n",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: a state is whole again where an entry has failed",
+        "conure/state/machine.py",
+        "        return self._before_it is not None\n\n    def keep_previous",
+        "        return self._under_way is not None\n\n    def keep_previous",
+        ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "keys are counted in one go where most are deleted",
+        "conure/state/machine.py",
+        "list(takewhile(_is_no_pause, islice(keys, _COUNT_STEP)))",
+        "[key for key in islice(keys, _COUNT_STEP) if key is not None]",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
         "turns: a checkpoint has half of an entry",
         "conure/state/machine.py",
         '        assert not self.is_amid, "a checkpoint would have half of an entry"\n',

@@ -107,6 +107,8 @@ def test_a_part_of_a_range_ends_where_going_on_would_take_long(
     assert pinned.key_after(10, b"") == b"k1999"  # of 10 there is one before it, and many deleted
     assert pinned.key_after(1, b"k1999") == b"t0099"
     assert pinned.key_after(2, b"k1999") is None
-    assert list(pinned.count())[-1] == 3
+    counts = list(pinned.count())
+    assert counts[-1] == 3
+    assert len(counts) > 3  # other things may have their turn at each pause
     assert [key for key in pinned.keys_in_turns() if key] == [b"k0000", b"k1999", b"t0099"]
     pinned.close()

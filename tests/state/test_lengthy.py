@@ -17,6 +17,8 @@ from conure.state.machine import Change, PinnedState, Store
 from conure.steps import ALWAYS, FOREVER, Add, Append, Check, Done, Erase, Expiry, Life, Step, Write
 from conure.storage.engine import EngineOptions, Record
 from conure.storage.engines import BTREE, KINDS, kind_named
+from conure.storage.lsm.reading import Cells
+from conure.storage.search import Search
 from tests.lab.crashfs import CrashFileSystem
 from tests.lab.model import Command, Model, agree
 from tests.state.test_sequential import COMMANDS, KEYS, VALUES, Machine, encoded, open_store
@@ -183,6 +185,29 @@ def test_what_is_pinned_in_between_is_the_state_before(kind: str) -> None:
     store.engine.check()
 
 
+def test_how_long_a_value_is_is_told_amid_an_entry_without_reading_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has no room for long values looks at thousands of them, to leave them out."""
+    store = open_store(kind)
+    store.apply(entries_of([(b"long", bytes(100_000)), (b"short", b"v")]))
+    store.engine.checkpoint(2, 1, store.digest)
+
+    def read(*_: object) -> Record:
+        raise AssertionError("a whole value is read")
+
+    def look() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Search, "record", read)
+            patch.setattr(Cells, "record", read)
+            assert store.heading(b"long") == (Record(b"", 1, 1, 1), 100_000)
+            assert store.heading(b"short") == (Record(b"", 2, 2, 1), 1)
+            assert store.heading(b"none") is None
+
+    in_turns(store, entries_of([many(Erase(b"long"), Write(b"none", b""))], 3), look)
+    assert store.heading(b"long") is None
+
+
 def test_a_state_that_a_newer_format_made_is_as_before_until_it_is_whole(kind: str) -> None:
     """The mark of the format is part of the entry that needs it."""
     store = open_store(kind)
@@ -267,3 +292,7 @@ def test_a_malformed_step_far_behind_ends_the_node(kind: str) -> None:
     store = open_store(kind)
     with pytest.raises(CorruptionError, match="unknown kind of step 255"):
         store.apply([Entry(1, 1, EntryKind.COMMAND, broken)])
+    assert store.is_amid  # so that nothing makes this durable
+    with pytest.raises(AssertionError, match="half of an entry"):
+        store.begin_checkpoint()
+    assert store.records == 0

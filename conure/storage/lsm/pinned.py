@@ -54,6 +54,12 @@ class PinnedReader:
         cell = pinned.find(key)
         return pinned.cells.record(key, cell) if cell else None
 
+    def heading(self, key: bytes) -> tuple[Record, int] | None:
+        """Return that record without its value, and how many bytes that has."""
+        pinned = self._held()
+        cell = pinned.find(key)
+        return pinned.cells.heading(key, cell) if cell else None
+
     def items(self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False) -> Rows:
         """Iterate over keys and records, start <= key < end."""
         return chain.from_iterable(self._item_groups(start, end, reverse))
