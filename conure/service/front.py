@@ -71,7 +71,7 @@ class FrontEnd(Protocol[_WaiterT_contra]):
         ended: Committed | ConureError,
     ) -> None:
         """Answer the waiters *start* to *stop*, whose commands are committed and applied, or why
-        they aren't.
+        they aren't: all of a batch at once or parts of it, each once and in any order.
 
         The command of the waiter at position *i* has the revision ``ended.first + i``. *answers*
         has, by position, what came with the command (see ``Desk.write``), if anything did.
