@@ -409,7 +409,7 @@ class RespConnection(Outlet):
         command = front.commands.get(name) or front.find(name)
         if type(found) is not list:
             run = cast("Run", found)
-            if command is None or command.run is None or not session.is_plain:
+            if not (command and command.run and command.takes(run) and session.is_plain):
                 self.backlog.extendleft(reversed(_apart(run)))
                 found = self.backlog.popleft()
             elif command.lane is READS and run.size > self.run:

@@ -83,6 +83,15 @@ class Lone(Pending):
         self._members.pop()
         self.missing -= 1
 
+    def apart(self, ahead: int) -> Pending:
+        """Return the stand-in of a member, which is one no more: nobody else waits for its long
+        value. See ``Waiter.apart``."""
+        member = self._members.pop(len(self._members) - self.missing + ahead)
+        self.missing -= 1
+        if member.lone is self:
+            return member.settle()
+        return self._stand_ins.get(member) or self._make_stand_in(member)
+
     def stand_in_for(self, member: Member) -> Pending:
         """Return what waits from now on in the place of a member that has no reply yet."""
         stand_in = self._stand_ins[member] = self._make_stand_in(member)

@@ -9,7 +9,7 @@ Protocols only: nothing here runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from conure.commands import Committed
 from conure.errors import ConureError
@@ -42,6 +42,11 @@ class Waiter(Protocol):
         ended before the next. With *alone*, in the reactor's thread only, what the client sends
         after this request waits for its answer. Any thread. Raises Unavailable, with *alone*.
         """
+
+    def apart(self, ahead: int) -> Self:
+        """Return who is given, from now on, one of its answers that takes longer than the others:
+        the one behind *ahead* of those that are still to come. Itself, unless it stands for
+        requests of several connections. The reactor's thread, or whoever confirms a read."""
 
     def wait(self) -> None:
         """Declare that the answer comes when something happens, which may take its time. The

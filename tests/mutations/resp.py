@@ -127,6 +127,27 @@ MUTATIONS = [
         ("tests/resp/test_connection.py",),
     ),
     Mutation(
+        "resp: many commands that are wrong have one reply",
+        "conure/resp/connection.py",
+        "command.run and command.takes(run) and",
+        "command.run and",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: who is behind a long value of another's waits for that",
+        "conure/resp/lone.py",
+        "        member = self._members.pop(",
+        "        return self\n        member = self._members.pop(",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: another member than the one of a long value waits for that",
+        "conure/service/slices.py",
+        "waiter.apart(ahead.get(waiter, 0))",
+        "waiter.apart(0)",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
         "resp: a lone command is none where others wait",
         "conure/resp/connection.py",
         "if not self.waiting and self.session.is_plain:",

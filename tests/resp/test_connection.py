@@ -274,6 +274,14 @@ def test_time_counts_from_the_first_byte_of_a_command(
     assert client.read_to_end() == late
 
 
+@pytest.mark.parametrize("words", [("GET",), ("GET", "a", "b"), ("SET", "k"), ("SET",)])
+def test_each_of_many_that_are_wrong_is_refused(client: RespClient, words: tuple[str, ...]) -> None:
+    client.send(command(*words) * 3 + command("PING"))
+    name = words[0].lower()
+    refusal = ErrorReply(f"ERR wrong number of arguments for '{name}' command")
+    assert [client.read() for _ in range(4)] == [refusal] * 3 + [b"PONG"]
+
+
 def test_what_arrives_is_bounded() -> None:
     service = RespService(limits=Limits(max_command_bytes=1000))
     with service.client() as client:

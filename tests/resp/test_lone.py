@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from sys import maxsize
 
 import pytest
 from hypothesis import given, settings
@@ -207,6 +208,32 @@ def test_lone_commands_and_pipelines_share_a_round(service: RespService) -> None
         assert [each.read() for _ in keys] == [key[1:].encode() for key in keys]
         each.close()
     assert service.backend.confirmations == 1
+
+
+def test_nobody_waits_for_the_long_values_of_others(service: RespService) -> None:
+    backend = service.backend
+    backend.values = {b"a": b"x" * (1 << 20), b"b": b"y" * 100_000, b"c": b"z"}
+    clients = [service.client() for _ in range(6)]
+    for each in clients:
+        sync(each)
+    answered: list[list[bool]] = []
+    get_all = backend.get_all
+
+    def note(keys: Sequence[bytes], most: int = maxsize, longest: int = 0) -> object:
+        some = [service.resp.clients.get(number) for number in range(1, 7)]
+        answered.append([each is not None and not (each.waiting or each.lone) for each in some])
+        return get_all(keys, most, longest)
+
+    backend.get_all = note  # type: ignore[method-assign, assignment]
+    gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, "cabcbc", strict=True)]
+    in_one_round(service, *gets)
+    found = [each.read() for each in clients]
+    assert [len(each) for each in found] == [1, 1 << 20, 100_000, 1, 100_000, 1]
+    assert answered == [[False] * 6, [True, True, False, True, False, True]]
+    sync(clients[0])
+    assert service.reactor.in_flight == 0
+    for each in clients:
+        each.close()
 
 
 def test_a_lone_command_after_others_waits_for_them(slow: RespService) -> None:
