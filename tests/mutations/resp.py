@@ -232,8 +232,8 @@ MUTATIONS = [
     Mutation(
         "resp: who was answered before a bug came up counts twice",
         "conure/resp/lone.py",
-        "self._stand_ins.get(member)",
-        "self._stand_ins.pop(member, None)",
+        "        stand_in = self._stand_ins.get(member)",
+        "        stand_in = self._stand_ins.pop(member, None)",
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
