@@ -11,13 +11,14 @@ ordinary one from then on: its command waits in its connection as a :class:`Pend
 of replies, and what is counted, have one rule, and this here knows no other case than the plain
 one.
 
-The reactor's thread only.
+The reactor's thread only, but for :meth:`Lone.apart`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, Protocol
 
 from conure.commands import Committed
@@ -85,7 +86,10 @@ class Lone(Pending):
 
     def apart(self, ahead: int) -> Pending:
         """Return the stand-in of a member, which is one no more: nobody else waits for its long
-        value. See ``Waiter.apart``."""
+        value. Itself, in another thread than the reactor's: all behind it are looked for again, in
+        that one. See ``Waiter.apart``."""
+        if get_ident() != self.client.reactor.ident:
+            return self
         member = self._members.pop(len(self._members) - self.missing + ahead)
         self.missing -= 1
         if member.lone is self:

@@ -141,6 +141,13 @@ MUTATIONS = [
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
+        "resp: any thread sets members apart",
+        "conure/resp/lone.py",
+        "        if get_ident() != self.client.reactor.ident:\n            return self\n",
+        "",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
         "resp: another member than the one of a long value waits for that",
         "conure/service/slices.py",
         "waiter.apart(ahead.get(waiter, 0))",

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.errors import ConureError, Forbidden, Unavailable
+from conure.resp.connection import RespConnection
 from conure.resp.failures import error_reply
 from conure.resp.limits import Limits
 from conure.resp.lone import LoneGets
+from conure.resp.waiters import Pending
 from conure.service.backend import Command, Reply, WriteReply
 from conure.service.gate import Action, Caller
 from tests.lab.httpservice import FakeBackend
@@ -232,6 +234,36 @@ def test_nobody_waits_for_the_long_values_of_others(service: RespService) -> Non
     assert answered == [[False] * 6, [True, True, False, True, False, True]]
     sync(clients[0])
     assert service.reactor.in_flight == 0
+    for each in clients:
+        each.close()
+
+
+def test_members_are_set_apart_by_the_reactor_alone(
+    slow: RespService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = slow_of(slow)
+    backend.values = {b"a": b"x" * (1 << 20), b"b": b"y" * 100_000, b"c": b"z"}
+    threads = []
+    settle = RespConnection.settle
+
+    def note(client: RespConnection) -> Pending:
+        threads.append(threading.get_ident())
+        return settle(client)
+
+    monkeypatch.setattr(RespConnection, "settle", note)
+    clients = [slow.client() for _ in range(6)]
+    with slow.client() as other:
+        for each in (*clients, other):
+            sync(each)
+        gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, "cabcbc", strict=True)]
+        in_one_round(slow, *gets)
+        sync(other)
+        backend.answer_all()  # in this thread
+        found = [each.read() for each in clients]
+        assert [len(each) for each in found] == [1, 1 << 20, 100_000, 1, 100_000, 1]
+        sync(other)
+        assert slow.reactor.in_flight == 0
+    assert set(threads) == {slow.reactor.ident}
     for each in clients:
         each.close()
 
