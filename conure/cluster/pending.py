@@ -221,10 +221,12 @@ class Read:
     kept_requests: int = 0
 
     def answer(self, error: ConureError | None) -> None:
-        """Tell how it ended."""
-        if self.kept is not None:
-            self.kept(error)
-        self.reply(error)
+        """Tell how it ended; both, even if one is told in vain."""
+        try:
+            if self.kept is not None:
+                self.kept(error)
+        finally:
+            self.reply(error)
 
     def split(self) -> Reply | None:
         """Tell no more those that aren't passed on, whose reply is returned."""

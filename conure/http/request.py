@@ -193,6 +193,10 @@ class Request:
         reactor = self.client.reactor
         return reactor.bounds.max_leaving_bytes - reactor.leaving
 
+    def apart(self, ahead: int) -> Request:  # noqa: ARG002
+        """Return itself: it has one answer; see ``Waiter.apart``."""
+        return self
+
     def go_on(self, steps: Iterator[object], *, alone: bool = False) -> None:
         """Have the reactor carry on *steps*, in turns with all else, until they end. Any thread.
 

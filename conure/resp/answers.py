@@ -3,6 +3,10 @@
 The service tells it in slices of a round (``service/front.py``), by any thread; what isn't told in
 the reactor's own is handed over to that. A :class:`Pending` is a waiter as often as it has asked,
 one after the other, so it is given all answers of a slice that are its own in one go.
+
+A pending takes its answers in the order of its commands, and the parts of a batch may end in any
+other: the first ones in a log whose leader is cut off, the next ones at the leader after that
+(``cluster/forwarding.py``). So a part that ends early is kept until those before it have ended.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ class Answers:
     def __init__(self, reactor: Reactor, is_member: Callable[[], bool]) -> None:
         self._reactor = reactor
         self._is_member = is_member
+        self._unfinished: dict[int, _Batch] = {}  # by the identity of their waiters
 
     # -- what the service tells (front.FrontEnd); any thread -------------------------------------
 
@@ -105,6 +110,21 @@ class Answers:
     def _take_written(
         self, waiters: Sequence[Pending], start: int, stop: int, ended: Committed | ConureError
     ) -> None:
+        """Answer a part of a batch, once those before it are answered, and what was kept for it."""
+        if stop - start == len(waiters):
+            self._answer_written(waiters, start, stop, ended)
+            return
+        batch = self._unfinished.setdefault(id(waiters), _Batch(waiters))
+        batch.kept[start] = stop, ended
+        while (part := batch.kept.pop(batch.answered, None)) is not None:
+            start, batch.answered = batch.answered, part[0]
+            self._answer_written(waiters, start, *part)
+        if batch.answered == len(waiters):
+            del self._unfinished[id(waiters)]
+
+    def _answer_written(
+        self, waiters: Sequence[Pending], start: int, stop: int, ended: Committed | ConureError
+    ) -> None:
         text = self.text_of(ended) if isinstance(ended, ConureError) else ""
         position = start
         while position < stop:
@@ -130,6 +150,18 @@ class Answers:
             self._reactor.post(_fail_one, waiter, text)
         else:
             _fail_one(waiter, text)
+
+
+class _Batch:
+    """Writes of a round that have ended in part: how many are answered, and by where they begin,
+    the parts behind these."""
+
+    __slots__ = ("answered", "kept", "waiters")
+
+    def __init__(self, waiters: Sequence[Pending]) -> None:
+        self.waiters = waiters  # whose identity is not another's as long as they are here
+        self.answered = 0
+        self.kept: dict[int, tuple[int, Committed | ConureError]] = {}
 
 
 def _own(waiters: Sequence[Pending], position: int, stop: int) -> int:

@@ -569,10 +569,20 @@ class Audience:
             return False  # others' clients have it to read, and may do as they like
         if reactor.now >= self._next_relief:
             self._next_relief = reactor.now + _RELIEF
-            for client, subscribed in [*self._clients.items()]:
-                if client.interest & OUT and reactor.now - subscribed.since > _PATIENCE:
-                    self._drop(client)
+            self._relieve()
         return True
+
+    def _relieve(self) -> None:
+        """Disconnect who has not read all that it had for some time: as many as a round has time
+        for, the others in the next."""
+        now = self._reactor.now
+        until = perf_counter() + _SHARE
+        for client, subscribed in [*self._clients.items()]:
+            if client.interest & OUT and now - subscribed.since > _PATIENCE:
+                self._drop(client)
+                if perf_counter() > until:
+                    self._next_relief = now + _LOOK_AGAIN
+                    return
 
 
 def _frame(protocol: int, to: _Channel, channel: bytes, message: bytes) -> bytes:

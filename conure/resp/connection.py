@@ -134,7 +134,8 @@ class RespConnection(Outlet):
         self.lane = ANY  # of those
         self.run = _FIRST_RUN  # how many reads may be among them
         self.parked = 0  # bytes of a command that is arriving, as the reactor counts them
-        self.created = self.begun = self.touched
+        self.created = self.touched
+        self.begun = self.touched  # the first byte of a command that isn't complete
         self.last_command = ""
         self.captured: list[bytes] | None = None  # replies that aren't sent
         self.words: list[bytes] = []  # of the command that is handed over
@@ -165,6 +166,8 @@ class RespConnection(Outlet):
                 if words is not None:
                     self._take_lone(words)
                     return
+        if self.reader.is_empty:
+            self.begun = reactor.now
         self.reader.feed(data)
         self.advance()
 
@@ -189,11 +192,8 @@ class RespConnection(Outlet):
         reader.rest()
         if reader.held or self.parked:
             self._count_arriving()
-        if self.state == READING:
-            if reader.is_empty:
-                self.begun = self.reactor.now
-            if not self.interest & IN:
-                self.listen_for(self.interest | IN)
+        if self.state == READING and not self.interest & IN:
+            self.listen_for(self.interest | IN)
 
     # -- what commands call ----------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class RespConnection(Outlet):
 
     def settle(self) -> Pending:
         """Make the lone command wait like any other, since something is to come after it, or its
-        reply is a long one; return what waits."""
+        reply is a long one, or a late one; return what waits."""
         assert self.lone is not None
         assert not self.waiting
         lone, self.lone = self.lone, None
@@ -296,10 +296,6 @@ class RespConnection(Outlet):
         self.waiting.append(pending)
         self.unanswered += pending.count
         return pending
-
-    def note_slow(self, started: float) -> None:
-        """Note that the lone command was slow."""
-        self.front.note_slow(self, self.words, 1, started)
 
     # -- what the reactor calls: output, time and the end ----------------------------------------
 
@@ -381,6 +377,7 @@ class RespConnection(Outlet):
             found = backlog.popleft() if backlog else take()
             if found is None:
                 return
+            self.begun = reactor.now  # what follows has begun by now at the earliest
             if self.pending and self.must_send():
                 backlog.appendleft(found)
                 self.state = WAITING
@@ -402,7 +399,6 @@ class RespConnection(Outlet):
             return
         self.lane = command.lane
         self._do(command, command.lone, words)
-        self.begun = self.reactor.now
 
     def _hand_over(self, found: list[bytes] | Run) -> bool:
         """Do a command, or as much of a run as can be done together; return False if that has to
@@ -413,7 +409,7 @@ class RespConnection(Outlet):
         command = front.commands.get(name) or front.find(name)
         if type(found) is not list:
             run = cast("Run", found)
-            if command is None or command.run is None or not session.is_plain:
+            if not (command and command.run and command.takes(run) and session.is_plain):
                 self.backlog.extendleft(reversed(_apart(run)))
                 found = self.backlog.popleft()
             elif command.lane is READS and run.size > self.run:

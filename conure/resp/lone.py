@@ -5,18 +5,20 @@ and its key is paid once for all of a round: a :class:`LoneGets` or :class:`Lone
 of the service (``service/front.py``) for its *members*, connections that have nothing else under
 way. It is answered in the order in which they joined, a part of them at a time if need be.
 
-A member that sends more before it has its reply, or that gets a long value, is an ordinary one from
-then on: its command waits in its connection as a :class:`Pending`, the *stand-in*, which is told
-what the waiter is told for it (``RespConnection.settle``). So the order of replies, and what is
-counted, have one rule, and this here knows no other case than the plain one.
+A member that sends more before it has its reply, gets a long value or has waited for long is an
+ordinary one from then on: its command waits in its connection as a :class:`Pending`, the
+*stand-in*, which is told what the waiter is told for it (``RespConnection.settle``). So the order
+of replies, and what is counted, have one rule, and this here knows no other case than the plain
+one.
 
-The reactor's thread only.
+The reactor's thread only, but for :meth:`Lone.apart`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, Protocol
 
 from conure.commands import Committed
@@ -54,9 +56,6 @@ class Member(Client, Protocol):
     def is_slow(self, started: float) -> bool:
         """Tell whether what takes from a time until now is slow."""
 
-    def note_slow(self, started: float) -> None:
-        """Note that its lone command was slow."""
-
 
 class Lone(Pending):
     """The waiter of lone commands of one kind that were taken in one round: that of *member*. Its
@@ -85,13 +84,26 @@ class Lone(Pending):
         self._members.pop()
         self.missing -= 1
 
+    def apart(self, ahead: int) -> Pending:
+        """Return the stand-in of a member, which is one no more: nobody else waits for its long
+        value. Itself, in another thread than the reactor's: all behind it are looked for again, in
+        that one. See ``Waiter.apart``."""
+        if get_ident() != self.client.reactor.ident:
+            return self
+        member = self._members.pop(len(self._members) - self.missing + ahead)
+        self.missing -= 1
+        if member.lone is self:
+            return member.settle()
+        return self._stand_ins.get(member) or self._make_stand_in(member)
+
     def stand_in_for(self, member: Member) -> Pending:
         """Return what waits from now on in the place of a member that has no reply yet."""
         stand_in = self._stand_ins[member] = self._make_stand_in(member)
         return stand_in
 
     def fail(self, error: str) -> None:
-        self._tell(1, error_reply(error), lambda stand_in, _: stand_in.fail(error))
+        if self.missing:  # or all had their replies before a bug came up
+            self._tell(1, error_reply(error), lambda stand_in, _: stand_in.fail(error))
 
     @abstractmethod
     def _make_stand_in(self, member: Member) -> Pending:
@@ -101,10 +113,10 @@ class Lone(Pending):
         """Return the members whose turn it is."""
         first = len(self._members) - self.missing
         members = self._members[first : first + count]
-        if members[0].is_slow(self.started):
+        if members[0].is_slow(self.started):  # each is to be noted, as any other that is slow
             for each in members:
                 if each.lone is self:
-                    each.note_slow(self.started)
+                    each.settle()
         return members
 
     def _tell(self, count: int, reply: bytes, otherwise: Callable[[Pending, int], None]) -> None:
@@ -120,7 +132,7 @@ class Lone(Pending):
     def _pass_on(self, member: Member, tell: Callable[[Pending, Any], None], what: Any) -> bool:
         """Tell the stand-in of a member; return whether there is one. If not, the member has gone,
         or had its reply before a bug came up."""
-        stand_in = self._stand_ins.pop(member, None)
+        stand_in = self._stand_ins.get(member)
         if stand_in is None:
             return False
         if stand_in.missing:

@@ -62,6 +62,9 @@ class PlainGets:
         except ConureError as error:
             lone.take_back()
             client.fail(error_text(error))
+        except BaseException:  # a bug: the next member's answer is not this one's
+            lone.take_back()
+            raise
         else:
             client.begin_lone(lone)
 
@@ -117,6 +120,9 @@ class PlainSets:
         except ConureError as error:
             lone.take_back()
             client.fail(error_text(error))
+        except BaseException:  # a bug: the next member's answer is not this one's
+            lone.take_back()
+            raise
         else:
             client.begin_lone(lone)
 

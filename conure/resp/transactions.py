@@ -10,7 +10,8 @@ in its place of EXEC's array, as in Redis, and the others are done. CLIENT REPLY
 place, as in Redis: an array of which replies are silenced has fewer of them than it says.
 
 What is queued or watched counts with what is arriving (``Reactor.arriving``) as long as it is kept,
-so that thousands of clients that queue and never end can't have all memory.
+so that thousands of clients that queue and never end can't have all memory. Half of what may be
+arriving is left to what does arrive: that has to end in time, and a transaction hasn't.
 
 The reactor's thread only.
 """
@@ -255,7 +256,7 @@ def _size_of(words: Sequence[bytes]) -> int:
 def _has_room(client: RespConnection, size: int) -> bool:
     """Tell whether so much more may be kept of what clients have begun."""
     reactor = client.reactor
-    return reactor.arriving + size <= reactor.bounds.max_arriving_bytes
+    return reactor.arriving + size <= reactor.bounds.max_arriving_bytes // 2
 
 
 class _Watching(Pending):

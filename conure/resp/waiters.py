@@ -100,6 +100,10 @@ class Pending:
         else:
             reactor.post(reactor.take_turns, turn)
 
+    def apart(self, ahead: int) -> Pending:  # noqa: ARG002
+        """Return itself: all its answers are one connection's; see ``Waiter.apart``."""
+        return self
+
     def wait(self) -> None:
         """Count it with those whose answers may take their time; see ``Waiter.wait``."""
         raise Unavailable("no command of this protocol waits for a change")

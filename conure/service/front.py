@@ -9,7 +9,7 @@ Protocols only: nothing here runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from conure.commands import Committed
 from conure.errors import ConureError
@@ -43,6 +43,11 @@ class Waiter(Protocol):
         after this request waits for its answer. Any thread. Raises Unavailable, with *alone*.
         """
 
+    def apart(self, ahead: int) -> Self:
+        """Return who is given, from now on, one of its answers that takes longer than the others:
+        the one behind *ahead* of those that are still to come. Itself, unless it stands for
+        requests of several connections. The reactor's thread, or whoever confirms a read."""
+
     def wait(self) -> None:
         """Declare that the answer comes when something happens, which may take its time. The
         reactor's thread only. Raises TooManyRequests."""
@@ -71,7 +76,7 @@ class FrontEnd(Protocol[_WaiterT_contra]):
         ended: Committed | ConureError,
     ) -> None:
         """Answer the waiters *start* to *stop*, whose commands are committed and applied, or why
-        they aren't.
+        they aren't: all of a batch at once or parts of it, each once and in any order.
 
         The command of the waiter at position *i* has the revision ``ended.first + i``. *answers*
         has, by position, what came with the command (see ``Desk.write``), if anything did.

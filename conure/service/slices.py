@@ -76,7 +76,9 @@ class Slices:
         with failing(front, waiters):
             for start in range(0, len(keys), _READERS):
                 part = slice(start, start + _READERS)
-                found = _answer_found(front, waiters[part], records[part], index, contact, blocked)
+                some = waiters[part]
+                found = _answer_found(front, some, records[part], index, contact, blocked)
+                waiters[part] = some
                 late += [start + n for n in found]
                 yield False
         waiters = [waiters[n] for n in late]
@@ -99,36 +101,40 @@ class Slices:
                 index, records = self._backend.get_all(wanted, most, LONG_VALUE)
                 found = dict(zip(wanted, records, strict=True))
                 records = [found[key] for key in some]
-                late = _answer_found(front, waiters[: len(some)], records, index, contact, blocked)
-                waiters = [waiters[n] for n in late] + waiters[len(some) :]
+                first = waiters[: len(some)]
+                late = _answer_found(front, first, records, index, contact, blocked)
+                waiters = [first[n] for n in late] + waiters[len(some) :]
                 keys = [keys[n] for n in late] + keys[len(some) :]
                 yield False
 
 
 def _answer_found(
     front: FrontEnd[WaiterT],
-    waiters: Sequence[WaiterT],
+    waiters: list[WaiterT],
     records: Sequence[Found],
     index: int,
     contact: Contact | None,
     blocked: set[int] | None,
 ) -> list[int]:
     """Answer reads, but for those whose values were not read and those after them in their
-    connections, which are *blocked* from then on; return the positions of these. Without such a
-    set they are refused."""
+    connections, which are *blocked* from then on; return the positions of these, where now those
+    are who wait for them (``Waiter.apart``). Without such a set they are refused."""
     if blocked is None or not (blocked or NotRead in map(type, records)):
         front.found(waiters, records, index, contact)
         return []
     late: list[int] = []
     ready: list[int] = []
+    ahead: dict[WaiterT, int] = {}  # how many of the answers that are ready are whose
     for position, (waiter, record) in enumerate(zip(waiters, records, strict=True)):
         if blocked and waiter.connection in blocked:
             late.append(position)
         elif isinstance(record, NotRead):
             late.append(position)
-            blocked.add(waiter.connection)
+            waits = waiters[position] = waiter.apart(ahead.get(waiter, 0))
+            blocked.add(waits.connection)
         else:
             ready.append(position)
+            ahead[waiter] = ahead.get(waiter, 0) + 1
     if ready:
         front.found([waiters[n] for n in ready], [records[n] for n in ready], index, contact)
     return late

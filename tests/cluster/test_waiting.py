@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from conure.cluster.pending import Read, Reads, Write, Writes
 from conure.commands import Committed, Outcome
 from conure.consensus.messages import COMMAND, Entry
@@ -220,3 +222,14 @@ def test_what_is_held_is_released_in_parts() -> None:
     assert [each.commands for each in writes.take(9, 1)] == [[b"cc", b"cc"]]
     assert [each.commands for each in writes.take()] == [[b"dd", b"dd"]]
     assert (writes.take(), writes.gathered_bytes) == ([], 0)
+
+
+def test_a_bug_of_one_front_costs_the_other_no_answer() -> None:
+    told: list[ConureError | None] = []
+
+    def fail(_: ConureError | None) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        Read(told.append, 9.0, kept=fail, kept_requests=1).answer(None)
+    assert told == [None]

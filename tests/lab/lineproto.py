@@ -41,6 +41,9 @@ class Line:
     def wait(self) -> None:
         """It may wait."""
 
+    def apart(self, ahead: int) -> Line:
+        return self
+
     def on_leave(self, action: Callable[[], None]) -> None:
         """It never leaves."""
 

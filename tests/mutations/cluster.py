@@ -619,6 +619,13 @@ MUTATIONS = [
         ("tests/cluster/test_waiting.py",),
     ),
     Mutation(
+        "a bug of one front costs the other its reads",
+        "conure/cluster/pending.py",
+        "        finally:\n            self.reply(error)\n",
+        "        except ZeroDivisionError:\n            pass\n        self.reply(error)\n",
+        ("tests/cluster/test_waiting.py",),
+    ),
+    Mutation(
         "all that is committed is applied in one go",
         "conure/cluster/applying.py",
         "                entries, lambda: clock() >= until or (was_amid and not store.is_amid)\n",

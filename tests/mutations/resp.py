@@ -113,6 +113,48 @@ MUTATIONS = [
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
+        "resp: time without a command counts as its time",
+        "conure/resp/connection.py",
+        "        if self.reader.is_empty:\n            self.begun = reactor.now\n",
+        "",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: a command's time counts for the next one",
+        "conure/resp/connection.py",
+        "            self.begun = reactor.now  # what follows has begun by now at the earliest\n",
+        "",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: many commands that are wrong have one reply",
+        "conure/resp/connection.py",
+        "command.run and command.takes(run) and",
+        "command.run and",
+        ("tests/resp/test_connection.py",),
+    ),
+    Mutation(
+        "resp: who is behind a long value of another's waits for that",
+        "conure/resp/lone.py",
+        "        member = self._members.pop(",
+        "        return self\n        member = self._members.pop(",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: any thread sets members apart",
+        "conure/resp/lone.py",
+        "        if get_ident() != self.client.reactor.ident:\n            return self\n",
+        "",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: another member than the one of a long value waits for that",
+        "conure/service/slices.py",
+        "waiter.apart(ahead.get(waiter, 0))",
+        "waiter.apart(0)",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
         "resp: a lone command is none where others wait",
         "conure/resp/connection.py",
         "if not self.waiting and self.session.is_plain:",
@@ -167,6 +209,60 @@ MUTATIONS = [
         "    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:",
         "    if size > 0 and end <= stop and waiters[end - 1] is pending:",
         ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: parts of a batch are answered in the order in which they end",
+        "conure/resp/answers.py",
+        "        if stop - start == len(waiters):",
+        "        if waiters:",
+        ("tests/resp/test_answers.py",),
+    ),
+    Mutation(
+        "resp: parts of a batch that ended early are kept for ever",
+        "conure/resp/answers.py",
+        "        while (part := batch.kept.pop(batch.answered, None)) is not None:",
+        "        if (part := batch.kept.pop(batch.answered, None)) is not None:",
+        ("tests/resp/test_answers.py",),
+    ),
+    Mutation(
+        "resp: a bug of the gate hands a member the reply of the next one",
+        "conure/resp/strings.py",
+        "            lone.take_back()\n"
+        "            raise\n"
+        "        else:\n"
+        "            client.begin_lone(lone)\n"
+        "\n"
+        "    def get_all",
+        "            raise\n        else:\n            client.begin_lone(lone)\n\n    def get_all",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: who was answered before a bug came up counts twice",
+        "conure/resp/lone.py",
+        "        stand_in = self._stand_ins.get(member)",
+        "        stand_in = self._stand_ins.pop(member, None)",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: nothing is left to be told for a bug, and the reactor ends",
+        "conure/resp/lone.py",
+        "        if self.missing:  #",
+        "        if True:  #",
+        ("tests/resp/test_answers.py",),
+    ),
+    Mutation(
+        "resp: slow lone commands are not logged",
+        "conure/resp/lone.py",
+        "        if members[0].is_slow(self.started):",
+        "        if not members:",
+        ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: all who don't read are disconnected in one go",
+        "conure/resp/audience.py",
+        "                if perf_counter() > until:\n                    self._next_relief",
+        "                if not self._clients:\n                    self._next_relief",
+        ("tests/resp/test_bounds.py",),
     ),
     Mutation(
         "resp: the next round's lone commands join this one's",
@@ -504,8 +600,8 @@ MUTATIONS = [
     Mutation(
         "messages: to read a little is enough",
         "conure/resp/audience.py",
-        "reactor.now - subscribed.since > _PATIENCE",
-        "reactor.now - client.touched > _PATIENCE",
+        "now - subscribed.since > _PATIENCE",
+        "now - client.touched > _PATIENCE",
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
@@ -541,6 +637,13 @@ MUTATIONS = [
         "conure/resp/transactions.py",
         "        client.reactor.arriving += size\n        return",
         "        queue.held = 0\n        return",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
+        "resp: what is queued leaves no room for what arrives",
+        "conure/resp/transactions.py",
+        "reactor.bounds.max_arriving_bytes // 2",
+        "reactor.bounds.max_arriving_bytes",
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from threading import Event, Thread
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from conure.net import reactor as reactor_file
 from conure.net.reactor import Bounds
 from conure.resp import audience as audience_file
+from conure.resp.connection import RespConnection
 from conure.resp.limits import Limits
 from tests.lab.respclient import ErrorReply, RespClient, command
 from tests.lab.respservice import RespService
@@ -27,7 +29,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 @pytest.fixture
 def tight() -> Iterator[RespService]:
     """A service with little room for what arrives, and what leaves."""
-    service = RespService(bounds=Bounds(max_arriving_bytes=100_000, max_leaving_bytes=8 << 20))
+    service = RespService(bounds=Bounds(max_arriving_bytes=200_000, max_leaving_bytes=8 << 20))
     yield service
     service.close()
 
@@ -125,6 +127,21 @@ def test_what_is_queued_counts_for_all_clients(tight: RespService) -> None:
         assert one.ask("SET", "a", "v" * 60_000) == b"QUEUED"
         one.ask("RESET")
         assert tight.reactor.arriving == 0
+
+
+def test_what_is_queued_leaves_room_for_what_arrives(tight: RespService) -> None:
+    with tight.client() as one, tight.client() as two, tight.client() as three:
+        for client, count in ((one, 3), (two, 2)):
+            client.ask("MULTI")
+            for _ in range(count):
+                client.ask("SET", "a", "v" * 30_000)
+        data = command("SET", "b", "v" * 100_000)
+        three.send(data[:-1])
+        wait_until(lambda: tight.reactor.arriving >= 190_000)
+        three.send(data[-1:])
+        assert three.read() == b"OK"
+        assert str(two.ask("EXEC")).startswith("EXECABORT ")
+        assert one.ask("EXEC") == [b"OK"] * 3
 
 
 def test_watched_keys_count_for_all_clients(tight: RespService) -> None:
@@ -235,6 +252,34 @@ def test_who_reads_a_little_now_and_then_holds_up_nobody(monkeypatch: pytest.Mon
         for client in slow:
             client.close()
         service.close()
+
+
+def test_those_who_read_nothing_are_disconnected_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = RespService(bounds=Bounds(max_leaving_bytes=8 << 20))
+    audience = service.resp.audience
+    monkeypatch.setattr(audience_file, "_PATIENCE", 0.0)
+    monkeypatch.setattr(audience_file, "_RELIEF", 0.02)
+    monkeypatch.setattr(audience_file, "_SHARE", 0.0)
+    drop = audience._drop
+    rounds: list[float] = []
+
+    def note(client: RespConnection) -> None:
+        rounds.append(service.reactor.now)
+        drop(client)
+
+    monkeypatch.setattr(audience, "_drop", note)
+    with ExitStack() as stack:
+        for _ in range(6):
+            client = stack.enter_context(service.client())
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.ask("SUBSCRIBE", "large")
+        publisher = stack.enter_context(service.client())
+        while len(rounds) < 2:
+            publisher.ask("PUBLISH", "large", "m" * (1 << 19))
+        assert len(set(rounds)) == len(rounds)
+    service.close()
 
 
 def test_what_others_do_not_read_holds_up_no_message(tight: RespService) -> None:

@@ -6,7 +6,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from math import inf
 
 import pytest
 
@@ -241,6 +243,43 @@ def test_who_takes_too_long_is_closed(limits: Limits, data: bytes, told: bytes) 
         client.send(data)
         assert client.read_to_end() == told
     service.close()
+
+
+def test_time_counts_from_the_first_byte_of_a_command(
+    service: RespService, client: RespClient
+) -> None:
+    reactor = service.reactor
+    reactor.post(partial(setattr, reactor, "_next_tick", inf))  # deadlines are looked at here
+    assert client.ask("PING") == b"PONG"
+    (connection,) = service.resp.clients.all()
+
+    def send(data: bytes) -> None:
+        """Send while whatever was there before is old."""
+        reactor.post(partial(setattr, connection, "begun", -1e6))
+        wait_for(lambda: connection.begun == -1e6)
+        wanted = reactor.bytes_in + len(data)
+        client.send(data)
+        wait_for(lambda: reactor.bytes_in == wanted)
+        reactor.post(connection.check_deadlines)
+
+    data = command("SET", "k", "v" * 100)
+    send(data[:50])
+    send(data[50:] + data[:50])  # the next one begins
+    send(data[50:])
+    assert [client.read(), client.read()] == [b"OK"] * 2
+    assert client.ask("GET", "k") == b"v" * 100
+    send(data[:50])
+    send(data[50:60])
+    late = b"-ERR Protocol error: the command took too long to arrive\r\n"
+    assert client.read_to_end() == late
+
+
+@pytest.mark.parametrize("words", [("GET",), ("GET", "a", "b"), ("SET", "k"), ("SET",)])
+def test_each_of_many_that_are_wrong_is_refused(client: RespClient, words: tuple[str, ...]) -> None:
+    client.send(command(*words) * 3 + command("PING"))
+    name = words[0].lower()
+    refusal = ErrorReply(f"ERR wrong number of arguments for '{name}' command")
+    assert [client.read() for _ in range(4)] == [refusal] * 3 + [b"PONG"]
 
 
 def test_what_arrives_is_bounded() -> None:

@@ -11,14 +11,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from sys import maxsize
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conure.errors import Forbidden, Unavailable
+from conure.errors import ConureError, Forbidden, Unavailable
+from conure.resp.connection import RespConnection
+from conure.resp.failures import error_reply
 from conure.resp.limits import Limits
 from conure.resp.lone import LoneGets
+from conure.resp.waiters import Pending
 from conure.service.backend import Command, Reply, WriteReply
 from conure.service.gate import Action, Caller
 from tests.lab.httpservice import FakeBackend
@@ -208,6 +212,62 @@ def test_lone_commands_and_pipelines_share_a_round(service: RespService) -> None
     assert service.backend.confirmations == 1
 
 
+def test_nobody_waits_for_the_long_values_of_others(service: RespService) -> None:
+    backend = service.backend
+    backend.values = {b"a": b"x" * (1 << 20), b"b": b"y" * 100_000, b"c": b"z"}
+    clients = [service.client() for _ in range(6)]
+    for each in clients:
+        sync(each)
+    answered: list[list[bool]] = []
+    get_all = backend.get_all
+
+    def note(keys: Sequence[bytes], most: int = maxsize, longest: int = 0) -> object:
+        some = [service.resp.clients.get(number) for number in range(1, 7)]
+        answered.append([each is not None and not (each.waiting or each.lone) for each in some])
+        return get_all(keys, most, longest)
+
+    backend.get_all = note  # type: ignore[method-assign, assignment]
+    gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, "cabcbc", strict=True)]
+    in_one_round(service, *gets)
+    found = [each.read() for each in clients]
+    assert [len(each) for each in found] == [1, 1 << 20, 100_000, 1, 100_000, 1]
+    assert answered == [[False] * 6, [True, True, False, True, False, True]]
+    sync(clients[0])
+    assert service.reactor.in_flight == 0
+    for each in clients:
+        each.close()
+
+
+def test_members_are_set_apart_by_the_reactor_alone(
+    slow: RespService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = slow_of(slow)
+    backend.values = {b"a": b"x" * (1 << 20), b"b": b"y" * 100_000, b"c": b"z"}
+    threads = []
+    settle = RespConnection.settle
+
+    def note(client: RespConnection) -> Pending:
+        threads.append(threading.get_ident())
+        return settle(client)
+
+    monkeypatch.setattr(RespConnection, "settle", note)
+    clients = [slow.client() for _ in range(6)]
+    with slow.client() as other:
+        for each in (*clients, other):
+            sync(each)
+        gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, "cabcbc", strict=True)]
+        in_one_round(slow, *gets)
+        sync(other)
+        backend.answer_all()  # in this thread
+        found = [each.read() for each in clients]
+        assert [len(each) for each in found] == [1, 1 << 20, 100_000, 1, 100_000, 1]
+        sync(other)
+        assert slow.reactor.in_flight == 0
+    assert set(threads) == {slow.reactor.ident}
+    for each in clients:
+        each.close()
+
+
 def test_a_lone_command_after_others_waits_for_them(slow: RespService) -> None:
     backend = slow_of(slow)
     backend.confirm_read = partial(FakeBackend.confirm_read, backend)  # type: ignore[method-assign]
@@ -327,6 +387,40 @@ def test_a_bug_in_the_answer_of_many_is_told_to_each(
         each.close()
 
 
+def test_a_bug_amid_the_answer_of_many_counts_each_once(
+    slow: RespService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = slow_of(slow)
+    backend.values = {b"a": b"1", b"b": b"2"}
+    backend.damaged = b"c"
+    clients = [slow.client() for _ in range(3)]
+    with slow.client() as other:
+        for each in (*clients, other):
+            sync(each)
+        gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, "abc", strict=True)]
+        in_one_round(slow, *gets)
+        sync(other)
+        deliver(slow, clients[1], command("PING"), other)
+        assert slow.reactor.in_flight == 3
+        left = ["a bug"]
+
+        def reply_of(error: ConureError | str) -> bytes:
+            if left:
+                raise ValueError(left.pop())
+            return error_reply(error)
+
+        monkeypatch.setattr("conure.resp.lone.error_reply", reply_of)
+        slow.reactor.post(backend.answer_all)
+        assert clients[0].read() == b"1"
+        assert [clients[1].read() for _ in range(2)] == [b"2", b"PONG"]
+        internal = ErrorReply("ERR internal error; the log of this node has more")
+        assert clients[2].read() == internal
+        sync(other)
+        assert slow.reactor.in_flight == 0
+    for each in clients:
+        each.close()
+
+
 def test_a_round_that_fails_is_told_to_each(
     service: RespService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +480,30 @@ def test_who_may_not_ask_costs_others_nothing() -> None:
     service.close()
 
 
+def test_a_bug_of_the_gate_costs_others_nothing() -> None:
+    class Failing:
+        def allow(self, who: Caller, action: Action, start: bytes, end: bytes | None) -> None:
+            if start == b"bug":
+                raise ValueError("a bug")
+
+    service = RespService(gate=Failing())
+    service.backend.values = {b"a": b"1", b"b": b"2"}
+    clients = [service.client() for _ in range(3)]
+    for each in clients:
+        sync(each)
+    keys = ("a", "bug", "b")
+    internal = ErrorReply("ERR internal error; the log of this node has more")
+    gets = [partial(c.send, command("GET", k)) for c, k in zip(clients, keys, strict=True)]
+    in_one_round(service, *gets)
+    assert [each.read() for each in clients] == [b"1", internal, b"2"]
+    sets = [partial(c.send, command("SET", k, 7)) for c, k in zip(clients, keys, strict=True)]
+    in_one_round(service, *sets)
+    assert [each.read() for each in clients] == [b"OK", internal, b"OK"]
+    for each in clients:
+        each.close()
+    service.close()
+
+
 def test_lone_commands_that_were_slow_are_logged() -> None:
     service = RespService(limits=Limits(slow_command=0.0))
     with service.client() as client:
@@ -393,7 +511,10 @@ def test_lone_commands_that_were_slow_are_logged() -> None:
         assert client.ask("GET", "k") == b"v"
         entries = client.ask("SLOWLOG", "GET")
         assert [each[3] for each in entries] == [[b"GET", b"k"], [b"SET", b"k", b"v"]]
-    assert service.resp.front.slow_commands == 2
+        assert service.resp.front.slow_commands == 2
+        assert client.ask("SET", "k", "x" * 20_000) == b"OK"
+        assert len(client.ask("GET", "k")) == 20_000
+    assert service.resp.front.slow_commands == 4
     service.close()
 
 
