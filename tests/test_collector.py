@@ -34,7 +34,7 @@ def test_what_a_full_collection_leaves_is_frozen(clock: list[float]) -> None:
     assert frozen > 1000  # what there was before
     things = [Thing() for _ in range(500)]
     gc.collect(1)
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() <= frozen  # fewer where something frozen was freed
     gc.collect()
     assert gc.get_freeze_count() >= frozen + 500
     kept = weakref.ref(things[0])
