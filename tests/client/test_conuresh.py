@@ -183,9 +183,11 @@ def test_a_script_may_hold_any_bytes(stub: StubServer) -> None:
 # -- a terminal ------------------------------------------------------------------------------------
 
 
-# Makes standard input the terminal that Ctrl-C comes from, then becomes the command given.
+# Makes standard input the terminal that Ctrl-C comes from, heeds it though the tests' own process
+# was told to ignore it, as those in the background are, then becomes the command given.
 _WITH_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
