@@ -585,11 +585,6 @@ def is_lengthy(data: bytes) -> bool:
     return bool(compares + steps > LENGTHY_STEPS) or len(data) > _LENGTHY_BYTES
 
 
-def decode_whole(operation: int, data: bytes) -> Transaction | Sequential:
-    """Return what a command of OP_TRANSACTION or OP_SEQUENTIAL stands for. Raises WireError."""
-    return decode_sequential(data) if operation == OP_SEQUENTIAL else decode_transaction(data)
-
-
 def _encode_compares(compares: Sequence[Compare]) -> list[bytes]:
     parts: list[bytes] = []
     for key, target, relation, operand in compares:

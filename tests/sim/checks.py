@@ -370,8 +370,10 @@ class Checks:
             if kind == COMMAND:
                 assert data is not None, "nobody but arbiters has had it"
                 op, key, value = codec.decode_command(data)
-                if op >= codec.OP_TRANSACTION:
-                    found[index] = codec.decode_whole(op, data)
+                if op == codec.OP_SEQUENTIAL:
+                    found[index] = codec.decode_sequential(data)
+                elif op == codec.OP_TRANSACTION:
+                    found[index] = codec.decode_transaction(data)
                 else:
                     found[index] = (key, value if op == codec.OP_PUT else None)
         return found
