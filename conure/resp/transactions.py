@@ -254,9 +254,12 @@ def _size_of(words: Sequence[bytes]) -> int:
 
 
 def _has_room(client: RespConnection, size: int) -> bool:
-    """Tell whether so much more may be kept of what clients have begun."""
+    """Tell whether so much more may be kept of what clients have begun.
+
+    ``size`` is of a command that may have arrived in pieces: those are not counted twice.
+    """
     reactor = client.reactor
-    return reactor.arriving + size <= reactor.bounds.max_arriving_bytes // 2
+    return reactor.arriving - client.parked + size <= reactor.bounds.max_arriving_bytes // 2
 
 
 class _Watching(Pending):

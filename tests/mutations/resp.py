@@ -640,6 +640,13 @@ MUTATIONS = [
         ("tests/resp/test_bounds.py",),
     ),
     Mutation(
+        "resp: a queued command in pieces counts twice",
+        "conure/resp/transactions.py",
+        "reactor.arriving - client.parked + size",
+        "reactor.arriving + size",
+        ("tests/resp/test_bounds.py",),
+    ),
+    Mutation(
         "resp: what is queued leaves no room for what arrives",
         "conure/resp/transactions.py",
         "reactor.bounds.max_arriving_bytes // 2",

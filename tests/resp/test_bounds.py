@@ -129,6 +129,16 @@ def test_what_is_queued_counts_for_all_clients(tight: RespService) -> None:
         assert tight.reactor.arriving == 0
 
 
+def test_a_queued_command_that_comes_in_pieces_counts_once(tight: RespService) -> None:
+    with tight.client() as client:
+        client.ask("MULTI")
+        whole = command("SET", "a", "v" * 60_000)
+        client.send(whole[:-100])
+        wait_until(lambda: tight.reactor.arriving > 59_000)
+        client.send(whole[-100:])
+        assert client.read() == b"QUEUED"
+
+
 def test_what_is_queued_leaves_room_for_what_arrives(tight: RespService) -> None:
     with tight.client() as one, tight.client() as two, tight.client() as three:
         for client, count in ((one, 3), (two, 2)):

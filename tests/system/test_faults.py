@@ -207,7 +207,7 @@ def test_a_checkpoint_that_does_not_fit_is_taken_again(tmp_path: Path, disk: Fau
         disk.fail("write", "conure.db", ENOSPC)
         fill(server, 0, 60)
         wait_until(lambda: server.put("k60", value_of(60)).status == 507)
-        assert "writes are refused" in server.text
+        wait_until(lambda: "writes are refused" in server.text)
         ready = server.request("GET", "/readyz?verbose")
         assert "disk full" in ready.body.decode()
         assert b"conure_disk_full 1\n" in server.request("GET", "/metrics").body
