@@ -293,6 +293,6 @@ MUTATIONS = [
         "raft.py",
         "        self._become_follower(hard_state.term)\n        self._log.append([entry])\n",
         "        self._log.append([entry])\n",
-        STORIES,
+        ("tests/consensus/test_raft_configuration.py",),
     ),
 ]
