@@ -47,6 +47,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from conure.cluster.opening import check_agreement, kind_of
 from conure.commands import as_text, prefix_end
 from conure.config import SETTINGS, load
+from conure.consensus.formation import decode_formation
 from conure.consensus.raftlog import RaftLog
 from conure.errors import ConfigError, CorruptionError, ForeignDirectory, StorageError
 from conure.fileio import File, FileSystem, Lock, Mapped, OsFileSystem, ReadInPlace, check_size
@@ -248,6 +249,7 @@ def _check(stopped: _Stopped, progress: _ProgressLine, *, quiet: bool) -> int:
     faults: list[str] = []
     if stopped.diverged:
         faults.append(f"its data differ from the cluster's: {stopped.diverged}")
+    _attempt(stopped.check_formation, faults)
     raft_log = _attempt(stopped.open_log, faults)
     if raft_log is not None:
         lines.append(_describe_log(raft_log))
@@ -492,6 +494,12 @@ class _Stopped:
     def check_agreement(self, raft_log: RaftLog, engine: StorageEngine) -> None:
         """Prove that log and records belong together. Raises CorruptionError."""
         check_agreement(raft_log, engine, self._directory)
+
+    def check_formation(self) -> None:
+        """Read with whom the cluster was formed, if it was. Raises CorruptionError."""
+        kept = self._directory.formation()
+        if kept:
+            decode_formation(kept)
 
     def describe(self) -> str:
         mine = self.identity
