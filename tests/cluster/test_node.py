@@ -106,6 +106,7 @@ def options(**changes: Any) -> NodeOptions:
         "cache_bytes": 1 << 20,
         "log_segment_bytes": 4096,
         "checkpoint_interval": 3600.0,
+        "apply_seconds": 3600.0,
     }
     return NodeOptions(**{**facts, **changes})
 
@@ -1103,7 +1104,7 @@ def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyP
     now = time.monotonic()
     later: list[Callable[[], None]] = []
     given = {"call_later": lambda action, _: later.append(action), "clock": lambda: now}
-    with started(CrashFileSystem(), given=given) as node:
+    with started(CrashFileSystem(), given=given, apply_seconds=0.004) as node:
         rest(node)
         slices: list[float] = []
         apply = node._store.apply
