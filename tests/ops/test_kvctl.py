@@ -208,10 +208,14 @@ def test_columns_are_aligned_and_disturb_no_terminal(
     assert capsysbinary.readouterr().out == (
         b" n  key       end\n 1  a\\x1b[2J  x\n23  b         yy\n"
     )
+    output.json({"key": "a\x9b2J\x07é𝄞\U000e0001"})
+    assert capsysbinary.readouterr().out.decode() == (
+        '{"key": "a\\u009b2J\\u0007é𝄞\\udb40\\udc01"}\n'
+    )
     output.line(b"\xff\n", "\r")
     output.pairs({"file_bytes": 5000, "records": 5000})
     assert capsysbinary.readouterr().out == (
-        b"\\xff\\n\t\r\nfile_bytes  4.9 KiB (5,000)\nrecords     5000\n"
+        b"\\xff\\n\t\\r\nfile_bytes  4.9 KiB (5,000)\nrecords     5000\n"
     )
 
 
