@@ -54,8 +54,8 @@ MUTATIONS = [
     Mutation(
         "bash completes no directory",
         "conure/ops/kvcompletion.py",
-        "COMPREPLY=($(compgen -d -- ",
-        "COMPREPLY=($(compgen -c -- ",
+        "compgen -d -- ",
+        "compgen -c -- ",
         _WORDS,
     ),
     Mutation(
