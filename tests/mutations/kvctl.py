@@ -94,6 +94,13 @@ MUTATIONS = [
         _SERVER,
     ),
     Mutation(
+        "kvctl says OK whatever the server has answered",
+        "conure/ops/kvserver.py",
+        '    if _write(server, words) != b"OK":\n',
+        "    if _write(server, words) is None:\n",
+        _SERVER,
+    ),
+    Mutation(
         "a watch of kvctl waits for ever for a server that is gone",
         "conure/ops/kvserver.py",
         "            is_asked = True\n",

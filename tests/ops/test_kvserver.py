@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conure.errors import DiskFull, NotLeader, OutcomeUnknown
-from conure.ops import kvserver
+from conure.ops import kvserver, respclient
 from conure.resp.limits import Limits
 from tests.lab import forkserver
 from tests.lab.kvctltool import HELLO, Kvctl, ScriptedServer
@@ -267,8 +267,13 @@ def test_the_http_port_is_told_apart(capsysbinary: pytest.CaptureFixture[bytes])
         ([HELLO, b"$5\r\nab"], ["delete", "k"], "may or may not have been carried out"),
         ([HELLO, b"?\r\n"], ["put", "k", "v"], "may or may not have been carried out"),
         ([HELLO, b"$99999999999\r\n"], ["get", "k"], "which no server can store"),
-        ([HELLO, b":1\r\n"], ["scan"], "answers SCAN by what is no page of keys"),
-        ([HELLO, b"*2\r\n$1\r\n0\r\n*1\r\n:5\r\n"], ["scan"], "no page of keys"),
+        ([HELLO, b":1\r\n"], ["scan"], "answers SCAN by something else than what that returns"),
+        ([HELLO, b"*2\r\n$1\r\n0\r\n*1\r\n:5\r\n"], ["scan"], "answers SCAN by something else"),
+        ([HELLO, b":1\r\n"], ["get", "k"], "answers GET by something else"),
+        ([HELLO, b":1\r\n:1\r\n"], ["get", "k", "--json"], "answers GET and PTTL by something"),
+        ([HELLO, b"+no\r\n"], ["put", "k", "v"], "answers SET by something else"),
+        ([HELLO, b"+OK\r\n"], ["delete", "k"], "answers DEL by something else"),
+        ([HELLO, b"_\r\n"], ["ttl", "k"], "answers PTTL by something else"),
         ([HELLO, b"-ERR \x1b[2J\r\n"], ["get", "k"], r"answers: \x1b[2J"),
         ([b"-NOAUTH no\r\n"], ["get", "k"], "NOAUTH no (this kvctl sends no password)"),
     ],
@@ -295,6 +300,21 @@ def test_a_server_that_never_answers(capsysbinary: pytest.CaptureFixture[bytes])
             assert "has not answered within 0.1 s" in kvctl.fails(*words)
         finally:
             server.close()
+
+
+def test_a_write_that_is_interrupted(
+    kvctl: Kvctl, service: RespService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(respclient.RespClient, "ask", interrupted)
+    for words in (["put", "k", "v"], ["delete", "k"]):
+        assert kvctl(*words) == (
+            128 + signal.SIGINT, b"",
+            "kvctl: interrupted; the write may or may not have been carried out\n",
+        )  # fmt: skip
+    assert kvctl("get", "k") == (128 + signal.SIGINT, b"", "")
 
 
 def test_an_old_redis(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
