@@ -185,6 +185,13 @@ MUTATIONS = [
         _OFFLINE,
     ),
     Mutation(
+        "a look into a stopped directory fails for what a start would make",
+        "conure/ops/stopped.py",
+        "        if (create or exclusive) and not self.exists(path):\n",
+        "        if exclusive and not create:\n",
+        _OFFLINE,
+    ),
+    Mutation(
         "an arbiter's directory is taken for one with records",
         "conure/ops/stopped.py",
         "        if not self.holds_records:\n            raise ForeignDirectory(",
