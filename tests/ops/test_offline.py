@@ -23,7 +23,7 @@ from conure.consensus.messages import Entry, EntryKind
 from conure.consensus.raftlog import RaftLog
 from conure.consensus.records import encode_record
 from conure.fileio import OsFileSystem
-from conure.ops import offline
+from conure.ops import offline, progress
 from conure.state.backup import UNFINISHED, Backup, Facts
 from conure.state.codec import encode_transaction
 from conure.state.machine import Store
@@ -150,6 +150,19 @@ def test_what_a_crash_leaves_is_in_order(crashed: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "entries " in out
     assert re.search("^(tree|tables): 20 records", out, re.MULTILINE)
+
+
+def test_what_a_start_would_make_is_not_missed(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The room that the log keeps in reserve; the next start makes it again."""
+    for path in data.glob("raft/*.reserve"):
+        path.unlink()
+    before = contents(data)
+    assert conuredb.main(["check", str(data)]) == 0
+    assert conuredb.main(["dump", str(data)]) == 0
+    assert capsys.readouterr().err == ""
+    assert contents(data) == before
 
 
 Damage = Callable[[Path], object]
@@ -448,7 +461,7 @@ def test_who_has_seen_enough_ends_a_dump_quietly(data: Path, tmp_path: Path) -> 
 def test_progress_on_a_terminal_is_one_line(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline, "TERMINAL_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "TERMINAL_INTERVAL", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert conuredb.main(["check", str(data)]) == 0
     err = capsys.readouterr().err
@@ -467,7 +480,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    line = offline._ProgressLine(quiet=False)
+    line = progress.ProgressLine(quiet=False)
     for _ in range(250):
         now += 0.1
         line("restoring", round(now) - 100, 50)
