@@ -45,6 +45,7 @@ from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
+from conure.operations import Operations
 from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.resp.assembly import Resp
@@ -105,6 +106,7 @@ class Process:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._registry = Registry()
+        self._operations = Operations(self._registry)
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
         self._max_connections = config.max_connections
         self._max_resp_connections = config.resp_max_connections
@@ -142,6 +144,7 @@ class Process:
             # The addresses first: if one is taken, nothing has been touched yet.
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
+            self._operations.add(metrics.operations)
             transport = self._listen_to_peers()
             reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
@@ -274,6 +277,7 @@ class Process:
             node.messages,
             history,
         )
+        self._operations.add(resp.operations)
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
 
     def _resp_address(self) -> str:
@@ -315,7 +319,8 @@ class Process:
     def _taken(self, setting: str, address: Address, error: OSError) -> ConfigError:
         why = f"can't listen on {address}: {error.strerror or error}"
         remedy = "stop whatever uses it, or choose another address"
-        return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
+        name = self._config.called(setting)
+        return ConfigError(name, self._config.sources[setting], f"{why}; {remedy}")
 
     def _open_node(self, transport: Transport, reactor: Reactor, history: History) -> Node:
         config = self._config

@@ -39,7 +39,7 @@ MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
     "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py",
 }  # fmt: skip
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
+OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
     "--storage-engine",
@@ -231,13 +231,13 @@ def test_names_in_code_style_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_and_variables_exist(page: Path) -> None:
     flags = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(page))}
-    ours = {setting.flag for setting in SETTINGS} | OTHER_FLAGS
+    ours = {flag for setting in SETTINGS for flag in setting.flags} | OTHER_FLAGS
     assert flags <= ours | TOOLS_FLAGS
     variables = set(re.findall(r"CONURE_[A-Z_]*[A-Z]", page.read_text()))
     assert variables <= {setting.variable for setting in SETTINGS} | OTHER_VARIABLES
 
 
-METRIC = r"\b(?:conure|process)_[a-z_]+[a-z]\b"
+METRIC = r"\b(?:conure|kvstore|process)_[a-z_]+[a-z]\b"
 
 
 def test_the_table_of_metrics_has_each_of_them() -> None:

@@ -74,9 +74,12 @@ LOG_INTERVAL: Final = 10.0
 _T = TypeVar("_T")
 _LINES = 1000  # of a dump that are written in one go
 _RESTORE_SETTINGS = (
-    "data_dir", "node_id", "raft_addr", "http_addr", "raft_advertise", "http_advertise",
+    "profile", "data_dir", "node_id", "raft_addr", "http_addr", "raft_advertise", "http_advertise",
     "engine", "page_size", "config",
 )  # fmt: skip
+_RESTORE_FLAGS = [
+    flag for setting in SETTINGS if setting.name in _RESTORE_SETTINGS for flag in setting.flags
+]
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -149,12 +152,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         for setting in SETTINGS:
             if setting.name in _RESTORE_SETTINGS:
                 default = f" (default: {setting.default})" if setting.default else ""
-                parser.add_argument(
-                    setting.flag,
-                    dest=setting.name,
-                    metavar=setting.placeholder,
-                    help=setting.help + default,
-                )
+                for flag in setting.flags:  # with a profile they may mean different settings
+                    parser.add_argument(
+                        flag, dest=flag, metavar=setting.placeholder, help=setting.help + default
+                    )
         return parser.parse_args(rest)
     parser.add_argument("directory", metavar="DIR", help="the node's data_dir")
     if command == "stats":
@@ -199,7 +200,7 @@ class _ProgressLine:
 def _restore(
     options: argparse.Namespace, environ: Mapping[str, str], progress: _ProgressLine
 ) -> int:
-    given = {setting.flag: getattr(options, setting.name, None) for setting in SETTINGS}
+    given = {flag: getattr(options, flag, None) for flag in _RESTORE_FLAGS}
     config = load([f"{flag}={text}" for flag, text in given.items() if text is not None], environ)
     if config.role != "data":
         why = "a backup holds records, and an arbiter keeps none; restore a data node"

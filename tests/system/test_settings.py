@@ -98,6 +98,10 @@ RESP = ("--resp-addr=:9190",)
 
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
+    "profile": [
+        Row("kvstore", lambda r: r.node.engine, "lsm"),
+        Row("kvstore", lambda r: r.API.call_args.kwargs["forward"], True),
+    ],
     "node_id": [
         Row("n9", lambda r: r.node.node_id, "n9"),
         Row("n9", lambda r: r.node.told_node_id, True),
