@@ -782,7 +782,7 @@ def _help_on_kvstore() -> list[str]:
     lines = [
         "Profile kvstore (--profile=kvstore, or bin/server, which `make build` makes)",
         "",
-        "It changes defaults, and any flag, variable or key beats it. --http-addr means --rest-addr",
+        "It changes defaults; any flag, variable or key beats it. --http-addr means --rest-addr",
         "with it, as a variable and as a key, too. Flags take one dash or two, as everywhere:",
         "",
     ]
