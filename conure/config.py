@@ -114,6 +114,7 @@ class Config:
     http_advertise: str
     metrics_addr: Address | None
     resp_addr: Address | None
+    rest_addr: Address | None
     allowed_hosts: tuple[str, ...]
     trusted_proxies: tuple[str, ...]
     bootstrap: bool
@@ -177,7 +178,13 @@ class Config:
 
         Seeds are among them: the same ones may be given to all nodes.
         """
-        addresses = (self.http_addr, self.raft_addr, self.raft_advertise, self.metrics_addr)
+        addresses = (
+            self.http_addr,
+            self.raft_addr,
+            self.raft_advertise,
+            self.metrics_addr,
+            self.rest_addr,
+        )
         urls = (self.http_advertise, *self.seeds)
         hosts = [address.host for address in addresses if address is not None]
         return (*hosts, *[host_of(url) for url in urls])
@@ -371,6 +378,8 @@ SETTINGS: tuple[Setting, ...] = (
     _S("metrics_addr", "ADDRESS", "", "serve /metrics here too; empty: only on http_addr",
        _optional_address),
     _S("resp_addr", "ADDRESS", "", "serve RESP here, the protocol of Redis clients; empty: nowhere",
+       _optional_address),
+    _S("rest_addr", "ADDRESS", "", "serve REST here, each key a path of its own; empty: nowhere",
        _optional_address),
     _S("allowed_hosts", "NAMES", "",
        "names, comma-separated, under which this node is asked besides its own; "
@@ -645,6 +654,8 @@ def _check_addresses(config: Config) -> None:
         listening["metrics_addr"] = config.metrics_addr
     if config.resp_addr is not None:
         listening["resp_addr"] = config.resp_addr
+    if config.rest_addr is not None:
+        listening["rest_addr"] = config.rest_addr
     taken: dict[int, tuple[str, Address]] = {}
     for name, address in listening.items():
         other, where = taken.setdefault(address.port, (name, address))
