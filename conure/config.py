@@ -189,7 +189,13 @@ class Config:
 
         Seeds are among them: the same ones may be given to all nodes.
         """
-        addresses = (self.http_addr, self.raft_addr, self.raft_advertise, self.metrics_addr)
+        addresses = (
+            self.http_addr,
+            self.raft_addr,
+            self.raft_advertise,
+            self.metrics_addr,
+            self.rest_addr,
+        )
         urls = (self.http_advertise, *self.seeds)
         hosts = [address.host for address in addresses if address is not None]
         return (*hosts, *[host_of(url) for url in urls])
@@ -708,7 +714,7 @@ def _check_addresses(config: Config) -> None:
             f"connect to; name it with --raft-advertise=<this host>:{port}",
         )
     listening = {"raft_addr": config.raft_addr, "http_addr": config.http_addr}
-    for name in ("rest_addr", "metrics_addr", "resp_addr"):
+    for name in ("metrics_addr", "resp_addr", "rest_addr"):
         optional: Address | None = getattr(config, name)
         if optional is not None:
             listening[name] = optional

@@ -412,6 +412,8 @@ def test_addresses_that_exclude_each_other() -> None:
     assert "raft_addr" in error.why
     assert error_of(["--metrics-addr=:8081"]).setting == "metrics_addr"
     assert error_of(["--resp-addr=:8081"]).setting == "resp_addr"
+    assert error_of(["--rest-addr=:8081"]).setting == "rest_addr"
+    assert error_of(["--resp-addr=:9090", "--rest-addr=127.0.0.1:9090"]).setting == "rest_addr"
     advertised = "--raft-advertise=10.0.0.1:9000"
     for everywhere in (":9000", "0.0.0.0:9000", "[::]:9000"):
         error = error_of([f"--raft-addr={everywhere}", advertised, "--http-addr=127.0.0.1:9000"])

@@ -261,7 +261,7 @@ def check_facts(config: dict[str, Any], version: str) -> None:
     with step("says: user 1000, /var/lib/conure, three ports, entrypoint in exec form"):
         expect("1000:1000", config["User"])
         expect(["/var/lib/conure"], list(config["Volumes"]))
-        expect({"8081/tcp", "7001/tcp", "9090/tcp"}, set(config["ExposedPorts"]))
+        expect({"8081/tcp", "7001/tcp", "9090/tcp", "8080/tcp"}, set(config["ExposedPorts"]))
         expect(["python3", "/app/conuredb.py"], config["Entrypoint"])
     with step("labels: version, revision and source") as tell:
         labels = {

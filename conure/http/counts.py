@@ -63,17 +63,20 @@ class RequestMetrics:
 
 
 class Counts:
-    """Counts requests. What is at none of the *known* paths counts as ``other``."""
+    """Counts requests. What is at none of the *known* paths counts as *other*."""
 
-    def __init__(self, metrics: RequestMetrics, known: Container[str]) -> None:
+    def __init__(
+        self, metrics: RequestMetrics, known: Container[str], other: str = "other"
+    ) -> None:
         self._known = known
+        self._other = other
         self.count_many = metrics.note
         """Counts requests that were answered together; see :meth:`RequestMetrics.note`."""
 
     def count(self, request: Request, status: int) -> None:
         """Count a request that was answered."""
         self.count_many(
-            request.path if request.path in self._known else "other",
+            request.path if request.path in self._known else self._other,
             request.method if request.method in _METHODS else "other",
             status,
             request.started,

@@ -16,7 +16,8 @@ with ``ttl``, in seconds, only where it expires. A transaction, and its outcome:
 A comparison names a key, one of ``value``, ``version``, ``create_revision``, ``mod_revision`` and
 ``exists``, and a ``relation``: ``=`` (if none is named), ``!=``, ``<`` or ``>``. An operation is a
 put, delete, get, range, incr or touch; a delete is of a key or, like a range, of a ``prefix`` or
-of the keys ``from`` … ``to``.
+of the keys ``from`` … ``to``. The body of a put by path has the fields of a put, but for the key,
+which is the path (restrequests.py).
 
 What a client may make long is read and shown in steps (jsonsteps.py). Nothing here has state: any
 thread may call anything. Whatever can't be understood is BadRequest, with the place where it
@@ -65,6 +66,7 @@ __all__ = [
     "parse_batch",
     "parse_duration",
     "parse_transaction",
+    "parse_value",
     "show_item",
     "show_items",
     "show_outcome",
@@ -91,6 +93,7 @@ _LONGEST_DURATION = 64  # characters
 _PLAIN_LINE = {"key", "value"}
 
 _TRANSACTION = '{"success": [{"put": {"key": "k", "value": "v"}}]}'
+_VALUE = '{"value": "v"}'
 
 Object = Mapping[str, Any]
 
@@ -193,6 +196,14 @@ def parse_duration(name: str, text: str) -> int:
             f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
         )
     return milliseconds
+
+
+def parse_value(text: bytes, limits: Limits) -> Steps[tuple[bytes, int]]:
+    """Return the value that the body of a put by path has, and its time to live in milliseconds, 0
+    for ever. Raises BadRequest, and PayloadTooLarge past a limit."""
+    body = yield from _read_object(text, _VALUE, limits)
+    _refuse_others(body, {"value", "encoding", "ttl"}, "the body")
+    return _value(body, "the body", limits), _ttl(body, "the body")
 
 
 def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:

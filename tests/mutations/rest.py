@@ -31,14 +31,14 @@ MUTATIONS = [
     Mutation(
         "settings: allowed hosts reach nobody",
         "conuredb.py",
-        "        names = Names(config.allowed_hosts, own, self._known_as)",
-        "        names = Names((), own, self._known_as)",
+        "        return Names(self._config.allowed_hosts, own, self._known_as)",
+        "        return Names((), own, self._known_as)",
         ("tests/system/test_conuredb.py",),
     ),
     Mutation(
         "settings: own names reach nobody",
         "conuredb.py",
-        "        own = (*config.own_hosts(), socket.gethostname())",
+        "        own = (*self._config.own_hosts(), socket.gethostname())",
         "        own = (socket.gethostname(),)",
         ("tests/system/test_conuredb.py",),
     ),
@@ -95,8 +95,8 @@ MUTATIONS = [
     Mutation(
         "idempotency_window sets nothing",
         "conuredb.py",
-        "idempotency_window=round(config.idempotency_window * 1000),",
-        "",
+        "        return round(self._config.idempotency_window * 1000)",
+        "        return 600_000",
         ("tests/system/test_settings.py",),
     ),
     Mutation(

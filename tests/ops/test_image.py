@@ -41,7 +41,8 @@ def test_the_documented_line_listens_where_the_image_says() -> None:
     assert settings.http_addr.is_wildcard
     ports = {str(settings.http_addr.port), str(settings.raft_addr.port)}
     assert settings.resp_addr is None  # the third port is for whoever asks for RESP there
-    assert set(instruction("EXPOSE")[0].split()) == ports | {"9090"}
+    assert settings.rest_addr is None  # and the fourth one for REST
+    assert set(instruction("EXPOSE")[0].split()) == ports | {"9090", "8080"}
     assert [settings.data_dir] == instruction("VOLUME")
     assert settings.ignored_environment == ()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.lab.process import ServerProcess, resp_port, running, wait_until
+from tests.lab.process import ServerProcess, resp_port, rest_port, running, wait_until
 from tests.lab.respclient import RespClient
 
 NAMES = {
@@ -67,6 +67,19 @@ def test_requests_are_counted_that_were_carried_out(server: ServerProcess) -> No
     server.request("GET", "/kv/count")
     server.request("POST", "/txn", b'{"success": [{"put": {"key": "t", "value": "v"}}]}')
     assert operations(server) == {"put": 5, "get": 3, "delete": 1}
+
+
+def test_keys_as_paths_are_counted_beside_them(server: ServerProcess) -> None:
+    api, server.port = server.port, rest_port(server)
+    assert server.request("PUT", "/a", b'{"value": "1"}').status == 200
+    assert server.request("PUT", "/kv", b'{"value": "a key like any other"}').status == 200
+    assert server.request("PUT", "/a", b"nonsense").status == 400
+    assert server.request("GET", "/a").status == 200
+    assert server.request("HEAD", "/a").status == 200
+    assert server.request("DELETE", "/a").status == 200
+    assert server.request("DELETE", "/a").status == 404
+    server.port = api
+    assert operations(server) == {"put": 2, "get": 2, "delete": 2}
 
 
 def test_commands_of_redis_clients_are_counted_beside_them(server: ServerProcess) -> None:

@@ -118,6 +118,10 @@ depends on the number of members, or scaling would restart them all. */ -}}
 - name: CONURE_RESP_ADDR
   value: ":9090"
 {{- end }}
+{{- if .Values.rest.enabled }}
+- name: CONURE_REST_ADDR
+  value: ":8080"
+{{- end }}
 {{- with .Values.allowedHosts }}
 - name: CONURE_ALLOWED_HOSTS
   value: {{ join "," . | quote }}
@@ -241,6 +245,10 @@ spec:
             {{- if $root.Values.resp.enabled }}
             - name: resp
               containerPort: 9090
+            {{- end }}
+            {{- if $root.Values.rest.enabled }}
+            - name: rest
+              containerPort: 8080
             {{- end }}
           startupProbe:
             httpGet:
