@@ -20,6 +20,7 @@ import pytest
 from conure import errors
 from conure.config import SETTINGS, load
 from conure.errors import ConfigError, ConureError
+from conure.ops.kvcommands import COMMANDS, OPTIONS
 from tests.lab.cluster import free_port
 from tests.lab.httpservice import routes
 from tests.lab.process import ServerProcess, running, wait_until
@@ -30,6 +31,7 @@ README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 CLUSTER = ROOT / "docs" / "cluster.md"
 ENGINES = ROOT / "docs" / "engines.md"
+KVCTL = ROOT / "docs" / "kvctl.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -232,6 +234,8 @@ def test_names_in_code_style_exist(page: Path) -> None:
 def test_flags_and_variables_exist(page: Path) -> None:
     flags = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(page))}
     ours = {flag for setting in SETTINGS for flag in setting.flags} | OTHER_FLAGS
+    if page == KVCTL:
+        ours |= {f"--{name}" for name in OPTIONS}
     assert flags <= ours | TOOLS_FLAGS
     variables = set(re.findall(r"CONURE_[A-Z_]*[A-Z]", page.read_text()))
     assert variables <= {setting.variable for setting in SETTINGS} | OTHER_VARIABLES
@@ -276,6 +280,13 @@ def test_the_flag_table_is_the_table_of_settings() -> None:
     }
     assert table == expected
     assert list(table) == list(expected)
+
+
+def test_the_tables_of_kvctl_are_what_it_reads() -> None:
+    table = [row[0].strip("`") for row in rows(section(KVCTL, "## Commands"))]
+    assert table == [f"{name} {each.arguments}".rstrip() for name, each in COMMANDS.items()]
+    told = set(re.findall(r"--([a-z-]+)", KVCTL.read_text()))
+    assert {*OPTIONS} <= told
 
 
 def test_the_table_of_wings_is_the_one_that_is_enforced() -> None:

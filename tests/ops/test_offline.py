@@ -23,7 +23,7 @@ from conure.consensus.messages import Entry, EntryKind
 from conure.consensus.raftlog import RaftLog
 from conure.consensus.records import encode_record
 from conure.fileio import OsFileSystem
-from conure.ops import offline
+from conure.ops import offline, progress
 from conure.state.backup import UNFINISHED, Backup, Facts
 from conure.state.codec import encode_transaction
 from conure.state.machine import Store
@@ -449,7 +449,7 @@ def test_who_has_seen_enough_ends_a_dump_quietly(data: Path, tmp_path: Path) -> 
 def test_progress_on_a_terminal_is_one_line(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline, "TERMINAL_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "TERMINAL_INTERVAL", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert conuredb.main(["check", str(data)]) == 0
     err = capsys.readouterr().err
@@ -468,7 +468,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    line = offline._ProgressLine(quiet=False)
+    line = progress.ProgressLine(quiet=False)
     for _ in range(250):
         now += 0.1
         line("restoring", round(now) - 100, 50)
