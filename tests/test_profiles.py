@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from conure.config import SETTINGS, Config, load
 from conure.errors import ConfigError
 from conure.profiles import KVSTORE, PROFILES
 from conuredb import main
+from tests.lab import forkserver
+from tests.lab.process import ROOT
 
 PROFILE = "--profile=kvstore"
 NAMES = {setting.name for setting in SETTINGS}
@@ -270,6 +273,19 @@ def test_what_makes_no_sense_is_one_line_and_status_2(
     assert printed.out == ""
     assert re.fullmatch(r"conuredb: [^\n]+\n", printed.err)
     assert said in printed.err
+
+
+def test_an_address_that_is_taken_is_named_as_the_profile_calls_it(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        api = f"--api-addr=127.0.0.1:{taken.getsockname()[1]}"
+        words = [ROOT / "conuredb.py", PROFILE, f"--data-dir={tmp_path}/data", api]
+        done = forkserver.run(words, timeout=30)
+    assert (done.returncode, done.stdout) == (2, b"")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(b"conuredb: api_addr (flag --api-addr): can't listen on ")
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_port_is_compared_with_each_that_has_it() -> None:

@@ -237,6 +237,13 @@ MUTATIONS = [
         ("tests/test_profiles.py",),
     ),
     Mutation(
+        "profile: a port that is taken has the name of another setting",
+        "conuredb.py",
+        "        name = self._config.called(setting)\n",
+        "        name = setting\n",
+        ("tests/test_profiles.py",),
+    ),
+    Mutation(
         "profile: it beats what was given",
         "conure/config.py",
         "text, source = given.get(setting.name) or _default_of(setting, profile)",
