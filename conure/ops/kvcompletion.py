@@ -26,7 +26,8 @@ _kvctl() {{
         prev="${{COMP_WORDS[COMP_CWORD-2]}}"
     fi
     if [[ $prev == --data-dir || $prev == -data-dir ]]; then
-        COMPREPLY=($(compgen -d -- "$cur"))
+        compopt -o filenames 2> /dev/null
+        mapfile -t COMPREPLY < <(compgen -d -- "$cur")
         return
     fi
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
@@ -39,7 +40,7 @@ _kvctl() {{
 {cases}
         *) words="{general}" ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }}
 complete -F _kvctl kvctl
 """
@@ -57,6 +58,10 @@ _kvctl() {{
 {general}
     )
     if [[ ${{words[CURRENT-1]}} == (-|--)data-dir ]]; then
+        _files -/
+        return
+    elif [[ ${{words[CURRENT]}} == (-|--)data-dir=* ]]; then
+        compset -P '*='
         _files -/
         return
     fi

@@ -57,12 +57,17 @@ class Output:
 
     def line(self, *columns: str | bytes) -> None:
         """Write a line of columns, with a tab between them and escapes in them (2)."""
-        shown = [shown_key(each) if isinstance(each, bytes) else each for each in columns]
+        shown = [
+            shown_key(each) if isinstance(each, bytes) else printable(each) for each in columns
+        ]
         self.write("\t".join(shown) + "\n")
 
     def json(self, found: object) -> None:
-        """Write a line of JSON."""
-        self.write(json.dumps(found, ensure_ascii=False) + "\n")
+        """Write a line of JSON (2, 3)."""
+        text = json.dumps(found, ensure_ascii=False)
+        if not text.isprintable():
+            text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+        self.write(text + "\n")
 
     def value(self, value: bytes) -> None:
         """Write a value (1, 2)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import islice
 from typing import Any, Final
@@ -37,7 +37,7 @@ from conure.ops.kvwords import Failed, Line
 from conure.ops.progress import ProgressLine
 from conure.ops.reports import examine, facts_of, lines_of, note_of, shown_record
 from conure.ops.stopped import Stopped
-from conure.state.machine import PinnedState, Store
+from conure.state.machine import Store
 from conure.storage.engine import Record
 from conure.storage.engines import LSM
 from conure.storage.lsm.manifest import Manifest
@@ -126,16 +126,17 @@ def _dump(stopped: Stopped, line: Line, output: Output, progress: ProgressLine) 
     store = _opened(stopped, progress)
     written = 0
     with closing(store.snapshot()) as state:
-        for lines in lines_of(_within(state, prefix)):
+        items = state.items(prefix, prefix_end(prefix))
+        if output.is_terminal:  # which isn't handed any character as it is
+            for key, record in items:
+                output.json(shown_record(key, record))
+            return 0
+        for lines in lines_of(items):
             output.write(b"".join(lines))
             written += len(lines)
-            if not prefix and not output.is_terminal:
+            if not prefix:
                 progress("dumping", written, store.records)
     return 0
-
-
-def _within(state: PinnedState, prefix: bytes) -> Iterator[tuple[bytes, Record]]:
-    return state.items(prefix, prefix_end(prefix))
 
 
 def _record(stopped: Stopped, key: bytes, progress: ProgressLine) -> Record:
@@ -254,11 +255,13 @@ def _show_levels(found: Manifest, output: Output) -> None:
             ("long values", "size", "in use"),
             right=(1, 2),
         )  # fmt: skip
+    if rows:
+        output.line("")
     tables = sum(map(len, found.levels))
     size = sum(table.size for level in found.levels for table in level)
     blobs = sum(blob.size for blob in found.blobs)
     output.line(
-        f"{chr(10) if rows else ''}{_counted(tables, 'table')}, {shown_bytes(size)}; "
+        f"{_counted(tables, 'table')}, {shown_bytes(size)}; "
         f"{_counted(len(found.blobs), 'file')} of long values, {shown_bytes(blobs)}; "
         f"{found.records:,} records, the store's own included, as of entry {found.applied_index}"
     )

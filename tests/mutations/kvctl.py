@@ -54,8 +54,8 @@ MUTATIONS = [
     Mutation(
         "bash completes no directory",
         "conure/ops/kvcompletion.py",
-        "COMPREPLY=($(compgen -d -- ",
-        "COMPREPLY=($(compgen -c -- ",
+        "compgen -d -- ",
+        "compgen -c -- ",
         _WORDS,
     ),
     Mutation(
@@ -150,7 +150,7 @@ MUTATIONS = [
         _CLIENT,
     ),
     Mutation(
-        "kvctl deletes from a stopped directory's point of view what its log knows",
+        "a write of kvctl into a stopped directory goes around the log",
         "conure/ops/kvstopped.py",
         "    if line.command in _REFUSED:\n",
         '    if line.command == "watch":\n',
@@ -171,11 +171,10 @@ MUTATIONS = [
         _STOPPED,
     ),
     Mutation(
-        "a look into a stopped directory cuts its log",
+        "a look into a stopped directory finishes what a crash has left",
         "conure/ops/stopped.py",
-        '    def pwrite(self, data: bytes, offset: int) -> None:\n        """Drop it."""\n',
-        "    def pwrite(self, data: bytes, offset: int) -> None:\n"
-        "        self._file.pwrite(data, offset)\n",
+        '        self._names[new] = self._real(old)\n        self._names[old] = ""\n',
+        "        self._fs.rename(old, new)\n",
         _OFFLINE,
     ),
     Mutation(

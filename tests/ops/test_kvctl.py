@@ -168,14 +168,28 @@ def test_completion_is_a_script_of_that_shell(kvctl: Kvctl, shell: str) -> None:
 )
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
 def test_bash_completes(typed: list[str], offered: list[str]) -> None:
+    assert bash_completes(typed, ROOT) == sorted(offered)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+def test_bash_completes_folders_of_any_name(tmp_path: Path) -> None:
+    for name in ("a b", "a*", "a$(touch made)", "c"):
+        (tmp_path / name).mkdir()
+    assert bash_completes(["kvctl", "--data-dir", "a"], tmp_path) == ["a b", "a$(touch made)", "a*"]
+    assert not (tmp_path / "made").exists()
+
+
+def bash_completes(typed: list[str], folder: Path) -> list[str]:
+    """Return what a bash offers for the last of some words."""
     words = " ".join(map(shlex.quote, typed))
-    ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _kvctl; echo ${{COMPREPLY[@]}}"
+    ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _kvctl"
+    show = 'for word in "${COMPREPLY[@]}"; do echo "$word"; done'
     done = subprocess.run(
-        ["bash", "-c", f"{script_for('bash')}\n{ask}"],
-        capture_output=True, text=True, check=True, cwd=ROOT,
+        ["bash", "-c", f"{script_for('bash')}\n{ask}; {show}"],
+        capture_output=True, text=True, check=True, cwd=folder,
     )  # fmt: skip
-    assert sorted(done.stdout.split()) == sorted(offered)
     assert done.stderr == ""
+    return sorted(done.stdout.splitlines())
 
 
 # -- what is shown ---------------------------------------------------------------------------------
@@ -208,10 +222,14 @@ def test_columns_are_aligned_and_disturb_no_terminal(
     assert capsysbinary.readouterr().out == (
         b" n  key       end\n 1  a\\x1b[2J  x\n23  b         yy\n"
     )
+    output.json({"key": "a\x9b2J\x07é𝄞\U000e0001"})
+    assert capsysbinary.readouterr().out.decode() == (
+        '{"key": "a\\u009b2J\\u0007é𝄞\\udb40\\udc01"}\n'
+    )
     output.line(b"\xff\n", "\r")
     output.pairs({"file_bytes": 5000, "records": 5000})
     assert capsysbinary.readouterr().out == (
-        b"\\xff\\n\t\r\nfile_bytes  4.9 KiB (5,000)\nrecords     5000\n"
+        b"\\xff\\n\t\\r\nfile_bytes  4.9 KiB (5,000)\nrecords     5000\n"
     )
 
 

@@ -99,7 +99,9 @@ def test_scan(kvctl: Kvctl) -> None:
     assert kvctl("scan", "nobody") == (0, b"", "")
 
 
-def test_dump_is_that_of_the_server(kvctl: Kvctl, data: Path) -> None:
+def test_dump_is_that_of_conuredb(
+    kvctl: Kvctl, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = kvctl("dump").out
     assert len(lines.splitlines()) == 40
     done = subprocess.run(
@@ -110,6 +112,8 @@ def test_dump_is_that_of_the_server(kvctl: Kvctl, data: Path) -> None:
     )
     assert lines == done.stdout
     assert len(kvctl("dump", "key0").out.splitlines()) == 10
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert objects(kvctl("dump").out) == objects(lines)
 
 
 def test_when_a_key_expires(tmp_path: Path, bare: Kvctl, monkeypatch: pytest.MonkeyPatch) -> None:
