@@ -280,7 +280,7 @@ def test_an_address_that_is_taken_is_named_as_the_profile_calls_it(tmp_path: Pat
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         api = f"--api-addr=127.0.0.1:{taken.getsockname()[1]}"
-        words = [ROOT / "conuredb.py", PROFILE, f"--data-dir={tmp_path}/data", api]
+        words = [str(ROOT / "conuredb.py"), PROFILE, f"--data-dir={tmp_path}/data", api]
         done = forkserver.run(words, timeout=30)
     assert (done.returncode, done.stdout) == (2, b"")
     last = done.stderr.splitlines()[-1]
