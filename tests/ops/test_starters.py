@@ -19,6 +19,9 @@ from tests.lab.process import ROOT, resp_port, running, wait_until
 CLEAN = {
     name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CONURE_"))
 }
+UNMADE = {name: value for name, value in CLEAN.items() if not name.startswith("MAKE")}
+"""As if no make had started the tests."""
+
 ELSEWHERE = ("sh", "-c", 'cd / && shift && exec "$@"', "sh")
 """Starts what stands behind a Python, by its own first line and in another directory."""
 
@@ -107,7 +110,7 @@ def test_kvctl_talks_to_the_server(bin_: Path, tmp_path: Path) -> None:
 def test_make_builds_and_cleans_what_git_ignores() -> None:
     def plan(target: str) -> str:
         done = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+            ["make", "-n", target], cwd=ROOT, env=UNMADE, capture_output=True, text=True, check=True
         )
         return done.stdout
 

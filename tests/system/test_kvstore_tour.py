@@ -69,7 +69,7 @@ class Machine:
         """Run a command; return what it prints."""
         done = subprocess.run(
             ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=self.home, env=self._environ(), timeout=60, check=False,
+            cwd=self.home, env=self.environ(), timeout=60, check=False,
         )  # fmt: skip
         return self.as_on_the_page(done.stdout.decode())
 
@@ -77,7 +77,7 @@ class Machine:
         """Start a server."""
         with open(self.log, "wb") as log:
             self._server = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"], stderr=log, cwd=self.home, env=self._environ(),
+                ["bash", "-c", f"exec {command}"], stderr=log, cwd=self.home, env=self.environ(),
                 start_new_session=True,
             )  # fmt: skip
 
@@ -114,8 +114,13 @@ class Machine:
                 os.killpg(self._server.pid, signal.SIGKILL)
             self._server.wait(30)
 
-    def _environ(self) -> dict[str, str]:
-        environ = {name: value for name, value in os.environ.items() if "CONURE_" not in name}
+    def environ(self) -> dict[str, str]:
+        """Return the variables of its processes: none of ours, or of a make that runs the tests."""
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "PYTHON" and not re.match("CONURE_|MAKE|MFLAGS", name)
+        }
         environ |= {name: f"127.0.0.1:{self.port(port)}" for name, port in DEFAULTS.items()}
         environ["KVCTL_ADDR"] = f"127.0.0.1:{self.port('9090')}"
         environ["PATH"] = f"{os.path.dirname(sys.executable)}:{environ['PATH']}"
@@ -151,7 +156,11 @@ class Tour:
             each.wait_until_ready()
         if command.startswith("make "):
             done = subprocess.run(
-                command.split(), cwd=self._clone, stdout=subprocess.PIPE, check=True
+                command.split(),
+                cwd=self._clone,
+                env=machine.environ(),
+                stdout=subprocess.PIPE,
+                check=True,
             )
             assert done.stdout.decode() == shown
             return
