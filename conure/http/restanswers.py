@@ -3,6 +3,9 @@
 They are those of ``/kv`` (answers.py) with the same header fields; what differs is the body, which
 is JSON but for a value that is asked for as it is. Every request counts as :data:`ROUTE`.
 
+A long value takes turns to become JSON. Whatever waits for its turn holds no value: it is read
+again then, and many who wait for long ones take no memory for them.
+
 Any thread.
 """
 
@@ -22,9 +25,10 @@ from conure.http.parameters import names_revision
 from conure.http.referrals import Forwarding
 from conure.http.request import Request
 from conure.http.restrecords import show, show_in_steps
+from conure.http.restrequests import Named
 from conure.service.backend import Found, KeyValueBackend, Record
 from conure.service.freshness import Contact
-from conure.service.turns import AT_ONCE, Turns, begin
+from conure.service.turns import AT_ONCE, Turns, or_fail
 
 __all__ = ["ROUTE", "RestAnswers"]
 
@@ -32,6 +36,7 @@ ROUTE: Final = "/{key}"
 """What the requests are counted as."""
 
 _VARY: Final = b"Vary: Accept\r\n"
+_SHOWN_AT_ONCE = 256 << 10  # bytes of a value that is no short one, if there is time: a millisecond
 
 
 class RestAnswers(Answers):
@@ -53,21 +58,28 @@ class RestAnswers(Answers):
     ) -> None:
         """Answer reads; see ``FrontEnd.found``."""
         fields = contact_field(contact) + index_field(index)
-        shown = _VARY + fields
         until = perf_counter() + AT_ONCE  # all of them share it
-        count = now = 0
+        count = 0
         for request, record in zip(requests, records, strict=True):
-            if record is None:
-                self.fail(request, KeyNotFound(), fields)
-            elif isinstance(record, ConureError):
-                self.fail(request, record, fields)
+            wishes = request.headers.note
+            if record is None or isinstance(record, ConureError):
+                self.fail(request, record or KeyNotFound(), fields)
+                continue
+            more, ttl = self._described(record, fields)
+            value, none_match = record.value, wishes.if_none_match
+            if none_match is not None and names_revision(none_match, record.mod_revision):
+                self.respond(request, b"", JSON, more, 304)
+                continue
+            if wishes.octets:
+                request.respond(200, value, OCTETS, more)
+            elif len(value) <= INLINE_BYTES or (
+                len(value) <= _SHOWN_AT_ONCE and perf_counter() < until
+            ):
+                request.respond(200, show(request.target.note, value, ttl), JSON, more)
             else:
-                revisions = record.mod_revision, record.create_revision, record.version
-                more = OF_RECORD % (shown, *revisions)
-                if record.expiry:
-                    now = now or self._backend.time()
-                    more += ttl_field(record.expiry, now)
-                count += self._answer_found(request, record, more, now, until)
+                request.go_on(or_fail(request, self._show_later(request, contact), self.fail))
+                continue
+            count += 1
         self._counts.count_many(ROUTE, "GET", 200, requests[0].started, count)
 
     def fail(self, request: Request, error: ConureError, fields: bytes = b"") -> None:
@@ -109,27 +121,25 @@ class RestAnswers(Answers):
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _answer_found(
-        self, request: Request, record: Record, fields: bytes, now: int, until: float
-    ) -> int:
-        """Answer a read with its record, or begin to; return how many answers of the usual status
-        are given that nobody has counted."""
-        wishes = request.headers.note
-        value = record.value
-        none_match = wishes.if_none_match
-        if none_match is not None and names_revision(none_match, record.mod_revision):
-            self.respond(request, b"", JSON, fields, 304)
-            return 0
-        if wishes.octets:
-            request.respond(200, value, OCTETS, fields)
-            return 1
-        ttl = max(0, record.expiry - now) / 1000 if record.expiry else None
-        if len(value) <= INLINE_BYTES:
-            request.respond(200, show(request.target.note, value, ttl), JSON, fields)
-            return 1
-        begin(request, self._show_long(request, value, ttl, fields), self.fail, until)
-        return 0
+    def _described(self, record: Record, fields: bytes) -> tuple[bytes, float | None]:
+        """Return the header fields of a record, behind *fields*, and for how many seconds it lives
+        on; None for ever."""
+        revisions = record.mod_revision, record.create_revision, record.version
+        more = OF_RECORD % (_VARY + fields, *revisions)
+        if not record.expiry:
+            return more, None
+        now = self._backend.time()
+        return more + ttl_field(record.expiry, now), max(0, record.expiry - now) / 1000
 
-    def _show_long(self, request: Request, value: bytes, ttl: float | None, fields: bytes) -> Turns:
-        body = yield from show_in_steps(request.target.note, value, ttl)
-        self.respond(request, body, JSON, fields)
+    def _show_later(self, request: Request, contact: Contact | None) -> Turns:
+        """Answer a read with a long value, read now: what has been confirmed holds all the more."""
+        named: Named = request.target.note
+        index, (record,) = self._backend.get_all([named.key])
+        fields = contact_field(contact) + index_field(index)
+        if record is None or isinstance(record, ConureError):
+            self.fail(request, record or KeyNotFound(), fields)
+            return
+        more, ttl = self._described(record, fields)
+        yield False
+        body = yield from show_in_steps(named, record.value, ttl)
+        self.respond(request, body, JSON, more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -94,9 +94,9 @@ def test_any_header_field_is_read_or_refused(field: str) -> None:
     "field", ["," * 32_000, ";" * 32_000, "a/b; " * 6_000 + "@", "*/*;q=1," * 4_000]
 )
 def test_a_long_header_field_takes_no_time(field: str) -> None:
-    begun = perf_counter()
+    begun = thread_time()
     for _ in range(100):
         prefers(field, USUAL, OTHER)
         with contextlib.suppress(BadRequest):
             parse_content_type(field)
-    assert (perf_counter() - begun) / 100 < 0.005
+    assert (thread_time() - begun) / 100 < 0.005

@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,10 +26,15 @@ from conure.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from conure.http.counts import RequestMetrics
 from conure.http.limits import Limits
+from conure.http.rest import Rest
 from conure.metrics import Registry
-from conure.service.gate import Action, Caller
-from tests.lab.httpdriver import read_answers, statuses
+from conure.service.gate import Action, AllowAll, Caller
+from conure.service.limits import Limits as RequestLimits
+from conure.service.requests import Requests
+from conure.service.watchers import Watchers
+from tests.lab.httpdriver import Stepped, bytewise, read_answers, statuses, without_dates
 from tests.lab.httpservice import FakeBackend, Service
 from tests.lab.process import Answer
 
@@ -651,6 +657,35 @@ def test_no_bytes_break_it(lasting: Service, data: bytes) -> None:
     assert set(statuses(received)) <= STATUSES, received
     assert shown(lasting.ask_rest("PUT", "/sane", b'{"value": "v"}'))
     assert lasting.ask_rest("GET", "/sane").status == 200
+
+
+def played(pieces: list[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
+    """Send the pieces, a round for each; return the answers without their dates, and what is
+    stored."""
+    backend, registry = FakeBackend(), Registry()
+    limits = RequestLimits(value_bytes=1000, range_items=10)
+    watchers = Watchers[Any](backend.history, registry)
+    requests = Requests(backend, AllowAll(), watchers, limits, max_workers=1)
+    stepped = Stepped(Rest(backend, requests, RequestMetrics(registry), limits))
+    try:
+        for piece in pieces:
+            stepped.send(piece)
+        return without_dates(stepped.end()), backend.values
+    finally:
+        stepped.close()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.lists(WHOLE | PIECES, max_size=10).map(b"".join),
+    places=st.lists(st.integers(0, 600), max_size=6),
+)
+def test_splits_change_neither_answers_nor_values(data: bytes, places: list[int]) -> None:
+    """H3."""
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    at_once = played([data])
+    assert played([data[start:stop] for start, stop in pairwise(edges)]) == at_once
+    assert played(bytewise(data)) == at_once
 
 
 @settings(deadline=None, max_examples=150)

@@ -15,8 +15,13 @@ from tests.lab.httpservice import FakeBackend, Service
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    running = Service(FakeBackend(), value_bytes=1 << 20, rest=True)
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def service(backend: FakeBackend) -> Iterator[Service]:
+    running = Service(backend, value_bytes=1 << 20, rest=True)
     yield running
     running.close()
 
@@ -87,12 +92,49 @@ def test_a_long_value_is_shown_in_turns(
         assert turns == []
 
 
-def test_time_at_once_is_shared(
+def test_as_much_as_there_is_time_for_is_shown_at_once(
     service: Service, turns: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long value whose turns are over by then is answered without the reactor's help."""
     monkeypatch.setattr(restanswers, "AT_ONCE", 60.0)
-    kind = {"Content_Type": "application/octet-stream"}
-    service.ask_rest("PUT", "/k", b"v" * (1 << 20), **kind)
-    assert len(json.loads(service.ask_rest("GET", "/k").body)["value"]) == 1 << 20
-    assert turns == []
+    for size, takes in ((256 << 10, False), ((256 << 10) + 1, True)):
+        service.ask_rest("PUT", "/k", b"v" * size, Content_Type="application/octet-stream")
+        turns.clear()
+        assert len(json.loads(service.ask_rest("GET", "/k").body)["value"]) == size
+        assert turns == [False] * takes
+
+
+@pytest.mark.parametrize("then", ["changed", "deleted", "damaged", "stale"])
+def test_who_waits_for_a_turn_is_told_what_is_there_then(
+    backend: FakeBackend, service: Service, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """And holds no value until then."""
+    backend.apply([(b"k", b"v" * (1 << 20))])
+    backend.contact = 1.5
+    seen: list[Any] = []
+    go_on = Request.go_on
+
+    def later(request: Request, steps: Any, *, alone: bool = False) -> None:
+        seen.append(
+            all(
+                not isinstance(held, bytes) or len(held) < 1000
+                for held in steps.gi_frame.f_locals["steps"].gi_frame.f_locals.values()
+            )
+        )
+        if then == "changed":
+            backend.apply([(b"k", b"w" * 300_000)])
+        elif then == "deleted":
+            backend.apply([(b"k", None)])
+        elif then == "damaged":
+            backend.damaged = b"k"
+        go_on(request, steps, alone=alone)
+
+    monkeypatch.setattr(Request, "go_on", later)
+    answer = service.ask_rest("GET", "/k?stale=true")
+    assert seen == [True]
+    assert answer.headers["x-conure-last-contact"] == "1500"
+    assert answer.headers["x-conure-index"] == ("2" if then in ("changed", "deleted") else "1")
+    if then == "changed":
+        assert json.loads(answer.body)["value"] == "w" * 300_000
+        assert answer.headers["etag"] == '"2"'
+    else:
+        assert answer.status == {"deleted": 404, "damaged": 500, "stale": 200}[then]

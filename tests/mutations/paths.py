@@ -153,9 +153,23 @@ MUTATIONS = [
     Mutation(
         "rest: a long value has its JSON at once",
         "conure/http/restanswers.py",
-        "        if len(value) <= INLINE_BYTES:",
-        "        if len(value) <= INLINE_BYTES << 20:",
+        "            elif len(value) <= INLINE_BYTES or (",
+        "            elif len(value) <= INLINE_BYTES << 20 or (",
         ("tests/http/test_restturns.py",),
+    ),
+    Mutation(
+        "rest: who waits for a turn holds a value",
+        "conure/http/restanswers.py",
+        "                len(value) <= _SHOWN_AT_ONCE and perf_counter() < until",
+        "                perf_counter() < until",
+        ("tests/http/test_restturns.py",),
+    ),
+    Mutation(
+        "rest: base64 may go on behind its end",
+        "conure/http/documents.py",
+        '        elif at + _SLICE < len(text) and "=" in piece:',
+        '        elif at + _SLICE > len(text) and "=" in piece[:-2]:',
+        RECORDS,
     ),
     Mutation(
         "rest: a long body is read at once",

@@ -148,7 +148,9 @@ def test_what_a_node_shows_of_it(server: ServerProcess) -> None:
         assert server.metric("conure_http_connections") == 1  # the one that asks
         assert server.metric("conure_rest_connections_accepted_total") == accepted + 1
         idle.sendall(b"nonsense\r\n\r\n")
-        wait_until(lambda: server.metric("conure_rest_connections") == 0)
+        wait_until(lambda: idle.recv(1 << 16) == b"")
+    wait_until(lambda: server.metric("conure_rest_connections") == 0)
+    assert server.metric("conure_rest_connections_accepted_total") == accepted + 1
     assert server.metric('conure_rest_refused_total{code="400"}') >= 1
     assert ask(server, "PUT", "/shown", b'{"value": "v"}').status == 200
     assert server.metric('conure_http_requests_total{route="/{key}",method="PUT",code="200"}') >= 1
