@@ -10,7 +10,7 @@ Called by kvserver.py. For the main thread.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, NamedTuple
@@ -119,13 +119,13 @@ def _look_at_leader(server: RespClient) -> str:
 
 
 def _try_read(server: RespClient) -> str:
-    server.ask(b"GET", _PROBE + secrets.token_hex(8).encode())
+    server.ask(b"GET", _PROBE + os.urandom(8).hex().encode())
     return "linearizable, of a key that isn't there"
 
 
 def _try_write(server: RespClient) -> str:
-    key = _PROBE + secrets.token_hex(8).encode()
-    value = secrets.token_hex(16).encode()
+    key = _PROBE + os.urandom(8).hex().encode()
+    value = os.urandom(16).hex().encode()
     server.write(b"SET", key, value, b"NX", b"PX", _PROBE_MS)
     found = server.ask(b"GET", key)
     server.write(b"DEL", key)

@@ -78,7 +78,8 @@ def _put(server: RespClient, line: Line, output: Output) -> int:
     ttl = line.options.get("ttl")
     if ttl is not None:
         words += [b"PX", b"%d" % max(1, round(ttl * 1000))]
-    _write(server, words)
+    if _write(server, words) != b"OK":
+        raise _strange(server, "SET")
     if output.as_json:
         output.json({"ok": True})
     else:
@@ -90,8 +91,10 @@ def _get(server: RespClient, line: Line, output: Output) -> int:
     key = os.fsencode(line.arguments[0])
     if not output.as_json:
         value = server.ask(b"GET", key)
-        if not isinstance(value, bytes):
+        if value is None:
             raise Failed("key not found")
+        if not isinstance(value, bytes):
+            raise _strange(server, "GET")
         output.value(value)
         return 0
     for found in _records(server, [key]):
@@ -102,6 +105,8 @@ def _get(server: RespClient, line: Line, output: Output) -> int:
 
 def _delete(server: RespClient, line: Line, output: Output) -> int:
     count = _write(server, [b"DEL", *map(os.fsencode, line.arguments)])
+    if not isinstance(count, int):
+        raise _strange(server, "DEL")
     if output.as_json:
         output.json({"deleted": count})
     else:
@@ -112,7 +117,9 @@ def _delete(server: RespClient, line: Line, output: Output) -> int:
 def _ttl(server: RespClient, line: Line, output: Output) -> int:
     key = os.fsencode(line.arguments[0])
     left = server.ask(b"PTTL", key)
-    if not isinstance(left, int) or left == -2:
+    if not isinstance(left, int):
+        raise _strange(server, "PTTL")
+    if left == -2:
         raise Failed("key not found")
     if output.as_json:
         output.json({**fields_of(key), "ttl": None if left < 0 else left / 1000})
@@ -189,7 +196,7 @@ def _pages(server: RespClient, line: Line, limit: int | None) -> Iterator[list[b
             case [bytes(cursor), list(keys)] if all(isinstance(key, bytes) for key in keys):
                 pass
             case _:
-                raise Garbled(f"{server.name} answers SCAN by what is no page of keys")
+                raise _strange(server, "SCAN")
         if ascends:
             keys = [key for key in keys if key > last]
             last = keys[-1] if keys else last
@@ -212,8 +219,15 @@ def _records(server: RespClient, keys: Sequence[bytes]) -> Iterator[_Found]:
             for reply in (value, left):
                 if isinstance(reply, ErrorReply):
                     raise reply
-            if isinstance(value, bytes) and isinstance(left, int):
+            if not isinstance(value, bytes | None) or not isinstance(left, int):
+                raise _strange(server, "GET and PTTL")
+            if value is not None and left != -2:
                 yield _Found(key, value, left if left >= 0 else None)
+
+
+def _strange(server: RespClient, command: str) -> Garbled:
+    """Return what to say of a reply that a command can't have."""
+    return Garbled(f"{server.name} answers {command} by something else than what that returns")
 
 
 def _literally(prefix: bytes) -> bytes:

@@ -190,10 +190,13 @@ class _View:
         self,
         path: str,
         *,
-        create: bool = False,  # noqa: ARG002
+        create: bool = False,
         read_only: bool = False,  # noqa: ARG002
-        exclusive: bool = False,  # noqa: ARG002
+        exclusive: bool = False,
     ) -> File:
+        """Open it for reading; one that would be made is empty, and nobody keeps it."""
+        if (create or exclusive) and not self.exists(path):
+            return _Unkept(path)
         return _ViewedFile(self._fs.open(self._real(path), read_only=True), self._reading)
 
     def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:  # noqa: ARG002
@@ -250,6 +253,41 @@ class _View:
                     with contextlib.closing(self.open(os.path.join(directory, name))) as file:
                         total += file.size()
         return total
+
+
+class _Unkept:
+    """A file that a :class:`_View` has made: an empty one, whatever is written (fileio.File)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def pread(self, size: int, offset: int) -> bytes:  # noqa: ARG002
+        return b""
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """Drop it."""
+
+    def pwritev(self, buffers: Sequence[bytes], offset: int) -> None:
+        """Drop it."""
+
+    def allocate(self, offset: int, size: int) -> None:
+        """Drop it."""
+
+    def sync(self) -> None:
+        """Do nothing: nothing was written."""
+
+    def truncate(self, size: int) -> None:
+        """Drop it."""
+
+    def size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
 
 
 class _ViewedFile:

@@ -94,6 +94,13 @@ MUTATIONS = [
         _SERVER,
     ),
     Mutation(
+        "kvctl says OK whatever the server has answered",
+        "conure/ops/kvserver.py",
+        '    if _write(server, words) != b"OK":\n',
+        "    if _write(server, words) is None:\n",
+        _SERVER,
+    ),
+    Mutation(
         "a watch of kvctl waits for ever for a server that is gone",
         "conure/ops/kvserver.py",
         "            is_asked = True\n",
@@ -175,6 +182,13 @@ MUTATIONS = [
         "conure/ops/stopped.py",
         '        self._names[new] = self._real(old)\n        self._names[old] = ""\n',
         "        self._fs.rename(old, new)\n",
+        _OFFLINE,
+    ),
+    Mutation(
+        "a look into a stopped directory fails for what a start would make",
+        "conure/ops/stopped.py",
+        "        if (create or exclusive) and not self.exists(path):\n",
+        "        if exclusive and not create:\n",
         _OFFLINE,
     ),
     Mutation(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,16 +15,14 @@ from typing import Any
 import pytest
 
 from conure.errors import DiskFull, NotLeader, OutcomeUnknown
-from conure.ops import kvserver
+from conure.ops import kvserver, respclient
 from conure.resp.limits import Limits
-from tests.lab import forkserver
 from tests.lab.kvctltool import HELLO, Kvctl, ScriptedServer
 from tests.lab.process import ROOT, resp_port, running, wait_until
 from tests.lab.respclient import RespClient
 from tests.lab.respservice import RespService
 
 BINARY = b"\xff\x00", b"\xfe\n"
-SCRIPT = ROOT / "conure" / "ops" / "kvctl.py"
 
 
 @pytest.fixture(name="service")
@@ -267,8 +264,13 @@ def test_the_http_port_is_told_apart(capsysbinary: pytest.CaptureFixture[bytes])
         ([HELLO, b"$5\r\nab"], ["delete", "k"], "may or may not have been carried out"),
         ([HELLO, b"?\r\n"], ["put", "k", "v"], "may or may not have been carried out"),
         ([HELLO, b"$99999999999\r\n"], ["get", "k"], "which no server can store"),
-        ([HELLO, b":1\r\n"], ["scan"], "answers SCAN by what is no page of keys"),
-        ([HELLO, b"*2\r\n$1\r\n0\r\n*1\r\n:5\r\n"], ["scan"], "no page of keys"),
+        ([HELLO, b":1\r\n"], ["scan"], "answers SCAN by something else than what that returns"),
+        ([HELLO, b"*2\r\n$1\r\n0\r\n*1\r\n:5\r\n"], ["scan"], "answers SCAN by something else"),
+        ([HELLO, b":1\r\n"], ["get", "k"], "answers GET by something else"),
+        ([HELLO, b":1\r\n:1\r\n"], ["get", "k", "--json"], "answers GET and PTTL by something"),
+        ([HELLO, b"+no\r\n"], ["put", "k", "v"], "answers SET by something else"),
+        ([HELLO, b"+OK\r\n"], ["delete", "k"], "answers DEL by something else"),
+        ([HELLO, b"_\r\n"], ["ttl", "k"], "answers PTTL by something else"),
         ([HELLO, b"-ERR \x1b[2J\r\n"], ["get", "k"], r"answers: \x1b[2J"),
         ([b"-NOAUTH no\r\n"], ["get", "k"], "NOAUTH no (this kvctl sends no password)"),
     ],
@@ -297,6 +299,21 @@ def test_a_server_that_never_answers(capsysbinary: pytest.CaptureFixture[bytes])
             server.close()
 
 
+def test_a_write_that_is_interrupted(
+    kvctl: Kvctl, service: RespService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(respclient.RespClient, "ask", interrupted)
+    for words in (["put", "k", "v"], ["delete", "k"]):
+        assert kvctl(*words) == (
+            128 + signal.SIGINT, b"",
+            "kvctl: interrupted; the write may or may not have been carried out\n",
+        )  # fmt: skip
+    assert kvctl("get", "k") == (128 + signal.SIGINT, b"", "")
+
+
 def test_an_old_redis(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     """One that knows no HELLO speaks RESP2, and its pages have no order."""
     unknown = b"-ERR unknown command 'HELLO'\r\n"
@@ -311,30 +328,36 @@ def test_an_old_redis(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
 # -- watch -----------------------------------------------------------------------------------------
 
 
+# Heeds Ctrl-C though the tests' own process was told to ignore it, as those in the background are.
+_WATCH = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from conure.ops.kvctl import main; sys.exit(main(sys.argv[1:], {}))"
+)
+
+
 class Watching:
-    """A kvctl that watches, as a process; what it has said comes from a pipe."""
+    """A kvctl that watches, as a process; what it says comes from a pipe."""
 
     def __init__(self, port: int, *words: str) -> None:
-        reading, writing = os.pipe()
-        self._complaints, errors = os.pipe()
-        self.process = forkserver.spawn(
-            [SCRIPT, f"--addr=127.0.0.1:{port}", "watch", *words],
-            cwd=ROOT, env=dict(os.environ), stdout=writing, stderr=errors,
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WATCH, f"--addr=127.0.0.1:{port}", "watch", *words],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        os.close(writing)
-        os.close(errors)
-        self.output = os.fdopen(reading, "rb")
 
-    def end(self, number: int = signal.SIGINT) -> tuple[int, str]:
-        """Return status and complaints."""
-        self.process.send_signal(number)
+    def line(self) -> bytes:
+        """Return the next event."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def end(self) -> tuple[int, str]:
+        """Interrupt it; return status and complaints."""
+        self.process.send_signal(signal.SIGINT)
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
-        status = self.process.wait(20)
-        self.output.close()
-        with os.fdopen(self._complaints, "rb") as errors:
-            return status, errors.read().decode()
+        """Return status and complaints of one that ends by itself."""
+        _, told = self.process.communicate(timeout=20)
+        return self.process.returncode, told.decode()
 
 
 def patterns(client: RespClient) -> int:
@@ -351,16 +374,17 @@ def test_watch(service: RespService) -> None:
         ]  # fmt: skip
         for words in (("SET", "a*2", "v"), ("SET", "ab", "v"), ("DEL", "a*1"), ("SET", b"a*\n", 1)):
             client.ask(*words)
-        lines = [watching.output.readline() for _ in range(3)]
+        lines = [watching.line() for _ in range(3)]
         assert lines == [b"set\ta*2\n", b"del\ta*1\n", b"set\ta*\\n\n"]
         status, told = watching.end()
         assert status == 0  # that is how it ends
         assert re.fullmatch(r"kvctl: \S+ notifies of keys from now on, until it .*\n", told)
+        wait_until(lambda: patterns(client) == 0)
 
         again = Watching(service.port, "--json")
         wait_until(lambda: patterns(client) == 1)
         client.ask("SET", BINARY[0], "v")
-        assert json.loads(again.output.readline()) == {
+        assert json.loads(again.line()) == {
             "event": "set", "key": base64.b64encode(BINARY[0]).decode(), "encoding": "base64",
         }  # fmt: skip
         assert again.end() == (0, "")  # nothing had to be set any more

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -186,6 +188,36 @@ def test_a_flipped_byte_is_found_and_named(kvctl: Kvctl, data: Path) -> None:
     for words in (["dump"], ["compact"]):
         assert f"{path} is corrupt at byte" in kvctl(*words).err
     assert contents(data) == before
+
+
+def test_any_damage_is_harmless_or_one_line(
+    data: Path, tmp_path: Path, bare: Kvctl, engine: str
+) -> None:
+    """Whatever file it is in, nothing else is said, and nothing is changed."""
+    rng = random.Random(f"damage {engine}")
+    found = 0
+    for number in range(25):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(data, copy, ignore=shutil.ignore_patterns("LOCK"))
+        path = rng.choice(sorted(each for each in copy.rglob("*") if each.is_file()))
+        content = path.read_bytes()
+        at = rng.randrange(max(1, len(content)))
+        changed = bytes([content[at] ^ 1 << rng.randrange(8)]) if content else b"x"
+        path.write_bytes(
+            rng.choice([content[:at], content[:at] + changed + content[at + 1 :], content + b"x"])
+        )
+        if not number % 5:
+            path.unlink()
+        before = contents(copy)
+        for words in (["check"], ["tables"], ["get", "key01"], ["dump"]):
+            said = bare(f"--data-dir={copy}", *words)
+            assert said.status in (0, 1)
+            if said.status:
+                assert all(line.startswith("kvctl: ") for line in said.err.splitlines())
+                assert str(copy) in said.err
+                found += 1
+            assert contents(copy) == before
+    assert found > 10
 
 
 def test_compact(kvctl: Kvctl, data: Path) -> None:
