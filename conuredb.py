@@ -180,8 +180,9 @@ class Process:
             watchers.start()
             for each in self._listeners():
                 each.start()
-            if config.seeds:
-                self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
+            if config.seeds or config.peers:
+                seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
+                self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
             if self._resp is not None:
@@ -354,16 +355,19 @@ class Process:
 
     def _open_node(self, transport: Transport, reactor: Reactor, history: History) -> Node:
         config = self._config
+        http_port = self._bound["http_addr"].getsockname()[1]
         options = NodeOptions(
             node_id=config.node_id,
             told_node_id=config.told_node_id,
             data_dir=config.data_dir,
             raft_address=config.raft_advertised(transport.port),
-            http_address=config.http_advertised(self._bound["http_addr"].getsockname()[1]),
+            http_address=config.http_advertised(http_port),
+            http_port=http_port,
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
             quorum_size=config.quorum_size,
+            peers=config.peers,
             engine=config.engine,
             told_engine=config.told_engine,
             election_timeout=config.election_timeout,

@@ -48,6 +48,7 @@ from conure.commands import MAX_VALUE_BYTES
 from conure.errors import ConfigError
 from conure.profiles import KVSTORE, NONE, PROFILES, Profile, profile_of
 from conure.values import (
+    MAX_FOUNDERS,
     MAX_QUORUM_SIZE,
     Address,
     bracketed,
@@ -130,6 +131,7 @@ class Config:
     trusted_proxies: tuple[str, ...]
     bootstrap: bool
     seeds: tuple[str, ...]
+    peers: tuple[str, ...]
     role: str
     quorum_size: int
     engine: str
@@ -169,18 +171,25 @@ class Config:
     sources: Mapping[str, str]
 
     def raft_advertised(self, bound_port: int) -> str:
-        """Return the ``host:port`` that peers connect to; *bound_port* is the one listened on."""
+        """Return the ``host:port`` that peers connect to; *bound_port* is the one listened on.
+
+        "" where that is for the lists of the others to say.
+        """
+        if self.raft_advertise is None and self.raft_addr.is_wildcard:
+            return ""
         return str(self.raft_advertise or Address(self.raft_addr.host, bound_port))
 
     def http_advertised(self, bound_port: int) -> str:
         """Return the base URL that clients are sent to, such as ``http://10.0.0.5:8081``.
 
         An HTTP address that names every interface is advertised with the Raft address' host:
-        that one is reachable by definition.
+        that one is reachable by definition. "" where it is not known yet.
         """
         if self.http_advertise:
             return self.http_advertise
         raft = self.raft_advertise or self.raft_addr
+        if self.http_addr.is_wildcard and raft.is_wildcard:
+            return ""
         host = raft.host if self.http_addr.is_wildcard else self.http_addr.host
         return f"http://{bracketed(host)}:{bound_port}"
 
@@ -246,7 +255,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
 
     told_node_id = "node_id" in given
     values.setdefault(
-        "bootstrap", not told_node_id and not values["seeds"] and values["role"] == "data"
+        "bootstrap",
+        not (told_node_id or values["seeds"] or values["peers"]) and values["role"] == "data",
     )
     config = Config(
         told_node_id=told_node_id,
@@ -257,6 +267,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     )
     _check_addresses(config)
     _check_role(config)
+    _check_peers(config)
     return config
 
 
@@ -368,6 +379,25 @@ def _listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
     return parse_all
 
 
+def _peer(text: str) -> str:
+    node_id, at, written = text.rpartition("@")
+    address = parse_listening_address(written.lower())
+    if address.is_wildcard or address.port == 0:
+        raise ValueError(f"nobody can connect to {text}; name the other node's host and port")
+    return f"{_node_id(node_id)}@{address}" if at else str(address)
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    peers = _listed(_peer)(text)
+    if len(peers) > MAX_FOUNDERS:
+        raise ValueError(f"{len(peers)} nodes are too many; a cluster of {MAX_FOUNDERS} is formed")
+    addresses = [peer.rpartition("@")[2] for peer in peers]
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(f"{address} is listed twice; list each node once")
+    return peers
+
+
 def _network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
@@ -420,10 +450,14 @@ SETTINGS: tuple[Setting, ...] = (
        _listed(_network)),
     _S("bootstrap", "BOOLEAN", None,
        "make a one-node cluster if there is no state yet (default: true only for a data node "
-       "without node_id and seeds)", _boolean),
+       "without node_id, seeds and peers)", _boolean),
     _S("seeds", "URLS", "",
        "base URLs of members, comma-separated, that this node asks to add it; also --join",
        _listed(parse_base_url), alias="join"),
+    _S("peers", "ADDRESSES", "",
+       "Raft addresses, comma-separated, HOST:PORT or ID@HOST:PORT, of the other nodes with which "
+       "this one forms a new cluster; each has a list of its others",
+       _peers),
     _S("role", "ROLE", "data",
        "data keeps the records; arbiter keeps none and only votes",
        _choice("data", "arbiter")),
@@ -705,7 +739,7 @@ def _strangers(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _check_addresses(config: Config) -> None:
-    if config.raft_addr.is_wildcard and config.raft_advertise is None:
+    if config.raft_addr.is_wildcard and config.raft_advertise is None and not config.peers:
         port = config.raft_addr.port or 7001
         raise ConfigError(
             "raft_addr",
@@ -746,6 +780,20 @@ def _check_role(config: Config) -> None:
         )
 
 
+def _check_peers(config: Config) -> None:
+    """The nodes of a list form their cluster together: none of them begins or joins another."""
+    if not config.peers:
+        return
+    for name, wanted in (("bootstrap", config.bootstrap), ("seeds", bool(config.seeds))):
+        if wanted:
+            raise ConfigError(
+                "peers",
+                config.sources["peers"],
+                f"a list of peers forms a cluster by itself; leave out {_flag(name)} "
+                f"({config.sources[name]})",
+            )
+
+
 def _help() -> str:
     lines = [
         "usage: python3 conuredb.py [--name=value ...]",
@@ -783,6 +831,7 @@ def _help_on_kvstore() -> list[str]:
         ("-api-addr", "http_addr", "/kv, /status and all that is at --http-addr elsewhere"),
         ("-node-id", "node_id", "this node's name"),
         ("-replication-addr", "raft_addr", "where peers are listened to; also --raft-addr"),
+        ("-peers", "peers", "the others' replication addresses, of a new cluster"),
         ("-quorum-size", "quorum_size", "how many nodes a write has to be on"),
     )
     lines = [

@@ -154,6 +154,7 @@ FLAGS = {
     "-metrics-addr": ("metrics_addr", ":12112", ("", 12112)),
     "-node-id": ("node_id", "n7", "n7"),
     "-replication-addr": ("raft_addr", "h:10001", ("h", 10001)),
+    "-peers": ("peers", "h:10002,i:10003", ("h:10002", "i:10003")),
     "-quorum-size": ("quorum_size", "2", 2),
 }
 
@@ -191,6 +192,15 @@ def test_http_addr_means_rest_addr_in_every_place(place: str, tmp_path: Path) ->
     argv = [PROFILE, file, *(flags if place == "flag" else [])]
     config = load(argv, environ if place == "environment" else {})
     assert (config.rest_addr, config.http_addr) == (("h", 1), ("a", 2))
+
+
+def test_the_two_lines_of_a_cluster_by_a_list_are_taken_as_they_stand() -> None:
+    for own, other in ((1, 2), (2, 1)):
+        line = f"-node-id node{own} -replication-addr :1000{own} -peers node{other}:1000{other}"
+        config = load([PROFILE, *line.split(), "-quorum-size", "2"], {})
+        assert (config.node_id, config.raft_addr) == (f"node{own}", ("", 10000 + own))
+        assert (config.peers, config.quorum_size) == ((f"node{other}:1000{other}",), 2)
+        assert (config.bootstrap, config.seeds) == (False, ())
 
 
 def test_a_name_given_twice_counts_as_the_last_time_it_is_given() -> None:
@@ -249,6 +259,10 @@ WRONG: list[tuple[list[str], dict[str, str], str, str]] = [
     ([PROFILE, "-http-addr=8080"], {}, "", "rest_addr (flag --http-addr): 8080 is a port"),
     ([PROFILE, "-api-addr="], {}, "", "api_addr (flag --api-addr)"),
     ([PROFILE, "-replication-addr=:10001"], {}, "", "--raft-advertise=<this host>:10001"),
+    ([PROFILE, "-peers=h:1", "--bootstrap"], {}, "", "leave out --bootstrap (flag --bootstrap)"),
+    ([PROFILE, "-peers=h:1", "--join=http://h:2"], {}, "", "leave out --seeds (flag --join)"),
+    ([PROFILE, "-peers=h"], {}, "", "write it like"),
+    ([PROFILE, "-peers"], {}, "", "write --peers=ADDRESSES"),
     ([PROFILE, "-quorum-size=1"], {}, "", "use 2 to 1000"),
     ([PROFILE, "-max-mem-size=10"], {}, "", "64KiB to 4GiB"),
     ([PROFILE, "-max-mem-size"], {}, "", "write --max-mem-size=SIZE"),

@@ -154,13 +154,17 @@ def _restore(
     if config.role != "data":
         why = "a backup holds records, and an arbiter keeps none; restore a data node"
         raise ConfigError("role", config.sources["role"], why)
+    raft_address = config.raft_advertised(config.raft_addr.port)
+    if not raft_address:
+        why = "the restored node begins a cluster of its own; name --raft-advertise"
+        raise ConfigError("raft_addr", config.sources["raft_addr"], why)
     try:
         made = restore(
             OsFileSystem(),
             options.file,
             config.data_dir,
             node_id=config.node_id,
-            raft_address=config.raft_advertised(config.raft_addr.port),
+            raft_address=raft_address,
             http_address=config.http_advertised(config.http_addr.port),
             kind=kind_named(config.engine),
             page_size=config.page_size,

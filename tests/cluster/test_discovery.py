@@ -37,7 +37,7 @@ class Case:
         self.needed = True
         self.looks = 0
         self.facts: dict[str, Any] = dict(FACTS)
-        self.joiner = Joiner(seeds, lambda: self.facts, self._look)
+        self.joiner = Joiner(lambda: seeds, lambda: self.facts, self._look)
 
     def _look(self) -> bool:
         self.looks += 1

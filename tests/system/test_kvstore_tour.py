@@ -44,6 +44,7 @@ VARIES = (
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "<time>"),
     (r"[0-9a-f]{32}", "<cluster>"),
     (r'"ttl": [\d.]+', '"ttl": <seconds>'),
+    (r'"revision": \d+', '"revision": <number>'),  # elections have one, too
     (r"(kvstore_memtable_size_bytes) \d+", r"\1 <bytes>"),
 )
 
@@ -205,9 +206,10 @@ def tour(tmp_path: Path) -> Iterator[Tour]:
 @pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"it needs {', '.join(TOOLS)}")
 def test_the_tour_prints_what_it_says(tour: Tour) -> None:
     steps = commands(PAGE.read_text())
-    assert len(steps) > 12
+    assert len(steps) > 15
     for command, shown in steps:
         tour.run(command, shown)
+    assert set(tour.machines) == {"localhost", "node1", "node2"}
 
 
 def test_a_second_node_on_one_machine_shares_no_port() -> None:
@@ -225,7 +227,7 @@ def test_a_second_node_on_one_machine_shares_no_port() -> None:
 def test_the_table_of_flags_is_what_they_set() -> None:
     config = load([], {"CONURE_PROFILE": "kvstore"})
     table = rows(section(PAGE, "## Flags"))
-    assert len(table) >= 9
+    assert len(table) >= 10
     for flag, default, _ in table:
         name = flag.strip("`").lstrip("-").replace("-", "_")
         name = KVSTORE.meanings.get(name, name)
