@@ -37,6 +37,7 @@ __all__ = ["run"]
 
 _PAGE: Final = 500  # keys that a server looks at in one go
 _BATCH: Final = 16  # keys that are asked for at a time: commands of 33 KiB at most
+_MOST_REPEATED: Final = 100  # pages, one after the other, without a key that is new
 _IDLE: Final = 15.0  # seconds without an event after which the server is asked whether it is there
 _KEYSPACE: Final = b"__keyspace@0__:"
 _NOTIFY: Final = b"notify-keyspace-events"
@@ -187,6 +188,7 @@ def _pages(server: RespClient, line: Line, limit: int | None) -> Iterator[list[b
     prefix = os.fsencode(line.arguments[0]) if line.arguments else b""
     ascends = b"conuredb_version" in server.greeting
     cursor, last, left = b"0", b"", limit
+    repeated = 0
     while left is None or left > 0:
         count = _PAGE if left is None else min(left, _PAGE)
         reply = server.ask(
@@ -200,6 +202,9 @@ def _pages(server: RespClient, line: Line, limit: int | None) -> Iterator[list[b
         if ascends:
             keys = [key for key in keys if key > last]
             last = keys[-1] if keys else last
+            repeated = 0 if keys else repeated + 1
+            if repeated == _MOST_REPEATED:
+                raise _strange(server, "SCAN")
         if left is not None:
             keys = keys[:left]
             left -= len(keys)
@@ -212,10 +217,11 @@ def _records(server: RespClient, keys: Sequence[bytes]) -> Iterator[_Found]:
     """Yield the records of some keys, but for those that are gone meanwhile."""
     for start in range(0, len(keys), _BATCH):
         batch = keys[start : start + _BATCH]
-        replies = server.ask_all(
+        replies = server.ask_each(
             [words for key in batch for words in ((b"GET", key), (b"PTTL", key))]
         )
-        for key, value, left in zip(batch, replies[::2], replies[1::2], strict=True):
+        for key in batch:
+            value, left = next(replies), next(replies)  # no more than one value at a time
             for reply in (value, left):
                 if isinstance(reply, ErrorReply):
                     raise reply
@@ -249,7 +255,7 @@ def _watch(server: RespClient, line: Line, output: Output) -> int:
             else:
                 output.line(event, key)
             output.flush()
-    except NoAnswer as error:
+    except (NoAnswer, Garbled) as error:
         raise Failed(f"{error}; events may have been missed, so read the keys again") from error
     except KeyboardInterrupt:  # that is how it ends
         if output.is_terminal:
@@ -259,12 +265,14 @@ def _watch(server: RespClient, line: Line, output: Output) -> int:
 
 def _let_notify(server: RespClient) -> None:
     """See to it that the node notifies of what happens to keys."""
-    wanted = server.ask(b"CONFIG", b"GET", _NOTIFY)
-    pairs = (
-        dict(zip(wanted[::2], wanted[1::2], strict=False)) if isinstance(wanted, list) else wanted
-    )
-    text = pairs.get(_NOTIFY, b"") if isinstance(pairs, dict) else b""
-    letters = text.decode("latin-1") if isinstance(text, bytes) else ""
+    match server.ask(b"CONFIG", b"GET", _NOTIFY):
+        case [bytes(), bytes(text)]:  # RESP2
+            pass
+        case {b"notify-keyspace-events": bytes(text)}:
+            pass
+        case _:
+            raise _strange(server, "CONFIG GET")
+    letters = text.decode("latin-1")
     there = {*letters, *(_LETTERS[1:] if "A" in letters else "")}
     missing = "".join(letter for letter in _LETTERS if letter not in there)
     if missing:

@@ -28,7 +28,7 @@ A stream that is encrypted, or a password in the greeting, would be the business
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol, Self, TypeAlias
 
@@ -161,18 +161,19 @@ class RespClient:
 
     def ask(self, *words: bytes) -> Reply:
         """Send a command and return its reply. Raises ErrorReply, NoAnswer and Garbled."""
-        (reply,) = self.ask_all([words])
+        (reply,) = self.ask_each([words])
         if isinstance(reply, ErrorReply):
             raise reply
         return reply
 
-    def ask_all(self, commands: Sequence[Sequence[bytes]]) -> list[Reply]:
-        """Send commands one behind the other and return their replies, errors among them.
+    def ask_each(self, commands: Sequence[Sequence[bytes]]) -> Iterator[Reply]:
+        """Send commands one behind the other, and yield the replies as they come, errors, too.
 
         All of them are sent before the first reply is read: together they have to be so few bytes
-        that the server takes them while nobody reads, some ten KiB. Raises NoAnswer and Garbled.
+        that the server takes them while nobody reads, some ten KiB. Every reply has to be read
+        before anything else is asked. Raises NoAnswer and Garbled.
         """
-        return self._replies(self._send(b"".join(map(_encoded, commands))), len(commands))
+        yield from self._replies(self._send(b"".join(map(_encoded, commands))), len(commands))
 
     def write(self, *words: bytes) -> Reply:
         """Send a command that changes something and return its reply (3).
@@ -220,10 +221,9 @@ class RespClient:
 
     # -- replies -----------------------------------------------------------------------------------
 
-    def _replies(self, broken: NoAnswer | None, count: int) -> list[Reply]:
-        """Return the next replies; *broken* is what went wrong as the commands were sent."""
-        replies: list[Reply] = []
-        while len(replies) < count:
+    def _replies(self, broken: NoAnswer | None, count: int) -> Iterator[Reply]:
+        """Yield the next replies; *broken* is what went wrong as the commands were sent."""
+        while count:
             try:
                 reply = self._reply(self.timeout)
             except NoAnswer:
@@ -231,8 +231,8 @@ class RespClient:
                     raise broken from None
                 raise
             if not isinstance(reply, Push):
-                replies.append(reply)
-        return replies
+                yield reply
+                count -= 1
 
     def _reply(self, patience: float) -> Reply:
         self._left, self._items = MAX_REPLY, MAX_ITEMS

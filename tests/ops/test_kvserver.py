@@ -150,6 +150,16 @@ def test_a_key_that_comes_twice_is_shown_once(capsysbinary: pytest.CaptureFixtur
         server.close()
 
 
+def test_pages_that_lead_nowhere_end(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    server = ScriptedServer([HELLO, *[b"*2\r\n$1\r\n7\r\n*1\r\n$1\r\na\r\n"] * 200])
+    try:
+        said = Kvctl(capsysbinary, f"--addr={server.address}")("scan")
+        assert (said.status, said.out) == (1, b"a\n")
+        assert "answers SCAN by something else" in said.err
+    finally:
+        server.close()
+
+
 def test_a_key_that_goes_meanwhile_is_left_out(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     page = b"*2\r\n$1\r\n0\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n"
     server = ScriptedServer([HELLO, page, b"_\r\n:-2\r\n$1\r\nv\r\n:-1\r\n"])
@@ -271,6 +281,8 @@ def test_the_http_port_is_told_apart(capsysbinary: pytest.CaptureFixture[bytes])
         ([HELLO, b"+no\r\n"], ["put", "k", "v"], "answers SET by something else"),
         ([HELLO, b"+OK\r\n"], ["delete", "k"], "answers DEL by something else"),
         ([HELLO, b"_\r\n"], ["ttl", "k"], "answers PTTL by something else"),
+        ([HELLO, b"*2\r\n*0\r\n*0\r\n"], ["watch"], "answers CONFIG GET by something else"),
+        ([HELLO, b"_\r\n"], ["watch"], "answers CONFIG GET by something else"),
         ([HELLO, b"-ERR \x1b[2J\r\n"], ["get", "k"], r"answers: \x1b[2J"),
         ([b"-NOAUTH no\r\n"], ["get", "k"], "NOAUTH no (this kvctl sends no password)"),
     ],

@@ -146,7 +146,7 @@ def test_errors_are_raised_or_among_the_replies() -> None:
     with pytest.raises(ErrorReply, match=r"^OOM the disk is full$") as caught:
         client_of(b"-OOM the disk is full\r\n").ask(b"SET", b"k", b"v")
     assert caught.value.code == "OOM"
-    first, second = client_of(b"-ERR no\r\n:1\r\n").ask_all([[b"A"], [b"B"]])
+    first, second = client_of(b"-ERR no\r\n:1\r\n").ask_each([[b"A"], [b"B"]])
     assert isinstance(first, ErrorReply)
     assert second == 1
 
