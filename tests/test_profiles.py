@@ -304,10 +304,11 @@ def test_an_address_that_is_taken_is_named_as_the_profile_calls_it(tmp_path: Pat
 
 def test_a_port_is_compared_with_each_that_has_it() -> None:
     """Two hosts may share one, and a third is still held against both of them."""
-    argv = [PROFILE, "-http-addr=10.0.0.1:1", "-tcp-addr=10.0.0.2:1", "-metrics-addr=10.0.0.2:1"]
-    with pytest.raises(ConfigError):
-        load(argv, {})
-    load([*argv[:-1], "-metrics-addr=10.0.0.3:1"], {})
+    names = ("-metrics-addr", "-tcp-addr", "-http-addr")
+    for hosts in itertools.product((1, 2), repeat=3):
+        with pytest.raises(ConfigError):
+            load([PROFILE, *[f"{n}=10.0.0.{h}:1" for n, h in zip(names, hosts, strict=True)]], {})
+    load([PROFILE, *[f"{name}=10.0.0.{host}:1" for host, name in enumerate(names)]], {})
 
 
 # -- help ------------------------------------------------------------------------------------------
