@@ -37,7 +37,7 @@ from conure.http.fields import (
 from conure.http.jsonsteps import Steps
 from conure.http.referrals import Forwarding, HTTPReferral
 from conure.http.request import Body, Request
-from conure.service.backend import Found, KeyValueBackend
+from conure.service.backend import Found, KeyValueBackend, Record
 from conure.service.freshness import Contact
 from conure.service.gate import ANONYMOUS, Caller
 from conure.service.refusals import error_of
@@ -227,9 +227,9 @@ class Answers:
         pieces.append(b"\n")
         self.respond(request, Body(pieces), JSON, fields)
 
-    def item_fields(self, item: Item) -> bytes:
-        """Return the header fields of a record that a write has left."""
-        return record_fields(item, self._backend.time() if item.expiry else 0)
+    def record_fields(self, record: Record | Item) -> bytes:
+        """Return the header fields of a record, which a write may have left."""
+        return record_fields(record, self._backend.time() if record.expiry else 0)
 
     # -- private ---------------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ class KeyValues:
         (result,) = outcome.results
         fields = index_field(revision)
         if result.items:
-            fields += self._answers.item_fields(result.items[0])
+            fields += self._answers.record_fields(result.items[0])
         if result.number:
             fields += token_field(result.number)
         self._answers.respond(request, OK, TEXT, fields)
@@ -255,7 +255,7 @@ class KeyValues:
     def _answer_increment(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         assert outcome is not None
         (result,) = outcome.results
-        fields = index_field(revision) + self._answers.item_fields(result.items[0])
+        fields = index_field(revision) + self._answers.record_fields(result.items[0])
         self._answers.respond(request, b"%d\n" % result.number, TEXT, fields)
 
     def _answer_first_increment(

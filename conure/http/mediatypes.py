@@ -47,19 +47,22 @@ def parse_content_type(field: str) -> ContentType:
 def prefers(accept: str, usual: str, other: str) -> bool:
     """Tell whether the value of an ``Accept`` prefers the media type *other* to the *usual* one.
 
-    The greater quality counts, and of equal ones that of the range that is more exact; else it is
-    the usual one. What can't be read prefers nothing.
+    Both are of one kind, ``application``. The greater quality counts, and of equal ones that of the
+    range that is more exact; else it is the usual one. What can't be read prefers nothing.
     """
+    accept = accept.lower()
+    if usual not in accept and other not in accept:  # what is said of one holds for the other
+        return False
     ranges = [_weighted(element) for element in accept.split(",", _MOST)[:_MOST]]
     found = _rank(ranges, other)
     return found[0] > 0 and found > _rank(ranges, usual)
 
 
 def _weighted(element: str) -> tuple[str, float]:
-    """Return a media range in small letters and its quality, 0 if that can't be read."""
+    """Return a media range and its quality, 0 if that can't be read."""
     name, *parameters = element.split(";", _MOST)
     quality = _parameter(parameters, "q") or "1"
-    return name.strip(_SPACE).lower(), float(quality) if _is_quality(quality) else 0.0
+    return name.strip(_SPACE), float(quality) if _is_quality(quality) else 0.0
 
 
 def _rank(ranges: list[tuple[str, float]], name: str) -> tuple[float, int]:

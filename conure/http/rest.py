@@ -107,33 +107,33 @@ class Rest:
         named: Named = request.target.note or named_by(request)
         if wishes.fault:
             raise BadRequest(wishes.fault)
-        if not wishes.is_json:
-            value = self._limits.check_value(request.body or _empty_value(request))
-            self._store(request, wishes, named, (value, 0), b"")
-            return
-        found = read_short(request.body, self._limits)
-        if found is not None:
-            self._store(request, wishes, named, found, b"")
-            return
-        steps = self._put_json(request, wishes, named)
-        if len(request.body) <= INLINE_BYTES:
-            all_of(steps)
+        if wishes.is_json:
+            value = read_short(request.body, self._limits)
         else:
-            request.go_on(or_fail(request, steps, self._answers.fail), alone=True)
+            value = self._limits.check_value(request.body or _empty_value(request))
+        if value is None:
+            steps = self._put_json(request, wishes, named)
+            if len(request.body) <= INLINE_BYTES:
+                all_of(steps)
+            else:
+                request.go_on(or_fail(request, steps, self._answers.fail), alone=True)
+        elif wishes.is_bare and not named.query:
+            self._desk.write(request, (named.key, value))
+        else:
+            self._store(request, wishes, named, value, 0, b"")
 
     def _put_json(self, request: Request, wishes: Wishes, named: Named) -> Turns:
         """Store what a body of JSON says, in turns if it is a long one."""
-        found = yield from read_value(request.body, self._limits)
+        value, ttl = yield from read_value(request.body, self._limits)
         told = b""
         if wishes.idempotency_key is not None:
             told = yield from _fingerprint_of(request, wishes)
-        self._store(request, wishes, named, found, told)
+        self._store(request, wishes, named, value, ttl, told)
 
     def _store(
-        self, request: Request, wishes: Wishes, named: Named, found: tuple[bytes, int], told: bytes
+        self, request: Request, wishes: Wishes, named: Named, value: bytes, ttl: int, told: bytes
     ) -> None:
         """Take a put into the round; *told* is the request's fingerprint, if it is known."""
-        value, ttl = found
         key, query, _ = named
         if wishes.is_bare and not query and not ttl:
             self._desk.write(request, (key, value))

@@ -26,7 +26,7 @@ from conure.http.referrals import Forwarding
 from conure.http.request import Request
 from conure.http.restrecords import show, show_in_steps
 from conure.http.restrequests import Named
-from conure.service.backend import Found, KeyValueBackend, Record
+from conure.service.backend import Found, KeyValueBackend
 from conure.service.freshness import Contact
 from conure.service.turns import AT_ONCE, Turns, or_fail
 
@@ -58,16 +58,21 @@ class RestAnswers(Answers):
     ) -> None:
         """Answer reads; see ``FrontEnd.found``."""
         fields = contact_field(contact) + index_field(index)
+        shown = _VARY + fields
         until = perf_counter() + AT_ONCE  # all of them share it
-        count = 0
+        count = now = 0
         for request, record in zip(requests, records, strict=True):
-            wishes = request.headers.note
             if record is None or isinstance(record, ConureError):
                 self.fail(request, record or KeyNotFound(), fields)
                 continue
-            more, ttl = self._described(record, fields)
-            value, none_match = record.value, wishes.if_none_match
-            if none_match is not None and names_revision(none_match, record.mod_revision):
+            revision, value, ttl = record.mod_revision, record.value, None
+            more = OF_RECORD % (shown, revision, record.create_revision, record.version)
+            if record.expiry:
+                now = now or self._backend.time()
+                more += ttl_field(record.expiry, now)
+                ttl = max(0, record.expiry - now) / 1000
+            wishes = request.head.headers.note
+            if wishes.if_none_match is not None and names_revision(wishes.if_none_match, revision):
                 self.respond(request, b"", JSON, more, 304)
                 continue
             if wishes.octets:
@@ -105,7 +110,7 @@ class RestAnswers(Answers):
             return
         fields = index_field(revision)
         for item in outcome.results[0].items:
-            fields += self.item_fields(item)
+            fields += self.record_fields(item)
         self.respond(request, b'{"revision": %d}\n' % revision, JSON, fields)
 
     def deleted(self, request: Request, revision: int, outcome: Outcome | None) -> None:
@@ -121,16 +126,6 @@ class RestAnswers(Answers):
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _described(self, record: Record, fields: bytes) -> tuple[bytes, float | None]:
-        """Return the header fields of a record, behind *fields*, and for how many seconds it lives
-        on; None for ever."""
-        revisions = record.mod_revision, record.create_revision, record.version
-        more = OF_RECORD % (_VARY + fields, *revisions)
-        if not record.expiry:
-            return more, None
-        now = self._backend.time()
-        return more + ttl_field(record.expiry, now), max(0, record.expiry - now) / 1000
-
     def _show_later(self, request: Request, contact: Contact | None) -> Turns:
         """Answer a read with a long value, read now: what has been confirmed holds all the more."""
         named: Named = request.target.note
@@ -139,7 +134,9 @@ class RestAnswers(Answers):
         if record is None or isinstance(record, ConureError):
             self.fail(request, record or KeyNotFound(), fields)
             return
-        more, ttl = self._described(record, fields)
+        ttl = None
+        if record.expiry:
+            ttl = max(0, record.expiry - self._backend.time()) / 1000
         yield False
         body = yield from show_in_steps(named, record.value, ttl)
-        self.respond(request, body, JSON, more)
+        self.respond(request, body, JSON, _VARY + fields + self.record_fields(record))

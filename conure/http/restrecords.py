@@ -40,11 +40,8 @@ def show(named: Named, value: bytes, ttl: float | None) -> bytes:
         except UnicodeDecodeError:
             pass
         else:
-            return b"%b%b%b" % (
-                named.opening,
-                encode_basestring_ascii(text).encode(),
-                _ending(ttl),
-            )
+            ending = b"}\n" if ttl is None else _ending(ttl)
+            return named.opening + encode_basestring_ascii(text).encode() + ending
     opening, ending = _around_base64(named, ttl)
     return b"".join((opening, b64encode(value), ending))
 

@@ -105,9 +105,9 @@ def named_by(request: Request) -> Named:
     return named
 
 
-def read_short(body: bytes, limits: Limits) -> tuple[bytes, int] | None:
-    """Return the value that a body of JSON is, without more, and its time to live, which is 0;
-    None if :func:`read_value` has to look at it."""
+def read_short(body: bytes, limits: Limits) -> bytes | None:
+    """Return the value of a body of JSON that has nothing else, written in the shortest way; None
+    if :func:`read_value` has to look at it. Raises PayloadTooLarge."""
     if len(body) > documents.INLINE_BYTES or (match := _is_plain_body(body)) is None:
         return None
     value: bytes = match[1]
@@ -116,7 +116,7 @@ def read_short(body: bytes, limits: Limits) -> tuple[bytes, int] | None:
             value.decode()
         except UnicodeDecodeError:
             return None
-    return limits.check_value(value), 0
+    return limits.check_value(value)
 
 
 def read_value(body: bytes, limits: Limits) -> Steps[tuple[bytes, int]]:

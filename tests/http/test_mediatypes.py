@@ -91,7 +91,13 @@ def test_any_header_field_is_read_or_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["," * 32_000, ";" * 32_000, "a/b; " * 6_000 + "@", "*/*;q=1," * 4_000]
+    "field",
+    [
+        "," * 32_000 + USUAL,
+        ";" * 32_000 + OTHER,
+        "a/b; " * 6_000 + USUAL,
+        "*/*;q=1," * 4_000 + OTHER,
+    ],
 )
 def test_a_long_header_field_takes_no_time(field: str) -> None:
     begun = thread_time()

@@ -125,7 +125,7 @@ def test_a_plain_body_is_read_quickly(spaces: tuple[str, ...], value: str) -> No
     body = f'{one}{{{two}"value"{three}:{four}{text}{five}}}{six}'.encode()
     found = read_short(body, LIMITS)
     assert slowly(body) == (value.encode(), 0)
-    assert found in (None, (value.encode(), 0))
+    assert found in (None, value.encode())
     assert found is not None or text[1:-1] != value
 
 
@@ -134,7 +134,7 @@ def test_a_plain_body_is_read_quickly(spaces: tuple[str, ...], value: str) -> No
 def test_what_is_read_quickly_means_the_same(body: bytes) -> None:
     found = read_short(body, LIMITS)
     if found is not None:
-        assert found == slowly(body)
+        assert (found, 0) == slowly(body)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_the_largest_value(size: int) -> None:
             with pytest.raises(PayloadTooLarge):
                 slowly(body)
     small = Limits(value_bytes=3, range_items=10)
-    assert read_short(b'{"value": "123"}', small) == (b"123", 0)
+    assert read_short(b'{"value": "123"}', small) == b"123"
     with pytest.raises(PayloadTooLarge):
         read_short(b'{"value": "1234"}', small)
 

@@ -83,8 +83,8 @@ MUTATIONS = [
     Mutation(
         "rest: what is read quickly has no limit",
         "conure/http/restrequests.py",
-        "    return limits.check_value(value), 0",
-        "    return value, 0",
+        "    return limits.check_value(value)\n\n\ndef read_value",
+        "    return value\n\n\ndef read_value",
         RECORDS,
     ),
     Mutation(
