@@ -87,6 +87,13 @@ MUTATIONS = [
         _SERVER,
     ),
     Mutation(
+        "a server keeps kvctl scanning for ever",
+        "conure/ops/kvserver.py",
+        "            if repeated == _MOST_REPEATED:\n",
+        "            if repeated < 0:\n",
+        _SERVER,
+    ),
+    Mutation(
         "kvctl forgets what others want to be notified of",
         "conure/ops/kvserver.py",
         '(letters + missing).encode("latin-1")',
