@@ -355,7 +355,13 @@ def test_every_invariant_has_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--http-adr=:8081"], ["--barrier-timeout=3"], ["--raft-addr=:7001"]]
+    "argv",
+    [
+        ["--http-adr=:8081"],
+        ["--barrier-timeout=3"],
+        ["--raft-addr=:7001"],
+        ["--peers=db2:7001", "--bootstrap"],
+    ],
 )
 def test_lines_in_troubleshooting_are_what_is_said(argv: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -26,7 +26,8 @@ directories never speak under one ID at a time. Where both are on the lists they
 2. The formation is on disk before the core begins with it, the first entry before the cluster ID,
    and that before anybody is told of the cluster. What a crash leaves in between is no cluster, or
    the log of one, which opening.py finishes. Meanwhile nobody is heard (greetings.py).
-3. A node that is of a cluster has no use for its list.
+3. A node that is of a cluster has no use for its list. To strangers it shows that it is of one, and
+   where that is asked by HTTP; its incarnation to nobody, and the formation to its founders only.
 
 Belongs to the holder of the node's lock, which the replies take themselves.
 """
@@ -35,7 +36,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -176,28 +177,29 @@ class Forming:
 
     def show(self, question: Question) -> Shown:
         """Return what this node shows to whoever asks, and ask sooner if that may be news (1)."""
-        identity, own, raft = self._directory.identity, self._own, self._raft
-        hint = (question.incarnation, question.digest)
-        if self.is_wanted and self._hints.get(question.node_id) != hint:
-            if len(self._hints) >= MAX_HINTS:
-                self._hints.clear()
-            self._hints[question.node_id] = hint
-            self._hurry(FIRST_PAUSE)
-        leader = raft.configuration.get(raft.leader_id)
-        greeting = self._admission.greeting()
-        return Shown(
+        own, cluster_id = self._own, self._directory.identity.cluster_id
+        self._take_hint(question)
+        shown = Shown(
             own.node_id,
             own.incarnation,
             own.role,
             own.quorum_size,
             own.raft_address,
-            greeting.http_address if identity.cluster_id else own.http_address,
+            own.http_address,
             own.http_port,
             tuple(self._listed),
             self._shown_digest(),
-            identity.cluster_id,
-            self._formation if identity.cluster_id else None,
-            leader.http_address if leader is not None else "",
+        )
+        if not cluster_id:
+            return shown
+        leader = self._raft.configuration.get(self._raft.leader_id)
+        return replace(
+            shown,
+            incarnation="",  # who names a member's is believed (greetings.py): strangers can't
+            http_address=self._admission.greeting().http_address,
+            cluster_id=cluster_id,
+            formation=self._formation_for(question),
+            leader_http="" if leader is None else leader.http_address,
         )
 
     def go_on(self) -> None:
@@ -256,6 +258,24 @@ class Forming:
 
     # -- private ---------------------------------------------------------------------------------
 
+    def _take_hint(self, question: Question) -> None:
+        hint = (question.incarnation, question.digest)
+        if self.is_wanted and self._hints.get(question.node_id) != hint:
+            if len(self._hints) >= MAX_HINTS:
+                self._hints.clear()
+            self._hints[question.node_id] = hint
+            self._hurry(FIRST_PAUSE)
+
+    def _formation_for(self, question: Question) -> Configuration | None:
+        """Return the formation of this node's cluster for one of its founders, by ID and
+        incarnation; to anybody else it would tell the incarnations of members."""
+        if self._formation is None:
+            return None
+        founder = self._formation.get(question.node_id)
+        if founder is None or founder.incarnation != question.incarnation:
+            return None
+        return self._formation
+
     def _shown_digest(self) -> str:
         """Return the digest that is shown; none any more as soon as a cluster is begun (F1)."""
         return self._digest if self.is_wanted else ""
@@ -269,6 +289,8 @@ class Forming:
             return f"({shown.node_id}) belongs to cluster {shown.cluster_id}"
         if not shown.digest:
             return f"({shown.node_id}) doesn't know all members"
+        if not self._digest:
+            return f"({shown.node_id}) knows all members"
         is_same = shown.digest == self._digest
         return f"({shown.node_id}) shows {'the same' if is_same else 'other'} members"
 

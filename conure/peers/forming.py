@@ -6,18 +6,21 @@ handshake of such a connection is all of it: one frame each way (records.py draw
     asker      {"protocol": 1, "kind": "forming", "forming": 1,
                 "node_id": …, "incarnation": …, "digest": what the asker shows, or ""}
     answerer   {"protocol": 1, "forming": 1,
-                "node_id": …, "incarnation": …, "role": …, "quorum_size": 0 or 2 to 1000,
+                "node_id": …, "incarnation": … or "" in a cluster, "role": …,
+                "quorum_size": 0 or 2 to 1000,
                 "raft_address": its own, or "": as the others list it,
                 "http_address": its base URL, or "": by its Raft address' host and the next,
                 "http_port": …,
                 "peers": [the addresses of its list, without its own],
                 "digest": the formation that it shows (formation.py), or "",
-                "cluster_id": its cluster, or "", "formation": base64 of the formation from
-                which that came, or "", "leader_http": its leader's base URL, or ""}, or
+                "cluster_id": its cluster, or "",
+                "formation": base64 of the formation that began it, for one of its founders, or "",
+                "leader_http": its leader's base URL, or ""}, or
                {"protocol": 1, "refused": why}
 
-``forming`` is the version of these two. Any node answers, of a cluster or of none; who asks is not
-believed anything: what the question says only has the answerer ask sooner.
+``forming`` is the version of these two. Any node answers, of a cluster or of none. What a question
+says is believed in nothing: it has the answerer ask sooner, and is held against the formation,
+whose incarnations are for those who have one of them already.
 
 What strangers say is checked here before anybody acts on it: sizes before they are held
 (sockets.py), then texts, numbers, addresses, and that base64 is a formation. Functions of fields
@@ -144,9 +147,10 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         raise WireError("an answer without a proper list of peers")
     if not all(isinstance(peer, str) and is_address(peer) for peer in peers):
         raise WireError("an answer whose list of peers has what is no address")
+    cluster_id = _text(fields, "cluster_id")
     return Shown(
         _name(fields, "node_id"),
-        _name(fields, "incarnation"),
+        _text(fields, "incarnation") if cluster_id else _name(fields, "incarnation"),
         role,
         quorum_size,
         _address(fields, "raft_address"),
@@ -154,7 +158,7 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         _number(fields, "http_port", (1 << 16) - 1),
         tuple(peers),
         _digest(fields),
-        _text(fields, "cluster_id"),
+        cluster_id,
         _formation(fields),
         _base_url(fields, "leader_http"),
     )

@@ -15,7 +15,7 @@ from conure.consensus.formation import cluster_id_of
 from conure.consensus.members import Configuration
 from conure.consensus.messages import Message, MessageType
 from conure.errors import DiskFull, Refused
-from conure.peers.forming import Question, Shown
+from conure.peers.forming import Question, Shown, check_shown, encode_shown
 from conure.storage.datadir import DataDirectory
 from tests.lab.nodes import Lab, checkpoint, put
 
@@ -67,6 +67,11 @@ def take(lab: Lab, name: str, shown: Shown, span: int | None = None) -> None:
 
 def shown_by(lab: Lab, name: str, **changes: Any) -> Shown:
     return replace(lab[name].asked(Question("somebody", "else", "")), **changes)
+
+
+def shown_to(lab: Lab, asker: str, name: str) -> Shown:
+    question = Question(asker, lab[asker].greeting().incarnation, "")
+    return check_shown(encode_shown(lab[name].asked(question)))
 
 
 def acquainted(*names: str, **changes: Any) -> Lab:
@@ -196,20 +201,19 @@ def test_what_was_shown_counts_no_more_once_something_else_is_shown() -> None:
     assert clusters(lab) == {""}
 
 
-def test_a_node_that_was_formed_with_adopts_it_at_once() -> None:
+def test_a_node_that_was_formed_with_adopts_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """n1 alone has begun the cluster; the others were started again with other settings (F4)."""
-    lab = started(*NAMES)
-    lab.tick_until(lambda: any(cluster_of(node) for node in lab.nodes.values()))
-    first = next(name for name, node in lab.nodes.items() if cluster_of(node))
-    cluster_id = cluster_of(lab[first])
-    for name in NAMES:
-        if name != first:
-            lab.stop(name)
-            add(lab, name, quorum_size=3)
-    lab.leader()
-    lab.tick_until(lambda: clusters(lab) == {cluster_id})
+    lab = acquainted(*NAMES)
+    cluster_id = begin_alone(lab, "n1")
+    for name in ("n2", "n3"):
+        lab.stop(name)
+        add(lab, name, quorum_size=3)
+    lab.tick(3)
+    assert clusters(lab) == {cluster_id}
     assert len({first_entry(node) for node in lab.nodes.values()}) == 1
     assert lab.leader().status()["quorum_size"] is None
+    said = [line for line in caplog.messages if "before it was started with other settings" in line]
+    assert len(said) == 2
 
 
 def test_who_lost_its_disk_amid_it_never_takes_its_old_seat() -> None:
@@ -247,7 +251,7 @@ def test_a_cluster_that_is_lost_with_all_its_disks_is_formed_anew() -> None:
 def test_what_is_not_formed_with_this_node_is_not_adopted(field: str) -> None:
     lab = acquainted(*NAMES)
     begin_alone(lab, "n1")
-    shown = shown_by(lab, "n1")
+    shown = shown_to(lab, "n2", "n1")
     if field == "cluster_id":
         shown = replace(shown, cluster_id="f" * 32)
     else:
@@ -466,6 +470,37 @@ def test_the_formation_outlives_the_log_of_it() -> None:
     assert lab["n1"]._log.first_index > 1
     lab.tick_until(lambda: cluster_of(lab["n3"]) == cluster_id)
     put(lab, b"more", b"v")
+
+
+def test_a_member_tells_strangers_nothing_that_they_could_pass_for() -> None:
+    lab = acquainted(*NAMES)
+    cluster_id = begin_alone(lab, "n1")
+    secrets = [node.greeting().incarnation for node in lab.nodes.values()]
+    for question in (
+        Question("somebody", "else", ""),
+        Question("n2", "another life", ""),
+        Question("n2", "", ""),
+    ):
+        shown = lab["n1"].asked(question)
+        assert shown.cluster_id == cluster_id
+        assert shown.http_address == "http://n1:8081"
+        assert not any(secret in str(encode_shown(shown)) for secret in secrets)
+        assert shown.formation is None
+    founder = shown_to(lab, "n2", "n1")
+    assert founder.formation is not None
+    assert founder.incarnation == ""
+
+
+def test_a_formation_that_came_to_nothing_is_not_that_of_the_cluster() -> None:
+    """It was kept, nothing was begun, and the node has become a member of another cluster."""
+    lab = acquainted(*NAMES)
+    formation = lab["n1"]._forming._look()
+    assert formation is not None
+    lab["n1"]._directory.keep_formation(formation.encode())
+    lab["n1"]._directory.join_cluster("c" * 32)
+    lab.stop("n1")
+    add(lab, "n1")
+    assert shown_to(lab, "n2", "n1").formation is None
 
 
 def test_what_a_peer_refuses_is_shown() -> None:

@@ -63,6 +63,20 @@ MUTATIONS = [
         STORIES,
     ),
     Mutation(
+        "a member tells its incarnation to whoever asks as one that forms",
+        "conure/cluster/forming.py",
+        '            incarnation="",  # who',
+        "            # who",
+        STORIES,
+    ),
+    Mutation(
+        "a member tells the formation to whoever names a founder",
+        "conure/cluster/forming.py",
+        "        if founder is None or founder.incarnation != question.incarnation:\n",
+        "        if founder is None:\n",
+        STORIES,
+    ),
+    Mutation(
         "nobody adopts the cluster that it was formed with",
         "conure/cluster/forming.py",
         "        if formation is None or self._directory.identity.cluster_id:\n",
@@ -261,6 +275,13 @@ MUTATIONS = [
         STORIES,
     ),
     Mutation(
+        "a node that has found no seeds yet looks for them ever more rarely",
+        "conure/cluster/joining.py",
+        "            if not self._seeds() or not self._needed():\n",
+        "            if not self._needed():\n",
+        ("tests/cluster/test_discovery.py",),
+    ),
+    Mutation(
         "a formation's bytes aren't checked",
         "conure/storage/datadir.py",
         "        if content[: _FORMATION_HEADER.size] != _formation_header(formation):\n",
@@ -272,6 +293,6 @@ MUTATIONS = [
         "raft.py",
         "        self._become_follower(hard_state.term)\n        self._log.append([entry])\n",
         "        self._log.append([entry])\n",
-        STORIES,
+        ("tests/consensus/test_raft_configuration.py",),
     ),
 ]
