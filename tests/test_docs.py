@@ -41,10 +41,10 @@ MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
     "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py",
 }  # fmt: skip
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
+OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine",
+    "--storage-engine", "--path-as-is",
 }  # fmt: skip
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
@@ -233,7 +233,7 @@ def test_names_in_code_style_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_and_variables_exist(page: Path) -> None:
     flags = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(page))}
-    ours = {setting.flag for setting in SETTINGS} | OTHER_FLAGS
+    ours = {flag for setting in SETTINGS for flag in setting.flags} | OTHER_FLAGS
     if page == KVCTL:
         ours |= {f"--{name}" for name in OPTIONS}
     assert flags <= ours | TOOLS_FLAGS
@@ -241,7 +241,7 @@ def test_flags_and_variables_exist(page: Path) -> None:
     assert variables <= {setting.variable for setting in SETTINGS} | OTHER_VARIABLES
 
 
-METRIC = r"\b(?:conure|process)_[a-z_]+[a-z]\b"
+METRIC = r"\b(?:conure|kvstore|process)_[a-z_]+[a-z]\b"
 
 
 def test_the_table_of_metrics_has_each_of_them() -> None:
@@ -349,11 +349,19 @@ def test_the_tour_of_the_files_is_complete_and_about_right() -> None:
 
 def test_every_invariant_has_its_row() -> None:
     table = {row[0] for row in rows(section(ARCHITECTURE, "## Invariants"))}
-    assert table == {f"S{n}" for n in range(1, 8)} | {f"R{n}" for n in range(1, 12)}
+    assert table == {f"S{n}" for n in range(1, 8)} | {f"R{n}" for n in range(1, 12)} | {
+        f"F{n}" for n in range(1, 5)
+    }
 
 
 @pytest.mark.parametrize(
-    "argv", [["--http-adr=:8081"], ["--barrier-timeout=3"], ["--raft-addr=:7001"]]
+    "argv",
+    [
+        ["--http-adr=:8081"],
+        ["--barrier-timeout=3"],
+        ["--raft-addr=:7001"],
+        ["--peers=db2:7001", "--bootstrap"],
+    ],
 )
 def test_lines_in_troubleshooting_are_what_is_said(argv: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:

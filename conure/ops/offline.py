@@ -52,9 +52,12 @@ __all__ = ["COMMANDS", "run"]
 COMMANDS: Final = ("restore", "check", "stats", "dump", "compact")
 
 _RESTORE_SETTINGS = (
-    "data_dir", "node_id", "raft_addr", "http_addr", "raft_advertise", "http_advertise",
+    "profile", "data_dir", "node_id", "raft_addr", "http_addr", "raft_advertise", "http_advertise",
     "engine", "page_size", "config",
 )  # fmt: skip
+_RESTORE_FLAGS = [
+    flag for setting in SETTINGS if setting.name in _RESTORE_SETTINGS for flag in setting.flags
+]
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -127,12 +130,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         for setting in SETTINGS:
             if setting.name in _RESTORE_SETTINGS:
                 default = f" (default: {setting.default})" if setting.default else ""
-                parser.add_argument(
-                    setting.flag,
-                    dest=setting.name,
-                    metavar=setting.placeholder,
-                    help=setting.help + default,
-                )
+                for flag in setting.flags:  # with a profile they may mean different settings
+                    parser.add_argument(
+                        flag, dest=flag, metavar=setting.placeholder, help=setting.help + default
+                    )
         return parser.parse_args(rest)
     parser.add_argument("directory", metavar="DIR", help="the node's data_dir")
     if command == "stats":
@@ -148,18 +149,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _restore(
     options: argparse.Namespace, environ: Mapping[str, str], progress: ProgressLine
 ) -> int:
-    given = {setting.flag: getattr(options, setting.name, None) for setting in SETTINGS}
+    given = {flag: getattr(options, flag, None) for flag in _RESTORE_FLAGS}
     config = load([f"{flag}={text}" for flag, text in given.items() if text is not None], environ)
     if config.role != "data":
         why = "a backup holds records, and an arbiter keeps none; restore a data node"
         raise ConfigError("role", config.sources["role"], why)
+    raft_address = config.raft_advertised(config.raft_addr.port)
+    if not raft_address:
+        why = "the restored node begins a cluster of its own; name --raft-advertise"
+        raise ConfigError("raft_addr", config.sources["raft_addr"], why)
     try:
         made = restore(
             OsFileSystem(),
             options.file,
             config.data_dir,
             node_id=config.node_id,
-            raft_address=config.raft_advertised(config.raft_addr.port),
+            raft_address=raft_address,
             http_address=config.http_advertised(config.http_addr.port),
             kind=kind_named(config.engine),
             page_size=config.page_size,

@@ -6,6 +6,7 @@ Made once, before the reactor's first round; see :class:`Resp`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from conure.metrics import Registry
@@ -19,7 +20,7 @@ from conure.resp.connection import RespConnection
 from conure.resp.frontend import RespFront
 from conure.resp.limits import Limits
 from conure.resp.messaging import Messaging
-from conure.resp.meters import add_metrics, durations_of
+from conure.resp.meters import add_metrics, durations_of, operations
 from conure.resp.notifying import Notifying
 from conure.resp.plans import Plans
 from conure.resp.scanning import Scanning
@@ -98,6 +99,8 @@ class Resp:
         self.clients = clients
         self.audience = audience
         """Who has subscribed to channels. The reactor's thread."""
+        self.operations = partial(operations, self.front)
+        """Tells how many commands were operations on keys. Any thread."""
         add_metrics(registry, self.front, clients, audience)
 
 

@@ -46,6 +46,7 @@ from conure.fileio import FileSystem, OsFileSystem
 from conure.metrics import Registry
 from conure.peers.calling import CallReply
 from conure.peers.calls import Call
+from conure.peers.forming import Question, Shown
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
 from conure.steps import Add
@@ -89,6 +90,11 @@ class Nobody:
         known_as: str,
     ) -> None:
         reply(Unavailable(f"nobody answers at {address} as {node_id}"))
+
+    def ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        raise AssertionError("a node without a list asked who is at " + address)
 
 
 def options(**changes: Any) -> NodeOptions:

@@ -28,6 +28,7 @@ from conure.state.backup import UNFINISHED, Backup, Facts
 from conure.state.codec import encode_transaction
 from conure.state.machine import Store
 from conure.storage.datadir import read_identity, write_identity
+from conure.storage.engines import LSM, kind_named
 from tests.cluster.test_node import started, write
 from tests.lab import forkserver
 from tests.lab.engines import of_the_btree, open_engine
@@ -532,6 +533,26 @@ def test_restore_takes_the_settings_of_the_server(
     assert conuredb.main(["stats", "--json", str(new)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["node_id"], facts["page_size"]) == ("node1", 8192)
+
+
+def test_restore_heeds_a_profile_and_what_it_calls_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    def seen(*_: object, **facts: object) -> None:
+        made.append(facts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(offline, "restore", seen)
+    flags = ("--http-addr=10.0.0.1:1", "--api-addr=10.0.0.2:2", "--replication-addr=10.0.0.3:3")
+    words = ["restore", "b", f"--data-dir={tmp_path}", *flags]
+    assert conuredb.main([*words, "--profile=kvstore"]) == 1
+    assert conuredb.main(words) == 2
+    assert [(each["http_address"], each["raft_address"]) for each in made] == [
+        ("http://10.0.0.2:2", "10.0.0.3:3")
+    ]
+    assert made[0]["kind"] is kind_named(LSM)
 
 
 def test_an_interrupted_restore_says_how_to_go_on(
