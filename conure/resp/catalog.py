@@ -1,11 +1,14 @@
 """COMMAND: the table of commands as clients ask for it, in the shape of Redis 7.
 
+What is told of a command is written once and kept, by protocol: a client may ask for hundreds of
+commands at once, and of some there is much to be told.
+
 The reactor's thread only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from conure.errors import BadRequest
 from conure.resp.connection import RespConnection
@@ -21,6 +24,8 @@ _GROUP_CATEGORIES = {
 }  # fmt: skip
 
 
+Teller = Callable[[Replies, Command], None]
+
 _MOST_WORDS = 512  # of which each may be a name with much to be told of it
 
 
@@ -29,6 +34,7 @@ class Catalog:
 
     def __init__(self, commands: Mapping[bytes, Command]) -> None:
         self._commands = commands
+        self._kept: dict[tuple[Teller, int, str], bytes] = {}
 
     def command(self) -> Command:
         """Return the row of the table."""
@@ -89,7 +95,7 @@ class Catalog:
             if command is None:
                 replies.null_array()
             else:
-                _describe(replies, command)
+                replies.raw(self._told(_describe, client.session.protocol, command))
         client.reply(replies.take())
 
     def _count(self, client: RespConnection, _: list[bytes]) -> None:
@@ -101,8 +107,18 @@ class Catalog:
         replies = client.replies()
         replies.map_of(len(found))
         for command in found:
-            _document(replies, command)
+            replies.raw(self._told(_document, client.session.protocol, command))
         client.reply(replies.take())
+
+    def _told(self, tell: Teller, protocol: int, command: Command) -> bytes:
+        """Return what is written of a command."""
+        key = tell, protocol, command.name
+        told = self._kept.get(key)
+        if told is None:
+            replies = Replies(protocol)
+            tell(replies, command)
+            told = self._kept[key] = replies.take()
+        return told
 
     def _list(self, client: RespConnection, words: list[bytes]) -> None:
         rows = self._rows()

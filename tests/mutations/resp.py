@@ -458,6 +458,20 @@ MUTATIONS = [
         ("tests/resp/test_scanning.py",),
     ),
     Mutation(
+        "resp: a node that is no member says that no leader is known",
+        "conure/resp/answers.py",
+        "            return _LOADING\n",
+        "            return error_text(error)\n",
+        ("tests/system/test_resp_faults.py::test_a_node_that_is_no_member_yet",),
+    ),
+    Mutation(
+        "resp: what is told of a command is written each time",
+        "conure/resp/catalog.py",
+        "told = self._kept[key] = replies.take()",
+        "told = replies.take()",
+        ("tests/resp/test_telling.py",),
+    ),
+    Mutation(
         "resp: keys are extracted with their values",
         "conure/resp/catalog.py",
         "keys = command.keys_of(words[2:])",

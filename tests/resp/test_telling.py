@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from conure.resp import catalog
+from conure.resp.replies import Replies
+from conure.resp.table import Command
 from tests.lab.respclient import ErrorReply, RespClient
 from tests.lab.respservice import RespService
 
@@ -128,3 +131,26 @@ def test_the_table_of_commands(client: RespClient) -> None:
     client.ask("HELLO", 3)
     assert client.ask("COMMAND", "DOCS", "client")[b"client"][b"subcommands"][b"client|id"]
     assert len(client.ask("COMMAND", "DOCS")) == count
+
+
+@pytest.mark.parametrize("word", ["INFO", "DOCS"])
+def test_what_is_told_of_a_command_is_written_once(
+    client: RespClient, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """However often it is asked for: hundreds of CLIENT would take longer than a round may."""
+    written: list[str] = []
+    write = catalog._specify_keys if word == "INFO" else catalog._document
+
+    def note(replies: Replies, command: Command) -> None:
+        written.append(command.name)
+        write(replies, command)
+
+    name = "_specify_keys" if word == "INFO" else "_document"
+    monkeypatch.setattr(catalog, name, note)
+    for protocol in (2, 3):
+        client.ask("HELLO", protocol)
+        written.clear()
+        for count in (1, 500):
+            found = client.ask("COMMAND", word, *["client"] * count)
+            assert len(found) in (count, 2 * count, 1)  # a map of RESP3 has each name once
+        assert len(written) == len(set(written)) > 10
