@@ -61,6 +61,7 @@ def test_redis_py_values(redis: Any, port: int, protocol: int) -> None:
         assert client.copy("d", "e")
         assert (client.exists("a", "d", "e"), client.unlink("d", "e")) == (2, 2)
         assert client.type("b") == b"string"
+        assert client.info("keyspace")["db0"]["keys"] == 3
         assert (client.dbsize(), set(client.scan_iter(count=1))) == (3, {b"k", b"f", b"b"})
         with pytest.raises(redis.ResponseError, match="not an integer"):
             client.incr("k")

@@ -37,12 +37,12 @@ def test_info_of_keys_clients_and_memory(service: RespService, client: RespClien
     with service.client() as other:
         assert other.ask("PING") == b"PONG"
     found = facts()
-    assert found["db0"] == "keys=300"
+    assert found["db0"] == "keys=300,expires=0,avg_ttl=0"
     assert found["total_connections_received"] == "2"
     assert (found["connected_clients"], found["blocked_clients"]) in (("1", "0"), ("2", "0"))
     assert 1 << 20 < int(found["used_memory"]) <= int(found["used_memory_peak"])
     assert float(found["used_memory_human"].removesuffix("M")) > 1
-    assert client.ask("INFO", "KEYSPACE") == b"# Keyspace\r\ndb0:keys=300\r\n"
+    assert client.ask("INFO", "KEYSPACE") == b"# Keyspace\r\ndb0:keys=300,expires=0,avg_ttl=0\r\n"
     assert client.ask("INFO", "cpu").startswith(b"# CPU\r\nused_cpu_sys:")
 
 

@@ -4,6 +4,7 @@ of what is asked for wrongly, and the shape of what is answered."""
 from __future__ import annotations
 
 import shlex
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -75,6 +76,9 @@ SESSION = """
     CLIENT LIST ID a
     CLIENT LIST FOO
     CLIENT FOO
+    FOO
+    FOO a "b c"
+    FOO aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 """
 
 SERVER = """
@@ -163,7 +167,6 @@ SERVER = """
     LATENCY RESET a b
     LATENCY FOO
     INFO foo
-    INFO keyspace
     INFO cluster
     HELP
     COMMAND HELP a
@@ -171,6 +174,7 @@ SERVER = """
 
 KEYS = """
     SET k v
+    INFO keyspace
     SET n 12
     SET big xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
     MEMORY
@@ -294,6 +298,45 @@ MESSAGES = """
     FUNCTION FOO
 """
 
+FRAMES = [
+    b"*x\r\n",
+    b"*-1\r\nPING\r\n",
+    b"*0\r\nPING\r\n",
+    b"*+1\r\n$4\r\nPING\r\n",
+    b"*01\r\n$4\r\nPING\r\n",
+    b"*\r\n",
+    b"*2147483648\r\n",
+    b"*99999999999999999999\r\n",
+    b"*1\r\nPING\r\n",
+    b"*1\r\n*1\r\n$4\r\nPING\r\n",
+    b"*1\r\n$-1\r\n",
+    b"*1\r\n$\r\n",
+    b"*1\r\n$x\r\n",
+    b"*1\r\n$04\r\nPING\r\n",
+    b"*1\r\n$536870913\r\n",
+    b"*1\r\n$99999999999999999999\r\n",
+    b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\nv\r\n",
+    b"*1\r\n$0\r\n\r\n",
+    b"*2\r\n$0\r\n\r\n$1\r\na\r\n",
+    b"*1\n$4\nPING\n",
+    b"$4\r\nPING\r\n",
+    b"+PING\r\n",
+    b"PING\nPING\n",
+    b"\r\n\r\nPING\r\n",
+    b"''\r\n",
+    b"ECHO 'it\\'s'\r\n",
+    b'ECHO "\\"\\x41\\n"\r\n',
+    b"PING 'a b' c\r\n",
+    b'GET "k\r\n',
+    b'GET "k"k\r\n',
+    b"GET 'k\r\n",
+    b"\0\0\0\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"Host: x\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\nSET a b\r\n",
+]
+"""What comes behind a good command, and nothing after it."""
+
 HELPFUL = ("client", "command", "config", "function", "latency", "memory", "object", "pubsub",
            "script", "slowlog")  # fmt: skip
 
@@ -325,6 +368,28 @@ def test_replies_are_those_of_redis(
             (theirs,) = parse_all(redis.run(*words))
             client.send(command(*words))
             assert client.read() == theirs, line
+
+
+def answer_to(sock: socket.socket, data: bytes) -> bytes:
+    """Return all that is answered to bytes that are the last ones."""
+    with closing(sock):
+        sock.settimeout(20)
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        pieces = []
+        while piece := sock.recv(1 << 16):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=range(len(FRAMES)))
+def test_bytes_are_taken_or_refused_as_by_redis(
+    service: RespService, place: str, frame: bytes
+) -> None:
+    data = command("PING") + frame
+    theirs = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    theirs.connect(place)
+    assert answer_to(service.client().socket, data) == answer_to(theirs, data)
 
 
 @pytest.mark.parametrize("name", HELPFUL)
