@@ -640,6 +640,11 @@ class Node:
         """
         return self._local.time()
 
+    def key_count(self) -> int:
+        """Return how many keys users have, in this node's own state."""
+        with self._monitor.lock:
+            return self._store.records
+
     def last_contact(self) -> float | None:
         """Return how long ago a leader was heard, in seconds: 0 on the leader, None for never."""
         if self._raft.state is State.LEADER:

@@ -18,6 +18,8 @@ from conure.resp.clients import Clients
 from conure.resp.connecting import Connecting
 from conure.resp.connection import RespConnection
 from conure.resp.frontend import RespFront
+from conure.resp.helping import help_of
+from conure.resp.info import Info
 from conure.resp.limits import Limits
 from conure.resp.messaging import Messaging
 from conure.resp.meters import add_metrics, durations_of, operations
@@ -79,9 +81,8 @@ class Resp:
                 *transactions.commands(),
                 *messaging.commands(),
                 *Scanning(desk, answers, request_limits).commands(),
-                *Telling(
-                    desk, answers, clients, limits, table, status, audience, notifying
-                ).commands(),
+                *Telling(desk, answers, limits, status, notifying).commands(),
+                Info(clients, limits, table, status, desk.backend.key_count, audience).command(),
                 catalog.command(),
                 slow_log.command(),
             ],
@@ -160,6 +161,8 @@ def _contained(commands: Iterable[Command]) -> Iterator[Command]:
 def _enter(table: dict[bytes, Command], commands: Iterable[Command]) -> None:
     """Enter commands into a table, by their names in lower and in upper case."""
     for command in commands:
+        if command.subcommands and b"help" not in command.subcommands:
+            command.subcommands[b"help"] = help_of(command)
         for name in (command.name, command.name.upper()):
             assert name.encode() not in table, name
             table[name.encode()] = command

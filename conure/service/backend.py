@@ -165,6 +165,10 @@ class KeyValueBackend(Protocol):
     def time(self) -> int:
         """Return what expiries are counted by, in milliseconds since the Unix epoch."""
 
+    def key_count(self) -> int:
+        """Return how many keys users have in this node's own state; that is known, and takes no
+        time."""
+
     def last_contact(self) -> float | None:
         """Return for how many seconds no leader was heard; 0.0 on the leader, None: never yet."""
 

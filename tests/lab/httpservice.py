@@ -136,6 +136,9 @@ class FakeBackend:
     def holdings(self, session: bytes, key: bytes, most: int) -> int:
         return self.store.holdings(session, key, most)
 
+    def key_count(self) -> int:
+        return self.store.records
+
     def check_watchable(self) -> None:
         if self.error is not None:
             raise self.error
