@@ -181,7 +181,10 @@ def test_checkpoints_that_never_fit_lose_nothing_and_keep_reads_cheap() -> None:
     assert dict(KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False).scan()) == model
 
 
-def test_a_merge_that_does_not_fit_is_tried_again_by_itself() -> None:
+def test_a_merge_that_does_not_fit_is_tried_again_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     fs = disk()
     engine = KIND.open(fs, PLACE, SMALL, create=True)
     model: Model = {}
@@ -191,13 +194,18 @@ def test_a_merge_that_does_not_fit_is_tried_again_by_itself() -> None:
         engine.checkpoint(index, 1)
     assert engine.stats().tables[0][0] == 8
     fs.set_capacity(fs.used_bytes())
-    settle(engine)
+    for _ in range(200):
+        engine.compact(0.01)
     assert engine.stats().tables[0][0] == 8
     assert files(fs) == named(fs, PLACE)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "merges have to wait" in told
+    assert "free some space" in told
     fs.set_capacity(None)
     for _ in range(100):
         engine.compact(0.01)
     assert engine.stats().tables[0][0] < 4
+    assert [record.getMessage() for record in caplog.records][1:] == ["merges go on"]
     assert dict(engine.scan()) == model
 
 
