@@ -272,7 +272,7 @@ def test_what_can_not_be_opened_is_named_and_refused(data: Path, where: str) -> 
     assert f"{name} is corrupt at byte" in offline("check", data, 1)
 
 
-WRONG = {
+WRONG: dict[str, tuple[str, bytes | int, str]] = {
     "record": (".sst", b"shortshort", "short"),
     "value": (".blob", b"longlong", "long"),
     "head of a file of values": (".blob", 0, ""),
