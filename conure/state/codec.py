@@ -200,6 +200,7 @@ __all__ = [
     "has_outcome",
     "is_lengthy",
     "newest_version",
+    "outcome_in_parts",
     "sequential_in_turns",
     "stamp",
 ]
@@ -222,6 +223,9 @@ MOST_WRITES: Final = 500
 _VERSION, _SEQUENTIAL_VERSION = 1, 2
 _LENGTHY_BYTES = 256 << 10
 _ENCODED_AT_ONCE = 500  # steps
+_DONE_AT_ONCE = 500  # results of steps
+_ITEMS_AT_ONCE = 250
+_PARTS_AT_ONCE = 3 * _ITEMS_AT_ONCE
 assert _LENGTHY_BYTES < WRITTEN_BYTES
 _MAX_COMMAND = MAX_VALUE_BYTES + (32 << 20)  # all keys it may have; a frame holds more (records.py)
 
@@ -704,6 +708,12 @@ def _operation(  # noqa: C901 - there is a case for each kind
 
 def encode_outcome(outcome: Outcome) -> bytes:
     """Return the bytes of an outcome."""
+    return b"".join(outcome_in_parts(outcome))
+
+
+def outcome_in_parts(outcome: Outcome) -> Iterator[bytes]:
+    """Yield the bytes of an outcome in parts, each made in a millisecond or less, so that something
+    else may have its turn in between."""
     revision, succeeded, results, refusal, refused_key, current, repeated, done, time = outcome
     flags = (_SUCCEEDED if succeeded else 0) | (_REPEATED if repeated else 0)
     if done or time:
@@ -712,21 +722,29 @@ def encode_outcome(outcome: Outcome) -> bytes:
         head = _SEQUENTIAL_OUTCOME.pack(
             _SEQUENTIAL_VERSION, flags, refusal, revision, current, time, len(done)
         )
-        return b"".join([head, *stepcodec.encode_done(done)])
+        yield b"".join([head, *stepcodec.encode_done(done[:_DONE_AT_ONCE])])
+        for start in range(_DONE_AT_ONCE, len(done), _DONE_AT_ONCE):
+            yield b"".join(stepcodec.encode_done(done[start : start + _DONE_AT_ONCE]))
+        return
     parts = [
         _OUTCOME.pack(_VERSION, flags, refusal, revision, current, len(refused_key), len(results)),
         refused_key,
     ]
     for total, more, items, number in results:
         parts.append(_RESULT.pack(1 if more else 0, total, number, len(items)))
-        for key, value, *numbers in items:
-            known = value is not None
-            parts += (
-                _ITEM.pack(1 if known else 0, len(key), len(value or b""), *numbers),
-                key,
-                value or b"",
-            )
-    return b"".join(parts)
+        for start in range(0, len(items), _ITEMS_AT_ONCE):
+            for key, value, *numbers in items[start : start + _ITEMS_AT_ONCE]:
+                known = value is not None
+                parts += (
+                    _ITEM.pack(1 if known else 0, len(key), len(value or b""), *numbers),
+                    key,
+                    value or b"",
+                )
+            if len(parts) >= _PARTS_AT_ONCE:
+                yield b"".join(parts)
+                parts.clear()
+    if parts:
+        yield b"".join(parts)
 
 
 def decode_outcome(data: bytes) -> Outcome:

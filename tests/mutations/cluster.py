@@ -1032,8 +1032,8 @@ MUTATIONS = [
     Mutation(
         "a session holds any number of keys by way of a follower",
         "conure/cluster/serving.py",
-        ">= MAX_HELD\n",
-        "> 9 * MAX_HELD\n",
+        "                    if count >= MAX_HELD:\n",
+        "                    if count > 9 * MAX_HELD:\n",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
