@@ -381,11 +381,13 @@ class Serving:
 def _checked(command: bytes) -> Transaction | codec.Checked | None:
     """Return the transaction that a command stands for, None: it is a plain write. Raises WireError
     for a command that a client's request can't become."""
-    transaction = codec.check_command(command)
-    if isinstance(transaction, Transaction):
-        operations = (*transaction.success, *transaction.failure)
-        if any(isinstance(each, Expire) for each in operations):
-            raise WireError("a call to let keys expire, which only a leader does")
+    checked = codec.check_command(command)
+    if checked is not None or not codec.has_outcome(command):
+        return checked
+    transaction = codec.decode_transaction(command)
+    operations = (*transaction.success, *transaction.failure)
+    if any(isinstance(each, Expire) for each in operations):
+        raise WireError("a call to let keys expire, which only a leader does")
     return transaction
 
 
