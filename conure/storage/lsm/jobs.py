@@ -156,9 +156,8 @@ def flush(
     try:
         for keys, cells in chunks:
             read += len(keys)
-            for piece in pieces(keys, cells):
-                yield from out.add(piece[0], out.without_long_values(*piece))
-                yield
+            yield from _flushed(out, keys, cells)
+            del keys, cells  # or long values would be held until the next chunk has come
         return (yield from out.finish(read, 0, 0))
     except GeneratorExit:
         out.close()
@@ -166,6 +165,12 @@ def flush(
     except BaseException:
         out.abort()
         raise
+
+
+def _flushed(out: Outputs, keys: Sequence[bytes], cells: Sequence[bytes]) -> Iterator[None]:
+    for piece in pieces(keys, cells):
+        yield from out.add(piece[0], out.without_long_values(*piece))
+        yield
 
 
 def merge(fs: FileSystem, folder: str, job: MergeJob) -> Generator[None, None, JobResult]:
