@@ -330,7 +330,15 @@ class Node:
             observed.batch_sizes,
         )
         self._intake = Intake(
-            raft_log, room, applying, admission, standing, clock, self._refused, options.speaks
+            raft_log,
+            room,
+            upkeep,
+            applying,
+            admission,
+            standing,
+            clock,
+            self._refused,
+            options.speaks,
         )
         self._audits = Audits(
             raft, raft_log, store, directory, roster, standing, peers.send, self._fail

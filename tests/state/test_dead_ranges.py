@@ -176,7 +176,9 @@ def test_what_has_ended_is_not_gone_through_again(monkeypatch: pytest.MonkeyPatc
     store = Store(kind_named(LSM).open(disk(), PLACE, SMALL, create=True), b"")
     apply(store, *(whole(Put(b"t%04d" % number, b"", 1000 + number)) for number in range(2000)))
     for time in range(1100, 3100, 100):
-        assert store.next_due() == time - 99
+        while (due := store.next_due()) is None:  # on a busy machine it takes several looks
+            pass
+        assert due == time - 99
         todo = entries(store, whole(Expire(100), time=time))
         pauses = 0
         while not store.apply(todo, lambda: True):
