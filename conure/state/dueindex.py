@@ -10,7 +10,8 @@ an index that has none.
    raises it.
 2. A look that takes long goes on in the next call (:class:`_Look`), in a pinned state, whatever is
    written meanwhile: what was put since it began is kept track of, and what was deleted since can't
-   make the front wrong, only less exact.
+   make the front wrong, only less exact. If nobody asks any more, :meth:`DueIndex.let_go_of_old`
+   ends it.
 
 Nothing here writes, and nothing of it is part of the state: after a restart the fronts are where
 the indexes begin. For the holder of the node's lock.
@@ -29,15 +30,16 @@ __all__ = ["DueIndex", "time_of"]
 
 class _Look:
     """A look for the first entry of an index in a pinned state, from *start* to *end*. *least* is
-    the least entry that was put since, *end* if none was."""
+    the least entry that was put since, *end* if none was; *is_old*, whether nobody has gone on with
+    it for a while."""
 
-    __slots__ = ("_reader", "end", "keys", "least")
+    __slots__ = ("_reader", "is_old", "keys", "least")
 
     def __init__(self, reader: Reader, start: bytes, end: bytes) -> None:
         self._reader = reader
         self.keys: Iterator[bytes | None] = reader.keys_in_turns(start, end)
-        self.end = end
         self.least = end
+        self.is_old = False
 
     def close(self) -> None:
         self._reader.close()
@@ -96,6 +98,13 @@ class DueIndex:
                 firsts.append(time_of(self._fronts[prefix]))
         return min(firsts, default=0)
 
+    def let_go_of_old(self) -> None:
+        """Let go of what is pinned for looks that nobody has gone on with since the last call."""
+        for prefix, look in [*self._looks.items()]:
+            if look.is_old:
+                self._let_go(prefix)
+            look.is_old = True
+
     def close(self) -> None:
         """Let go of what looks have pinned; the next ones begin anew."""
         while self._looks:
@@ -116,6 +125,7 @@ class DueIndex:
                     self._exact.add(prefix)
                     break
                 look = self._looks[prefix] = _Look(self._engine.snapshot(), front, end)
+            look.is_old = False
             for key in look.keys:
                 if key is not None:
                     break

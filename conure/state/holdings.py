@@ -3,6 +3,7 @@
 Counted once, and kept up to date from then on. The entries of what a session has held before may
 lie between those of what it holds, deleted and not yet merged away; going through many of them goes
 on in the next call, in a pinned state (:class:`_Look`), and what comes and goes meanwhile is added.
+If nobody asks any more, :meth:`Holdings.let_go_of_old` ends it.
 
 Nothing here writes, and nothing of it is part of the state: another node, or this one after a
 restart, counts anew. For the holder of the node's lock.
@@ -26,14 +27,16 @@ KEYS_AT_ONCE = 5_000
 
 class _Look:
     """A count of the entries in a pinned state that begin with *prefix*; *count* is how many there
-    are so far, with those that came and less those that went since."""
+    are so far, with those that came and less those that went since; *is_old*, whether nobody has
+    gone on with it for a while."""
 
-    __slots__ = ("_reader", "count", "keys")
+    __slots__ = ("_reader", "count", "is_old", "keys")
 
     def __init__(self, reader: Reader, prefix: bytes) -> None:
         self._reader = reader
         self.keys: Iterator[bytes | None] = reader.keys_in_turns(prefix, prefix_end(prefix))
         self.count = 0
+        self.is_old = False
 
     def close(self) -> None:
         self._reader.close()
@@ -55,6 +58,7 @@ class Holdings:
             return known
         look = self._looks.pop(prefix, None) or _Look(self._engine.snapshot(), prefix)
         if not _is_through(look):
+            look.is_old = False
             self._looks[prefix] = look
             if len(self._looks) > MOST_LOOKS:
                 self._looks.popitem(last=False)[1].close()
@@ -78,6 +82,13 @@ class Holdings:
         look = self._looks.pop(prefix, None)
         if look is not None:
             look.close()
+
+    def let_go_of_old(self) -> None:
+        """Let go of what is pinned for counts that nobody has gone on with since the last call."""
+        for prefix, look in [*self._looks.items()]:
+            if look.is_old:
+                self._looks.pop(prefix).close()
+            look.is_old = True
 
     def close(self) -> None:
         """Let go of what is pinned; who isn't counted yet is counted anew."""

@@ -627,6 +627,8 @@ class Store:
     def begin_checkpoint(self) -> Checkpoint:
         """Freeze the state as of the applied index; writes go on beside it."""
         assert not self.is_amid, "a checkpoint would have half of an entry"
+        self._dues.let_go_of_old()
+        self._holdings.let_go_of_old()
         meta = self.meta
         return Checkpoint(self.engine.begin_checkpoint(meta.index, meta.term, self.digest), meta)
 

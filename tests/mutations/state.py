@@ -127,6 +127,27 @@ MUTATIONS = [
         ("tests/state/test_dead_ranges.py",),
     ),
     Mutation(
+        "what a look pins is pinned for ever if nobody goes on with it",
+        "conure/state/dueindex.py",
+        "            look.is_old = True\n",
+        "",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "a look ends though somebody goes on with it",
+        "conure/state/dueindex.py",
+        "            look.is_old = False\n            for key",
+        "            for key",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what a count pins is pinned for ever if nobody goes on with it",
+        "conure/state/holdings.py",
+        "            look.is_old = True\n",
+        "",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
         "what a look for what is due has pinned stays",
         "conure/state/dueindex.py",
         "        if look is not None:\n            look.close()\n",

@@ -236,6 +236,31 @@ def test_not_all_sessions_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert store.stats().readers == 0
 
 
+def test_what_nobody_goes_on_with_is_not_pinned_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leads no more asks for nothing that is due."""
+    ticking(monkeypatch)
+    monkeypatch.setattr(state, "PAUSE", 10)
+    monkeypatch.setattr(holdings, "PAUSES", 1)
+    apply(store, whole(OpenSession(b"s", 9_000_000, False, b"")))
+    names = [b"%04d" % number for number in range(500)]
+    apply(store, *(whole(Acquire(name, b"s", None)) for name in names))
+    apply(store, *(whole(Release(name, b"s", None)) for name in names))
+    assert store.next_due() is None
+    assert store.holdings(b"s", b"x") is None
+    store.begin_checkpoint().abort()
+    assert store.stats().readers == 2
+    assert store.next_due() is None  # somebody goes on with that
+    for readers in (1, 0, 0):
+        store.begin_checkpoint().abort()
+        assert store.stats().readers == readers
+    while store.next_due() is None or store.holdings(b"s", b"x") is None:
+        pass
+    assert (store.next_due(), store.holdings(b"s", b"x")) == (LAST_DUE, 0)
+    assert store.stats().readers == 0
+
+
 def test_a_part_of_a_range_ends_where_going_on_would_take_long(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
