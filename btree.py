@@ -23,10 +23,10 @@ are in memory.
    of them before the next checkpoint begins. Who writes long values frees more than that takes.
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
-``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``, ``len``,
-``bulk_load``, ``begin_checkpoint``, ``check``, ``maintain``. Any thread at any time: everything on
-a snapshot, the iterators that ``items`` and ``keys`` return, ``stats`` and the methods of one
-checkpoint. The pager's lock guards what these share.
+``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``,
+``scan_keys``, ``len``, ``bulk_load``, ``begin_checkpoint``, ``check``, ``maintain``. Any thread at
+any time: everything on a snapshot, the iterators that ``items`` and ``keys`` return, ``stats`` and
+the methods of one checkpoint. The pager's lock guards what these share.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from itertools import chain
 from math import inf
 from typing import TypeAlias, TypeVar, cast
 
-from conure.errors import StorageError
 from conure.fileio import FileSystem
+from conure.storage.atonce import make_at_once
 from conure.storage.bufferpool import MANY, BufferPool
 from conure.storage.bulkload import Loader
 from conure.storage.cells import NARROW, NARROW_HEAD, make_cell
@@ -209,32 +209,27 @@ class BTree:
 
     def scan(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, Record]]:
+    ) -> Iterator[tuple[bytes, Record] | None]:
         """Iterate like :meth:`items` without pinning the state, for a few records it is cheaper.
 
-        Nothing may be written before it is used up or dropped; the writer's thread only.
+        Nothing may be written before it is used up or dropped, and no checkpoint begun; the
+        writer's thread only. Nothing that was deleted is in the way, so None never comes.
         """
-        present = State(self._search, self._root, self._level, self._records)
-        return present.items(start, end, reverse=reverse)
+        return self._present().items(start, end, reverse=reverse)
 
     def scan_headings(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+    ) -> Iterator[tuple[bytes, tuple[Record, int]] | None]:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
         return chain.from_iterable(
             self._search.groups(self._root, self._level, start, end, reverse, self._search.headings)
         )
 
-    def approach(
-        self,
-        start: bytes,  # noqa: ARG002
-        end: bytes | None,  # noqa: ARG002
-        records: int,  # noqa: ARG002
-        *,
-        reverse: bool = False,  # noqa: ARG002
-    ) -> Iterator[None]:
-        """Do nothing: what was deleted is gone."""
-        return iter(())
+    def scan_keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`scan` over the keys alone."""
+        return self._present().keys(start, end, reverse=reverse)
 
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -419,14 +414,7 @@ class BTree:
 
     def checkpoint(self, applied_index: int, applied_term: int, digest: int = 0) -> None:
         """Make the present state durable. Raises DiskFull, after which it may be tried again."""
-        running = self.begin_checkpoint(applied_index, applied_term, digest)
-        try:
-            while not running.step(1.0):
-                pass
-            running.finish()
-        except StorageError:
-            running.abort()
-            raise
+        make_at_once(self.begin_checkpoint(applied_index, applied_term, digest))
 
     @property
     def dirty_pages(self) -> int:
@@ -498,6 +486,10 @@ class BTree:
             self._pager.close()
 
     # -- private: finding ------------------------------------------------------------------------
+
+    def _present(self) -> State:
+        """Return the tree as it is, to be read before anything is written."""
+        return State(self._search, self._root, self._level, self._records)
 
     def _is_left(self) -> bool:
         """Tell whether the tree is closed and nobody needs its file any more; lock held."""

@@ -417,7 +417,32 @@ def test_any_bytes_are_a_transaction_an_outcome_or_a_wire_error(
 
     data = codec.encode_transaction(transaction)
     canonical(codec.decode_transaction, codec.encode_transaction, broken(data))
+    for each in broken(data):
+        assert is_taken(each) == is_read(codec.decode_transaction, each), each
     canonical(codec.decode_outcome, codec.encode_outcome, broken(codec.encode_outcome(outcome)))
+
+
+@settings(deadline=None)
+@given(TRANSACTIONS, st.data())
+def test_a_transaction_is_checked_as_it_is_read(
+    transaction: Transaction, data: st.DataObject
+) -> None:
+    """Any byte of it may be another one: heads are where that counts."""
+    whole = codec.encode_transaction(transaction)
+    codec.check_command(whole)
+    at = data.draw(st.integers(3, len(whole) - 1))
+    for byte in (0, 1, 2, 3, 4, 7, 8, 13, 14, 255):
+        each = whole[:at] + bytes((byte,)) + whole[at + 1 :]
+        assert is_taken(each) == is_read(codec.decode_transaction, each), each
+
+
+def is_taken(data: bytes) -> bool:
+    """Tell whether a transaction is taken, or would be if its keys weren't too long."""
+    try:
+        codec.check_command(data)
+    except WireError as error:
+        return "with a key of" in str(error) and is_read(codec.decode_transaction, data)
+    return data[:3] == codec.encode_transaction(Transaction((), ()))[:3]
 
 
 # -- sequential transactions ---------------------------------------------------------------------

@@ -237,7 +237,7 @@ class Desk(Generic[WaiterT]):
         Raises Forbidden, and ConureError."""
         if self._gate is not None:
             self._ask(waiter, Transaction((), (Acquire(key, session, None),)))
-        if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
+        if self.backend.holdings(session, key) >= MAX_HELD:
             raise TooManyHeld(MAX_HELD)
 
     # -- reads -----------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ MUTATIONS = [
     Mutation(
         "a session holds any number of keys",
         "conure/service/requests.py",
-        "if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:",
-        "if self.backend.holdings(session, key, MAX_HELD) > MAX_HELD:",
+        "if self.backend.holdings(session, key) >= MAX_HELD:",
+        "if self.backend.holdings(session, key) > MAX_HELD:",
         ROUTE_TESTS,
     ),
     Mutation(

@@ -8,6 +8,13 @@ __all__ = ["MUTATIONS"]
 
 MUTATIONS = [
     Mutation(
+        "a checkpoint that finds no room in one go is never tried again",
+        "conure/storage/atonce.py",
+        "        running.abort()\n",
+        "        pass\n",
+        ("tests/storage/test_engine.py", "tests/storage/test_btree_crash.py"),
+    ),
+    Mutation(
         "a checkpoint leaves the pages of removed values behind",
         "btree.py",
         "        self._move_tail()\n        self.maintain(inf)\n",
