@@ -197,6 +197,7 @@ __all__ = [
     "encode_records",
     "encode_sequential",
     "encode_transaction",
+    "encode_writes",
     "has_outcome",
     "is_lengthy",
     "newest_version",
@@ -446,6 +447,13 @@ def encode_sequential(sequential: Sequential) -> bytes:
     return b"".join([*head, *stepcodec.encode_steps(sequential.steps)])
 
 
+def encode_writes(keys: Sequence[bytes], values: Sequence[bytes], longest: int) -> bytes:
+    """Return the same as :func:`encode_sequential` of a transaction that only sets *keys* to
+    *values*, without its time, in a fraction of the time that it takes to make one."""
+    head = _SEQUENTIAL_HEAD.pack(_SEQUENTIAL, 0, 0, longest, 0, 0, 0, len(keys))
+    return b"".join([head, *stepcodec.encode_writes(keys, values)])
+
+
 def sequential_in_turns(sequential: Sequential) -> Iterator[bytes]:
     """Yield nothing where something else may have its turn, and the same at last."""
     parts = _sequential_head(sequential)
@@ -556,8 +564,8 @@ class Writes(NamedTuple):
     """A sequential transaction that only sets keys, each once, as many as there are *values*."""
 
     time: int
-    keys: list[bytes]
-    values: list[bytes]
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
 
 
 def decode_writes(data: bytes) -> Writes | None:

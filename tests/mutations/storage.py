@@ -114,6 +114,27 @@ MUTATIONS = [
         ),
     ),
     Mutation(
+        "lists take the room of pages",
+        "conure/storage/bufferpool.py",
+        "        return needed + self._limit // _SPARED <= self._limit",
+        "        return needed > 0",
+        ("tests/storage/test_btree_space.py",),
+    ),
+    Mutation(
+        "lists are packed though there is room for them",
+        "conure/storage/bufferpool.py",
+        "            if not self._has_spare(len(page.keys), page.used + NODE_BYTES):",
+        "            if page.keys:",
+        ("tests/storage/test_btree_space.py",),
+    ),
+    Mutation(
+        "pages are dropped where lists could be packed",
+        "conure/storage/bufferpool.py",
+        "            if self._has_many_lists(2):",
+        "            if not self._ring:",
+        ("tests/storage/test_btree_space.py",),
+    ),
+    Mutation(
         "a closed state goes on being read",
         "conure/storage/snapshot.py",
         "        if not self._open:\n",
