@@ -86,6 +86,12 @@ class BufferPool:
         records = self._listed_records + self.added_records
         return self.dirty_pages * (self._pager.page_size + NODE_BYTES) + records * RECORD_BYTES
 
+    @property
+    def spare(self) -> int:
+        """How many bytes nodes leave of what the cache may take, less what it has to spare for them
+        soon; below 0: none. Any thread."""
+        return self._limit - self._limit // _SPARED - self.cached_bytes
+
     # -- looking at pages, any thread --------------------------------------------------------------
 
     def node(self, number: int) -> Node:
@@ -310,8 +316,7 @@ class BufferPool:
     def _has_spare(self, records: int, more: int = 0) -> bool:
         """Whether the cache has room for so many more *records* in lists, and *more* bytes, that
         nothing else needs by now."""
-        needed = self.cached_bytes + records * RECORD_BYTES + more
-        return needed + self._limit // _SPARED <= self._limit
+        return records * RECORD_BYTES + more <= self.spare
 
     def _evict(self, number: int, size: int) -> None:
         node = self.nodes.pop(number)

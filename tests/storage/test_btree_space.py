@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,8 +115,7 @@ def test_a_leaf_goes_to_lists_when_it_is_used_much_and_is_packed_when_written(
         pair.delete(b"1")
         pair.checkpoint()
         assert in_lists() == [is_spare]
-        for _ in range(20):
-            assert pair.tree.get(b"0") == pair.model[b"0"]
+        use(pair, [b"0"], 20)
         assert in_lists() == [True]
         pair.checkpoint()
         pair.put(b"0", b"w")
@@ -125,10 +124,16 @@ def test_a_leaf_goes_to_lists_when_it_is_used_much_and_is_packed_when_written(
     pair.tree.close()
 
 
+def use(pair: Pair, keys: Iterable[bytes], times: int = 10) -> None:
+    """Read keys in the tree, whatever was read lately."""
+    with pair.tree.snapshot() as state:
+        for key in keys:
+            for _ in range(times):
+                assert state.get(key) == pair.model[key]
+
+
 def use_all(pair: Pair, times: int = 10) -> None:
-    for key in pair.model:
-        for _ in range(times):
-            assert pair.tree.get(key) == pair.model[key]
+    use(pair, pair.model, times)
 
 
 def test_lists_take_what_the_cache_can_spare() -> None:
@@ -186,9 +191,7 @@ def test_lists_are_a_small_part_of_a_full_cache() -> None:
     for i in range(3000):
         pair.put(b"%04d" % i, b"")
     pair.checkpoint()
-    for key in sorted(pair.model)[:150]:
-        for _ in range(30):
-            assert pair.tree.get(key) == pair.model[key]
+    use(pair, sorted(pair.model)[:150], 30)
     assert 0 < pair.tree._pool._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 16
     pair.verify()
     pair.tree.close()
