@@ -281,6 +281,11 @@ def decode_command(data: bytes) -> tuple[int, bytes, bytes]:
     Raises WireError for a command this version doesn't know; whoever applies commands has to
     stop there, for a replica that skips one is no replica any more (R7).
     """
+    if len(data) > _COMMAND.size:  # as _measure, without the call: most are puts
+        head, key_length = _COMMAND.unpack_from(data)
+        value_at = 5 + key_length
+        if head == _PUT and 5 < value_at <= len(data):
+            return OP_PUT, data[5:value_at], data[value_at:]
     operation, value_at = _measure(data)
     if operation >= OP_TRANSACTION:
         return operation, b"", b""
