@@ -2,8 +2,7 @@
 
 redis-benchmark sends GET, SET and MSET of 10 keys among 100,000; wrk gets and puts the same keys of
 the same node over HTTP, in random order, too. All servers are up and take turns at bursts of a
-second, so each ratio is one
-of pairs. The mix of gets and sets comes from ``resp_load.py``.
+second, so each ratio is one of pairs. The mix of gets and sets comes from ``resp_load.py``.
 """
 
 from __future__ import annotations
@@ -167,7 +166,8 @@ def _started(
         "Measured: "
         + ", ".join(versions)
         + f". Every write is synced before its answer. {MIX_KEYS:,} keys, values of 25 bytes; MSET "
-        f"sets {_MSET_KEYS} keys. Latencies of the mix are those of all commands sent together."
+        f"sets {_MSET_KEYS} keys. HTTP is wrk with the same keys on the same node: another client, "
+        "which costs less. Latencies of the mix are those of all commands sent together."
     )
 
     def contestants(load: _Load) -> Iterator[Contestant]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ENTRY_BYTES", "LONGEST", "Recent"]
+__all__ = ["ENTRY_BYTES", "LONGEST", "MOST_BYTES", "Recent"]
 
 LONGEST: Final = 1024
 """Bytes of a cell that is kept."""
@@ -27,6 +27,10 @@ LONGEST: Final = 1024
 ENTRY_BYTES: Final = 170
 """What an entry takes in memory beside the bytes of key and cell: two objects, its place in a dict,
 and the room that a dict has to spare."""
+
+MOST_BYTES: Final = 32 << 20
+"""Bytes of all entries, whatever room there is: a dict that grows moves all it has, which takes a
+millisecond or two for as many as these."""
 
 _GOING: Final = 8
 """How many go at most for one that comes."""
@@ -63,7 +67,7 @@ class Recent:
     def shrink(self, room: int, most: int = _GOING) -> None:
         """Let a few go, *most* of them, if all take more than *room*."""
         for _ in range(most):
-            if not self.bytes or self.bytes <= room:
+            if not self.bytes or self.bytes <= min(room, MOST_BYTES):
                 return
             if not self.old:
                 self.young, self.old = self.old, self.young

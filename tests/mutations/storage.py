@@ -135,6 +135,13 @@ MUTATIONS = [
         ("tests/storage/test_btree.py", "tests/storage/test_recent.py"),
     ),
     Mutation(
+        "records that were read lately have no bound of their own",
+        "conure/storage/recent.py",
+        "min(room, MOST_BYTES)",
+        "room",
+        ("tests/storage/test_recent.py",),
+    ),
+    Mutation(
         "a value that has grown isn't counted",
         "conure/storage/recent.py",
         "        self.bytes += len(cell) - len(generation[key])\n",
@@ -151,7 +158,7 @@ MUTATIONS = [
     Mutation(
         "records that were read lately take the room of pages",
         "conure/storage/recent.py",
-        "            if not self.bytes or self.bytes <= room:\n",
+        "            if not self.bytes or self.bytes <= min(room, MOST_BYTES):\n",
         "            if room or not self.bytes:\n",
         ("tests/storage/test_recent.py",),
     ),

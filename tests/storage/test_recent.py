@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conure.storage import recent as recent_file
 from conure.storage.recent import ENTRY_BYTES, LONGEST, Recent
 from tests.lab.crashfs import CrashFileSystem
 from tests.lab.trees import Pair
@@ -65,6 +67,14 @@ def test_what_is_read_again_stays_and_others_go() -> None:
         for again in (b"0000", b"0001"):
             assert recent.young.get(again) or recent.again(again) or number == 0
     assert recent.bytes > 80 * size
+
+
+def test_no_more_is_kept_than_a_dict_can_move_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_file, "MOST_BYTES", 5000)
+    recent = Recent()
+    for number in range(100):
+        recent.add(b"%d" % number, bytes(10), 1 << 30)
+        assert recent.bytes <= 5000
 
 
 def test_room_that_is_needed_is_given_back_little_by_little() -> None:
