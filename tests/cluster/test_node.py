@@ -854,6 +854,7 @@ def test_metrics_tell_what_the_node_is_made_of() -> None:
         "conure_db_depth": node._store.engine.check().depth,
         "conure_db_unwritten_pages": len(pool.unwritten),
         "conure_page_cache_bytes": sum(pool._ring.values()),
+        "conure_record_cache_bytes": stats.recent_bytes,
         "conure_page_cache_hits_total": stats.cache_hits,
         "conure_page_cache_misses_total": stats.cache_misses,
         "conure_page_cache_evictions_total": stats.evictions,
