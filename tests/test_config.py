@@ -224,12 +224,16 @@ def test_seeds_are_also_called_join(tmp_path: Path) -> None:
         c = load(argv, environ)
         assert (c.seeds, c.sources["seeds"]) == (a, source)
         assert c.ignored_environment == ()
-    assert load(["--seeds=http://a:1", "--join=http://b:1"], {}).seeds == b, "the last one counts"
+    assert load(["--join=http://a:1", "--join=http://b:1"], {}).seeds == b, "the last one counts"
+    assert load(["--seeds=http://a:1", "--join=http://a:1"], {}).seeds == a, "they say the same"
 
 
 def test_seeds_by_two_names_from_one_source_are_refused(tmp_path: Path) -> None:
+    error = error_of(["--seeds=http://a:1", "--join=http://b:1"])
+    assert (error.setting, error.source) == ("join", "flag --join")
+    assert "flag --seeds" in error.why
     error = error_of([], {"CONURE_SEEDS": "http://a:1", "CONURE_JOIN": "http://a:1"})
-    assert (error.setting, error.source) == ("seeds", "environment CONURE_JOIN")
+    assert (error.setting, error.source) == ("join", "environment CONURE_JOIN")
     assert "CONURE_SEEDS" in error.why
     error = error_of([yaml_file(tmp_path, "seeds: http://a:1\njoin: http://a:1")])
     assert (error.setting, error.source) == ("join", f"{tmp_path}/conure.yaml line 2")
@@ -447,6 +451,8 @@ def test_addresses_that_exclude_each_other() -> None:
     assert "raft_addr" in error.why
     assert error_of(["--metrics-addr=:8081"]).setting == "metrics_addr"
     assert error_of(["--resp-addr=:8081"]).setting == "resp_addr"
+    assert error_of(["--rest-addr=:8081"]).setting == "rest_addr"
+    assert error_of(["--resp-addr=:9090", "--rest-addr=127.0.0.1:9090"]).setting == "rest_addr"
     advertised = "--raft-advertise=10.0.0.1:9000"
     for everywhere in (":9000", "0.0.0.0:9000", "[::]:9000"):
         error = error_of([f"--raft-addr={everywhere}", advertised, "--http-addr=127.0.0.1:9000"])
