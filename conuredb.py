@@ -48,6 +48,7 @@ from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
+from conure.operations import Operations
 from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.resp.assembly import Resp
@@ -108,6 +109,7 @@ class Process:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._registry = Registry()
+        self._operations = Operations(self._registry)
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
         self._max_connections = config.max_connections
         self._max_resp_connections = config.resp_max_connections
@@ -146,6 +148,7 @@ class Process:
             # The addresses first: if one is taken, nothing has been touched yet.
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
+            self._operations.add(metrics.operations)
             transport = self._listen_to_peers()
             reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
@@ -177,8 +180,9 @@ class Process:
             watchers.start()
             for each in self._listeners():
                 each.start()
-            if config.seeds:
-                self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
+            if config.seeds or config.peers:
+                seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
+                self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
             if self._resp is not None:
@@ -280,6 +284,7 @@ class Process:
             node.messages,
             history,
         )
+        self._operations.add(resp.operations)
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
 
     def _serve_rest(
@@ -345,20 +350,24 @@ class Process:
     def _taken(self, setting: str, address: Address, error: OSError) -> ConfigError:
         why = f"can't listen on {address}: {error.strerror or error}"
         remedy = "stop whatever uses it, or choose another address"
-        return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
+        name = self._config.called(setting)
+        return ConfigError(name, self._config.sources[setting], f"{why}; {remedy}")
 
     def _open_node(self, transport: Transport, reactor: Reactor, history: History) -> Node:
         config = self._config
+        http_port = self._bound["http_addr"].getsockname()[1]
         options = NodeOptions(
             node_id=config.node_id,
             told_node_id=config.told_node_id,
             data_dir=config.data_dir,
             raft_address=config.raft_advertised(transport.port),
-            http_address=config.http_advertised(self._bound["http_addr"].getsockname()[1]),
+            http_address=config.http_advertised(http_port),
+            http_port=http_port,
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
             quorum_size=config.quorum_size,
+            peers=config.peers,
             engine=config.engine,
             told_engine=config.told_engine,
             election_timeout=config.election_timeout,

@@ -83,7 +83,7 @@ class Received:
 
     @property
     def seeds(self) -> Any:
-        return self.Joiner.call_args and self.Joiner.call_args.args[0]
+        return self.Joiner.call_args and self.Joiner.call_args.args[0]()
 
     @property
     def drained(self) -> Any:
@@ -104,6 +104,10 @@ REST = ("--rest-addr=:8180",)
 
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
+    "profile": [
+        Row("kvstore", lambda r: r.node.engine, "lsm"),
+        Row("kvstore", lambda r: r.API.call_args.kwargs["forward"], True),
+    ],
     "node_id": [
         Row("n9", lambda r: r.node.node_id, "n9"),
         Row("n9", lambda r: r.node.told_node_id, True),
@@ -126,6 +130,7 @@ ROWS = {
     "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
     "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
+    "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
     "engine": [
