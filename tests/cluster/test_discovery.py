@@ -102,18 +102,18 @@ def test_seeds_may_be_found_later_and_change(
     make_stub: MakeStub, asking: MakeJoiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are asked soon then, however long there were none."""
-    monkeypatch.setattr(joining, "LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(joining, "FIRST_PAUSE", 60.0)
     first, second = make_stub(), make_stub()
     case = asking()
-    time.sleep(0.2)  # pauses would have doubled to seconds by now
+    time.sleep(0.1)  # a round in which nobody was there to be asked would have passed
     case.seeds = [first.url]
-    wait_until(lambda: len(first.requests) > 0, 1.5)
+    wait_until(lambda: len(first.requests) > 0)
     case.needed = False
     case.seeds = [second.url]
     looks = case.looks
     wait_until(lambda: case.looks > looks)
     case.needed = True
-    wait_until(lambda: len(second.requests) > 0, 1.5)
+    wait_until(lambda: len(second.requests) > 0)
 
 
 def test_seeds_are_asked_in_turn_until_one_agrees(make_stub: MakeStub, asking: MakeJoiner) -> None:
