@@ -44,6 +44,7 @@ def examine(stopped: Stopped) -> Examination:
     faults: list[str] = []
     if stopped.diverged:
         faults.append(f"its data differ from the cluster's: {stopped.diverged}")
+    _attempt(stopped.check_formation, faults)
     raft_log = _attempt(stopped.open_log, faults)
     if raft_log is not None:
         lines.append(_describe_log(raft_log))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from conure.cluster.opening import check_agreement, kind_of
+from conure.consensus.formation import decode_formation
 from conure.consensus.raftlog import RaftLog
 from conure.errors import CorruptionError, ForeignDirectory
 from conure.fileio import File, FileSystem, Lock, Mapped, ReadInPlace, check_size
@@ -148,6 +149,12 @@ class Stopped:
     def check_agreement(self, raft_log: RaftLog, engine: StorageEngine) -> None:
         """Prove that log and records belong together. Raises CorruptionError."""
         check_agreement(raft_log, engine, self._directory)
+
+    def check_formation(self) -> None:
+        """Read with whom the cluster was formed, if it was. Raises CorruptionError."""
+        kept = self._directory.formation()
+        if kept:
+            decode_formation(kept)
 
     def describe(self) -> str:
         mine = self.identity

@@ -177,6 +177,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "log gone": (lambda data: shutil.rmtree(data / "raft"), "snapshot is corrupt .* missing"),
     "vote": (lambda data: flip(data / "raft/state", 20), "state is corrupt at byte 0"),
     "identity": (lambda data: flip(data / "identity.json", 0), r"identity\.json is corrupt"),
+    "formation": (lambda data: (data / "formation").write_bytes(b"CNRF"), "formation is corrupt"),
+    "founders": (
+        lambda data: (data / "formation").write_bytes(bytes.fromhex("434e524601c2412435616263")),
+        "format version 97",
+    ),
 }
 
 
