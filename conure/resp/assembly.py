@@ -6,6 +6,7 @@ Made once, before the reactor's first round; see :class:`Resp`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from conure.metrics import Registry
@@ -21,12 +22,12 @@ from conure.resp.helping import help_of
 from conure.resp.info import Info
 from conure.resp.limits import Limits
 from conure.resp.messaging import Messaging
-from conure.resp.meters import add_metrics, durations_of
+from conure.resp.meters import add_metrics, durations_of, operations
 from conure.resp.notifying import Notifying
 from conure.resp.plans import Plans
 from conure.resp.scanning import Scanning
 from conure.resp.slowlog import SlowLog
-from conure.resp.strings import PlainGets, PlainSets
+from conure.resp.strings import PlainGets, PlainMsets, PlainSets
 from conure.resp.table import Command
 from conure.resp.telling import Telling
 from conure.resp.transactions import Transactions
@@ -99,6 +100,8 @@ class Resp:
         self.clients = clients
         self.audience = audience
         """Who has subscribed to channels. The reactor's thread."""
+        self.operations = partial(operations, self.front)
+        """Tells how many commands were operations on keys. Any thread."""
         add_metrics(registry, self.front, clients, audience)
 
 
@@ -124,13 +127,15 @@ class _Modes:
 
 
 def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> None:
-    """Give GET and SET their fast ways."""
+    """Give GET, SET and MSET their fast ways."""
     if command.name == "get":
         reads = PlainGets(desk, command.handle)
         command.handle, command.run, command.lone = reads.get, reads.get_all, reads.get_alone
     elif command.name == "set":
         writes = PlainSets(desk, limits, command.handle)
         command.handle, command.run, command.lone = writes.put, writes.put_all, writes.put_alone
+    elif command.name == "mset":
+        command.handle = PlainMsets(desk, limits, command.handle).put
 
 
 def _contained(commands: Iterable[Command]) -> Iterator[Command]:

@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "resp: values of a run are as long as they like",
         "conure/resp/strings.py",
-        "                and max(map(len, values)) <= self._longest\n",
-        "",
+        " <= MAX_KEY_BYTES and max(map(len, values)) <= longest",
+        " <= MAX_KEY_BYTES",
         ("tests/resp/test_connection.py",),
     ),
     Mutation(
@@ -206,9 +206,16 @@ MUTATIONS = [
     Mutation(
         "resp: the answers of others are taken for those of lone commands",
         "conure/resp/answers.py",
-        "    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:",
-        "    if size > 0 and end <= stop and waiters[end - 1] is pending:",
+        " or waiters[end:last].count(pending) < last - end:",
+        ":",
         ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: all answers are looked at for each of those in between",
+        "conure/resp/answers.py",
+        "_AT_A_LOOK = 16 ",
+        "_AT_A_LOOK = 1 << 20 ",
+        ("tests/resp/test_answers.py",),
     ),
     Mutation(
         "resp: parts of a batch are answered in the order in which they end",
@@ -227,13 +234,8 @@ MUTATIONS = [
     Mutation(
         "resp: a bug of the gate hands a member the reply of the next one",
         "conure/resp/strings.py",
-        "            lone.take_back()\n"
-        "            raise\n"
-        "        else:\n"
-        "            client.begin_lone(lone)\n"
-        "\n"
-        "    def get_all",
-        "            raise\n        else:\n            client.begin_lone(lone)\n\n    def get_all",
+        "        lone.take_back()\n        raise\n",
+        "        raise\n",
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
