@@ -530,8 +530,8 @@ def test_notifications(service: RespService, client: RespClient) -> None:
         client.ask("SET", "k", "v")
         assert listener.read()[2:] == [b"__keyevent@0__:new", b"k"]
         assert client.ask("CONFIG", "SET", "notify-keyspace-events", "Kn$") == b"OK"
-        for words in (("EXPIRE", "k", 100), ("PERSIST", "k"), ("GETEX", "k", "EX", 100)):
-            client.ask(*words)  # no events
+        for change in (("EXPIRE", "k", 100), ("PERSIST", "k"), ("GETEX", "k", "EX", 100)):
+            client.ask(*change)  # no events
         client.ask("INCR", "m")
         assert [listener.read()[2:] for _ in range(2)] == [
             [b"__keyspace@0__:m", b"new"],
