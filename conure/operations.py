@@ -3,15 +3,15 @@
 ``kvstore_operations_total`` has one of three values of its label ``op``:
 
 ========== =============================================================================
-``get``    what reads keys by their names
-``put``    what changes them
-``delete`` what removes them
+``get``    what reads keys that it names, or of HTTP a range
+``put``    what changes keys that it names
+``delete`` what removes keys that it names, or of HTTP a range
 ========== =============================================================================
 
-An operation is what a client asks for at once: a request of HTTP, a command of RESP, whatever the
-number of its keys. Nothing is counted for this here: each front has counts of its own, and says
-which of them are what. What asks for several kinds, such as a transaction or a batch, is none of
-the three.
+An operation is what a client asks for at once: a request of HTTP that was carried out, a command of
+RESP, whatever the number of its keys. Nothing is counted for this here: each front has counts of
+its own, and says which of them are what. What asks for several kinds, such as a transaction or a
+batch, is none of the three.
 
 Fronts are added before anybody renders; any thread may render.
 """

@@ -514,6 +514,31 @@ def test_a_port_for_redis_clients_is_there_if_it_is_asked_for(chart: str) -> Non
         assert "resp" in [each["port"] for each in clients["ports"]]
 
 
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+@pytest.mark.parametrize("front", ["rest", "resp"])
+def test_the_port_of_a_front_is_there_for_whoever_asks_for_it(chart: str, front: str) -> None:
+    for is_on in (False, True):
+        values: Object = {front: {"enabled": True, "port": 4321}} if is_on else {}
+        if chart == HA:
+            values |= {"networkPolicy": {"enabled": True}}
+        objects = render(chart, values)
+        server = container(objects, "conure")
+        config = load([], environment(server, "conure-0"))
+        listening = getattr(config, f"{front}_addr")
+        assert (listening is not None) is is_on
+        ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+        assert ports.get(front) == (listening.port if is_on else None)
+        for name, port in (("conure", 4321), ("conure-hs", ports.get(front))):
+            offered = {
+                each["name"]: (each["port"], each["targetPort"])
+                for each in objects["Service", name]["spec"]["ports"]
+            }
+            assert offered.get(front) == ((port, front) if is_on else None)
+        if chart == HA:
+            _, clients = objects["NetworkPolicy", "conure"]["spec"]["ingress"]
+            assert ({"port": front} in clients["ports"]) is is_on
+
+
 def test_where_pods_go() -> None:
     spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
     objects = render(

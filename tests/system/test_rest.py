@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -365,6 +366,33 @@ def test_an_arbiter_passes_writes_on_and_refuses_reads(cluster: Cluster, arbiter
     assert "location" not in answer.headers
     assert "ask another server" in json.loads(answer.body)["error"]
     assert by_path(cluster.leader(), "GET", "k").status == 200
+
+
+def test_a_stop_answers_what_is_under_way_and_ends_the_rest(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--bootstrap", "--rest-addr=127.0.0.1:0") as server:
+        port = rest_port(server)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as idle:
+                assert ask(server, "PUT", "/k", b'{"value": "v"}').status == 200
+                client.sendall(b"PUT /k HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n")
+                server.process.send_signal(signal.SIGTERM)
+                assert idle.recv(1) == b""
+            client.sendall(b'{"value": "w"}')
+            answered = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        assert answered.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in answered
+        assert server.wait() == 0
+    with running(tmp_path / "data") as server:
+        assert server.get("k").body == b"w"
+
+
+def test_an_address_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        server = ServerProcess(tmp_path / "data", "--bootstrap", f"--rest-addr={address}")
+        assert server.wait() == 2
+    assert f"rest_addr (flag --rest-addr): can't listen on {address}" in server.text
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_address_is_nobody_s_by_default(tmp_path: Path) -> None:
