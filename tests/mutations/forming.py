@@ -129,8 +129,29 @@ MUTATIONS = [
     Mutation(
         "a node that is on its own list waits for itself",
         "conure/cluster/forming.py",
-        "            self._meet_itself(address)\n            return\n",
-        "            pass\n",
+        "            each.is_itself or each.agreed == self._span for each",
+        "            each.agreed == self._span for each",
+        STORIES,
+    ),
+    Mutation(
+        "a name that leads to the node itself takes another one off the list",
+        "conure/cluster/founders.py",
+        "*itself], own.node_id)",
+        "], own.node_id)",
+        FACTS,
+    ),
+    Mutation(
+        "what once was this node itself remains so",
+        "conure/cluster/forming.py",
+        "peer.shown, peer.is_itself, peer.why = shown, is_itself,",
+        "peer.shown, peer.is_itself, peer.why = shown, is_itself or peer.is_itself,",
+        STORIES,
+    ),
+    Mutation(
+        "a node of another name than the list has is asked to add this one",
+        "conure/cluster/forming.py",
+        '            and self._listed[address] in ("", peer.shown.node_id)\n',
+        "",
         STORIES,
     ),
     Mutation(
@@ -220,7 +241,7 @@ MUTATIONS = [
     Mutation(
         "a node that forms may list any number of peers",
         "conure/peers/forming.py",
-        "    if not isinstance(peers, list) or len(peers) >= MAX_FOUNDERS:\n",
+        "    if not isinstance(peers, list) or len(peers) > MAX_FOUNDERS:\n",
         "    if not isinstance(peers, list):\n",
         WIRE,
     ),

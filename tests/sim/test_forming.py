@@ -75,7 +75,7 @@ def found(symptoms: type[BaseException] | tuple[type[BaseException], ...]) -> bo
     return False
 
 
-def forms_at_sight(self: Forming, address: str, peer: Any, span: int, found: Shown) -> None:
+def forms_at_sight(self: Forming, peer: Any, span: int, found: Shown) -> None:
     """Begin the cluster as soon as all members are known."""
     peer.shown, peer.why = found, ""
     formation = self._look()
