@@ -127,10 +127,10 @@ MUTATIONS = [
         STORIES,
     ),
     Mutation(
-        "a node that is on its own list waits for itself",
+        "a node that is on its own list takes itself for another one of its ID",
         "conure/cluster/forming.py",
-        "            each.is_itself or each.agreed == self._span for each",
-        "            each.agreed == self._span for each",
+        "(found.node_id, found.incarnation) == (own.node_id, own.incarnation)",
+        "False",
         STORIES,
     ),
     Mutation(
