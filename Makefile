@@ -8,7 +8,7 @@
 # make bench    the comparison with etcd, redis, sqlite3, LMDB, LevelDB and RocksDB
 # make wheel    build/conuredb-VERSION-py3-none-any.whl, for pip
 # make pyz      build/conuredb.pyz, the server and the shell in one file that Python runs as it is
-# make redis-check REDIS_SUITE=PROGRAM  Redis' own tests; see CONTRIBUTING.md
+# make redis-check REDIS_SUITE=FOLDER  Redis' own tests, from its source; see CONTRIBUTING.md
 # make clean    removes what the others have made
 #
 # make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
@@ -73,7 +73,7 @@ pyz:
 	$(PYTHON) tools/packages.py pyz
 
 redis-check:
-	@test -n "$(REDIS_SUITE)" || { echo "say REDIS_SUITE=PROGRAM; see CONTRIBUTING.md"; exit 2; }
+	@test -n "$(REDIS_SUITE)" || { echo "say REDIS_SUITE=FOLDER; see CONTRIBUTING.md"; exit 2; }
 	$(PYTHON) tools/redis_check.py $(REDIS_SUITE)
 
 chart-check: $(READY)

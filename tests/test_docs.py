@@ -28,6 +28,7 @@ from tests.test_imports import ANY, FILES, STEP, WINGS, wing_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "RESULTS.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 CLUSTER = ROOT / "docs" / "cluster.md"
 ENGINES = ROOT / "docs" / "engines.md"
@@ -572,6 +573,39 @@ def test_the_tours_of_clusters_print_what_they_say(tour: Tour, page: Path, headi
     assert len(steps) > 10
     for command, shown in steps:
         tour.run(command, shown)
+
+
+MEASURED = {
+    "load": "load, 1,000 a commit",
+    "overwrite": "overwrite, 1,000 a commit",
+    "put, 100 a commit": "put, 100 a commit",
+    "put, 1 a commit": "put, 1 a commit",
+    "get": "get, settled",
+    "of a missing key": "get of a missing key, settled",
+    "range of 100": "range of 100, settled",
+    "scan, a key": "scan, a key",
+    "scan, a record": "scan, a record",
+}
+"""The columns of docs/engines.md, and what they are called where they were measured."""
+
+
+def test_the_figures_of_the_engines_are_those_that_were_measured() -> None:
+    ours = {"ConureDB, `btree`": "ConureDB B-tree + log", "ConureDB, `lsm`": "ConureDB LSM + log"}
+    measured = section(RESULTS, "## Storage engines, in process").split("**1,000,000 records: ")
+    times, space = (part for part in measured if part.startswith(("microsec", "space")))
+    shown = ENGINES.read_text().partition("<!-- engines: begin")[2].partition("<!-- engines: end")
+    columns = [head(times).index(MEASURED[column]) for column in head(shown[0])[1:-1]]
+    assert len(rows(shown[0])) == 6
+    for name, *figures in rows(shown[0]):
+        (took,) = [row for row in rows(times) if row[0] == ours.get(name, name)]
+        (takes,) = [row for row in rows(space) if row[0] == ours.get(name, name)]
+        assert figures == [*(took[column] for column in columns), takes[4]], name
+
+
+def head(text: str) -> list[str]:
+    """Return the cells of the head of the first table in *text*."""
+    line = next(line for line in text.splitlines() if line.startswith("|"))
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="the way begins with curl")

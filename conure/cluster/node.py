@@ -333,7 +333,15 @@ class Node:
             observed.batch_sizes,
         )
         self._intake = Intake(
-            raft_log, room, applying, admission, standing, clock, self._refused, options.speaks
+            raft_log,
+            room,
+            upkeep,
+            applying,
+            admission,
+            standing,
+            clock,
+            self._refused,
+            options.speaks,
         )
         self._audits = Audits(
             raft, raft_log, store, directory, roster, standing, peers.send, self._fail
@@ -617,10 +625,10 @@ class Node:
         """Return the revision of this node's state, and a session in it, or what went wrong."""
         return self._local.session(session)
 
-    def holdings(self, session: bytes, key: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*, in the leader's state; 0 if *key* is
-        one of them, and elsewhere, where nothing is decided by it. Raises ConureError."""
-        return self._local.holdings(session, key, most)
+    def holdings(self, session: bytes, key: bytes) -> int:
+        """Count the keys that a session holds in the leader's state; 0 if *key* is one of them, and
+        elsewhere, where nothing is decided by it. Raises ConureError."""
+        return self._local.holdings(session, key)
 
     def backup(self) -> tuple[int, Backup]:
         """Return the revision of this node's state, and a backup of it, for any one thread.
@@ -639,6 +647,11 @@ class Node:
         Exact on the leader; elsewhere by this node's own wall clock.
         """
         return self._local.time()
+
+    def key_count(self) -> int:
+        """Return how many keys users have, in this node's own state."""
+        with self._monitor.lock:
+            return self._store.records
 
     def last_contact(self) -> float | None:
         """Return how long ago a leader was heard, in seconds: 0 on the leader, None for never."""

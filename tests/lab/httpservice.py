@@ -133,8 +133,13 @@ class FakeBackend:
     def session(self, session: bytes) -> tuple[int, Session | None]:
         return self.store.applied_index, self.store.session(session)
 
-    def holdings(self, session: bytes, key: bytes, most: int) -> int:
-        return self.store.holdings(session, key, most)
+    def holdings(self, session: bytes, key: bytes) -> int:
+        count = self.store.holdings(session, key)
+        assert count is not None
+        return count
+
+    def key_count(self) -> int:
+        return self.store.records
 
     def check_watchable(self) -> None:
         if self.error is not None:

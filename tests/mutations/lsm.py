@@ -13,6 +13,13 @@ _ANY_ENGINE = ("tests/storage/test_engine.py",)
 
 MUTATIONS = [
     Mutation(
+        "a worker holds long values while it waits for others",
+        "conure/storage/lsm/jobs.py",
+        "            del keys, cells  # or",
+        "            # or",
+        ("tests/storage/lsm/test_workers.py",),
+    ),
+    Mutation(
         "lsm: what a newer record replaces stays behind it",
         "conure/storage/lsm/merging.py",
         "        at = there + 1 if there < size and keys[there] == key else there\n",
@@ -391,6 +398,20 @@ MUTATIONS = [
         _ENGINE,
     ),
     Mutation(
+        "a merge without room ends the node",
+        _LSM + "compaction.py",
+        "                except DiskFull as error:\n                    self._starve(error)\n",
+        "                except DiskFull:\n                    raise\n",
+        _CRASH,
+    ),
+    Mutation(
+        "a merge that waits for room is told of at each attempt",
+        _LSM + "compaction.py",
+        "        if not self._is_starved:\n            log.warning(",
+        "        if True:\n            log.warning(",
+        _CRASH,
+    ),
+    Mutation(
         "a manifest with a new name waits for no descriptor",
         _LSM + "manifest.py",
         "_PATIENCE: Final = 500 ",
@@ -416,6 +437,16 @@ MUTATIONS = [
         _LSM + "state.py",
         "                if skipped > SKIPPED:\n                    leave(begin, following)\n",
         "                pass\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "a start reads every table",
+        _LSM + "tables.py",
+        "        return cls(path, data, facts, footer, mapped)\n",
+        "        table = cls(path, data, facts, footer, mapped)\n"
+        "        for _ in table.prove_bytes():\n"
+        "            pass\n"
+        "        return table\n",
         _ENGINE,
     ),
     Mutation(

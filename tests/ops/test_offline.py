@@ -28,10 +28,10 @@ from conure.state.backup import UNFINISHED, Backup, Facts
 from conure.state.codec import encode_transaction
 from conure.state.machine import Store
 from conure.storage.datadir import read_identity, write_identity
-from conure.storage.engines import LSM, kind_named
+from conure.storage.engines import BTREE, LSM, kind_named
 from tests.cluster.test_node import started, write
 from tests.lab import forkserver
-from tests.lab.engines import of_the_btree, open_engine
+from tests.lab.engines import current, of_the_btree, open_engine
 from tests.lab.process import ROOT, running
 
 BINARY = b"\xff\x00", b"\xfe\n"
@@ -200,6 +200,30 @@ def test_damage_is_named(data: Path, capsys: pytest.CaptureFixture[str], damage:
     assert contents(data) == before
 
 
+def test_a_byte_of_any_file_with_records_is_found_and_named(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All files of the LSM engine are read from end to end; the tree has free pages."""
+    if current() == BTREE:
+        return
+    files = [data / DATABASE, *data.glob("lsm/*")]
+    assert {path.suffix for path in files} == {".db", ".sst", ".blob"}
+    rng = random.Random(11)
+    for path in files:
+        size = path.stat().st_size
+        for offset in (0, size - 1, *(rng.randrange(size) for _ in range(8))):
+            flip(path, offset)
+            before = contents(data)
+            assert conuredb.main(["check", str(data)]) == 1
+            out, err = capsys.readouterr()
+            assert "in order" not in out
+            (line,) = err.splitlines()
+            assert re.match(rf"conuredb: \S*/{path.name} is corrupt at byte \d+: ", line)
+            assert contents(data) == before
+            flip(path, offset)
+    assert conuredb.main(["check", str(data)]) == 0
+
+
 @of_the_btree
 def test_every_part_is_checked_whatever_ails_the_others(
     data: Path, capsys: pytest.CaptureFixture[str]
@@ -312,14 +336,22 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
 # -- stats and dump ------------------------------------------------------------------------------
 
 
-@of_the_btree
 def test_stats(data: Path, crashed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert conuredb.main(["stats", str(data), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["node_id"], facts["role"], facts["vote"]) == ("n1", "data", "n1")
-    assert (facts["records"], facts["page_size"]) == (40, 1024)
+    assert (facts["records"], facts["engine"]) == (40, current())
     assert facts["applied_index"] == facts["log_last_index"] > 40
-    assert facts["file_bytes"] == (data / DATABASE).stat().st_size
+    tables = [path.stat().st_size for path in data.glob("lsm/*.sst")]
+    values = [path.stat().st_size for path in data.glob("lsm/*.blob")]
+    if current() == BTREE:
+        assert facts["page_size"] == 1024
+        assert facts["file_bytes"] == (data / DATABASE).stat().st_size
+    else:
+        assert facts["file_bytes"] == sum(tables) + sum(values)
+        assert (facts["tables_level_0"], facts["table_bytes_level_0"]) == (1, sum(tables))
+        assert facts["blob_bytes"] == sum(values)
+        assert facts["blob_dead_bytes"] < 20  # the file's head
     assert conuredb.main(["stats", str(data)]) == 0
     text = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()
                 if len(line.split()) > 1)  # fmt: skip

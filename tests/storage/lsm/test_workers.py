@@ -147,6 +147,26 @@ def test_a_worker_does_what_is_done_in_process(make: MakeWorker, folder: str) ->
     assert content(FS, merges[0].tables, kept, folder) == expected
 
 
+def test_a_long_value_is_held_twice_at_most(make: MakeWorker, folder: str) -> None:
+    """Once as it came, and once as it is written, copied from file to file or checked."""
+
+    def peak() -> int:
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) << 10
+
+    worker, size = make(), 24 << 20
+    drive(worker.start(flush_job(), chunks(ITEMS)))
+    before = peak()
+    values = {b"%d" % number: cell(bytes((number,)) * size) for number in range(3)}
+    flushed_values = drive(worker.start(flush_job(), chunks(values)))
+    assert peak() - before < 2.6 * size
+    assert len(flushed_values.blobs) > 1
+    job = merge_of([flushed_values.tables], emptied=flushed_values.blobs, limits=LIMITS)
+    merged_values = drive(worker.start(job))
+    assert sum(blob.size for blob in merged_values.blobs) > 3 * size
+    assert peak() - before < 2.6 * size
+
+
 def test_one_process_does_job_after_job_and_ends_with_its_runner(make: MakeWorker) -> None:
     worker = make()
     assert not has_process(worker)  # not before it is needed
@@ -275,6 +295,23 @@ def test_a_worker_that_is_killed_between_jobs_is_replaced(make: MakeWorker) -> N
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
+    assert worker.pid != pid
+
+
+def test_a_worker_without_memory_loses_its_job_and_is_replaced(
+    make: MakeWorker, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker = make()
+    drive(worker.start(flush_job(), chunks(ITEMS)))
+    before = names(FS, folder)
+    pid = worker.pid
+    assert pid is not None
+    resource.prlimit(pid, resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
+    running = worker.start(flush_job(), chunks({b"k": cell(bytes(8 << 20))}))
+    lost(running, "it ended")
+    assert "MemoryError" in capfd.readouterr().err
+    assert names(FS, folder) == before
     assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
     assert worker.pid != pid
 
