@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = ROOT / "tests" / "resp" / "redis-skip.txt"
 SERVED = re.compile(r"RESP is served at (\S+):(\d+)$", re.MULTILINE)
 START_SECONDS = 60.0
-UNITS = ("type/string", "type/incr", "expire", "scan", "keyspace", "protocol", "quit")
+UNITS = ("type/string", "type/incr", "expire", "scan", "keyspace", "protocol", "quit", "multi",
+         "pubsub")  # fmt: skip
 RUNTEST = ("./runtest", "--singledb", "--ignore-encoding", "--ignore-digest", "--durable",
            "--clients", "1", "--tags", "-slow -needs:debug -needs:repl -needs:save",
            "--skipfile", str(SKIPPED))  # fmt: skip

@@ -282,6 +282,20 @@ MUTATIONS = [
         ("tests/cluster/test_discovery.py",),
     ),
     Mutation(
+        "a check of a stopped node leaves out with whom its cluster was formed",
+        "conure/ops/reports.py",
+        "    _attempt(stopped.check_formation, faults)\n",
+        "",
+        ("tests/ops/test_offline.py",),
+    ),
+    Mutation(
+        "founders that are none are in order",
+        "conure/ops/stopped.py",
+        "            decode_formation(kept)\n",
+        "            pass\n",
+        ("tests/ops/test_offline.py",),
+    ),
+    Mutation(
         "a formation's bytes aren't checked",
         "conure/storage/datadir.py",
         "        if content[: _FORMATION_HEADER.size] != _formation_header(formation):\n",

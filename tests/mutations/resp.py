@@ -796,10 +796,17 @@ MUTATIONS = [
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
+        "notifications: every key that is set is new",
+        "conure/resp/notifying.py",
+        " and version == 1:",
+        ":",
+        ("tests/resp/test_messaging.py",),
+    ),
+    Mutation(
         "notifications: a letter that isn't there means all the same",
         "conure/resp/notifying.py",
-        "        if letter not in self._letters:",
-        "        if False:",
+        "[name] if letter in self._letters else []",
+        "[name]",
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(

@@ -486,6 +486,35 @@ def test_what_is_off_by_default() -> None:
 
 
 @pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_a_port_for_redis_clients_is_there_if_it_is_asked_for(chart: str) -> None:
+    values = {"resp": {"enabled": True, "port": 6379}, "networkPolicy": {"enabled": True}}
+    if chart == SINGLE:
+        del values["networkPolicy"]
+
+    def ports(objects: dict[tuple[str, str], Object], name: str) -> dict[str, Object]:
+        return {port["name"]: port for port in objects["Service", name]["spec"]["ports"]}
+
+    plain, asked = render(chart), render(chart, values)
+    for pod in pods(plain).values():
+        for each in pod["containers"]:
+            assert "resp" not in [port["name"] for port in each.get("ports", [])]
+            assert "CONURE_RESP_ADDR" not in [one["name"] for one in each.get("env", [])]
+    for name in ("conure", "conure-hs"):
+        assert "resp" not in ports(plain, name)
+        assert ports(asked, name)["resp"]["targetPort"] == "resp"
+    assert ports(asked, "conure")["resp"]["port"] == 6379
+    served = container(asked, "conure")
+    (port,) = [port for port in served["ports"] if port["name"] == "resp"]
+    given = environment(served, "conure-0")
+    settings = load([], given)
+    assert settings.resp_addr is not None
+    assert settings.resp_addr.port == port["containerPort"]
+    if chart == HA:
+        _, clients = asked["NetworkPolicy", "conure"]["spec"]["ingress"]
+        assert "resp" in [each["port"] for each in clients["ports"]]
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
 @pytest.mark.parametrize("front", FRONTS)
 def test_the_port_of_a_front_is_there_for_whoever_asks_for_it(chart: str, front: str) -> None:
     for is_on in (False, True):

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conure.commands import Committed
@@ -127,6 +127,7 @@ class Looked(list[object]):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=40), st.integers(2, 3))
+@example([1] * 400, 2)
 def test_whose_answers_are_next_is_found_by_looking_at_few(runs: list[int], whose: int) -> None:
     each = [object() for _ in range(whose)]
     flat = [each[n % whose] for n, size in enumerate(runs) for _ in range(size)]

@@ -63,7 +63,6 @@ class Fate:
     seconds: float = 0.0  # for which faults happen
     wipe: float = 0.0
     restart: float = 0.0  # with other settings
-    twins: bool = False  # whether two nodes have one ID
     bystander: bool = False  # whether one of the list is of a cluster of its own
 
     @classmethod
