@@ -520,6 +520,44 @@ def test_outcomes_of_steps_come_back(outcome: Outcome) -> None:
 STEPS_HEAD = "020400" + "0000018bcfe56800" + "0000000000000000" + "00100000" + "0000"
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(KEY, VALUE), min_size=1, max_size=6, unique_by=lambda pair: pair[0])
+    | st.builds(
+        lambda keys, value: [(b"%03d" % key, value) for key in keys],
+        st.lists(st.integers(0, 999), min_size=1, max_size=6, unique=True),
+        VALUE,
+    )
+)
+def test_writes_are_encoded_and_read_without_steps(pairs: list[tuple[bytes, bytes]]) -> None:
+    keys, values = [[*column] for column in zip(*pairs, strict=True)]
+    longest = max(map(len, values))
+    whole = Sequential((), tuple(Write(*pair) for pair in pairs), longest, time=7)
+    data = codec.stamp(codec.encode_writes(keys, values, longest), 7)
+    assert data == codec.encode_sequential(whole)
+    found = codec.decode_writes(data)
+    assert found is not None
+    assert (found.time, [*found.keys], [*found.values]) == (7, keys, values)
+
+
+@pytest.mark.parametrize("step", [Write(b"b", b"w", WHEN_ABSENT), Erase(b"b"), Add(b"b", 0)])
+def test_what_is_as_long_as_writes_is_not_taken_for_them(step: Step) -> None:
+    steps = (
+        (Write(b"a", b""), step) if isinstance(step, (Erase, Add)) else (Write(b"a", b"v"), step)
+    )
+    data = codec.encode_sequential(Sequential((), steps, 9))
+    assert len(data) == len(codec.encode_sequential(Sequential((), (steps[0],) * 2, 9)))
+    assert codec.decode_writes(data) is None
+
+
+def test_writes_of_other_lengths_may_have_as_many_bytes() -> None:
+    pairs = [(b"a", b"xx"), (b"bb", b"y"), (b"c", b"zz")]
+    data = codec.encode_writes([pair[0] for pair in pairs], [pair[1] for pair in pairs], 9)
+    found = codec.decode_writes(data)
+    assert found is not None
+    assert [*zip(found.keys, found.values, strict=True)] == pairs
+
+
 def test_golden_sequential_transactions() -> None:
     whole = Sequential(
         (Compare(b"k", Target.MOD_REVISION, Relation.EQUAL, 7),),

@@ -197,6 +197,7 @@ __all__ = [
     "encode_records",
     "encode_sequential",
     "encode_transaction",
+    "encode_writes",
     "has_outcome",
     "is_lengthy",
     "newest_version",
@@ -287,6 +288,11 @@ def decode_command(data: bytes) -> tuple[int, bytes, bytes]:
     Raises WireError for a command this version doesn't know; whoever applies commands has to
     stop there, for a replica that skips one is no replica any more (R7).
     """
+    if len(data) > _COMMAND.size:  # as _measure, without the call: most are puts
+        head, key_length = _COMMAND.unpack_from(data)
+        value_at = 5 + key_length
+        if head == _PUT and 5 < value_at <= len(data):
+            return OP_PUT, data[5:value_at], data[value_at:]
     operation, value_at = _measure(data)
     if operation >= OP_TRANSACTION:
         return operation, b"", b""
@@ -448,6 +454,13 @@ def encode_sequential(sequential: Sequential) -> bytes:
     return b"".join([*head, *stepcodec.encode_steps(sequential.steps)])
 
 
+def encode_writes(keys: Sequence[bytes], values: Sequence[bytes], longest: int) -> bytes:
+    """Return the same as :func:`encode_sequential` of a transaction that only sets *keys* to
+    *values*, without its time, in a fraction of the time that it takes to make one."""
+    head = _SEQUENTIAL_HEAD.pack(_SEQUENTIAL, 0, 0, longest, 0, 0, 0, len(keys))
+    return b"".join([head, *stepcodec.encode_writes(keys, values)])
+
+
 def sequential_in_turns(sequential: Sequential) -> Iterator[bytes]:
     """Yield nothing where something else may have its turn, and the same at last."""
     parts = _sequential_head(sequential)
@@ -565,8 +578,8 @@ class Writes(NamedTuple):
     """A sequential transaction that only sets keys, each once, as many as there are *values*."""
 
     time: int
-    keys: list[bytes]
-    values: list[bytes]
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
 
 
 def decode_writes(data: bytes) -> Writes | None:

@@ -398,6 +398,20 @@ MUTATIONS = [
         _ENGINE,
     ),
     Mutation(
+        "a merge without room ends the node",
+        _LSM + "compaction.py",
+        "                except DiskFull as error:\n                    self._starve(error)\n",
+        "                except DiskFull:\n                    raise\n",
+        _CRASH,
+    ),
+    Mutation(
+        "a merge that waits for room is told of at each attempt",
+        _LSM + "compaction.py",
+        "        if not self._is_starved:\n            log.warning(",
+        "        if True:\n            log.warning(",
+        _CRASH,
+    ),
+    Mutation(
         "a manifest with a new name waits for no descriptor",
         _LSM + "manifest.py",
         "_PATIENCE: Final = 500 ",
@@ -423,6 +437,16 @@ MUTATIONS = [
         _LSM + "state.py",
         "                if skipped > SKIPPED:\n                    leave(begin, following)\n",
         "                pass\n",
+        _ENGINE,
+    ),
+    Mutation(
+        "a start reads every table",
+        _LSM + "tables.py",
+        "        return cls(path, data, facts, footer, mapped)\n",
+        "        table = cls(path, data, facts, footer, mapped)\n"
+        "        for _ in table.prove_bytes():\n"
+        "            pass\n"
+        "        return table\n",
         _ENGINE,
     ),
     Mutation(

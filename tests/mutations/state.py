@@ -565,6 +565,20 @@ MUTATIONS = [
         ("tests/state/test_floats.py",),
     ),
     Mutation(
+        "steps as long as a write are taken for writes",
+        "conure/state/stepcodec.py",
+        "    if not (key_length and heads.count(_PLAIN) == rests.count(_ZEROS) == count):",
+        "    if not key_length:",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
+        "writes that are as long together are cut alike",
+        "conure/state/stepcodec.py",
+        "    if not key_lengths.count(key_length) == lengths.count(length) == count:",
+        "    if not count:",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
         "steps: what a kind of step can't have is read",
         "conure/state/stepcodec.py",
         "        or flags > rule.flags\n",

@@ -120,6 +120,7 @@ def test_a_write_that_meets_a_broken_log_ends_the_node(
         assert server.put("unlucky", b"y").status == 200
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("call", ["sync", "write"])
 def test_a_checkpoint_that_meets_a_broken_file_ends_the_node(
     tmp_path: Path, disk: FaultyDisk, call: str
@@ -200,6 +201,7 @@ def test_a_full_disk_refuses_writes_and_recovers(tmp_path: Path, disk: FaultyDis
         assert_filled(server, count + 1, size)
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_checkpoint_that_does_not_fit_is_taken_again(tmp_path: Path, disk: FaultyDisk) -> None:
     data = tmp_path / "data"
     flags = ("--checkpoint-entries=50",)
@@ -298,6 +300,7 @@ def test_a_stop_with_a_full_disk_loses_nothing(tmp_path: Path, disk: FaultyDisk)
         assert_filled(server, 10)
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_really_full_disk(small_disk: tuple[Path, list[str]]) -> None:
     point, wrapper = small_disk
     flags = (*SMALL_LOG, "--checkpoint-entries=100")

@@ -8,7 +8,7 @@ its version, and the inputs are removed.
    in this process.
 2. A disk that is too full costs nothing but the merge: it is tried again after the next checkpoint,
    or after so many calls; there may be room by then. Likewise where descriptors or memory have run
-   out, for which the merge is tried in this process first; that is logged.
+   out, for which the merge is tried in this process first. Both are logged, once.
 3. An input that is corrupt is a CorruptionError: no replica may go on with it.
 
 For the thread that makes checkpoints, without the caller's lock; :meth:`Compaction.give_up` and
@@ -81,7 +81,7 @@ class Compaction:
         self._running: Running | None = None
         self._proof: Generator[None, None, Proved] | None = None
         self._pause = 0
-        self._is_starved = False  # descriptors or memory had run out, which was logged
+        self._is_starved = False  # room, descriptors or memory had run out, which was logged
         self._is_closed = False
         self._lock = threading.Lock()  # held while work is done
 
@@ -104,8 +104,8 @@ class Compaction:
                     if self._attempts >= ATTEMPTS:
                         raise
                     log.warning("%s; it is done again", error)
-                except DiskFull:
-                    self._wait()
+                except DiskFull as error:
+                    self._starve(error)
                     return False
                 except Exhausted as error:
                     if self._attempts >= ATTEMPTS:
@@ -131,20 +131,17 @@ class Compaction:
 
     # -- private, with the lock held -------------------------------------------------------------
 
-    def _wait(self) -> None:
-        """Give the merge up, to be tried again when there may be room for it."""
+    def _starve(self, error: DiskFull | Exhausted) -> None:
+        """Give the merge up, to be tried again when there may be what it lacks, and say so if that
+        is new."""
+        if not self._is_starved:
+            log.warning("merges have to wait and are tried again by themselves: %s", error)
+        self._is_starved = True
         version = self._engine.mergeable()
         self._full = -1 if version is None else version.serial
         self._pause = _PAUSE
         self._give_up()
         self._job = None
-
-    def _starve(self, error: Exhausted) -> None:
-        """Let the merge wait, too, and say why if that is new."""
-        if not self._is_starved:
-            log.warning("merges have to wait and are tried again by themselves: %s", error)
-        self._is_starved = True
-        self._wait()
 
     def _look_for_writes(self) -> None:
         """See whether this is an idle time: counted in calls, so that equal calls do equal work."""

@@ -108,7 +108,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with() -> None:
             engine.check()
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(4))
 def test_a_call_that_fails_costs_nothing_durable(part: int) -> None:
     at = part + 1
     while True:
@@ -122,8 +122,8 @@ def test_a_call_that_fails_costs_nothing_durable(part: int) -> None:
         history.prove(fs.after_crash("random", random.Random(at)))
         if is_over:
             break
-        at += 11
-    assert at > 100
+        at += 4
+    assert at > 400
 
 
 @pytest.mark.parametrize("kind", ["full", "half"])
@@ -181,7 +181,10 @@ def test_checkpoints_that_never_fit_lose_nothing_and_keep_reads_cheap() -> None:
     assert dict(KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False).items()) == model
 
 
-def test_a_merge_that_does_not_fit_is_tried_again_by_itself() -> None:
+def test_a_merge_that_does_not_fit_is_tried_again_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     fs = disk()
     engine = KIND.open(fs, PLACE, SMALL, create=True)
     model: Model = {}
@@ -191,13 +194,18 @@ def test_a_merge_that_does_not_fit_is_tried_again_by_itself() -> None:
         engine.checkpoint(index, 1)
     assert engine.stats().tables[0][0] == 8
     fs.set_capacity(fs.used_bytes())
-    settle(engine)
+    for _ in range(200):
+        engine.compact(0.01)
     assert engine.stats().tables[0][0] == 8
     assert files(fs) == named(fs, PLACE)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "merges have to wait" in told
+    assert "free some space" in told
     fs.set_capacity(None)
     for _ in range(100):
         engine.compact(0.01)
     assert engine.stats().tables[0][0] < 4
+    assert [record.getMessage() for record in caplog.records][1:] == ["merges go on"]
     assert dict(engine.items()) == model
 
 

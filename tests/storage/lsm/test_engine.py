@@ -32,6 +32,7 @@ from conure.storage.lsm.jobs import FlushJob, JobResult
 from conure.storage.lsm.lsmengine import LSMEngine
 from conure.storage.lsm.marks import SKIPPED
 from conure.storage.lsm.state import PAUSE
+from conure.storage.lsm.tables import TableFacts
 from conure.storage.lsm.workers import FLUSH_PATIENCE, PATIENCE, InProcess, Running, Worker
 from tests.lab.crashfs import CrashFile, CrashFileSystem
 from tests.storage.lsm.enginetools import (
@@ -753,6 +754,27 @@ def test_applied_reads_the_manifest_only() -> None:
     for name in files(fs):
         fs.remove(f"/home/lsm/{name}")
     assert KIND.applied(fs, PLACE) == (3, 1)
+
+
+def test_a_start_reads_neither_records_nor_indexes() -> None:
+    """However many there are: of a table its two ends, of a file of values its head."""
+    fs = disk()
+    engine, model = filled(fs, 6)
+    engine.close()
+    for name in files(fs):
+        path = f"/home/lsm/{name}"
+        end = len(fs.contents(path)) - (68 if name.endswith(".sst") else 0)
+        facts = 0 if name.endswith(".blob") else len(table_facts(fs, name).encode())
+        for at in range(64 if name.endswith(".blob") else 8, end - facts):
+            fs.corrupt(path, at)
+    with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as again:
+        assert (again.applied_index, len(again)) == (6, len(model))
+        assert again.stats().index_bytes == 0
+
+
+def table_facts(fs: CrashFileSystem, name: str) -> TableFacts:
+    levels = manifest.read(fs, PLACE).levels
+    return next(table for level in levels for table in level if table.name == name)
 
 
 def test_a_state_that_was_just_built_is_not_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,6 +299,23 @@ def test_a_worker_that_is_killed_between_jobs_is_replaced(make: MakeWorker) -> N
     assert worker.pid != pid
 
 
+def test_a_worker_without_memory_loses_its_job_and_is_replaced(
+    make: MakeWorker, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker = make()
+    drive(worker.start(flush_job(), chunks(ITEMS)))
+    before = names(FS, folder)
+    pid = worker.pid
+    assert pid is not None
+    resource.prlimit(pid, resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
+    running = worker.start(flush_job(), chunks({b"k": cell(bytes(8 << 20))}))
+    lost(running, "it ended")
+    assert "MemoryError" in capfd.readouterr().err
+    assert names(FS, folder) == before
+    assert drive(worker.start(flush_job(), chunks(ITEMS))).read == len(ITEMS)
+    assert worker.pid != pid
+
+
 def test_a_stopped_worker_is_no_obstacle_to_closing(make: MakeWorker) -> None:
     worker = make()
     drive(worker.start(flush_job(), chunks(ITEMS)))
