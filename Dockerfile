@@ -44,7 +44,7 @@ ENV CONURE_DATA_DIR=/var/lib/conure \
     PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
 VOLUME /var/lib/conure
-EXPOSE 8081 7001 9090
+EXPOSE 8081 7001 9090 8080 2112
 # Whoever moves the HTTP port says so to this as well (docker run --health-cmd, --no-healthcheck).
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python3", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8081, timeout=4); c.request('GET', '/livez'); exit(c.getresponse().status != 200)"]

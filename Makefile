@@ -1,4 +1,5 @@
 # make run      a server on this machine, data in ./data
+# make build    bin/server, with the profile kvstore, and bin/kvctl; see docs/kvstore.md
 # make cluster  three servers on this machine, thrown away at the end; see tools/cluster.py --help
 # make test     all tests, in a virtual environment it makes itself
 # make test-all all of them once for each storage engine
@@ -7,7 +8,7 @@
 # make bench    the comparison with etcd, redis, sqlite3, LMDB, LevelDB and RocksDB
 # make wheel    build/conuredb-VERSION-py3-none-any.whl, for pip
 # make pyz      build/conuredb.pyz, the server and the shell in one file that Python runs as it is
-# make redis-check REDIS_SUITE=PROGRAM  Redis' own tests; see CONTRIBUTING.md
+# make redis-check REDIS_SUITE=FOLDER  Redis' own tests, from its source; see CONTRIBUTING.md
 # make clean    removes what the others have made
 #
 # make chart-check  the Helm charts: lint, what they make, what they refuse; see tools/chart_check.py
@@ -29,11 +30,14 @@ BENCH_READY := $(VENV)/.bench-requirements
 ENGINE := $(or $(shell command -v podman || command -v docker),docker)
 IMAGE := docker.io/conuredb/conuredb
 
-.PHONY: run cluster test test-all check format bench wheel pyz clean
+.PHONY: run build cluster test test-all check format bench wheel pyz clean
 .PHONY: redis-check chart-check image-check image-check-cluster image-check-dev k8s-images k8s-check
 
 run:
 	$(PYTHON) conuredb.py --bootstrap
+
+build:
+	$(PYTHON) tools/starters.py
 
 cluster:
 	$(PYTHON) tools/cluster.py
@@ -69,7 +73,7 @@ pyz:
 	$(PYTHON) tools/packages.py pyz
 
 redis-check:
-	@test -n "$(REDIS_SUITE)" || { echo "say REDIS_SUITE=PROGRAM; see CONTRIBUTING.md"; exit 2; }
+	@test -n "$(REDIS_SUITE)" || { echo "say REDIS_SUITE=FOLDER; see CONTRIBUTING.md"; exit 2; }
 	$(PYTHON) tools/redis_check.py $(REDIS_SUITE)
 
 chart-check: $(READY)
@@ -98,7 +102,7 @@ k8s-check:
 	$(PYTHON) tools/k8s_check.py --image=$(IMAGE)
 
 clean:
-	rm -rf $(VENV) build conuredb.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build bin conuredb.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

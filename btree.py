@@ -7,7 +7,8 @@ are in memory.
    to another page, and with it the path to it: once per checkpoint or pinned snapshot, not once
    per write (S1). The pager knows when the old page may be used again.
 2. A node made since the last checkpoint stays in memory until a checkpoint writes it; the others
-   are cached within bounds (S7, ``bufferpool.py``).
+   are cached within bounds (S7, ``bufferpool.py``). What these leave of the room has records that
+   were read lately (``recent.py``).
 3. A checkpoint freezes the epoch in a moment, writes the frozen nodes in slices beside new writes,
    syncs, and then makes the meta page name the new root (S2, ``writeback.py``). Until that moment
    the file holds the last checkpoint unharmed, so one that runs out of space is simply dropped.
@@ -23,10 +24,10 @@ are in memory.
    of them before the next checkpoint begins. Who writes long values frees more than that takes.
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
-``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``, ``len``,
-``bulk_load``, ``begin_checkpoint``, ``check``, ``maintain``. Any thread at any time: everything on
-a snapshot, the iterators that ``items`` and ``keys`` return, ``stats`` and the methods of one
-checkpoint. The pager's lock guards what these share.
+``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``,
+``scan_keys``, ``len``, ``bulk_load``, ``begin_checkpoint``, ``check``, ``maintain``. Any thread at
+any time: everything on a snapshot, the iterators that ``items`` and ``keys`` return, ``stats`` and
+the methods of one checkpoint. The pager's lock guards what these share.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from itertools import chain
 from math import inf
 from typing import TypeAlias, TypeVar, cast
 
-from conure.errors import StorageError
 from conure.fileio import FileSystem
+from conure.storage.atonce import make_at_once
 from conure.storage.bufferpool import MANY, BufferPool
 from conure.storage.bulkload import Loader
-from conure.storage.cells import NARROW, NARROW_HEAD, make_cell
+from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell, new_record
 from conure.storage.engine import CheckReport, EngineOptions, Record, StorageEngine
 from conure.storage.layout import Layout
 from conure.storage.pages import (
@@ -58,6 +59,7 @@ from conure.storage.pages import (
     Limits,
     Node,
 )
+from conure.storage.recent import Recent
 from conure.storage.search import Search
 from conure.storage.snapshot import Snapshot, State
 from conure.storage.spilled import SpilledValues
@@ -68,6 +70,7 @@ from pager import ENVELOPE, OVERFLOW, Meta, Pager
 
 __all__ = ["BTree", "BTreeKind"]
 
+_GIVEN_BACK = 32  # records read lately that make room for a page of the tree
 _RECLAIMED_PAGES = 64  # of values that are out of the tree, freed in one go
 _TAIL_PAGES = 64  # how many pages a checkpoint moves from the end of the file at most
 _MOVE_PAGES = 256  # and how many it writes for that; the last value may take it beyond
@@ -105,8 +108,9 @@ class BTree:
         self._spilled = SpilledValues(pager, self._pool, self._capacity)
         self._search = Search(pager, self._pool, self._spilled)
         self._layout = Layout(pager, self._pool, self._capacity)
+        self._recent = Recent()
         self._nodes = self._pool.nodes
-        self._get = self._search.get
+        self._find_cell = self._search.cell
         self._leaf = self._search.leaf
         self._find = self._search.find
         self._root = meta.root
@@ -139,7 +143,21 @@ class BTree:
 
     def get(self, key: bytes) -> Record | None:
         """Return the record of *key*. Under the caller's lock; a checkpoint may be running."""
-        return self._get(self._root, self._level, key)
+        recent = self._recent
+        cell = recent.young.get(key) or (recent.old and recent.again(key))
+        if not cell:
+            number, cell = self._find_cell(self._root, self._level, key)
+            if cell is None:
+                return None
+            if cell[0]:
+                return self._search.record(number, key, cell)
+            room = self._pool.spare
+            if room > 0:
+                recent.add(key, cell, room)
+            elif recent.bytes:
+                recent.shrink(room, _GIVEN_BACK)
+        create, mod, version = NARROW.unpack_from(cell, 1)
+        return new_record((cell[NARROW_SIZE:], create, mod, version, 0))
 
     def heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return the record of *key* without its value, and how many bytes that has.
@@ -209,32 +227,27 @@ class BTree:
 
     def scan(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, Record]]:
+    ) -> Iterator[tuple[bytes, Record] | None]:
         """Iterate like :meth:`items` without pinning the state, for a few records it is cheaper.
 
-        Nothing may be written before it is used up or dropped; the writer's thread only.
+        Nothing may be written before it is used up or dropped, and no checkpoint begun; the
+        writer's thread only. Nothing that was deleted is in the way, so None never comes.
         """
-        present = State(self._search, self._root, self._level, self._records)
-        return present.items(start, end, reverse=reverse)
+        return self._present().items(start, end, reverse=reverse)
 
     def scan_headings(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+    ) -> Iterator[tuple[bytes, tuple[Record, int]] | None]:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
         return chain.from_iterable(
             self._search.groups(self._root, self._level, start, end, reverse, self._search.headings)
         )
 
-    def approach(
-        self,
-        start: bytes,  # noqa: ARG002
-        end: bytes | None,  # noqa: ARG002
-        records: int,  # noqa: ARG002
-        *,
-        reverse: bool = False,  # noqa: ARG002
-    ) -> Iterator[None]:
-        """Do nothing: what was deleted is gone."""
-        return iter(())
+    def scan_keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`scan` over the keys alone."""
+        return self._present().keys(start, end, reverse=reverse)
 
     def keys(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -289,6 +302,9 @@ class BTree:
             if not leaf.page:
                 self._pool.added_records += 1
         leaf.put(slot, key, cell, old)
+        recent = self._recent
+        if recent.bytes and (key in recent.young or key in recent.old):
+            recent.replace(key, cell)
         if leaf.used > self._capacity:
             self._split(leaf, key)
         elif growth < 0 and leaf.used < self._minimum:
@@ -307,6 +323,7 @@ class BTree:
         if cell[0]:
             self._outdate(leaf, key, cell)
         leaf.remove(slot, key, cell)
+        self._recent.drop(key)
         self._records -= 1
         if not leaf.page:
             self._pool.added_records -= 1
@@ -330,6 +347,7 @@ class BTree:
         cell = make_cell(*record[:4], expiry, spilled=spilled)
         self._pool.unpack(leaf)
         leaf.put(slot, key, cell, old)
+        self._recent.drop(key)
         if leaf.used > self._capacity:
             self._split(leaf, key)
         elif leaf.used < self._minimum:
@@ -419,14 +437,7 @@ class BTree:
 
     def checkpoint(self, applied_index: int, applied_term: int, digest: int = 0) -> None:
         """Make the present state durable. Raises DiskFull, after which it may be tried again."""
-        running = self.begin_checkpoint(applied_index, applied_term, digest)
-        try:
-            while not running.step(1.0):
-                pass
-            running.finish()
-        except StorageError:
-            running.abort()
-            raise
+        make_at_once(self.begin_checkpoint(applied_index, applied_term, digest))
 
     @property
     def dirty_pages(self) -> int:
@@ -452,7 +463,8 @@ class BTree:
     def stats(self) -> TreeStats:
         """Return the tree's figures. Any thread.
 
-        Cache hits and misses are those of point reads; scans and writes don't use the cache.
+        Cache hits and misses are those of point reads that go through the tree; scans and writes
+        don't use the cache, and what was read lately isn't looked for in it.
         """
         pager = self._pager
         with self._lock:
@@ -466,6 +478,7 @@ class BTree:
             depth=self._level + 1,
             records=self._records,
             cache_bytes=self._pool.cached_bytes,
+            recent_bytes=self._recent.bytes,
             cache_hits=max(0, self._search.descents - self._pool.misses),
             cache_misses=self._pool.misses,
             evictions=self._pool.evictions,
@@ -480,6 +493,8 @@ class BTree:
         Under the caller's lock, without a running checkpoint. Raises CorruptionError.
         """
         self.maintain(inf)
+        for key, cell in chain(self._recent.young.items(), self._recent.old.items()):
+            assert self._find_cell(self._root, self._level, key)[1] == cell, key
         check = TreeCheck(self._pager, self._pool, self._spilled, self._capacity)
         return check.run(self._root, self._level, self._records)
 
@@ -498,6 +513,10 @@ class BTree:
             self._pager.close()
 
     # -- private: finding ------------------------------------------------------------------------
+
+    def _present(self) -> State:
+        """Return the tree as it is, to be read before anything is written."""
+        return State(self._search, self._root, self._level, self._records)
 
     def _is_left(self) -> bool:
         """Tell whether the tree is closed and nobody needs its file any more; lock held."""
@@ -594,6 +613,7 @@ class BTree:
 
     def _split(self, leaf: Leaf, key: bytes) -> None:
         """Cut a leaf that is over-full since *key* was put."""
+        self._recent.shrink(self._pool.spare, _GIVEN_BACK)
         path = self._path(key)
         # Keys that arrive in order at the end of the tree leave full leaves behind.
         ascending = key == leaf.keys[-1] and all(at == len(node.keys) for node, at in path)

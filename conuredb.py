@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from types import FrameType
@@ -40,11 +41,14 @@ from conure.fileio import OsFileSystem, others_who_may_write
 from conure.http.counts import RequestMetrics
 from conure.http.limits import Limits
 from conure.http.origins import Access, Names
+from conure.http.rest import Rest
+from conure.http.restmeters import add_rest_metrics
 from conure.http.server import Application, HTTPServer, bounds_of
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
+from conure.operations import Operations
 from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.resp.assembly import Resp
@@ -105,6 +109,7 @@ class Process:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._registry = Registry()
+        self._operations = Operations(self._registry)
         self._reasons: SimpleQueue[str] = SimpleQueue()  # to stop; one is enough
         self._max_connections = config.max_connections
         self._max_resp_connections = config.resp_max_connections
@@ -116,6 +121,7 @@ class Process:
         self._reactors: dict[str, Reactor] = {}  # by the same
         self._servers: list[HTTPServer] = []
         self._resp: Listener | None = None
+        self._rest: HTTPServer | None = None
         self._transport: Transport | None = None
         self._node: Node | None = None
         self._watchers: Watchers[Stream] | None = None
@@ -142,6 +148,7 @@ class Process:
             # The addresses first: if one is taken, nothing has been touched yet.
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
+            self._operations.add(metrics.operations)
             transport = self._listen_to_peers()
             reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
@@ -159,6 +166,7 @@ class Process:
             api = self._make_api(node, requests, limits, metrics)
             server = self._serve_clients(api)
             self._serve_resp(reactor, node, requests, limits, history)
+            self._serve_rest(node, requests, limits, metrics)
             self._add_metrics(server)
             transport.start(node, reactor)
             # No collection while the log is applied: that would take a quarter of the time.
@@ -172,12 +180,15 @@ class Process:
             watchers.start()
             for each in self._listeners():
                 each.start()
-            if config.seeds:
-                self._joiner = Joiner(config.seeds, node.facts, node.wants_to_join)
+            if config.seeds or config.peers:
+                seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
+                self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
             if self._resp is not None:
-                log.info("RESP is served at %s", self._resp_address())
+                log.info("RESP is served at %s", self._address_of("resp_addr"))
+            if self._rest is not None:
+                log.info("REST is served at %s", self._address_of("rest_addr"))
             log.info("%s: stopping", self._wait_for_a_reason())
         finally:
             try:
@@ -191,7 +202,8 @@ class Process:
     def _bound_connections(self, open_files: int) -> None:
         """Take care that connections leave the node the open files it needs itself."""
         config = self._config
-        servers = 1 + (config.metrics_addr is not None) + (config.resp_addr is not None)
+        others = (config.metrics_addr, config.resp_addr, config.rest_addr)
+        servers = 1 + sum(address is not None for address in others)
         engine = engine_in(OsFileSystem(), config.data_dir) or config.engine
         kept = KEPT_FILES + (TABLE_FILES if engine == LSM else 0)
         most = max(1, open_files // servers - kept)
@@ -212,13 +224,13 @@ class Process:
 
     def _bind_addresses(self) -> None:
         """Take the addresses for clients, and what serving them takes; nobody is accepted yet."""
-        for setting in ("http_addr", "metrics_addr", "resp_addr"):
+        for setting in ("http_addr", "metrics_addr", "resp_addr", "rest_addr"):
             address = getattr(self._config, setting)
             if address is None:
                 continue
             try:
                 self._bound[setting] = bind(address)
-                if setting != "resp_addr":  # which shares the reactor of http_addr
+                if setting in ("http_addr", "metrics_addr"):  # the others share the first one's
                     self._reactors[setting] = Reactor(
                         bounds_of(self._limits()), self._on_fatal, "http"
                     )
@@ -227,9 +239,7 @@ class Process:
 
     def _serve_clients(self, api: Application) -> HTTPServer:
         """Make the servers for what is bound; the one for clients has the node's reactor."""
-        config = self._config
-        own = (*config.own_hosts(), socket.gethostname())
-        names = Names(config.allowed_hosts, own, self._known_as)
+        names = self._names()
         access = Access(names, PUBLIC, PROBES)
         server = self._serve("http_addr", api, access)
         if "metrics_addr" in self._bound:  # of its own, so that it answers whatever clients do
@@ -274,17 +284,42 @@ class Process:
             node.messages,
             history,
         )
+        self._operations.add(resp.operations)
         self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
 
-    def _resp_address(self) -> str:
-        """Return where RESP is served; empty: nowhere."""
-        bound, address = self._bound.get("resp_addr"), self._config.resp_addr
+    def _serve_rest(
+        self, node: Node, requests: Requests, limits: RequestLimits, metrics: RequestMetrics
+    ) -> None:
+        """Let clients that name keys by paths be accepted, too, for the node's reactor."""
+        bound = self._bound.get("rest_addr")
+        if bound is None:
+            return
+        rest = Rest(node, requests, metrics, limits, idempotency_window=self._idempotency_window())
+        self._rest = HTTPServer(
+            bound,
+            rest,
+            replace(self._limits(), max_body_bytes_at={}),  # every path is a key
+            self._on_fatal,
+            Access(self._names()),
+            self._reactors["http_addr"],
+            "rest",
+        )
+
+    def _address_of(self, setting: str) -> str:
+        """Return where the front of a setting is served; empty: nowhere."""
+        bound, address = self._bound.get(setting), getattr(self._config, setting)
         if bound is None or address is None:
             return ""
         return str(Address(address.host, bound.getsockname()[1]))
 
     def _listeners(self) -> list[Listener]:
-        return [*self._servers, *([self._resp] if self._resp is not None else [])]
+        fronts = (self._resp, self._rest)
+        return [*self._servers, *[front for front in fronts if front is not None]]
+
+    def _names(self) -> Names:
+        """Return the names that a server here answers to."""
+        own = (*self._config.own_hosts(), socket.gethostname())
+        return Names(self._config.allowed_hosts, own, self._known_as)
 
     def _known_as(self) -> list[str]:
         """Return the hosts by which the cluster knows this node, once there is one."""
@@ -315,20 +350,24 @@ class Process:
     def _taken(self, setting: str, address: Address, error: OSError) -> ConfigError:
         why = f"can't listen on {address}: {error.strerror or error}"
         remedy = "stop whatever uses it, or choose another address"
-        return ConfigError(setting, self._config.sources[setting], f"{why}; {remedy}")
+        name = self._config.called(setting)
+        return ConfigError(name, self._config.sources[setting], f"{why}; {remedy}")
 
     def _open_node(self, transport: Transport, reactor: Reactor, history: History) -> Node:
         config = self._config
+        http_port = self._bound["http_addr"].getsockname()[1]
         options = NodeOptions(
             node_id=config.node_id,
             told_node_id=config.told_node_id,
             data_dir=config.data_dir,
             raft_address=config.raft_advertised(transport.port),
-            http_address=config.http_advertised(self._bound["http_addr"].getsockname()[1]),
+            http_address=config.http_advertised(http_port),
+            http_port=http_port,
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
             quorum_size=config.quorum_size,
+            peers=config.peers,
             engine=config.engine,
             told_engine=config.told_engine,
             election_timeout=config.election_timeout,
@@ -379,11 +418,16 @@ class Process:
             self._registry,
             metrics,
             limits,
-            idempotency_window=round(config.idempotency_window * 1000),
+            idempotency_window=self._idempotency_window(),
             forward=config.follower_mode == "forward",
             version=VERSION,
-            resp=self._resp_address(),
+            resp=self._address_of("resp_addr"),
+            rest=self._address_of("rest_addr"),
         )
+
+    def _idempotency_window(self) -> int:
+        """Return it in milliseconds."""
+        return round(self._config.idempotency_window * 1000)
 
     def _shut_down(self) -> None:
         """Stop in order: readiness fails, leadership is handed over, requests in flight finish,
@@ -410,14 +454,17 @@ class Process:
 
     def _drain(self) -> None:
         """Let what is in flight finish, of clients of every protocol."""
-        if self._resp is not None:
-            self._resp.stop()
+        for front in (self._resp, self._rest):  # whose connections rest in a server's reactor
+            if front is not None:
+                front.stop()
         for server in self._servers:
             if not server.drain(self._config.shutdown_timeout):
                 log.warning("some requests were still in flight and have been cut off")
 
     def _add_metrics(self, server: HTTPServer) -> None:
         registry = self._registry
+        if self._rest is not None:
+            add_rest_metrics(registry, self._rest)
         add_build_info(registry, VERSION)
         add_process_metrics(registry)
         registry.gauge_callback(

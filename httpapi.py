@@ -159,7 +159,7 @@ class API:
     outcome of a request with an Idempotency-Key is remembered for *idempotency_window*
     milliseconds. *metrics* counts the requests, *registry* is what ``/metrics`` shows and *version*
     what ``/`` does. Followers pass requests on if they *forward*, or else redirect.
-    *resp* is where RESP is served, for ``/status``; empty: nowhere.
+    *resp* and *rest* are where RESP and REST are served, for ``/status``; empty: nowhere.
     """
 
     def __init__(
@@ -174,9 +174,10 @@ class API:
         forward: bool = False,
         version: str,
         resp: str = "",
+        rest: str = "",
     ) -> None:
         self._backend = backend
-        self._resp = resp
+        self._fronts = {"resp": resp, "rest": rest}
         self._requests = requests
         self._registry = registry
         self._version = version
@@ -239,8 +240,7 @@ class API:
 
     def _status(self, request: Request) -> None:
         status = self._backend.status()
-        if self._resp:
-            status["resp"] = self._resp
+        status |= {front: address for front, address in self._fronts.items() if address}
         self._respond_json(request, status)
 
     def _members(self, request: Request) -> None:

@@ -434,6 +434,19 @@ class Raft:
         else:
             self._become_pre_candidate()
 
+    def found(self, configuration: Configuration) -> None:
+        """Begin a cluster with these members, in the empty log of a node that was never a member:
+        what :func:`bootstrap` says becomes durable with the next Ready. Every founding member may
+        be told so at any time after they have agreed."""
+        hard_state, entry = bootstrap(configuration)
+        assert self._log.last_index == 0
+        assert not self.configuration.servers
+        assert self.term <= hard_state.term
+        assert not self.vote
+        self._become_follower(hard_state.term)
+        self._log.append([entry])
+        self._adopt(_configurations_in([entry]))
+
     def propose(self, commands: Sequence[bytes]) -> int:
         """Append commands to the log, as one batch; return the index of the first.
 

@@ -17,7 +17,7 @@ from bench.loads import Outcome
 from bench.report import quantile
 from bench.workspace import BenchError
 
-__all__ = ["MIX_KEYS", "command", "fill", "mixed"]
+__all__ = ["MIX_KEYS", "command", "fill", "key_of", "mixed"]
 
 MIX_KEYS = 100_000
 
@@ -34,7 +34,7 @@ class _Group:
     def __init__(self, chance: random.Random, depth: int, writes: float) -> None:
         sent, self.answer = [], 0
         for _ in range(depth):
-            key = _key(chance.randrange(MIX_KEYS))
+            key = key_of(chance.randrange(MIX_KEYS))
             if chance.random() < writes:
                 sent.append(command(b"SET", key, _VALUE))
                 self.answer += len(_SET_ANSWER)
@@ -78,7 +78,7 @@ def fill(port: int) -> None:
     client = _Client(port)
     try:
         for first in range(0, MIX_KEYS, 1_000):
-            keys = [_key(n) for n in range(first, min(MIX_KEYS, first + 1_000))]
+            keys = [key_of(n) for n in range(first, min(MIX_KEYS, first + 1_000))]
             client.missing = len(keys) * len(_SET_ANSWER)
             client.socket.sendall(b"".join(command(b"SET", key, _VALUE) for key in keys))
             while not client.receive():
@@ -135,5 +135,6 @@ def _exchange(
     return times, time.perf_counter() - began
 
 
-def _key(n: int) -> bytes:
-    return b"key:%012d" % n  # as redis-benchmark names them
+def key_of(n: int) -> bytes:
+    """Return the name that redis-benchmark gives key *n*."""
+    return b"key:%012d" % n

@@ -1,26 +1,26 @@
 """RESP: ConureDB, one node and three, beside redis with appendfsync always, and beside HTTP.
 
-redis-benchmark sends GET, SET and MSET of 10 keys among 100,000; wrk puts and gets keys of the
-same node over HTTP. All servers are up and take turns at bursts of a second, so each ratio is one
-of pairs. The mix of gets and sets comes from ``resp_load.py``.
+redis-benchmark sends GET, SET and MSET of 10 keys among 100,000; wrk gets and puts the same keys of
+the same node over HTTP, in random order, too. All servers are up and take turns at bursts of a
+second, so each ratio is one of pairs. The mix of gets and sets comes from ``resp_load.py``.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
 
 from bench.clusters import Cluster, start_conure
-from bench.loads import Outcome, RedisLoad, wrk_missing
+from bench.loads import Outcome, RedisLoad, write_requests, wrk, wrk_missing
 from bench.pairs import Paired, of_medians
 from bench.plan import Plan
 from bench.report import Section, kilo
-from bench.resp_load import MIX_KEYS, fill, mixed
+from bench.resp_load import MIX_KEYS, fill, key_of, mixed
 from bench.server_turns import Contestant, bursts_in_turns, rates
 from bench.servers import CONURE, Conure, Redis, redis_missing, resp_missing
-from bench.systems import GET, PUT, HttpSystem
 from bench.workspace import BenchError, Workspace, note
 
 __all__ = ["run"]
@@ -33,7 +33,8 @@ _WRITES = 0.1  # of the mix
 _MIX = "10 % SET, 90 % GET"
 _MSET_KEYS = 10
 _ONE, _THREE, _REDIS, _HTTP = "ConureDB", "ConureDB, three nodes", "redis", "ConureDB, HTTP"
-_OVER_HTTP = {"GET": GET, "SET": PUT}
+_OVER_HTTP = ("GET", "SET")
+_VALUE_BYTES = 25
 
 _Load = tuple[str, int, int]
 """Command, connections, depth."""
@@ -53,6 +54,24 @@ _RATES = (  # load, whose, commands a second
     (("SET", _BUSY, 16), _THREE, 60_000),
 )
 _MOST_LATENCY = 1.2  # times that of redis, on one connection
+
+
+class _Http:
+    """wrk's loads of the keys that redis-benchmark takes, at a node of ours."""
+
+    def __init__(self, workspace: Workspace, port: int) -> None:
+        self._workspace = workspace
+        self._port = port
+        chance = random.Random(port)
+        keys = [key_of(chance.randrange(MIX_KEYS)).decode() for _ in range(MIX_KEYS)]
+        self._files = {name: workspace.path("requests") for name in _OVER_HTTP}
+        write_requests(self._files["GET"], [CONURE.get(key).render() for key in keys])
+        value = "v" * _VALUE_BYTES
+        write_requests(self._files["SET"], [CONURE.put(key, value).render() for key in keys])
+
+    def load(self, command: str, connections: int, seconds: int) -> Outcome:
+        """Send requests for so long."""
+        return wrk(self._workspace, self._port, self._files[command], connections, seconds)
 
 
 class _Figures:
@@ -125,7 +144,7 @@ def _started(
     versions = [Redis.version()]
     cluster: Cluster[Conure] | None = None
     node: Conure | None = None
-    http: HttpSystem | None = None
+    http: _Http | None = None
     if why := resp_missing():
         section.text(f"Skipped: {why}.")
         note(f"skipped: {why}")
@@ -140,15 +159,15 @@ def _started(
             **ports,
         }
         versions.insert(0, Conure.version())
-        http = HttpSystem(workspace, CONURE, node.port)
-        http.begin_round(0)
+        http = _Http(workspace, node.port)
     for port in ports.values():
         fill(port())
     section.text(
         "Measured: "
         + ", ".join(versions)
         + f". Every write is synced before its answer. {MIX_KEYS:,} keys, values of 25 bytes; MSET "
-        f"sets {_MSET_KEYS} keys. Latencies of the mix are those of all commands sent together."
+        f"sets {_MSET_KEYS} keys. HTTP is wrk with the same keys on the same node: another client, "
+        "which costs less. Latencies of the mix are those of all commands sent together."
     )
 
     def contestants(load: _Load) -> Iterator[Contestant]:
@@ -162,12 +181,9 @@ def _started(
                 burst = partial(sent.run, _SECONDS)
             yield Contestant(name, burst)
         if http is not None and command in _OVER_HTTP and depth == 1:
-            operation = _OVER_HTTP[command]
-            yield Contestant(_HTTP, partial(http.load, operation, connections, _SECONDS))
+            yield Contestant(_HTTP, partial(http.load, command, connections, _SECONDS))
 
     yield contestants
-    if http is not None:
-        http.verify()
     if node is not None:
         node.stop()
     if cluster is not None:

@@ -1,4 +1,4 @@
-"""The commands of an installation: ``conuredb`` and ``conuresh`` of a wheel, and those of the pyz.
+"""The commands of an installation: ``conuredb``, ``conuresh``, ``kvctl``, and those of the pyz.
 
 A wheel brings one name for programs to import, ``conure``. The files that a clone has on its step
 (conuredb.py, conuresh.py, raft.py and others) travel in conure/_step/, where nobody finds them by
@@ -20,7 +20,7 @@ import os
 import sys
 from types import ModuleType
 
-__all__ = ["archive", "conuredb", "conuresh", "step"]
+__all__ = ["archive", "conuredb", "conuresh", "kvctl", "step"]
 
 
 def step() -> str:
@@ -40,11 +40,18 @@ def conuresh() -> int:
     return int(_started("conuresh").main(sys.argv[1:], os.environ))
 
 
+def kvctl() -> int:
+    """Run kvctl, for a server or a stopped directory; return the exit status."""
+    return int(_started("conure.ops.kvctl").main(sys.argv[1:], os.environ))
+
+
 def archive() -> None:
-    """Run the shell if the first word after the archive's name is ``sh``, or else the server."""
-    if sys.argv[1:2] == ["sh"]:
+    """Run the shell if the first word after the archive's name is ``sh``, kvctl if it is that, or
+    else the server."""
+    other = {"sh": conuresh, "kvctl": kvctl}.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    if other is not None:
         del sys.argv[1]
-        sys.exit(conuresh())
+        sys.exit(other())
     sys.exit(conuredb())
 
 

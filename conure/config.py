@@ -21,8 +21,11 @@ Rules for values, the same whatever the source:
 4. In YAML the text that a flag takes is taken as well, and numbers and booleans stand for
    themselves; but a name (``node_id``, ``data_dir`` …) has to be text, because YAML has already
    rewritten what looks like a number (``007`` is 7) before anyone can read it.
-5. ``seeds`` may be called ``join`` as well, in each of the three places; not both in one.
-6. Whatever can't be used is a :class:`~errors.ConfigError` that names setting, source and remedy.
+5. Some settings have another name as well (``seeds`` is ``join``, too), in each of the three
+   places. Both names in one place are refused, unless they are flags that say the same.
+6. A ``profile`` has defaults of its own, which any source beats. With ``kvstore``, wherever that
+   was given, ``http_addr`` means ``rest_addr`` in all three places: profiles.py.
+7. Whatever can't be used is a :class:`~errors.ConfigError` that names setting, source and remedy.
 
 Everything here runs before the first thread starts; a :class:`Config` never changes and any
 thread may read it.
@@ -43,7 +46,9 @@ from typing import NamedTuple
 from conure import VERSION
 from conure.commands import MAX_VALUE_BYTES
 from conure.errors import ConfigError
+from conure.profiles import KVSTORE, NONE, PROFILES, Profile, profile_of
 from conure.values import (
+    MAX_FOUNDERS,
     MAX_QUORUM_SIZE,
     Address,
     bracketed,
@@ -91,6 +96,11 @@ class Setting(NamedTuple):
         return _flag(self.name)
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """All flags that give it; with a profile the first may mean another setting."""
+        return tuple(map(_flag, filter(None, (self.name, self.alias))))
+
+    @property
     def variable(self) -> str:
         return _variable(self.name)
 
@@ -99,6 +109,7 @@ class Setting(NamedTuple):
 class Config:
     """The settings of one node. Durations are in seconds, sizes in bytes.
 
+    *http_addr* is where ``/kv`` is served, with a profile, too, whatever that calls it.
     ``told_node_id`` says whether any source gave a ``node_id``, ``told_engine`` the same of
     ``engine``. ``ignored_environment`` holds the ``CONURE_*`` variables that are no setting and
     not Kubernetes' own either, worth a line in the log. ``sources`` says for each setting where
@@ -106,6 +117,7 @@ class Config:
     """
 
     config: str
+    profile: str
     node_id: str
     data_dir: str
     raft_addr: Address
@@ -114,10 +126,12 @@ class Config:
     http_advertise: str
     metrics_addr: Address | None
     resp_addr: Address | None
+    rest_addr: Address | None
     allowed_hosts: tuple[str, ...]
     trusted_proxies: tuple[str, ...]
     bootstrap: bool
     seeds: tuple[str, ...]
+    peers: tuple[str, ...]
     role: str
     quorum_size: int
     engine: str
@@ -157,18 +171,25 @@ class Config:
     sources: Mapping[str, str]
 
     def raft_advertised(self, bound_port: int) -> str:
-        """Return the ``host:port`` that peers connect to; *bound_port* is the one listened on."""
+        """Return the ``host:port`` that peers connect to; *bound_port* is the one listened on.
+
+        "" where that is for the lists of the others to say.
+        """
+        if self.raft_advertise is None and self.raft_addr.is_wildcard:
+            return ""
         return str(self.raft_advertise or Address(self.raft_addr.host, bound_port))
 
     def http_advertised(self, bound_port: int) -> str:
         """Return the base URL that clients are sent to, such as ``http://10.0.0.5:8081``.
 
         An HTTP address that names every interface is advertised with the Raft address' host:
-        that one is reachable by definition.
+        that one is reachable by definition. "" where it is not known yet.
         """
         if self.http_advertise:
             return self.http_advertise
         raft = self.raft_advertise or self.raft_addr
+        if self.http_addr.is_wildcard and raft.is_wildcard:
+            return ""
         host = raft.host if self.http_addr.is_wildcard else self.http_addr.host
         return f"http://{bracketed(host)}:{bound_port}"
 
@@ -177,15 +198,30 @@ class Config:
 
         Seeds are among them: the same ones may be given to all nodes.
         """
-        addresses = (self.http_addr, self.raft_addr, self.raft_advertise, self.metrics_addr)
+        addresses = (
+            self.http_addr,
+            self.raft_addr,
+            self.raft_advertise,
+            self.metrics_addr,
+            self.rest_addr,
+        )
         urls = (self.http_advertise, *self.seeds)
         hosts = [address.host for address in addresses if address is not None]
         return (*hosts, *[host_of(url) for url in urls])
 
+    def called(self, name: str) -> str:
+        """Return the name by which this profile's users give a setting."""
+        return _PROFILES[self.profile].called.get(name, name)
+
+    def is_default(self, name: str) -> bool:
+        """Tell whether no source gave a setting: it has its default, or the profile's."""
+        return self.sources[name] in ("default", f"profile {self.profile}")
+
     def describe(self) -> list[str]:
         """Return one line a setting: name, value, source. For the log at level debug."""
         return [
-            f"{name} = {_shown(getattr(self, name))} ({self.sources[name]})" for name in _BY_NAME
+            f"{self.called(name)} = {_shown(getattr(self, name))} ({self.sources[name]})"
+            for name in _BY_NAME
         ]
 
 
@@ -198,23 +234,29 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     flags = _read_flags(argv)
     variables = _read_environment(environ)
     file = flags.get("config") or variables.get("config")
-    given = {**(_read_yaml(file) if file and file.text else {}), **variables, **flags}
+    lines = _read_yaml(file) if file and file.text else {}
+    profile = _profile_in(flags, variables, lines)
+    given: dict[str, _Given] = {}
+    for said, may_agree in ((lines, False), (variables, False), (flags, True)):
+        given |= _by_setting(said, profile, may_agree=may_agree)
 
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     for setting in SETTINGS:
-        text, source = given.get(setting.name) or _Given(setting.default, "default")
+        text, source = given.get(setting.name) or _default_of(setting, profile)
         sources[setting.name] = source
         if text is None:
             continue
         try:
             values[setting.name] = setting.parse(text)
         except ValueError as error:
-            raise ConfigError(setting.name, source, str(error)) from None
+            name = profile.called.get(setting.name, setting.name)
+            raise ConfigError(name, source, str(error)) from None
 
     told_node_id = "node_id" in given
     values.setdefault(
-        "bootstrap", not told_node_id and not values["seeds"] and values["role"] == "data"
+        "bootstrap",
+        not (told_node_id or values["seeds"] or values["peers"]) and values["role"] == "data",
     )
     config = Config(
         told_node_id=told_node_id,
@@ -225,6 +267,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     )
     _check_addresses(config)
     _check_role(config)
+    _check_peers(config)
     return config
 
 
@@ -336,6 +379,25 @@ def _listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
     return parse_all
 
 
+def _peer(text: str) -> str:
+    node_id, at, written = text.rpartition("@")
+    address = parse_listening_address(written.lower())
+    if address.is_wildcard or address.port == 0:
+        raise ValueError(f"nobody can connect to {text}; name the other node's host and port")
+    return f"{_node_id(node_id)}@{address}" if at else str(address)
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    peers = _listed(_peer)(text)
+    if len(peers) > MAX_FOUNDERS:
+        raise ValueError(f"{len(peers)} nodes are too many; a cluster of {MAX_FOUNDERS} is formed")
+    addresses = [peer.rpartition("@")[2] for peer in peers]
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(f"{address} is listed twice; list each node once")
+    return peers
+
+
 def _network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
@@ -355,14 +417,17 @@ def _shown(value: object) -> str:
 _S = Setting
 SETTINGS: tuple[Setting, ...] = (
     _S("config", "FILE", "", "YAML file with settings (needs PyYAML)", _text, is_name=True),
+    _S("profile", "NAME", "", "kvstore: other defaults, see the end of this; empty: none",
+       profile_of, is_name=True),
     _S("node_id", "ID", "node1", "this node's name, the same after every restart", _node_id,
        is_name=True),
     _S("data_dir", "DIRECTORY", "./data", "where this node keeps everything; one node each",
        _directory, is_name=True),
-    _S("raft_addr", "ADDRESS", "127.0.0.1:7001", "where peers are listened to",
-       parse_listening_address),
-    _S("http_addr", "ADDRESS", ":8081", "where the HTTP API is served",
-       parse_listening_address),
+    _S("raft_addr", "ADDRESS", "127.0.0.1:7001",
+       "where peers are listened to; also --replication-addr",
+       parse_listening_address, alias="replication_addr"),
+    _S("http_addr", "ADDRESS", ":8081", "where the HTTP API is served; also --api-addr",
+       parse_listening_address, alias="api_addr"),
     _S("raft_advertise", "ADDRESS", "",
        "the address peers connect to; empty: raft_addr, which then has to name a host",
        _reachable_address),
@@ -370,7 +435,10 @@ SETTINGS: tuple[Setting, ...] = (
        "the base URL clients are redirected to; empty: made from http_addr", _optional_base_url),
     _S("metrics_addr", "ADDRESS", "", "serve /metrics here too; empty: only on http_addr",
        _optional_address),
-    _S("resp_addr", "ADDRESS", "", "serve RESP here, the protocol of Redis clients; empty: nowhere",
+    _S("resp_addr", "ADDRESS", "",
+       "serve RESP here, the protocol of Redis clients; empty: nowhere; also --tcp-addr",
+       _optional_address, alias="tcp_addr"),
+    _S("rest_addr", "ADDRESS", "", "serve REST here, each key a path of its own; empty: nowhere",
        _optional_address),
     _S("allowed_hosts", "NAMES", "",
        "names, comma-separated, under which this node is asked besides its own; "
@@ -382,10 +450,14 @@ SETTINGS: tuple[Setting, ...] = (
        _listed(_network)),
     _S("bootstrap", "BOOLEAN", None,
        "make a one-node cluster if there is no state yet (default: true only for a data node "
-       "without node_id and seeds)", _boolean),
+       "without node_id, seeds and peers)", _boolean),
     _S("seeds", "URLS", "",
        "base URLs of members, comma-separated, that this node asks to add it; also --join",
        _listed(parse_base_url), alias="join"),
+    _S("peers", "ADDRESSES", "",
+       "Raft addresses, comma-separated, HOST:PORT or ID@HOST:PORT, of the other nodes with which "
+       "this one forms a new cluster; each has a list of its others",
+       _peers),
     _S("role", "ROLE", "data",
        "data keeps the records; arbiter keeps none and only votes",
        _choice("data", "arbiter")),
@@ -463,6 +535,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_ANY_NAME = _BY_NAME | {setting.alias: setting for setting in SETTINGS if setting.alias}
+_PROFILES = {profile.name: profile for profile in (NONE, *PROFILES)}
 
 
 # -- the sources -----------------------------------------------------------------------------------
@@ -473,6 +546,45 @@ class _Given(NamedTuple):
     source: str
 
 
+_Said = dict[str, _Given]
+"""What one source gives, by the names that stand there."""
+
+
+def _profile_in(*sources: _Said) -> Profile:
+    """Return the profile that the first of the sources names that names one."""
+    for said in sources:
+        if "profile" in said:
+            text, source = said["profile"]
+            try:
+                return _PROFILES[profile_of(text or "")]
+            except ValueError as error:
+                raise ConfigError("profile", source, str(error)) from None
+    return NONE
+
+
+def _default_of(setting: Setting, profile: Profile) -> _Given:
+    if setting.name in profile.defaults:
+        return _Given(profile.defaults[setting.name], f"profile {profile.name}")
+    return _Given(setting.default, "default")
+
+
+def _by_setting(said: _Said, profile: Profile, *, may_agree: bool) -> dict[str, _Given]:
+    """Return what one source gives by the settings that its names mean; no two names mean the same
+    one, unless they *may agree* and do."""
+    found: dict[str, _Given] = {}
+    for name, given in said.items():
+        meant = profile.meanings.get(name) or _BY_ANY_NAME[name].name
+        other = found.setdefault(meant, given)
+        if other is given or (may_agree and other.text == given.text):
+            continue
+        why = f"{other.source} says it, too; keep one of them"
+        if name in profile.meanings or meant in profile.meanings.values():
+            taken = ", ".join(f"{name} is {meant}" for name, meant in profile.meanings.items())
+            why += f" (in profile {profile.name} {taken})"
+        raise ConfigError(name, given.source, why)
+    return found
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -481,22 +593,17 @@ def _variable(name: str) -> str:
     return "CONURE_" + name.upper()
 
 
-def _read_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
-    given: dict[str, _Given] = {}
-    for name, setting in _BY_ANY_NAME.items():
-        variable = _variable(name)
-        if variable not in environ:
-            continue
-        source = f"environment {variable}"
-        if setting.name in given:
-            why = f"{given[setting.name].source} says it too; keep one of them"
-            raise ConfigError(setting.name, source, why)
-        given[setting.name] = _Given(environ[variable], source)
-    return given
+def _read_environment(environ: Mapping[str, str]) -> _Said:
+    variables = {name: _variable(name) for name in _BY_ANY_NAME}
+    return {
+        name: _Given(environ[variable], f"environment {variable}")
+        for name, variable in variables.items()
+        if variable in environ
+    }
 
 
-def _read_flags(argv: Sequence[str]) -> dict[str, _Given]:
-    given: dict[str, _Given] = {}
+def _read_flags(argv: Sequence[str]) -> _Said:
+    given: _Said = {}
     rest = iter(argv)
     before = ""
     for argument in rest:
@@ -516,7 +623,7 @@ def _read_flags(argv: Sequence[str]) -> dict[str, _Given]:
         flag = _flag(name)
         if not equals:
             text = "true" if setting.parse is _boolean else _following(setting, flag, rest)
-        given[setting.name] = _Given(text, f"flag {flag}")
+        given[name] = _Given(text, f"flag {flag}")
         before = argument
     return given
 
@@ -535,7 +642,7 @@ def _stray(argument: str, before: str) -> str:
     return "not expected here; settings are given as --name=value (see --help)"
 
 
-def _read_yaml(file: _Given) -> dict[str, _Given]:
+def _read_yaml(file: _Given) -> _Said:
     path = file.text or ""
     try:
         import yaml  # noqa: PLC0415  # nobody without a YAML file has to have PyYAML
@@ -555,7 +662,7 @@ def _read_yaml(file: _Given) -> dict[str, _Given]:
     except yaml.YAMLError as error:
         raise ConfigError("config", path, f"not a YAML file: {_one_line(error)}") from None
 
-    given: dict[str, _Given] = {}
+    given: _Said = {}
     try:
         root = loader.get_single_node()
         if root is None or root.tag == "tag:yaml.org,2002:null":
@@ -568,7 +675,7 @@ def _read_yaml(file: _Given) -> dict[str, _Given]:
             name = str(loader.construct_object(key_node, deep=True))
             setting = _setting_of_key(name, source, given)
             value = loader.construct_object(value_node, deep=True)
-            given[setting.name] = _Given(_yaml_text(setting, value, source), source)
+            given[name] = _Given(_yaml_text(setting, value, source), source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         source = path if mark is None else f"{path} line {mark.line + 1}"
@@ -584,7 +691,7 @@ def _setting_of_key(name: str, source: str, given: Mapping[str, _Given]) -> Sett
     setting = _BY_ANY_NAME.get(name)
     if setting is None:
         raise ConfigError(name, source, "no such setting" + _nearest(name, "key"))
-    before = given.get(setting.name)
+    before = given.get(name)
     if before is not None:
         raise ConfigError(name, source, f"given before in {before.source}; keep one of them")
     return setting
@@ -632,7 +739,7 @@ def _strangers(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _check_addresses(config: Config) -> None:
-    if config.raft_addr.is_wildcard and config.raft_advertise is None:
+    if config.raft_addr.is_wildcard and config.raft_advertise is None and not config.peers:
         port = config.raft_addr.port or 7001
         raise ConfigError(
             "raft_addr",
@@ -641,18 +748,26 @@ def _check_addresses(config: Config) -> None:
             f"connect to; name it with --raft-advertise=<this host>:{port}",
         )
     listening = {"raft_addr": config.raft_addr, "http_addr": config.http_addr}
-    if config.metrics_addr is not None:
-        listening["metrics_addr"] = config.metrics_addr
-    if config.resp_addr is not None:
-        listening["resp_addr"] = config.resp_addr
-    taken: dict[int, tuple[str, Address]] = {}
+    for name in ("metrics_addr", "resp_addr", "rest_addr"):
+        optional: Address | None = getattr(config, name)
+        if optional is not None:
+            listening[name] = optional
+    taken: dict[int, list[tuple[str, Address]]] = {}
     for name, address in listening.items():
-        other, where = taken.setdefault(address.port, (name, address))
-        same_host = address.host == where.host or address.is_wildcard or where.is_wildcard
-        if other != name and address.port != 0 and same_host:
-            raise ConfigError(
-                name, config.sources[name], f"{address} is taken by {other}; use another port"
-            )
+        others = taken.setdefault(address.port, [])
+        for other, where in others:
+            same_host = address.host == where.host or address.is_wildcard or where.is_wildcard
+            if address.port != 0 and same_host:
+                raise _taken(config, name, other)
+        others.append((name, address))
+
+
+def _taken(config: Config, name: str, other: str) -> ConfigError:
+    """Return what is wrong where two settings name one port: with the one that somebody gave."""
+    if config.is_default(name) and not config.is_default(other):
+        name, other = other, name
+    why = f"{getattr(config, name)} is taken by {config.called(other)}; use another port"
+    return ConfigError(config.called(name), config.sources[name], why)
 
 
 def _check_role(config: Config) -> None:
@@ -663,6 +778,20 @@ def _check_role(config: Config) -> None:
             "an arbiter keeps no records and can't begin a cluster; bootstrap a data node, and "
             "let the arbiter join it with --seeds",
         )
+
+
+def _check_peers(config: Config) -> None:
+    """The nodes of a list form their cluster together: none of them begins or joins another."""
+    if not config.peers:
+        return
+    for name, wanted in (("bootstrap", config.bootstrap), ("seeds", bool(config.seeds))):
+        if wanted:
+            raise ConfigError(
+                "peers",
+                config.sources["peers"],
+                f"a list of peers forms a cluster by itself; leave out {_flag(name)} "
+                f"({config.sources[name]})",
+            )
 
 
 def _help() -> str:
@@ -688,4 +817,32 @@ def _help() -> str:
             setting.help + default, 90, initial_indent=" " * 6, subsequent_indent=" " * 6
         )
     lines += ["  --version", "      print the version", "  --help", "      print this"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_help_on_kvstore()])
+
+
+def _help_on_kvstore() -> list[str]:
+    """Return the section about the profile, for those who know its flags from elsewhere."""
+    flags = (
+        ("-data-dir", "data_dir", "where this node keeps everything"),
+        ("-max-mem-size", "max_mem_size", "the memtable before it is flushed"),
+        ("-http-addr", "rest_addr", "REST: GET, PUT and DELETE of /KEY; also --rest-addr"),
+        ("-tcp-addr", "resp_addr", "RESP, for Redis clients; also --resp-addr"),
+        ("-metrics-addr", "metrics_addr", "/metrics and nothing else"),
+        ("-api-addr", "http_addr", "/kv, /status and all that is at --http-addr elsewhere"),
+        ("-node-id", "node_id", "this node's name"),
+        ("-replication-addr", "raft_addr", "where peers are listened to; also --raft-addr"),
+        ("-peers", "peers", "the others' replication addresses, of a new cluster"),
+        ("-quorum-size", "quorum_size", "how many nodes a write has to be on"),
+    )
+    lines = [
+        "Profile kvstore (--profile=kvstore, or bin/server, which `make build` makes)",
+        "",
+        "It changes defaults; any flag, variable or key beats it. --http-addr means --rest-addr",
+        "with it, as a variable and as a key, too. Flags take one dash or two, as everywhere:",
+        "",
+    ]
+    for flag, name, about in flags:
+        default = _default_of(_BY_NAME[name], KVSTORE).text or _BY_NAME[name].placeholder
+        lines.append(f"  {flag} {default}".ljust(36) + about)
+    others = ("engine", "follower_mode")
+    return [*lines, *[f"  {_flag(name)}={KVSTORE.defaults[name]}" for name in others]]

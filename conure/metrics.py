@@ -8,8 +8,9 @@ The rendering follows version 0.0.4 of Prometheus' text exposition format::
 
 Duties of whoever adds a metric:
 
-1. Names begin with ``conure_`` (``process_`` is for this module) and end in the base unit:
-   ``_seconds``, ``_bytes``; counters end in ``_total``.
+1. Names begin with ``conure_`` (``process_`` is for this module, ``kvstore_`` for the few names
+   by which the dashboards of another system ask) and end in the base unit: ``_seconds``,
+   ``_bytes``; counters end in ``_total``.
 2. Labels are fixed when the metric is made, and their values come from a small closed set
    (a route, never a key), because every combination is kept for ever.
 3. What already is a number somewhere is not counted a second time: a callback reads it when
@@ -57,7 +58,7 @@ LATENCY_SECONDS = (
 )  # fmt: skip
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 
-_NAME = re.compile(r"(conure|process)(_[a-z0-9]+)+")
+_NAME = re.compile(r"(conure|kvstore|process)(_[a-z0-9]+)+")
 _LABEL = re.compile(r"[a-z][a-z0-9_]*")
 
 # What a callback gives: a number, or None for "nothing to tell now"; with labels, the same for
@@ -205,6 +206,10 @@ class Family(Generic[ChildT]):
             with self._lock:
                 child = self._children.setdefault(values, self._make())
         return child
+
+    def children(self) -> list[tuple[tuple[str, ...], ChildT]]:
+        """Return the metrics that there are, each with its label values."""
+        return list(self._children.copy().items())
 
     def samples(self, name: str, labels: str) -> Iterator[str]:
         assert not labels

@@ -1,8 +1,8 @@
 """Tells in one line that this Python is too old; imported by each program before all else.
 
 Whatever has to be told by it is read by the old Python first: this file and those that import it
-(conuredb.py, conuresh.py, commandline.py, scaling.py, client/__init__.py) keep to a syntax that
-Python 3.7 can read, and import it before anything that can't be read or found there.
+(conuredb.py, conuresh.py, commandline.py, kvctl.py, scaling.py, client/__init__.py) keep to a
+syntax that Python 3.7 can read, and import it before anything that can't be read or found there.
 tests/test_imports.py holds them to it.
 
 Its import ends a program of ours with status 2. To a program that imports the client it is an

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "COMMAND",
+    "MAX_FOUNDERS",
     "MAX_QUORUM_SIZE",
     "REQUEST",
     "SETTING",
@@ -56,6 +57,9 @@ __all__ = [
 
 MAX_QUORUM_SIZE: Final = 1000
 """The largest quorum size; no cluster has so many members. The smallest is 2."""
+
+MAX_FOUNDERS: Final = 32
+"""The nodes that a cluster is formed by, at most."""
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _BYTES = {

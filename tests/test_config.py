@@ -224,16 +224,54 @@ def test_seeds_are_also_called_join(tmp_path: Path) -> None:
         c = load(argv, environ)
         assert (c.seeds, c.sources["seeds"]) == (a, source)
         assert c.ignored_environment == ()
-    assert load(["--seeds=http://a:1", "--join=http://b:1"], {}).seeds == b, "the last one counts"
+    assert load(["--join=http://a:1", "--join=http://b:1"], {}).seeds == b, "the last one counts"
+    assert load(["--seeds=http://a:1", "--join=http://a:1"], {}).seeds == a, "they say the same"
 
 
 def test_seeds_by_two_names_from_one_source_are_refused(tmp_path: Path) -> None:
+    error = error_of(["--seeds=http://a:1", "--join=http://b:1"])
+    assert (error.setting, error.source) == ("join", "flag --join")
+    assert "flag --seeds" in error.why
     error = error_of([], {"CONURE_SEEDS": "http://a:1", "CONURE_JOIN": "http://a:1"})
-    assert (error.setting, error.source) == ("seeds", "environment CONURE_JOIN")
+    assert (error.setting, error.source) == ("join", "environment CONURE_JOIN")
     assert "CONURE_SEEDS" in error.why
     error = error_of([yaml_file(tmp_path, "seeds: http://a:1\njoin: http://a:1")])
     assert (error.setting, error.source) == ("join", f"{tmp_path}/conure.yaml line 2")
     assert "line 1" in error.why
+
+
+@pytest.mark.parametrize(
+    ("text", "peers"),
+    [
+        ("", ()),
+        ("db2:7001", ("db2:7001",)),
+        ("n2@DB2:7001, n3@[::1]:7001,", ("n2@db2:7001", "n3@[::1]:7001")),
+        ("db2:7001,db2:7001", ("db2:7001",)),
+    ],
+)
+def test_peers(text: str, peers: tuple[str, ...]) -> None:
+    c = load([f"--peers={text}"], {})
+    assert c.peers == peers
+    assert c.bootstrap == (not peers)
+
+
+def test_who_has_peers_may_leave_its_host_to_them() -> None:
+    c = load(["--raft-addr=:7001", "--http-addr=:8081", "--peers=db2:7001"], {})
+    assert c.raft_advertised(7001) == c.http_advertised(8081) == ""
+    c = load(["--raft-addr=:7001", "--http-addr=db1:8081", "--peers=db2:7001"], {})
+    assert c.http_advertised(8081) == "http://db1:8081"
+    c = load(["--raft-addr=:7001", "--raft-advertise=db1:7001", "--peers=db2:7001"], {})
+    assert (c.raft_advertised(7001), c.http_advertised(8081)) == ("db1:7001", "http://db1:8081")
+
+
+def test_peers_begin_a_cluster_by_themselves() -> None:
+    for flag in ("--bootstrap", "--join=http://a:1"):
+        error = error_of(["--peers=db2:7001", flag])
+        assert (error.setting, error.source) == ("peers", "flag --peers")
+        assert "a list of peers forms a cluster by itself" in error.why
+    assert not load(["--peers=db2:7001", "--bootstrap=false"], {}).bootstrap
+    many = ",".join(f"db{number}:7001" for number in range(40))
+    assert "40 nodes are too many" in error_of([f"--peers={many}"]).why
 
 
 @pytest.mark.parametrize(
@@ -314,6 +352,11 @@ BAD_VALUES = [
     ("raft_advertise", ":7001", "nobody can connect"),
     ("raft_advertise", "0.0.0.0:7001", "nobody can connect"),
     ("raft_advertise", "db1:0", "nobody can connect"),
+    ("peers", ":7002", "name the other node's host and port"),
+    ("peers", "db2:0", "name the other node's host and port"),
+    ("peers", "db2", "write it like"),
+    ("peers", "a b@db2:7001", "no node ID"),
+    ("peers", "n2@db2:7001,n3@db2:7001", "listed twice"),
     ("http_advertise", "db1:8081", "http://10.0.0.5:8081"),
     ("http_advertise", "https://db1:8081", "base URL"),
     ("http_advertise", "http://db1:8081/kv", "base URL"),
@@ -408,6 +451,8 @@ def test_addresses_that_exclude_each_other() -> None:
     assert "raft_addr" in error.why
     assert error_of(["--metrics-addr=:8081"]).setting == "metrics_addr"
     assert error_of(["--resp-addr=:8081"]).setting == "resp_addr"
+    assert error_of(["--rest-addr=:8081"]).setting == "rest_addr"
+    assert error_of(["--resp-addr=:9090", "--rest-addr=127.0.0.1:9090"]).setting == "rest_addr"
     advertised = "--raft-advertise=10.0.0.1:9000"
     for everywhere in (":9000", "0.0.0.0:9000", "[::]:9000"):
         error = error_of([f"--raft-addr={everywhere}", advertised, "--http-addr=127.0.0.1:9000"])

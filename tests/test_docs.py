@@ -20,6 +20,7 @@ import pytest
 from conure import errors
 from conure.config import SETTINGS, load
 from conure.errors import ConfigError, ConureError
+from conure.ops.kvcommands import COMMANDS, OPTIONS
 from tests.lab.cluster import free_port
 from tests.lab.httpservice import routes
 from tests.lab.process import ServerProcess, running, wait_until
@@ -31,6 +32,7 @@ RESULTS = ROOT / "bench" / "RESULTS.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 CLUSTER = ROOT / "docs" / "cluster.md"
 ENGINES = ROOT / "docs" / "engines.md"
+KVCTL = ROOT / "docs" / "kvctl.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -40,10 +42,10 @@ MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
     "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py",
 }  # fmt: skip
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr", "--join"}
+OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine",
+    "--storage-engine", "--path-as-is",
 }  # fmt: skip
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 
@@ -232,13 +234,15 @@ def test_names_in_code_style_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_and_variables_exist(page: Path) -> None:
     flags = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(page))}
-    ours = {setting.flag for setting in SETTINGS} | OTHER_FLAGS
+    ours = {flag for setting in SETTINGS for flag in setting.flags} | OTHER_FLAGS
+    if page == KVCTL:
+        ours |= {f"--{name}" for name in OPTIONS}
     assert flags <= ours | TOOLS_FLAGS
     variables = set(re.findall(r"CONURE_[A-Z_]*[A-Z]", page.read_text()))
     assert variables <= {setting.variable for setting in SETTINGS} | OTHER_VARIABLES
 
 
-METRIC = r"\b(?:conure|process)_[a-z_]+[a-z]\b"
+METRIC = r"\b(?:conure|kvstore|process)_[a-z_]+[a-z]\b"
 
 
 def test_the_table_of_metrics_has_each_of_them() -> None:
@@ -277,6 +281,13 @@ def test_the_flag_table_is_the_table_of_settings() -> None:
     }
     assert table == expected
     assert list(table) == list(expected)
+
+
+def test_the_tables_of_kvctl_are_what_it_reads() -> None:
+    table = [row[0].strip("`") for row in rows(section(KVCTL, "## Commands"))]
+    assert table == [f"{name} {each.arguments}".rstrip() for name, each in COMMANDS.items()]
+    told = set(re.findall(r"--([a-z-]+)", KVCTL.read_text()))
+    assert {*OPTIONS} <= told
 
 
 def test_the_table_of_wings_is_the_one_that_is_enforced() -> None:
@@ -339,11 +350,19 @@ def test_the_tour_of_the_files_is_complete_and_about_right() -> None:
 
 def test_every_invariant_has_its_row() -> None:
     table = {row[0] for row in rows(section(ARCHITECTURE, "## Invariants"))}
-    assert table == {f"S{n}" for n in range(1, 8)} | {f"R{n}" for n in range(1, 12)}
+    assert table == {f"S{n}" for n in range(1, 8)} | {f"R{n}" for n in range(1, 12)} | {
+        f"F{n}" for n in range(1, 5)
+    }
 
 
 @pytest.mark.parametrize(
-    "argv", [["--http-adr=:8081"], ["--barrier-timeout=3"], ["--raft-addr=:7001"]]
+    "argv",
+    [
+        ["--http-adr=:8081"],
+        ["--barrier-timeout=3"],
+        ["--raft-addr=:7001"],
+        ["--peers=db2:7001", "--bootstrap"],
+    ],
 )
 def test_lines_in_troubleshooting_are_what_is_said(argv: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -111,7 +111,15 @@ def test_the_core_stays_pure(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["conuredb", "conuresh", "conure.commandline", "conure.ops.scaling", "conure.client"]
+    "module",
+    [
+        "conuredb",
+        "conuresh",
+        "conure.commandline",
+        "conure.ops.kvctl",
+        "conure.ops.scaling",
+        "conure.client",
+    ],
 )
 def test_what_tells_of_an_old_python_can_be_read_by_it(module: str) -> None:
     """Nothing is imported before, and no syntax is newer than what it has to be told to."""
@@ -137,6 +145,7 @@ def test_nobody_decides_by_the_wall_clock() -> None:
         "conure.metrics",
         "conure.cluster.node",
         "conure.http.known",
+        "conure.ops.kvstopped",
         "conure.ops.offline",
     }
     wall = {"time", "time_ns", "gmtime", "localtime", "ctime", "strftime"}

@@ -417,7 +417,32 @@ def test_any_bytes_are_a_transaction_an_outcome_or_a_wire_error(
 
     data = codec.encode_transaction(transaction)
     canonical(codec.decode_transaction, codec.encode_transaction, broken(data))
+    for each in broken(data):
+        assert is_taken(each) == is_read(codec.decode_transaction, each), each
     canonical(codec.decode_outcome, codec.encode_outcome, broken(codec.encode_outcome(outcome)))
+
+
+@settings(deadline=None)
+@given(TRANSACTIONS, st.data())
+def test_a_transaction_is_checked_as_it_is_read(
+    transaction: Transaction, data: st.DataObject
+) -> None:
+    """Any byte of it may be another one: heads are where that counts."""
+    whole = codec.encode_transaction(transaction)
+    codec.check_command(whole)
+    at = data.draw(st.integers(3, len(whole) - 1))
+    for byte in (0, 1, 2, 3, 4, 7, 8, 13, 14, 255):
+        each = whole[:at] + bytes((byte,)) + whole[at + 1 :]
+        assert is_taken(each) == is_read(codec.decode_transaction, each), each
+
+
+def is_taken(data: bytes) -> bool:
+    """Tell whether a transaction is taken, or would be if its keys weren't too long."""
+    try:
+        codec.check_command(data)
+    except WireError as error:
+        return "with a key of" in str(error) and is_read(codec.decode_transaction, data)
+    return data[:3] == codec.encode_transaction(Transaction((), ()))[:3]
 
 
 # -- sequential transactions ---------------------------------------------------------------------
@@ -493,6 +518,44 @@ def test_outcomes_of_steps_come_back(outcome: Outcome) -> None:
 
 
 STEPS_HEAD = "020400" + "0000018bcfe56800" + "0000000000000000" + "00100000" + "0000"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(KEY, VALUE), min_size=1, max_size=6, unique_by=lambda pair: pair[0])
+    | st.builds(
+        lambda keys, value: [(b"%03d" % key, value) for key in keys],
+        st.lists(st.integers(0, 999), min_size=1, max_size=6, unique=True),
+        VALUE,
+    )
+)
+def test_writes_are_encoded_and_read_without_steps(pairs: list[tuple[bytes, bytes]]) -> None:
+    keys, values = [[*column] for column in zip(*pairs, strict=True)]
+    longest = max(map(len, values))
+    whole = Sequential((), tuple(Write(*pair) for pair in pairs), longest, time=7)
+    data = codec.stamp(codec.encode_writes(keys, values, longest), 7)
+    assert data == codec.encode_sequential(whole)
+    found = codec.decode_writes(data)
+    assert found is not None
+    assert (found.time, [*found.keys], [*found.values]) == (7, keys, values)
+
+
+@pytest.mark.parametrize("step", [Write(b"b", b"w", WHEN_ABSENT), Erase(b"b"), Add(b"b", 0)])
+def test_what_is_as_long_as_writes_is_not_taken_for_them(step: Step) -> None:
+    steps = (
+        (Write(b"a", b""), step) if isinstance(step, (Erase, Add)) else (Write(b"a", b"v"), step)
+    )
+    data = codec.encode_sequential(Sequential((), steps, 9))
+    assert len(data) == len(codec.encode_sequential(Sequential((), (steps[0],) * 2, 9)))
+    assert codec.decode_writes(data) is None
+
+
+def test_writes_of_other_lengths_may_have_as_many_bytes() -> None:
+    pairs = [(b"a", b"xx"), (b"bb", b"y"), (b"c", b"zz")]
+    data = codec.encode_writes([pair[0] for pair in pairs], [pair[1] for pair in pairs], 9)
+    found = codec.decode_writes(data)
+    assert found is not None
+    assert [*zip(found.keys, found.values, strict=True)] == pairs
 
 
 def test_golden_sequential_transactions() -> None:

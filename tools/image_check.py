@@ -261,7 +261,8 @@ def check_facts(config: dict[str, Any], version: str) -> None:
     with step("says: user 1000, /var/lib/conure, three ports, entrypoint in exec form"):
         expect("1000:1000", config["User"])
         expect(["/var/lib/conure"], list(config["Volumes"]))
-        expect({"8081/tcp", "7001/tcp", "9090/tcp"}, set(config["ExposedPorts"]))
+        ports = (8081, 7001, 9090, 8080, 2112)
+        expect({f"{port}/tcp" for port in ports}, set(config["ExposedPorts"]))
         expect(["python3", "/app/conuredb.py"], config["Entrypoint"])
     with step("labels: version, revision and source") as tell:
         labels = {

@@ -7,8 +7,9 @@ that a write finds its room.
 1. A full disk is no failure as long as nothing half-written matters: a checkpoint that does not
    fit is dropped and taken again later, and what has to be in the log and isn't waits for room.
    Until then ``obstacle`` says why writes are refused.
-   Where descriptors or memory have run out, a checkpoint is tried again likewise, and writes are
-   refused only once changes take MOST_SHARE times the memory that they may.
+   Where descriptors or memory have run out, a checkpoint is tried again likewise. Whatever keeps
+   checkpoints from being made, or makes them slow: nothing more is taken once changes take
+   MOST_SHARE times the memory that they may (S7).
 2. The log is cut after a durable checkpoint only (S2), and keeps what others still need of it: a
    follower that finds its entries gone needs the whole state.
 
@@ -33,7 +34,7 @@ from time import perf_counter, sleep
 
 from conure.consensus.messages import SnapshotMeta
 from conure.consensus.raftlog import RaftLog
-from conure.errors import DiskFull, Exhausted, StorageError
+from conure.errors import ConureError, DiskFull, Exhausted, Unavailable
 from conure.metrics import Registry
 from conure.state.machine import Store
 
@@ -52,8 +53,8 @@ LOOK = 0.02
 """Seconds between two looks at what others merge."""
 
 MOST_SHARE = 2.0
-"""How many times the memory that they may take changes take before writes are refused, where no
-checkpoint can be made because descriptors or memory have run out."""
+"""How many times the memory that they may take changes take before writes are refused, and entries
+of the leader."""
 
 LOG_TAIL = 4
 """How many times ``checkpoint_log_bytes`` of old log are kept at most for slow followers."""
@@ -124,10 +125,20 @@ class Upkeep:
         )
 
     @property
-    def obstacle(self) -> StorageError | None:
+    def obstacle(self) -> ConureError | None:
         """Why every write has to be refused, if it has to. Any thread."""
-        starved = self._starved if self.memory_share() > MOST_SHARE else None
-        return self._waiting or self._full or starved
+        error = self._waiting or self._full
+        if error is None and self.is_crowded:
+            return self._starved or Unavailable(
+                "changes are written to the disk too slowly, and take as much memory as they may; "
+                "try again shortly"
+            )
+        return error
+
+    @property
+    def is_crowded(self) -> bool:
+        """Tell whether changes take so much memory that no more can be taken (S7). Any thread."""
+        return self.memory_share() > MOST_SHARE
 
     @property
     def shortage(self) -> DiskFull | None:

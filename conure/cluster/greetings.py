@@ -181,14 +181,24 @@ class Admission:
         if self._book.hear(sender):
             self._tell_peers()
         mine, peer = self._directory.identity, self._book.met(sender)
+        if not mine.cluster_id and self._raft.configuration.servers:
+            return False  # it has begun a cluster itself, whose ID is still to be written
         if peer is None:
             return mine.cluster_id != ""
         if not mine.cluster_id and any(message.type in _FROM_LEADER for message in messages):
-            self._directory.join_cluster(peer.cluster_id)
-            log.info("node %s belongs to cluster %s now", mine.node_id, peer.cluster_id)
-            self.judge()
+            self.belong(peer.cluster_id)
             return True
         return peer.cluster_id == mine.cluster_id
+
+    def belong(self, cluster_id: str) -> None:
+        """Let the node, which is of no cluster, be of this one, for ever. Raises DiskFull."""
+        self._directory.join_cluster(cluster_id)
+        log.info("node %s belongs to cluster %s now", self._raft.id, cluster_id)
+        self.judge()
+
+    def be_at(self, raft_address: str, http_address: str) -> None:
+        """Say from now on that this node is reached there."""
+        self._raft_address, self._http_address = raft_address, http_address
 
     def judge(self) -> None:
         """Have every connection judged again: something that it was judged by has changed."""

@@ -1,8 +1,9 @@
 """Which messages of an admitted node are taken: those that this node has room and time for.
 
 A follower takes no entries that its log has no room for, and none while too many committed ones
-wait to be applied: it is sent them again. Nor does it take a command that it could not apply: in
-its log that would end it, now and at each start. Messages without entries are always taken.
+wait to be applied or changes take too much memory (S7): it is sent them again. Nor does it take a
+command that it could not apply: in its log that would end it, now and at each start. Messages
+without entries are always taken.
 
 Everything here belongs to the holder of the node's lock. Nothing here gives a message to the core.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from conure import errors
 from conure.cluster.applying import Applying
-from conure.cluster.checkpointing import DISK_FULL_RETRY
+from conure.cluster.checkpointing import DISK_FULL_RETRY, Upkeep
 from conure.cluster.greetings import Admission
 from conure.cluster.room import Room
 from conure.cluster.standing import Standing
@@ -43,6 +44,7 @@ class Intake:
         self,
         raft_log: RaftLog,
         room: Room,
+        upkeep: Upkeep,
         applying: Applying,
         admission: Admission,
         standing: Standing,
@@ -52,6 +54,7 @@ class Intake:
     ) -> None:
         self._log = raft_log
         self._room = room
+        self._upkeep = upkeep
         self._applying = applying
         self._admission = admission
         self._clock = clock
@@ -79,7 +82,11 @@ class Intake:
         no time."""
         entries = [entry for message in messages for entry in message.entries]
         if entries:
-            if self._room.unwritten or len(self._applying.backlog) > MAX_UNAPPLIED:
+            if (
+                self._room.unwritten
+                or len(self._applying.backlog) > MAX_UNAPPLIED
+                or self._upkeep.is_crowded
+            ):
                 return [message for message in messages if not message.entries]
             size = sum([len(entry.data) for entry in entries])
             may_make = self._clock() >= self._make_again_at

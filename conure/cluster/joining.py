@@ -9,8 +9,8 @@ member when it knows so itself, from the log. Until then it asks again, which ch
 2. What a seed says is logged when it is not what it said before.
 3. A seed may be this node itself, a stranger or nobody: each is passed over.
 
-Threads: one of its own, which calls ``facts`` and ``needed`` too. ``start`` and ``stop`` belong to
-whoever made the joiner.
+Threads: one of its own, which calls ``seeds``, ``facts`` and ``needed`` too. ``start`` and ``stop``
+belong to whoever made the joiner.
 """
 
 from __future__ import annotations
@@ -51,18 +51,19 @@ log = logging.getLogger("conure.discovery")
 
 
 class Joiner:
-    """Asks *seeds*, base URLs, to make this node a member while it needs that.
+    """Asks seeds to make this node a member while it needs that.
 
-    *facts* returns what ``POST /join`` takes, *needed* whether this node has to be added.
+    *seeds* returns their base URLs as of now, *facts* what ``POST /join`` takes, *needed* whether
+    this node has to be added.
     """
 
     def __init__(
         self,
-        seeds: Sequence[str],
+        seeds: Callable[[], Sequence[str]],
         facts: Callable[[], dict[str, Any]],
         needed: Callable[[], bool],
     ) -> None:
-        self._seeds = tuple(seeds)
+        self._seeds = seeds
         self._facts = facts
         self._needed = needed
         self._told: dict[str, str] = {}
@@ -85,7 +86,7 @@ class Joiner:
     def _run(self) -> None:
         pause, again_at = FIRST_PAUSE, monotonic()
         while not self._stopping.is_set():
-            if not self._needed():
+            if not self._seeds() or not self._needed():
                 pause, again_at = FIRST_PAUSE, monotonic()
             elif monotonic() >= again_at:
                 self._ask_all()
@@ -95,8 +96,9 @@ class Joiner:
 
     def _ask_all(self) -> None:
         """Ask each seed until one has agreed."""
+        seeds = self._seeds()
         body = json.dumps(self._facts()).encode()
-        for seed in self._seeds:
+        for seed in seeds:
             if self._stopping.is_set():
                 return
             try:

@@ -73,6 +73,7 @@ from conure.cluster.applying import Applying
 from conure.cluster.checkpointing import Upkeep, UpkeepOptions
 from conure.cluster.digests import Audits
 from conure.cluster.expiring import Expiries
+from conure.cluster.forming import Asking, Forming
 from conure.cluster.forwarding import FactsReply, Forwarding, Lines
 from conure.cluster.gauges import add_gauges
 from conure.cluster.greetings import Admission, Roads
@@ -84,6 +85,7 @@ from conure.cluster.monitor import CallLater, Monitor
 from conure.cluster.opening import (
     Parts,
     describe_start,
+    known_formation,
     make_store,
     memory_bounds,
     open_parts,
@@ -115,6 +117,7 @@ from conure.errors import (
 from conure.fileio import FileSystem
 from conure.metrics import Registry
 from conure.peers.calls import Answer, Call, CallKind
+from conure.peers.forming import Question, Shown
 from conure.peers.protocol import Greeting
 from conure.state.backup import Backup
 from conure.state.history import History
@@ -160,7 +163,7 @@ JOIN_AFTER = 5.0
 log = logging.getLogger("conure.node")
 
 
-class Peers(Roads, Senders, Lines, Protocol):
+class Peers(Roads, Senders, Lines, Asking, Protocol):
     """The way to the other nodes: transport.py, or a simulated network. Nothing here blocks."""
 
 
@@ -330,7 +333,15 @@ class Node:
             observed.batch_sizes,
         )
         self._intake = Intake(
-            raft_log, room, applying, admission, standing, clock, self._refused, options.speaks
+            raft_log,
+            room,
+            upkeep,
+            applying,
+            admission,
+            standing,
+            clock,
+            self._refused,
+            options.speaks,
         )
         self._audits = Audits(
             raft, raft_log, store, directory, roster, standing, peers.send, self._fail
@@ -351,6 +362,20 @@ class Node:
             hear=self._hear,
             check_peer=self._check_peer,
             drive=self._drive,
+        )
+        self._forming = Forming(
+            options,
+            known_formation(parts),
+            raft,
+            raft_log,
+            directory,
+            peers,
+            admission,
+            standing,
+            monitor,
+            clock,
+            self._drive,
+            self._fail,
         )
         self._local = LocalState(raft, store, directory, standing, expiries, monitor, wall)
         self._forwarding = Forwarding(
@@ -443,13 +468,15 @@ class Node:
             self._roster.compare_size()
             if configuration.voters == (self._raft.id,):
                 self._raft.campaign()
-            elif not configuration.servers:
+            elif not configuration.servers and not self._forming.is_wanted:
                 log.warning(
                     "node %s belongs to no cluster: waiting to be joined at %s "
-                    "(--join names a member to ask, --bootstrap begins a cluster of its own)",
+                    "(--join names a member to ask, --peers the others of a cluster to be formed, "
+                    "--bootstrap begins a cluster of its own)",
                     self._raft.id,
                     self._options.raft_address,
                 )
+            self._forming.begin()
             self._drive()
             if self._standing.is_working:
                 self._admission.follow_addresses()
@@ -598,10 +625,10 @@ class Node:
         """Return the revision of this node's state, and a session in it, or what went wrong."""
         return self._local.session(session)
 
-    def holdings(self, session: bytes, key: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*, in the leader's state; 0 if *key* is
-        one of them, and elsewhere, where nothing is decided by it. Raises ConureError."""
-        return self._local.holdings(session, key, most)
+    def holdings(self, session: bytes, key: bytes) -> int:
+        """Count the keys that a session holds in the leader's state; 0 if *key* is one of them, and
+        elsewhere, where nothing is decided by it. Raises ConureError."""
+        return self._local.holdings(session, key)
 
     def backup(self) -> tuple[int, Backup]:
         """Return the revision of this node's state, and a backup of it, for any one thread.
@@ -620,6 +647,11 @@ class Node:
         Exact on the leader; elsewhere by this node's own wall clock.
         """
         return self._local.time()
+
+    def key_count(self) -> int:
+        """Return how many keys users have, in this node's own state."""
+        with self._monitor.lock:
+            return self._store.records
 
     def last_contact(self) -> float | None:
         """Return how long ago a leader was heard, in seconds: 0 on the leader, None for never."""
@@ -707,7 +739,11 @@ class Node:
         """Return what ``GET /status`` shows."""
         with self._monitor.lock:
             return shown.status(
-                self._raft, self._store, self._directory.identity, self._options.version
+                self._raft,
+                self._store,
+                self._directory.identity,
+                self._options.version,
+                self._forming.status(),
             )
 
     def members(self) -> dict[str, Any]:
@@ -735,7 +771,12 @@ class Node:
         """Tell whether this node can serve requests: each check, whether it passes, and why."""
         with self._monitor.lock:
             return shown.readiness(
-                self._raft, self._store, self._upkeep, self._lease, self._standing
+                self._raft,
+                self._store,
+                self._upkeep,
+                self._lease,
+                self._standing,
+                self._forming.waits_for(),
             )
 
     def facts(self) -> dict[str, Any]:
@@ -755,6 +796,12 @@ class Node:
             last_contact = self.last_contact()
             is_member = self._raft.configuration.get(self._raft.id) is not None
             return not is_member or last_contact is None or last_contact > JOIN_AFTER
+
+    def seeds(self) -> tuple[str, ...]:
+        """Return the base URLs of a cluster that this node, looking for peers, has found to be
+        there already: it has to be joined."""
+        with self._monitor.lock:
+            return self._forming.seeds()
 
     # -- what the transport asks for (transport.Host) --------------------------------------------
 
@@ -779,6 +826,13 @@ class Node:
             self._hear(peer)
             if kind != "probe":
                 self._lease.hear(peer)
+
+    def asked(self, question: Question) -> Shown:
+        """Show this node to one that forms a cluster. Raises Refused."""
+        with self._monitor.lock:
+            if not self._standing.is_working:
+                raise Refused("this node is stopping")
+            return self._forming.show(question)
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""
@@ -860,6 +914,7 @@ class Node:
                     elif self._ticks % CALL_OUT_TICKS == 0:
                         self._admission.call_out()
                     self._admission.forget(now)
+                    self._forming.go_on()
                     self._take_gathered()
                     self._forwarding.go_on()
                 except Exception as error:  # noqa: BLE001 - a bug, or a failed disk; see _drive

@@ -14,10 +14,11 @@ import logging
 from typing import NamedTuple, Protocol
 
 from conure.cluster.options import NodeOptions
+from conure.consensus.formation import cluster_id_of, decode_formation
 from conure.consensus.members import Configuration, Server
 from conure.consensus.messages import EntryKind
 from conure.consensus.raftlog import RaftLog
-from conure.errors import CorruptionError
+from conure.errors import CorruptionError, DiskFull
 from conure.fileio import FileSystem
 from conure.state import snapshots
 from conure.state.machine import Store
@@ -34,6 +35,7 @@ __all__ = [
     "describe_start",
     "engine_options",
     "kind_of",
+    "known_formation",
     "make_store",
     "memory_bounds",
     "open_engine",
@@ -151,7 +153,9 @@ def make_store(parts: Parts, speaks: int) -> Store:
 
 def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: RaftLog) -> None:
     """Write the beginning of a cluster of this one node. The directory belongs to it at the end:
-    a log without a cluster is the trace of a crash in here, and gets one at the next start."""
+    a log without a cluster is the trace of a crash in here, and gets one at the next start. So is
+    one that begins with several founders, whose cluster was to be formed (forming.py), which goes
+    on without it as long as the disk is full."""
     identity = directory.identity
     if raft_log.last_index == 0:
         server = Server(
@@ -165,8 +169,27 @@ def _begin_cluster(options: NodeOptions, directory: DataDirectory, raft_log: Raf
         raft_log.set_hard_state(hard_state)
         raft_log.append([entry])
         raft_log.sync()
-    directory.begin_cluster()
+    founders = Configuration.decode(raft_log.entries(1, 2, MAX_READ_BYTES)[0].data)
+    if len(founders.servers) > 1:
+        try:
+            directory.join_cluster(cluster_id_of(founders))
+        except DiskFull as error:
+            log.error("node %s has no room for its cluster's ID yet: %s", identity.node_id, error)
+            return
+    else:
+        directory.begin_cluster()
     log.info("node %s begins cluster %s", identity.node_id, directory.identity.cluster_id)
+
+
+def known_formation(parts: Parts) -> Configuration | None:
+    """Return the formation with which the cluster of a directory was begun, if that was formed
+    with this node. Raises CorruptionError."""
+    directory, raft_log, _ = parts
+    data, cluster_id = directory.formation(), directory.identity.cluster_id
+    formation = decode_formation(data) if data else None
+    if formation is None or (not cluster_id and not raft_log.last_index):
+        return None
+    return formation if cluster_id in ("", cluster_id_of(formation)) else None
 
 
 def check_presence(raft_log: RaftLog, directory: DataDirectory) -> None:

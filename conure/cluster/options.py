@@ -19,7 +19,12 @@ that the reactor does."""
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What a node has to be told. Times in seconds, sizes in bytes."""
+    """What a node has to be told. Times in seconds, sizes in bytes.
+
+    *peers* are the others of a cluster that is to be formed, each ``host:port`` or
+    ``ID@host:port``. With those *raft_address* may be "": where the others list this node; and
+    *http_address*: the same host, and *http_port*.
+    """
 
     node_id: str
     told_node_id: bool
@@ -30,6 +35,8 @@ class NodeOptions:
     version: str
     role: str = "data"
     quorum_size: int = 0
+    peers: tuple[str, ...] = ()
+    http_port: int = 0
     engine: str = "btree"
     told_engine: bool = False
     election_timeout: float = 0.4

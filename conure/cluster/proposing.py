@@ -186,15 +186,16 @@ def _encode(commands: Sequence[Command], now: int) -> list[bytes]:
     put, delete = codec.encode_put, codec.encode_delete
     encoded = []
     for command in commands:
-        if isinstance(command, Transaction):
+        if type(command) is tuple:  # as most are
+            key, value = command  # type: ignore[misc]
+            encoded.append(delete(key) if value is None else put(key, value))
+        elif isinstance(command, Transaction):
             encoded.append(codec.encode_transaction(command._replace(time=now)))
         elif isinstance(command, Sequential):
             encoded.append(codec.encode_sequential(command._replace(time=now)))
-        elif isinstance(command, bytes):
-            encoded.append(codec.stamp(command, now))
         else:
-            key, value = command
-            encoded.append(delete(key) if value is None else put(key, value))
+            assert isinstance(command, bytes), command
+            encoded.append(codec.stamp(command, now))
     return encoded
 
 

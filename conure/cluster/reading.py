@@ -21,7 +21,9 @@ from conure.storage.datadir import DataDirectory
 from conure.storage.engine import Record
 from raft import Raft
 
-__all__ = ["LocalState"]
+__all__ = ["STILL_COUNTED", "LocalState"]
+
+STILL_COUNTED = "the keys that the session holds are still being counted; try again"
 
 log = logging.getLogger("conure.node")
 
@@ -113,13 +115,16 @@ class LocalState:
             except ConureError as error:
                 return index, error
 
-    def holdings(self, session: bytes, key: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*, in the leader's state; 0 if *key* is
-        one of them, and elsewhere, where nothing is decided by it. Raises ConureError."""
+    def holdings(self, session: bytes, key: bytes) -> int:
+        """Count the keys that a session holds in the leader's state; 0 if *key* is one of them, and
+        elsewhere, where nothing is decided by it. Raises Unavailable while they are counted."""
         with self._monitor.lock:
             if self._raft.state is not State.LEADER or self._standing.is_arbiter:
                 return 0
-            return self._store.holdings(session, key, most)
+            count = self._store.holdings(session, key)
+        if count is None:
+            raise Unavailable(STILL_COUNTED)
+        return count
 
     def backup(self) -> tuple[int, Backup]:
         """Return the revision of this node's state, and a backup of it, for any one thread.

@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol
 from conure.cluster import pending
 from conure.cluster.monitor import CallLater, Monitor
 from conure.cluster.pending import Write, shifted
+from conure.cluster.reading import STILL_COUNTED
 from conure.cluster.standing import Standing
 from conure.commands import (
     MAX_HELD,
@@ -326,22 +327,32 @@ class Serving:
     ) -> Iterator[tuple[int, int, ConureError | None]]:
         """Yield from where to where commands can be taken in, and between, why one can't be."""
         start = 0
+        may_count = True  # once it takes long, it isn't tried for each of them
         for position, transaction in enumerate(transactions):
-            if transaction is None or not self._holds_too_much(transaction):
+            error = None if transaction is None else self._obstacle(transaction, may_count)
+            if error is None:
                 continue
+            may_count &= not isinstance(error, Unavailable)
             if start < position:
                 yield start, position, None
             start = position + 1
-            yield position, start, TooManyHeld(MAX_HELD)
+            yield position, start, error
         if start < len(transactions):
             yield start, len(transactions), None
 
-    def _holds_too_much(self, transaction: Transaction | codec.Checked) -> bool:
-        return isinstance(transaction, Transaction) and any(
-            isinstance(each, Acquire)
-            and self._store.holdings(each.session, each.key, MAX_HELD) >= MAX_HELD
-            for each in (*transaction.success, *transaction.failure)
-        )
+    def _obstacle(
+        self, transaction: Transaction | codec.Checked, may_count: bool
+    ) -> ConureError | None:
+        """Return why a transaction can't be taken in, if a session would hold too much by it."""
+        if isinstance(transaction, Transaction):
+            for each in (*transaction.success, *transaction.failure):
+                if isinstance(each, Acquire):
+                    count = self._store.holdings(each.session, each.key) if may_count else None
+                    if count is None:
+                        return Unavailable(STILL_COUNTED)
+                    if count >= MAX_HELD:
+                        return TooManyHeld(MAX_HELD)
+        return None
 
     def _reads_of(self, transaction: Transaction | codec.Checked) -> int:
         """Return about how many bytes a transaction reads at most."""
@@ -370,11 +381,13 @@ class Serving:
 def _checked(command: bytes) -> Transaction | codec.Checked | None:
     """Return the transaction that a command stands for, None: it is a plain write. Raises WireError
     for a command that a client's request can't become."""
-    transaction = codec.check_command(command)
-    if isinstance(transaction, Transaction):
-        operations = (*transaction.success, *transaction.failure)
-        if any(isinstance(each, Expire) for each in operations):
-            raise WireError("a call to let keys expire, which only a leader does")
+    checked = codec.check_command(command)
+    if checked is not None or not codec.has_outcome(command):
+        return checked
+    transaction = codec.decode_transaction(command)
+    operations = (*transaction.success, *transaction.failure)
+    if any(isinstance(each, Expire) for each in operations):
+        raise WireError("a call to let keys expire, which only a leader does")
     return transaction
 
 

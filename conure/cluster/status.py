@@ -5,6 +5,7 @@ it with the node's lock."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from conure.cluster.checkpointing import Upkeep
@@ -35,8 +36,14 @@ Check = tuple[str, bool, str]
 """What is checked, whether it passes, and why."""
 
 
-def status(raft: Raft, store: Store, identity: Identity, version: str) -> dict[str, Any]:
-    """Return what ``GET /status`` shows."""
+def status(
+    raft: Raft,
+    store: Store,
+    identity: Identity,
+    version: str,
+    forming: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what ``GET /status`` shows; *forming* is what a node shows that looks for peers."""
     leader = raft.configuration.get(raft.leader_id) if raft.leader_id else None
     return {
         "node_id": raft.id,
@@ -54,6 +61,7 @@ def status(raft: Raft, store: Store, identity: Identity, version: str) -> dict[s
         "commit_index": raft.commit_index,
         "applied_index": store.applied_index,
         "version": version,
+        "forming": forming,
     }
 
 
@@ -131,9 +139,15 @@ def liveness(standing: Standing) -> Check:
 
 
 def readiness(
-    raft: Raft, store: Store, upkeep: Upkeep, lease: Lease, standing: Standing
+    raft: Raft,
+    store: Store,
+    upkeep: Upkeep,
+    lease: Lease,
+    standing: Standing,
+    waits_for: str = "",
 ) -> list[Check]:
-    """Tell whether a node can serve requests, check by check."""
+    """Tell whether a node can serve requests, check by check; *waits_for* says which peers it
+    waits for, "" for none."""
     full = upkeep.shortage
     leader = raft.configuration.get(raft.leader_id)
     behind = max(0, raft.state_index - store.applied_index)
@@ -142,7 +156,7 @@ def readiness(
     is_stopping = standing.is_stopping
     return [
         liveness(standing),
-        ("member", is_member, "ok" if is_member else "of no cluster"),
+        ("member", is_member, "ok" if is_member else waits_for or "of no cluster"),
         ("leader", leader is not None, leader.id if leader else "none is known"),
         ("applied", behind == 0, "ok" if behind == 0 else f"{behind} entries behind"),
         ("disk", True, f"full, writes are refused{waits}: {full}" if full else "ok"),

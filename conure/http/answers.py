@@ -17,14 +17,27 @@ from time import perf_counter
 from typing import Any
 
 from conure.commands import Committed, Item, Outcome
-from conure.errors import ConureError, KeyNotFound, MethodNotAllowed, NotLeader
+from conure.errors import (
+    ConureError,
+    KeyNotFound,
+    MethodNotAllowed,
+    NotLeader,
+    PreconditionFailed,
+)
 from conure.http import jsonsteps
 from conure.http.counts import Counts
-from conure.http.fields import OF_RECORD, contact_field, index_field, record_fields, ttl_field
+from conure.http.fields import (
+    OF_RECORD,
+    contact_field,
+    etag_field,
+    index_field,
+    record_fields,
+    ttl_field,
+)
 from conure.http.jsonsteps import Steps
-from conure.http.referrals import HTTPReferral
+from conure.http.referrals import Forwarding, HTTPReferral
 from conure.http.request import Body, Request
-from conure.service.backend import Found, KeyValueBackend
+from conure.service.backend import Found, KeyValueBackend, Record
 from conure.service.freshness import Contact
 from conure.service.gate import ANONYMOUS, Caller
 from conure.service.refusals import error_of
@@ -62,7 +75,12 @@ class FullAnswer(ABC):
 class Answers:
     """Answers the requests of clients that speak HTTP."""
 
-    def __init__(self, backend: KeyValueBackend, counts: Counts, referral: HTTPReferral) -> None:
+    route = "/kv"
+    """Where plain writes and reads are counted."""
+
+    def __init__(
+        self, backend: KeyValueBackend, counts: Counts, referral: HTTPReferral | Forwarding
+    ) -> None:
         self._backend = backend
         self._counts = counts
         self._referral = referral
@@ -93,14 +111,15 @@ class Answers:
             plain = self._answer_each(requests, answers, start, stop, ended)
         else:
             plain = requests[start:stop]
+            respond = self.respond_plain
             for request in plain:
-                _respond_plain(request, revision)
+                respond(request, revision)
                 revision += 1
         if plain:
             puts = sum([request.method == "PUT" for request in plain])
             count = self._counts.count_many
-            count("/kv", "PUT", 200, plain[0].started, puts)
-            count("/kv", "DELETE", 200, plain[0].started, len(plain) - puts)
+            count(self.route, "PUT", 200, plain[0].started, puts)
+            count(self.route, "DELETE", 200, plain[0].started, len(plain) - puts)
 
     def found(
         self,
@@ -128,7 +147,7 @@ class Answers:
                     now = now or self._backend.time()
                     more += ttl_field(record.expiry, now)
                 request.respond(200, record.value, OCTETS, more)
-        self._counts.count_many("/kv", "GET", 200, requests[0].started, found)
+        self._counts.count_many(self.route, "GET", 200, requests[0].started, found)
 
     def failed(self, request: Request, error: ConureError, contact: Contact | None = None) -> None:
         """Answer with an error; see ``FrontEnd.failed``."""
@@ -150,6 +169,21 @@ class Answers:
             fields += b"Allow: %b\r\n" % ", ".join(error.allowed).encode()
         request.fail(error, headers=fields)
         self._counts.count(request, error.status)
+
+    def fail_unmet(self, request: Request, outcome: Outcome) -> None:
+        """Answer a write whose conditions didn't hold."""
+        fields = index_field(outcome.revision)
+        if outcome.current:
+            fields += etag_field(outcome.current)
+        self.fail(request, PreconditionFailed(outcome.current), fields)
+
+    def respond_plain(self, request: Request, revision: int) -> None:
+        """Answer a plain write; the caller counts it."""
+        if request.method == "PUT":
+            fields = b'X-Conure-Index: %d\r\nETag: "%d"\r\n' % (revision, revision)
+        else:
+            fields = index_field(revision)
+        request.respond(200, OK, TEXT, fields)
 
     def respond(
         self,
@@ -193,9 +227,9 @@ class Answers:
         pieces.append(b"\n")
         self.respond(request, Body(pieces), JSON, fields)
 
-    def item_fields(self, item: Item) -> bytes:
-        """Return the header fields of a record that a write has left."""
-        return record_fields(item, self._backend.time() if item.expiry else 0)
+    def record_fields(self, record: Record | Item) -> bytes:
+        """Return the header fields of a record, which a write may have left."""
+        return record_fields(record, self._backend.time() if record.expiry else 0)
 
     # -- private ---------------------------------------------------------------------------------
 
@@ -214,7 +248,7 @@ class Answers:
             request, revision = requests[position], ended.first + position
             answer = answers.get(position)
             if answer is None:
-                _respond_plain(request, revision)
+                self.respond_plain(request, revision)
                 plain.append(request)
                 continue
             outcome = ended.outcomes.get(revision)
@@ -238,11 +272,3 @@ class Answers:
             answer.fail(request, error, fields)
         else:
             self.fail(request, error, fields)
-
-
-def _respond_plain(request: Request, revision: int) -> None:
-    if request.method == "PUT":
-        fields = b'X-Conure-Index: %d\r\nETag: "%d"\r\n' % (revision, revision)
-    else:
-        fields = index_field(revision)
-    request.respond(200, OK, TEXT, fields)

@@ -43,7 +43,7 @@ from conure.http.grammar import (
 from conure.http.head import CLOSE, NO_HEAD, NO_TARGET, Head
 from conure.http.known import Known
 from conure.http.limits import Limits
-from conure.http.request import WAITS, Answer, Body, Request, error_body
+from conure.http.request import WAITS, Answer, Body, RenderError, Request
 from conure.http.stream import Stream, call_each
 from conure.net.link import Link
 from conure.net.outlet import Outlet
@@ -71,6 +71,7 @@ class Front(Protocol):
     known: Known
     probes: frozenset[str]  # paths that are answered in the reserve, too
     slow_request: float  # seconds
+    render_error: RenderError  # how errors are told to its clients
     handle: Callable[[Request], None]  # what the application does with a request
     # Asked about a request whose body is still to come: what answers it without, or None.
     without_body: Callable[[Request], Callable[[Request], None] | None]
@@ -199,7 +200,7 @@ class HTTPConnection(Outlet):
         self.front.count_refusal(refusal.status)
         self.state = FINISHED
         accept = refusal.headers.get("accept") if refusal.headers else None
-        body, content_type = error_body(refusal.status, str(refusal), accept)
+        body, content_type = self.front.render_error(refusal.status, str(refusal), accept, None)
         head = self.arriving.head if self.arriving is not None else NO_HEAD
         request_id = refusal.request_id or head.request_id
         head = NO_HEAD.with_id(request_id) if request_id else NO_HEAD
@@ -338,6 +339,11 @@ class HTTPConnection(Outlet):
     def close_if_idle(self) -> None:
         if not (self.buffer or self.body or self.waiting or self.out) and self.state == READING:
             self.close()
+
+    @property
+    def render_error(self) -> RenderError:
+        """How errors are told to the clients of this front end."""
+        return self.front.render_error
 
     @property
     def is_closed(self) -> bool:
@@ -539,7 +545,7 @@ class HTTPConnection(Outlet):
             self.front.count_refusal(503)
             accept = request.headers.get("accept")
             message = "too much waits to be read by clients; try again shortly"
-            return (503, *error_body(503, message, accept), _RETRY)
+            return (503, *self.front.render_error(503, message, accept, None), _RETRY)
         self.parked += size
         reactor.leaving += size
         return answer

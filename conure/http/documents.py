@@ -16,7 +16,8 @@ with ``ttl``, in seconds, only where it expires. A transaction, and its outcome:
 A comparison names a key, one of ``value``, ``version``, ``create_revision``, ``mod_revision`` and
 ``exists``, and a ``relation``: ``=`` (if none is named), ``!=``, ``<`` or ``>``. An operation is a
 put, delete, get, range, incr or touch; a delete is of a key or, like a range, of a ``prefix`` or
-of the keys ``from`` … ``to``.
+of the keys ``from`` … ``to``. The body of a put by path has the fields of a put, but for the key,
+which is the path (restrequests.py).
 
 What a client may make long is read and shown in steps (jsonsteps.py). Nothing here has state: any
 thread may call anything. Whatever can't be understood is BadRequest, with the place where it
@@ -65,6 +66,7 @@ __all__ = [
     "parse_batch",
     "parse_duration",
     "parse_transaction",
+    "parse_value",
     "show_item",
     "show_items",
     "show_outcome",
@@ -87,10 +89,14 @@ _NUMBERS = {
 }
 _decode = json.JSONDecoder().decode
 _ITEMS_PER_STEP = 32
+_SLICE = (
+    64 << 10
+)  # characters of a long value that are read in one step; groups of base64 are whole
 _LONGEST_DURATION = 64  # characters
 _PLAIN_LINE = {"key", "value"}
 
 _TRANSACTION = '{"success": [{"put": {"key": "k", "value": "v"}}]}'
+_VALUE = '{"value": "v"}'
 
 Object = Mapping[str, Any]
 
@@ -193,6 +199,15 @@ def parse_duration(name: str, text: str) -> int:
             f"{name} is {shortened(text)}; it has to be a duration, such as 30s or 500ms"
         )
     return milliseconds
+
+
+def parse_value(text: bytes, limits: Limits) -> Steps[tuple[bytes, int]]:
+    """Return the value that the body of a put by path has, and its time to live in milliseconds, 0
+    for ever. Raises BadRequest, and PayloadTooLarge past a limit."""
+    body = yield from _read_object(text, _VALUE, limits)
+    _refuse_others(body, {"value", "encoding", "ttl"}, "the body")
+    ttl = _ttl(body, "the body")
+    return limits.check_value((yield from _long_bytes(body, "value", "the body"))), ttl
 
 
 def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:
@@ -518,10 +533,35 @@ def _value(body: Object, where: str, limits: Limits) -> bytes:
 def _bytes(body: Object, name: str, where: str) -> bytes:
     """Return the bytes that a field stands for, by the encoding that is beside it."""
     text = _string(body, name, where)
+    return _decoded(text, name, where) if _is_base64(body, where) else _encoded(text, where)
+
+
+def _long_bytes(body: Object, name: str, where: str) -> Steps[bytes]:
+    """Return the same of a field that may be long."""
+    text = _string(body, name, where)
+    is_base64 = _is_base64(body, where)
+    pieces = []
+    for at in range(0, len(text), _SLICE):
+        piece = text[at : at + _SLICE]
+        if not is_base64:
+            pieces.append(_encoded(piece, where))
+        elif at + _SLICE < len(text) and "=" in piece:
+            raise BadRequest(f"{where}: {name} is no base64: it goes on behind a =")
+        else:
+            pieces.append(_decoded(piece, name, where))
+        yield
+    return b"".join(pieces)
+
+
+def _is_base64(body: Object, where: str) -> bool:
     if "encoding" not in body:
-        return _encoded(text, where)
+        return False
     if body["encoding"] != "base64":
         raise BadRequest(f"{where}: encoding is {_shown(body['encoding'])}; only base64 is known")
+    return True
+
+
+def _decoded(text: str, name: str, where: str) -> bytes:
     try:
         return b64decode(text, validate=True)
     except ValueError as error:

@@ -159,10 +159,11 @@ def check_extent(
     return block
 
 
-def decode_path(method: str, path: bytes) -> tuple[str, Authority | None]:
-    """Return the path of a target as text; and whom it names, in absolute form. Raises Refusal."""
+def decode_path(method: str, path: bytes) -> tuple[bytes, Authority | None]:
+    """Return the path of a target, percent-decoded; and whom it names, in absolute form. Raises
+    Refusal."""
     if path == b"*" and method == "OPTIONS":
-        return "*", None
+        return path, None
     authority = None
     if path[:1] != b"/":
         match = _is_absolute(path)
@@ -171,7 +172,7 @@ def decode_path(method: str, path: bytes) -> tuple[str, Authority | None]:
             raise Refusal(400, "malformed request target; it begins with /")
         path = match[2] or b"/"
     try:
-        return unquote(path).decode("utf-8", "replace"), authority
+        return unquote(path), authority
     except BadRequest as error:
         raise Refusal(400, str(error)) from error
 

@@ -42,12 +42,16 @@ class Headers:
 
 class RequestTarget:
     """What a request's target says. Requests with the same one share it, and so its ``note``,
-    which is the application's as that of the header fields is."""
+    which is the application's as that of the header fields is.
 
-    __slots__ = ("authority", "note", "path", "query")
+    ``octets`` are the path, percent-decoded, any bytes; ``path`` is the same as text, in which what
+    isn't UTF-8 is replaced."""
 
-    def __init__(self, path: str, query: bytes, authority: Authority | None = None) -> None:
-        self.path = path
+    __slots__ = ("authority", "note", "octets", "path", "query")
+
+    def __init__(self, octets: bytes, query: bytes, authority: Authority | None = None) -> None:
+        self.octets = octets
+        self.path = octets.decode("utf-8", "replace")
         self.query = query
         self.authority = authority  # of a target in absolute form; it counts instead of Host
         self.note: Any = None
@@ -130,5 +134,5 @@ def elements(value: str | None) -> set[str]:
 
 
 NO_HEAD: Final = Head("1.0", Headers({}))
-NO_TARGET: Final = RequestTarget("", b"")
+NO_TARGET: Final = RequestTarget(b"", b"")
 """Of what is refused before either is known."""

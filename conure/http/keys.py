@@ -54,7 +54,6 @@ from conure.errors import (
     BadRequest,
     ConureError,
     KeyNotFound,
-    PreconditionFailed,
     Unavailable,
 )
 from conure.http import documents
@@ -62,7 +61,6 @@ from conure.http.answers import OCTETS, OK, TEXT, Answers, Route
 from conure.http.commits import Commits
 from conure.http.fields import (
     contact_field,
-    etag_field,
     index_field,
     record_fields,
     token_field,
@@ -238,32 +236,26 @@ class KeyValues:
     def _answer_put(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         assert outcome is not None
         if not outcome.succeeded:
-            self._answer_unmet(request, outcome)
+            self._answers.fail_unmet(request, outcome)
             return
         (result,) = outcome.results
         fields = index_field(revision)
         if result.items:
-            fields += self._answers.item_fields(result.items[0])
+            fields += self._answers.record_fields(result.items[0])
         if result.number:
             fields += token_field(result.number)
         self._answers.respond(request, OK, TEXT, fields)
 
     def _answer_delete(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         if outcome is not None and not outcome.succeeded:
-            self._answer_unmet(request, outcome)
+            self._answers.fail_unmet(request, outcome)
         else:
             self._answers.respond(request, OK, TEXT, index_field(revision))
-
-    def _answer_unmet(self, request: Request, outcome: Outcome) -> None:
-        fields = index_field(outcome.revision)
-        if outcome.current:
-            fields += etag_field(outcome.current)
-        self._answers.fail(request, PreconditionFailed(outcome.current), fields)
 
     def _answer_increment(self, request: Request, revision: int, outcome: Outcome | None) -> None:
         assert outcome is not None
         (result,) = outcome.results
-        fields = index_field(revision) + self._answers.item_fields(result.items[0])
+        fields = index_field(revision) + self._answers.record_fields(result.items[0])
         self._answers.respond(request, b"%d\n" % result.number, TEXT, fields)
 
     def _answer_first_increment(

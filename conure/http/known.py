@@ -98,11 +98,11 @@ class Known:
         names if it does (RFC 9112 section 3.2.2). Raises Refusal."""
         path, _, query = target.partition(b"?")
         try:
-            decoded, authority = decode_path(method, path)
+            octets, authority = decode_path(method, path)
         except Refusal as refusal:
             refusal.request_id = head.request_id
             raise
-        found = RequestTarget(decoded, query, authority)
+        found = RequestTarget(octets, query, authority)
         # "*" is no path for most methods, and who is asked in absolute form is looked at each time.
         if len(target) <= _KNOWN_TARGET_BYTES and path != b"*" and authority is None:
             if len(self.targets) >= _KNOWN_TARGETS:

@@ -1,8 +1,9 @@
 """What HTTP does with a request that only the leader can serve: redirect the client, or pass it on.
 
 Passing on is the service's, and what is left to be answered here is what it can't: where nobody
-leads, and on an arbiter, which has no records to answer a read from. Any thread; nothing here
-blocks.
+leads, and on an arbiter, which has no records to answer a read from. The front of paths
+(rest.py) never redirects: its clients know no other address of the cluster. Any thread; nothing
+here blocks.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from conure.http.counts import Counts
 from conure.http.request import Request
 from conure.values import is_base_url
 
-__all__ = ["HTTPReferral"]
+__all__ = ["Forwarding", "HTTPReferral"]
 
 _JSON = "application/json"
+
+
+class Forwarding:
+    """The referral of a front that sends no client anywhere else."""
+
+    passes_on = True
+
+    def refer(self, request: Request, error: NotLeader, fields: bytes = b"") -> bool:  # noqa: ARG002
+        """Leave it to the error."""
+        return False
 
 
 class HTTPReferral:

@@ -30,6 +30,7 @@ __all__ = [
     "Body",
     "Client",
     "Fields",
+    "RenderError",
     "Request",
     "Turns",
     "decode_form",
@@ -47,6 +48,10 @@ _MAX_PARAMETERS = 100
 
 Fields = Iterable[tuple[str, str]] | bytes
 """Header fields of an answer: names and values, or lines that are rendered already."""
+
+RenderError = Callable[[int, str, str | None, str | None], tuple[bytes, str]]
+"""Makes the body of an error's answer and its content type, as :func:`error_body` does: of a
+status, a line for the user, the request's ``Accept``, and a title that may be None."""
 
 
 class Client(Carrier, Protocol):
@@ -69,6 +74,10 @@ class Client(Carrier, Protocol):
         """Whether nothing can be sent to the client any more."""
 
     working: bool  # a request takes turns, and those after it wait for its answer
+
+    @property
+    def render_error(self) -> RenderError:
+        """How errors are told to the clients of this front end."""
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Send an answer in its turn (H1)."""
@@ -283,12 +292,14 @@ class Request:
         """Answer with an error: one of ours, or a status and a line for the user. Any thread."""
         accept = self.head.headers.get("accept")
         if isinstance(error, int):
-            body, content_type = error_body(error, message, accept)
+            body, content_type = self.client.render_error(error, message, accept, None)
             self.respond(error, body, content_type, headers)
             return
         if isinstance(error, Unavailable):
             headers = _render_fields(headers) + b"Retry-After: %d\r\n" % error.retry_after
-        body, content_type = error_body(error.status, message or str(error), accept, error.title)
+        body, content_type = self.client.render_error(
+            error.status, message or str(error), accept, error.title
+        )
         self.respond(error.status, body, content_type, headers)
 
 

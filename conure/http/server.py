@@ -42,7 +42,7 @@ from conure.http.grammar import READS, show
 from conure.http.known import Known
 from conure.http.limits import Limits
 from conure.http.origins import Access
-from conure.http.request import Request, Turns
+from conure.http.request import RenderError, Request, Turns, error_body
 from conure.net.link import Link
 from conure.net.listener import Listener, bind
 from conure.net.places import Places
@@ -71,7 +71,8 @@ class Application(Protocol):
 
     # It may have a method `without_body(request)` as well, which is asked about a request whose
     # body is still to come, in chunks or after a 100 (Continue). It returns what answers the
-    # request at once, if the body isn't needed; the connection ends with that answer.
+    # request at once, if the body isn't needed; the connection ends with that answer. And it may
+    # have a `render_error` of its own (request.RenderError), for the server's errors, too.
 
 
 class HTTPFront:
@@ -94,6 +95,7 @@ class HTTPFront:
         self.without_body: Callable[[Request], Callable[[Request], None] | None] = getattr(
             application, "without_body", _needs_body
         )
+        self.render_error: RenderError = getattr(application, "render_error", error_body)
         self.slow_request = limits.slow_request or inf  # seconds
         self.slow_requests = 0
         self.refused: dict[int, int] = {}  # by status
@@ -121,6 +123,11 @@ class HTTPFront:
         return connection
 
     # -- any thread
+
+    @property
+    def connections_open(self) -> int:
+        """How many connections have a place, or are in the reserve."""
+        return self.places.taken + len(self.reserved)
 
     def release(self, connection: HTTPConnection) -> None:
         """Let another connection have the place of one."""
@@ -203,7 +210,8 @@ class HTTPServer(Listener, ThreadingHTTPServer):
     an exception: the server is dead then, and the process should end. *access* says under which
     names and to which web pages it answers. With a *reactor*, the server shares that one, whose
     bounds count then and not those of *limits*; else it makes one of its own. *address* is one to
-    bind, or a socket that :func:`bind` has returned. Raises OSError where it can't be bound.
+    bind, or a socket that :func:`bind` has returned. *name* is what the accepting thread and its
+    log are called. Raises OSError where it can't be bound.
     """
 
     def __init__(
@@ -214,18 +222,19 @@ class HTTPServer(Listener, ThreadingHTTPServer):
         on_fatal: Callable[[BaseException], None] | None = None,
         access: Access | None = None,
         reactor: Reactor | None = None,
+        name: str = "http",
     ) -> None:
         limits = limits or Limits()
         tell = on_fatal or _ignore
         bound = address if isinstance(address, socket.socket) else bind(address)
         used = reactor or Reactor(bounds_of(limits), tell, "http")
         self.front = HTTPFront(used, application, limits, access or Access())
-        super().__init__(bound, used, self.front, tell, "http")
+        super().__init__(bound, used, self.front, tell, name)
 
     @property
     def connections_open(self) -> int:
-        """How many connections the reactor has."""
-        return len(self.reactor.connections)
+        """How many connections this server has."""
+        return self.front.connections_open
 
     @property
     def requests(self) -> int:

@@ -45,6 +45,11 @@ class Places:
         self._taken: dict[str, int] = {}  # by client
         self._total = 0
 
+    @property
+    def taken(self) -> int:
+        """How many places are taken."""
+        return self._total
+
     def take(self, address: str) -> str | None:
         """Take a place for a connection; return whose it is, or None if there is none for it."""
         client = self._client(address)

@@ -78,7 +78,7 @@ _TICK = 1.0  # seconds between two looks at the deadlines
 _AWAKE_FOR_ANSWERS = 300e-6  # seconds that the reactor stays awake while requests are unanswered
 _AWAKE_FOR_CLIENTS = 100e-6  # seconds, after a round that has answered all
 _FEW = 100  # requests of a round; more are better taken in one go, and their answers too
-_CLOSING_TIME = 0.002  # seconds of a round in which connections are closed
+_CLOSING_TIME = 0.002  # seconds of a round in which connections are closed; as many to drop some
 _CHECKING_TIME = 0.002  # seconds of a round in which deadlines are looked at
 _DRAIN_TICK = 0.02  # seconds between two looks at what is left while draining
 
@@ -233,6 +233,7 @@ class Reactor:
         self._next_tick = 0.0
         self._doomed: deque[Connection] = deque()
         self._unchecked: deque[Connection] = deque()  # of this tick
+        self._blocked: deque[Connection] = deque()  # to be dropped until there is room
         self._cut = False  # drain() ran out of time
         self._done = threading.Event()
         self._start_lock = threading.Lock()
@@ -434,7 +435,8 @@ class Reactor:
         if self.ready:
             self._feed_sources()
         self._send()
-        if self._doomed or self._unchecked:
+        if self._doomed or self._unchecked or self._blocked:
+            self._relieve()
             self._check_deadlines()
             self._close_doomed()
         if self.tell_waiting:
@@ -471,7 +473,7 @@ class Reactor:
         poll = self.epoll.poll
         if self.resumed or self.ready or self.dirty or self.turns or self.late:
             return poll(0)
-        if self._doomed or self._unchecked:
+        if self._doomed or self._unchecked or self._blocked:
             return poll(0)
         begun = perf_counter()
         awake = _AWAKE_FOR_ANSWERS if self.in_flight else _AWAKE_FOR_CLIENTS
@@ -627,8 +629,8 @@ class Reactor:
         self._next_tick = self.now + _TICK
         for front in self._fronts:
             front.tick()
-        if self.is_full():
-            self._relieve()
+        if self.is_full() and not self._blocked:
+            self._blocked += self._find_blocked()
         if not self._unchecked:
             self._unchecked += list(self.connections.values())  # others may be added meanwhile
 
@@ -651,19 +653,32 @@ class Reactor:
             if perf_counter() > until:
                 return
 
-    def _relieve(self) -> None:
-        """Drop whom sources feed and who have taken nothing for the longest, until there is room
-        again."""
+    def _find_blocked(self) -> list[Connection]:
+        """Return whom sources feed and who have taken nothing, those first for whom this is so for
+        the longest."""
         blocked = [
             (since, connection)
             for connection in self.connections.values()
             if (since := connection.blocked_since()) is not None
         ]
         blocked.sort(key=lambda pair: pair[0])
-        for _, connection in blocked:
+        return [connection for _, connection in blocked]
+
+    def _relieve(self) -> None:
+        """Drop those who were found to be blocked and still are, until there is room again: as many
+        in each round as there is time for."""
+        until = perf_counter() + _CLOSING_TIME
+        blocked = self._blocked
+        while blocked:
             if not self.is_full(self.bounds.max_leaving_bytes // 4):
-                break
-            self.guard(connection.drop, connection)
+                blocked.clear()
+                return
+            connection = blocked.popleft()
+            is_there = self.connections.get(connection.link.descriptor) is connection
+            if is_there and connection.blocked_since() is not None:
+                self.guard(connection.drop, connection)
+            if perf_counter() > until:
+                return
 
     def _is_drained(self) -> bool:
         if not self.late:

@@ -28,6 +28,7 @@ from conure.metrics import Counter
 from conure.net.listener import BoundServer, bind
 from conure.peers import sockets
 from conure.peers.answering import Called, Calls
+from conure.peers.forming import FORMING, Question, Shown, check_question, encode_shown
 from conure.peers.guests import MAX_INCOMING, Guests
 from conure.peers.inbox import Inbox
 from conure.peers.line import Line
@@ -69,6 +70,9 @@ class Answering(Called, Protocol):
         *kind* is ``messages``, ``snapshot``, ``calls`` or ``probe``, *known_as* the incarnation
         that the node takes this one to have, "" if it doesn't say.
         """
+
+    def asked(self, question: Question) -> Shown:
+        """Show this node to one that forms a cluster. Raises Refused."""
 
     def is_member(self, peer: Greeting) -> bool:
         """Tell whether that is a member, as it was admitted. The one question that is asked with a
@@ -212,6 +216,10 @@ class Acceptor:
         try:
             sockets.configure(sock)
             hello = sockets.read_handshake(sock, MAX_HANDSHAKE)
+            if hello.get("kind") == FORMING:
+                shown = self._host.asked(check_question(hello))
+                sockets.write_json(sock, encode_shown(shown))
+                return
             kind, to, peer, known_as = check_hello(hello)
             whose = f"{peer.node_id} ({whose})"
             end = _End(peer, known_as)

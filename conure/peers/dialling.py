@@ -16,6 +16,7 @@ from typing import Protocol
 
 from conure.errors import ConureError, Unavailable, WireError
 from conure.peers import sockets
+from conure.peers.forming import MAX_SHOWN, Question, Shown, check_shown, encode_question
 from conure.peers.protocol import MAX_HANDSHAKE, NOT_BELIEVED, Greeting, check_answer, encode_hello
 from conure.peers.threads import Threads
 
@@ -83,13 +84,7 @@ class Dialler:
         """
         if known_as is None:
             known_as = self._host.known_as(node_id)
-        try:
-            sock = sockets.connect(address)
-        except (OSError, ValueError) as error:
-            why = sockets.reason(error)
-            raise Unavailable(f"{address} can't be reached: {why}") from error
-        with self._lock:
-            self._open[sock] = None
+        sock = self._connect(address)
         try:
             if self._stopping.is_set():
                 raise ConnectionAbortedError("this node is being stopped")
@@ -149,12 +144,49 @@ class Dialler:
         else:
             reply(Unavailable(f"{MAX_PROBES} other nodes are being asked; try again shortly"))
 
+    def ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        """Ask who is at an address: :meth:`Transport.ask`."""
+        self._threads.spawn("forming", self._ask, address, question, reply)
+
     def close(self) -> None:
         """End every connection; who has dialled it notices, and hangs up."""
         with self._lock:
             still_open = [*self._open]
         for sock in still_open:
             sockets.shut(sock)
+
+    def _connect(self, address: str) -> socket.socket:
+        """Connect, and have the socket in the table. Raises Unavailable."""
+        try:
+            sock = sockets.connect(address)
+        except (OSError, ValueError) as error:
+            why = sockets.reason(error)
+            raise Unavailable(f"{address} can't be reached: {why}") from error
+        with self._lock:
+            self._open[sock] = None
+        return sock
+
+    def _ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        found: Shown | ConureError
+        try:
+            sock = self._connect(address)
+            try:
+                if self._stopping.is_set():
+                    raise ConnectionAbortedError("this node is being stopped")
+                sockets.configure(sock)
+                sockets.write_json(sock, encode_question(question))
+                found = check_shown(sockets.read_handshake(sock, MAX_SHOWN))
+            except (OSError, WireError) as error:
+                found = Unavailable(f"doesn't answer: {sockets.reason(error)}")
+            finally:
+                self.hang_up(sock)
+        except ConureError as error:
+            found = error
+        reply(found)
 
     def _probe(
         self,

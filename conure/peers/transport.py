@@ -27,7 +27,7 @@ Duties, cited by number in code and tests:
 
 Threads: one accepts; each incoming connection has one; each peer has one, which dials, sends what
 a socket did not take at once and else sleeps, and so has each that was ever called; so has each
-snapshot that is sent and each probe.
+snapshot that is sent, each probe and each question to a node that forms.
 Every method of :class:`Transport` may be called from any thread, also by a caller that holds a
 lock of its own, except :meth:`Transport.close`: what the host needs to return from its calls must
 be free then. The host is called without any lock of this wing, but for :meth:`Host.is_member`.
@@ -48,6 +48,7 @@ from conure.peers.accepting import Acceptor, Answering, Registrar
 from conure.peers.calling import CallReply, CallWay
 from conure.peers.calls import Call
 from conure.peers.dialling import Calling, Dialler
+from conure.peers.forming import Question, Shown
 from conure.peers.frames import encode_message
 from conure.peers.peer import Peer
 from conure.peers.protocol import Greeting
@@ -236,6 +237,17 @@ class Transport:
         if too many are under way.
         """
         self._dialler.probe(address, node_id, reply, known_as)
+
+    def ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        """Ask who is at an address, for a cluster that is to be formed (forming.py).
+
+        *reply* is called once, by a thread of the question's own, within some seconds unless the
+        look-up of a name hangs: Refused if the node there refuses, Unavailable if none answers.
+        How many are asked at a time is the caller's to bound.
+        """
+        self._dialler.ask(address, question, reply)
 
     def close(self) -> None:
         """End every connection and thread; returns when they have ended (6).

@@ -29,6 +29,7 @@ __all__ = ["Answers", "Forwarding"]
 
 log = logging.getLogger("conure.resp")
 
+_AT_A_LOOK = 16  # answers that are looked at together; twice as many from then on
 _LOADING = "LOADING this node is no member of a cluster yet"
 
 
@@ -165,13 +166,17 @@ class _Batch:
 
 
 def _own(waiters: Sequence[Pending], position: int, stop: int) -> int:
-    """Return how many answers from a position on are those of the pending there."""
+    """Return how many answers from a position on are those of the pending there, in time that grows
+    with that number alone: others may be between its own."""
     pending = waiters[position]
-    size = pending.missing
-    end = position + size
-    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:
-        return size
-    end = position + 1
+    end = position
+    size = _AT_A_LOOK
+    while end < stop:
+        last = min(end + size, stop)
+        if waiters[last - 1] is not pending or waiters[end:last].count(pending) < last - end:
+            break
+        end = last
+        size = end - position
     while end < stop and waiters[end] is pending:
         end += 1
     return end - position

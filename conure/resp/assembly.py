@@ -6,6 +6,7 @@ Made once, before the reactor's first round; see :class:`Resp`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from conure.metrics import Registry
@@ -17,14 +18,16 @@ from conure.resp.clients import Clients
 from conure.resp.connecting import Connecting
 from conure.resp.connection import RespConnection
 from conure.resp.frontend import RespFront
+from conure.resp.helping import help_of
+from conure.resp.info import Info
 from conure.resp.limits import Limits
 from conure.resp.messaging import Messaging
-from conure.resp.meters import add_metrics, durations_of
+from conure.resp.meters import add_metrics, durations_of, operations
 from conure.resp.notifying import Notifying
 from conure.resp.plans import Plans
 from conure.resp.scanning import Scanning
 from conure.resp.slowlog import SlowLog
-from conure.resp.strings import PlainGets, PlainSets
+from conure.resp.strings import PlainGets, PlainMsets, PlainSets
 from conure.resp.table import Command
 from conure.resp.telling import Telling
 from conure.resp.transactions import Transactions
@@ -78,9 +81,8 @@ class Resp:
                 *transactions.commands(),
                 *messaging.commands(),
                 *Scanning(desk, answers, request_limits).commands(),
-                *Telling(
-                    desk, answers, clients, limits, table, status, audience, notifying
-                ).commands(),
+                *Telling(desk, answers, limits, status, notifying).commands(),
+                Info(clients, limits, table, status, desk.backend.key_count, audience).command(),
                 catalog.command(),
                 slow_log.command(),
             ],
@@ -98,6 +100,8 @@ class Resp:
         self.clients = clients
         self.audience = audience
         """Who has subscribed to channels. The reactor's thread."""
+        self.operations = partial(operations, self.front)
+        """Tells how many commands were operations on keys. Any thread."""
         add_metrics(registry, self.front, clients, audience)
 
 
@@ -123,13 +127,15 @@ class _Modes:
 
 
 def _hasten(command: Command, desk: Desk[Pending], limits: RequestLimits) -> None:
-    """Give GET and SET their fast ways."""
+    """Give GET, SET and MSET their fast ways."""
     if command.name == "get":
         reads = PlainGets(desk, command.handle)
         command.handle, command.run, command.lone = reads.get, reads.get_all, reads.get_alone
     elif command.name == "set":
         writes = PlainSets(desk, limits, command.handle)
         command.handle, command.run, command.lone = writes.put, writes.put_all, writes.put_alone
+    elif command.name == "mset":
+        command.handle = PlainMsets(desk, limits, command.handle).put
 
 
 def _contained(commands: Iterable[Command]) -> Iterator[Command]:
@@ -157,6 +163,8 @@ def _contained(commands: Iterable[Command]) -> Iterator[Command]:
 def _enter(table: dict[bytes, Command], commands: Iterable[Command]) -> None:
     """Enter commands into a table, by their names in lower and in upper case."""
     for command in commands:
+        if command.subcommands and b"help" not in command.subcommands:
+            command.subcommands[b"help"] = help_of(command)
         for name in (command.name, command.name.upper()):
             assert name.encode() not in table, name
             table[name.encode()] = command

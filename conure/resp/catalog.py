@@ -1,11 +1,14 @@
 """COMMAND: the table of commands as clients ask for it, in the shape of Redis 7.
 
+What is told of a command is written once and kept, by protocol: a client may ask for hundreds of
+commands at once, and of some there is much to be told.
+
 The reactor's thread only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from conure.errors import BadRequest
 from conure.resp.connection import RespConnection
@@ -17,9 +20,11 @@ __all__ = ["Catalog"]
 
 _GROUP_CATEGORIES = {
     "connection": "connection", "generic": "keyspace", "scripting": "scripting",
-    "string": "string", "transactions": "transaction",
+    "pubsub": "pubsub", "string": "string", "transactions": "transaction",
 }  # fmt: skip
 
+
+Teller = Callable[[Replies, Command], None]
 
 _MOST_WORDS = 512  # of which each may be a name with much to be told of it
 
@@ -29,6 +34,7 @@ class Catalog:
 
     def __init__(self, commands: Mapping[bytes, Command]) -> None:
         self._commands = commands
+        self._kept: dict[tuple[Teller, int, str], bytes] = {}
 
     def command(self) -> Command:
         """Return the row of the table."""
@@ -89,7 +95,7 @@ class Catalog:
             if command is None:
                 replies.null_array()
             else:
-                _describe(replies, command)
+                replies.raw(self._told(_describe, client.session.protocol, command))
         client.reply(replies.take())
 
     def _count(self, client: RespConnection, _: list[bytes]) -> None:
@@ -101,8 +107,18 @@ class Catalog:
         replies = client.replies()
         replies.map_of(len(found))
         for command in found:
-            _document(replies, command)
+            replies.raw(self._told(_document, client.session.protocol, command))
         client.reply(replies.take())
+
+    def _told(self, tell: Teller, protocol: int, command: Command) -> bytes:
+        """Return what is written of a command."""
+        key = tell, protocol, command.name
+        told = self._kept.get(key)
+        if told is None:
+            replies = Replies(protocol)
+            tell(replies, command)
+            told = self._kept[key] = replies.take()
+        return told
 
     def _list(self, client: RespConnection, words: list[bytes]) -> None:
         rows = self._rows()
@@ -133,16 +149,19 @@ class Catalog:
 
     def _get_keys(self, client: RespConnection, words: list[bytes]) -> None:
         command = self._find(words[2])
+        if command is not None and command.subcommands and len(words) > 3:
+            command = command.subcommands.get(words[3].lower())
         if command is None:
             client.fail("ERR Invalid command specified")
+            return
+        has_keys = bool(command.keys[0]) and command.group != "pubsub"  # channels are none
+        if not (has_keys or command.counts_keys):
+            client.fail("ERR The command has no key arguments")
             return
         if not command.takes(words[2:]):
             client.fail("ERR Invalid number of arguments specified for command")
             return
         keys = command.keys_of(words[2:])
-        if not keys:
-            client.fail("ERR The command has no key arguments")
-            return
         replies = client.replies()
         replies.array_of(len(keys))
         replies.bulks(keys)
@@ -185,13 +204,18 @@ def _describe(replies: Replies, command: Command) -> None:
 def _specify_keys(replies: Replies, command: Command) -> None:
     """Write where the keys are, in the newer form."""
     first, last, step = command.keys
+    if command.counts_keys:
+        first = 2
     if not first:
         replies.array_of(0)
         return
     replies.array_of(1)
     replies.map_of(3)
     replies.bulk(b"flags")
-    flags = [b"RW", b"access"] if "write" in command.flags else [b"RO", b"access"]
+    may_write = "write" in command.flags or command.counts_keys
+    flags = [b"RW", b"access"] if may_write else [b"RO", b"access"]
+    if command.group == "pubsub":
+        flags = [b"not_key"]
     replies.set_of(len(flags))
     for flag in flags:
         replies.simple(flag)
@@ -206,14 +230,15 @@ def _specify_keys(replies: Replies, command: Command) -> None:
     replies.bulk(b"find_keys")
     replies.map_of(2)
     replies.bulk(b"type")
-    replies.bulk(b"range")
+    replies.bulk(b"keynum" if command.counts_keys else b"range")
     replies.bulk(b"spec")
     replies.map_of(3)
-    for name, number in (
-        (b"lastkey", last - first if last > 0 else last),
-        (b"keystep", step),
-        (b"limit", 0),
-    ):
+    if command.counts_keys:
+        numbers = ((b"keynumidx", 0), (b"firstkey", 1), (b"keystep", 1))
+    else:
+        behind = last - first if last > 0 else last
+        numbers = ((b"lastkey", behind), (b"keystep", step), (b"limit", 0))
+    for name, number in numbers:
         replies.bulk(name)
         replies.integer(number)
 

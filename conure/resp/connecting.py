@@ -30,6 +30,7 @@ _NO_PASSWORD = (
 )
 _WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."  # noqa: S105
 _NOT_PLAIN = "cannot contain spaces, newlines or special characters."
+_LEAST_INT, _MOST_INT = -(1 << 31), (1 << 31) - 1
 _MANY = 64  # lines of CLIENT LIST in a step
 _KINDS = (b"normal", b"master", b"replica", b"slave", b"pubsub")
 
@@ -157,7 +158,11 @@ class Connecting:
     def _select(self, client: RespConnection, words: list[bytes]) -> None:
         number = parse_integer(words[1])
         if number is None:
-            client.fail("ERR invalid DB index")
+            client.fail("ERR value is not an integer or out of range")
+        elif not _LEAST_INT <= number <= _MOST_INT:
+            client.fail(
+                f"ERR value is out of range, value must between {_LEAST_INT} and {_MOST_INT}"
+            )
         elif number:
             client.fail("ERR DB index is out of range")
         else:
@@ -312,33 +317,10 @@ class Connecting:
             client.fail(_SYNTAX)
             return None
         for option, value in zip(words[2::2], words[3::2], strict=True):
-            match option.lower():
-                case b"id":
-                    number = parse_integer(value)
-                    if number is None or number < 1:
-                        client.fail("ERR client-id should be greater than 0")
-                        return None
-                    choice.number = number
-                case b"addr":
-                    choice.address = _shown(value)
-                case b"laddr" | b"user":
-                    choice.is_nobody |= option.lower() == b"laddr" or value != b"default"
-                case b"type":
-                    choice.kind = value.lower()
-                    if choice.kind not in _KINDS:
-                        client.fail(f"ERR Unknown client type '{_shown(value)}'")
-                        return None
-                case b"maxage":
-                    age = parse_integer(value)
-                    if age is None or age < 1:
-                        client.fail("ERR maxage is not an integer or out of range")
-                        return None
-                    choice.before = client.reactor.now - age
-                case b"skipme" if value.lower() in (b"yes", b"no"):
-                    choice.spared = client if value.lower() == b"yes" else None
-                case _:
-                    client.fail(_SYNTAX)
-                    return None
+            text = _narrow(choice, client, option.lower(), value)
+            if text:
+                client.fail(text)
+                return None
         return choice
 
     def _end(self, client: RespConnection, some: list[RespConnection]) -> None:
@@ -414,6 +396,33 @@ class _Choice:
             or self.kind not in (None, kind)
             or (self.before is not None and client.created > self.before)
         )
+
+
+def _narrow(choice: _Choice, client: RespConnection, option: bytes, value: bytes) -> str:
+    """Heed one filter of CLIENT KILL; return the error if it is none."""
+    match option:
+        case b"id":
+            choice.number = parse_integer(value) or 0
+            return "" if choice.number > 0 else "ERR client-id should be greater than 0"
+        case b"addr":
+            choice.address = _shown(value)
+        case b"laddr":
+            choice.is_nobody = True
+        case b"user":  # everybody is the one there is
+            return "" if value == b"default" else f"ERR No such user '{_shown(value)}'"
+        case b"type":
+            choice.kind = value.lower()
+            return "" if choice.kind in _KINDS else f"ERR Unknown client type '{_shown(value)}'"
+        case b"maxage":
+            age = parse_integer(value)
+            if age is None or age < 1:
+                return "ERR maxage is not an integer or out of range"
+            choice.before = client.reactor.now - age
+        case b"skipme" if value.lower() in (b"yes", b"no"):
+            choice.spared = client if value.lower() == b"yes" else None
+        case _:
+            return _SYNTAX
+    return ""
 
 
 def _is_plain(name: bytes) -> bool:

@@ -37,7 +37,7 @@ WORD_PRICE: Final = 64
 _MAX_WORDS: Final = 1 << 20  # of a command, as they are announced
 _WINDOW: Final = 8 << 10  # bytes that are cut into lines in one go
 _STRIDES: Final = {b"*%d" % count: 2 * count + 1 for count in range(1, 129)}  # lines of a command
-_LONE_LINES: Final = 8  # of a command that is taken by itself, and the end of another one
+_LONE_LINES: Final = 8  # that are looked for first: a SET, and the beginning of another command
 _SIZES: Final = tuple(b"$%d" % size for size in range(_WINDOW + 1))
 _ESCAPED: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 _SPACES: Final = b" \t\n\v\f\r\0"
@@ -122,7 +122,11 @@ class Reader:
             return None
         lines = data.split(b"\r\n", _LONE_LINES)
         last = len(lines) - 1
-        if _STRIDES.get(lines[0]) != last or lines[last]:
+        stride = _STRIDES.get(lines[0], 0)
+        if stride > _LONE_LINES == last:
+            lines = data.split(b"\r\n", stride + 1)
+            last = len(lines) - 1
+        if not stride or stride != last or lines[last]:
             return None
         words = lines[2::2]
         at = 1

@@ -28,6 +28,7 @@ from conure.resp.audience import MESSAGE_BYTES, Audience, Kind, Messenger, topic
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
 from conure.resp.globs import Glob
+from conure.resp.helping import misused
 from conure.resp.replies import Replies
 from conure.resp.table import ALONE, MESSAGES, Command
 from conure.resp.waiters import Pending, begin
@@ -321,8 +322,7 @@ class Messaging:
 
     def _tell_channels(self, kind: Kind, client: RespConnection, words: list[bytes]) -> None:
         if len(words) > 3:
-            name = "channels" if kind is Kind.CHANNEL else "shardchannels"
-            client.fail(f"ERR wrong number of arguments for 'pubsub|{name}' command")
+            client.fail(misused(words))
             return
         try:
             glob = Glob(words[2]) if len(words) == 3 else None

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from conure.metrics import Histogram, Registry
+from conure.operations import Counted
 from conure.resp.audience import Audience
 from conure.resp.clients import Clients
 from conure.resp.frontend import RespFront
+from conure.resp.table import READS, Command
 
-__all__ = ["add_metrics", "durations_of"]
+__all__ = ["add_metrics", "durations_of", "operations"]
+
+_DELETIONS = frozenset({"del", "delex", "getdel", "unlink"})
 
 
 def durations_of(registry: Registry) -> Histogram:
@@ -75,8 +79,24 @@ def add_metrics(registry: Registry, front: RespFront, clients: Clients, audience
     )
 
 
+def operations(front: RespFront) -> Iterator[Counted]:
+    """Yield how many of the commands are which operation: those of the store that name keys."""
+    for command in _commands(front):
+        if command.plan is None or not command.keys[0]:
+            continue
+        if command.name in _DELETIONS:
+            yield "delete", command.calls
+        else:
+            yield "get" if command.lane == READS else "put", command.calls
+
+
 def _calls(front: RespFront) -> Iterator[tuple[tuple[str], float]]:
+    for command in _commands(front):
+        if command.calls:
+            yield (command.name,), command.calls
+
+
+def _commands(front: RespFront) -> Iterator[Command]:
+    """Yield all commands, each once."""
     for command in {id(each): each for each in front.commands.values()}.values():
-        for each in (command, *command.subcommands.values()):
-            if each.calls:
-                yield (each.name,), each.calls
+        yield from (command, *command.subcommands.values())

@@ -1,8 +1,9 @@
 """Notifications of what happens to keys, as messages: ``notify-keyspace-events`` of Redis.
 
 They are made of this node's own history (conure/state/history.py), which says that a key was put,
-deleted or has expired, whichever command did it, for all protocols: the events ``set``, ``del`` and
-``expired``. While no letter says which are wanted, the history isn't looked at.
+deleted or has expired, whichever command did it, for all protocols: the events ``set``, ahead of it
+``new`` if the key wasn't there, ``del`` and ``expired``. A new expiry alone is none of them. While
+no letter says which are wanted, the history isn't looked at.
 
 ======= ============================================================================================
 letter  means
@@ -12,7 +13,8 @@ E       to the channel ``__keyevent@0__:`` and the name of the event: the key
 g       ``del``
 $       ``set``
 x       ``expired``
-A       all of them, and those that don't happen here
+n       ``new``
+A       all of them but n, and those that don't happen here
 ======= ============================================================================================
 
 One of K and E is needed, and one of the others. Those of lists, sets, hashes and so on are taken
@@ -122,20 +124,22 @@ class Notifying:
                 break
             self._at += 1
             event = events[place]
-            messages += self._messages(event[1], event[2])
+            messages += self._messages(event[1], event[2], event[4])
         self._audience.take(messages)
         if self._at < view.end:
             self._go_on(0.0)
         else:
             self._wait()
 
-    def _messages(self, kind: int, key: bytes) -> list[tuple[bytes, bytes]]:
+    def _messages(self, kind: int, key: bytes, version: int) -> list[tuple[bytes, bytes]]:
         letter, name = _EVENTS[kind]
-        if letter not in self._letters:
-            return []
+        names = [name] if letter in self._letters else []
+        if "n" in self._letters and kind == EventKind.PUT.value and version == 1:
+            names.insert(0, b"new")
         found = []
-        if "K" in self._letters:
-            found.append((topic_of(Kind.CHANNEL, b"__keyspace@0__:" + key), name))
-        if "E" in self._letters:
-            found.append((topic_of(Kind.CHANNEL, b"__keyevent@0__:" + name), key))
+        for each in names:
+            if "K" in self._letters:
+                found.append((topic_of(Kind.CHANNEL, b"__keyspace@0__:" + key), each))
+            if "E" in self._letters:
+                found.append((topic_of(Kind.CHANNEL, b"__keyevent@0__:" + each), key))
         return found

@@ -54,6 +54,13 @@ _SYNTAX: Final = "ERR syntax error"
 _NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
 
 
+def _cursor(word: bytes) -> int | None:
+    """Return a cursor, which has 64 bits and no sign: a foreign one may have all of them."""
+    if word.isdigit() and len(word) <= 20 and int(word) < 1 << 64:
+        return int(word)
+    return None
+
+
 class Cursors:
     """The cursors that were given last, each with the key after which it goes on."""
 
@@ -110,8 +117,8 @@ class Scanning:
     # -- SCAN ------------------------------------------------------------------------------------
 
     def _scan(self, client: RespConnection, words: list[bytes]) -> None:
-        cursor = parse_integer(words[1])
-        if cursor is None or cursor < 0:
+        cursor = _cursor(words[1])
+        if cursor is None:
             client.fail("ERR invalid cursor")
             return
         count, glob, has_type = _COUNT, None, True

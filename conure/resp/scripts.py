@@ -42,6 +42,8 @@ from conure.steps import (
 __all__ = ["KNOWN", "SCRIPT_VERBS", "Script"]
 
 Words = Sequence[bytes]
+_DIGEST_WORD = 40  # bytes of a digest in hexadecimal
+_NO_SCRIPT = "NOSCRIPT No matching script. Please use EVAL."
 _UNKNOWN = (
     "ERR this script is not one of those that ConureDB knows by their SHA-1: it runs no Lua; send "
     "the commands in MULTI and EXEC"
@@ -272,26 +274,35 @@ KNOWN: Final[Mapping[bytes, Script]] = {
 
 
 def _eval(given: Words, context: Context) -> Plan:
+    count = _count_of_keys(given)
     script = KNOWN.get(sha1(given[0], usedforsecurity=False).digest())
     if script is None:
         raise ReplyError(_UNKNOWN)
-    return _call(script, given[1:], context)
+    return _call(script, count, given[2:], context)
 
 
 def _evalsha(given: Words, context: Context) -> Plan:
+    if len(given[0]) != _DIGEST_WORD:
+        raise ReplyError(_NO_SCRIPT)
+    count = _count_of_keys(given)
     script = _known(given[0])
     if script is None:
-        raise ReplyError("NOSCRIPT No matching script. Please use EVAL.")
-    return _call(script, given[1:], context)
+        raise ReplyError(_NO_SCRIPT)
+    return _call(script, count, given[2:], context)
 
 
-def _call(script: Script, given: Words, context: Context) -> Plan:
-    count = words.integer(given[0])
+def _count_of_keys(given: Words) -> int:
+    """Return how many of the words behind the script and this number are keys."""
+    count = words.integer(given[1])
+    if count > len(given) - 2:
+        raise ReplyError("ERR Number of keys can't be greater than number of args")
     if count < 0:
         raise ReplyError("ERR Number of keys can't be negative")
-    if count > len(given) - 1:
-        raise ReplyError("ERR Number of keys can't be greater than number of args")
-    keys, arguments = words.keys(given[1 : 1 + count]), given[1 + count :]
+    return count
+
+
+def _call(script: Script, count: int, given: Words, context: Context) -> Plan:
+    keys, arguments = words.keys(given[:count]), given[count:]
     if script.keys > count or script.arguments > len(arguments):
         raise ReplyError(f"ERR the script of {script.name} takes more keys or arguments")
     return script.plan(keys, arguments, context)

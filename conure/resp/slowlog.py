@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from conure.resp.connection import RespConnection
+from conure.resp.helping import misused
 from conure.resp.numbers import parse_integer
 from conure.resp.replies import OK
 from conure.resp.table import Command
@@ -80,12 +81,9 @@ class SlowLog:
         if len(words) == 3:
             count = parse_integer(words[2])
         elif len(words) > 3:
-            client.fail("ERR wrong number of arguments for 'slowlog|get' command")
+            client.fail(misused(words))
             return
-        if count is None:
-            client.fail("ERR value is not an integer or out of range")
-            return
-        if count < -1:
+        if count is None or count < -1:
             client.fail(_BAD_COUNT)
             return
         entries = list(self._entries)[: None if count == -1 else count]

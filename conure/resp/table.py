@@ -12,6 +12,7 @@ from sys import maxsize
 from typing import Any, Final
 
 from conure.resp.grammar import Run
+from conure.resp.numbers import parse_integer
 from conure.resp.verb import Plan
 
 __all__ = [
@@ -115,6 +116,11 @@ class Command:
         self.subcommands = {name.encode(): each for name, each in (subcommands or {}).items()}
         self.calls = 0
 
+    @property
+    def counts_keys(self) -> bool:
+        """Whether the third word says how many keys follow: EVAL's and EVALSHA's."""
+        return "movablekeys" in self.flags
+
     def takes(self, found: list[bytes] | Run) -> bool:
         """Tell whether it takes so many words."""
         if self.subcommands and not (self.arity == -1 and len(found) == 1):
@@ -124,6 +130,9 @@ class Command:
 
     def keys_of(self, words: list[bytes]) -> list[bytes]:
         """Return the keys among the words."""
+        if self.counts_keys:
+            count = parse_integer(words[2]) or 0
+            return words[3 : 3 + count] if 0 < count <= len(words) - 3 else []
         first, last, step = self.keys
         if not first:
             return []

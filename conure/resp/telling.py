@@ -1,4 +1,4 @@
-"""What the server tells of itself: INFO, CONFIG, TIME, ROLE, WAIT, MEMORY, OBJECT, LATENCY, DEBUG.
+"""What clients look at of the server: CONFIG, TIME, ROLE, WAIT, MEMORY, OBJECT, LATENCY, DEBUG.
 
 Clients look here before they begin, so what they look for is there, as far as it is true. The
 settings are the node's own (``conuredb.py --help``) and can't be set, but for
@@ -9,18 +9,11 @@ The reactor's thread only.
 
 from __future__ import annotations
 
-import platform
-import resource
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
 from typing import Any
 
-from conure import VERSION
 from conure.errors import ConureError
 from conure.resp.answers import Answers
-from conure.resp.audience import Audience
-from conure.resp.clients import Clients
-from conure.resp.connecting import REDIS_VERSION
 from conure.resp.connection import RespConnection
 from conure.resp.failures import error_text
 from conure.resp.globs import Glob
@@ -35,41 +28,33 @@ from conure.service.requests import Desk
 
 __all__ = ["Telling"]
 
-_SECTIONS = ("server", "clients", "memory", "persistence", "stats", "replication", "cpu",
-             "modules", "commandstats", "errorstats", "cluster")  # fmt: skip
-_DEFAULT = frozenset(_SECTIONS) - {"commandstats"}
 _NO_FREQUENCY = (
     b"-ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that "
     b"when switching between policies at runtime LRU and LFU data will take some time to adjust."
     b"\r\n"
 )
+_NOT_AN_INTEGER = "ERR value is not an integer or out of range"
+_SYNTAX = "ERR syntax error"
 _NOTIFY = b"notify-keyspace-events"
 _NAME_BYTES = 128  # of a pattern of settings
 _RECORD_BYTES = 90  # that a record takes beside its key and value, about
 
 
 class Telling:
-    """The commands. *commands* is the table, *status* what ``GET /status`` shows; any thread."""
+    """The commands. *status* is what ``GET /status`` shows; any thread."""
 
     def __init__(
         self,
         desk: Desk[Pending],
         answers: Answers,
-        clients: Clients,
         limits: Limits,
-        commands: Mapping[bytes, Command],
         status: Callable[[], Mapping[str, Any]],
-        audience: Audience,
         notifying: Notifying,
     ) -> None:
         self._desk = desk
         self._answers = answers
-        self._clients = clients
-        self._commands = commands
         self._status = status
-        self._audience = audience
         self._notifying = notifying
-        self._begun = perf_counter()
         self._settings = {
             b"maxmemory": b"0",
             b"maxmemory-policy": b"noeviction",
@@ -88,8 +73,6 @@ class Telling:
         """Return the rows of the table."""
         quick, admin = frozenset({"loading", "stale", "fast"}), frozenset({"admin", "loading"})
         return [
-            Command("info", -1, self._info, "Returns information about the server.",
-                    flags=frozenset({"loading", "stale"}), group="server"),
             Command("time", 1, self._time, "Returns the server time.",
                     flags=quick, group="server", since="2.6.0"),
             Command("role", 1, self._role, "Returns the replication role.",
@@ -117,112 +100,12 @@ class Telling:
                 "latest": (2, self._nothing, "Returns nothing: no spikes are sampled."),
                 "history": (3, self._nothing, "Returns nothing."),
                 "reset": (-2, self._zero, "Returns 0."),
+                "graph": (3, self._graph, "Is refused: there is nothing to draw."),
+                "histogram": (-2, self._no_histograms, "Returns nothing: see /metrics."),
                 "doctor": (2, self._doctor, "Says that all is well."),
             }),
             Command("debug", -2, self._debug, "Is refused.", flags=admin, group="server"),
         ]  # fmt: skip
-
-    # -- INFO ------------------------------------------------------------------------------------
-
-    def _info(self, client: RespConnection, words: list[bytes]) -> None:
-        asked = {word.lower().decode("latin-1") for word in words[1:]} or {"default"}
-        shown: set[str] = set()
-        if asked & {"all", "everything"}:
-            shown |= set(_SECTIONS)
-        if "default" in asked:
-            shown |= _DEFAULT
-        shown |= asked
-        parts = [
-            f"# {name.capitalize()}\r\n"
-            + "".join(f"{key}:{value}\r\n" for key, value in self._section(name, client).items())
-            for name in _SECTIONS
-            if name in shown
-        ]
-        replies = client.replies()
-        replies.verbatim("\r\n".join(parts).encode())
-        client.reply(replies.take())
-
-    def _section(self, name: str, client: RespConnection) -> Mapping[str, object]:
-        uptime = int(perf_counter() - self._begun)
-        reactor = client.reactor
-        match name:
-            case "server":
-                return {
-                    "redis_version": REDIS_VERSION,
-                    "conuredb_version": VERSION,
-                    "redis_mode": "standalone",
-                    "os": f"{platform.system()} {platform.release()} {platform.machine()}",
-                    "arch_bits": 64,
-                    "multiplexing_api": "epoll",
-                    "run_id": self._status().get("node_id", ""),
-                    "uptime_in_seconds": uptime,
-                    "uptime_in_days": uptime // 86_400,
-                }
-            case "clients":
-                return {
-                    "connected_clients": len(self._clients),
-                    "maxclients": self._settings[b"maxclients"].decode(),
-                    "blocked_clients": 0,
-                    "pubsub_clients": self._audience.subscribers,
-                }
-            case "memory":
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                return {
-                    "used_memory": peak,
-                    "used_memory_rss": peak,
-                    "used_memory_peak": peak,
-                    "maxmemory": 0,
-                    "maxmemory_policy": "noeviction",
-                }
-            case "persistence":
-                return {
-                    "loading": 0,
-                    "async_loading": 0,
-                    "aof_enabled": 1,
-                    "aof_last_write_status": "ok",
-                    "rdb_bgsave_in_progress": 0,
-                    "aof_rewrite_in_progress": 0,
-                }
-            case "stats":
-                return {
-                    "total_commands_processed": sum(each.calls for each in self._rows()),
-                    "total_net_input_bytes": reactor.bytes_in,
-                    "total_net_output_bytes": reactor.bytes_out,
-                    "evicted_keys": 0,
-                    "pubsub_channels": self._audience.channels,
-                    "pubsub_patterns": self._audience.patterns,
-                    "pubsubshard_channels": self._audience.shards,
-                }
-            case "replication":
-                status = self._status()
-                return {
-                    "role": "master",
-                    "connected_slaves": 0,
-                    "master_failover_state": "no-failover",
-                    "master_replid": status.get("cluster_id", ""),
-                    "master_repl_offset": status.get("applied_index", 0),
-                    "conuredb_is_leader": int(bool(status.get("is_leader"))),
-                    "conuredb_leader_id": status.get("leader_id", ""),
-                }
-            case "cpu":
-                used = resource.getrusage(resource.RUSAGE_SELF)
-                return {
-                    "used_cpu_sys": f"{used.ru_stime:.6f}",
-                    "used_cpu_user": f"{used.ru_utime:.6f}",
-                }
-            case "commandstats":
-                return {
-                    f"cmdstat_{each.name}": f"calls={each.calls}"
-                    for each in self._rows()
-                    if each.calls
-                }
-            case "cluster":
-                return {"cluster_enabled": 0}
-        return {}
-
-    def _rows(self) -> list[Command]:
-        own = {id(each): each for each in self._commands.values()}.values()
-        return [row for each in own for row in (each, *each.subcommands.values())]
 
     # -- CONFIG ----------------------------------------------------------------------------------
 
@@ -287,6 +170,15 @@ class Telling:
     def _zero(self, client: RespConnection, _: list[bytes]) -> None:
         client.reply(b":0\r\n")
 
+    def _graph(self, client: RespConnection, words: list[bytes]) -> None:
+        event = words[2][:_NAME_BYTES].decode("utf-8", "surrogateescape")
+        client.fail(f"ERR No samples available for event '{event}'")
+
+    def _no_histograms(self, client: RespConnection, _: list[bytes]) -> None:
+        replies = client.replies()
+        replies.map_of(0)
+        client.reply(replies.take())
+
     def _time(self, client: RespConnection, _: list[bytes]) -> None:
         seconds, rest = divmod(self._desk.backend.time(), 1000)
         replies = client.replies()
@@ -304,8 +196,13 @@ class Telling:
         client.reply(replies.take())
 
     def _wait(self, client: RespConnection, words: list[bytes]) -> None:
-        if any(parse_integer(word) is None for word in words[1:]):
-            client.fail("ERR value is not an integer or out of range")
+        timeout = parse_integer(words[2])
+        if parse_integer(words[1]) is None:
+            client.fail(_NOT_AN_INTEGER)
+        elif timeout is None:
+            client.fail("ERR timeout is not an integer or out of range")
+        elif timeout < 0:
+            client.fail("ERR timeout is negative")
         else:
             self._zero(client, words)
 
@@ -321,9 +218,15 @@ class Telling:
 
     def _memory_usage(self, client: RespConnection, words: list[bytes]) -> None:
         if len(words) not in (3, 5) or (len(words) == 5 and words[3].upper() != b"SAMPLES"):
-            client.fail("ERR syntax error")
+            client.fail(_SYNTAX)
             return
-        self._look(client, words[2], _usage)
+        samples = parse_integer(words[4]) if len(words) == 5 else 0
+        if samples is None:
+            client.fail(_NOT_AN_INTEGER)
+        elif samples < 0:
+            client.fail(_SYNTAX)
+        else:
+            self._look(client, words[2], _usage)
 
     def _object(self, client: RespConnection, words: list[bytes]) -> None:
         self._look(client, words[2], _FACTS[words[1].lower()])

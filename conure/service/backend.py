@@ -28,7 +28,7 @@ __all__ = [
 
 Command = tuple[bytes, bytes | None] | Transaction | Sequential | bytes
 """A key and its new value, None to delete it; or a transaction, whose time the backend sets. Bytes
-are a sequential one as codec.py encodes it, so long that this was done in turns."""
+are a sequential one as codec.py encodes it, where that was done in turns or can be done at once."""
 
 WriteReply = Callable[[int, int, Committed | ConureError], None]
 """Told how the commands *start* to *stop* of a batch have ended: done, or why not."""
@@ -152,9 +152,9 @@ class KeyValueBackend(Protocol):
     def session(self, session: bytes) -> tuple[int, Session | ConureError | None]:
         """Return the revision, and a session in it, None, or why it can't be read."""
 
-    def holdings(self, session: bytes, key: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*, if this node leads; 0 if it doesn't,
-        or if *key* is one of them. Raises ConureError."""
+    def holdings(self, session: bytes, key: bytes) -> int:
+        """Count the keys that a session holds, if this node leads; 0 if it doesn't, or if *key* is
+        one of them. Raises ConureError."""
 
     def pin(self) -> State:
         """Return this node's own state. Raises ConureError."""
@@ -164,6 +164,10 @@ class KeyValueBackend(Protocol):
 
     def time(self) -> int:
         """Return what expiries are counted by, in milliseconds since the Unix epoch."""
+
+    def key_count(self) -> int:
+        """Return how many keys users have in this node's own state; that is known, and takes no
+        time."""
 
     def last_contact(self) -> float | None:
         """Return for how many seconds no leader was heard; 0.0 on the leader, None: never yet."""

@@ -36,7 +36,7 @@ from conure.service.watchers import SinkT, Watch, Watchers
 from conure.service.workers import Workers
 from conure.state import codec
 from conure.state.history import Position
-from conure.steps import Step
+from conure.steps import Step, write_all
 
 __all__ = ["Desk", "Opening", "Requests"]
 
@@ -132,6 +132,20 @@ class Desk(Generic[WaiterT]):
         gathered = self._gathered
         gathered.commands += pairs
         gathered.writers += [waiter] * len(pairs)
+
+    def write_together(
+        self, waiter: WaiterT, keys: Sequence[bytes], values: Sequence[bytes]
+    ) -> None:
+        """Take plain puts of STEPS_AT_ONCE keys at most, each there once, into this round as one
+        sequential transaction, whose outcome has what came of each put. Who asks has checked each
+        key and each value. Raises Forbidden, PayloadTooLarge."""
+        self._limits.check_change(sum(map(len, values)))
+        longest = self._limits.value_bytes
+        if self._gate is not None:
+            self._ask(waiter, Sequential((), write_all(keys, values), longest))
+        gathered = self._gathered
+        gathered.commands.append(codec.encode_writes(keys, values, longest))
+        gathered.writers.append(waiter)
 
     def write_lines(
         self, waiter: WaiterT, lines: Sequence[Line], answer: object, count: BatchCount
@@ -237,7 +251,7 @@ class Desk(Generic[WaiterT]):
         Raises Forbidden, and ConureError."""
         if self._gate is not None:
             self._ask(waiter, Transaction((), (Acquire(key, session, None),)))
-        if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:
+        if self.backend.holdings(session, key) >= MAX_HELD:
             raise TooManyHeld(MAX_HELD)
 
     # -- reads -----------------------------------------------------------------------------------

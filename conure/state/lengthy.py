@@ -2,10 +2,11 @@
 
 One entry may ask for more than anybody should wait for in one go. The state machine then goes on
 with it turn by turn (:class:`UnderWay`), and whoever reads between two turns reads the state before
-the entry, which is pinned (:class:`Before`): all of an entry is seen, or nothing of it. What comes
-of it, that is its events, its outcome, the digest and the applied index, there is after its last
-turn only. No checkpoint begins before that, so a crash in between leaves the state before on disk,
-and the whole entry is applied again.
+the entry: the present one as long as it has written nothing, and from then on the one that was
+pinned for it (:class:`Before`). All of an entry is seen, or nothing of it. What comes of it, that
+is its events, its outcome, the digest and the applied index, there is after its last turn only.
+No checkpoint begins before that, so a crash in between leaves the state before on disk, and the
+whole entry is applied again.
 
 The pinned state can be held by several: by the state machine and by each who reads it in a thread
 of its own (:class:`Shared`). It is closed when the last of them lets go.
@@ -28,10 +29,11 @@ __all__ = ["Before", "Hold", "Shared", "UnderWay"]
 
 
 class UnderWay(NamedTuple):
-    """The entry with a *revision*, and its *rest*: piece by piece, then its outcome."""
+    """The entry with a *revision*, and its *rest*: piece by piece, then its outcome with the CRC of
+    its bytes."""
 
     revision: int
-    rest: Generator[None, None, Outcome]
+    rest: Generator[None, None, tuple[Outcome, int]]
 
 
 class Shared:

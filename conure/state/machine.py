@@ -23,8 +23,9 @@ dictionary; what a command needs to know of its time or origin stands in the com
    without its record. Whatever is due is found without looking at anything else.
 8. A session holds a key by two entries, ``l`` and ``h``, that come and go together; both end with
    the session. The key's record knows nothing of it: anybody may change that.
-9. A sequential transaction that asks for much takes several turns. In between everybody is shown
-   the state before it (lengthy.py), and there is no checkpoint: it is seen whole or not at all.
+9. A transaction that asks for much takes several turns. In between everybody is shown the state
+   before it, which is the present one until it writes and pinned from then on (lengthy.py), nothing
+   else is applied, and no checkpoint begins: it is seen whole or not at all.
 
 The first byte of a key in the engine tells what the record is. Numbers have 8 bytes, big-endian:
 
@@ -59,10 +60,10 @@ from dataclasses import dataclass
 from functools import partial
 from heapq import merge
 from itertools import chain, islice, repeat, takewhile
+from math import inf
 from struct import Struct
-from time import perf_counter
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 from zlib import crc32
 
 from conure import errors
@@ -97,6 +98,8 @@ from conure.commands import (
 from conure.consensus.messages import COMMAND, CONFIG, Entry, SnapshotMeta
 from conure.errors import CorruptionError, ProtocolViolation, VersionTooNew
 from conure.state import codec
+from conure.state.dueindex import DueIndex
+from conure.state.holdings import Holdings
 from conure.state.lengthy import Before, UnderWay
 from conure.state.stepping import LAST_TIME, PIECE, Heading, carry_out
 from conure.steps import REWRITTEN, WRITTEN
@@ -126,8 +129,13 @@ MARK_EVERY = 1024
 
 _MARKS = 64  # how many of these are kept
 _COUNT_STEP = 4096  # keys counted at a time
-_NOTED_AT_ONCE = 512  # events of an entry that takes turns
 _APPLIED_AT_ONCE = 256  # plain writes, in a millisecond or two
+_NOTED_AT_ONCE = 512  # events of an entry that takes turns
+_WRITTEN_AT_ONCE = 16  # records, in some tenths of a millisecond
+_BYTES_OF_RECORD = 16 << 10  # take as long to be written as one more record
+_READ_AT_ONCE = 256  # records of a range
+_READ_BYTES_AT_ONCE = 256 << 10
+_KEYS_AT_ONCE = 1024
 _CLOCK, _HELD, _ANSWER, _USER, _LOCK, _SESSION = b"c", b"h", b"i", b"k", b"l", b"s"
 _VERSION = b"v"
 _BEHIND_USERS = b"l"
@@ -145,7 +153,12 @@ _LONGEST_NUMBER = 20  # bytes
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _RELATIONS = (operator.eq, operator.ne, operator.lt, operator.gt)  # by commands.Relation
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
+_behind_kind = operator.itemgetter(slice(1, None))  # time and name of what expires
 _is_no_pause: Callable[[object], bool] = partial(operator.is_not, None)
+
+_T = TypeVar("_T")
+_Turns: TypeAlias = Generator[None, None, _T]
+_Sealed: TypeAlias = tuple[Outcome, int]  # and the CRC of its bytes
 
 Change: TypeAlias = (
     tuple[int, int, bytes, bytes, int] | tuple[int, int, bytes, bytes, int, bytes | None]
@@ -409,14 +422,16 @@ class Store:
     _outcomes: dict[int, Outcome] | None  # of the entries that are being applied
     _saved: bytes  # the record of the clock, b"" before there is one
     _own: int  # records of sessions, locks and outcomes: all but users' and the clock's
-    _due: int | None  # when the next record expires; None: to be looked up
-    _way: tuple[int, Iterator[None]] | None  # to what the entry of an index reads
+    _dues: DueIndex  # what expires next
+    _holdings: Holdings  # how many keys sessions hold
     _newest: bytes  # the newest version of a command that was applied, as its first byte
     _room: int  # bytes that the present transaction may still read
     _previous_room: int  # bytes of values before that its events may still have
     _shown: _Shown  # the engine, or the state before an entry that is under way
     _before_it: Before | None  # that state
     _under_way: UnderWay | None  # such an entry, between two turns
+    _may_rest: bool  # whether the present entry has written nothing yet, or what was is shown
+    _noted: list[Change]  # its events so far
 
     def __init__(
         self,
@@ -437,12 +452,11 @@ class Store:
     ) -> Mapping[int, Outcome]:
         """Apply committed entries, which follow the applied index, until *is_over* says so.
 
-        It is asked after each transaction, after some hundred plain writes and amid what takes
-        long (9), also the way through ranges of which much was deleted; ``applied_index`` tells
-        how far this got, which may be nowhere: the next call, with the same entry first, goes on
-        amid that. Where it stops makes no difference to the state. Returns how the transactions
-        that are done ended, by their indexes. All of one that isn't sequential happens under one
-        hold of the lock; who proposes it bounds what it reads and deletes.
+        It is asked after each transaction, after some hundred plain writes and, some tenths of a
+        millisecond apart, amid what takes long (9); ``applied_index`` tells how far this got, which
+        may be nowhere: the next call, with the same entry first, goes on amid that. Where it stops
+        makes no difference to the state. Returns how the transactions that are done ended, by their
+        indexes.
 
         Raises CorruptionError for a command that can't be read, VersionTooNew for one that a
         later release reads, and what the engine raises; the node ends then, since it can neither
@@ -471,7 +485,7 @@ class Store:
     def is_amid(self) -> bool:
         """Whether the entry behind the applied index is half done (9), or failed amid it: no
         checkpoint may begin."""
-        return self._before_it is not None
+        return self._under_way is not None or self._before_it is not None
 
     def keep_previous(self, keeps_previous: bool) -> None:
         """Say whether events have the values before, too: of the changes of one entry up to
@@ -530,23 +544,10 @@ class Store:
         """Return when the next record or session expires, in milliseconds since the Unix epoch.
 
         None if none ever does, or if it takes longer to find out: then it is to be asked again.
-        Takes no time, or that of three reads if something was changed.
+        Takes no time, that of three reads if something was changed, or some milliseconds.
         """
-        if self._due is None:
-            if not self._is_index_clear():
-                return None
-            firsts = [next(self.engine.scan(each, prefix_end(each)), None) for each in _INDEXES]
-            self._due = min([_time_of(item[0]) for item in firsts if item], default=_NEVER)
-        return None if self._due == _NEVER else self._due
-
-    def _is_index_clear(self) -> bool:
-        """Tell whether the first entries of the indexes can be read at once; get closer if not."""
-        until = perf_counter() + _LOOK_SECONDS
-        for index in _INDEXES:
-            for _ in self.engine.approach(index, prefix_end(index), 1):
-                if perf_counter() >= until:
-                    return False
-        return True
+        time = self._dues.first_time(_LOOK_SECONDS)
+        return time or None
 
     @property
     def version(self) -> int:
@@ -555,22 +556,20 @@ class Store:
 
     def session(self, session_id: bytes) -> Session | None:
         """Return the session with an ID, or None."""
-        record = self.engine.get(_SESSION + session_id)
-        return None if record is None else _session(session_id, record)
+        return _session(session_id, self._shown.get(_SESSION + session_id))
 
     def holder(self, key: bytes) -> Holder | None:
         """Return who holds a user's key, whether or not that has a record; None if nobody."""
-        record = self.engine.get(_LOCK + key)
-        if record is None:
-            return None
-        return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
+        return _holder(self._shown.get(_LOCK + key))
 
-    def holdings(self, session_id: bytes, key: bytes, most: int) -> int:
-        """Count the keys that a session holds, up to *most*; 0 if *key* is one of them."""
-        held = _held(session_id)
-        if self.engine.heading(held + key) is not None:
+    def holdings(self, session_id: bytes, key: bytes) -> int | None:
+        """Count the keys that a session holds; 0 if *key* is one of them, or there is no such
+        session. None if it takes longer: then it is to be asked again. Takes some milliseconds at
+        most."""
+        held, heading = _held(session_id), self._shown.heading
+        if heading(held + key) is not None or heading(_SESSION + session_id) is None:
             return 0
-        return sum(1 for _ in islice(self.engine.scan_headings(held, prefix_end(held)), most))
+        return self._holdings.count(held)
 
     def digest_at(self, index: int) -> int | None:
         """Return the digest as of an index: the applied one, or a recent multiple of MARK_EVERY.
@@ -622,11 +621,14 @@ class Store:
     def close(self) -> None:
         """Close the engine; what no checkpoint has made durable is dropped."""
         self._show_all()
+        self._close_looks()
         self.engine.close()
 
     def begin_checkpoint(self) -> Checkpoint:
         """Freeze the state as of the applied index; writes go on beside it."""
         assert not self.is_amid, "a checkpoint would have half of an entry"
+        self._dues.let_go_of_old()
+        self._holdings.let_go_of_old()
         meta = self.meta
         return Checkpoint(self.engine.begin_checkpoint(meta.index, meta.term, self.digest), meta)
 
@@ -643,10 +645,16 @@ class Store:
         """
         assert (engine.applied_index, engine.applied_term) == (meta.index, meta.term)
         self._show_all()
+        self._close_looks()
         self.engine.close()
         self._become(engine, meta.configuration)
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _close_looks(self) -> None:
+        """Let go of what was pinned to look for something by and by."""
+        self._dues.close()
+        self._holdings.close()
 
     def _become(self, engine: StorageEngine, configuration: bytes) -> None:
         self.engine = self._shown = engine
@@ -660,8 +668,10 @@ class Store:
         state = engine.get(_CLOCK)
         self._saved = state.value if state else b""
         self.clock, self._own = _STATE.unpack(self._saved) if state else (0, 0)
-        self._due = None
-        self._way = None
+        self._dues = DueIndex(engine, _INDEXES)
+        self._holdings = Holdings(engine)
+        self._noted = []
+        self._may_rest = True
         record = engine.get(_VERSION)
         self._newest = record.value if record else b"\1"
         if self.version > self._speaks:
@@ -676,7 +686,7 @@ class Store:
         decode, put_op, delete_op = codec.decode_command, codec.OP_PUT, codec.OP_DELETE
         was_put, was_deleted = EventKind.PUT.value, EventKind.DELETE.value
         note = self._events.append if self._keeps_events else None
-        looks_back = self._looks_back
+        looks_back = self._looks_back and self._under_way is None
         before: tuple[()] | tuple[bytes | None] = ()
         digest, newest = self.digest, self._newest
         must_stop = False
@@ -737,37 +747,6 @@ class Store:
         self._newest = newest
         return newest
 
-    # -- private: ranges of which much was deleted ------------------------------------------------
-
-    def _is_ready(self, transaction: Transaction, index: int, is_over: Callable[[], bool]) -> bool:
-        """Tell whether the way through all ranges that a transaction reads is short; if it isn't,
-        and *is_over*, the next call for the same *index* goes on with it. Nothing is written
-        meanwhile."""
-        if self._way is None or self._way[0] != index:
-            self._way = (index, self._ways(transaction))
-        for _ in self._way[1]:
-            if is_over():
-                return False
-        self._way = None
-        return True
-
-    def _ways(self, transaction: Transaction) -> Iterator[None]:
-        """Approach each range that a transaction may read."""
-        approach = self.engine.approach
-        for operation in (*transaction.success, *transaction.failure):
-            match operation:
-                case DeleteRange(start, end, limit):
-                    yield from approach(*_bounds(start, end), _one_more(limit or sys.maxsize))
-                case Range(start, end, limit, reverse):
-                    yield from approach(*_bounds(start, end), limit + 1, reverse=reverse)
-                case EndSession(session):
-                    held = _held(session)
-                    yield from approach(held, prefix_end(held), sys.maxsize)
-                case Expire(limit):
-                    until = self._later(transaction.time) + 1
-                    for kind in _INDEXES:
-                        yield from approach(kind, kind + until.to_bytes(8, "big"), _one_more(limit))
-
     # -- private: transactions -------------------------------------------------------------------
 
     def _transact(
@@ -775,46 +754,59 @@ class Store:
     ) -> int | None:
         """Carry a transaction out, keep its outcome for the caller, and return the CRC of that.
 
-        None if *is_over* amid one that takes turns (9), or before one whose way isn't short yet:
-        the next call goes on with it.
+        None if *is_over* amid one that takes turns (9): the next call goes on with it.
         """
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             assert under_way.revision == revision
             rest = under_way.rest
         elif op == codec.OP_TRANSACTION:
-            transaction = codec.decode_transaction(data)
-            if not self._is_ready(transaction, revision, is_over):
-                return None
-            return self._conclude(self._decide(transaction, revision), revision)
+            self._may_rest = True
+            rest = self._decide(codec.decode_transaction(data), revision)
         elif not self._looks_back and (writes := codec.decode_writes(data)) is not None:
-            return self._conclude(self._set_all(writes, revision), revision)
+            outcome = self._set_all(writes, revision)
+            return self._conclude(outcome, crc32(codec.encode_outcome(outcome)), revision)
         else:
-            if codec.is_lengthy(data):
+            self._may_rest = codec.is_lengthy(data)
+            if self._may_rest:
                 self._show_before()
             rest = self._carry_out(codec.Opened(data), revision)
         try:
             while True:
                 next(rest)
-                if self._before_it is not None and is_over():
+                if self._may_rest and is_over():
                     self._under_way = UnderWay(revision, rest)
                     return None
         except StopIteration as ended:
-            return self._conclude(ended.value, revision)
+            outcome, crc = ended.value
+            return self._conclude(outcome, crc, revision)
 
-    def _conclude(self, outcome: Outcome, revision: int) -> int:
+    def _conclude(self, outcome: Outcome, crc: int, revision: int) -> int:
         self._save(revision)
         self._show_all()
+        if self._noted:
+            self._events += self._noted
+            self._noted = []
         if self._outcomes is None:
             self._outcomes = {}
         self._outcomes[revision] = outcome
-        return crc32(codec.encode_outcome(outcome))
+        return crc
 
     def _show_before(self) -> None:
         """From now on, show the state as it is, whatever an entry does to it (9)."""
         if self._before_it is None:
             self._before_it = before = Before(self.engine.snapshot(), self.records)
             self._shown = before.hold
+            self._may_rest = True
+
+    def _begin_writing(self, weight: float) -> None:
+        """Take note that the present entry writes from now on, so many records or what takes as
+        long; if that is much, show the state before it."""
+        if weight > _WRITTEN_AT_ONCE:
+            assert self._may_rest, "what it has written already would be shown"
+            self._show_before()
+        elif self._before_it is None:
+            self._may_rest = False
 
     def _show_all(self) -> None:
         """Show what there is, again: an entry is done, or nobody goes on with it."""
@@ -830,21 +822,30 @@ class Store:
         known = self.engine.get(_ANSWER + key) if key else None
         return _repeated(known.value, transaction.fingerprint, revision) if known else None
 
-    def _remember(
+    def _seal(
         self, transaction: Transaction | codec.Opened, outcome: Outcome, revision: int
-    ) -> None:
-        """Keep the outcome of a transaction with an idempotency key."""
+    ) -> _Turns[_Sealed]:
+        """Keep the outcome of a transaction with an idempotency key; return it with its CRC."""
         key, fingerprint = transaction.idempotency_key, transaction.fingerprint
+        parts = [bytes((len(fingerprint),)), fingerprint]
+        crc = 0
+        for number, part in enumerate(codec.outcome_in_parts(outcome)):
+            if number:
+                yield
+            crc = crc32(part, crc)
+            if key:
+                parts.append(part)
         if key:
-            answer = bytes((len(fingerprint),)) + fingerprint + codec.encode_outcome(outcome)
-            self._set(_ANSWER + key, answer, revision, self._after(transaction.window))
+            self._begin_writing(1)
+            self._set(_ANSWER + key, b"".join(parts), revision, self._after(transaction.window))
+        return outcome, crc
 
-    def _carry_out(self, opened: codec.Opened, revision: int) -> Generator[None, None, Outcome]:
+    def _carry_out(self, opened: codec.Opened, revision: int) -> _Turns[_Sealed]:
         """Do the steps of a sequential transaction one after the other (stepping.py), or none, and
         yield where something else may have its turn."""
-        outcome = self._begin(opened, revision)
-        if outcome is not None:
-            return outcome
+        known = self._begin(opened, revision)
+        if known is not None:
+            return known, crc32(codec.encode_outcome(known))
         unmet: Compare | None = None
         for number, compare in enumerate(opened.compares()):
             if number and not number % PIECE:
@@ -857,19 +858,17 @@ class Store:
             done, changed = yield from carry_out(
                 records, opened.steps(), opened.longest, notes=self._keeps_events
             )
-            events: list[Change] = []
-            for kind, key, value, version, before in changed:
-                events.append((revision, kind, key, value, version, *before))
-                if not len(events) % _NOTED_AT_ONCE:
+            note = self._noted.append
+            for number, (kind, key, value, version, before) in enumerate(changed, 1):
+                note((revision, kind, key, value, version, *before))
+                if not number % _NOTED_AT_ONCE:
                     yield
-            self._events += events
             outcome = Outcome(revision, True, done=done, time=self.clock)
         else:
             opened.check_steps(MAX_KEY_BYTES)
             current = self._revision_of(unmet.key)
             outcome = Outcome(revision, False, current=current, time=self.clock)
-        self._remember(opened, outcome, revision)
-        return outcome
+        return (yield from self._seal(opened, outcome, revision))
 
     def _set_all(self, writes: codec.Writes, revision: int) -> Outcome:
         """Do a sequential transaction that sets keys, each of them once: the same as
@@ -896,34 +895,85 @@ class Store:
         """Return the same as :meth:`heading`, as what is being applied has left it."""
         return self.engine.heading(_USER + key)
 
-    def _decide(self, transaction: Transaction, revision: int) -> Outcome:
-        """Choose a branch and do it, or refuse all of it."""
+    def _decide(self, transaction: Transaction, revision: int) -> _Turns[_Sealed]:
+        """Choose a branch and do it, or refuse all of it; yield where something else may have its
+        turn."""
         known = self._begin(transaction, revision)
         if known is not None:
-            return known
-        outcome = self._judge_and_do(transaction, revision)
-        self._remember(transaction, outcome, revision)
-        return outcome
+            return known, crc32(codec.encode_outcome(known))
+        outcome = yield from self._judge_and_do(transaction, revision)
+        return (yield from self._seal(transaction, outcome, revision))
 
-    def _judge_and_do(self, transaction: Transaction, revision: int) -> Outcome:
-        unmet = next((each for each in transaction.compares if not self._holds(each)), None)
+    def _judge_and_do(self, transaction: Transaction, revision: int) -> _Turns[Outcome]:
+        unmet: Compare | None = None
+        for number, compare in enumerate(transaction.compares, 1):
+            if not self._holds(compare):
+                unmet = compare
+                break
+            if not number % PIECE:
+                yield
         branch = transaction.success if unmet is None else transaction.failure
-        for operation in branch:
-            refusal = self._judge(operation)
+        gathered: list[bytes] | None = None  # the keys that the first operation removes
+        for number, operation in enumerate(branch):
+            if type(operation) is DeleteRange and operation.limit:
+                keys = yield from self._keys_of(operation)
+                refusal = _too_many(keys, operation)
+                gathered = gathered if number else keys
+            else:
+                refusal = self._judge(operation)
             if refusal:
                 refused_key = getattr(operation, "key", b"")  # a range and a session have none
                 return Outcome(revision, False, (), refusal, refused_key)
+            if number % PIECE == PIECE - 1:
+                yield
         current = 0 if unmet is None else self._revision_of(unmet.key)
+        results = yield from self._do(branch, gathered, revision)
+        return Outcome(revision, unmet is None, results, current=current)
+
+    def _do(
+        self, branch: Sequence[Operation], gathered: list[bytes] | None, revision: int
+    ) -> _Turns[tuple[Result, ...]]:
+        """Do all operations; the first one removes what was *gathered*, if it was."""
         self._room = READ_BYTES
+        self._previous_room = READ_BYTES
+        weight = _weight_of(branch)
+        if weight:
+            self._begin_writing(weight)
         results: list[Result] = []
         for operation in branch:
             # One that an operation before it has made impossible does nothing: two of them wrote
             # the same, which whoever proposes transactions doesn't let happen.
-            if results and self._judge(operation):
+            kind = type(operation)
+            if results and (yield from self._is_refused(operation)):
                 results.append(Result())
+            elif kind is DeleteRange:
+                if results or gathered is None:
+                    gathered = yield from self._keys_of(
+                        cast("DeleteRange", operation), judges=False
+                    )
+                results.append((yield from self._delete_all(gathered, revision)))
+            elif kind in _LONG_STEPS:
+                results.append((yield from _LONG_STEPS[kind](self, operation, revision)))
             else:
-                results.append(_STEPS[type(operation)](self, operation, revision))
-        return Outcome(revision, unmet is None, tuple(results), current=current)
+                results.append(_STEPS[kind](self, operation, revision))
+            yield
+        return tuple(results)
+
+    def _is_refused(self, operation: Operation) -> _Turns[bool]:
+        """Tell whether an operation can't be done in the present state."""
+        if type(operation) is DeleteRange:
+            if not operation.limit:
+                return False
+            keys = yield from self._keys_of(operation)
+            return bool(_too_many(keys, operation))
+        return bool(self._judge(operation))
+
+    def _keys_of(self, operation: DeleteRange, *, judges: bool = True) -> _Turns[list[bytes]]:
+        """Return the keys that an operation removes, or one more than it may if it only *judges*
+        that."""
+        most = _one_more(operation.limit) if judges else sys.maxsize
+        bounds = _bounds(operation.start, operation.end)
+        return (yield from _taken(self.engine.scan_keys(*bounds), most))
 
     def _holds(self, compare: Compare) -> bool:
         found: bytes | int = 0
@@ -938,26 +988,23 @@ class Store:
         return bool(_RELATIONS[compare.relation](found, compare.operand))
 
     def _judge(self, operation: Operation) -> Refusal:
-        """Tell why an operation can't be done in the present state, if it can't."""
+        """Tell why an operation can't be done in the present state, if it can't; of a range
+        :meth:`_keys_of` tells."""
         match operation:
             case Increment():
                 return _sum(self._digits(operation.key), operation.by)[0]
             case Touch(key) if self._heading(key) is None:
                 return Refusal.KEY_NOT_FOUND
-            case DeleteRange(start, end, limit) if limit:
-                keys = islice(self.engine.keys(*_bounds(start, end)), _one_more(limit))
-                if sum(1 for _ in keys) > limit:
-                    return Refusal.TOO_MANY_KEYS
             case RenewSession(session) | EndSession(session) | Acquire(_, session, _) if (
                 self.engine.get(_SESSION + session) is None
             ):
                 return Refusal.SESSION_NOT_FOUND
             case Acquire(key, session):
-                holder = self.holder(key)
+                holder = self._holder(key)
                 if holder is not None and holder.session != session:
                     return Refusal.HELD_BY_ANOTHER
             case Release(key, session):
-                holder = self.holder(key)
+                holder = self._holder(key)
                 if holder is None or holder.session != session:
                     return Refusal.NOT_THE_HOLDER
         return Refusal.NONE
@@ -974,10 +1021,12 @@ class Store:
     def _delete(self, operation: Delete, revision: int) -> Result:
         return Result(int(self._remove(operation.key, revision, EventKind.DELETE)))
 
-    def _delete_range(self, operation: DeleteRange, revision: int) -> Result:
-        keys = list(self.engine.keys(*_bounds(operation.start, operation.end)))
-        for key in keys:
+    def _delete_all(self, keys: list[bytes], revision: int) -> _Turns[Result]:
+        self._begin_writing(len(keys))
+        for number, key in enumerate(keys, 1):
             self._remove(key[1:], revision, EventKind.DELETE)
+            if not number % _WRITTEN_AT_ONCE:
+                yield
         return Result(len(keys))
 
     def _get(self, operation: Get, _: int) -> Result:
@@ -991,27 +1040,37 @@ class Store:
         self._room -= len(record.value)
         return Result(1, items=(Item(key, *record),))
 
-    def _range(self, operation: Range, _: int) -> Result:
+    def _range(self, operation: Range, _: int) -> _Turns[Result]:
         start, end, limit, reverse, keys_only = operation
         items: list[Item] = []
         more = False
-        for key, (record, size) in self._rows(*_bounds(start, end), reverse, keys_only):
+        rest_at, rest_below = _READ_AT_ONCE, self._room - _READ_BYTES_AT_ONCE
+        for row in self._rows(*_bounds(start, end), reverse, keys_only):
+            if row is None:
+                yield
+                continue
             more = len(items) == limit or self._room <= 0
             if more:
                 break
+            key, (record, size) = row
             items.append(Item(key[1:], None if keys_only else record.value, *record[1:]))
             # A value that is left out counts, too: every release does it like that (R7).
             self._room -= len(key) + size
+            if len(items) == rest_at or self._room < rest_below:
+                rest_at = len(items) + _READ_AT_ONCE
+                rest_below = self._room - _READ_BYTES_AT_ONCE
+                yield
         return Result(len(items), more, tuple(items))
 
     def _rows(
         self, start: bytes, end: bytes | None, reverse: bool, keys_only: bool
-    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
-        """Iterate over keys, records and the lengths of their values, which may be left out."""
+    ) -> Iterator[tuple[bytes, tuple[Record, int]] | None]:
+        """Iterate over keys, records and the lengths of their values, which may be left out; None
+        is a pause."""
         if keys_only:
             return self.engine.scan_headings(start, end, reverse=reverse)
         scan = self.engine.scan(start, end, reverse=reverse)
-        return ((key, (record, len(record.value))) for key, record in scan)
+        return (row and (row[0], (row[1], len(row[1].value))) for row in scan)
 
     def _increment(self, operation: Increment, revision: int) -> Result:
         key, by = operation
@@ -1040,11 +1099,12 @@ class Store:
 
     def _acquire(self, operation: Acquire, revision: int) -> Result:
         key, session, value = operation
-        holder = self.holder(key)
+        holder = self._holder(key)
         token = holder.token if holder else revision
         if holder is None:
             self._set(_LOCK + key, token.to_bytes(8, "big") + session, revision)
             self._set(_held(session) + key, b"", revision)
+            self._holdings.add(_held(session), 1)
         if value is not None:
             return Result(items=self._write(key, value, revision, 0), number=token)
         heading = self._heading(key)
@@ -1055,6 +1115,7 @@ class Store:
         key, session, value = operation
         self._drop(_LOCK + key)
         self._drop(_held(session) + key)
+        self._holdings.add(_held(session), -1)
         return Result(items=() if value is None else self._write(key, value, revision, 0))
 
     def _open_session(self, operation: OpenSession, revision: int) -> Result:
@@ -1064,18 +1125,24 @@ class Store:
         return Result()
 
     def _renew_session(self, operation: RenewSession, revision: int) -> Result:
-        session = self.session(operation.session)
-        assert session is not None
+        session = self._session(operation.session)
         return self._open_session(OpenSession(*session[:4]), revision)
 
-    def _end_session(self, operation: EndSession, revision: int) -> Result:
-        return Result(self._end(operation.session, revision, EventKind.DELETE))
+    def _end_session(self, operation: EndSession, revision: int) -> _Turns[Result]:
+        count = yield from self._end(operation.session, revision, EventKind.DELETE)
+        return Result(count)
 
-    def _expire(self, operation: Expire, revision: int) -> Result:
+    def _expire(self, operation: Expire, revision: int) -> _Turns[Result]:
         until = (self.clock + 1).to_bytes(8, "big")
-        scans = [self.engine.scan(index, index + until) for index in _INDEXES]
-        in_time = merge(*scans, key=lambda item: item[0][1:])
-        due = [key for key, _ in islice(in_time, _one_more(operation.limit))]
+        most = _one_more(operation.limit)
+        indexes = []
+        for kind in _INDEXES:
+            entries = self.engine.scan_keys(self._dues.front(kind), kind + until)
+            indexes.append((yield from _taken(entries, most)))
+            self._dues.note_first(kind, indexes[-1][0] if indexes[-1] else None, kind + until)
+        due = [*islice(merge(*indexes, key=_behind_kind), most)]
+        has_sessions = any(key[:1] == _ENDING_SESSIONS for key in due)
+        self._begin_writing(inf if has_sessions else len(due))
         ended, left = 0, operation.limit
         for key in due:
             if left <= 0:
@@ -1085,27 +1152,43 @@ class Store:
             if index == _EXPIRING_KEYS:
                 self._remove(name, revision, EventKind.EXPIRE)
             elif index == _ENDING_SESSIONS:
-                left -= self._end(name, revision, EventKind.EXPIRE)
+                left -= yield from self._end(name, revision, EventKind.EXPIRE)
             else:
                 self._drop(_ANSWER + name)
                 self._tidy()
             ended += 1
+            if not ended % _WRITTEN_AT_ONCE:
+                yield
         return Result(ended, ended < len(due))
 
-    def _end(self, session_id: bytes, revision: int, kind: EventKind) -> int:
+    def _end(self, session_id: bytes, revision: int, kind: EventKind) -> _Turns[int]:
         """End a session and return how many keys it has held; they go as *kind*, if at all."""
-        session = self.session(session_id)
-        assert session is not None
+        session = self._session(session_id)
         held = _held(session_id)
-        keys = [key[len(held) :] for key, _ in self.engine.scan(held, prefix_end(held))]
-        for key in keys:
-            self._drop(_LOCK + key)
-            self._drop(held + key)
+        keys = yield from _taken(self.engine.scan_keys(held, prefix_end(held)), sys.maxsize)
+        self._begin_writing(2 * len(keys))
+        for number, key in enumerate(keys, 1):
+            name = key[len(held) :]
+            self._drop(_LOCK + name)
+            self._drop(key)
             if session.deletes:
-                self._remove(key, revision, kind)
+                self._remove(name, revision, kind)
+            if not number % _WRITTEN_AT_ONCE:
+                yield
         self._drop(_SESSION + session_id)
+        self._holdings.forget(held)
         self._tidy()
         return len(keys)
+
+    def _session(self, session_id: bytes) -> Session:
+        """Return a session that is there, as what is being applied has left it."""
+        session = _session(session_id, self.engine.get(_SESSION + session_id))
+        assert session is not None
+        return session
+
+    def _holder(self, key: bytes) -> Holder | None:
+        """Return the same as :meth:`holder`, likewise."""
+        return _holder(self.engine.get(_LOCK + key))
 
     # -- private: records, and the index of those that expire --------------------------------------
 
@@ -1118,7 +1201,7 @@ class Store:
         record, _ = heading
         if self._keeps_events:
             change = (revision, EventKind.PUT.value, key, value, record.version, *before)
-            self._events.append(change)
+            self._noted.append(change)
         return (Item(key, None, *record[1:]),)
 
     def _remove(self, key: bytes, revision: int, kind: EventKind) -> bool:
@@ -1127,7 +1210,7 @@ class Store:
         if not self.engine.delete(_USER + key):
             return False
         if self._keeps_events:
-            self._events.append((revision, kind.value, key, b"", 0, *before))
+            self._noted.append((revision, kind.value, key, b"", 0, *before))
         self._tidy()
         return True
 
@@ -1175,8 +1258,7 @@ class Store:
     def _index(self, key: bytes, expiry: int, revision: int) -> None:
         entry = _INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:]
         self._own += self.engine.put(entry, b"", revision) == 1
-        if self._due is not None:
-            self._due = min(self._due, expiry)
+        self._dues.put(entry)
 
     def _tidy(self) -> None:
         """Drop the index entries of records that are gone or expire at another time now."""
@@ -1185,9 +1267,9 @@ class Store:
             key, expiry = outdated.pop()
             record = self.engine.get(key)
             if record is None or record.expiry != expiry:
-                self._drop(_INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:])
-                if expiry == self._due:
-                    self._due = None
+                entry = _INDEX_OF[key[:1]] + expiry.to_bytes(8, "big") + key[1:]
+                self._drop(entry)
+                self._dues.drop(entry)
 
     def _save(self, revision: int) -> None:
         """Bring clock and count into the engine, if they have changed."""
@@ -1251,15 +1333,18 @@ _FIELDS = ("value", "version", "create_revision", "mod_revision")  # by commands
 _STEPS: dict[type, Callable[[Store, Any, int], Result]] = {
     Put: Store._put,
     Delete: Store._delete,
-    DeleteRange: Store._delete_range,
     Get: Store._get,
-    Range: Store._range,
     Increment: Store._increment,
     Touch: Store._touch,
     Acquire: Store._acquire,
     Release: Store._release,
     OpenSession: Store._open_session,
     RenewSession: Store._renew_session,
+}
+_READING = {Get, Range}
+_OF_MANY = {DeleteRange, Range, EndSession, Expire}  # no one knows of how many records
+_LONG_STEPS: dict[type, Callable[[Store, Any, int], _Turns[Result]]] = {
+    Range: Store._range,
     EndSession: Store._end_session,
     Expire: Store._expire,
 }
@@ -1298,17 +1383,53 @@ def _sum(value: bytes | None, by: int) -> tuple[Refusal, int]:
     return Refusal.NONE if _LEAST <= total <= _MOST else Refusal.NUMBER_TOO_LARGE, total
 
 
-def _time_of(entry: bytes) -> int:
-    return int.from_bytes(entry[1:9], "big")
+def _taken(keys: Iterator[bytes | None], most: int) -> _Turns[list[bytes]]:
+    """Return the first *most* keys of a scan, and yield where that takes a while."""
+    rest = chain(keys, (b"",))  # which is no key
+    taken: list[bytes] = []
+    while len(taken) < most:
+        some = [*takewhile(_is_no_pause, islice(rest, min(_KEYS_AT_ONCE, most - len(taken))))]
+        taken += filter(None, some)
+        if some[-1:] == [b""]:
+            break
+        yield
+    return taken
+
+
+def _too_many(keys: Sequence[bytes], operation: DeleteRange) -> Refusal:
+    return Refusal.TOO_MANY_KEYS if len(keys) > operation.limit else Refusal.NONE
+
+
+def _weight_of(branch: Sequence[Operation]) -> float:
+    """Return how much a branch writes, in records or what takes as long; 0: nothing, or it is a
+    lone operation that finds out itself."""
+    kinds = {type(each) for each in branch}
+    if kinds <= _READING:
+        return 0.0
+    is_lone = len(branch) == 1
+    if not kinds.isdisjoint(_OF_MANY):
+        return 0.0 if is_lone else inf
+    if is_lone:
+        return 1.0
+    size = sum([len(getattr(each, "value", None) or b"") for each in branch])
+    return len(branch) + size / _BYTES_OF_RECORD
 
 
 def _one_more(limit: int) -> int:
     return min(limit, sys.maxsize - 1) + 1
 
 
-def _session(session_id: bytes, record: Record) -> Session:
+def _session(session_id: bytes, record: Record | None) -> Session | None:
+    if record is None:
+        return None
     ttl, deletes = _SESSION_HEAD.unpack_from(record.value)
     return Session(session_id, ttl, deletes, record.value[_SESSION_HEAD.size :], record.expiry)
+
+
+def _holder(record: Record | None) -> Holder | None:
+    if record is None:
+        return None
+    return Holder(record.value[8:], int.from_bytes(record.value[:8], "big"))
 
 
 def _repeated(answer: bytes, fingerprint: bytes, revision: int) -> Outcome:

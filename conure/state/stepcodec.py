@@ -49,6 +49,7 @@ time of an expiry without one. A target is 1 byte at least, an offset and skips 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, repeat
 from struct import Struct
 from struct import error as struct_error
@@ -91,6 +92,7 @@ __all__ = [
     "decode_writes",
     "encode_done",
     "encode_steps",
+    "encode_writes",
 ]
 
 _STEP = Struct(">BBBBHIIqq")
@@ -147,7 +149,7 @@ def encode_steps(steps: Sequence[Step]) -> list[bytes]:
     """Return the bytes of steps, in pieces. Keys and targets have 1 to 65,535 bytes."""
     writes = plain_writes(steps)
     if writes is not None:
-        return _encode_writes(*writes)
+        return encode_writes(*writes)
     parts: list[bytes] = []
     for step in steps:
         kind, when, life, flags, key, value, operand, a, b = _fields(step)
@@ -157,20 +159,28 @@ def encode_steps(steps: Sequence[Step]) -> list[bytes]:
     return parts
 
 
-def _encode_writes(keys: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
-    assert all(keys)
+def encode_writes(keys: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
+    """Return the bytes of steps that write and ask for nothing else, in pieces."""
+    assert all(keys)  # in a log it would end every node
     sizes = map(len, keys), map(len, values)
     heads = map(_PLAIN_STEP.pack, repeat(_PLAIN), *sizes, repeat(_ZEROS))
     return [*chain.from_iterable(zip(heads, keys, values, strict=False))]
 
 
-def decode_writes(data: bytes, at: int, count: int) -> tuple[list[bytes], list[bytes]] | None:
+def decode_writes(
+    data: bytes, at: int, count: int
+) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
     """Return the keys and the values of so many steps up to the end of *data*, if all of them write
     and ask for nothing else; None of others, and of what is malformed."""
     keys: list[bytes] = []
     values: list[bytes] = []
     unpack = _PLAIN_STEP.unpack_from
     try:
+        _, key_length, length, _ = unpack(data, at)
+        if at + count * (STEP_BYTES + key_length + length) == len(data):
+            even = _decode_even_writes(data[at:], count, key_length, length)
+            if even is not None:
+                return even
         for _ in range(count):
             head, key_length, length, rest = unpack(data, at)
             if head != _PLAIN or rest != _ZEROS or not key_length:
@@ -182,6 +192,25 @@ def decode_writes(data: bytes, at: int, count: int) -> tuple[list[bytes], list[b
     except struct_error:
         return None
     return (keys, values) if at == len(data) else None
+
+
+def _decode_even_writes(
+    data: bytes, count: int, key_length: int, length: int
+) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
+    """Return likewise the keys and the values of writes that are all as long as the first one; None
+    if they aren't."""
+    rows = _even_writes(key_length, length).iter_unpack(data)
+    heads, key_lengths, lengths, rests, keys, values = zip(*rows, strict=True)
+    if not (key_length and heads.count(_PLAIN) == rests.count(_ZEROS) == count):
+        return None
+    if not key_lengths.count(key_length) == lengths.count(length) == count:
+        return None
+    return keys, values
+
+
+@lru_cache(256)
+def _even_writes(key_length: int, length: int) -> Struct:
+    return Struct(f"{_PLAIN_STEP.format}{key_length}s{length}s")
 
 
 def decode_steps(data: bytes, at: int, count: int) -> Iterator[Step]:

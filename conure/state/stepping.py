@@ -126,7 +126,7 @@ def carry_out(
 class _Steps:
     """The steps of one entry under way."""
 
-    __slots__ = ("_changes", "_delete", "_longest", "_put", "_readable", "_records", "_writable")
+    __slots__ = ("_changes", "_longest", "_notes", "_readable", "_records", "_writable")
 
     def __init__(self, records: Records, longest: int, *, notes: bool) -> None:
         self._records = records
@@ -136,8 +136,7 @@ class _Steps:
         # By key: whether it was there, what is to be told of that; its value and version now, which
         # is 0 if it isn't there any more.
         self._changes: dict[bytes, tuple[bool, Before, bytes, int]] = {}
-        self._put: Callable[[bytes, bytes, int], int] = self._put_noting if notes else records.put
-        self._delete: Callable[[bytes], bool] = self._delete_noting if notes else records.delete
+        self._notes = notes
 
     def run(
         self, steps: Iterable[Step]
@@ -376,9 +375,11 @@ class _Steps:
     def _left(self, expiry: int) -> int:
         return max(0, expiry - self._records.clock) if expiry else -1
 
-    # -- what watchers are to be told
+    # -- records, and what watchers are to be told of them
 
-    def _put_noting(self, key: bytes, value: bytes, expiry: int) -> int:
+    def _put(self, key: bytes, value: bytes, expiry: int) -> int:
+        if not self._notes:
+            return self._records.put(key, value, expiry)
         known = self._changes.get(key)
         existed, before = known[:2] if known else (False, self._records.before(key))
         version = self._records.put(key, value, expiry)
@@ -386,7 +387,9 @@ class _Steps:
         self._changes[key] = existed, before, value, version
         return version
 
-    def _delete_noting(self, key: bytes) -> bool:
+    def _delete(self, key: bytes) -> bool:
+        if not self._notes:
+            return self._records.delete(key)
         known = self._changes.get(key)
         before = known[1] if known else self._records.before(key)
         was_there = self._records.delete(key)

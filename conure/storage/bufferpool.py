@@ -12,8 +12,9 @@ what leaves the tree.
    page plus what its objects take.
 3. A node is changed in place only in the epoch in which it was made. :meth:`BufferPool.own` moves
    one of an earlier epoch to another page, as a copy if somebody else may look at it (S1).
-4. A leaf that is used a few times goes to lists, in the cache only as long as these are a small
-   part of it, and is packed again when a checkpoint has written it.
+4. A leaf that is used a few times goes to lists, and is packed again when a checkpoint has written
+   it. In the cache, lists have what room it can spare, and a small part of it in any case: where
+   room is short, leaves in lists are packed before any page is dropped for them.
 
 Threads: the tree's writer, in its caller's lock, makes and changes pages; any thread may look nodes
 up, read pages and let go of a pinned state. ``lock`` is the pager's; methods that say "lock held"
@@ -46,7 +47,8 @@ _REFERENCE = REF.size
 MANY = 8
 """A packed leaf that was used so often goes to lists."""
 
-_LISTS_SHARE = 64  # in the cache, lists take up to one part in so many beyond their packed form
+_LISTS_SHARE = 64  # in a full cache, lists take up to one part in so many beyond their packed form
+_SPARED = 16  # one part of the cache in so many is to be free of lists beyond that
 _SETTLE_PAGES = 1000  # freed pages looked at while the lock is held once
 
 
@@ -69,6 +71,7 @@ class BufferPool:
         self._pager = pager
         self._limit = cache_bytes
         self._ring: OrderedDict[int, int] = OrderedDict()  # sizes of written nodes, victims first
+        self._lists: OrderedDict[int, None] = OrderedDict()  # leaves of these in lists, likewise
         self._listed_records = 0  # what came to and went from such lists with these, lock held
         self._cached_in_lists = 0  # records of the cache's leaves that are in lists
 
@@ -82,6 +85,12 @@ class BufferPool:
         """About how much memory is taken by pages that aren't written yet, in bytes."""
         records = self._listed_records + self.added_records
         return self.dirty_pages * (self._pager.page_size + NODE_BYTES) + records * RECORD_BYTES
+
+    @property
+    def spare(self) -> int:
+        """How many bytes nodes leave of what the cache may take, less what it has to spare for them
+        soon; below 0: none. Any thread."""
+        return self._limit - self._limit // _SPARED - self.cached_bytes
 
     # -- looking at pages, any thread --------------------------------------------------------------
 
@@ -149,7 +158,7 @@ class BufferPool:
             if not leaf.page or self.nodes.get(number) is not leaf:
                 return  # another reader was faster, or the cache has dropped it
             cached = number in self._ring
-            if cached and self._cached_in_lists * RECORD_BYTES * _LISTS_SHARE > self._limit:
+            if cached and self._has_many_lists() and not self._has_spare(leaf.count):
                 leaf.uses = 0
                 return
             try:
@@ -250,24 +259,20 @@ class BufferPool:
             return
         if isinstance(page, Leaf) and not page.page:
             self._listed_records -= len(page.keys)
-            page = self.nodes[page.number] = page.packed(body)
+            if not self._has_spare(len(page.keys), page.used + NODE_BYTES):
+                page = self.nodes[page.number] = page.packed(body)
         self._admit(page)
 
     # -- private, lock held ------------------------------------------------------------------------
 
     def _admit(self, node: Node) -> None:
         """Count a written node to the cache and push others out."""
-        number = node.number
-        size = node.used + NODE_BYTES
-        if isinstance(node, Leaf):
-            size += RECORD_BYTES * len(node.keys)
-            self._cached_in_lists += len(node.keys)
-        else:
-            size += SEPARATOR_BYTES * len(node.keys)
         ring = self._ring
-        ring[number] = size
-        self.cached_bytes += size
+        self._count(node)
         while self.cached_bytes > self._limit:
+            if self._has_many_lists(2):  # or one would be packed for each that goes to lists
+                self._pack_one()
+                continue
             number, size = ring.popitem(last=False)
             if number in self.touched:
                 self.touched.discard(number)
@@ -276,11 +281,49 @@ class BufferPool:
                 self._evict(number, size)
                 self.evictions += 1
 
+    def _pack_one(self) -> None:
+        """Pack the leaf of the cache that went to lists first, or one after it that nobody has used
+        since."""
+        number = next(iter(self._lists))
+        if number in self.touched:
+            self.touched.discard(number)
+            self._lists.move_to_end(number)
+            return
+        leaf = self.nodes[number]
+        assert isinstance(leaf, Leaf)
+        self._evict(number, self._ring.pop(number))
+        # As another object: somebody may be reading this one.
+        self.nodes[number] = packed = leaf.packed(leaf.body())
+        self._count(packed)
+
+    def _count(self, node: Node) -> None:
+        """Let a node be the last one of the cache."""
+        size = node.used + NODE_BYTES
+        if isinstance(node, Leaf):
+            size += RECORD_BYTES * len(node.keys)
+            self._cached_in_lists += len(node.keys)
+            if not node.page:
+                self._lists[node.number] = None
+        else:
+            size += SEPARATOR_BYTES * len(node.keys)
+        self._ring[node.number] = size
+        self.cached_bytes += size
+
+    def _has_many_lists(self, times: int = 1) -> bool:
+        """Whether lists take so many *times* as much of the cache as a full one has for them."""
+        return self._cached_in_lists * RECORD_BYTES * _LISTS_SHARE > times * self._limit
+
+    def _has_spare(self, records: int, more: int = 0) -> bool:
+        """Whether the cache has room for so many more *records* in lists, and *more* bytes, that
+        nothing else needs by now."""
+        return records * RECORD_BYTES + more <= self.spare
+
     def _evict(self, number: int, size: int) -> None:
         node = self.nodes.pop(number)
         self.cached_bytes -= size
         if isinstance(node, Leaf):
             self._cached_in_lists -= len(node.keys)
+            self._lists.pop(number, None)
 
     def _drop_stale(self, number: int) -> None:
         """Drop from the cache what a page held before it was free."""

@@ -7,6 +7,7 @@
       identity.json   {"format": 1, "node_id": …, "cluster_id": …, "incarnation": …, "role": …,
                       "diverged": …, "checksum": …}
                       {"format": 2, …, "role": …, "engine": "lsm", "diverged": …, "checksum": …}
+      formation       with which founders the cluster was formed, if it was (see below)
       conure.db       the B-tree (pager.py, btree.py), or what an LSM tree consists of
       lsm/            the files of an LSM tree
       incoming-….db   a state that another node is sending (snapshots.py)
@@ -30,6 +31,16 @@
    is read as it is, and gets one when it is next written. Those versions read by name what they
    know, so they open a file with a checksum too.
 
+8. ``formation`` is there before the log of a cluster that is formed begins, and never changes once
+   the directory belongs to that cluster. The formation itself is formation.py's matter::
+
+       offset 0   4 bytes  ``CNRF``
+              4   1        version, 1
+              5   4        CRC-32 of all that follows, little-endian
+              9   ...      the canonical bytes of the formation
+
+   Of the three bytes ``abc``: 43 4e 52 46  01  c2 41 24 35  61 62 63
+
 Opened by opening.py and closed by node.py, each by one thread at start and stop; offline.py looks
 at one of a node that doesn't run.
 """
@@ -39,8 +50,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from zlib import crc32
@@ -54,7 +66,11 @@ FORMAT = 1
 FORMAT_WITH_ENGINE = 2
 _LOCK = "LOCK"
 _IDENTITY = "identity.json"
+_FORMATION = "formation"
 _OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "lsm", "raft", "lost+found"})
+_FORMATION_HEADER = struct.Struct("<4sBI")
+_FORMATION_MAGIC, _FORMATION_VERSION = b"CNRF", 1
+_MAX_FORMATION = 64 << 10  # bytes
 _ROLES = ("data", "arbiter")
 _BTREE = "btree"  # the engine of format 1
 _ENGINES = ("lsm",)  # those of format 2
@@ -170,6 +186,30 @@ class DataDirectory:
         """
         self._write_identity(self.identity, why)
 
+    def keep_formation(self, formation: bytes) -> None:
+        """Keep with which founders a cluster is about to be formed; durable on return.
+
+        Raises DiskFull or DiskFailed.
+        """
+        assert not self.identity.cluster_id
+        content = _formation_header(formation) + formation
+        self._replace(_FORMATION, lambda path: _write(self.fs, path, content))
+
+    def formation(self) -> bytes:
+        """Return what was kept last, b"" if nothing ever was. Raises CorruptionError."""
+        path = os.path.join(self.path, _FORMATION)
+        if not self.fs.exists(path):
+            return b""
+        file = self.fs.open(path, read_only=True)
+        try:
+            content = file.pread(_MAX_FORMATION, 0)
+        finally:
+            file.close()
+        formation = content[_FORMATION_HEADER.size :]
+        if content[: _FORMATION_HEADER.size] != _formation_header(formation):
+            raise CorruptionError(path, 0, "its version or checksum isn't that of what it says")
+        return formation
+
     def close(self) -> None:
         """Let another process have the directory."""
         self._lock.release()
@@ -182,16 +222,20 @@ class DataDirectory:
         )
 
     def _write_identity(self, identity: Identity, diverged: str = "") -> None:
-        path = os.path.join(self.path, _IDENTITY)
+        self._replace(_IDENTITY, lambda path: write_identity(self.fs, path, identity, diverged))
+        self.identity = identity
+
+    def _replace(self, name: str, write: Callable[[str], None]) -> None:
+        """Put what *write* writes to a path in place of a file; its name is durable on return."""
+        path = os.path.join(self.path, name)
         try:
-            write_identity(self.fs, path + ".new", identity, diverged)
+            write(path + ".new")
         except DiskFull:
             if self.fs.exists(path + ".new"):
                 self.fs.remove(path + ".new")
             raise
         self.fs.rename(path + ".new", path)
         self.fs.sync_directory(self.path)
-        self.identity = identity
 
 
 def _refuse_if_unfit(
@@ -233,14 +277,7 @@ def write_identity(fs: FileSystem, path: str, identity: Identity, diverged: str 
     if identity.engine == _BTREE:
         del own["engine"]
     version = FORMAT if identity.engine == _BTREE else FORMAT_WITH_ENGINE
-    facts = {"format": version, **own, "diverged": diverged}
-    file = fs.open(path, create=True)
-    try:
-        file.truncate(0)
-        file.pwrite(_encoded(facts), 0)
-        file.sync()
-    finally:
-        file.close()
+    _write(fs, path, _encoded({"format": version, **own, "diverged": diverged}))
 
 
 def read_identity(fs: FileSystem, path: str) -> tuple[Identity, str]:
@@ -290,6 +327,21 @@ def engine_in(fs: FileSystem, path: str) -> str:
         return read_identity(fs, identity_path)[0].engine
     except (FileNotFoundError, CorruptionError, ForeignDirectory):
         return ""
+
+
+def _formation_header(formation: bytes) -> bytes:
+    return _FORMATION_HEADER.pack(_FORMATION_MAGIC, _FORMATION_VERSION, crc32(formation))
+
+
+def _write(fs: FileSystem, path: str, content: bytes) -> None:
+    """Let a file have this content; durable on return, but for its name."""
+    file = fs.open(path, create=True)
+    try:
+        file.truncate(0)
+        file.pwrite(content, 0)
+        file.sync()
+    finally:
+        file.close()
 
 
 def _encoded(facts: Mapping[str, Any]) -> bytes:

@@ -285,17 +285,24 @@ class StorageEngine(Protocol):
 
     def scan(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, Record]]:
-        """Iterate over keys and records, start <= key < end, in the order of the keys.
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate over keys and records, start <= key < end, in the order of the keys; None comes
+        in between where many deleted keys are gone through, a millisecond or two apart.
 
-        Nothing may be written before the iterator is used up or dropped; for a few records it is
-        the cheapest.
+        Until the iterator is used up or dropped nothing may be written, and no checkpoint begun;
+        all else may come between two of its steps, the lock let go. For a few records it is the
+        cheapest. What was gone through until it is dropped need not be once more, mostly.
         """
 
     def scan_headings(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+    ) -> Iterator[tuple[bytes, tuple[Record, int]] | None]:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
+
+    def scan_keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`scan` over the keys alone."""
 
     def items(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
@@ -309,16 +316,6 @@ class StorageEngine(Protocol):
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Iterate over the keys alone, otherwise like :meth:`items`."""
-
-    def approach(
-        self, start: bytes, end: bytes | None, records: int, *, reverse: bool = False
-    ) -> Iterator[None]:
-        """Prepare for reading the first *records* records of a range: go through what is deleted
-        before and between them, in steps of a millisecond or two.
-
-        Who reads the range afterwards finds its way short. Other calls may come between two steps,
-        none that writes. What was gone through until it is given up need not be once more.
-        """
 
     def snapshot(self) -> Reader:
         """Pin the present state for reading in any thread, in constant time. Close it."""

@@ -19,7 +19,8 @@ overflow page repeats the key it belongs to, so that whoever finds the page find
 In memory a leaf has one of two forms. *Packed* it is its page as one ``bytes``: quick to load and
 to write, small, and a single change splices it. *In lists*, keys and cells, it is quicker to read
 and to change again and again, but takes three times the memory, and time to make and to write. A
-leaf is packed until it has been used a few times, and again once it is written.
+leaf is packed until it has been used a few times, and again, once it is written, where memory is
+short.
 
 1. A decoder takes any bytes. It answers with something well-formed or raises ValueError, which
    says what is wrong and which the tree turns into a CorruptionError with file and offset (S3).
@@ -128,6 +129,11 @@ class Leaf:
         self.keys = keys
         self.cells = cells
         self.uses = 0  # while it was packed
+
+    @property
+    def count(self) -> int:
+        """How many records it has."""
+        return _count(self.page) if self.page else len(self.keys)
 
     def copy(self) -> Leaf:
         page = self.page

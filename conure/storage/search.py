@@ -41,25 +41,28 @@ class Search:
 
     def get(self, root: int, level: int, key: bytes) -> Record | None:
         """Return the record of *key* in the tree below *root*, a node of that *level*, or None."""
+        number, cell = self.cell(root, level, key)
+        if cell is None:
+            return None
+        if cell[0]:
+            return self.record(number, key, cell)
+        create, mod, version = NARROW.unpack_from(cell, 1)
+        return new_record((cell[NARROW_SIZE:], create, mod, version, 0))
+
+    def cell(self, root: int, level: int, key: bytes) -> tuple[int, bytes | None]:
+        """Return the leaf in which *key* is or would be, likewise, and its cell, or None."""
         self.descents += 1
         leaf = self.leaf(root, level, key)
         if leaf.page:
             leaf.uses += 1
             if leaf.uses >= MANY:
                 self.pool.unpack(leaf)
-            _, cell = self.find(leaf, key)
-            if cell is None:
-                return None
-        else:  # as Leaf.find, without the calls
-            keys = leaf.keys
-            slot = bisect_left(keys, key)
-            if slot == len(keys) or keys[slot] != key:
-                return None
-            cell = leaf.cells[slot]
-        if cell[0]:
-            return self.record(leaf.number, key, cell)
-        create, mod, version = NARROW.unpack_from(cell, 1)
-        return new_record((cell[NARROW_SIZE:], create, mod, version, 0))
+            return leaf.number, self.find(leaf, key)[1]
+        keys = leaf.keys  # as Leaf.find, without the calls
+        slot = bisect_left(keys, key)
+        if slot == len(keys) or keys[slot] != key:
+            return leaf.number, None
+        return leaf.number, leaf.cells[slot]
 
     def leaf(self, number: int, level: int, key: bytes) -> Leaf:
         """Return the leaf in which *key* is or would be, below a node of that *level*."""

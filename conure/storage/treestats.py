@@ -25,6 +25,7 @@ class TreeStats(EngineStats):
     pages: int
     free_pages: int
     cache_bytes: int
+    recent_bytes: int
     cache_hits: int
     cache_misses: int
     evictions: int
@@ -44,6 +45,12 @@ class TreeStats(EngineStats):
                 self.unwritten_pages,
             ),
             Figure("", "conure_page_cache_bytes", "Pages in memory.", self.cache_bytes),
+            Figure(
+                "",
+                "conure_record_cache_bytes",
+                "Records that were read lately, in memory.",
+                self.recent_bytes,
+            ),
             Figure(
                 "",
                 "conure_page_cache_hits_total",

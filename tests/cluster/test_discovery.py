@@ -34,10 +34,11 @@ class Case:
     """A joiner in quick motion, and what it needs."""
 
     def __init__(self, seeds: list[str]) -> None:
+        self.seeds = seeds
         self.needed = True
         self.looks = 0
         self.facts: dict[str, Any] = dict(FACTS)
-        self.joiner = Joiner(seeds, lambda: self.facts, self._look)
+        self.joiner = Joiner(lambda: self.seeds, lambda: self.facts, self._look)
 
     def _look(self) -> bool:
         self.looks += 1
@@ -95,6 +96,24 @@ def test_it_asks_as_long_as_it_is_needed_and_again_when_it_is(
     case.needed = True
     wait_until(lambda: len(stub.requests) > asked)
     assert json.loads(stub.requests[-1][2])["RaftAddr"] == "10.0.0.3:7001"
+
+
+def test_seeds_may_be_found_later_and_change(
+    make_stub: MakeStub, asking: MakeJoiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked soon then, however long there were none."""
+    monkeypatch.setattr(joining, "FIRST_PAUSE", 60.0)
+    first, second = make_stub(), make_stub()
+    case = asking()
+    time.sleep(0.1)  # a round in which nobody was there to be asked would have passed
+    case.seeds = [first.url]
+    wait_until(lambda: len(first.requests) > 0)
+    case.needed = False
+    case.seeds = [second.url]
+    looks = case.looks
+    wait_until(lambda: case.looks > looks)
+    case.needed = True
+    wait_until(lambda: len(second.requests) > 0)
 
 
 def test_seeds_are_asked_in_turn_until_one_agrees(make_stub: MakeStub, asking: MakeJoiner) -> None:

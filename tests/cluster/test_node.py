@@ -46,6 +46,7 @@ from conure.fileio import FileSystem, OsFileSystem
 from conure.metrics import Registry
 from conure.peers.calling import CallReply
 from conure.peers.calls import Call
+from conure.peers.forming import Question, Shown
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
 from conure.steps import Add
@@ -90,6 +91,11 @@ class Nobody:
     ) -> None:
         reply(Unavailable(f"nobody answers at {address} as {node_id}"))
 
+    def ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        raise AssertionError("a node without a list asked who is at " + address)
+
 
 def options(**changes: Any) -> NodeOptions:
     """Tiny limits, and nothing that happens by time: the script says when."""
@@ -106,6 +112,7 @@ def options(**changes: Any) -> NodeOptions:
         "cache_bytes": 1 << 20,
         "log_segment_bytes": 4096,
         "checkpoint_interval": 3600.0,
+        "apply_seconds": 3600.0,
     }
     return NodeOptions(**{**facts, **changes})
 
@@ -847,6 +854,7 @@ def test_metrics_tell_what_the_node_is_made_of() -> None:
         "conure_db_depth": node._store.engine.check().depth,
         "conure_db_unwritten_pages": len(pool.unwritten),
         "conure_page_cache_bytes": sum(pool._ring.values()),
+        "conure_record_cache_bytes": stats.recent_bytes,
         "conure_page_cache_hits_total": stats.cache_hits,
         "conure_page_cache_misses_total": stats.cache_misses,
         "conure_page_cache_evictions_total": stats.evictions,
@@ -1103,7 +1111,7 @@ def test_it_is_applied_for_as_long_as_all_else_takes(monkeypatch: pytest.MonkeyP
     now = time.monotonic()
     later: list[Callable[[], None]] = []
     given = {"call_later": lambda action, _: later.append(action), "clock": lambda: now}
-    with started(CrashFileSystem(), given=given) as node:
+    with started(CrashFileSystem(), given=given, apply_seconds=0.004) as node:
         rest(node)
         slices: list[float] = []
         apply = node._store.apply

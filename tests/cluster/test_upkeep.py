@@ -16,8 +16,9 @@ from conure.cluster import node as node_module
 from conure.cluster.checkpointing import LOOK, MOST_SHARE, SLICE
 from conure.cluster.node import BRAKE, BRAKE_SHARE, PRESSURE_BRAKE, Node
 from conure.cluster.opening import MEMTABLES, memory_bounds
-from conure.errors import CorruptionError, Exhausted
+from conure.errors import CorruptionError, Exhausted, Unavailable
 from tests.cluster.test_node import checkpoint, open_node, options, write
+from tests.lab.answers import value_of
 from tests.lab.crashfs import CrashFile, CrashFileSystem
 from tests.lab.nodes import Lab, cluster, put
 
@@ -238,7 +239,7 @@ def test_writers_rest_the_longer_the_more_memory_changes_take(
     monkeypatch.setattr(node_module, "sleep", rests.append)
     for share in (1.0, 1.5, 2.0, 100.0):
         monkeypatch.setattr(node._upkeep, "memory_share", lambda share=share: share)
-        assert write(node, (b"k", b"v")) == [None]
+        assert (write(node, (b"k", b"v")) == [None]) == (share <= MOST_SHARE)
     longest = BRAKE_SHARE * node._options.election_timeout
     assert rests == [BRAKE * 2.25, BRAKE * 4, longest]
     assert longest <= node._options.election_timeout / 4  # or others would take it for dead
@@ -310,3 +311,50 @@ def test_a_node_without_descriptors_waits_and_refuses_only_what_it_can_not_hold(
     assert node._store.checkpointed_index > 30
     assert write(node, (b"k", b"v")) == [None]
     node.stop()
+
+
+@pytest.mark.parametrize("engine", ["btree", "lsm"])
+def test_changes_never_take_more_memory_than_they_may_and_a_write(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Whatever keeps a checkpoint from being made."""
+    monkeypatch.setattr(node_module, "BRAKE", 0.0)
+    node = open_node(
+        CrashFileSystem(),
+        engine=engine,
+        told_engine=True,
+        memtable_bytes=20_000,
+        max_unwritten_bytes=80_000,
+    )
+    node.recover()
+    checkpoint(node)
+    hard = MOST_SHARE * MEMTABLES * 20_000
+    most, number = 0, 0
+    while (answer := write(node, (b"k%03d" % number, bytes(3000)))) == [None]:
+        number += 1
+        most = max(most, node._store.unwritten_bytes)
+        assert most <= hard + 20_000
+    assert most > hard
+    assert isinstance(answer[0], Unavailable)
+    assert "take as much memory as they may" in str(answer[0])
+    assert node._store.records == number
+    checkpoint(node)
+    assert write(node, (b"k", b"v")) == [None]
+    node.stop()
+
+
+def test_a_follower_takes_no_entries_that_it_has_no_memory_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is sent them again."""
+    lab = cluster("n2", "n3")
+    crowded = lab["n3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(crowded._upkeep, "memory_share", lambda: MOST_SHARE + 0.1)
+        before = crowded._log.last_index
+        for number in range(5):
+            put(lab, b"%d" % number, b"v")
+        assert crowded._log.last_index == before
+        assert lab["n1"]._store.applied_index == before + 5
+    lab.tick_until(lambda: value_of(crowded, b"4") == b"v")
+    assert crowded._log.last_index == lab["n1"]._log.last_index

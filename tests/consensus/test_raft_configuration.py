@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.consensus.members import Configuration, Server
-from conure.consensus.messages import CONFIG, HardState
+from conure.consensus.messages import CONFIG, HardState, MessageType, State
 from conure.errors import CorruptionError, VersionTooNew
 from conure.values import MAX_QUORUM_SIZE
-from raft import bootstrap
-from tests.lab.raft_cluster import configuration_of, server
+from raft import Raft, RaftOptions, bootstrap
+from tests.lab.raft_checks import state_of, take
+from tests.lab.raft_cluster import MemoryLog, configuration_of, server
 
 texts = st.text(max_size=20)
 servers = st.builds(
@@ -144,3 +146,32 @@ def test_founding_members_write_the_same() -> None:
     assert Configuration.decode(entry.data) == configuration
     with pytest.raises(AssertionError):
         bootstrap(configuration_of(arbiters="x"))
+
+
+def test_a_core_that_is_told_its_founders_begins_as_one_that_had_found_them() -> None:
+    """What it makes durable is what bootstrap says, and it waits for an election like all."""
+    configuration = configuration_of("a", "b", "c")
+    storage = MemoryLog()
+    raft = Raft(RaftOptions("a"), storage, HardState(), 0, Configuration(), random.Random(1))
+    take(raft)
+    raft.tick()
+    raft.found(configuration)
+    ready = take(raft)
+    hard_state, entry = bootstrap(configuration)
+    assert (ready.hard_state, ready.entries) == (hard_state, [entry])
+    assert ready.configuration == raft.configuration == configuration
+    assert not ready.messages
+    assert not ready.committed
+    assert state_of(raft) is State.FOLLOWER
+    storage.append(ready.entries)
+    storage.sync()
+    raft.persisted(ready)
+    for _ in range(2 * raft.options.election_ticks):
+        raft.tick()
+    asked = take(raft).messages
+    assert {(m.to, m.type, m.term) for m in asked} == {
+        ("b", MessageType.PRE_VOTE, 2),
+        ("c", MessageType.PRE_VOTE, 2),
+    }
+    with pytest.raises(AssertionError):
+        raft.found(configuration)  # once

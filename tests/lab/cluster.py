@@ -136,7 +136,15 @@ class Member:
     @property
     def resp_port(self) -> int:
         """Where the process that runs speaks RESP; 0: nowhere yet."""
-        found = re.search(r"RESP is served at \S+:(\d+)$", self.text, re.MULTILINE)
+        return self._port_of("RESP")
+
+    @property
+    def rest_port(self) -> int:
+        """Where the process that runs speaks REST; 0: nowhere yet."""
+        return self._port_of("REST")
+
+    def _port_of(self, protocol: str) -> int:
+        found = re.search(rf"{protocol} is served at \S+:(\d+)$", self.text, re.MULTILINE)
         return int(found[1]) if found else 0
 
     @property
@@ -275,7 +283,7 @@ class Cluster:
 
     In a *lab* member n is a process on host n; otherwise all are on the loopback interface. If
     the block is left by an exception, all logs are printed, or written to files under *logs*. With
-    *resp* all members speak RESP, each start on a new port.
+    *resp* all members speak RESP, and with *rest* REST, each start on a new port.
     """
 
     def __init__(
@@ -285,13 +293,14 @@ class Cluster:
         lab: Lab | None = None,
         logs: Path | None = None,
         resp: bool = False,
+        rest: bool = False,
     ) -> None:
         self.members: list[Member] = []
         self._directory = directory
         self.flags = flags
         self._lab = lab
         self._logs = logs
-        self._resp = resp
+        self._fronts = [name for name, asked in (("resp", resp), ("rest", rest)) if asked]
 
     def __enter__(self) -> Self:
         return self
@@ -334,7 +343,7 @@ class Cluster:
             name,
             self._directory / name,
             host,
-            (*self.flags, *([f"--resp-addr={host}:0"] if self._resp else []), *flags),
+            (*self.flags, *[f"--{front}-addr={host}:0" for front in self._fronts], *flags),
             wrapper=wrapper,
             environ=environ,
             ports=ports,
@@ -427,8 +436,8 @@ def free_ports(host: str) -> tuple[int, int]:
 
 class Workload:
     """Clients that write and read a few keys through any member, and note what they saw: so many
-    *clients* over HTTP, and *resp_clients* over RESP, each with a connection to each member, on
-    which it sometimes sends several commands at once.
+    *clients* over HTTP, *rest_clients* by paths, and *resp_clients* over RESP, each with a
+    connection to each member, on which it sometimes sends several commands at once.
 
     Leaving the block ends the clients. :meth:`check` then reads every key once more and checks
     the whole history: what was acknowledged is there, no read went back in time, and no term had
@@ -441,6 +450,7 @@ class Workload:
         *,
         clients: int = 4,
         resp_clients: int = 0,
+        rest_clients: int = 0,
         keys: int = 4,
         prefix: bytes = b"w",
     ) -> None:
@@ -459,6 +469,10 @@ class Workload:
         self._threads += [
             threading.Thread(target=self._guarded, args=(self._act_over_resp, number))
             for number in range(clients, clients + resp_clients)
+        ]
+        self._threads += [
+            threading.Thread(target=self._guarded, args=(self._act, number, True))
+            for number in range(clients + resp_clients, clients + resp_clients + rest_clients)
         ]
         self._threads.append(threading.Thread(target=self._guarded, args=(self._observe,)))
 
@@ -501,7 +515,7 @@ class Workload:
         except BaseException as error:  # noqa: BLE001  # shown by whoever waits for this thread
             self._errors.append(error)
 
-    def _act(self, client: int) -> None:
+    def _act(self, client: int, by_path: bool = False) -> None:
         choice = random.Random(client)
         number = 0
         while not self._done.wait(PAUSE):
@@ -509,11 +523,11 @@ class Workload:
             key = choice.choice(self._keys)
             action = choice.randrange(10)
             if action < 5:
-                self._write(client, PUT, key, b"%d.%d" % (client, number))
+                self._write(client, PUT, key, b"%d.%d" % (client, number), by_path)
             elif action == 5:
-                self._write(client, DELETE, key, None)
+                self._write(client, DELETE, key, None, by_path)
             else:
-                self._read(client, key)
+                self._read(client, key, by_path)
 
     def _act_over_resp(self, client: int) -> None:
         with RespVisitor(self._cluster) as visitor:
@@ -556,10 +570,12 @@ class Workload:
                 if status.get("is_leader"):
                     self.leaders.setdefault(status["term"], set()).add(status["node_id"])
 
-    def _write(self, client: int, kind: str, key: bytes, value: bytes | None) -> None:
+    def _write(
+        self, client: int, kind: str, key: bytes, value: bytes | None, by_path: bool
+    ) -> None:
         invoked = next(self._clock)
         try:
-            answer = self._ask(kind, key, value)
+            answer = self._ask(kind, key, value, by_path)
         except Forgotten:
             self.history.append(Operation(client, kind, key, value, invoked, None))
             return
@@ -568,10 +584,10 @@ class Workload:
             self.acknowledged_at.append(time.monotonic())
             self.history.append(Operation(client, kind, key, value, invoked, returned))
 
-    def _read(self, client: int, key: bytes) -> bool:
+    def _read(self, client: int, key: bytes, by_path: bool = False) -> bool:
         invoked = next(self._clock)
         try:
-            answer = self._ask(GET, key, None)
+            answer = self._ask(GET, key, None, by_path)
         except Forgotten:
             return False
         if answer is None:
@@ -581,21 +597,32 @@ class Workload:
         self.history.append(Operation(client, GET, key, value, invoked, returned))
         return True
 
-    def _ask(self, kind: str, key: bytes, value: bytes | None) -> Answer | None:
+    def _ask(self, kind: str, key: bytes, value: bytes | None, by_path: bool) -> Answer | None:
         """Return the answer; None if nothing was done; raise Forgotten if that isn't known."""
-        running = self._cluster.running
-        if not running:
+        able = [each for each in self._cluster.running if each.rest_port or not by_path]
+        if not able:
             return None
-        url = f"{random.choice(running).url}/kv?key={key.decode()}"
+        member = random.choice(able)
+        url = f"{member.url}/kv?key={key.decode()}"
+        if by_path:
+            url = f"http://{member.host}:{member.rest_port}/{key.decode()}"
+        fields = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
         try:
-            answer = fetch(kind.upper(), url, value, timeout=CLIENT_SECONDS, follow=True)
+            answer = fetch(
+                kind.upper(),
+                url,
+                value,
+                fields if by_path else None,
+                timeout=CLIENT_SECONDS,
+                follow=not by_path,
+            )
         except ConnectionRefusedError:
             return None
         except (OSError, http.client.HTTPException) as error:
             raise Forgotten from error
-        if answer.status == 200 or (answer.status == 404 and kind == GET):
+        if answer.status == 200 or (answer.status == 404 and (kind == GET or by_path)):
             return answer
-        assert answer.status in (307, 503, 504, 507), answer
+        assert answer.status in ((503, 504, 507) if by_path else (307, 503, 504, 507)), answer
         if answer.status == 504:
             raise Forgotten
         return None

@@ -16,6 +16,7 @@ from conure.errors import ConureError, CorruptionError, NotLeader, NotRead
 from conure.http.counts import RequestMetrics
 from conure.http.limits import Limits
 from conure.http.origins import Access
+from conure.http.rest import Rest
 from conure.http.server import HTTPServer
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry
@@ -132,8 +133,13 @@ class FakeBackend:
     def session(self, session: bytes) -> tuple[int, Session | None]:
         return self.store.applied_index, self.store.session(session)
 
-    def holdings(self, session: bytes, key: bytes, most: int) -> int:
-        return self.store.holdings(session, key, most)
+    def holdings(self, session: bytes, key: bytes) -> int:
+        count = self.store.holdings(session, key)
+        assert count is not None
+        return count
+
+    def key_count(self) -> int:
+        return self.store.records
 
     def check_watchable(self) -> None:
         if self.error is not None:
@@ -286,7 +292,8 @@ def routes() -> Mapping[str, Collection[str]]:
 
 
 class Service:
-    """A server with the routes over a backend."""
+    """A server with the routes over a backend; and with *rest*, one more that serves REST, in the
+    same reactor."""
 
     def __init__(
         self,
@@ -299,6 +306,7 @@ class Service:
         forward: bool = False,
         gate: Gate | None = None,
         registry: Registry | None = None,
+        rest: bool = False,
     ) -> None:
         self.backend = backend
         self.registry = registry or Registry()
@@ -325,6 +333,16 @@ class Service:
         limits = Limits(max_body_bytes=16 << 20, max_body_bytes_at=SHORT_BODIES)
         access = Access(public=PUBLIC, probes=PROBES)
         self.server = HTTPServer(("127.0.0.1", 0), self.api, limits, access=access)
+        self.rest: HTTPServer | None = None
+        if rest:
+            self.rest = HTTPServer(
+                ("127.0.0.1", 0),
+                Rest(backend, self.requests, metrics, of_records),
+                Limits(max_body_bytes=16 << 20),
+                reactor=self.server.reactor,
+                name="rest",
+            )
+            self.rest.start()
         self.watchers.start()
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.port}"
@@ -338,13 +356,33 @@ class Service:
     def close(self) -> None:
         """Stop; no request may be left."""
         self.watchers.stop()
+        if self.rest is not None:
+            self.rest.stop()
         assert self.server.drain(5)
 
     def request(
         self, method: str, target: str, body: bytes | None = None, **headers: str
     ) -> Answer:
-        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=10)
-        connection.request(method, target, body, headers)
+        return self._ask(self.server, method, target, body, headers)
+
+    def ask_rest(
+        self, method: str, target: str, body: bytes | None = None, **headers: str
+    ) -> Answer:
+        """Send a request to REST; header names have _ for -."""
+        assert self.rest is not None
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self._ask(self.rest, method, target, body, fields)
+
+    @staticmethod
+    def _ask(
+        server: HTTPServer,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+    ) -> Answer:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request(method, target, body, dict(headers))
         response = connection.getresponse()
         fields = {name.lower(): value for name, value in response.getheaders()}
         answer = Answer(response.status, fields, response.read())

@@ -28,6 +28,14 @@ from conure.errors import (
 from conure.metrics import Registry
 from conure.peers.calling import CallReply
 from conure.peers.calls import Answer, Call, decode_answer, decode_call, encode_answer, encode_call
+from conure.peers.forming import (
+    Question,
+    Shown,
+    check_question,
+    check_shown,
+    encode_question,
+    encode_shown,
+)
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Incoming, Outgoing
 from tests.lab import engines
@@ -35,6 +43,8 @@ from tests.lab.answers import Ended, outcomes_of
 from tests.lab.crashfs import CrashFileSystem
 
 EPOCH = 1_700_000_000.0
+
+Asked = tuple[str, str, Question, Callable[["Shown | ConureError"], None]]
 
 
 class Wire:
@@ -89,6 +99,11 @@ class Wire:
         else:
             reply(target.greeting())
 
+    def ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        self.lab.questions.append((self.node_id, address, question, reply))
+
 
 class Lab:
     """Nodes, their disks, a clock and the messages between them. Each draws its engine."""
@@ -106,6 +121,7 @@ class Lab:
         self.asked: list[tuple[str, Call]] = []  # the calls that were delivered, by who asked
         self.answers: deque[tuple[str, CallReply, bytes]] = deque()
         self.loses_answers = False  # of calls
+        self.questions: deque[Asked] = deque()  # of nodes that form a cluster
         self.cut: set[str] = set()  # nodes that nobody reaches, and that reach nobody
         self.refused: list[str] = []
         self.connecting: dict[str, set[str]] = {}  # by node, to whom it wanted connections
@@ -114,7 +130,7 @@ class Lab:
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
 
-    def add(self, node_id: str, **changes: Any) -> Node:
+    def add(self, node_id: str, /, **changes: Any) -> Node:
         facts: dict[str, Any] = {
             "node_id": node_id,
             "told_node_id": True,
@@ -166,7 +182,9 @@ class Lab:
 
     def settle(self) -> None:
         """Deliver everything, and what comes of it."""
-        while self.under_way or self.snapshots or self.calls or self.answers:
+        while self.under_way or self.snapshots or self.calls or self.answers or self.questions:
+            while self.questions:
+                self.put(*self.questions.popleft())
             while self.calls:
                 self.ask(*self.calls.popleft())
             while self.answers:
@@ -211,6 +229,25 @@ class Lab:
             self.answers.append((caller, reply, encode_answer(1, answer)[FRAME_HEADER_BYTES:]))
 
         target.called(greeting, call, give)
+
+    def put(
+        self,
+        asker: str,
+        address: str,
+        question: Question,
+        reply: Callable[[Shown | ConureError], None],
+    ) -> None:
+        """Put a question of a node that forms a cluster to who is at an address, as JSON. A node is
+        found by its name here, as it may not know its address itself."""
+        name = address.partition(":")[0]
+        target = self.nodes.get(name)
+        if asker not in self.nodes:
+            return
+        if target is None or {asker, name} & (self.cut | self.failed):
+            reply(Unavailable(f"{address} can't be reached"))
+            return
+        shown = target.asked(check_question(encode_question(question)))
+        reply(check_shown(encode_shown(shown)))
 
     def answer(self, caller: str, reply: CallReply, payload: bytes) -> None:
         """Deliver a part of an answer."""

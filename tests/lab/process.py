@@ -206,6 +206,13 @@ def resp_port(server: ServerProcess) -> int:
     return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
 
 
+def rest_port(server: ServerProcess) -> int:
+    """Return where a server speaks REST; its log tells that."""
+    pattern = re.compile(r"REST is served at \S+:(\d+)$")
+    wait_until(lambda: any(pattern.search(line) for line in server.log))
+    return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Return once the condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds

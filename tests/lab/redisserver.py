@@ -48,7 +48,7 @@ class Redis:
     def _reply(self) -> bytes:
         line = self._input.readline()
         kind, count = line[:1], line[1:-2]
-        if kind == b"$" and count != b"-1":
+        if kind in b"$=" and count != b"-1":
             return line + self._input.read(int(count) + 2)
         if kind in b"*%~>" and count != b"-1":
             parts = int(count) * (2 if kind == b"%" else 1)

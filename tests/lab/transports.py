@@ -30,6 +30,7 @@ from conure.metrics import Registry
 from conure.peers import frames
 from conure.peers.accepting import Registrar
 from conure.peers.calls import Answer, Call
+from conure.peers.forming import Question, Shown
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
 from conure.state import codec
@@ -135,6 +136,8 @@ class Node:
         self.sent: list[tuple[str, int | None]] = []
         self.staged: list[Staged] = []
         self.called_by: list[tuple[Greeting, Call, Callable[[Answer], None]]] = []
+        self.questions: list[Question] = []
+        self.shown = Shown(node_id, f"i-{node_id}", "data", 0, "", "", 8081, ("b:7001",))
         self.snapshot_needed = True
         self.on_receive: Callable[[Sequence[Message]], None] = lambda messages: None
         self.on_call: Callable[[Call, Callable[[Answer], None]], None] = lambda call, answer: None
@@ -185,6 +188,10 @@ class Node:
         self.recognised.append((expected_id, peer))
         if peer.node_id != expected_id:
             raise Refused(f"{peer.node_id} answers in the place of {expected_id}")
+
+    def asked(self, question: Question) -> Shown:
+        self.questions.append(question)
+        return self.shown
 
     def is_member(self, peer: Greeting) -> bool:
         return peer.node_id in self.members

@@ -61,6 +61,8 @@ class Pair:
         cached = [tree._pool.nodes[number] for number in tree._pool._ring]
         in_lists = sum(len(node.keys) for node in cached if isinstance(node, Leaf))
         assert tree._pool._cached_in_lists == in_lists
+        lists = {node.number for node in cached if isinstance(node, Leaf) and not node.page}
+        assert tree._pool._lists.keys() == lists
 
 
 def some_value(rng: random.Random) -> bytes:

@@ -15,6 +15,20 @@ __all__ = ["MUTATIONS"]
 
 MUTATIONS = [
     Mutation(
+        "changes take any amount of memory where the disk is slow",
+        "conure/cluster/checkpointing.py",
+        "        if error is None and self.is_crowded:\n",
+        "        if error is None and self._starved is not None and self.is_crowded:\n",
+        ("tests/cluster/test_upkeep.py",),
+    ),
+    Mutation(
+        "a follower takes entries that it has no memory for",
+        "conure/cluster/intake.py",
+        "                or self._upkeep.is_crowded\n",
+        "",
+        ("tests/cluster/test_upkeep.py",),
+    ),
+    Mutation(
         "a read that was held back is confirmed by the round before it",
         "conure/cluster/pacing.py",
         "read.index = self._raft.read_index(read)\n            except NotLeader as error:",
@@ -273,8 +287,8 @@ MUTATIONS = [
     Mutation(
         "a follower takes more while it waits for room",
         "conure/cluster/intake.py",
-        "if self._room.unwritten or len(self._applying.backlog)",
-        "if len(self._applying.backlog)",
+        "                self._room.unwritten\n                or len(self._applying.backlog)",
+        "                len(self._applying.backlog)",
         FULL_DISK_TESTS,
     ),
     Mutation(
@@ -649,8 +663,8 @@ MUTATIONS = [
     Mutation(
         "a follower without time to apply takes any number of entries",
         "conure/cluster/intake.py",
-        "if self._room.unwritten or len(self._applying.backlog) > MAX_UNAPPLIED:",
-        "if self._room.unwritten:",
+        "                or len(self._applying.backlog) > MAX_UNAPPLIED\n",
+        "",
         CLUSTER_TESTS,
     ),
     Mutation(
@@ -1032,8 +1046,8 @@ MUTATIONS = [
     Mutation(
         "a session holds any number of keys by way of a follower",
         "conure/cluster/serving.py",
-        ">= MAX_HELD\n",
-        "> 9 * MAX_HELD\n",
+        "                    if count >= MAX_HELD:\n",
+        "                    if count > 9 * MAX_HELD:\n",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(

@@ -515,7 +515,7 @@ MUTATIONS = [
     Mutation(
         "any path is a label of the metrics",
         "conure/http/counts.py",
-        'request.path if request.path in self._known else "other"',
+        "request.path if request.path in self._known else self._other",
         "request.path",
         ("tests/http/test_httpapi.py",),
     ),

@@ -108,16 +108,16 @@ MUTATIONS = [
     Mutation(
         "a frame is believed without its checksum",
         "conure/storage/lsm/orders.py",
-        "                    if crc32(view[at + 8 : end]) != checksum:\n",
-        "                    if checksum is None:\n",
-        ORDERS,
+        "            if crc32(view[8:end]) != checksum:\n",
+        "            if checksum is None:\n",
+        ("tests/storage/lsm/test_orders.py",),
     ),
     Mutation(
         "a frame may be as long as it says",
         "conure/storage/lsm/orders.py",
-        "                if size > self._max_body:\n",
-        "                if size < 0:\n",
-        ORDERS,
+        "            if size > self._max_body:\n",
+        "            if size < 0:\n",
+        ("tests/storage/lsm/test_orders.py",),
     ),
     Mutation(
         "the answer to another job is taken",

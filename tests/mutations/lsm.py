@@ -13,6 +13,13 @@ _ANY_ENGINE = ("tests/storage/test_engine.py",)
 
 MUTATIONS = [
     Mutation(
+        "a worker holds long values while it waits for others",
+        "conure/storage/lsm/jobs.py",
+        "            del keys, cells  # or",
+        "            # or",
+        ("tests/storage/lsm/test_workers.py",),
+    ),
+    Mutation(
         "lsm: what a newer record replaces stays behind it",
         "conure/storage/lsm/merging.py",
         "        at = there + 1 if there < size and keys[there] == key else there\n",

@@ -38,8 +38,8 @@ MUTATIONS = [
     Mutation(
         "http: who keeps too much is never ended",
         "conure/net/reactor.py",
-        "        if self.is_full():\n            self._relieve()\n",
-        "",
+        "            self._blocked += self._find_blocked()\n",
+        "            pass\n",
         (
             "tests/http/test_streams_order.py",
             "tests/http/test_streams_many.py",
@@ -54,6 +54,20 @@ MUTATIONS = [
             "tests/http/test_streams_order.py",
             "tests/http/test_streams_many.py",
         ),
+    ),
+    Mutation(
+        "net: all who take nothing are dropped in one go",
+        "conure/net/reactor.py",
+        "self.guard(connection.drop, connection)\n            if perf_counter() > until:",
+        "self.guard(connection.drop, connection)\n            if False:",
+        ("tests/net/test_reactor.py",),
+    ),
+    Mutation(
+        "net: who has taken something meanwhile is dropped",
+        "conure/net/reactor.py",
+        "if is_there and connection.blocked_since() is not None:",
+        "if is_there:",
+        ("tests/net/test_reactor.py",),
     ),
     Mutation(
         "net: thousands are closed in one go",

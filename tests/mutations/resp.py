@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "resp: values of a run are as long as they like",
         "conure/resp/strings.py",
-        "                and max(map(len, values)) <= self._longest\n",
-        "",
+        " <= MAX_KEY_BYTES and max(map(len, values)) <= longest",
+        " <= MAX_KEY_BYTES",
         ("tests/resp/test_connection.py",),
     ),
     Mutation(
@@ -206,9 +206,16 @@ MUTATIONS = [
     Mutation(
         "resp: the answers of others are taken for those of lone commands",
         "conure/resp/answers.py",
-        "    if size > 0 and end <= stop and waiters[position:end].count(pending) == size:",
-        "    if size > 0 and end <= stop and waiters[end - 1] is pending:",
+        " or waiters[end:last].count(pending) < last - end:",
+        ":",
         ("tests/resp/test_lone.py",),
+    ),
+    Mutation(
+        "resp: all answers are looked at for each of those in between",
+        "conure/resp/answers.py",
+        "_AT_A_LOOK = 16 ",
+        "_AT_A_LOOK = 1 << 20 ",
+        ("tests/resp/test_answers.py",),
     ),
     Mutation(
         "resp: parts of a batch are answered in the order in which they end",
@@ -227,13 +234,8 @@ MUTATIONS = [
     Mutation(
         "resp: a bug of the gate hands a member the reply of the next one",
         "conure/resp/strings.py",
-        "            lone.take_back()\n"
-        "            raise\n"
-        "        else:\n"
-        "            client.begin_lone(lone)\n"
-        "\n"
-        "    def get_all",
-        "            raise\n        else:\n            client.begin_lone(lone)\n\n    def get_all",
+        "        lone.take_back()\n        raise\n",
+        "        raise\n",
         ("tests/resp/test_lone.py",),
     ),
     Mutation(
@@ -410,9 +412,65 @@ MUTATIONS = [
     ),
     Mutation(
         "resp: INFO tells nothing by default",
-        "conure/resp/telling.py",
+        "conure/resp/info.py",
         'or {"default"}',
         "or set()",
+        ("tests/resp/test_telling.py",),
+    ),
+    Mutation(
+        "resp: INFO tells of no keys",
+        "conure/resp/info.py",
+        "if count else {}",
+        "if not count else {}",
+        ("tests/resp/test_telling.py",),
+    ),
+    Mutation(
+        "resp: a negative timeout of WAIT is taken",
+        "conure/resp/telling.py",
+        "        elif timeout < 0:",
+        "        elif timeout < -1:",
+        ("tests/resp/test_telling.py",),
+    ),
+    Mutation(
+        "resp: some containers have no HELP",
+        "conure/resp/assembly.py",
+        'if command.subcommands and b"help" not in command.subcommands:',
+        'if command.arity == -1 and b"help" not in command.subcommands:',
+        ("tests/resp/test_telling_redis.py",),
+    ),
+    Mutation(
+        "resp: HELP names subcommands as they are looked up",
+        "conure/resp/helping.py",
+        "word.decode().upper()",
+        "word.decode()",
+        ("tests/resp/test_telling_redis.py",),
+    ),
+    Mutation(
+        "resp: what scripts are given besides keys are keys, too",
+        "conure/resp/table.py",
+        "words[3 : 3 + count]",
+        "words[3:]",
+        ("tests/resp/test_telling.py",),
+    ),
+    Mutation(
+        "resp: a cursor of 64 bits is none",
+        "conure/resp/scanning.py",
+        "int(word) < 1 << 64:",
+        "int(word) < 1 << 63:",
+        ("tests/resp/test_scanning.py",),
+    ),
+    Mutation(
+        "resp: a node that is no member says that no leader is known",
+        "conure/resp/answers.py",
+        "            return _LOADING\n",
+        "            return error_text(error)\n",
+        ("tests/system/test_resp_faults.py::test_a_node_that_is_no_member_yet",),
+    ),
+    Mutation(
+        "resp: what is told of a command is written each time",
+        "conure/resp/catalog.py",
+        "told = self._kept[key] = replies.take()",
+        "told = replies.take()",
         ("tests/resp/test_telling.py",),
     ),
     Mutation(
@@ -738,10 +796,17 @@ MUTATIONS = [
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(
+        "notifications: every key that is set is new",
+        "conure/resp/notifying.py",
+        " and version == 1:",
+        ":",
+        ("tests/resp/test_messaging.py",),
+    ),
+    Mutation(
         "notifications: a letter that isn't there means all the same",
         "conure/resp/notifying.py",
-        "        if letter not in self._letters:",
-        "        if False:",
+        "[name] if letter in self._letters else []",
+        "[name]",
         ("tests/resp/test_messaging.py",),
     ),
     Mutation(

@@ -43,6 +43,20 @@ MUTATIONS = [
         JSON_TESTS,
     ),
     Mutation(
+        "service: nobody asks whether keys may be put together",
+        "conure/service/requests.py",
+        "            self._ask(waiter, Sequential((), write_all(keys, values), longest))\n",
+        "            pass\n",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
+        "service: what is put together has no bound",
+        "conure/service/requests.py",
+        "        self._limits.check_change(sum(map(len, values)))\n",
+        "",
+        ("tests/service/test_sequences.py",),
+    ),
+    Mutation(
         "turns: a batch is one part",
         "conure/service/requests.py",
         "if taken >= PART_LINES or size >= PART_BYTES:",
@@ -80,8 +94,8 @@ MUTATIONS = [
     Mutation(
         "a session holds any number of keys",
         "conure/service/requests.py",
-        "if self.backend.holdings(session, key, MAX_HELD) >= MAX_HELD:",
-        "if self.backend.holdings(session, key, MAX_HELD) > MAX_HELD:",
+        "if self.backend.holdings(session, key) >= MAX_HELD:",
+        "if self.backend.holdings(session, key) > MAX_HELD:",
         ROUTE_TESTS,
     ),
     Mutation(

@@ -10,15 +10,176 @@ MUTATIONS = [
     Mutation(
         "an entry goes through all that was deleted in one go",
         "conure/state/machine.py",
-        "            if is_over():\n                return False\n        self._way = None\n",
-        "            pass\n        self._way = None\n",
+        "[*takewhile(_is_no_pause, islice(rest, min(_KEYS_AT_ONCE, most - len(taken))))]\n",
+        "[key for key in islice(rest, _KEYS_AT_ONCE) if key is not None]\n",
         ("tests/state/test_dead_ranges.py",),
     ),
     Mutation(
-        "an entry that isn't ready begins its way anew",
+        "a range of which much was deleted is read in one go",
         "conure/state/machine.py",
-        "        if self._way is None or self._way[0] != index:\n",
-        "        if True:\n",
+        "            if row is None:\n                yield\n                continue\n",
+        "            if row is None:\n                continue\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "many records are removed in one go",
+        "conure/state/machine.py",
+        "            self._remove(key[1:], revision, EventKind.DELETE)\n"
+        "            if not number % _WRITTEN_AT_ONCE:\n"
+        "                yield\n",
+        "            self._remove(key[1:], revision, EventKind.DELETE)\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "all that is due ends in one go",
+        "conure/state/machine.py",
+        "            if not ended % _WRITTEN_AT_ONCE:\n                yield\n",
+        "",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "all that a session holds goes in one go",
+        "conure/state/machine.py",
+        "                self._remove(name, revision, kind)\n"
+        "            if not number % _WRITTEN_AT_ONCE:\n"
+        "                yield\n",
+        "                self._remove(name, revision, kind)\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: what is written is shown before all of it is",
+        "conure/state/machine.py",
+        "        if weight > _WRITTEN_AT_ONCE:\n",
+        "        if weight > 9_999_999:\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: an entry is left amid that has written a little",
+        "conure/state/machine.py",
+        "        elif self._before_it is None:\n            self._may_rest = False\n",
+        "",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: a session ends before the entry that ends it",
+        "conure/state/machine.py",
+        "        return _session(session_id, self._shown.get(_SESSION + session_id))\n",
+        "        return _session(session_id, self.engine.get(_SESSION + session_id))\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: a lock is free before the entry that lets go of it",
+        "conure/state/machine.py",
+        "        return _holder(self._shown.get(_LOCK + key))\n",
+        "        return _holder(self.engine.get(_LOCK + key))\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: who ends a session among others shows what was ended before it",
+        "conure/state/machine.py",
+        "        self._begin_writing(inf if has_sessions else len(due))\n",
+        "        self._begin_writing(len(due))\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "a range is removed as it was before what its transaction has written",
+        "conure/state/machine.py",
+        "                if results or gathered is None:\n",
+        "                if gathered is None:\n",
+        ("tests/state/test_turns.py", "tests/http/test_transactions.py"),
+    ),
+    Mutation(
+        "values before are bounded by the turn",
+        "conure/state/machine.py",
+        "        looks_back = self._looks_back and self._under_way is None\n",
+        "        looks_back = self._looks_back\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "a look for what is due begins anew each time",
+        "conure/state/dueindex.py",
+        "                if perf_counter() >= until:\n                    return False\n",
+        "                if perf_counter() >= until:\n"
+        "                    self._let_go(prefix)\n"
+        "                    return False\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what is put while a look goes on is never due",
+        "conure/state/dueindex.py",
+        "            self._fronts[prefix] = min(key, look.least)\n",
+        "            self._fronts[prefix] = key\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what has ended is still the next to be due",
+        "conure/state/dueindex.py",
+        "            self._exact.discard(prefix)\n\n    def front",
+        "            self._exact.add(prefix)\n\n    def front",
+        ("tests/http/test_transactions.py",),
+    ),
+    Mutation(
+        "what has ended is gone through again",
+        "conure/state/dueindex.py",
+        "            self._fronts[prefix] = entry\n            self._exact.add(prefix)\n"
+        "        elif",
+        "            pass\n        elif",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what a look pins is pinned for ever if nobody goes on with it",
+        "conure/state/dueindex.py",
+        "            look.is_old = True\n",
+        "",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "a look ends though somebody goes on with it",
+        "conure/state/dueindex.py",
+        "            look.is_old = False\n            for key",
+        "            for key",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what a count pins is pinned for ever if nobody goes on with it",
+        "conure/state/holdings.py",
+        "            look.is_old = True\n",
+        "",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what a look for what is due has pinned stays",
+        "conure/state/dueindex.py",
+        "        if look is not None:\n            look.close()\n",
+        "",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "the keys of a session are counted in one go",
+        "conure/state/holdings.py",
+        "        if pauses >= PAUSES or look.count >= most:\n",
+        "        if pauses >= 9_999:\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "what a session takes while its keys are counted doesn't count",
+        "conure/state/holdings.py",
+        "            self._looks[prefix].count += number\n",
+        "            pass\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "the count of a session's keys never changes",
+        "conure/state/holdings.py",
+        "            self._counts[prefix] += number\n",
+        "            pass\n",
+        ("tests/state/test_dead_ranges.py",),
+    ),
+    Mutation(
+        "any number of sessions are counted at a time",
+        "conure/state/holdings.py",
+        "            if len(self._looks) > MOST_LOOKS:\n",
+        "            if len(self._looks) > 99:\n",
         ("tests/state/test_dead_ranges.py",),
     ),
     Mutation(
@@ -31,8 +192,8 @@ MUTATIONS = [
     Mutation(
         "what expires next is remembered of the state before a snapshot",
         "conure/state/machine.py",
-        "        self._due = None\n        self._way = None\n",
-        '        self._due = getattr(self, "_due", None)\n        self._way = None\n',
+        "        self._dues = DueIndex(engine, _INDEXES)\n",
+        '        self._dues = getattr(self, "_dues", None) or DueIndex(engine, _INDEXES)\n',
         ("tests/state/test_store.py",),
     ),
     Mutation(
@@ -90,9 +251,9 @@ MUTATIONS = [
     Mutation(
         "a session keeps its locks when its time is over",
         "conure/state/machine.py",
-        "            self._drop(_LOCK + key)\n            self._drop(held + key)",
-        "            self._drop(held + key)",
-        SIMULATION,
+        "            self._drop(_LOCK + name)\n            self._drop(key)",
+        "            self._drop(key)",
+        ("tests/sim/test_sim.py",),
     ),
     Mutation(
         "a watch that goes on sees the last event again",
@@ -111,16 +272,30 @@ MUTATIONS = [
     Mutation(
         "a key that fits in no page gets into the log",
         "conure/state/codec.py",
-        "        if value_at > 5 + MAX_KEY_BYTES:\n",
-        "        if value_at > 5 + 65_535:\n",
+        "    elif value_at > 5 + MAX_KEY_BYTES:\n",
+        "    elif value_at > 5 + 65_535:\n",
         NODE_TESTS,
     ),
     Mutation(
         "a transaction is taken unread",
         "conure/state/codec.py",
-        "    transaction = decode_transaction(data)\n    for each",
-        "    transaction = Transaction((), ())\n    for each",
+        "        _check_transaction(data)\n",
+        "        pass\n",
         NODE_TESTS,
+    ),
+    Mutation(
+        "an operation of a leader's message may have what it can't have",
+        "conure/state/codec.py",
+        "            or (c and not (has_value or (with_flag and flags & 1)))\n",
+        "",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
+        "a comparison of a leader's message is taken unread",
+        "conure/state/codec.py",
+        "            or (target and length != _NUMBER_BYTES)\n",
+        "",
+        ("tests/test_wire.py",),
     ),
     Mutation(
         "an index of a received state contradicts its records",
@@ -265,9 +440,9 @@ MUTATIONS = [
     Mutation(
         "a lock whose key was deleted is free",
         "conure/state/machine.py",
-        "            case Acquire(key, session):\n                holder = self.holder(key)\n",
+        "            case Acquire(key, session):\n                holder = self._holder(key)\n",
         "            case Acquire(key, session):\n"
-        "                holder = self.holder(key) if self.get(key) else None\n",
+        "                holder = self._holder(key) if self.get(key) else None\n",
         ("tests/client/test_client_features.py",),
     ),
     Mutation(
@@ -390,6 +565,20 @@ MUTATIONS = [
         ("tests/state/test_floats.py",),
     ),
     Mutation(
+        "steps as long as a write are taken for writes",
+        "conure/state/stepcodec.py",
+        "    if not (key_length and heads.count(_PLAIN) == rests.count(_ZEROS) == count):",
+        "    if not key_length:",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
+        "writes that are as long together are cut alike",
+        "conure/state/stepcodec.py",
+        "    if not key_lengths.count(key_length) == lengths.count(length) == count:",
+        "    if not count:",
+        ("tests/test_wire.py",),
+    ),
+    Mutation(
         "steps: what a kind of step can't have is read",
         "conure/state/stepcodec.py",
         "        or flags > rule.flags\n",
@@ -456,10 +645,10 @@ MUTATIONS = [
     Mutation(
         "turns: events are told piece by piece",
         "conure/state/machine.py",
-        "                if not len(events) % _NOTED_AT_ONCE:\n",
-        "                if not len(events) % 1:\n"
-        "                    self._events += events\n"
-        "                    events = []\n",
+        "                if not number % _NOTED_AT_ONCE:\n",
+        "                self._events += self._noted\n"
+        "                self._noted.clear()\n"
+        "                if not number % 1:\n",
         ("tests/state/test_lengthy.py",),
     ),
     Mutation(
@@ -480,9 +669,16 @@ MUTATIONS = [
     Mutation(
         "turns: a state is whole again where an entry has failed",
         "conure/state/machine.py",
-        "        return self._before_it is not None\n\n    def keep_previous",
-        "        return self._under_way is not None\n\n    def keep_previous",
+        "        return self._under_way is not None or self._before_it is not None\n",
+        "        return self._under_way is not None\n",
         ("tests/state/test_lengthy.py",),
+    ),
+    Mutation(
+        "turns: a checkpoint begins amid an entry that only reads",
+        "conure/state/machine.py",
+        "        return self._under_way is not None or self._before_it is not None\n",
+        "        return self._before_it is not None\n",
+        ("tests/state/test_turns.py",),
     ),
     Mutation(
         "keys are counted in one go where most are deleted",

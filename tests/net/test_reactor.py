@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conure.http.server import HTTPServer
+from conure.net import reactor as reactor_file
 from conure.net.link import Link, PlainLink
 from conure.net.listener import Listener, bind
 from conure.net.reactor import IN, Bounds, Reactor
@@ -122,6 +123,49 @@ def test_one_reactor_serves_two_front_ends_on_two_addresses() -> None:
         echo.stop()
         assert server.drain(10)
     assert not reactor.connections
+
+
+class Blocked(EchoConnection):
+    """One for which bytes wait since a time."""
+
+    def __init__(self, front: Echo, link: Link, since: float | None) -> None:
+        super().__init__(front, link)
+        self.since = since
+
+    def blocked_since(self) -> float | None:
+        return self.since
+
+    def drop(self) -> None:
+        self.reactor.leaving -= 10
+        self.close()
+
+
+def test_who_takes_nothing_is_dropped_in_turns_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reactor_file, "_CLOSING_TIME", 0.0)
+    reactor = Reactor(Bounds(max_leaving_bytes=80), fail, "net")
+    front = Echo(reactor)
+    pairs = [socket.socketpair() for _ in range(12)]
+    ours = []
+    for number, (mine, _) in enumerate(pairs):
+        since = None if number == 11 else float(number % 4)
+        connection = Blocked(front, PlainLink(mine), since)
+        reactor.connections[mine.fileno()] = connection
+        ours.append(connection)
+    reactor.leaving = 120
+    left = [reactor.round() and len(reactor.connections) for _ in range(3)]
+    assert left == [11, 10, 9]
+    ours[1].since = None  # it has taken something meanwhile
+    while reactor._blocked:
+        reactor.round()
+    assert reactor.leaving == 60
+    gone = [number for number, each in enumerate(ours) if each not in reactor.connections.values()]
+    assert gone == [0, 2, 4, 5, 8, 9]  # those since 0, then all but one of those since 1, then one
+    for pair in pairs:
+        for each in pair:
+            each.close()
+    reactor.close()
 
 
 def test_a_listener_stops_though_its_reactor_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

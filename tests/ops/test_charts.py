@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from conure import VERSION
-from conure.config import load
+from conure.config import Config, load
 from conure.ops import scaling
+from conure.values import Address
 from tests.lab.process import ROOT, running
 
 CHARTS = ROOT / "charts"
@@ -213,6 +214,66 @@ def test_an_engine_reaches_the_servers_and_nothing_is_said_of_none(chart: str) -
         assert config.engine == ("lsm" if told else "btree")
         assert config.max_mem_size == (3_000_000 if told else 10_000_000)
         assert not config.ignored_environment
+
+
+FRONTS = {"resp": 9090, "rest": 8080, "metrics": 2112}
+
+
+def fronts_of(config: Config) -> dict[str, Address | None]:
+    return {name: getattr(config, f"{name}_addr") for name in FRONTS}
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_a_profile_reaches_the_servers_and_opens_its_ports(chart: str) -> None:
+    values = {"profile": "kvstore", "rest": {"enabled": False, "port": 80}}
+    objects = render(chart, values)
+    server = container(objects, "conure")
+    config = load(server.get("args", []), environment(server, "conure-0"))
+    assert not config.ignored_environment
+    assert (config.profile, config.engine) == ("kvstore", "lsm")
+    assert config.http_addr == ("", 8081), "the probes and the other pods ask there"
+    assert fronts_of(config) == {name: ("", port) for name, port in FRONTS.items()}
+    inside = {port["name"]: port["containerPort"] for port in server["ports"]}
+    assert inside == {"http": 8081, "raft": 7001, **FRONTS}
+    ports = {port["name"]: port for port in objects["Service", "conure"]["spec"]["ports"]}
+    assert {name: port["port"] for name, port in ports.items()} == {
+        "http": 8081, "resp": 9090, "rest": 80, "metrics": 2112,
+    }  # fmt: skip
+    assert all(port["targetPort"] == name for name, port in ports.items())
+    behind = objects["Service", "conure-hs"]["spec"]["ports"]
+    assert {port["name"]: port["port"] for port in behind} == inside
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_a_port_of_its_own_for_each_front(chart: str) -> None:
+    for front, port in FRONTS.items():
+        objects = render(chart, {front: {"enabled": True, "port": 1234}})
+        server = container(objects, "conure")
+        config = load([], environment(server, "conure-0"))
+        assert config.engine == "btree"
+        assert fronts_of(config) == {**dict.fromkeys(FRONTS), front: ("", port)}
+        ports = {
+            each["name"]: each["port"] for each in objects["Service", "conure"]["spec"]["ports"]
+        }
+        assert ports == {"http": 8081, front: 1234}
+    config = load([], environment(container(render(chart), "conure"), "conure-0"))
+    assert fronts_of(config) == dict.fromkeys(FRONTS)
+    assert not config.ignored_environment
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_an_engine_wins_over_the_profile(chart: str) -> None:
+    objects = render(chart, {"profile": "kvstore", "engine": "btree"})
+    config = load([], environment(container(objects, "conure"), "conure-0"))
+    assert (config.engine, config.told_engine) == ("btree", True)
+    assert "/profile" in refusal(chart, {"profile": "kvstor"})
+
+
+def test_the_monitor_asks_at_the_port_of_metrics_if_there_is_one() -> None:
+    for values, port in (({}, "http"), ({"metrics": {"enabled": True}}, "metrics")):
+        objects = render(HA, {"serviceMonitor": {"enabled": True}, **values})
+        (endpoint,) = objects["ServiceMonitor", "conure"]["spec"]["endpoints"]
+        assert endpoint["port"] == port
 
 
 @pytest.mark.parametrize("chart", [HA, SINGLE])
@@ -422,6 +483,60 @@ def test_what_is_off_by_default() -> None:
     job = objects["Job", "conure-pre-scale-1"]["spec"]["template"]
     assert any(selects(peer["podSelector"].get("matchLabels", {"no": "no"}), job)
                for peer in http["from"])  # fmt: skip
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+def test_a_port_for_redis_clients_is_there_if_it_is_asked_for(chart: str) -> None:
+    values = {"resp": {"enabled": True, "port": 6379}, "networkPolicy": {"enabled": True}}
+    if chart == SINGLE:
+        del values["networkPolicy"]
+
+    def ports(objects: dict[tuple[str, str], Object], name: str) -> dict[str, Object]:
+        return {port["name"]: port for port in objects["Service", name]["spec"]["ports"]}
+
+    plain, asked = render(chart), render(chart, values)
+    for pod in pods(plain).values():
+        for each in pod["containers"]:
+            assert "resp" not in [port["name"] for port in each.get("ports", [])]
+            assert "CONURE_RESP_ADDR" not in [one["name"] for one in each.get("env", [])]
+    for name in ("conure", "conure-hs"):
+        assert "resp" not in ports(plain, name)
+        assert ports(asked, name)["resp"]["targetPort"] == "resp"
+    assert ports(asked, "conure")["resp"]["port"] == 6379
+    served = container(asked, "conure")
+    (port,) = [port for port in served["ports"] if port["name"] == "resp"]
+    given = environment(served, "conure-0")
+    settings = load([], given)
+    assert settings.resp_addr is not None
+    assert settings.resp_addr.port == port["containerPort"]
+    if chart == HA:
+        _, clients = asked["NetworkPolicy", "conure"]["spec"]["ingress"]
+        assert "resp" in [each["port"] for each in clients["ports"]]
+
+
+@pytest.mark.parametrize("chart", [HA, SINGLE])
+@pytest.mark.parametrize("front", FRONTS)
+def test_the_port_of_a_front_is_there_for_whoever_asks_for_it(chart: str, front: str) -> None:
+    for is_on in (False, True):
+        values: Object = {front: {"enabled": True, "port": 4321}} if is_on else {}
+        if chart == HA:
+            values |= {"networkPolicy": {"enabled": True}}
+        objects = render(chart, values)
+        server = container(objects, "conure")
+        config = load([], environment(server, "conure-0"))
+        listening = getattr(config, f"{front}_addr")
+        assert (listening is not None) is is_on
+        ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+        assert ports.get(front) == (listening.port if is_on else None)
+        for name, port in (("conure", 4321), ("conure-hs", ports.get(front))):
+            offered = {
+                each["name"]: (each["port"], each["targetPort"])
+                for each in objects["Service", name]["spec"]["ports"]
+            }
+            assert offered.get(front) == ((port, front) if is_on else None)
+        if chart == HA:
+            _, clients = objects["NetworkPolicy", "conure"]["spec"]["ingress"]
+            assert ({"port": front} in clients["ports"]) is is_on
 
 
 def test_where_pods_go() -> None:

@@ -41,7 +41,13 @@ def test_the_documented_line_listens_where_the_image_says() -> None:
     assert settings.http_addr.is_wildcard
     ports = {str(settings.http_addr.port), str(settings.raft_addr.port)}
     assert settings.resp_addr is None  # the third port is for whoever asks for RESP there
-    assert set(instruction("EXPOSE")[0].split()) == ports | {"9090"}
+    assert settings.rest_addr is None  # and the fourth one for REST
+    assert settings.metrics_addr is None  # and the fifth one for metrics alone
+    others = load(["--profile=kvstore"], {})
+    for address in (others.resp_addr, others.rest_addr, others.metrics_addr):
+        assert address is not None
+        ports.add(str(address.port))
+    assert set(instruction("EXPOSE")[0].split()) == ports
     assert [settings.data_dir] == instruction("VOLUME")
     assert settings.ignored_environment == ()
 

@@ -23,12 +23,12 @@ from conure.consensus.messages import Entry, EntryKind
 from conure.consensus.raftlog import RaftLog
 from conure.consensus.records import encode_record
 from conure.fileio import OsFileSystem
-from conure.ops import offline
+from conure.ops import offline, progress
 from conure.state.backup import UNFINISHED, Backup, Facts
 from conure.state.codec import encode_transaction
 from conure.state.machine import Store
 from conure.storage.datadir import read_identity, write_identity
-from conure.storage.engines import BTREE
+from conure.storage.engines import BTREE, LSM, kind_named
 from tests.cluster.test_node import started, write
 from tests.lab import forkserver
 from tests.lab.engines import current, of_the_btree, open_engine
@@ -153,6 +153,19 @@ def test_what_a_crash_leaves_is_in_order(crashed: Path, capsys: pytest.CaptureFi
     assert re.search("^(tree|tables): 20 records", out, re.MULTILINE)
 
 
+def test_what_a_start_would_make_is_not_missed(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The room that the log keeps in reserve; the next start makes it again."""
+    for path in data.glob("raft/*.reserve"):
+        path.unlink()
+    before = contents(data)
+    assert conuredb.main(["check", str(data)]) == 0
+    assert conuredb.main(["dump", str(data)]) == 0
+    assert capsys.readouterr().err == ""
+    assert contents(data) == before
+
+
 Damage = Callable[[Path], object]
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "page": (lambda data: flip(data / DATABASE, 3 * 1024 + 50), f"{DATABASE} is corrupt at byte 3"),
@@ -164,6 +177,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "log gone": (lambda data: shutil.rmtree(data / "raft"), "snapshot is corrupt .* missing"),
     "vote": (lambda data: flip(data / "raft/state", 20), "state is corrupt at byte 0"),
     "identity": (lambda data: flip(data / "identity.json", 0), r"identity\.json is corrupt"),
+    "formation": (lambda data: (data / "formation").write_bytes(b"CNRF"), "formation is corrupt"),
+    "founders": (
+        lambda data: (data / "formation").write_bytes(bytes.fromhex("434e524601c2412435616263")),
+        "format version 97",
+    ),
 }
 
 
@@ -481,7 +499,7 @@ def test_who_has_seen_enough_ends_a_dump_quietly(data: Path, tmp_path: Path) -> 
 def test_progress_on_a_terminal_is_one_line(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline, "TERMINAL_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "TERMINAL_INTERVAL", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert conuredb.main(["check", str(data)]) == 0
     err = capsys.readouterr().err
@@ -500,7 +518,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    line = offline._ProgressLine(quiet=False)
+    line = progress.ProgressLine(quiet=False)
     for _ in range(250):
         now += 0.1
         line("restoring", round(now) - 100, 50)
@@ -552,6 +570,26 @@ def test_restore_takes_the_settings_of_the_server(
     assert conuredb.main(["stats", "--json", str(new)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["node_id"], facts["page_size"]) == ("node1", 8192)
+
+
+def test_restore_heeds_a_profile_and_what_it_calls_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    def seen(*_: object, **facts: object) -> None:
+        made.append(facts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(offline, "restore", seen)
+    flags = ("--http-addr=10.0.0.1:1", "--api-addr=10.0.0.2:2", "--replication-addr=10.0.0.3:3")
+    words = ["restore", "b", f"--data-dir={tmp_path}", *flags]
+    assert conuredb.main([*words, "--profile=kvstore"]) == 1
+    assert conuredb.main(words) == 2
+    assert [(each["http_address"], each["raft_address"]) for each in made] == [
+        ("http://10.0.0.2:2", "10.0.0.3:3")
+    ]
+    assert made[0]["kind"] is kind_named(LSM)
 
 
 def test_an_interrupted_restore_says_how_to_go_on(

@@ -119,6 +119,8 @@ def test_its_commands_find_what_is_theirs(tmp_path: Path, installed: Path) -> No
         assert json.loads(process.request("GET", "/status").body)["node_id"] == "packed"
         assert process.terminate() == 0
     assert run(server, "check", data, cwd=tmp_path, environ=others)
+    ctl = run(installed / "kvctl", f"--data-dir={data}", "get", "k", cwd=tmp_path, environ=others)
+    assert ctl == "v"
     job = f"{installed}/python -m conure.ops.scaling begin --peers=none --witness=none"
     begin = ["sh", "-c", f'cd / && shift 2 && exec {job} --data-dir={data} -- "$@"', "sh"]
     with running(data, "--node-id=packed", script=server, wrapper=begin) as process:
@@ -157,5 +159,7 @@ def test_the_archive_is_the_server_and_the_shell(tmp_path: Path, archive: Path) 
         check_server(server, sys.executable, archive, "sh", cwd=tmp_path)
         assert server.terminate() == 0
     assert run(sys.executable, archive, "check", tmp_path / "data", cwd=tmp_path)
+    ctl = (archive, "kvctl", f"--data-dir={tmp_path / 'data'}")
+    assert run(sys.executable, *ctl, "get", "k", cwd=tmp_path) == "v"
     old = f"{AS_AN_OLD_ONE} import runpy; runpy.run_path({str(archive)!r}, None, '__main__')"
     assert run(sys.executable, "-c", old, cwd=tmp_path, status=2) == f"conuredb.pyz: {WORDS}"

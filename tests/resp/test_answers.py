@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conure.commands import Committed
 from conure.errors import ConureError, OutcomeUnknown, Unavailable
+from conure.resp import answers
 from conure.service.backend import Command, WriteReply
 from tests.lab.httpservice import FakeBackend
 from tests.lab.respclient import ErrorReply, RespClient, command
@@ -111,6 +112,34 @@ def test_each_command_is_told_its_own_end(backend: OpenBackend, service: RespSer
     run()
     for each in clients:
         each.close()
+
+
+class Looked(list[object]):
+    """Counts how many of its items are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, place: int | slice) -> object:  # type: ignore[override]
+        found = super().__getitem__(place)
+        self.looks += len(found) if isinstance(place, slice) else 1  # type: ignore[arg-type]
+        return found
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=40), st.integers(2, 3))
+@example([1] * 400, 2)
+def test_whose_answers_are_next_is_found_by_looking_at_few(runs: list[int], whose: int) -> None:
+    each = [object() for _ in range(whose)]
+    flat = [each[n % whose] for n, size in enumerate(runs) for _ in range(size)]
+    waiters = Looked(flat)
+    found, position = [], 0
+    while position < len(flat):
+        found.append(answers._own(waiters, position, len(flat)))  # type: ignore[arg-type]
+        position += found[-1]
+    assert found == runs
+    assert waiters.looks <= 4 * len(flat) + 24 * len(runs)
+    first = runs[0]
+    assert answers._own(waiters, 0, max(1, first - 1)) == max(1, first - 1)  # type: ignore[arg-type]
 
 
 def test_what_ends_twice_for_a_bug_ends_no_reactor(

@@ -124,11 +124,14 @@ def test_a_lone_command_is_what_it_would_be_otherwise(pieces: list[bytes]) -> No
 
 def test_common_commands_are_taken_alone() -> None:
     reader = Reader(MOST)
-    for words in (["GET", "key"], ["SET", "key", b"x" * 8000], ["PING"]):
+    many = ["MSET", *["key", "value"] * 10]
+    for words in (["GET", "key"], ["SET", "key", b"x" * 8000], ["PING"], many):
         assert reader.take_lone(command(*words)) == [
             w.encode() if isinstance(w, str) else w for w in words
         ]
     assert reader.take_lone(command("GET", "k") * 2) is None
+    assert reader.take_lone(command(*many) * 2) is None
+    assert reader.take_lone(command(*many)[:-1]) is None
     assert reader.take_lone(command("SET", "key", b"x" * 9000)) is None
 
 

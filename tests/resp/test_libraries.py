@@ -61,6 +61,7 @@ def test_redis_py_values(redis: Any, port: int, protocol: int) -> None:
         assert client.copy("d", "e")
         assert (client.exists("a", "d", "e"), client.unlink("d", "e")) == (2, 2)
         assert client.type("b") == b"string"
+        assert client.info("keyspace")["db0"]["keys"] == 3
         assert (client.dbsize(), set(client.scan_iter(count=1))) == (3, {b"k", b"f", b"b"})
         with pytest.raises(redis.ResponseError, match="not an integer"):
             client.incr("k")
@@ -171,6 +172,17 @@ def test_redis_py_asyncio(redis: Any, port: int, protocol: int) -> None:
                 assert await lock.extend(5)
             assert await client.get("lock") is None
             assert {key async for key in client.scan_iter()} == {b"n", b"a"}
+            async with client.pubsub(ignore_subscribe_messages=True) as listener:
+                await listener.subscribe("news")
+                await listener.psubscribe("ne*")
+                for _ in range(2):
+                    assert await listener.get_message(timeout=5) is None
+                assert await client.publish("news", "hello") == 2
+                found = [await listener.get_message(timeout=5) for _ in range(2)]
+                assert [(each["type"], each["data"]) for each in found] == [
+                    ("message", b"hello"),
+                    ("pmessage", b"hello"),
+                ]
 
     asyncio.run(use())
 

@@ -525,6 +525,18 @@ def test_notifications(service: RespService, client: RespClient) -> None:
             (b"__keyevent@0__:set", b"l"),
         }
         assert seen[8:] == [(b"__keyspace@0__:l", b"del"), (b"__keyevent@0__:del", b"l")]
+        assert client.ask("CONFIG", "SET", "notify-keyspace-events", "En") == b"OK"
+        client.ask("SET", "n", "w")
+        client.ask("SET", "k", "v")
+        assert listener.read()[2:] == [b"__keyevent@0__:new", b"k"]
+        assert client.ask("CONFIG", "SET", "notify-keyspace-events", "Kn$") == b"OK"
+        for change in (("EXPIRE", "k", 100), ("PERSIST", "k"), ("GETEX", "k", "EX", 100)):
+            client.ask(*change)  # no events
+        client.ask("INCR", "m")
+        assert [listener.read()[2:] for _ in range(2)] == [
+            [b"__keyspace@0__:m", b"new"],
+            [b"__keyspace@0__:m", b"set"],
+        ]
         assert client.ask("CONFIG", "SET", "notify-keyspace-events", "Kx") == b"OK"
         client.ask("SET", "k", "v")
         service.backend.history.extend([(1000, 2, b"k", b"", 0)], 1000)

@@ -53,7 +53,7 @@ def test_a_foreign_cursor_leaves_nothing_out(service: RespService, client: RespC
             rest += more
     assert {*found, *rest} == set(keys)
     assert scanned(client, "MATCH", "nothing*") == []
-    for cursor in (b"1", b"9007199254740991", b"9223372036854775807"):
+    for cursor in (b"1", b"9007199254740991", b"9223372036854775807", b"18446744073709551615"):
         reply = client.ask("SCAN", cursor)
         assert reply[0] == b"0" or len(reply[1]) == 10
 
@@ -91,6 +91,7 @@ def test_cursors_are_kept_in_bounded_memory() -> None:
     [
         (("SCAN", "x"), "ERR invalid cursor"),
         (("SCAN", "-1"), "ERR invalid cursor"),
+        (("SCAN", "18446744073709551616"), "ERR invalid cursor"),
         (("SCAN", "0", "COUNT"), "ERR syntax error"),
         (("SCAN", "0", "COUNT", "x"), "ERR value is not an integer or out of range"),
         (("SCAN", "0", "COUNT", "0"), "ERR syntax error"),

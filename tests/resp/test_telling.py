@@ -1,9 +1,12 @@
-"""telling.py and catalog.py: what clients look for before they begin."""
+"""info.py, telling.py and catalog.py: what clients look for before they begin."""
 
 from __future__ import annotations
 
 import pytest
 
+from conure.resp import catalog
+from conure.resp.replies import Replies
+from conure.resp.table import Command
 from tests.lab.respclient import ErrorReply, RespClient
 from tests.lab.respservice import RespService
 
@@ -20,6 +23,27 @@ def test_info(service: RespService, client: RespClient) -> None:
     assert client.ask("INFO", "nothing") == b""
     assert b"cmdstat_set:calls=1\r\n" in client.ask("INFO", "everything")
     assert client.ask("INFO", "cpu", "cluster").count(b"#") == 2
+
+
+def test_info_of_keys_clients_and_memory(service: RespService, client: RespClient) -> None:
+    """What ``redis-cli --stat`` and monitors read."""
+
+    def facts() -> dict[str, str]:
+        lines = client.ask("INFO").decode().split("\r\n")
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    assert "db0" not in facts()
+    service.backend.values = {b"k%d" % number: b"v" for number in range(300)}
+    with service.client() as other:
+        assert other.ask("PING") == b"PONG"
+    found = facts()
+    assert found["db0"] == "keys=300,expires=0,avg_ttl=0"
+    assert found["total_connections_received"] == "2"
+    assert (found["connected_clients"], found["blocked_clients"]) in (("1", "0"), ("2", "0"))
+    assert 1 << 20 < int(found["used_memory"]) <= int(found["used_memory_peak"])
+    assert float(found["used_memory_human"].removesuffix("M")) > 1
+    assert client.ask("INFO", "KEYSPACE") == b"# Keyspace\r\ndb0:keys=300,expires=0,avg_ttl=0\r\n"
+    assert client.ask("INFO", "cpu").startswith(b"# CPU\r\nused_cpu_sys:")
 
 
 def test_config(client: RespClient) -> None:
@@ -39,6 +63,7 @@ def test_short_ones(service: RespService, client: RespClient) -> None:
     assert client.ask("WAIT", 1, 100) == 0
     assert client.ask("LATENCY", "LATEST") == []
     assert client.ask("LATENCY", "RESET") == 0
+    assert client.ask("LATENCY", "HISTOGRAM", "get") == []
     client.ask("SET", "n", 12)
     client.ask("SET", "s", "short")
     client.ask("SET", "l", "x" * 100)
@@ -68,6 +93,10 @@ def test_short_ones(service: RespService, client: RespClient) -> None:
         (("COMMAND", "GETKEYS", "foo"), "ERR Invalid command specified"),
         (("COMMAND", "GETKEYS", "get"), "ERR Invalid number of arguments"),
         (("COMMAND", "GETKEYS", "ping"), "ERR The command has no key arguments"),
+        (("COMMAND", "GETKEYS", "SPUBLISH", "a", "b"), "ERR The command has no key arguments"),
+        (("LATENCY", "GRAPH", "a"), "ERR No samples available for event 'a'"),
+        (("WAIT", "1", "-1"), "ERR timeout is negative"),
+        (("MEMORY", "USAGE", "k", "SAMPLES", "-1"), "ERR syntax error"),
         (("COMMAND", "LIST", "x"), "ERR syntax error"),
     ],
 )
@@ -93,8 +122,35 @@ def test_the_table_of_commands(client: RespClient) -> None:
     assert docs[0] == b"get"
     assert docs[1][:2] == [b"summary", b"Returns a value."] or docs[1][0] == b"summary"
     assert client.ask("COMMAND", "GETKEYS", "MSET", "a", 1, "b", 2) == [b"a", b"b"]
+    assert client.ask("COMMAND", "GETKEYS", "EVALSHA", "x", 2, "a", "b", 1) == [b"a", b"b"]
+    assert client.ask("COMMAND", "GETKEYS", "EVAL", "x", 9, "a") == []
+    assert client.ask("COMMAND", "GETKEYS", "OBJECT", "freq", "a") == [b"a"]
+    assert b"publish" in client.ask("COMMAND", "LIST", "FILTERBY", "ACLCAT", "pubsub")
     assert b"scan" in client.ask("COMMAND", "LIST", "FILTERBY", "PATTERN", "s*")
     assert b"set" in client.ask("COMMAND", "LIST", "FILTERBY", "ACLCAT", "write")
     client.ask("HELLO", 3)
     assert client.ask("COMMAND", "DOCS", "client")[b"client"][b"subcommands"][b"client|id"]
     assert len(client.ask("COMMAND", "DOCS")) == count
+
+
+@pytest.mark.parametrize("word", ["INFO", "DOCS"])
+def test_what_is_told_of_a_command_is_written_once(
+    client: RespClient, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """However often it is asked for: hundreds of CLIENT would take longer than a round may."""
+    written: list[str] = []
+    write = catalog._specify_keys if word == "INFO" else catalog._document
+
+    def note(replies: Replies, command: Command) -> None:
+        written.append(command.name)
+        write(replies, command)
+
+    name = "_specify_keys" if word == "INFO" else "_document"
+    monkeypatch.setattr(catalog, name, note)
+    for protocol in (2, 3):
+        client.ask("HELLO", protocol)
+        written.clear()
+        for count in (1, 500):
+            found = client.ask("COMMAND", word, *["client"] * count)
+            assert len(found) in (count, 2 * count, 1)  # a map of RESP3 has each name once
+        assert len(written) == len(set(written)) > 10

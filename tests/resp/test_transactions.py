@@ -136,6 +136,10 @@ def test_watched_keys_that_change(service: RespService, protocol: int) -> None:
         client.ask("SET", "k", "mine")
         assert client.ask("EXEC") == [b"OK"]
         client.ask("WATCH", "k")
+        assert other.ask("EXPIRE", "k", 100) == 1  # the same value, of the same revision
+        client.ask("MULTI")
+        assert client.ask("EXEC") == []
+        client.ask("WATCH", "k")
         other.ask("SET", "k", 2)
         assert client.ask("UNWATCH") == b"OK"
         client.ask("MULTI")

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from conure.commands import READ_BYTES, Committed, Compare, Outcome, Relation, Sequential, Target
+from conure.commands import (
+    READ_BYTES,
+    WRITTEN_BYTES,
+    Committed,
+    Compare,
+    Outcome,
+    Relation,
+    Sequential,
+    Target,
+)
 from conure.errors import BadRequest, ConureError, Forbidden, PayloadTooLarge
 from conure.metrics import Registry
 from conure.service import promises
@@ -126,6 +135,30 @@ def test_steps_are_one_entry_of_the_round(backend: FakeBackend) -> None:
         ("two", 3, Outcome(3, False, current=2, time=7)),
     ]
     assert backend.values == {b"k": b"2", b"n": b"new"}
+
+
+def test_puts_together_are_one_entry_of_the_round(backend: FakeBackend) -> None:
+    backend.now = 7
+    backend.values = {b"k": b"1"}
+    front = Front(backend)
+    front.desk.write_together(Line(), [b"k", b"n"], [b"2", b"3"])
+    front.end()
+    done = (Done(existed=True), Done())
+    assert front.told == [(None, 2, Outcome(2, True, done=done, time=7))]
+    assert backend.values == {b"k": b"2", b"n": b"3"}
+
+
+def test_puts_together_are_asked_about_and_bounded(backend: FakeBackend) -> None:
+    gate = Denying()
+    front = Front(backend, gate)
+    with pytest.raises(Forbidden):
+        front.desk.write_together(Line(), [b"k", SECRET], [b"v", b"v"])
+    assert gate.asked[0] == (Action.WRITE, b"k", b"k\0")
+    many = [b"%d" % n for n in range(WRITTEN_BYTES // 1000 + 1)]
+    with pytest.raises(PayloadTooLarge):
+        front.desk.write_together(Line(), many, [bytes(1000)] * len(many))
+    front.end()
+    assert backend.batches == []
 
 
 EQUAL = Condition(When.EQUAL, b"x")

@@ -21,6 +21,7 @@ operator      joins, removes, moves and wipes nodes, hands leadership over
 verdict       what has to be true in the end
 simulation    all of them put together, and the two phases of a history
 seeds         what plays a seed from its beginning to its end
+forming       clusters that are begun by a list: a fleet, faults and rules of their own
 ============= ====================================================================================
 
 When the time is up, the faults end. Within a bounded time the cluster has to come back: one leader,

@@ -86,6 +86,14 @@ class Checks:
         self._contents: dict[int, int] = {}
         self._logs: dict[str, RaftLog] = {}  # by incarnation, of disks that were lost as well
 
+    def forget(self) -> None:
+        """Forget all logs: those who held them have lost their disks, every one."""
+        for facts in (self._leaders, self._votes, self._entries, self._committed):
+            facts.clear()
+        self._digests.clear()
+        self._contents.clear()
+        self.last_committed = 0
+
     def tell_of_admissions(self, tell: Callable[[str], None]) -> None:
         """Call this with the name of a node whenever a log admits its data directory."""
         self._listeners.append(tell)

@@ -107,6 +107,10 @@ class Machine:
         self.election_timeout = world.luck.election_timeout
         self.generation = 0
         self.lives = 0  # of its disk
+        self.peers: tuple[str, ...] = ()  # the others of a cluster that is to be formed
+        self.quorum_size = 0  # that it is started with
+        self.http_port = 8081
+        self.is_wildcard = False  # whether it leaves it to the others where it is
         self.node: Node
         self.up = False
         self.stays_down = False  # until somebody boots it
@@ -171,6 +175,15 @@ class Machine:
         return self.node._directory.identity.incarnation
 
     @property
+    def cluster_id(self) -> str:
+        return self.node._directory.identity.cluster_id
+
+    @property
+    def waits_for(self) -> str:
+        """Whom a node waits for that forms a cluster."""
+        return self.node._forming.waits_for()
+
+    @property
     def incoming(self) -> IncomingSnapshot | None:
         """The snapshot that is coming in."""
         return self.node._transfers.incoming
@@ -217,8 +230,11 @@ class Machine:
             node_id=self.name,
             told_node_id=True,
             data_dir="/data",
-            raft_address=self.address,
-            http_address=f"http://{self.host}:8081",
+            raft_address="" if self.is_wildcard else self.address,
+            http_address="" if self.is_wildcard else f"http://{self.host}:{self.http_port}",
+            http_port=self.http_port,
+            peers=self.peers,
+            quorum_size=self.quorum_size,
             bootstrap=self.bootstrap,
             version="sim",
             role=self.role,

@@ -16,9 +16,18 @@ from conure.consensus.records import FRAME_HEADER_BYTES
 from conure.errors import ConureError, OutcomeUnknown, Refused, Unavailable
 from conure.peers.calling import CallReply
 from conure.peers.calls import Answer, Call, decode_answer, decode_call, encode_answer, encode_call
+from conure.peers.forming import (
+    Question,
+    Shown,
+    check_question,
+    check_shown,
+    encode_question,
+    encode_shown,
+)
 from conure.peers.frames import decode_message, encode_message
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Outgoing
+from conure.values import is_address
 from tests.sim.checks import Checks
 from tests.sim.fleet import Fleet
 from tests.sim.machine import Machine
@@ -86,6 +95,12 @@ class Peers:
     ) -> None:
         if self.is_alive:
             self._network.probe(self, address, node_id, reply, known_as)
+
+    def ask(
+        self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
+    ) -> None:
+        if self.is_alive:
+            self._network.ask(self, address, question, reply)
 
 
 @dataclass(eq=False)
@@ -424,9 +439,11 @@ class Network:
         if known_as is None:
             known_as = node.known_as(to)
         made = Connection(source, target, node.greeting(), known_as, machine.node.greeting())
+        if not is_address(made.caller.raft_address):
+            raise _Cut  # it waits for the others to say where it is: protocol.py
         try:
             machine.run(machine.node.admit, kind, to, made.caller, known_as)
-            if not target.is_alive:
+            if not target.is_alive or not is_address(made.answerer.raft_address):
                 raise _Cut
             if kind != "probe":
                 source.machine.run(node.recognise, to, made.answerer)
@@ -494,6 +511,62 @@ class Network:
         yield self.latency(source.machine)
         if source.is_alive:
             source.machine.when_free(lambda: source.machine.run(reply, answer))
+
+    def ask(
+        self,
+        source: Peers,
+        address: str,
+        question: Question,
+        reply: Callable[[Shown | ConureError], None],
+    ) -> None:
+        """Let a process that forms a cluster ask who is at an address."""
+        self._world.start(self._ask(source, address, question, reply))
+
+    def _ask(
+        self,
+        source: Peers,
+        address: str,
+        question: Question,
+        reply: Callable[[Shown | ConureError], None],
+    ) -> Process:
+        """Each way takes its time, or more of it than anybody expects, and may lose what is said;
+        the asker finds out about that late."""
+        world, luck = self._world, self._world.luck
+        found: Shown | ConureError
+        yield self.latency(source.machine)
+        try:
+            if not world.mending and world.rng.random() < luck.loss:
+                raise _Cut
+            target, shown = self._put(source, address, question)
+            yield self.latency(target.machine)
+            if not world.mending and world.rng.random() < luck.straggling:
+                world.counts["late answers to who forms"] += 1
+                yield world.rng.uniform(0.0, 3.0)
+            names = (target.machine.name, source.machine.name)
+            if names in self.cut or (not world.mending and world.rng.random() < luck.loss):
+                raise _Cut
+            found = check_shown(encode_shown(shown))
+        except _Cut:
+            yield 0.2
+            found = Unavailable(f"{address} can't be reached")
+        except Refused as error:
+            found = error
+        if source.is_alive:
+            source.machine.when_free(lambda: source.machine.run(reply, found))
+
+    def _put(self, source: Peers, address: str, question: Question) -> tuple[Peers, Shown]:
+        """Put a question to who is at an address; return who answers. Raises _Cut, and Refused."""
+        machine = next((one for one in self._fleet.all() if one.address == address), None)
+        if machine is None or not machine.up or machine.paused or not source.is_alive:
+            raise _Cut
+        if (source.machine.name, machine.name) in self.cut:
+            raise _Cut
+        target = self._peers[machine.name]
+        shown = machine.run(machine.node.asked, check_question(encode_question(question)))
+        if shown is None or not target.is_alive:
+            raise _Cut
+        self._world.counts["questions of who forms"] += 1
+        return target, shown
 
     # -- snapshots -------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,6 +154,18 @@ def test_steps_see_what_those_before_them_did(machine: Machine) -> None:
     record = machine.store.get(b"k")
     assert record is not None
     assert record[:4] == (b"again", 1, 1, 1)
+
+
+def test_steps_leave_no_circles_to_the_collector() -> None:
+    machine = Machine()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            machine.do(Append(b"k", b"v"), Erase(b"n"))
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
 
 
 def test_a_step_that_can_not_be_done_changes_nothing_and_the_others_go_on(machine: Machine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from btree import BTree
 from conure.errors import CorruptionError, DiskFull, ForeignDirectory
 from conure.fileio import OsFileSystem
-from conure.storage import writeback
+from conure.storage import bufferpool, writeback
 from conure.storage.cells import make_cell, open_cell, separator
 from conure.storage.engine import Record
 from conure.storage.pages import (
@@ -95,35 +95,106 @@ def test_unwritten_bytes_are_about_what_they_take(size: int) -> None:
     tree.close()
 
 
-def test_a_leaf_goes_to_lists_when_it_is_used_much_and_is_packed_when_written(pair: Pair) -> None:
+@pytest.mark.parametrize("is_spare", [False, True])
+def test_a_leaf_goes_to_lists_when_it_is_used_much_and_is_packed_when_written(
+    is_spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_spare:
+        monkeypatch.setattr(bufferpool, "_SPARED", 1)
+    pair = Pair(CrashFileSystem())
+
     def in_lists() -> list[bool]:
         leaves = [node for node in pair.tree._pool.nodes.values() if isinstance(node, Leaf)]
         return [not leaf.page for leaf in leaves]
 
-    for _ in range(2):
+    for number in range(2):
         for changes in (3, 20):
             for i in range(changes):
                 pair.put(b"%d" % (i % 3), b"v" * i)
-            assert in_lists() == [changes == 20]
+            assert in_lists() == [changes == 20 or (is_spare and number == 1)]
         pair.delete(b"1")
         pair.checkpoint()
-        assert in_lists() == [False]
-        for _ in range(20):
-            assert pair.tree.get(b"0") == pair.model[b"0"]
+        assert in_lists() == [is_spare]
+        use(pair, [b"0"], 20)
         assert in_lists() == [True]
         pair.checkpoint()
         pair.put(b"0", b"w")
         pair.checkpoint()
+    pair.verify()
+    pair.tree.close()
 
 
-def test_lists_are_a_small_part_of_the_cache(pair: Pair) -> None:
-    for i in range(400):
-        pair.put(b"%03d" % i, b"")
+def use(pair: Pair, keys: Iterable[bytes], times: int = 10) -> None:
+    """Read keys in the tree, whatever was read lately."""
+    with pair.tree.snapshot() as state:
+        for key in keys:
+            for _ in range(times):
+                assert state.get(key) == pair.model[key]
+
+
+def use_all(pair: Pair, times: int = 10) -> None:
+    use(pair, pair.model, times)
+
+
+def test_lists_take_what_the_cache_can_spare() -> None:
+    pair = Pair(CrashFileSystem(), cache_bytes=200_000)
+    pool = pair.tree._pool
+    for i in range(500):
+        pair.put(b"%04d" % i, b"v" * 10)
+    use_all(pair)
     pair.checkpoint()
-    for key in sorted(pair.model)[:150]:
-        for _ in range(30):
-            assert pair.tree.get(key) == pair.model[key]
-    assert 0 < pair.tree._pool._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 4
+    assert pool._cached_in_lists == 500  # as they are: they were used much while unwritten
+    pair.verify()
+    pair.put(b"0250", b"w")
+    pair.checkpoint()
+    assert pool._cached_in_lists == 500
+    for i in range(500, 5000):  # more than fits
+        pair.put(b"%04d" % i, b"v" * 10)
+        if i % 500 == 0:
+            pair.checkpoint()
+            pair.verify()
+            if pair.tree.stats().evictions == 0:
+                use_all(pair, 1)
+    pair.checkpoint()
+    assert pool._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 16
+    assert pool.cached_bytes <= pair.cache_bytes
+    pair.verify()
+    pair.tree.close()
+
+
+def test_lists_are_packed_before_a_page_is_dropped() -> None:
+    pair = Pair(CrashFileSystem(), cache_bytes=200_000)
+    pool = pair.tree._pool
+    for i in range(1200):
+        pair.put(b"%04d" % i, b"v" * 10)
+    pair.checkpoint()
+    use_all(pair)
+    listed = pool._cached_in_lists
+    assert listed > 400
+    held = [(leaf, leaf.keys) for leaf in pool.nodes.values() if isinstance(leaf, Leaf)]
+    pinned = pair.tree.snapshot()
+    for i in range(1200, 2000):
+        pair.put(b"%04d" % i, b"v" * 10)
+    pair.checkpoint()
+    use_all(pair, 1)
+    assert pool._cached_in_lists < listed / 2
+    assert pair.tree.stats().evictions == 0
+    assert all(leaf.keys is keys for leaf, keys in held if keys)  # who reads one may go on
+    assert len(list(pinned.items())) == 1200
+    pinned.close()
+    pair.verify()
+    pair.tree.close()
+
+
+def test_lists_are_a_small_part_of_a_full_cache() -> None:
+    pair = Pair(CrashFileSystem(), cache_bytes=60_000)
+    for i in range(3000):
+        pair.put(b"%04d" % i, b"")
+    pair.checkpoint()
+    use(pair, sorted(pair.model)[:150], 30)
+    assert 0 < pair.tree._pool._cached_in_lists * RECORD_BYTES < pair.cache_bytes / 16
+    pair.verify()
+    pair.tree.close()
 
 
 def test_the_cost_of_a_write_does_not_grow_with_the_tree() -> None:

@@ -425,3 +425,51 @@ def test_a_file_that_ends_early_or_late_is_damage(length: int) -> None:
     for damaged in (WITH_CHECKSUM[:length], WITH_CHECKSUM + WITH_CHECKSUM[:length] + b"\n"):
         with pytest.raises(CorruptionError, match=r"identity\.json"):
             read(damaged)
+
+
+# -- with whom a cluster was formed --------------------------------------------------------------
+
+
+KEPT = bytes.fromhex("434e5246 01 c2412435 616263")
+
+
+def test_a_formation_is_kept() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    assert directory.formation() == b""
+    directory.keep_formation(b"abc")
+    assert fs.contents("/data/formation") == KEPT
+    directory.close()
+    fs = fs.after_crash("dropped")
+    directory = open_directory(fs)
+    assert directory.formation() == b"abc"
+    directory.keep_formation(b"another")  # nothing came of the first one
+    assert directory.formation() == b"another"
+    assert not fs.exists("/data/formation.new")
+
+
+def test_a_formation_that_finds_no_room_leaves_the_one_before() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    directory.keep_formation(b"abc")
+    fs.set_capacity(fs.used_bytes())
+    with pytest.raises(DiskFull):
+        directory.keep_formation(b"x" * 5000)
+    assert directory.formation() == b"abc"
+    assert not fs.exists("/data/formation.new")
+
+
+def test_any_other_byte_of_a_formation_is_damage() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    directory.keep_formation(b"abc")
+    for position in range(len(KEPT)):
+        damaged = bytearray(KEPT)
+        damaged[position] ^= 1
+        write(fs, "/data/formation", bytes(damaged))
+        with pytest.raises(CorruptionError, match=r"^/data/formation is corrupt"):
+            directory.formation()
+    for length in range(len(KEPT)):
+        write(fs, "/data/formation", KEPT[:length])
+        with pytest.raises(CorruptionError):
+            directory.formation()

@@ -159,7 +159,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert list(engine.scan(start, end, reverse=reverse)) == rows
         assert list(islice(engine.scan(start, end, reverse=reverse), 3)) == rows[:3]
         assert list(engine.items(start, end, reverse=reverse)) == rows
-        assert list(engine.keys(start, end, reverse=reverse)) == [key for key, _ in rows]
+        keys = [key for key, _ in rows]
+        assert list(engine.keys(start, end, reverse=reverse)) == keys
+        assert list(engine.scan_keys(start, end, reverse=reverse)) == keys
         headings = [(key, without_value(record)) for key, record in rows]
         assert list(engine.scan_headings(start, end, reverse=reverse)) == headings
 
@@ -351,7 +353,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.kind.applied(self.fs, PLACE) == facts[:2]
         self.engine = self.kind.open(self.fs, PLACE, SMALL, create=False)
         self.model = dict(model)
-        assert dict(self.engine.scan()) == model
+        assert dict(self.engine.items()) == model
 
     # -- always ------------------------------------------------------------------------------------
 
@@ -403,7 +405,7 @@ def filled(kind: EngineKind, fs: CrashFileSystem, place: str, index: int) -> Mod
         for number in range(1, 200):
             engine.put(b"%03d" % number, bytes(number % 90), number)
         engine.checkpoint(index, 3, index * 7)
-        return dict(engine.scan())
+        return dict(engine.items())
 
 
 def test_a_key_that_is_no_key_is_refused(kind: EngineKind) -> None:
@@ -482,14 +484,14 @@ def test_a_disk_that_fails_costs_nothing_durable(kind: EngineKind, at: int) -> N
     engine = kind.open(fs, PLACE, SMALL, create=False)
     for number in range(150):
         engine.put(b"%03d" % number, bytes(100), 300 + number)
-    after = dict(engine.scan())
+    after = dict(engine.items())
     fs.fail_call(at)
     with contextlib.suppress(DiskFailed, DiskFull):
         engine.checkpoint(6, 4)
     fs.fail_call(None)
     later = fs.after_crash("random", random.Random(at))
     again = kind.open(later, PLACE, SMALL, create=False)
-    assert dict(again.scan()) == (after if again.applied_index == 6 else model)
+    assert dict(again.items()) == (after if again.applied_index == 6 else model)
     again.check()
 
 
@@ -522,13 +524,13 @@ def test_a_staged_state_is_put_in_the_place_of_another(kind: EngineKind) -> None
     assert kind.applied(fs, STAGED) == (0, 0)
     kind.sync(fs, claimed)
     kind.put_in_place(fs, claimed, PLACE)
-    assert dict(reader.items()) == dict(using.scan()) == old
+    assert dict(reader.items()) == dict(using.items()) == old
     reader.close()
     using.close()
     for disk_then in (fs, fs.after_crash("dropped")):
         assert kind.applied(disk_then, PLACE) == (9, 3)
         with contextlib.closing(kind.open(disk_then, PLACE, SMALL, create=False)) as engine:
-            assert dict(engine.scan()) == new
+            assert dict(engine.items()) == new
             assert (engine.applied_digest, engine.check().records) == (63, len(new))
         assert kind.applied(disk_then, claimed) == (0, 0)
 
@@ -566,7 +568,7 @@ def test_a_staged_state_is_whole_somewhere_until_it_is_in_place(
             if places[0] != PLACE:
                 kind.put_in_place(later, places[0], PLACE)
             with contextlib.closing(kind.open(later, PLACE, SMALL, create=False)) as engine:
-                assert dict(engine.scan()) == new
+                assert dict(engine.items()) == new
                 engine.check()
     assert PLACE in states
 

@@ -24,7 +24,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.lab.engines import ENGINES
-from tests.lab.process import ROOT, Answer, ServerProcess, running
+from tests.lab.process import ROOT, Answer, ServerProcess, rest_port, running
 
 PAGE = ROOT / "docs" / "http-api.md"
 CURL = shutil.which("curl")
@@ -707,8 +707,9 @@ def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
         "LC_ALL": "C",
     }
-    with running(tmp_path / "data", "--bootstrap") as server:
+    with running(tmp_path / "data", "--bootstrap", "--rest-addr=127.0.0.1:0") as server:
         here = {
+            "localhost:8080": f"127.0.0.1:{rest_port(server)}",
             "localhost:8081": f"127.0.0.1:{server.port}",
             "python3 conuredb.py": f"python3 {ROOT}/conuredb.py",
         }

@@ -3,6 +3,7 @@ what was answered is true, and nothing else has happened but what was left open.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -262,6 +263,29 @@ def test_a_transaction_that_is_begun_outlives_the_leader(cluster: Cluster) -> No
         cluster.leader(cluster.running)
         assert visitor.ask([(b"INCR", b"a"), (b"EXEC",)], follower) == [b"QUEUED", [b"OK", 2]]
         assert visitor.ask([(b"GET", b"a")], follower) == [b"2"]
+
+
+def test_a_key_expires_at_every_node(cluster: Cluster) -> None:
+    """By the leader's time, whoever was asked to set it; and who listens at a follower is told."""
+    leader, (one, other) = cluster.leader(), cluster.followers()
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(RespClient(member.resp_port, member.host))
+            for member in (leader, one, other)
+        ]
+        listener = stack.enter_context(RespClient(other.resp_port, other.host))
+        assert listener.ask("CONFIG", "SET", "notify-keyspace-events", "Ex") == b"OK"
+        assert listener.ask("SUBSCRIBE", "__keyevent@0__:expired")[2] == 1
+        assert clients[1].ask("SET", "k", "v", "PX", 300) == b"OK"
+        assert clients[1].ask("SET", "stays", "v", "EX", 300) == b"OK"
+        for client in clients:
+            assert client.ask("PTTL", "k") <= 300  # -2 if it took that long
+            assert 0 < client.ask("TTL", "stays") <= 300
+        assert listener.read() == [b"message", b"__keyevent@0__:expired", b"k"]
+        for client in clients:
+            assert client.ask("GET", "k") is None
+            assert client.ask("TTL", "k") == -2
+            assert client.ask("EXISTS", "stays") == 1
 
 
 def test_an_election_is_a_pause(cluster: Cluster) -> None:

@@ -30,8 +30,8 @@ class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
     PLAYED = ("API", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
-              "Node", "Reactor", "Requests", "Resp", "Transport", "Watchers", "bind", "gc",
-              "signal")  # fmt: skip
+              "Node", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers", "bind",
+              "gc", "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -68,6 +68,11 @@ class Received:
         return self.Resp.call_args and self.Resp.call_args.args[3]
 
     @property
+    def rest(self) -> Any:
+        """The limits of REST's server, the last that is made."""
+        return self.HTTPServer.call_args_list[-1].args[2]
+
+    @property
     def names(self) -> Any:
         """The names that the API's server answers to."""
         return self.HTTPServer.call_args_list[0].args[4].names
@@ -78,7 +83,7 @@ class Received:
 
     @property
     def seeds(self) -> Any:
-        return self.Joiner.call_args and self.Joiner.call_args.args[0]
+        return self.Joiner.call_args and self.Joiner.call_args.args[0]()
 
     @property
     def drained(self) -> Any:
@@ -95,9 +100,14 @@ class Row(NamedTuple):
 
 
 RESP = ("--resp-addr=:9190",)
+REST = ("--rest-addr=:8180",)
 
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
+    "profile": [
+        Row("kvstore", lambda r: r.node.engine, "lsm"),
+        Row("kvstore", lambda r: r.API.call_args.kwargs["forward"], True),
+    ],
     "node_id": [
         Row("n9", lambda r: r.node.node_id, "n9"),
         Row("n9", lambda r: r.node.told_node_id, True),
@@ -115,10 +125,12 @@ ROWS = {
     "http_advertise": [Row("http://db9:8009", lambda r: r.node.http_address, "http://db9:8009")],
     "metrics_addr": [Row(":9100", lambda r: r.addresses[1:], [Address("", 9100)])],
     "resp_addr": [Row(":9190", lambda r: r.addresses[1:], [Address("", 9190)])],
+    "rest_addr": [Row(":8180", lambda r: r.addresses[1:], [Address("", 8180)])],
     "resp_max_connections": [Row("77", lambda r: r.resp.max_connections, 77, RESP)],
     "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
     "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
+    "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
     "engine": [
@@ -139,6 +151,8 @@ ROWS = {
     "max_value_bytes": [
         Row("2MiB", lambda r: r.kv.value_bytes, 2 * MIB),
         Row("50MiB", lambda r: r.http.max_body_bytes, 50 * MIB),
+        Row("50MiB", lambda r: r.rest.max_body_bytes, 50 * MIB, REST),
+        Row("2MiB", lambda r: r.Rest.call_args.args[3].value_bytes, 2 * MIB, REST),
         Row("50MiB", lambda r: r.resp.max_command_bytes, 50 * MIB, RESP),
     ],
     "page_size": [Row("8192", lambda r: r.node.page_size, 8192)],
@@ -156,7 +170,10 @@ ROWS = {
         Row("17MiB", lambda r: r.http.max_body_bytes, 17 * MIB),
         Row("17MiB", lambda r: r.resp.max_command_bytes, 17 * MIB, RESP),
     ],
-    "max_connections": [Row("77", lambda r: r.http.max_connections, 77)],
+    "max_connections": [
+        Row("77", lambda r: r.http.max_connections, 77),
+        Row("77", lambda r: r.rest.max_connections, 77, REST),
+    ],
     "trusted_proxies": [
         Row("192.0.2.0/24", lambda r: r.http.trusted_proxies, ("192.0.2.0/24",)),
         Row("192.0.2.0/24", lambda r: r.resp.trusted_proxies, ("192.0.2.0/24",), RESP),
@@ -173,7 +190,8 @@ ROWS = {
         Row("2MiB", lambda r: r.History.call_args.kwargs["max_bytes"], 2 * MIB)
     ],
     "idempotency_window": [
-        Row("7s", lambda r: r.API.call_args.kwargs["idempotency_window"], 7000)
+        Row("7s", lambda r: r.API.call_args.kwargs["idempotency_window"], 7000),
+        Row("7s", lambda r: r.Rest.call_args.kwargs["idempotency_window"], 7000, REST),
     ],
     "slow_request": [
         Row("7s", lambda r: r.http.slow_request, 7.0),

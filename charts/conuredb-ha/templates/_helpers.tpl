@@ -40,6 +40,18 @@ http://{{ .pod }}.{{ include "conuredb.name" .root }}-hs.{{ .root.Release.Namesp
 http://{{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
 {{- end -}}
 
+{{- /* "true" if a front is served, resp, rest or metrics, else nothing. */ -}}
+{{- define "conuredb.serves" -}}
+{{- if or (get .root.Values .front).enabled (eq .root.Values.profile "kvstore") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- /* The engine that the values ask for; nothing: the server's choice. */ -}}
+{{- define "conuredb.engine" -}}
+{{- .Values.engine | default (ternary "lsm" "" (eq .Values.profile "kvstore")) -}}
+{{- end -}}
+
 {{- define "conuredb.podSecurity" -}}
 {{- $security := .Values.security -}}
 {{- range $field := list "runAsNonRoot" "runAsUser" "runAsGroup" "fsGroup" }}
@@ -92,7 +104,11 @@ depends on the number of members, or scaling would restart them all. */ -}}
       fieldPath: metadata.name
 - name: CONURE_DATA_DIR
   value: /var/lib/conure
-- name: CONURE_HTTP_ADDR
+{{- with .Values.profile }}
+- name: CONURE_PROFILE
+  value: {{ . }}
+{{- end }}
+- name: {{ ternary "CONURE_API_ADDR" "CONURE_HTTP_ADDR" (eq .Values.profile "kvstore") }}
   value: ":8081"
 - name: CONURE_RAFT_ADDR
   value: ":7001"
@@ -106,7 +122,7 @@ depends on the number of members, or scaling would restart them all. */ -}}
 - name: CONURE_QUORUM_SIZE
   value: {{ . | quote }}
 {{- end }}
-{{- with .Values.engine }}
+{{- with include "conuredb.engine" . }}
 - name: CONURE_ENGINE
   value: {{ . }}
 {{- end }}
@@ -114,9 +130,17 @@ depends on the number of members, or scaling would restart them all. */ -}}
 - name: CONURE_MAX_MEM_SIZE
   value: {{ . | quote }}
 {{- end }}
-{{- if .Values.resp.enabled }}
+{{- if include "conuredb.serves" (dict "root" . "front" "resp") }}
 - name: CONURE_RESP_ADDR
   value: ":9090"
+{{- end }}
+{{- if include "conuredb.serves" (dict "root" . "front" "rest") }}
+- name: CONURE_REST_ADDR
+  value: ":8080"
+{{- end }}
+{{- if include "conuredb.serves" (dict "root" . "front" "metrics") }}
+- name: CONURE_METRICS_ADDR
+  value: ":2112"
 {{- end }}
 {{- with .Values.allowedHosts }}
 - name: CONURE_ALLOWED_HOSTS
@@ -238,9 +262,17 @@ spec:
               containerPort: 8081
             - name: raft
               containerPort: 7001
-            {{- if $root.Values.resp.enabled }}
+            {{- if include "conuredb.serves" (dict "root" $root "front" "resp") }}
             - name: resp
               containerPort: 9090
+            {{- end }}
+            {{- if include "conuredb.serves" (dict "root" $root "front" "rest") }}
+            - name: rest
+              containerPort: 8080
+            {{- end }}
+            {{- if include "conuredb.serves" (dict "root" $root "front" "metrics") }}
+            - name: metrics
+              containerPort: 2112
             {{- end }}
           startupProbe:
             httpGet:

@@ -22,6 +22,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 http://{{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
 {{- end -}}
 
+{{- /* "true" if a front is served, resp, rest or metrics, else nothing. */ -}}
+{{- define "conuredb.serves" -}}
+{{- if or (get .root.Values .front).enabled (eq .root.Values.profile "kvstore") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- /* The engine that the values ask for; nothing: the server's choice. */ -}}
+{{- define "conuredb.engine" -}}
+{{- .Values.engine | default (ternary "lsm" "" (eq .Values.profile "kvstore")) -}}
+{{- end -}}
+
 {{- define "conuredb.podSecurity" -}}
 {{- $security := .Values.security -}}
 {{- range $field := list "runAsNonRoot" "runAsUser" "runAsGroup" "fsGroup" }}

@@ -176,13 +176,14 @@ class BlobWriter:
         sizes = _SIZES.pack(len(value), len(key))
         crc = crc32(key, crc32(sizes, _place(offset, self._seed)))
         self._parts += (_CRC.pack(crc), sizes, key)
+        self.size += _RECORD.size + len(key)
         for at in range(0, len(value), CHUNK):
             chunk = value[at : at + CHUNK]
             crc = crc32(chunk, crc)
             self._parts += (chunk, _CRC.pack(crc))
-        self.size += _record_size(len(key), len(value))
-        if self.size - self._written >= GATHERED:
-            self._write()
+            self.size += len(chunk) + _CRC.size
+            if self.size - self._written >= GATHERED:  # also amid a value: no copy of it is held
+                self._write()
         return _REF.pack(offset, len(value)) + self._name.encode()
 
     def finish(self) -> None:

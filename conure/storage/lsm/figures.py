@@ -71,6 +71,18 @@ class LSMStats(EngineStats):
                 )
                 for label, (_, size) in zip(levels, self.tables, strict=True)
             ),
+            Figure(
+                "",
+                "kvstore_memtable_size_bytes",
+                "The same as conure_lsm_memtable_bytes.",
+                self.memtable_bytes,
+            ),
+            Figure(
+                "",
+                "kvstore_sstable_count",
+                "Tables of all levels: the sum of conure_lsm_tables.",
+                sum(count for count, _ in self.tables),
+            ),
             Figure("runs", "conure_lsm_runs", "Places to look a key up in on disk.", self.runs),
             Figure(
                 "index_bytes",

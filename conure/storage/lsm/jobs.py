@@ -28,6 +28,7 @@ from typing import NamedTuple
 from conure.errors import CorruptionError, DiskFailed, Exhausted, StorageError
 from conure.fileio import FileSystem
 from conure.storage.cells import SPILLED, make_cell, open_cell, reference_of
+from conure.storage.engine import Record
 from conure.storage.lsm.blobs import BlobFacts, BlobFile, BlobWriter, file_of
 from conure.storage.lsm.tables import TOMBSTONE, Table, TableFacts
 from conure.storage.lsm.tablewriter import TableWriter
@@ -155,9 +156,8 @@ def flush(
     try:
         for keys, cells in chunks:
             read += len(keys)
-            for piece in pieces(keys, cells):
-                yield from out.add(piece[0], out.without_long_values(*piece))
-                yield
+            yield from _flushed(out, keys, cells)
+            del keys, cells  # or long values would be held until the next chunk has come
         return (yield from out.finish(read, 0, 0))
     except GeneratorExit:
         out.close()
@@ -165,6 +165,12 @@ def flush(
     except BaseException:
         out.abort()
         raise
+
+
+def _flushed(out: Outputs, keys: Sequence[bytes], cells: Sequence[bytes]) -> Iterator[None]:
+    for piece in pieces(keys, cells):
+        yield from out.add(piece[0], out.without_long_values(*piece))
+        yield
 
 
 def merge(fs: FileSystem, folder: str, job: MergeJob) -> Generator[None, None, JobResult]:
@@ -323,10 +329,9 @@ def _merged(parts: Sequence[Chunk]) -> tuple[list[bytes], list[bytes]]:
     return order, list(map(newest.__getitem__, order))
 
 
-def _spilled(cell: bytes, found: bytes) -> bytes:
-    """Return the cell of the same record that ends with a reference to its value."""
-    _, create, mod, version, expiry = open_cell(cell)[0]
-    return make_cell(found, create, mod, version, expiry, spilled=True)
+def _spilled(record: Record, reference: bytes) -> bytes:
+    """Return the cell of a record that ends with a reference to its value."""
+    return make_cell(reference, *record[1:], spilled=True)
 
 
 class _Ranges:
@@ -373,8 +378,8 @@ class _Emptied:
                 found = reference_of(cell)
                 file = self._files.get(file_of(found))
                 if file is not None:
-                    value = file.read(keys[at], found)
-                    moved[at] = _spilled(cell, out.write_value(keys[at], value))
+                    reference = out.write_value(keys[at], file.read(keys[at], found))
+                    moved[at] = _spilled(open_cell(cell)[0], reference)
         return moved
 
 
@@ -418,9 +423,9 @@ class Outputs:
         apart = list(cells)
         for at, cell in enumerate(cells):
             if len(keys[at]) + len(cell) > limit:
-                value = open_cell(cell)[0].value
-                if len(keys[at]) + len(value) > limit:
-                    apart[at] = _spilled(cell, self.write_value(keys[at], value))
+                record, _ = open_cell(cell)
+                if len(keys[at]) + len(record.value) > limit:
+                    apart[at] = _spilled(record, self.write_value(keys[at], record.value))
         return apart
 
     def write_value(self, key: bytes, value: bytes) -> bytes:

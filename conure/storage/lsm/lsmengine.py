@@ -16,10 +16,11 @@
    (``marks.py``).
 
 Threads: one writer at a time, in the caller's lock: ``put``, ``delete``, ``touch``, ``get``,
-``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``, ``len``,
-``approach``, ``begin_checkpoint``, ``check``, ``maintain``, ``loader``. ``compact`` and the methods
-of one checkpoint belong to the thread that makes checkpoints. Any thread at any time: everything on
-a snapshot, the iterators that ``items`` and ``keys`` return, ``stats``, ``pressure``, ``close``.
+``heading``, ``beginning``, ``snapshot``, ``items``, ``keys``, ``scan``, ``scan_headings``,
+``scan_keys``, ``len``, ``begin_checkpoint``, ``check``, ``maintain``, ``loader``. ``compact`` and
+the methods of one checkpoint belong to the thread that makes checkpoints. Any thread at any time:
+everything on a snapshot, the iterators that ``items`` and ``keys`` return, ``stats``, ``pressure``,
+``close``.
 The engine's own lock is held for assignments alone.
 """
 
@@ -32,8 +33,8 @@ from itertools import chain
 from time import perf_counter
 from typing import TypeVar
 
-from conure.errors import StorageError
 from conure.fileio import FileSystem
+from conure.storage.atonce import make_at_once
 from conure.storage.cells import NARROW, NARROW_HEAD, NARROW_SIZE, make_cell
 from conure.storage.engine import CheckReport, EngineOptions, Record
 from conure.storage.lsm.blobs import BlobFile
@@ -47,9 +48,10 @@ from conure.storage.lsm.loading import Loader
 from conure.storage.lsm.manifest import Manifest
 from conure.storage.lsm.marks import Marks
 from conure.storage.lsm.memtable import Memtable
+from conure.storage.lsm.merging import Group
 from conure.storage.lsm.pinned import PinnedReader
 from conure.storage.lsm.reading import Cells, Rows
-from conure.storage.lsm.state import PAUSE, Pinned, State, approached, live_groups
+from conure.storage.lsm.state import Pinned, State, live_groups
 from conure.storage.lsm.tables import TOMBSTONE, Table
 from conure.storage.lsm.version import Version
 from conure.storage.lsm.workers import FLUSH_PATIENCE, InProcess, Runner, Worker
@@ -64,6 +66,7 @@ _HOLD_BACK = 12
 """Tables of level 0 from which on checkpoints had better wait for merging."""
 
 _MOST_FOUND = 256
+_PAUSED = (None,)
 _BLOB_SHARE = 4  # a blob file is so many times as long as a table
 
 _numbers = NARROW.unpack_from
@@ -101,7 +104,6 @@ class LSMEngine:
         self._records = present.records
         self._marks = Marks(present.marks)
         self._insertions = 0  # of keys that weren't there
-        self._deletions = 0  # since the engine was opened
         # What pinned readers have found, to be marks.
         self._found: deque[tuple[int, bytes, bytes]] = deque(maxlen=_MOST_FOUND)
         self._readers: set[int] = set()
@@ -153,29 +155,29 @@ class LSMEngine:
     def __len__(self) -> int:
         return self._records
 
-    def scan(self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False) -> Rows:
-        """Iterate over keys and records; nothing may be written before the end."""
+    def scan(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Record] | None]:
+        """Iterate over keys and records, and None where many are deleted; nothing may be written
+        before the end."""
         state = self._state
         return chain.from_iterable(self._rows(state, state.cells.records, start, end, reverse))
 
     def scan_headings(
         self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, tuple[Record, int]]]:
+    ) -> Iterator[tuple[bytes, tuple[Record, int]] | None]:
         """Iterate like :meth:`scan` over keys and what :meth:`heading` returns of them."""
         state = self._state
         return chain.from_iterable(self._rows(state, state.cells.headings, start, end, reverse))
 
-    def approach(
-        self, start: bytes, end: bytes | None, records: int, *, reverse: bool = False
-    ) -> Iterator[None]:
-        """Go through what is deleted on the way to the first *records* records of a range, and
-        leave marks."""
-        state = self._state
-        if not self._records or self._deletions + state.version.tombstones < PAUSE:
-            return iter(())
-        marks = self._known_marks()
-        groups = live_groups(state, marks, marks.add, start, end, reverse=reverse)
-        return approached(groups, records)
+    def scan_keys(
+        self, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[bytes | None]:
+        """Iterate like :meth:`scan` over the keys alone."""
+        groups = self._groups(self._state, start, end, reverse)
+        return chain.from_iterable(
+            (keys[::-1] if reverse else keys) if keys else _PAUSED for keys, _ in groups
+        )
 
     def snapshot(self) -> PinnedReader:
         """Pin the present state for reading in any thread. Under the caller's lock, in constant
@@ -248,7 +250,6 @@ class LSMEngine:
             self._outdate(key, old)
         state.memtable.put(key, TOMBSTONE, here)
         self._records -= 1
-        self._deletions += 1
         if self._marks.all:
             self._marks.delete(key)
         return True
@@ -317,14 +318,7 @@ class LSMEngine:
 
     def checkpoint(self, index: int, term: int, digest: int = 0) -> None:
         """Make the present state durable. Raises DiskFull, after which it may be tried again."""
-        running = self.begin_checkpoint(index, term, digest)
-        try:
-            while not running.step(1.0):
-                pass
-            running.finish()
-        except StorageError:
-            running.abort()
-            raise
+        make_at_once(self.begin_checkpoint(index, term, digest))
 
     def joined(self, memtable: Memtable) -> None:
         """Put *memtable* in the place of all frozen ones (flushing.Flushes)."""
@@ -497,18 +491,26 @@ class LSMEngine:
         start: bytes,
         end: bytes | None,
         reverse: bool,
-    ) -> Iterator[Iterator[tuple[bytes, _Thing]]]:
-        """Iterate over a range of the present state in groups."""
+    ) -> Iterator[Iterable[tuple[bytes, _Thing] | None]]:
+        """Iterate over a range of the present state in groups, and pauses among them."""
+        for keys, cells in self._groups(state, start, end, reverse):
+            if not keys:
+                yield _PAUSED
+            elif reverse:
+                yield zip(keys[::-1], read(keys[::-1], cells[::-1]), strict=True)
+            else:
+                yield zip(keys, read(keys, cells), strict=True)
+
+    def _groups(
+        self, state: State, start: bytes, end: bytes | None, reverse: bool
+    ) -> Iterator[Group]:
+        """Iterate over what is alive in a range of the present state; an empty group is a pause."""
         if not self._records:
             return
         for memtable in (state.memtable, *state.frozen):
             memtable.settle()
         marks = self._known_marks()
-        for keys, cells in live_groups(state, marks, marks.add, start, end, reverse=reverse):
-            if reverse:
-                yield zip(keys[::-1], read(keys[::-1], cells[::-1]), strict=True)
-            else:
-                yield zip(keys, read(keys, cells), strict=True)
+        yield from live_groups(state, marks, marks.add, start, end, reverse=reverse)
 
     def _known_marks(self) -> Marks:
         """Return the marks, with those that pinned readers have found and that are still true."""

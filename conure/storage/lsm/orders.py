@@ -110,24 +110,26 @@ class Frames:
         self._held += data
 
     def __iter__(self) -> Iterator[tuple[Kind, bytes]]:
-        """Yield each whole frame. Raises ValueError, after which the stream is of no use."""
-        held, at = self._held, 0
-        try:
-            while len(held) - at >= _HEAD.size:
-                size, checksum, kind = _HEAD.unpack_from(held, at)
-                if size > self._max_body:
-                    raise ValueError(f"a frame of {size} bytes")
-                end = at + _HEAD.size + size
-                if len(held) < end:
-                    break
-                with memoryview(held) as view:
-                    if crc32(view[at + 8 : end]) != checksum:
-                        raise ValueError("a frame fails its checksum")
-                    body = bytes(view[at + _HEAD.size : end])
-                at = end
-                yield Kind(kind), body
-        finally:
-            del held[:at]
+        """Yield each whole frame, and hold no byte of it. Raises ValueError, after which the stream
+        is of no use."""
+        held = self._held
+        while len(held) >= _HEAD.size:
+            size, checksum, kind = _HEAD.unpack_from(held)
+            if size > self._max_body:
+                raise ValueError(f"a frame of {size} bytes")
+            if len(held) < _HEAD.size + size:
+                break
+            yield Kind(kind), self._cut(size, checksum)
+
+    def _cut(self, size: int, checksum: int) -> bytes:
+        """Take the first frame and return its body. Raises ValueError."""
+        end = _HEAD.size + size
+        with memoryview(self._held) as view:
+            if crc32(view[8:end]) != checksum:
+                raise ValueError("a frame fails its checksum")
+            body = bytes(view[_HEAD.size : end])
+        del self._held[:end]
+        return body
 
 
 def frame(kind: Kind, *parts: bytes) -> bytes:

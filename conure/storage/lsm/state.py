@@ -21,7 +21,7 @@ from conure.storage.lsm.merging import Group, merged
 from conure.storage.lsm.reading import Cells
 from conure.storage.lsm.version import Version
 
-__all__ = ["PAUSE", "Leave", "Pinned", "Source", "State", "approached", "live_groups"]
+__all__ = ["PAUSE", "Leave", "Pinned", "Source", "State", "live_groups"]
 
 PAUSE: Final = 2000
 """Deleted keys, about: a millisecond or two."""
@@ -113,16 +113,6 @@ def live_groups(
     if reverse:
         return _downwards(source, marks, leave, start, end)
     return _upwards(source, marks, leave, start, end)
-
-
-def approached(groups: Iterator[Group], records: int) -> Iterator[None]:
-    """Go on until the first *records* records of a range are reached, in steps of a millisecond or
-    two."""
-    for keys, _ in groups:
-        records -= len(keys)
-        if keys and records <= 0:
-            return
-        yield
 
 
 def _downwards(

@@ -170,11 +170,6 @@ class Version:
         return live
 
     @cached_property
-    def tombstones(self) -> int:
-        """How many tombstones its tables have."""
-        return sum([table.facts.tombstones for table in self.tables()])
-
-    @cached_property
     def runs(self) -> int:
         """In how many places a key may have to be looked for."""
         return len(self._finds) + bool(self._last_lasts)

@@ -150,5 +150,8 @@ def _items(heard: Iterator[tuple[Kind, bytes]]) -> Iterator[Chunk]:
             return
         if kind is not Kind.ITEMS:
             raise ValueError(f"{kind!r} among items")
-        yield decode_items(body)
+        chunk = decode_items(body)
+        del body  # or a long value would be held twice while it is written
+        yield chunk
+        del chunk
     raise ValueError("the input ended among items")

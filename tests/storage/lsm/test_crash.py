@@ -62,7 +62,7 @@ class History:
         index = engine.applied_index
         assert index in (self.durable, self.under_way)
         assert engine.applied_digest == index * 3
-        assert dict(engine.scan()) == self.states[index]
+        assert dict(engine.items()) == self.states[index]
         assert engine.check().records == len(self.states[index])
         assert files(later) == named(later, PLACE)
         engine.put(b"new", b"x" * 300, 1 << 20)
@@ -99,12 +99,12 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with() -> None:
             history.run()
         fs.restart_process()
         with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=True)) as engine:
-            found = dict(engine.scan())
+            found = dict(engine.items())
             index = engine.applied_index
         assert found == history.states[index]
         for later in fs.survivors(at):
             engine = KIND.open(later, PLACE, SMALL, create=True)
-            assert dict(engine.scan()) == history.states[engine.applied_index]
+            assert dict(engine.items()) == history.states[engine.applied_index]
             engine.check()
 
 
@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_for_a_call_is_tried_again(kind: FailureKind) -> Non
                 engine.checkpoint(index, 1)
             except DiskFull:
                 refused += 1
-                assert dict(engine.scan()) == model
+                assert dict(engine.items()) == model
                 assert files(fs) == named(fs, PLACE)
                 assert fs.list("/home") == ["conure.db", "lsm"]
                 change(engine, model, rng, 10)
@@ -151,10 +151,10 @@ def test_a_disk_that_is_full_for_a_call_is_tried_again(kind: FailureKind) -> Non
             settle(engine)
             assert files(fs) == named(fs, PLACE)
         is_over = fs.failure_is_due
-        assert dict(engine.scan()) == model
+        assert dict(engine.items()) == model
         assert engine.check().records == len(model)
         later = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
-        assert dict(later.scan()) == model
+        assert dict(later.items()) == model
     assert at > 30
     assert refused > 5
 
@@ -174,11 +174,11 @@ def test_checkpoints_that_never_fit_lose_nothing_and_keep_reads_cheap() -> None:
             engine.checkpoint(index, 1)
         assert len(engine._state.frozen) <= 6
         assert dict(engine.items()) == model
-    assert dict(KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False).scan()) == durable
+    assert dict(KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False).items()) == durable
     fs.set_capacity(None)
     engine.checkpoint(31, 1)
     assert engine.unwritten_bytes == 0
-    assert dict(KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False).scan()) == model
+    assert dict(KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False).items()) == model
 
 
 def test_a_merge_that_does_not_fit_is_tried_again_by_itself(
@@ -206,7 +206,7 @@ def test_a_merge_that_does_not_fit_is_tried_again_by_itself(
         engine.compact(0.01)
     assert engine.stats().tables[0][0] < 4
     assert [record.getMessage() for record in caplog.records][1:] == ["merges go on"]
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
 
 
 def load(engine: LSMEngine, model: Model) -> None:
@@ -250,7 +250,7 @@ def test_a_load_counts_with_the_next_checkpoint_and_not_before(step: str) -> Non
         for later in fs.survivors(at):
             again = KIND.open(later, PLACE, SMALL, create=False)
             is_new = again.applied_index == 3
-            assert dict(again.scan()) == (loaded if is_new else before)
+            assert dict(again.items()) == (loaded if is_new else before)
             assert is_new or not (is_over and step == "checkpoint")
             assert again.check().records == len(again)
             assert files(later) == named(later, PLACE)

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_level_0_drains_and_pressure_with_it() -> None:
     settle(engine)
     assert engine.pressure == 0.0
     assert engine.stats().tables[0][0] <= 4
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     assert not engine.compact(0.01)
 
 
@@ -265,7 +266,7 @@ def test_a_lost_job_is_done_again_and_at_last_in_this_process(
         "the process was killed; it is done again"
     }
     assert engine.stats().written.compactions > 0
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     assert files(fs) == named(fs, PLACE)
     engine.check()
 
@@ -288,7 +289,7 @@ def test_a_result_that_is_not_what_it_says_is_not_believed(monkeypatch: pytest.M
     change(engine, model, random.Random(9), 40)
     engine.checkpoint(9, 1)
     assert len(lies) == 2
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     engine.check()
     assert files(fs) == named(fs, PLACE)
 
@@ -305,7 +306,7 @@ def test_closing_gives_a_merge_up_and_removes_what_it_made() -> None:
     assert not engine.compact(1.0)
     assert dict(reader.items()) == model
     with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as again:
-        assert dict(again.scan()) == model
+        assert dict(again.items()) == model
 
 
 def test_a_merge_that_runs_when_a_load_begins_brings_nothing_back() -> None:
@@ -320,7 +321,7 @@ def test_a_merge_that_runs_when_a_load_begins_brings_nothing_back() -> None:
     loader.finish()
     assert engine.mergeable() is None  # it would make the load durable
     settle(engine)
-    assert [key for key, _ in engine.scan()] == [b"new"]
+    assert [key for key, _ in engine.items()] == [b"new"]
     engine.checkpoint(20, 1)
     assert engine.mergeable() is not None
     settle(engine)
@@ -346,8 +347,8 @@ def test_a_range_that_was_asked_for_before_a_merge_ended_is_read_where_it_was() 
     engine, model = filled(fs, 10)
     scan, reverse = engine.scan(), engine.scan_headings(reverse=True)
     settle(engine)
-    assert dict(scan) == model
-    assert [key for key, _ in reverse] == sorted(model, reverse=True)
+    assert dict(filter(None, scan)) == model
+    assert [key for key, _ in filter(None, reverse)] == sorted(model, reverse=True)
 
 
 def test_a_checkpoint_may_end_after_the_engine_was_closed() -> None:
@@ -360,7 +361,7 @@ def test_a_checkpoint_may_end_after_the_engine_was_closed() -> None:
         pass
     running.finish()
     with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as again:
-        assert dict(again.scan()) == {**model, b"last": Record(b"x", 999, 999, 1)}
+        assert dict(again.items()) == {**model, b"last": Record(b"x", 999, 999, 1)}
 
 
 def test_flushes_and_merges_run_in_processes_where_that_is_allowed(tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ def test_flushes_and_merges_run_in_processes_where_that_is_allowed(tmp_path: Pat
     while engine.compact(0.01):
         pass
     assert engine.stats().written.compactions > 0
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     engine.check()
     engine.close()
     assert named(OsFileSystem(), place) == files(OsFileSystem(), place)
@@ -460,13 +461,13 @@ def test_a_flush_that_can_open_nothing_changes_nothing_and_is_done_later(left: i
     fs._take = take  # type: ignore[method-assign]
     with contextlib.suppress(Exhausted):
         engine.checkpoint(3, 1)
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     change(engine, model, rng, 5)
     opened_ = 100
     engine.checkpoint(4, 1)
     later = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
     assert later.applied_index == 4
-    assert dict(later.scan()) == dict(engine.scan()) == model
+    assert dict(later.items()) == dict(engine.items()) == model
     engine.close()
     KIND.open(fs, PLACE, SMALL, create=False).close()
     assert files(fs) == named(fs, PLACE)
@@ -494,7 +495,7 @@ def test_merges_wait_for_descriptors_and_go_on_by_themselves(
         engine.compact(0.01)
     assert engine.stats().tables[0][0] < 4
     assert [record.getMessage() for record in caplog.records][1:] == ["merges go on"]
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     assert files(fs) == named(fs, PLACE)
 
 
@@ -516,7 +517,7 @@ def test_a_manifest_with_a_new_name_waits_for_a_descriptor(
     engine.checkpoint(2, 1)
     assert fs.left == 0
     later = KIND.open(fs.after_crash("dropped"), PLACE, SMALL, create=False)
-    assert (later.applied_index, dict(later.scan())) == (2, model)
+    assert (later.applied_index, dict(later.items())) == (2, model)
     starve = -1
     with pytest.raises(DiskFailed) as failed:
         engine.checkpoint(3, 1)
@@ -536,7 +537,7 @@ def test_a_process_without_descriptors_goes_on_when_it_has_some(
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         with pytest.raises(Exhausted):
             engine.checkpoint(1, 1)
-        assert dict(engine.scan()) == model
+        assert dict(engine.items()) == model
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert any("no process can be started" in record.getMessage() for record in caplog.records)
@@ -547,7 +548,7 @@ def test_a_process_without_descriptors_goes_on_when_it_has_some(
     assert engine._flusher.pid is not None
     while engine.compact(0.01):
         pass
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     engine.close()
     assert named(OsFileSystem(), place) == files(OsFileSystem(), place)
 
@@ -598,7 +599,7 @@ def test_a_state_keeps_the_files_that_it_had_at_its_former_place() -> None:
     again.checkpoint(1, 1)
     KIND.remove(fs, staged)
     with contextlib.closing(KIND.open(fs, PLACE, SMALL, create=False)) as engine:
-        assert dict(engine.scan()) == {b"k": Record(b"v" * 300, 1, 1, 1)}
+        assert dict(engine.items()) == {b"k": Record(b"v" * 300, 1, 1, 1)}
         engine.check()
 
 
@@ -716,7 +717,7 @@ def test_a_file_may_be_removed_by_two_at_once() -> None:
     engine, model = filled(fs, 4)
     settle(engine)
     assert engine.stats().written.compactions > 0
-    assert dict(engine.scan()) == model
+    assert dict(engine.items()) == model
     assert files(fs) == named(fs, PLACE)
 
 
@@ -796,7 +797,7 @@ def test_a_state_that_was_just_built_is_not_opened_again(monkeypatch: pytest.Mon
         patch.setattr(fs, "remove", None)
         again = KIND.open(fs, PLACE, SMALL, create=False, like=other)
     assert again.applied_index == 9
-    assert len(dict(again.scan())) == 50
+    assert len(dict(again.items())) == 50
     again.check()
     steps = 0
     while again.compact(0.0):
@@ -908,7 +909,7 @@ def test_a_heading_reads_nothing_of_a_long_value_and_a_beginning_no_more_than_it
     engine.close()
     engine = KIND.open(fs, PLACE, SMALL, create=False)
     assert engine.heading(b"k") == (Record(b"", 1, 1, 1), 500_000)
-    assert [size for _, (_, size) in engine.scan_headings()] == [500_000]
+    assert [size for _, (_, size) in filter(None, engine.scan_headings())] == [500_000]
     assert engine.beginning(b"k", 100_000) == bytes(100_000)
     with pytest.raises(CorruptionError):
         engine.get(b"k")
@@ -927,7 +928,7 @@ def test_a_touched_long_value_outlives_the_file_that_it_was_in() -> None:
         engine.delete(b"%d" % number)
     engine.checkpoint(2, 1)
     settle(engine)
-    assert dict(engine.scan()) == {b"3": Record(b"3" * 1000, 1, 1, 1, 77)}
+    assert dict(engine.items()) == {b"3": Record(b"3" * 1000, 1, 1, 1, 77)}
     engine.check()
     assert fs.used_bytes() < 8000
 
@@ -955,7 +956,7 @@ def looked_at(
     patch = pytest.MonkeyPatch()
     patch.setattr(type(state), "sources", counted)
     try:
-        rows = engine.scan(start, end, reverse=reverse)
+        rows = filter(None, engine.scan(start, end, reverse=reverse))
         return next((key for key, _ in rows), None), count
     finally:
         patch.undo()
@@ -1019,7 +1020,7 @@ def test_deleted_keys_at_the_tail_are_gone_through_once(end: bytes | None) -> No
     found, count = looked_at(again, b"q", end, reverse=True)
     assert (found, count < 2 * SKIPPED) == (b"q000008", True)
     assert looked_at(again, b"q000100", end, reverse=True)[0] is None
-    assert [key for key, _ in islice(again.scan(b"q000008", end), 2)] == [b"q000008"]
+    assert list(islice(filter(None, again.scan_keys(b"q000008", end)), 2)) == [b"q000008"]
     assert again.check().records == 9
 
 
@@ -1030,7 +1031,7 @@ def test_what_is_left_between_deleted_keys_is_seen_going_down() -> None:
         engine.put(key, b"", 2)
     end = b"q%06d" % (5 * SKIPPED - 10)
     for _ in range(2):
-        assert [key for key, _ in engine.scan(b"q", end, reverse=True)] == left[::-1]
+        assert list(filter(None, engine.scan_keys(b"q", end, reverse=True))) == left[::-1]
         engine.check()
     assert len(engine._marks.all) == 3
 
@@ -1059,7 +1060,7 @@ def test_a_queue_that_is_taken_from_stays_cheap() -> None:
     looked_at(engine, b"q", b"r")
     for number in range(5 * SKIPPED, 7 * SKIPPED):
         engine.put(b"q%06d" % number, b"", 2)
-        key, _ = next(engine.scan(b"q", b"r"))
+        key = next(filter(None, engine.scan_keys(b"q", b"r")))
         engine.delete(key)
     found, count = looked_at(engine, b"q", b"r")
     assert found == b"q%06d" % (7 * SKIPPED - 10)
@@ -1071,7 +1072,7 @@ def test_a_new_key_among_deleted_ones_is_seen() -> None:
     engine = queue(disk())
     looked_at(engine, b"q", b"r")
     engine.put(b"q000500", b"", 2)
-    assert [key for key, _ in islice(engine.scan(b"q"), 2)] == [
+    assert list(islice(filter(None, engine.scan_keys(b"q")), 2)) == [
         b"q000500",
         b"q%06d" % (5 * SKIPPED - 10),
     ]
@@ -1090,7 +1091,7 @@ def test_what_an_iterator_has_gone_through_the_next_scan_need_not() -> None:
     keys = late.keys(b"q")
     late.put(b"q000300", b"", 2)
     assert next(keys) == b"q%06d" % (5 * SKIPPED - 10)
-    assert next(late.scan(b"q"))[0] == b"q000300"
+    assert next(late.scan_keys(b"q")) == b"q000300"
     late.check()
 
 
@@ -1134,32 +1135,50 @@ def test_a_reader_pauses_on_its_way_through_deleted_keys(reverse: bool) -> None:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_way_that_is_given_up_is_shorter_the_next_time(reverse: bool) -> None:
-    """And a reader's way is the engine's, though no records come of it."""
+def test_a_scan_that_is_given_up_is_shorter_the_next_time(reverse: bool) -> None:
+    """So it pauses, and who comes back after every pause gets there."""
     engine = dead_head(disk())
     steps = 0
-    while next(engine.approach(b"q", b"r", 1, reverse=reverse), "there") is None:
+    while (first := next(engine.scan_keys(b"q", b"r", reverse=reverse))) is None:
         steps += 1
         engine.check()
     assert 0 < steps <= 16
+    assert first == (LEFT[-1] if reverse else LEFT[0])
     found, count = looked_at(engine, b"q", b"r", reverse=reverse)
-    assert found == (LEFT[-1] if reverse else LEFT[0])
+    assert found == first
     assert count < 4 * PAUSE
     engine.put(b"q000007", b"", 2)
-    assert next(engine.scan(b"q", b"r"))[0] == b"q000007"
+    assert next(engine.scan_keys(b"q", b"r")) == b"q000007"
     engine.check()
 
 
-def test_a_way_to_several_records_goes_through_all_that_lies_between() -> None:
-    engine = dead_head(disk())
-    for _ in engine.approach(b"q", b"r", 3):
-        pass
-    assert [key for key, _ in engine.scan(b"q", b"r")] == LEFT
-    before = engine._marks.all
-    assert looked_at(engine, b"q", b"q055999")[1] < 4 * PAUSE
-    assert len(before) >= 2
-    engine.check()
-    assert list(opened(disk()).approach(b"", None, 1)) == []
+@pytest.mark.parametrize("reverse", [False, True])
+def test_all_scans_pause_alike_on_their_way_through_deleted_keys(reverse: bool) -> None:
+    expected = LEFT[::-1] if reverse else LEFT
+    for scan in (LSMEngine.scan, LSMEngine.scan_headings, LSMEngine.scan_keys):
+        engine = dead_head(disk())
+        rows: list[Any] = list(scan(engine, b"q", b"r", reverse=reverse))
+        keys = [row if scan is LSMEngine.scan_keys else row[0] for row in rows if row is not None]
+        assert keys == expected
+        assert rows.count(None) > 5
+        assert looked_at(engine, b"q", b"q055999")[1] < 4 * PAUSE
+        engine.check()
+    assert list(opened(disk()).scan_keys()) == []
+
+
+def test_many_short_runs_of_deleted_keys_are_paused_amid_though_they_leave_no_marks() -> None:
+    engine = opened(disk(), EngineOptions(table_bytes=20_000))
+    left = [b"q%06d" % number for number in range(0, 10 * PAUSE, 100)]
+    for number in range(10 * PAUSE):
+        engine.put(b"q%06d" % number, b"", 1)
+    for number in range(10 * PAUSE):
+        if number % 100:
+            engine.delete(b"q%06d" % number)
+    for reverse in (False, True):
+        keys = list(engine.scan_keys(b"q", b"r", reverse=reverse))
+        assert [key for key in keys if key] == (left[::-1] if reverse else left)
+        assert keys.count(None) >= 5
+    assert not engine._marks.all
 
 
 # -- what it tells ---------------------------------------------------------------------------------

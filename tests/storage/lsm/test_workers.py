@@ -147,6 +147,26 @@ def test_a_worker_does_what_is_done_in_process(make: MakeWorker, folder: str) ->
     assert content(FS, merges[0].tables, kept, folder) == expected
 
 
+def test_a_long_value_is_held_twice_at_most(make: MakeWorker, folder: str) -> None:
+    """Once as it came, and once as it is written, copied from file to file or checked."""
+
+    def peak() -> int:
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) << 10
+
+    worker, size = make(), 24 << 20
+    drive(worker.start(flush_job(), chunks(ITEMS)))
+    before = peak()
+    values = {b"%d" % number: cell(bytes((number,)) * size) for number in range(3)}
+    flushed_values = drive(worker.start(flush_job(), chunks(values)))
+    assert peak() - before < 2.6 * size
+    assert len(flushed_values.blobs) > 1
+    job = merge_of([flushed_values.tables], emptied=flushed_values.blobs, limits=LIMITS)
+    merged_values = drive(worker.start(job))
+    assert sum(blob.size for blob in merged_values.blobs) > 3 * size
+    assert peak() - before < 2.6 * size
+
+
 def test_one_process_does_job_after_job_and_ends_with_its_runner(make: MakeWorker) -> None:
     worker = make()
     assert not has_process(worker)  # not before it is needed

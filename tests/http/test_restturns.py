@@ -1,0 +1,140 @@
+"""What takes long over REST takes turns: long bodies of JSON, and long values as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conure.http import restanswers
+from conure.http.documents import INLINE_BYTES
+from conure.http.request import Request
+from tests.lab.httpservice import FakeBackend, Service
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def service(backend: FakeBackend) -> Iterator[Service]:
+    running = Service(backend, value_bytes=1 << 20, rest=True)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each request that took turns, whether what follows on its connection waited."""
+    taken: list[bool] = []
+    go_on = Request.go_on
+
+    def noted(request: Request, steps: Any, *, alone: bool = False) -> None:
+        taken.append(alone)
+        go_on(request, steps, alone=alone)
+
+    monkeypatch.setattr(Request, "go_on", noted)
+    return taken
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/octet-stream"])
+def test_only_a_long_body_of_json_is_read_in_turns(
+    service: Service, turns: list[bool], kind: str
+) -> None:
+    is_json = kind == "application/json"
+    around = len(json.dumps({"value": ""})) if is_json else 0
+    for size, takes in ((INLINE_BYTES, False), (INLINE_BYTES + 1, is_json), (1 << 20, is_json)):
+        value = "v" * (size - around)
+        body = json.dumps({"value": value}) if is_json else value
+        assert len(body) == size
+        turns.clear()
+        answer = service.ask_rest("PUT", "/k", body.encode(), Content_Type=kind)
+        assert answer.status == 200
+        assert turns == [True] * takes
+        found = service.ask_rest("GET", "/k", Accept="application/octet-stream")
+        assert found.body == value.encode()
+
+
+def test_an_error_in_a_long_body_ends_its_turns(service: Service, turns: list[bool]) -> None:
+    for body in (
+        b'{"value": "' + b"v" * 100_000,
+        b'{"value": "' + b"v" * 100_000 + b'", "key": "k"}',
+        b'{"value": "' + b"v" * (1 << 20) + b'v"}',
+    ):
+        assert service.ask_rest("PUT", "/k", body).status in (400, 413)
+        query = service.ask_rest("PUT", "/k?ttl=0", b'{"value": "' + b"v" * 100_000 + b'"}')
+        assert query.status == 400
+    assert turns == [True] * 6
+    assert service.ask_rest("GET", "/k").status == 404
+
+
+@pytest.mark.parametrize("value", [b"v", "é".encode(), b"\xff"])
+def test_a_long_value_is_shown_in_turns(
+    service: Service, turns: list[bool], monkeypatch: pytest.MonkeyPatch, value: bytes
+) -> None:
+    monkeypatch.setattr(restanswers, "AT_ONCE", -1.0)  # no step has its time at once
+    for size, takes in ((INLINE_BYTES, False), (INLINE_BYTES + 2, True), (1 << 20, True)):
+        long = value * (size // len(value))
+        kind = {"Content_Type": "application/octet-stream"}
+        assert service.ask_rest("PUT", "/k", long, **kind).status == 200
+        turns.clear()
+        answer = service.ask_rest("GET", "/k")
+        assert turns == [False] * takes
+        assert answer.status == 200
+        assert answer.headers["content-length"] == str(len(answer.body))
+        found = json.loads(answer.body)
+        assert ("encoding" in found) is (value == b"\xff")
+        turns.clear()
+        assert service.ask_rest("GET", "/k", Accept="application/octet-stream").body == long
+        assert turns == []
+
+
+def test_as_much_as_there_is_time_for_is_shown_at_once(
+    service: Service, turns: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restanswers, "AT_ONCE", 60.0)
+    for size, takes in ((256 << 10, False), ((256 << 10) + 1, True)):
+        service.ask_rest("PUT", "/k", b"v" * size, Content_Type="application/octet-stream")
+        turns.clear()
+        assert len(json.loads(service.ask_rest("GET", "/k").body)["value"]) == size
+        assert turns == [False] * takes
+
+
+@pytest.mark.parametrize("then", ["changed", "deleted", "damaged", "stale"])
+def test_who_waits_for_a_turn_is_told_what_is_there_then(
+    backend: FakeBackend, service: Service, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """And holds no value until then."""
+    backend.apply([(b"k", b"v" * (1 << 20))])
+    backend.contact = 1.5
+    seen: list[Any] = []
+    go_on = Request.go_on
+
+    def later(request: Request, steps: Any, *, alone: bool = False) -> None:
+        seen.append(
+            all(
+                not isinstance(held, bytes) or len(held) < 1000
+                for held in steps.gi_frame.f_locals["steps"].gi_frame.f_locals.values()
+            )
+        )
+        if then == "changed":
+            backend.apply([(b"k", b"w" * 300_000)])
+        elif then == "deleted":
+            backend.apply([(b"k", None)])
+        elif then == "damaged":
+            backend.damaged = b"k"
+        go_on(request, steps, alone=alone)
+
+    monkeypatch.setattr(Request, "go_on", later)
+    answer = service.ask_rest("GET", "/k?stale=true")
+    assert seen == [True]
+    assert answer.headers["x-conure-last-contact"] == "1500"
+    assert answer.headers["x-conure-index"] == ("2" if then in ("changed", "deleted") else "1")
+    if then == "changed":
+        assert json.loads(answer.body)["value"] == "w" * 300_000
+        assert answer.headers["etag"] == '"2"'
+    else:
+        assert answer.status == {"deleted": 404, "damaged": 500, "stale": 200}[then]
