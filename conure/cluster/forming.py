@@ -383,9 +383,14 @@ class Forming:
         self._admission.be_at(address, own.http_address or base_url_at(address, own.http_port))
 
     def _adopt(self, found: Shown) -> bool:
-        """Begin the cluster of a node that was formed with this one (F4); tell whether."""
+        """Begin the cluster of a node that was formed with this one (F4); tell whether.
+
+        This one may be of that cluster already, by a leader that was lost before it had sent an
+        entry: without the first one it could help to elect no other.
+        """
         formation, own = found.formation, self._own
-        if formation is None or self._directory.identity.cluster_id:
+        mine = self._directory.identity.cluster_id
+        if formation is None or mine not in ("", found.cluster_id) or self._raft.last_index:
             return False
         server = formation.get(own.node_id)
         if server is None or server.incarnation != own.incarnation:
@@ -407,7 +412,7 @@ class Forming:
     def _form(self, formation: Configuration) -> None:
         """Begin the cluster of these members (2)."""
         raft = self._raft
-        assert not self._directory.identity.cluster_id
+        assert self._directory.identity.cluster_id in ("", cluster_id_of(formation))
         assert raft.last_index == 0
         try:
             self._directory.keep_formation(formation.encode())

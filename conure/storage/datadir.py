@@ -196,7 +196,6 @@ class DataDirectory:
 
         Raises DiskFull or DiskFailed.
         """
-        assert not self.identity.cluster_id
         content = _formation_header(formation) + formation
         self._replace(_FORMATION, lambda path: _write(self.fs, path, content))
 

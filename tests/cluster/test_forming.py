@@ -220,6 +220,21 @@ def test_a_node_that_was_formed_with_adopts_it_at_once(caplog: pytest.LogCapture
     assert len(said) == 2
 
 
+def test_a_founder_whose_leader_was_lost_before_it_sent_an_entry_begins_the_cluster() -> None:
+    """It is of the cluster by a heartbeat, and without the first entry it could elect nobody."""
+    lab = acquainted(*NAMES)
+    cluster_id = begin_alone(lab, "n1")
+    lab.failed.add("n3")
+    with lab["n2"]._monitor:
+        lab["n2"]._admission.meet(replace(lab["n3"].greeting(), cluster_id=cluster_id))
+    lab["n2"].receive([Message(MessageType.HEARTBEAT, "n3", "n2", 7)])
+    assert cluster_of(lab["n2"]) == cluster_id
+    assert lab["n2"]._raft.last_index == 0
+    assert lab["n2"]._raft.term == 7
+    put(lab, b"k", b"v")
+    assert first_entry(lab["n1"]) == first_entry(lab["n2"])
+
+
 def test_who_lost_its_disk_amid_it_never_takes_its_old_seat() -> None:
     lab = acquainted(*NAMES)
     cluster_id = begin_alone(lab, "n1")

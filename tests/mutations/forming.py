@@ -77,10 +77,17 @@ MUTATIONS = [
         STORIES,
     ),
     Mutation(
+        "a founder whose leader was lost before it sent an entry waits for ever",
+        "conure/cluster/forming.py",
+        'mine not in ("", found.cluster_id)',
+        "mine",
+        STORIES,
+    ),
+    Mutation(
         "nobody adopts the cluster that it was formed with",
         "conure/cluster/forming.py",
-        "        if formation is None or self._directory.identity.cluster_id:\n",
-        "        if formation is None or self._digest != digest_of(formation):\n",
+        "        if formation is None or mine not in",
+        "        if formation is None or self._digest != digest_of(formation) or mine not in",
         STORIES,
     ),
     Mutation(
@@ -326,8 +333,8 @@ MUTATIONS = [
     Mutation(
         "a formation is begun in term 0",
         "raft.py",
-        "        self._become_follower(hard_state.term)\n        self._log.append([entry])\n",
-        "        self._log.append([entry])\n",
+        "            self._become_follower(hard_state.term)\n        self._log.append([entry])\n",
+        "            pass\n        self._log.append([entry])\n",
         ("tests/consensus/test_raft_configuration.py",),
     ),
 ]
