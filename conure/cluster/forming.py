@@ -425,6 +425,10 @@ class Forming:
         warning = arbiters_warning(formation)
         if warning:
             log.warning("%s", warning)
+        founder = formation.get(raft.id)
+        assert founder is not None
+        if not self._address:
+            self._be_at(founder.raft_address)
         raft.found(formation)
         self._drive()
         self._settle()
@@ -443,11 +447,6 @@ class Forming:
         except DiskFull as error:
             self._settle_again_at = now + DISK_FULL_RETRY
             self._lack_room(error)
-        else:
-            if not self._address:
-                known = self._raft.configuration.get(self._raft.id)
-                assert known is not None
-                self._be_at(known.raft_address)
 
     def _lack_room(self, error: DiskFull) -> None:
         obstacle = f"no room to form a cluster: {error}"
