@@ -425,8 +425,10 @@ class Forming:
         warning = arbiters_warning(formation)
         if warning:
             log.warning("%s", warning)
+        founder = formation.get(raft.id)
+        assert founder is not None
         if not self._address:
-            self._be_at(next(s.raft_address for s in formation.servers if s.id == raft.id))
+            self._be_at(founder.raft_address)
         raft.found(formation)
         self._drive()
         self._settle()

@@ -240,6 +240,22 @@ def test_a_founder_whose_leader_was_lost_before_it_sent_an_entry_begins_the_clus
     assert first_entry(lab["n1"]) == first_entry(lab["n2"])
 
 
+@pytest.mark.parametrize("has_heard", [False, True])
+def test_a_founder_that_lags_is_where_its_cluster_has_it(has_heard: bool) -> None:
+    """It leaves that to the lists, which it has forgotten; a leader may have written to it."""
+    lab = acquainted(*NAMES, raft_address="")
+    cluster_id = begin_alone(lab, "n1")
+    if has_heard:
+        lab["n2"]._directory.join_cluster(cluster_id)
+    lab.stop("n2")
+    add(lab, "n2", raft_address="")
+    assert lab["n2"].greeting().raft_address == ""
+    take(lab, "n2", shown_to(lab, "n2", "n1"))
+    assert cluster_of(lab["n2"]) == cluster_id
+    assert lab["n2"].greeting().raft_address == "n2:7001"
+    put(lab, b"k", b"v")
+
+
 def test_who_lost_its_disk_amid_it_never_takes_its_old_seat() -> None:
     lab = acquainted(*NAMES)
     cluster_id = begin_alone(lab, "n1")
