@@ -220,9 +220,12 @@ def test_a_node_that_was_formed_with_adopts_it_at_once(caplog: pytest.LogCapture
     assert len(said) == 2
 
 
-def test_a_founder_whose_leader_was_lost_before_it_sent_an_entry_begins_the_cluster() -> None:
+@pytest.mark.parametrize("place", [{}, {"raft_address": "", "http_address": "", "http_port": 1}])
+def test_a_founder_whose_leader_was_lost_before_it_sent_an_entry_begins_the_cluster(
+    place: dict[str, Any],
+) -> None:
     """It is of the cluster by a heartbeat, and without the first entry it could elect nobody."""
-    lab = acquainted(*NAMES)
+    lab = acquainted(*NAMES, **place)
     cluster_id = begin_alone(lab, "n1")
     lab.failed.add("n3")
     with lab["n2"]._monitor:
@@ -231,6 +234,8 @@ def test_a_founder_whose_leader_was_lost_before_it_sent_an_entry_begins_the_clus
     assert cluster_of(lab["n2"]) == cluster_id
     assert lab["n2"]._raft.last_index == 0
     assert lab["n2"]._raft.term == 7
+    lab.stop("n2")
+    add(lab, "n2", **place)
     put(lab, b"k", b"v")
     assert first_entry(lab["n1"]) == first_entry(lab["n2"])
 
