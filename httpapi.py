@@ -186,7 +186,7 @@ class API:
         self._referral = HTTPReferral(counts, passes_on=forward)
         self._answers = answers = Answers(backend, counts, self._referral)
         desk = requests.for_front(answers, self._referral)
-        commits = Commits(desk, Once(idempotency_window))
+        commits = Commits(desk, Once(idempotency_window), answers.fail)
         streams = Streams(desk, answers, limits)
         self._routes |= {
             **KeyValues(desk, answers, commits, limits, streams.send_range).routes(),

@@ -205,8 +205,9 @@ class KeyValues:
         limit = min(number(query, b"limit", 1), self._limits.deleted_items)
         refuse_conditions(conditions)
         whole = Transaction((), (DeleteRange(start, end, limit),))
-        whole = self._commits.identified(request, conditions, whole)
-        self._desk.delete_part(request, whole, partial(self._answer_part, request))
+        ended = partial(self._answer_part, request)
+        take = partial(self._desk.delete_part, request, ended=ended)
+        self._commits.hand_over(request, conditions, whole, take)
 
     def _increment(self, request: Request) -> None:
         query = request.parameters()

@@ -64,7 +64,9 @@ class Rest:
         referral = Forwarding()
         self._answers = RestAnswers(backend, metrics, referral)
         self._desk = requests.for_front(self._answers, referral)
-        self._commits = Commits(self._desk, Once(idempotency_window))
+        self._commits = Commits(
+            self._desk, Once(idempotency_window), self._answers.fail, _fingerprint_of
+        )
         self._limits = limits
         self._methods: dict[str, Callable[[Request], None]] = {
             "GET": self._get,
@@ -127,7 +129,7 @@ class Rest:
         value, ttl = yield from read_value(request.body, self._limits)
         told = b""
         if wishes.idempotency_key is not None:
-            told = yield from _fingerprint_of(request, wishes)
+            told = yield from _fingerprint_of(request)
         self._store(request, wishes, named, value, ttl, told)
 
     def _store(
@@ -148,8 +150,6 @@ class Rest:
             raise BadRequest("ttl and keepttl exclude each other")
         operation = Put(key, value, ttl, keep_ttl=keep_ttl)
         transaction = Transaction(compares(key, query, wishes), (operation,))
-        if wishes.idempotency_key is not None and not told:
-            told = all_of(_fingerprint_of(request, wishes))
         self._commits.commit(request, wishes, transaction, self._answers.put, told)
 
     def _delete(self, request: Request) -> None:
@@ -157,10 +157,7 @@ class Rest:
         key, query, _ = request.target.note or named_by(request)
         refuse_others(query, _DELETE)
         transaction = Transaction(compares(key, query, wishes), (Delete(key),))
-        told = b""
-        if wishes.idempotency_key is not None:
-            told = all_of(_fingerprint_of(request, wishes))
-        self._commits.commit(request, wishes, transaction, self._answers.deleted, told)
+        self._commits.commit(request, wishes, transaction, self._answers.deleted)
 
 
 def _empty_value(request: Request) -> bytes:
@@ -174,9 +171,10 @@ def _empty_value(request: Request) -> bytes:
     return b""
 
 
-def _fingerprint_of(request: Request, wishes: Wishes) -> Steps[bytes]:
+def _fingerprint_of(request: Request) -> Steps[bytes]:
     """Return what tells a request with an Idempotency-Key from others with the same one, those of
     ``/kv`` among them: the bytes of its path, and what its body is."""
+    wishes: Wishes = request.headers.note
     told = wishes.if_match, wishes.if_none_match, wishes.is_json
     target = request.target
     path = target.octets  # with its length: a question mark may be part of it

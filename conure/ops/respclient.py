@@ -17,7 +17,8 @@ is an array of bulk strings; a reply begins with a byte that tells what it is, a
    length that was only claimed. What goes beyond, or isn't RESP, is a :class:`Garbled`, and the
    connection is of no use any more.
 2. No wait is without an end: each 64 KiB sent and each received have the time-out of their own, so
-   that neither silence nor single bytes keep the caller.
+   that neither silence nor single bytes keep the caller. Messages that come before a reply count
+   with it, in time and in bytes.
 3. After a failure nobody knows whether the server has carried out the command: a write is sent by
    :meth:`RespClient.write`, which says so.
 
@@ -223,20 +224,21 @@ class RespClient:
 
     def _replies(self, broken: NoAnswer | None, count: int) -> Iterator[Reply]:
         """Yield the next replies; *broken* is what went wrong as the commands were sent."""
-        while count:
+        for _ in range(count):
             try:
                 reply = self._reply(self.timeout)
+                while isinstance(reply, Push):  # which has its time and its bytes of the reply's
+                    reply = self._reply(self.timeout, anew=False)
             except NoAnswer:
                 if broken is not None:  # the server has had enough, and hasn't said of what
                     raise broken from None
                 raise
-            if not isinstance(reply, Push):
-                yield reply
-                count -= 1
+            yield reply
 
-    def _reply(self, patience: float) -> Reply:
-        self._left, self._items = MAX_REPLY, MAX_ITEMS
-        self._renew(patience)
+    def _reply(self, patience: float, *, anew: bool = True) -> Reply:
+        if anew:
+            self._left, self._items = MAX_REPLY, MAX_ITEMS
+            self._renew(patience)
         try:
             return self._one(0)
         except TimeoutError:

@@ -13,12 +13,13 @@ from hashlib import sha256
 from conure.commands import Transaction
 from conure.errors import BadRequest
 
-__all__ = ["MAX_IDEMPOTENCY_KEY", "Once", "fingerprint", "session_of"]
+__all__ = ["MAX_IDEMPOTENCY_KEY", "STEP_BYTES", "Once", "fingerprint", "session_of"]
 
 MAX_IDEMPOTENCY_KEY = 128
 """Characters of an Idempotency-Key."""
 
-_DIGESTED = 256 << 10  # bytes of a body in one step
+STEP_BYTES = 256 << 10
+"""Bytes of a body that are digested in one step, which takes a millisecond."""
 
 
 class Once:
@@ -43,8 +44,8 @@ def fingerprint(head: bytes, body: bytes) -> Generator[None, None, bytes]:
     """Return what tells a request from others under the same key: of its *head* and its *body*."""
     digest = sha256(head)
     view = memoryview(body)
-    for start in range(0, len(view), _DIGESTED):
-        digest.update(view[start : start + _DIGESTED])
+    for start in range(0, len(view), STEP_BYTES):
+        digest.update(view[start : start + STEP_BYTES])
         yield
     return digest.digest()[:16]
 

@@ -12,6 +12,7 @@ from conure.http import restanswers
 from conure.http.documents import INLINE_BYTES
 from conure.http.request import Request
 from tests.lab.httpservice import FakeBackend, Service
+from tests.lab.process import Answer
 
 
 @pytest.fixture
@@ -69,6 +70,42 @@ def test_an_error_in_a_long_body_ends_its_turns(service: Service, turns: list[bo
         assert query.status == 400
     assert turns == [True] * 6
     assert service.ask_rest("GET", "/k").status == 404
+
+
+@pytest.mark.parametrize(
+    ("front", "method", "target"),
+    [
+        ("rest", "DELETE", "/k"),
+        ("rest", "PUT", "/k?keepttl=true"),
+        ("kv", "DELETE", "/kv?key=k"),
+        ("kv", "DELETE", "/kv?prefix=k"),
+        ("kv", "DELETE", "/kv?prefix=k&limit=1"),
+        ("kv", "PUT", "/kv?key=k"),
+        ("kv", "PUT", "/kv?key=k&value=v"),
+        ("kv", "POST", "/kv/incr?key=n"),
+        ("kv", "POST", "/kv/touch?key=k&ttl=1h"),
+    ],
+)
+def test_a_long_body_is_told_from_others_in_turns(
+    service: Service, backend: FakeBackend, turns: list[bool], front: str, method: str, target: str
+) -> None:
+    """Also where it is of no use: a client may send one with anything."""
+    ask = service.ask_rest if front == "rest" else service.request
+    backend.apply([(b"k", b"v")])
+
+    def sent(name: str, body: bytes) -> Answer:
+        headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": name}
+        return ask(method, target, body, **headers)
+
+    body = b"x" * (1 << 20)
+    first, again = sent("a", body), sent("a", body)
+    assert first.status == again.status == 200
+    assert again.headers["x-conure-index"] == first.headers["x-conure-index"]
+    assert sent("a", body[1:]).status == 422
+    assert turns.count(True) == 3
+    assert sent("x" * 129, body).status == 400
+    assert sent("b", body[:9]).status in (200, 404)
+    assert turns.count(True) == 3
 
 
 @pytest.mark.parametrize("value", [b"v", "é".encode(), b"\xff"])

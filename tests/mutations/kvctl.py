@@ -164,6 +164,13 @@ MUTATIONS = [
         _CLIENT,
     ),
     Mutation(
+        "each message that nobody asked for renews the time-out of kvctl",
+        "conure/ops/respclient.py",
+        "self._reply(self.timeout, anew=False)",
+        "self._reply(self.timeout)",
+        _CLIENT,
+    ),
+    Mutation(
         "a write of kvctl into a stopped directory goes around the log",
         "conure/ops/kvstopped.py",
         "    if line.command in _REFUSED:\n",

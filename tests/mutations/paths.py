@@ -8,6 +8,7 @@ __all__ = ["MUTATIONS"]
 
 REST = ("tests/http/test_rest.py",)
 RECORDS = ("tests/http/test_restrecords.py",)
+TURNS = ("tests/http/test_restturns.py",)
 
 MUTATIONS = [
     Mutation(
@@ -275,5 +276,19 @@ MUTATIONS = [
         "        lambda: server.connections_accepted,",
         "        lambda: server.connections_open,",
         ("tests/system/test_rest.py",),
+    ),
+    Mutation(
+        "exactly once: a long body is digested in one go",
+        "conure/http/commits.py",
+        "len(request.body) <= STEP_BYTES",
+        "request.body is not None",
+        TURNS,
+    ),
+    Mutation(
+        "exactly once: the body of what takes turns tells it from nothing",
+        "conure/http/commits.py",
+        "        told = yield from self._told_by(request)\n",
+        "        told = yield from self._told_by(request)\n        told = bytes(16)\n",
+        TURNS,
     ),
 ]

@@ -259,6 +259,25 @@ def test_single_bytes_renew_no_time_out(monkeypatch: pytest.MonkeyPatch) -> None
     assert stream.received < 20
 
 
+def test_messages_before_a_reply_renew_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    def messages(seconds: float, each: bytes) -> Iterator[bytes]:
+        nonlocal now
+        for _ in range(30):
+            now += seconds
+            yield each
+
+    monkeypatch.setattr(respclient, "monotonic", lambda: now)
+    stream = FakeStream(messages(1.0, b">1\r\n+x\r\n"))
+    with pytest.raises(NoAnswer, match="has not answered within 5 s"):
+        RespClient(stream, "server", 5.0).ask(b"X")
+    assert stream.received < 100
+    stream = FakeStream(messages(0.0, b">1\r\n+x\r\n" * 5_000))
+    with pytest.raises(Garbled, match="parts"):
+        RespClient(stream, "server", 5.0).ask(b"X")
+
+
 def test_a_long_value_may_take_longer_than_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
 
