@@ -47,6 +47,20 @@ MUTATIONS = [
         ("tests/state/test_turns.py",),
     ),
     Mutation(
+        "turns: a long outcome is told again in one go",
+        "conure/state/machine.py",
+        "        crc = crc32(part, crc)\n        yield\n",
+        "        crc = crc32(part, crc)\n    yield\n",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: long values get another expiry in one go",
+        "conure/state/machine.py",
+        "    size += sum([size_of(each.key) for each in branch if type(each) is Touch])\n",
+        "",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
         "turns: what is written is shown before all of it is",
         "conure/state/machine.py",
         "        if weight > _WRITTEN_AT_ONCE:\n",
