@@ -719,6 +719,7 @@ class Store:
                         if answer is None:  # the rest takes turns (9)
                             break
                         done = answer
+                        looks_back = self._looks_back
                         must_stop = is_over()
                 except errors.WireError as error:
                     raise CorruptionError("raft log", index, str(error)) from error
@@ -756,7 +757,7 @@ class Store:
 
         None if *is_over* amid one that takes turns (9): the next call goes on with it.
         """
-        under_way, self._under_way = self._under_way, None
+        under_way = self._under_way  # it is until its end: who asks whether this is over may look
         if under_way is not None:
             assert under_way.revision == revision
             rest = under_way.rest
@@ -778,6 +779,7 @@ class Store:
                     self._under_way = UnderWay(revision, rest)
                     return None
         except StopIteration as ended:
+            self._under_way = None
             outcome, crc = ended.value
             return self._conclude(outcome, crc, revision)
 

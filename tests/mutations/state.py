@@ -47,6 +47,20 @@ MUTATIONS = [
         ("tests/state/test_turns.py",),
     ),
     Mutation(
+        "turns: what only reads is taken for done in each turn",
+        "conure/state/machine.py",
+        "        under_way = self._under_way  # it is until its end",
+        "        under_way, self._under_way = self._under_way, None  # it is until its end",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
+        "turns: events behind what took turns have no values before",
+        "conure/state/machine.py",
+        "                        looks_back = self._looks_back\n",
+        "",
+        ("tests/state/test_turns.py",),
+    ),
+    Mutation(
         "turns: a long outcome is told again in one go",
         "conure/state/machine.py",
         "        crc = crc32(part, crc)\n        yield\n",

@@ -318,6 +318,25 @@ def test_a_long_outcome_is_told_again_in_turns(kind: str) -> None:
     assert store.digest == whole.digest
 
 
+def test_an_entry_that_only_reads_takes_as_long_a_turn_as_any(kind: str) -> None:
+    """The node lets a turn be over with the end of what was under way when it began."""
+    store = filled(kind)
+    store.keep_previous(True)
+    commands: list[Command] = [Transaction((), (Range(b"", None, MANY),), time=2), (b"k00000", b"")]
+    index = store.applied_index + 1
+    todo = entries_of(commands, index)
+    assert not store.apply(todo, lambda: True)
+    assert store.is_amid
+    assert store.apply(todo, lambda: not store.is_amid)[index].results[0].total == MANY
+    assert store.applied_index == index
+    store.apply(todo[1:])
+    again = entries_of(commands, index + 2)
+    store.apply(again, lambda: True)
+    store.apply(again)
+    values = [change[5:] for change in store.take_events()[-2:]]
+    assert values == [(b"",), (b"",)]
+
+
 def test_no_checkpoint_begins_while_a_range_is_read(kind: str) -> None:
     """What is read is the present state, in which a checkpoint may move records."""
     store = filled(kind)
