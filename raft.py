@@ -437,13 +437,14 @@ class Raft:
     def found(self, configuration: Configuration) -> None:
         """Begin a cluster with these members, in the empty log of a node that was never a member:
         what :func:`bootstrap` says becomes durable with the next Ready. Every founding member may
-        be told so at any time after they have agreed."""
+        be told so at any time after they have agreed, also one that a leader of the cluster has
+        written to, as long as it has sent no entry."""
         hard_state, entry = bootstrap(configuration)
         assert self._log.last_index == 0
         assert not self.configuration.servers
-        assert self.term <= hard_state.term
-        assert not self.vote
-        self._become_follower(hard_state.term)
+        assert not self.vote  # who knows no configuration doesn't vote
+        if self.term < hard_state.term:
+            self._become_follower(hard_state.term)
         self._log.append([entry])
         self._adopt(_configurations_in([entry]))
 

@@ -299,7 +299,7 @@ def _judge(section: Section, sizes: dict[int, _Figures]) -> None:
 
 def _judge_space(section: Section, size: int, figures: _Figures) -> None:
     ours, single = logged(LSM), figures.single[logged(LSM)]
-    for what in TOTALS:
+    for what in TOTALS if SQLITE in figures.single else ():
         ratio = single[f"settled {what}"] / figures.single[SQLITE][f"settled {what}"]
         label = f"{ours}: files after {what}, settled, than sqlite3's"
         section.at_most(label, ratio, _MOST_FILES, "x")

@@ -89,6 +89,7 @@ class _Peer:
     due: float = float("-inf")
     pause: float = FIRST_PAUSE
     agreed: int = 0  # the span of this node's digest in which this one showed the same; 0: none
+    is_itself: bool = False  # whether it was this very node that answered last
 
 
 class Forming:
@@ -166,7 +167,7 @@ class Forming:
             )
         elif self._listed and members:
             there = {server.raft_address for server in members if server.id != self._raft.id}
-            if there == self._listed.keys():
+            if there == self._listed.keys() - {self._address}:
                 log.debug("peers is ignored: this node is of a cluster already")
             else:
                 log.warning(
@@ -187,7 +188,7 @@ class Forming:
             own.raft_address,
             own.http_address,
             own.http_port,
-            tuple(self._listed),
+            tuple(self._others()),
             self._shown_digest(),
         )
         if not cluster_id:
@@ -250,7 +251,13 @@ class Forming:
         leader's first; none as long as it has met no such cluster, or more than one."""
         if not self.is_wanted or not self._address:
             return ()
-        met = [peer.shown for peer in self._peers.values() if peer.shown and peer.shown.cluster_id]
+        met = [
+            peer.shown
+            for address, peer in self._peers.items()
+            if peer.shown is not None
+            and peer.shown.cluster_id
+            and self._listed[address] in ("", peer.shown.node_id)
+        ]
         if len({shown.cluster_id for shown in met}) != 1:
             return ()
         urls = [shown.leader_http for shown in met] + [shown.http_address for shown in met]
@@ -317,42 +324,43 @@ class Forming:
                 peer.why = f"refuses: {why}" if isinstance(found, Refused) else why
                 return
             try:
-                self._take(address, peer, span, found)
+                self._take(peer, span, found)
             except Exception as error:  # noqa: BLE001 - a failed disk, or a bug
                 self._fail(error)
 
-    def _take(self, address: str, peer: _Peer, span: int, found: Shown) -> None:
-        if (found.node_id, found.incarnation) == (self._own.node_id, self._own.incarnation):
-            self._meet_itself(address)
-            return
-        if found != peer.shown:
+    def _take(self, peer: _Peer, span: int, found: Shown) -> None:
+        own = self._own
+        is_itself = (found.node_id, found.incarnation) == (own.node_id, own.incarnation)
+        shown = None if is_itself else found
+        if (shown, is_itself) != (peer.shown, peer.is_itself):
             self._hurry(FIRST_PAUSE)
-        peer.shown, peer.why = found, ""
-        if self._adopt(found):
+        peer.shown, peer.is_itself, peer.why = shown, is_itself, "is this node" if is_itself else ""
+        if not is_itself and self._adopt(found):
             return
         formation = self._look()
         is_agreed = found.digest == self._digest != "" and span == self._span
         peer.agreed = self._span if is_agreed else 0
         if formation is not None and all(
-            each.agreed == self._span for each in self._peers.values()
+            each.is_itself or each.agreed == self._span for each in self._peers.values()
         ):
             self._form(formation)
 
-    def _meet_itself(self, address: str) -> None:
-        """This node is on its own list, as where all nodes are given the same one."""
-        del self._peers[address], self._listed[address]
-        if not self._own.raft_address:
-            self._be_at(address)
-        if not self._peers:
-            log.warning("no cluster is formed: there is nobody but this node on its list")
-        self._look()
+    def _others(self) -> dict[str, str]:
+        """Return the addresses of the list at which it isn't this node itself that answers, as
+        where all nodes are given the same list; each with the ID that is listed or ""."""
+        return {
+            address: node_id
+            for address, node_id in self._listed.items()
+            if not self._peers[address].is_itself
+        }
 
     def _look(self) -> Configuration | None:
         """Return the formation that all present facts give; show its digest (F1)."""
         shown = {
             address: peer.shown for address, peer in self._peers.items() if peer.shown is not None
         }
-        formation, address, differs = agree(self._own, self._listed, shown)
+        itself = [address for address, peer in self._peers.items() if peer.is_itself]
+        formation, address, differs = agree(self._own, self._others(), shown, itself)
         if address != self._address and address:
             self._be_at(address)
         if self._directory.identity.cluster_id:
@@ -375,9 +383,14 @@ class Forming:
         self._admission.be_at(address, own.http_address or base_url_at(address, own.http_port))
 
     def _adopt(self, found: Shown) -> bool:
-        """Begin the cluster of a node that was formed with this one (F4); tell whether."""
+        """Begin the cluster of a node that was formed with this one (F4); tell whether.
+
+        This one may be of that cluster already, by a leader that was lost before it had sent an
+        entry: without the first one it could help to elect no other.
+        """
         formation, own = found.formation, self._own
-        if formation is None or self._directory.identity.cluster_id:
+        mine = self._directory.identity.cluster_id
+        if formation is None or mine not in ("", found.cluster_id) or self._raft.last_index:
             return False
         server = formation.get(own.node_id)
         if server is None or server.incarnation != own.incarnation:
@@ -399,7 +412,7 @@ class Forming:
     def _form(self, formation: Configuration) -> None:
         """Begin the cluster of these members (2)."""
         raft = self._raft
-        assert not self._directory.identity.cluster_id
+        assert self._directory.identity.cluster_id in ("", cluster_id_of(formation))
         assert raft.last_index == 0
         try:
             self._directory.keep_formation(formation.encode())
@@ -412,6 +425,10 @@ class Forming:
         warning = arbiters_warning(formation)
         if warning:
             log.warning("%s", warning)
+        founder = formation.get(raft.id)
+        assert founder is not None
+        if not self._address:
+            self._be_at(founder.raft_address)
         raft.found(formation)
         self._drive()
         self._settle()
@@ -430,11 +447,6 @@ class Forming:
         except DiskFull as error:
             self._settle_again_at = now + DISK_FULL_RETRY
             self._lack_room(error)
-        else:
-            if not self._address:
-                known = self._raft.configuration.get(self._raft.id)
-                assert known is not None
-                self._be_at(known.raft_address)
 
     def _lack_room(self, error: DiskFull) -> None:
         obstacle = f"no room to form a cluster: {error}"

@@ -16,7 +16,7 @@ node; each member speaks for itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,13 +58,19 @@ def base_url_at(address: str, port: int) -> str:
     return f"http://{address.rpartition(':')[0]}:{port}" if port else ""
 
 
-def agree(own: Own, listed: Mapping[str, str], shown: Mapping[str, Shown]) -> Agreement:
+def agree(
+    own: Own,
+    listed: Mapping[str, str],
+    shown: Mapping[str, Shown],
+    itself: Sequence[str] = (),
+) -> Agreement:
     """Hold this node and those that answer at the addresses of its list against each other.
 
     *listed* has an address of each other node, with the ID that is listed for it, or ""; *shown*
-    has what those have shown that have answered.
+    has what those have shown that have answered. *itself* are the addresses of the list that have
+    led to this node: the one at which it is, or a name that leads astray.
     """
-    addresses = _own_addresses(own, listed, shown)
+    addresses = _own_addresses(own, listed, shown, itself)
     address = own.raft_address or (next(iter(addresses)) if len(addresses) == 1 else "")
     differs = next(_differences(own, listed, shown, addresses), "")
     if differs or not address or shown.keys() != listed.keys():
@@ -89,12 +95,15 @@ def _founder(facts: Own | Shown, raft_address: str, http_address: str) -> Server
 
 
 def _own_addresses(
-    own: Own, listed: Mapping[str, str], shown: Mapping[str, Shown]
+    own: Own, listed: Mapping[str, str], shown: Mapping[str, Shown], itself: Sequence[str]
 ) -> dict[str, str]:
-    """Return the addresses at which others list this node, each with one who does."""
-    found = {own.raft_address: own.node_id} if own.raft_address else {}
+    """Return the addresses at which this node is, by itself and the lists, each with one who says
+    so."""
+    found = dict.fromkeys([*([own.raft_address] if own.raft_address else []), *itself], own.node_id)
     for at, peer in shown.items():
         rest = {*peer.peers, at} - listed.keys() if peer.peers else set()
+        if len(rest) > 1:
+            rest -= {*itself}  # that have led astray: who is listed there is another node
         if len(rest) == 1:
             found.setdefault(rest.pop(), peer.node_id)
     return found
@@ -119,9 +128,13 @@ def _differences(
             yield (
                 f"{peer.node_id} at {at} belongs to cluster {peer.cluster_id} already, which was "
                 "not formed with this node and its data directory"
+                + ("" if addresses else "; nobody lists this node: name --raft-advertise to join")
             )
         elif not peer.peers:
             yield f"{peer.node_id} at {at} has no list: start it with --peers"
+    if len(addresses) > 1:
+        said = [f"{name} has it at {at}" for at, name in addresses.items()]
+        yield f"this node is listed at different addresses: {', '.join(said)}"
     for at, peer in shown.items():
         if peer.raft_address not in ("", at):
             yield (
@@ -133,20 +146,21 @@ def _differences(
                 f"the quorum size is {own.quorum_size or 'not set'} here and "
                 f"{peer.quorum_size or 'not set'} at {peer.node_id}"
             )
-        yield from _list_differences(own, at, peer, listed)
-    if len(addresses) > 1:
-        said = [f"{name} has it at {at}" for at, name in addresses.items()]
-        yield f"this node is listed at different addresses: {', '.join(said)}"
+        may_be_listed = not addresses and shown.keys() != listed.keys()  # it may be one of those
+        yield from _list_differences(own, at, peer, listed, may_be_listed=may_be_listed)
 
 
-def _list_differences(own: Own, at: str, peer: Shown, listed: Mapping[str, str]) -> Iterator[str]:
-    """Yield how the list of another node differs from this node's."""
+def _list_differences(
+    own: Own, at: str, peer: Shown, listed: Mapping[str, str], *, may_be_listed: bool
+) -> Iterator[str]:
+    """Yield how the list of another node differs from this node's, which has its own address too
+    if *may_be_listed*."""
     theirs = {*peer.peers, at}
     unknown = [each for each in listed if each not in theirs]
     if unknown:
         yield f"{peer.node_id} at {at} doesn't list {', '.join(unknown)}, which this node does"
     rest = sorted(theirs - listed.keys())
-    if not rest:
+    if not rest and not may_be_listed:
         yield f"{peer.node_id} at {at} doesn't list this node"
     elif len(rest) > 1:
         others = [each for each in rest if each != own.raft_address]

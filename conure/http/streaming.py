@@ -24,6 +24,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from itertools import chain
 
 from conure.commands import Item, prefix_end
 from conure.errors import BadRequest, ConureError
@@ -103,11 +104,14 @@ class Streams:
     def _send(
         self, request: Request, content_type: str, fields: bytes, pieces: Iterable[bytes]
     ) -> None:
-        """Stream pieces as fast as the client takes them."""
+        """Stream pieces as fast as the client takes them. Raises ConureError where nothing can be
+        read, so that the answer tells it; what fails later only cuts the stream."""
+        rest = iter(pieces)
+        first = next(rest, b"")
         stream = request.stream(200, content_type, fields, max_unsent=self._max_unsent)
         self._answers.count(request, 200)
         try:
-            for piece in pieces:
+            for piece in chain((first,), rest):
                 if not stream.send(piece) or not stream.wait(_LOW_WATER, PATIENCE):
                     if not stream.over:
                         log.warning("%s was cut: its client takes nothing", request)

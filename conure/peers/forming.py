@@ -143,7 +143,7 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
     if quorum_size == 1:
         raise WireError("an answer without a proper quorum_size")
     peers = fields.get("peers")
-    if not isinstance(peers, list) or len(peers) >= MAX_FOUNDERS:
+    if not isinstance(peers, list) or len(peers) > MAX_FOUNDERS:
         raise WireError("an answer without a proper list of peers")
     if not all(isinstance(peer, str) and is_address(peer) for peer in peers):
         raise WireError("an answer whose list of peers has what is no address")

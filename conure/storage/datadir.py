@@ -67,7 +67,12 @@ FORMAT_WITH_ENGINE = 2
 _LOCK = "LOCK"
 _IDENTITY = "identity.json"
 _FORMATION = "formation"
-_OURS = frozenset({_LOCK, _IDENTITY, _IDENTITY + ".new", "conure.db", "lsm", "raft", "lost+found"})
+_OURS = frozenset(
+    {
+        *(_LOCK, _IDENTITY, _IDENTITY + ".new", _FORMATION, _FORMATION + ".new"),
+        *("conure.db", "lsm", "raft", "lost+found"),
+    }
+)
 _FORMATION_HEADER = struct.Struct("<4sBI")
 _FORMATION_MAGIC, _FORMATION_VERSION = b"CNRF", 1
 _MAX_FORMATION = 64 << 10  # bytes
@@ -191,7 +196,6 @@ class DataDirectory:
 
         Raises DiskFull or DiskFailed.
         """
-        assert not self.identity.cluster_id
         content = _formation_header(formation) + formation
         self._replace(_FORMATION, lambda path: _write(self.fs, path, content))
 

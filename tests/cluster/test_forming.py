@@ -49,6 +49,10 @@ def first_entry(node: Node) -> bytes:
     return node._log.entries(1, 2, 1 << 20)[0].data
 
 
+def first_names(node: Node) -> tuple[str, ...]:
+    return Configuration.decode(first_entry(node)).voters
+
+
 def differs(node: Node) -> str:
     return str(node.status()["forming"]["differs"])
 
@@ -216,6 +220,42 @@ def test_a_node_that_was_formed_with_adopts_it_at_once(caplog: pytest.LogCapture
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("place", [{}, {"raft_address": "", "http_address": "", "http_port": 1}])
+def test_a_founder_whose_leader_was_lost_before_it_sent_an_entry_begins_the_cluster(
+    place: dict[str, Any],
+) -> None:
+    """It is of the cluster by a heartbeat, and without the first entry it could elect nobody."""
+    lab = acquainted(*NAMES, **place)
+    cluster_id = begin_alone(lab, "n1")
+    lab.failed.add("n3")
+    with lab["n2"]._monitor:
+        lab["n2"]._admission.meet(replace(lab["n3"].greeting(), cluster_id=cluster_id))
+    lab["n2"].receive([Message(MessageType.HEARTBEAT, "n3", "n2", 7)])
+    assert cluster_of(lab["n2"]) == cluster_id
+    assert lab["n2"]._raft.last_index == 0
+    assert lab["n2"]._raft.term == 7
+    lab.stop("n2")
+    add(lab, "n2", **place)
+    put(lab, b"k", b"v")
+    assert first_entry(lab["n1"]) == first_entry(lab["n2"])
+
+
+@pytest.mark.parametrize("has_heard", [False, True])
+def test_a_founder_that_lags_is_where_its_cluster_has_it(has_heard: bool) -> None:
+    """It leaves that to the lists, which it has forgotten; a leader may have written to it."""
+    lab = acquainted(*NAMES, raft_address="")
+    cluster_id = begin_alone(lab, "n1")
+    if has_heard:
+        lab["n2"]._directory.join_cluster(cluster_id)
+    lab.stop("n2")
+    add(lab, "n2", raft_address="")
+    assert lab["n2"].greeting().raft_address == ""
+    take(lab, "n2", shown_to(lab, "n2", "n1"))
+    assert cluster_of(lab["n2"]) == cluster_id
+    assert lab["n2"].greeting().raft_address == "n2:7001"
+    put(lab, b"k", b"v")
+
+
 def test_who_lost_its_disk_amid_it_never_takes_its_old_seat() -> None:
     lab = acquainted(*NAMES)
     cluster_id = begin_alone(lab, "n1")
@@ -350,6 +390,55 @@ def test_a_node_may_be_on_its_own_list() -> None:
     wild = started(*NAMES, peers=everyone, raft_address="", http_address="", http_port=1)
     wild.leader()
     wild.tick_until(lambda: len(clusters(wild)) == 1 and "" not in clusters(wild))
+
+
+@pytest.mark.parametrize("raft_address", ["n1:7001", ""])
+def test_a_name_that_leads_astray_for_a_while_takes_nobody_off_the_list(
+    raft_address: str,
+) -> None:
+    """The name of n2 led to n1 itself for a while, as an old entry of DNS may."""
+    lab = started("n3")
+    add(lab, "n1", raft_address=raft_address)
+    lab.tick(4)
+    forming = lab["n1"]._forming
+    forming._answered("n2:7001", forming._span, shown_to(lab, "n1", "n1"))
+    assert state(lab["n1"], "n2:7001") == "is this node"
+    assert "this node is listed at different addresses" in differs(lab["n1"])
+    add(lab, "n2")
+    lab.leader()
+    lab.tick_until(lambda: len(clusters(lab)) == 1 and "" not in clusters(lab))
+    assert set(first_names(lab["n1"])) == set(NAMES)
+
+
+def test_who_is_alone_on_its_list_says_so() -> None:
+    lab = started("n1", peers=("n1:7001",), raft_address="")
+    lab.tick(60)
+    assert differs(lab["n1"]) == "a cluster is formed by 2 to 32 nodes, not by 1"
+    assert "is this node" in {name: why for name, _, why in lab["n1"].readiness()}["member"]
+
+
+def test_one_list_for_all_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "conure.node")
+    wild: Any = {"raft_address": "", "http_address": "", "http_port": 1}
+    everyone = tuple(f"{name}:7001" for name in NAMES)
+    lab = started(*NAMES, peers=everyone, **wild)
+    lab.leader()
+    lab.tick_until(lambda: "" not in clusters(lab))
+    lab.stop("n1")
+    add(lab, "n1", peers=everyone, **wild)
+    assert "peers is ignored: this node is of a cluster already" in caplog.messages
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_who_is_of_a_cluster_and_not_the_one_that_is_listed_is_not_asked() -> None:
+    lab = acquainted(*NAMES)
+    begin_alone(lab, "n1")
+    lab.wipe("n2")
+    add(lab, "n2", peers=("n9@n1:7001", "n3:7001"))
+    lab.tick_until(lambda: "n9 is listed" in differs(lab["n2"]))
+    assert "belongs to cluster" in state(lab["n2"], "n1:7001")
+    lab.cut.add("n3")
+    assert lab["n2"].seeds() == ()
 
 
 def test_the_quorum_size_is_part_of_the_formation() -> None:

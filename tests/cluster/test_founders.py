@@ -67,6 +67,34 @@ def test_a_node_is_where_the_others_list_it() -> None:
     assert agree(wild, OTHERS, {**BOTH, "n2:7001": wild_too}).formation == found.formation
 
 
+def test_where_a_node_finds_itself_has_to_be_where_it_is() -> None:
+    for node in (own(), own(raft_address="")):
+        assert (
+            agree(node, OTHERS, BOTH, ["n1:7001"]).formation == agree(own(), OTHERS, BOTH).formation
+        )
+        astray = agree(node, listed("n3:7001"), {"n3:7001": shown(3)}, ["n2:7001"])
+        assert astray.formation is None
+        assert "n1 has it at n2:7001" in astray.differs
+        two = agree(node, listed("n3:7001"), {"n3:7001": shown(3)}, ["n1:7001", "n2:7001"])
+        assert "different addresses" in two.differs
+    wild = own(raft_address="")
+    assert agree(wild, {}, {}, ["n1:7001"]).address == "n1:7001"
+
+
+def test_a_list_that_may_have_the_own_address_differs_from_none_yet() -> None:
+    wild, everyone = own(raft_address=""), listed(*ALL)
+    assert agree(wild, everyone, {"n2:7001": shown(2)}) == Agreement(None, "", "")
+    all_three = {**BOTH, "n1:7001": shown(9, node_id="n9", peers=ALL)}
+    assert "doesn't list this node" in agree(wild, everyone, all_three).differs
+
+
+def test_who_is_not_listed_by_a_cluster_is_told_what_it_lacks() -> None:
+    formed = {at: replace(peer, cluster_id="c9", peers=("n2:7001",)) for at, peer in BOTH.items()}
+    wild = agree(own(raft_address=""), OTHERS, formed)
+    assert wild.differs.endswith("nobody lists this node: name --raft-advertise to join")
+    assert "--raft-advertise" not in agree(own(), OTHERS, formed).differs
+
+
 def test_the_others_have_to_agree_on_where_a_node_is() -> None:
     elsewhere = shown(2, peers=("10.0.0.1:7001", "n3:7001"))
     for node in (own(), own(raft_address="")):

@@ -114,10 +114,8 @@ def test_who_leaves_costs_nothing_more(service: Service, backend: FakeBackend) -
     wait_until(lambda: backend.open_states == 0)
 
 
-def test_damage_cuts_a_long_answer(
-    service: Service, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend.values = {b"%03d" % n: b"v" * 1000 for n in range(300)}
+def damage(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Have pinned states fail at a record by its number."""
     pin = backend.pin
 
     def damaged_pin() -> Any:
@@ -126,7 +124,7 @@ def test_damage_cuts_a_long_answer(
 
         def some(*bounds: Any, **how: Any) -> Iterator[Any]:
             for count, item in enumerate(items(*bounds, **how)):
-                if count == 200:
+                if count == at:
                     raise CorruptionError("conure.db", 8192, "a page fails its checksum")
                 yield item
 
@@ -134,6 +132,23 @@ def test_damage_cuts_a_long_answer(
         return state
 
     monkeypatch.setattr(backend, "pin", damaged_pin)
+
+
+def test_damage_at_the_beginning_is_told(
+    service: Service, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.values = {b"k": b"v"}
+    damage(backend, monkeypatch, 0)
+    answer = service.request("GET", "/kv?prefix=", accept="application/x-ndjson")
+    assert answer.status == 500
+    assert b"conure.db" in answer.body
+
+
+def test_damage_cuts_a_long_answer(
+    service: Service, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.values = {b"%03d" % n: b"v" * 1000 for n in range(300)}
+    damage(backend, monkeypatch, 200)
     with closing(begin(service, "/kv?prefix=", "Accept: application/x-ndjson")) as client:
         head, body = read_all(client)
     assert not head or dechunk(body)[1] is None  # a reset may take the beginning with it

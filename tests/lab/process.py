@@ -138,8 +138,10 @@ class ServerProcess:
 
     def kill(self) -> None:
         """End the process as a power cut would end it, and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended, or not begun its session yet
+            self.process.send_signal(signal.SIGKILL)
         self._collect()
 
     def terminate(self, number: int = signal.SIGTERM) -> int:

@@ -159,6 +159,14 @@ def test_nothing_is_left_behind_by_tests_that_were_killed(
     wait_until(is_gone)
 
 
+def test_a_server_that_has_only_just_been_started_can_be_killed(tmp_path: Path) -> None:
+    """It has no session of its own yet, which could be killed as a whole."""
+    for number in range(10):
+        server = ServerProcess(tmp_path / str(number))
+        server.kill()
+        assert server.process.poll() == -signal.SIGKILL
+
+
 def test_servers_are_forks_unless_only_a_new_interpreter_will_do(tmp_path: Path) -> None:
     chosen = []
     for number, options in enumerate(

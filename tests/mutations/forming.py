@@ -77,10 +77,17 @@ MUTATIONS = [
         STORIES,
     ),
     Mutation(
+        "a founder whose leader was lost before it sent an entry waits for ever",
+        "conure/cluster/forming.py",
+        'mine not in ("", found.cluster_id)',
+        "mine",
+        STORIES,
+    ),
+    Mutation(
         "nobody adopts the cluster that it was formed with",
         "conure/cluster/forming.py",
-        "        if formation is None or self._directory.identity.cluster_id:\n",
-        "        if formation is None or self._digest != digest_of(formation):\n",
+        "        if formation is None or mine not in",
+        "        if formation is None or self._digest != digest_of(formation) or mine not in",
         STORIES,
     ),
     Mutation(
@@ -127,10 +134,31 @@ MUTATIONS = [
         STORIES,
     ),
     Mutation(
-        "a node that is on its own list waits for itself",
+        "a node that is on its own list takes itself for another one of its ID",
         "conure/cluster/forming.py",
-        "            self._meet_itself(address)\n            return\n",
-        "            pass\n",
+        "(found.node_id, found.incarnation) == (own.node_id, own.incarnation)",
+        "False",
+        STORIES,
+    ),
+    Mutation(
+        "a name that leads to the node itself takes another one off the list",
+        "conure/cluster/founders.py",
+        "*itself], own.node_id)",
+        "], own.node_id)",
+        FACTS,
+    ),
+    Mutation(
+        "what once was this node itself remains so",
+        "conure/cluster/forming.py",
+        "peer.shown, peer.is_itself, peer.why = shown, is_itself,",
+        "peer.shown, peer.is_itself, peer.why = shown, is_itself or peer.is_itself,",
+        STORIES,
+    ),
+    Mutation(
+        "a node of another name than the list has is asked to add this one",
+        "conure/cluster/forming.py",
+        '            and self._listed[address] in ("", peer.shown.node_id)\n',
+        "",
         STORIES,
     ),
     Mutation(
@@ -220,7 +248,7 @@ MUTATIONS = [
     Mutation(
         "a node that forms may list any number of peers",
         "conure/peers/forming.py",
-        "    if not isinstance(peers, list) or len(peers) >= MAX_FOUNDERS:\n",
+        "    if not isinstance(peers, list) or len(peers) > MAX_FOUNDERS:\n",
         "    if not isinstance(peers, list):\n",
         WIRE,
     ),
@@ -305,8 +333,8 @@ MUTATIONS = [
     Mutation(
         "a formation is begun in term 0",
         "raft.py",
-        "        self._become_follower(hard_state.term)\n        self._log.append([entry])\n",
-        "        self._log.append([entry])\n",
+        "            self._become_follower(hard_state.term)\n        self._log.append([entry])\n",
+        "            pass\n        self._log.append([entry])\n",
         ("tests/consensus/test_raft_configuration.py",),
     ),
 ]

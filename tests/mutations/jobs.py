@@ -14,6 +14,27 @@ WORKERS = ("tests/storage/lsm/test_workers.py",)
 
 MUTATIONS = [
     Mutation(
+        "a file that several become may be the next that goes",
+        "conure/storage/lsm/picking.py",
+        "            if moved >= _FULLER * self._live[name]:\n",
+        "            if moved:\n",
+        ("tests/storage/lsm/test_picking.py",),
+    ),
+    Mutation(
+        "blob files are as many as there are flushes",
+        "conure/storage/lsm/picking.py",
+        "        if part is None and len(self._blobs) > _BLOBS:\n",
+        "        if False:\n",
+        ("tests/storage/lsm/test_picking.py",),
+    ),
+    Mutation(
+        "tables are rewritten beside those whose values move",
+        "conure/storage/lsm/picking.py",
+        "                while names and not _bytes_in(window[-1], names):\n",
+        "                while False:\n",
+        ("tests/storage/lsm/test_picking.py",),
+    ),
+    Mutation(
         "a merge lets the oldest record win",
         "conure/storage/lsm/jobs.py",
         "for run in job.inputs[::-1]]",

@@ -515,7 +515,7 @@ def test_a_port_for_redis_clients_is_there_if_it_is_asked_for(chart: str) -> Non
 
 
 @pytest.mark.parametrize("chart", [HA, SINGLE])
-@pytest.mark.parametrize("front", ["rest", "resp"])
+@pytest.mark.parametrize("front", FRONTS)
 def test_the_port_of_a_front_is_there_for_whoever_asks_for_it(chart: str, front: str) -> None:
     for is_on in (False, True):
         values: Object = {front: {"enabled": True, "port": 4321}} if is_on else {}

@@ -63,6 +63,7 @@ class Fate:
     seconds: float = 0.0  # for which faults happen
     wipe: float = 0.0
     restart: float = 0.0  # with other settings
+    ambush: float = 0.0  # the chance that one is wiped just when a node shows a new digest
     bystander: bool = False  # whether one of the list is of a cluster of its own
 
     @classmethod
@@ -82,6 +83,7 @@ class Fate:
             seconds=rng.choice([1.0, 3.0, 6.0]) if faulty else 0.0,
             wipe=rng.choice([0.0, 0.0, 0.5, 2.0]),
             restart=rng.choice([0.0, 0.5, 2.0]),
+            ambush=random.Random(f"ambush/{seed}").choice([0.0, 0.0, 0.6]) if faulty else 0.0,
             bystander=rng.random() < 0.05,
         )
 
@@ -228,6 +230,8 @@ class Formation:
         self.begin()
         world.start(self._nemesis.run())
         world.start(self._operate())
+        if self.fate.ambush:
+            world.start(self._lie_in_wait())
         world.run_for(self.fate.seconds + self.fate.late)
 
     def mend(self) -> None:
@@ -301,6 +305,23 @@ class Formation:
             machine = world.rng.choice(self.fleet.all())
             if not world.mending and machine.up and machine.name != self.checks.bystander:
                 task(machine)
+
+    def _lie_in_wait(self) -> Process:
+        """Strike one just when a node has got to know all others: within what they take to begin
+        the cluster."""
+        world, seen = self.world, {""}
+        while not world.mending:
+            yield 0.005
+            for machine in self.fleet.all():
+                if machine.up and machine.shown_digest not in seen:
+                    seen.add(machine.shown_digest)
+                    if world.rng.random() < self.fate.ambush:
+                        victim = world.rng.choice(self.fleet.all())
+                        world.after(world.rng.uniform(0.0, 0.2), partial(self._strike, victim))
+
+    def _strike(self, machine: Machine) -> None:
+        if not self.world.mending and machine.up and machine.name != self.checks.bystander:
+            self.world.rng.choice([self._wipe, self._wipe, self._restart])(machine)
 
     def _wipe(self, machine: Machine) -> None:
         machine.stays_down = True

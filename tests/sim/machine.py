@@ -179,6 +179,11 @@ class Machine:
         return self.node._directory.identity.cluster_id
 
     @property
+    def shown_digest(self) -> str:
+        """The formation that a node shows which forms a cluster, or ""."""
+        return self.node._forming._shown_digest()
+
+    @property
     def waits_for(self) -> str:
         """Whom a node waits for that forms a cluster."""
         return self.node._forming.waits_for()

@@ -66,8 +66,8 @@ def test_two_nodes_of_one_id_form_nothing() -> None:
 def found(symptoms: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
     """Tell whether some seeds with many lost disks show what is wrong."""
     for seed in range(100):
-        fate = Fate(nodes=3, late=0.0, seconds=4.0, wipe=2.0, restart=1.0)
-        luck = Luck(loss=0.1, straggling=0.1, delay=0.02, crash=0.5)
+        fate = Fate(nodes=3, late=0.0, seconds=4.0, wipe=0.2, ambush=0.7)
+        luck = Luck(loss=0.1, straggling=0.1, delay=0.02)
         try:
             play_formation(seed, fate, luck)
         except symptoms:
@@ -75,7 +75,7 @@ def found(symptoms: type[BaseException] | tuple[type[BaseException], ...]) -> bo
     return False
 
 
-def forms_at_sight(self: Forming, address: str, peer: Any, span: int, found: Shown) -> None:
+def forms_at_sight(self: Forming, peer: Any, span: int, found: Shown) -> None:
     """Begin the cluster as soon as all members are known."""
     peer.shown, peer.why = found, ""
     formation = self._look()

@@ -116,6 +116,17 @@ def test_another_node_is_refused_and_a_default_name_gives_way() -> None:
     assert open_directory(fs, "node1", told=False).identity.node_id == "n1"
 
 
+def test_a_formation_without_an_identity_is_no_strangers_file() -> None:
+    fs = CrashFileSystem()
+    directory = open_directory(fs)
+    directory.keep_formation(b"abc")
+    directory.close()
+    fs.remove("/data/identity.json")
+    write(fs, "/data/conure.db", b"records")
+    with pytest.raises(CorruptionError, match="the file is missing though there is data"):
+        open_directory(fs)
+
+
 @pytest.mark.parametrize("stranger", ["thesis.tex", ".hidden", "identity.json.bak"])
 def test_strangers_are_left_alone(stranger: str) -> None:
     fs = CrashFileSystem()

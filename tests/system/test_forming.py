@@ -107,39 +107,44 @@ def test_wildcards_and_the_same_list_for_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_and_wiped_amid_it(tmp_path: Path, seed: int) -> None:
-    """At drawn moments nodes are killed, some of them lose their directories; in the end there is
-    one cluster, and who lost its directory behind its formation waits to be removed."""
+    """At drawn moments nodes are killed, and some of them lose their directories. In the end there
+    is one cluster, and who lost a directory that it names waits to be removed."""
     rng = random.Random(f"formation/{seed}")
     with Cluster(tmp_path) as cluster:
         members = with_lists(cluster, rng.choice([2, 3, 3]))
         for member in members:
             member.launch()
-        lost: list[Member] = []
+        wiped = 0
         for _ in range(8):
             time.sleep(rng.uniform(0.0, 0.25))
             member = rng.choice(members)
             member.kill()
             if rng.random() < 0.3 and member.data.exists():
-                if cluster_ids(members) - {""}:
-                    lost.append(member)  # it may be named already
                 member.wipe()
+                wiped += 1
             assert len(cluster_ids(members) - {""}) <= 1
             member.launch()
         for member in members:
             member.wait_until_listening()
-        named = [member for member in members if member not in lost]
-        if not lost:
-            wait_until(lambda: is_formed(members))
+        wait_until(lambda: all(is_settled(member) for member in members))
+        assert len(cluster_ids(members) - {""}) == 1
+        outside = [member for member in members if not member.status()["cluster_id"]]
+        if not outside:
             assert cluster.leader().put("k", b"v").status == 200
             cluster.wait_until_equal()
-        elif 2 * len(named) > len(members):
-            wait_until(lambda: bool(cluster_ids(members) - {""}))
-        time.sleep(0.2)
-        assert len(cluster_ids(members) - {""}) <= 1
+        assert len(outside) <= wiped
         logs = "\n".join(member.whole_text for member in members)
         assert "Traceback" not in logs
         begun = set(re.findall(r"belongs to cluster (\w+) now", logs))
-        assert len(begun) <= 1 + len(lost)
+        assert len(begun) <= 1 + wiped
+
+
+def is_settled(member: Member) -> bool:
+    """Tell whether a node is of a cluster, or has found one that was formed with a directory that
+    it has lost."""
+    status = member.status()
+    was_lost = "was not formed with this node" in str(status.get("forming"))
+    return bool(status) and (status["cluster_id"] != "" or was_lost)
 
 
 def test_a_wiped_founder_waits_until_its_old_self_is_removed(tmp_path: Path) -> None:

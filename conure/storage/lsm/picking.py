@@ -20,7 +20,10 @@ everything is merged.
 
 1. A job has about :data:`INPUTS` tables' worth of bytes, so that its time and its temporary space
    are bounded; in a larger store levels go down in parts.
-2. A job moves records down, or values out of blob files that are to go: so merging ends.
+2. A job moves records down, or values out of blob files that are to go: so merging ends. Values of
+   files of which there are too many go into one that holds twice as much as the fullest of them,
+   or stay: so with each such job the sum of the squares of what is in each file grows, which can't
+   go on for ever.
 3. Level 0 goes before all else, unless a level is so full that merging into it would cost more.
 4. *Idle* jobs give space back: what is in upper levels may hide as much below, and a tombstone
    hides a record. They run until that is an eighth of the rest, and blob files are mostly live; and
@@ -64,7 +67,7 @@ _APART = 0.04  # likewise of what isn't in the last level, in a store that one j
 _TOMBSTONE_GAIN = 4  # records' worth of bytes
 _TABLES = 256  # of a store, about; then they grow
 _BLOBS = 256  # likewise
-_FEWER_BLOBS = 32  # that are emptied at a time when there are more
+_FULLER = 2  # times as much is in a file that several become as in any of them
 _MUCH_DEAD = 1 / 3  # of the bytes of all blob files: no waiting for an idle time then
 
 
@@ -134,7 +137,7 @@ class _Picking:
         self._blob_bytes = blob_bytes
         self._limits = JobLimits(
             max(limits.table_bytes, sum(self._sizes) // _TABLES),
-            max(limits.blob_bytes, blob_bytes // _BLOBS),
+            max(limits.blob_bytes, 2 * blob_bytes // _BLOBS),
             limits.long_value,
         )
         self._most_bytes = _L0_INPUTS * self._limits.table_bytes
@@ -146,6 +149,8 @@ class _Picking:
         part = self._due()
         if part is None and emptied:
             part = self._emptying(emptied)
+        if part is None and len(self._blobs) > _BLOBS:
+            part, emptied = self._joining()
         if part is None and idle:
             part = self._settling()
         if part is None:
@@ -307,8 +312,7 @@ class _Picking:
     # -- blob files ------------------------------------------------------------------------------
 
     def _to_empty(self, *, idle: bool) -> frozenset[str]:
-        """Return the names of blob files that are to go: mostly dead ones, and the least if there
-        are too many."""
+        """Return the names of blob files that are to go, since they are mostly dead."""
         share = 0.5
         live = self._blob_bytes - self._dead
         if idle and self._dead > _GARBAGE * live:
@@ -318,8 +322,6 @@ class _Picking:
         }
         if not idle and self._dead <= _MUCH_DEAD * self._blob_bytes:
             names.clear()
-        if len(self._blobs) > _BLOBS:
-            names.update(sorted(self._blobs, key=self._live.__getitem__)[:_FEWER_BLOBS])
         return frozenset(names)
 
     def _emptying(self, emptied: frozenset[str]) -> _Part | None:
@@ -342,6 +344,43 @@ class _Picking:
         while at and end - at < INPUTS and _bytes_in(tables[at - 1], emptied):
             at -= 1
         return _Part((tables[at:end],), level)
+
+    def _joining(self) -> tuple[_Part | None, frozenset[str]]:
+        """Return neighbours of one level that refer to files with little in them, and the names of
+        these, whose values become one file: those with most to gain for what is written."""
+        best, part, joined = 0.0, None, frozenset[str]()
+        for level, tables in enumerate(self._levels[1:], 1):
+            for at in range(0, len(tables), INPUTS // 2):
+                window = tables[at : at + INPUTS]
+                names, moved, gain = self._least(window)
+                while names and not _bytes_in(window[0], names):
+                    window = window[1:]
+                while names and not _bytes_in(window[-1], names):
+                    window = window[:-1]
+                gain /= moved + sum(table.size for table in window)
+                if gain > best:
+                    best, part, joined = gain, _Part((window,), level), names
+        return part, joined
+
+    def _least(self, tables: Sequence[TableFacts]) -> tuple[frozenset[str], int, float]:
+        """Return the files with the least in them to which tables refer, as many as make one; how
+        many bytes are moved out of them, and how many files there are less for it."""
+        found: dict[str, int] = {}
+        for table in tables:
+            for name, size in table.blobs:
+                found[name] = found.get(name, 0) + size
+        least: tuple[frozenset[str], int, float] = frozenset(), 0, 0.0
+        names: list[str] = []
+        moved, gain = 0, -1.0
+        for name in sorted(found, key=self._live.__getitem__):
+            moved += found[name]
+            if moved > self._limits.blob_bytes:
+                break
+            names.append(name)
+            gain += found[name] / self._live[name]
+            if moved >= _FULLER * self._live[name]:
+                least = frozenset(names), moved, gain
+        return least
 
 
 def _first_of(table: TableFacts) -> bytes:

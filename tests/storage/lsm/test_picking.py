@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conure.storage.lsm import picking
+from conure.storage.lsm.blobs import BlobFacts
 from conure.storage.lsm.jobs import JobLimits
 from conure.storage.lsm.picking import INPUTS, LAST_LEVEL, load_level, pick
+from conure.storage.lsm.tables import TableFacts
 from tests.storage.lsm.levels import RECORD, Store
 
 # A thousandth of what a node has: tables of 16 MiB, flushes of 10 MB of memory.
@@ -198,6 +202,58 @@ def test_many_small_blob_files_become_fewer() -> None:
     assert store.content()
 
 
+@pytest.mark.parametrize("ascending", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_blob_files_of_which_any_table_knows_a_few_become_fewer_and_merging_ends(
+    seed: int, ascending: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a file of few values that are moved may be the next one with the least in it."""
+    monkeypatch.setattr(picking, "_BLOBS", 40)
+    store = Store(JobLimits(100 * RECORD, 10 * 5000, 4096))
+    rng = random.Random(seed)
+    for at in range(0, 60 * 200, 60):
+        keys = range(at, at + 60) if ascending else rng.sample(range(12_000), 60)
+        long = set(rng.sample(keys, rng.choice([0, 1, 2, 3, 4, 8])))
+        store.flush({key: 2 if key in long else 1 for key in keys})
+        store.run()
+        assert len(store.blobs) <= 45
+    assert store.written <= (4.5 if ascending else 9) * store.flushed
+    store.run(idle=True)
+
+
+def referring(references: dict[int, tuple[str, int]]) -> SimpleNamespace:
+    """Return a layout of 38 tables in the last level; some of them refer to values in files."""
+    blobs: dict[str, int] = {}
+    tables = []
+    for at in range(38):
+        name, count = references.get(at, ("", 0))
+        refers = ((name, 100 * count),) if count else ()
+        facts = TableFacts(f"t{at}", TABLE, 0, 115, 0, b"%02d" % at, b"%02d-" % at, refers)
+        tables.append(SimpleNamespace(facts=facts))
+        if count:
+            blobs[name] = blobs.get(name, 0) + 100 * count
+    return SimpleNamespace(
+        levels=[[], [], [], [], tables],
+        blobs={name: SimpleNamespace(facts=BlobFacts(name, size)) for name, size in blobs.items()},
+        live_bytes=blobs,
+    )
+
+
+def test_files_become_one_only_if_that_has_twice_as_much_as_any_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no table is written for it but those that refer to them, and what lies between."""
+    monkeypatch.setattr(picking, "_BLOBS", 1)
+    apart = referring({3: ("a", 6), 9: ("b", 6), 31: ("a", 4), 35: ("b", 4)})
+    assert pick(apart, LIMITS, "s", 0, idle=False) is None
+    whole = referring({3: ("a", 6), 5: ("b", 6), 31: ("c", 14)})
+    job = pick(whole, LIMITS, "s", 0, idle=False)
+    assert job is not None
+    assert [table.name for table in job.inputs[0]] == ["t3", "t4", "t5"]
+    assert [blob.name for blob in job.emptied] == ["a", "b"]
+    assert job.level == LAST_LEVEL
+
+
 def test_nothing_is_picked_of_nothing() -> None:
     assert pick(Store(LIMITS), LIMITS, "s", 0) is None
     assert pick(Store(LIMITS), LIMITS, "s", 0, idle=False) is None
@@ -211,7 +267,7 @@ def test_the_job_names_its_files_and_grows_its_tables() -> None:
     assert job is not None
     assert (job.stem, job.number, job.level) == ("conure.db-00", 7, LAST_LEVEL)
     assert job.limits.table_bytes == 8000 * RECORD // 256
-    assert job.limits.blob_bytes == 8000 * store.value // 256
+    assert job.limits.blob_bytes == 8000 * store.value // 128
     assert job.limits.long_value == 4096
     assert load_level(1 << 40, store.limits) == LAST_LEVEL
 
