@@ -71,6 +71,7 @@ from pager import ENVELOPE, OVERFLOW, Meta, Pager
 __all__ = ["BTree", "BTreeKind"]
 
 _GIVEN_BACK = 32  # records read lately that make room for a page of the tree
+_RECENT_AT_ONCE = 500  # and that go at once where nothing but that is done
 _RECLAIMED_PAGES = 64  # of values that are out of the tree, freed in one go
 _TAIL_PAGES = 64  # how many pages a checkpoint moves from the end of the file at most
 _MOVE_PAGES = 256  # and how many it writes for that; the last value may take it beyond
@@ -355,10 +356,15 @@ class BTree:
         return self.get(key)
 
     def maintain(self, seconds: float) -> bool:
-        """Free pages of values that are out of the tree, for about that long; tell whether there
-        are more. Raises CorruptionError."""
+        """Free pages of values that are out of the tree, and let go of records read lately whose
+        room pages have taken, for about that long; tell whether there is more.
+
+        Raises CorruptionError.
+        """
         deadline = time.perf_counter() + seconds
-        while self._spilled.reclaim(_RECLAIMED_PAGES):
+        while self._spilled.reclaim(_RECLAIMED_PAGES) or self._recent.shrink(
+            self._pool.spare, _RECENT_AT_ONCE
+        ):
             if time.perf_counter() >= deadline:
                 return True
         return False
@@ -410,7 +416,8 @@ class BTree:
         while self._abandoned:
             self._close_reader(self._abandoned.popleft())
         self._move_tail()
-        self.maintain(inf)
+        while self._spilled.reclaim(_RECLAIMED_PAGES):
+            pass
         with self._lock:
             space = self._pager.freeze()
             state = self._pager.meta._replace(

@@ -719,6 +719,7 @@ class Store:
                         if answer is None:  # the rest takes turns (9)
                             break
                         done = answer
+                        looks_back = self._looks_back
                         must_stop = is_over()
                 except errors.WireError as error:
                     raise CorruptionError("raft log", index, str(error)) from error
@@ -756,7 +757,7 @@ class Store:
 
         None if *is_over* amid one that takes turns (9): the next call goes on with it.
         """
-        under_way, self._under_way = self._under_way, None
+        under_way = self._under_way  # it is until its end: who asks whether this is over may look
         if under_way is not None:
             assert under_way.revision == revision
             rest = under_way.rest
@@ -778,6 +779,7 @@ class Store:
                     self._under_way = UnderWay(revision, rest)
                     return None
         except StopIteration as ended:
+            self._under_way = None
             outcome, crc = ended.value
             return self._conclude(outcome, crc, revision)
 
@@ -845,7 +847,7 @@ class Store:
         yield where something else may have its turn."""
         known = self._begin(opened, revision)
         if known is not None:
-            return known, crc32(codec.encode_outcome(known))
+            return (yield from _with_crc(known))
         unmet: Compare | None = None
         for number, compare in enumerate(opened.compares()):
             if number and not number % PIECE:
@@ -891,6 +893,11 @@ class Store:
         heading = self._heading(key)
         return heading[0].mod_revision if heading else 0
 
+    def _size_of(self, key: bytes) -> int:
+        """Return how many bytes the value of a user's key has, 0 without one."""
+        heading = self._heading(key)
+        return heading[1] if heading else 0
+
     def _heading(self, key: bytes) -> tuple[Record, int] | None:
         """Return the same as :meth:`heading`, as what is being applied has left it."""
         return self.engine.heading(_USER + key)
@@ -900,7 +907,7 @@ class Store:
         turn."""
         known = self._begin(transaction, revision)
         if known is not None:
-            return known, crc32(codec.encode_outcome(known))
+            return (yield from _with_crc(known))
         outcome = yield from self._judge_and_do(transaction, revision)
         return (yield from self._seal(transaction, outcome, revision))
 
@@ -936,7 +943,7 @@ class Store:
         """Do all operations; the first one removes what was *gathered*, if it was."""
         self._room = READ_BYTES
         self._previous_room = READ_BYTES
-        weight = _weight_of(branch)
+        weight = _weight_of(branch, self._size_of)
         if weight:
             self._begin_writing(weight)
         results: list[Result] = []
@@ -1396,13 +1403,23 @@ def _taken(keys: Iterator[bytes | None], most: int) -> _Turns[list[bytes]]:
     return taken
 
 
+def _with_crc(outcome: Outcome) -> _Turns[_Sealed]:
+    """Return an outcome that was kept before with the CRC of its bytes."""
+    crc = 0
+    for part in codec.outcome_in_parts(outcome):
+        crc = crc32(part, crc)
+        yield
+    return outcome, crc
+
+
 def _too_many(keys: Sequence[bytes], operation: DeleteRange) -> Refusal:
     return Refusal.TOO_MANY_KEYS if len(keys) > operation.limit else Refusal.NONE
 
 
-def _weight_of(branch: Sequence[Operation]) -> float:
+def _weight_of(branch: Sequence[Operation], size_of: Callable[[bytes], int]) -> float:
     """Return how much a branch writes, in records or what takes as long; 0: nothing, or it is a
-    lone operation that finds out itself."""
+    lone operation that finds out itself. *size_of* tells how long a key's value is, which is
+    written again with another expiry."""
     kinds = {type(each) for each in branch}
     if kinds <= _READING:
         return 0.0
@@ -1412,6 +1429,7 @@ def _weight_of(branch: Sequence[Operation]) -> float:
     if is_lone:
         return 1.0
     size = sum([len(getattr(each, "value", None) or b"") for each in branch])
+    size += sum([size_of(each.key) for each in branch if type(each) is Touch])
     return len(branch) + size / _BYTES_OF_RECORD
 
 

@@ -64,15 +64,17 @@ class Recent:
         self.young[key] = cell
         self.shrink(room)
 
-    def shrink(self, room: int, most: int = _GOING) -> None:
-        """Let a few go, *most* of them, if all take more than *room*."""
+    def shrink(self, room: int, most: int = _GOING) -> bool:
+        """Let a few go, *most* of them, if all take more than *room*; tell whether they still
+        may."""
         for _ in range(most):
             if not self.bytes or self.bytes <= min(room, MOST_BYTES):
-                return
+                return False
             if not self.old:
                 self.young, self.old = self.old, self.young
             key, cell = self.old.popitem()
             self.bytes -= ENTRY_BYTES + len(key) + len(cell)
+        return True
 
     def replace(self, key: bytes, cell: bytes) -> None:
         """Take note of the new cell of a key that is here."""

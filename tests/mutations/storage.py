@@ -17,8 +17,8 @@ MUTATIONS = [
     Mutation(
         "a checkpoint leaves the pages of removed values behind",
         "btree.py",
-        "        self._move_tail()\n        self.maintain(inf)\n",
-        "        self._move_tail()\n",
+        "        while self._spilled.reclaim(_RECLAIMED_PAGES):\n            pass\n",
+        "",
         (
             "tests/storage/test_btree.py",
             "tests/storage/test_btree_space.py",
@@ -140,6 +140,13 @@ MUTATIONS = [
         "        leaf.put(slot, key, cell, old)\n        self._recent.drop(key)\n",
         "        leaf.put(slot, key, cell, old)\n",
         ("tests/storage/test_btree.py", "tests/storage/test_recent.py"),
+    ),
+    Mutation(
+        "records that were read lately keep the room that pages have taken",
+        "btree.py",
+        "or self._recent.shrink(\n            self._pool.spare, _RECENT_AT_ONCE\n        )",
+        "or False",
+        ("tests/storage/test_recent.py",),
     ),
     Mutation(
         "records that were read lately have no bound of their own",

@@ -29,6 +29,7 @@ from conure.commands import (
     Relation,
     Result,
     Target,
+    Touch,
     Transaction,
 )
 from conure.state import codec
@@ -281,6 +282,59 @@ def test_what_writes_little_is_not_left_amid(kind: str) -> None:
             in_turns(store, entries_of([command], store.applied_index + 1), look)
     assert calls == []
     assert store.records == MANY + 1 - 10
+
+
+def test_long_values_that_are_to_expire_take_turns(kind: str) -> None:
+    store = open_store(kind)
+    keys = [b"a", b"b", b"c"]
+    run(store, *[Put(key, bytes(200_000)) for key in keys])
+    command = Transaction((), tuple([Touch(key, 5) for key in keys]), time=2)
+    before = shown(store, keys)
+    turns = 0
+
+    def look() -> None:
+        nonlocal turns
+        turns += 1
+        assert shown(store, keys) == before
+
+    in_turns(store, entries_of([command], store.applied_index + 1), look)
+    assert turns >= len(keys)
+    assert store.next_due() == 7
+
+
+def test_a_long_outcome_is_told_again_in_turns(kind: str) -> None:
+    store = filled(kind)
+    command = Transaction(
+        (), (Range(b"", None, MANY),), time=2, idempotency_key=b"i", fingerprint=b"f", window=9
+    )
+    index = store.applied_index + 1
+    first = store.apply(entries_of([command], index))[index]
+    turns: list[int] = []
+    again = in_turns(store, entries_of([command], index + 1), lambda: turns.append(1))
+    assert again[index + 1] == first._replace(repeated=True)
+    assert len(turns) >= MANY // 250
+    whole = filled(kind)
+    whole.apply(entries_of([command, command], index))
+    assert store.digest == whole.digest
+
+
+def test_an_entry_that_only_reads_takes_as_long_a_turn_as_any(kind: str) -> None:
+    """The node lets a turn be over with the end of what was under way when it began."""
+    store = filled(kind)
+    store.keep_previous(True)
+    commands: list[Command] = [Transaction((), (Range(b"", None, MANY),), time=2), (b"k00000", b"")]
+    index = store.applied_index + 1
+    todo = entries_of(commands, index)
+    assert not store.apply(todo, lambda: True)
+    assert store.is_amid
+    assert store.apply(todo, lambda: not store.is_amid)[index].results[0].total == MANY
+    assert store.applied_index == index
+    store.apply(todo[1:])
+    again = entries_of(commands, index + 2)
+    store.apply(again, lambda: True)
+    store.apply(again)
+    values = [change[5:] for change in store.take_events()[-2:]]
+    assert values == [(b"",), (b"",)]
 
 
 def test_no_checkpoint_begins_while_a_range_is_read(kind: str) -> None:

@@ -143,3 +143,20 @@ def test_pages_come_before_records() -> None:
             assert recent.bytes + pool.cached_bytes <= pair.cache_bytes + 300
     pair.verify()
     pair.tree.close()
+
+
+def test_pages_that_were_written_get_their_room_without_a_read() -> None:
+    pair = Pair(CrashFileSystem(), cache_bytes=30_000)
+    for number in range(800):
+        pair.put(b"%04d" % number, b"v")
+    for key in pair.model:  # while no page is written yet
+        assert pair.tree.get(key) == pair.model[key]
+    recent, pool = pair.tree._recent, pair.tree._pool
+    assert recent.bytes > 0.8 * pair.cache_bytes
+    pair.checkpoint()
+    while pair.tree.maintain(0.0):
+        assert pair.tree.get(b"0000") == pair.model[b"0000"]
+    assert pool.cached_bytes > 0.8 * pair.cache_bytes
+    assert recent.bytes + pool.cached_bytes <= pair.cache_bytes
+    pair.verify()
+    pair.tree.close()
