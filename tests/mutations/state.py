@@ -176,13 +176,6 @@ MUTATIONS = [
         ("tests/state/test_dead_ranges.py",),
     ),
     Mutation(
-        "what a look for what is due has pinned stays",
-        "conure/state/dueindex.py",
-        "        if look is not None:\n            look.close()\n",
-        "",
-        ("tests/state/test_dead_ranges.py",),
-    ),
-    Mutation(
         "the keys of a session are counted in one go",
         "conure/state/holdings.py",
         "        if pauses >= PAUSES or look.count >= most:\n",

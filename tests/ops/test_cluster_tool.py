@@ -107,9 +107,19 @@ def is_served(url: str) -> bool:
         return False
 
 
+def some_port() -> int:
+    """A port around which others are probably free as well: the system gives none of them away."""
+    return 20_000 + free_port("127.0.0.1") % 10_000
+
+
 def base_port() -> str:
-    """A flag with a port around which others are probably free as well."""
-    return f"--base-port={20_000 + free_port('127.0.0.1') % 10_000}"
+    return f"--base-port={some_port()}"
+
+
+def listener() -> socket.socket:
+    while True:
+        with contextlib.suppress(OSError):  # taken already
+            return socket.create_server(("127.0.0.1", some_port()))
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -138,7 +148,7 @@ def test_a_cluster_starts_shows_itself_and_is_found_again(tmp_path: Path) -> Non
 
 
 def test_ports_that_are_taken_are_skipped() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with listener() as taken:
         port = taken.getsockname()[1]
         with tool("--nodes=1", f"--base-port={port}") as alone:
             alone.wait_for("Ctrl-C")
