@@ -262,18 +262,8 @@ class _View:
         return total
 
 
-class _Unkept:
-    """A file that a :class:`_View` has made: an empty one, whatever is written (fileio.File)."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    @property
-    def path(self) -> str:
-        return self._path
-
-    def pread(self, size: int, offset: int) -> bytes:  # noqa: ARG002
-        return b""
+class _Unwritten:
+    """The part of a file that takes no writes: it drops them."""
 
     def pwrite(self, data: bytes, offset: int) -> None:
         """Drop it."""
@@ -290,6 +280,20 @@ class _Unkept:
     def truncate(self, size: int) -> None:
         """Drop it."""
 
+
+class _Unkept(_Unwritten):
+    """A file that a :class:`_View` has made: an empty one, whatever is written (fileio.File)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def pread(self, size: int, offset: int) -> bytes:  # noqa: ARG002
+        return b""
+
     def size(self) -> int:
         return 0
 
@@ -297,7 +301,7 @@ class _Unkept:
         """Do nothing: nothing is open."""
 
 
-class _ViewedFile:
+class _ViewedFile(_Unwritten):
     """A file of a :class:`_View` (fileio.File)."""
 
     def __init__(self, file: File, reading: _Reading) -> None:
@@ -312,21 +316,6 @@ class _ViewedFile:
         data = self._file.pread(size, offset)
         self._reading.add(len(data))
         return data
-
-    def pwrite(self, data: bytes, offset: int) -> None:
-        """Drop it."""
-
-    def pwritev(self, buffers: Sequence[bytes], offset: int) -> None:
-        """Drop it."""
-
-    def allocate(self, offset: int, size: int) -> None:
-        """Drop it."""
-
-    def sync(self) -> None:
-        """Do nothing: nothing was written."""
-
-    def truncate(self, size: int) -> None:
-        """Drop it."""
 
     def size(self) -> int:
         return self._file.size()
