@@ -117,7 +117,8 @@ def run(plan: Plan, workspace: Workspace) -> Section:
         "LevelDB and RocksDB after merging everything. Files of the Raft log, which a node has "
         "with either engine, are in the bytes written and not in the sizes. Bytes written are the "
         "disk's in an engine's turns, whoever else writes there. With more than 1 M "
-        "records ConureDB's engines are measured with their log only."
+        "records ConureDB's engines are measured with their log only; "
+        f"{plan.overwrites:,} records are overwritten at most."
     )
     sizes = {}
     for size in plan.engine_sizes:
@@ -125,7 +126,7 @@ def run(plan: Plan, workspace: Workspace) -> Section:
         shown = alone if size <= _LARGE else [name for name in alone if name not in {BTREE, LSM}]
         sizes[size] = figures = _measure(plan, workspace, shown, applied, size)
         _tabulate(section, shown, size, figures)
-        _tabulate_space(section, shown, size, figures)
+        _tabulate_space(section, shown, size, min(size, plan.overwrites), figures)
         _tabulate_ratios(section, shown, size, figures)
         _tabulate_applied(section, applied, size, figures)
     _judge(section, sizes)
@@ -148,7 +149,8 @@ def burst_of(what: str, plan: Plan, records: int) -> Callable[[RunningEngine, in
     if what in TOTALS:
 
         def slice_of(engine: RunningEngine, n: int) -> Answer:
-            first, end = records * n // pairs, records * (n + 1) // pairs
+            total = min(records, plan.overwrites) if what == "overwrite" else records
+            first, end = total * n // pairs, total * (n + 1) // pairs
             return engine.call(what, first=first, count=end - first, batch=_BATCH)
 
         return slice_of
@@ -230,14 +232,16 @@ def _tabulate(section: Section, engines: list[str], size: int, figures: _Figures
     )
 
 
-def _tabulate_space(section: Section, engines: list[str], size: int, figures: _Figures) -> None:
+def _tabulate_space(
+    section: Section, engines: list[str], size: int, overwritten: int, figures: _Figures
+) -> None:
     columns = [
         ("bytes a record, as the load left it", "left load", size),
         ("settled", "settled load", size),
         ("as overwriting left it", "left overwrite", size),
         ("settled", "settled overwrite", size),
         ("bytes the disk wrote for a byte, in the load", "written load", size * DATA_BYTES),
-        ("in overwriting", "written overwrite", size * DATA_BYTES),
+        ("in overwriting", "written overwrite", overwritten * DATA_BYTES),
         ("seconds to settle after the load", "settle load", 1),
         ("after overwriting", "settle overwrite", 1),
         ("open and get, ms", "open", 1e-3),

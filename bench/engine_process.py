@@ -6,7 +6,7 @@ of two on a line: ``{"seconds": …, "amount": …}``, or ``{"error": …}``, af
 
 ================= ================================================================================
 ``load``          puts records that the engine hasn't, in the order of their numbers
-``overwrite``     puts all records again, in another order
+``overwrite``     puts records again, in another order
 ``put``           puts records anywhere, which the engine has
 ``get``, ``miss`` gets records anywhere, or keys that no record has
 ``range``         reads ranges from anywhere
@@ -57,19 +57,18 @@ class Session:
         self._samples = samples
         self._directory = directory
         self._engine: Contender | None = open_engine(name, directory)
-        self._turn = 0  # of all records
+        self._overwritten = 0  # records, the first of another order
 
     def load(self, first: int, count: int, batch: int) -> Answer:
-        return self._put(self._samples.batches(range(first, first + count), 0, batch))
+        return self._put(range(first, first + count), batch)
 
     def overwrite(self, first: int, count: int, batch: int) -> Answer:
-        """Whoever overwrites has to go on until each record was put once."""
-        self._turn = 1
-        return self._put(self._samples.batches(self._samples.again(first, count), 1, batch))
+        """Each call goes on where the one before has ended."""
+        self._overwritten = first + count
+        return self._put(self._samples.again(first, count), batch)
 
     def put(self, burst: int, count: int, batch: int) -> Answer:
-        numbers = self._samples.anywhere(count, f"put {burst}")
-        return self._put(self._samples.batches(numbers, self._turn, batch))
+        return self._put(self._samples.anywhere(count, f"put {burst}"), batch)
 
     def get(self, burst: int, count: int) -> Answer:
         numbers = self._samples.anywhere(count, f"get {burst}")
@@ -134,7 +133,7 @@ class Session:
         found = self._engine.get_many([self._samples.key(n)])
         seconds = time.perf_counter() - began
         self.close()
-        if list(found) != [self._samples.value(n, self._turn)]:
+        if list(found) != [self._value(n)]:
             raise BenchError(f"{self._name}: a record is gone after opening again")
         return Answer(seconds, 1)
 
@@ -143,10 +142,16 @@ class Session:
         assert self._engine is not None
         return self._engine
 
-    def _put(self, batches: Iterable[list[Item]]) -> Answer:
+    def _turn_of(self, n: int) -> int:
+        return int(self._samples.place_again(n) < self._overwritten)
+
+    def _value(self, n: int) -> bytes:
+        return self._samples.value(n, self._turn_of(n))
+
+    def _put(self, numbers: Iterable[int], batch_size: int) -> Answer:
         engine = self._open_engine
         seconds, count = 0.0, 0
-        for items in batches:
+        for items in self._samples.batches(numbers, self._turn_of, batch_size):
             batch = engine.batch(items)
             began = time.perf_counter()
             engine.put_many(batch)
@@ -157,8 +162,7 @@ class Session:
     def _compare(self, numbers: Iterable[int]) -> None:
         numbers = list(numbers)
         found = self._open_engine.get_many([self._samples.key(n) for n in numbers])
-        expected = (self._samples.value(n, self._turn) for n in numbers)
-        if any(map(operator.ne, found, expected)):
+        if any(map(operator.ne, found, map(self._value, numbers))):
             raise BenchError(f"{self._name} returned other values than were put")
 
 

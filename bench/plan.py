@@ -23,6 +23,7 @@ class Plan:
     idle_connections: int
     pairs: int  # interleaved bursts of everything that a ratio with an interval is told of
     engine_sizes: tuple[int, ...]  # records
+    overwrites: int  # of each size's records, at most
     single_commits: int  # puts with a commit each
     few_commits: int  # puts in batches of 16
     small_batches: int  # puts in batches of 100
@@ -60,6 +61,7 @@ FULL = Plan(
     idle_connections=2000,
     pairs=20,
     engine_sizes=(100_000, 1_000_000, 10_000_000),
+    overwrites=2_000_000,
     single_commits=2_000,
     few_commits=8_000,
     small_batches=20_000,
@@ -101,6 +103,7 @@ QUICK = Plan(
     idle_connections=2000,
     pairs=4,
     engine_sizes=(20_000,),
+    overwrites=20_000,
     single_commits=40,
     few_commits=640,
     small_batches=2_000,

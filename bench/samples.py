@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from bench.contender import Item
@@ -44,6 +44,7 @@ class Samples:
         # The keys are random, so every step through them that meets each once is a random order.
         candidates = range(self.count * 5 // 8, self.count * 2 + 2)
         self._step = next(n for n in candidates if math.gcd(n, self.count) == 1)
+        self._back = pow(self._step, -1, self.count)
 
     def key(self, n: int) -> bytes:
         return self._keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]
@@ -62,11 +63,18 @@ class Samples:
         """Yield *count* numbers of another order, from its *first* on; it repeats at its end."""
         return (n * self._step % self.count for n in range(first, first + count))
 
+    def place_again(self, n: int) -> int:
+        """Return the place of record *n* in the order of :meth:`again`, from 0 on."""
+        return n * self._back % self.count
+
     def anywhere(self, count: int, seed: str) -> list[int]:
         """Return *count* numbers at random."""
         return random.Random(seed).choices(range(self.count), k=count)
 
-    def batches(self, order: Iterable[int], turn: int, size: int) -> Iterator[list[Item]]:
+    def batches(
+        self, order: Iterable[int], turn_of: Callable[[int], int], size: int
+    ) -> Iterator[list[Item]]:
+        """Yield the records of *order*, each with its value of the turn that it is put in."""
         left = iter(order)
-        while batch := [(self.key(n), self.value(n, turn)) for n in islice(left, size)]:
+        while batch := [(self.key(n), self.value(n, turn_of(n))) for n in islice(left, size)]:
             yield batch
