@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from bench.contender import RANGE, Contender, Item
+from bench.contender import RANGE, Contender
 from bench.engines import open_engine
 from bench.samples import KEY_BYTES, Samples
 from bench.workspace import BenchError

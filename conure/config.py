@@ -1,7 +1,7 @@
 """The configuration: one frozen, validated object made from four sources.
 
-A setting has one name, and every way of giving it is derived from that name and the one table
-:data:`SETTINGS`. The further down, the stronger:
+A setting has one name, and every way of giving it is derived from that name and the one table of
+settings.py. The further down, the stronger:
 
 =========== ==================================== ======================================
 source      how ``http_addr`` is written         remarks
@@ -34,75 +34,26 @@ thread may read it.
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import os
 import platform
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from conure import VERSION
-from conure.commands import MAX_VALUE_BYTES
 from conure.errors import ConfigError
 from conure.profiles import KVSTORE, NONE, PROFILES, Profile, profile_of
-from conure.values import (
-    MAX_FOUNDERS,
-    MAX_QUORUM_SIZE,
-    Address,
-    bracketed,
-    host_of,
-    parse_base_url,
-    parse_listening_address,
-    parse_pattern,
-    parse_seconds,
-    parse_size,
-    show_size,
-)
+from conure.settings import FALSE, SETTINGS, TRUE, Setting, flag_of, parse_boolean, variable_of
+from conure.values import Address, bracketed, host_of
 
-__all__ = ["SETTINGS", "Config", "Setting", "load"]
+__all__ = ["Config", "load"]
 
-_KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
-_TRUE = frozenset({"true", "t", "1", "yes", "on"})
-_FALSE = frozenset({"false", "f", "0", "no", "off"})
-_NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # What Kubernetes puts into every pod's environment for a service named "conure" or "conure-…".
 _KUBERNETES = re.compile(
     r"CONURE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
 _OTHER_PROGRAMS = frozenset({"CONURE_SERVER"})  # read by the shell
-
-
-class Setting(NamedTuple):
-    """One row of the table: everything there is to know about a setting.
-
-    ``default`` is written as a user would write it; None means that it depends on another
-    setting, and ``help`` says how. ``parse`` turns text into the value or raises ValueError
-    with the reason and the remedy. ``is_name`` marks what YAML must not turn into a number.
-    ``alias`` is another name that means the same, empty if there is none.
-    """
-
-    name: str
-    placeholder: str
-    default: str | None
-    help: str
-    parse: Callable[[str], object]
-    is_name: bool = False
-    alias: str = ""
-
-    @property
-    def flag(self) -> str:
-        return _flag(self.name)
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """All flags that give it; with a profile the first may mean another setting."""
-        return tuple(map(_flag, filter(None, (self.name, self.alias))))
-
-    @property
-    def variable(self) -> str:
-        return _variable(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +80,22 @@ class Config:
     rest_addr: Address | None
     allowed_hosts: tuple[str, ...]
     trusted_proxies: tuple[str, ...]
+    protected_mode: bool
+    cors_origins: tuple[str, ...]
+    rate_limit: int
+    rate_limit_bytes: int
+    tls_cert: str
+    tls_key: str
+    tls_client_ca: str
+    tls_client_auth: str
+    tls_min_version: str
+    tls_ca: str
+    tls_auto: bool
+    peer_tls_cert: str
+    peer_tls_key: str
+    peer_tls_ca: str
+    cluster_secret_file: str
+    peer_auth: str
     bootstrap: bool
     seeds: tuple[str, ...]
     peers: tuple[str, ...]
@@ -170,6 +137,21 @@ class Config:
     ignored_environment: tuple[str, ...]
     sources: Mapping[str, str]
 
+    @property
+    def has_tls(self) -> bool:
+        """Whether clients are served by TLS."""
+        return bool(self.tls_cert) or self.tls_auto
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether every client has to prove who it is."""
+        return self.has_tls and self.tls_client_auth == "require"
+
+    @property
+    def asks_peers(self) -> bool:
+        """Whether nodes can prove to each other that they belong together."""
+        return self.peer_auth != "open"
+
     def raft_advertised(self, bound_port: int) -> str:
         """Return the ``host:port`` that peers connect to; *bound_port* is the one listened on.
 
@@ -191,7 +173,7 @@ class Config:
         if self.http_addr.is_wildcard and raft.is_wildcard:
             return ""
         host = raft.host if self.http_addr.is_wildcard else self.http_addr.host
-        return f"http://{bracketed(host)}:{bound_port}"
+        return f"{'https' if self.has_tls else 'http'}://{bracketed(host)}:{bound_port}"
 
     def own_hosts(self) -> tuple[str, ...]:
         """Return the hosts by which these settings name this node, or may name it.
@@ -258,6 +240,9 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         "bootstrap",
         not (told_node_id or values["seeds"] or values["peers"]) and values["role"] == "data",
     )
+    values.setdefault("tls_client_auth", "require" if values["tls_client_ca"] else "none")
+    proves = values["cluster_secret_file"] or values["peer_tls_cert"]
+    values.setdefault("peer_auth", "require" if proves else "open")
     config = Config(
         told_node_id=told_node_id,
         told_engine="engine" in given,
@@ -268,274 +253,20 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     _check_addresses(config)
     _check_role(config)
     _check_peers(config)
+    _check_tls(config)
+    _check_peer_auth(config)
     return config
 
 
-# -- what values may look like ---------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _node_id(text: str) -> str:
-    if not _NODE_ID.fullmatch(text):
-        raise ValueError(
-            f"{text!r} is no node ID; use 1 to 128 letters, digits, dots, dashes and underscores"
-        )
-    return text
-
-
-def _directory(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is no directory name; name one, such as ./data")
-    return os.path.expanduser(text)
-
-
-def _boolean(text: str) -> bool:
-    lower = text.lower()
-    if lower not in _TRUE and lower not in _FALSE:
-        raise ValueError(f"{text!r} is neither true nor false")
-    return lower in _TRUE
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _duration(minimum: str, maximum: str) -> Callable[[str], float]:
-    low, high = parse_seconds(minimum), parse_seconds(maximum)
-
-    def parse(text: str) -> float:
-        seconds = parse_seconds(text)
-        if not low <= seconds <= high:
-            raise ValueError(f"{text} is out of range; use {minimum} to {maximum}")
-        return seconds
-
-    return parse
-
-
-def _size(minimum: int, maximum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        size = parse_size(text)
-        if not minimum <= size <= maximum:
-            raise ValueError(
-                f"{text} is out of range; use {show_size(minimum)} to {show_size(maximum)}"
-            )
-        return size
-
-    return parse
-
-
-def _page_size(text: str) -> int:
-    size = _size(4 * _KIB, 64 * _KIB)(text)  # or the longest keys would not fit into a page
-    if size & (size - 1):
-        raise ValueError(f"{text} is no power of two; use 4096, 8192 … 65536")
-    return size
-
-
-def _count(minimum: int, maximum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
-            raise ValueError(f"{text!r} is no whole number")
-        if not minimum <= int(text) <= maximum:
-            raise ValueError(f"{text} is out of range; use {minimum} to {maximum}")
-        return int(text)
-
-    return parse
-
-
-def _quorum_size(text: str) -> int:
-    return _count(2, MAX_QUORUM_SIZE)(text) if text else 0
-
-
-def _optional_address(text: str) -> Address | None:
-    return parse_listening_address(text) if text else None
-
-
-def _reachable_address(text: str) -> Address | None:
-    address = _optional_address(text)
-    if address is not None and (address.is_wildcard or address.port == 0):
-        raise ValueError(f"nobody can connect to {text}; name this node's host and port")
-    return address
-
-
-def _optional_base_url(text: str) -> str:
-    return parse_base_url(text) if text else ""
-
-
-def _listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
-    """Return what parses a list with commas, each of its parts once."""
-
-    def parse_all(text: str) -> tuple[str, ...]:
-        parts = [parse(part.strip()) for part in text.split(",") if part.strip()]
-        return tuple(dict.fromkeys(parts))
-
-    return parse_all
-
-
-def _peer(text: str) -> str:
-    node_id, at, written = text.rpartition("@")
-    address = parse_listening_address(written.lower())
-    if address.is_wildcard or address.port == 0:
-        raise ValueError(f"nobody can connect to {text}; name the other node's host and port")
-    return f"{_node_id(node_id)}@{address}" if at else str(address)
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    peers = _listed(_peer)(text)
-    if len(peers) > MAX_FOUNDERS:
-        raise ValueError(f"{len(peers)} nodes are too many; a cluster of {MAX_FOUNDERS} is formed")
-    addresses = [peer.rpartition("@")[2] for peer in peers]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise ValueError(f"{address} is listed twice; list each node once")
-    return peers
-
-
-def _network(text: str) -> str:
-    try:
-        return str(ipaddress.ip_network(text))
-    except ValueError as error:
-        why = "write it like 10.0.0.7, 10.0.0.0/24 or fd00::/64"
-        raise ValueError(f"{text!r} is no address or network ({error}); {why}") from None
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+_BY_ANY_NAME = _BY_NAME | {setting.alias: setting for setting in SETTINGS if setting.alias}
+_PROFILES = {profile.name: profile for profile in (NONE, *PROFILES)}
 
 
 def _shown(value: object) -> str:
     if isinstance(value, tuple) and not isinstance(value, Address):
         return ",".join(value)
     return "" if value is None else str(value)
-
-
-# -- the table -------------------------------------------------------------------------------------
-
-_S = Setting
-SETTINGS: tuple[Setting, ...] = (
-    _S("config", "FILE", "", "YAML file with settings (needs PyYAML)", _text, is_name=True),
-    _S("profile", "NAME", "", "kvstore: other defaults, see the end of this; empty: none",
-       profile_of, is_name=True),
-    _S("node_id", "ID", "node1", "this node's name, the same after every restart", _node_id,
-       is_name=True),
-    _S("data_dir", "DIRECTORY", "./data", "where this node keeps everything; one node each",
-       _directory, is_name=True),
-    _S("raft_addr", "ADDRESS", "127.0.0.1:7001",
-       "where peers are listened to; also --replication-addr",
-       parse_listening_address, alias="replication_addr"),
-    _S("http_addr", "ADDRESS", ":8081", "where the HTTP API is served; also --api-addr",
-       parse_listening_address, alias="api_addr"),
-    _S("raft_advertise", "ADDRESS", "",
-       "the address peers connect to; empty: raft_addr, which then has to name a host",
-       _reachable_address),
-    _S("http_advertise", "URL", "",
-       "the base URL clients are redirected to; empty: made from http_addr", _optional_base_url),
-    _S("metrics_addr", "ADDRESS", "", "serve /metrics here too; empty: only on http_addr",
-       _optional_address),
-    _S("resp_addr", "ADDRESS", "",
-       "serve RESP here, the protocol of Redis clients; empty: nowhere; also --tcp-addr",
-       _optional_address, alias="tcp_addr"),
-    _S("rest_addr", "ADDRESS", "", "serve REST here, each key a path of its own; empty: nowhere",
-       _optional_address),
-    _S("allowed_hosts", "NAMES", "",
-       "names, comma-separated, under which this node is asked besides its own; "
-       ".example.com: with all below it; *: any",
-       _listed(parse_pattern)),
-    _S("trusted_proxies", "ADDRESSES", "",
-       "addresses and networks, comma-separated, of proxies: each has as many connections as "
-       "it needs",
-       _listed(_network)),
-    _S("bootstrap", "BOOLEAN", None,
-       "make a one-node cluster if there is no state yet (default: true only for a data node "
-       "without node_id, seeds and peers)", _boolean),
-    _S("seeds", "URLS", "",
-       "base URLs of members, comma-separated, that this node asks to add it; also --join",
-       _listed(parse_base_url), alias="join"),
-    _S("peers", "ADDRESSES", "",
-       "Raft addresses, comma-separated, HOST:PORT or ID@HOST:PORT, of the other nodes with which "
-       "this one forms a new cluster; each has a list of its others",
-       _peers),
-    _S("role", "ROLE", "data",
-       "data keeps the records; arbiter keeps none and only votes",
-       _choice("data", "arbiter")),
-    _S("quorum_size", "COUNT", "",
-       "a cluster that is made here commits nothing before so many data voters have it on disk; "
-       "empty: a majority of the voters decides. Later: POST /quorum",
-       _quorum_size),
-    _S("engine", "ENGINE", "btree",
-       "what keeps the records: btree, lsm; fixed when data_dir is made, and if none is asked for "
-       "an existing data_dir has its own",
-       _choice("btree", "lsm")),
-    _S("follower_mode", "MODE", "redirect",
-       "how a follower treats requests for the leader: redirect, forward",
-       _choice("redirect", "forward")),
-    _S("read_mode", "MODE", "index",
-       "before a linearizable read: index (ask a majority) or lease (trust the clocks)",
-       _choice("index", "lease")),
-    _S("election_timeout", "DURATION", "400ms",
-       "a follower that hears no leader for once to twice this long stands for election",
-       _duration("100ms", "1m")),
-    _S("barrier_timeout", "DURATION", "3s", "how long a linearizable read may wait",
-       _duration("1ms", "1h")),
-    _S("write_timeout", "DURATION", "10s",
-       "how long a write may wait; after that its outcome is unknown", _duration("1ms", "1h")),
-    _S("max_value_bytes", "SIZE", "1MiB", "the largest value", _size(1, MAX_VALUE_BYTES)),
-    _S("page_size", "SIZE", "4096", "page of the tree's file; fixed when the file is made",
-       _page_size),
-    _S("cache_bytes", "SIZE", "64MiB", "memory for pages of the tree", _size(_MIB, _TIB)),
-    _S("max_mem_size", "SIZE", "10MB", "lsm: the memtable before it is flushed",
-       _size(64 * _KIB, 4 * _GIB)),
-    _S("lsm_reads", "MODE", "map",
-       "lsm: how files are read: map (into memory) or pread (slower; a disk that fails is an error "
-       "and not the end of the process)",
-       _choice("map", "pread")),
-    _S("checkpoint_log_bytes", "SIZE", "32MiB", "checkpoint after this much log",
-       _size(4 * _KIB, _TIB)),
-    _S("checkpoint_entries", "COUNT", "50000", "checkpoint after this many log entries",
-       _count(1, 10**9)),
-    _S("checkpoint_interval", "DURATION", "60s", "checkpoint after this time, if anything changed",
-       _duration("10ms", "24h")),
-    _S("log_segment_bytes", "SIZE", "4MiB", "size of one file of the log", _size(64 * _KIB, _GIB)),
-    _S("max_body_bytes", "SIZE", "16MiB",
-       "the largest body of a request, for transactions and batches", _size(_KIB, 64 * _MIB)),
-    _S("max_connections", "COUNT", "10000", "HTTP connections at one time", _count(1, 1_000_000)),
-    _S("resp_max_connections", "COUNT", "10000", "RESP connections at one time",
-       _count(1, 1_000_000)),
-    _S("max_requests_in_flight", "COUNT", "20000", "requests being worked on at one time",
-       _count(1, 1_000_000)),
-    _S("max_watches", "COUNT", "10000", "watches and waits for a change at one time",
-       _count(1, 1_000_000)),
-    _S("max_scans", "COUNT", "16", "long reads at one time: large ranges, counts and backups",
-       _count(1, 1000)),
-    _S("max_range_items", "COUNT", "10000", "records in one JSON answer",
-       _count(1, 1_000_000)),
-    _S("watch_history_bytes", "SIZE", "64MiB", "memory for the events that watches can resume from",
-       _size(64 * _KIB, _TIB)),
-    _S("idempotency_window", "DURATION", "10m",
-       "how long an outcome is remembered by its Idempotency-Key",
-       _duration("1s", "24h")),
-    _S("slow_request", "DURATION", "1s", "requests that take longer are logged",
-       _duration("1ms", "1h")),
-    _S("request_timeout", "DURATION", "30s", "from a request's first byte to its last",
-       _duration("10ms", "1h")),
-    _S("idle_timeout", "DURATION", "120s", "how long a connection may rest between requests",
-       _duration("10ms", "24h")),
-    _S("resp_idle_timeout", "DURATION", "1h",
-       "how long a RESP connection may rest between commands",
-       _duration("10ms", "24h")),
-    _S("shutdown_timeout", "DURATION", "8s", "how long a stop waits for requests in flight",
-       _duration("1ms", "1h")),
-    _S("log_level", "LEVEL", "info", "debug, info, warning or error",
-       _choice("debug", "info", "warning", "error")),
-    _S("log_format", "FORMAT", "text", "text or json", _choice("text", "json")),
-)  # fmt: skip
-
-_BY_NAME = {setting.name: setting for setting in SETTINGS}
-_BY_ANY_NAME = _BY_NAME | {setting.alias: setting for setting in SETTINGS if setting.alias}
-_PROFILES = {profile.name: profile for profile in (NONE, *PROFILES)}
 
 
 # -- the sources -----------------------------------------------------------------------------------
@@ -585,16 +316,8 @@ def _by_setting(said: _Said, profile: Profile, *, may_agree: bool) -> dict[str, 
     return found
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _variable(name: str) -> str:
-    return "CONURE_" + name.upper()
-
-
 def _read_environment(environ: Mapping[str, str]) -> _Said:
-    variables = {name: _variable(name) for name in _BY_ANY_NAME}
+    variables = {name: variable_of(name) for name in _BY_ANY_NAME}
     return {
         name: _Given(environ[variable], f"environment {variable}")
         for name, variable in variables.items()
@@ -620,9 +343,9 @@ def _read_flags(argv: Sequence[str]) -> _Said:
         setting = _BY_ANY_NAME.get(name)
         if setting is None:
             raise ConfigError(written, "command line", "no such flag" + _nearest(name, "flag"))
-        flag = _flag(name)
+        flag = flag_of(name)
         if not equals:
-            text = "true" if setting.parse is _boolean else _following(setting, flag, rest)
+            text = "true" if setting.parse is parse_boolean else _following(setting, flag, rest)
         given[name] = _Given(text, f"flag {flag}")
         before = argument
     return given
@@ -637,7 +360,7 @@ def _following(setting: Setting, flag: str, rest: Iterator[str]) -> str:
 
 
 def _stray(argument: str, before: str) -> str:
-    if argument.lower() in _TRUE | _FALSE and "=" not in before:
+    if argument.lower() in TRUE | FALSE and "=" not in before:
         return f"a true-or-false flag takes its value with an =; write {before}={argument}"
     return "not expected here; settings are given as --name=value (see --help)"
 
@@ -721,11 +444,11 @@ def _nearest(name: str, kind: str) -> str:
     close = difflib.get_close_matches(name.lower().replace("-", "_"), _BY_ANY_NAME, 1, 0.6)
     if not close:
         return "; --help lists them all"
-    return f"; did you mean {_flag(close[0]) if kind == 'flag' else close[0]}?"
+    return f"; did you mean {flag_of(close[0]) if kind == 'flag' else close[0]}?"
 
 
 def _strangers(environ: Mapping[str, str]) -> tuple[str, ...]:
-    known = {_variable(name) for name in _BY_ANY_NAME} | _OTHER_PROGRAMS
+    known = {variable_of(name) for name in _BY_ANY_NAME} | _OTHER_PROGRAMS
     return tuple(
         sorted(
             name
@@ -789,9 +512,49 @@ def _check_peers(config: Config) -> None:
             raise ConfigError(
                 "peers",
                 config.sources["peers"],
-                f"a list of peers forms a cluster by itself; leave out {_flag(name)} "
+                f"a list of peers forms a cluster by itself; leave out {flag_of(name)} "
                 f"({config.sources[name]})",
             )
+
+
+def _check_tls(config: Config) -> None:
+    """What TLS for clients takes is there whole, or not at all."""
+    _check_pair(config, "tls_cert", "tls_key")
+    if config.tls_auto:
+        for name in ("tls_cert", "tls_client_ca"):
+            if getattr(config, name):
+                raise _error(config, "tls_auto", f"it makes its own; leave out {flag_of(name)}")
+    if config.tls_client_ca and not config.tls_cert:
+        raise _error(config, "tls_client_ca", "it is used with TLS; name --tls-cert and --tls-key")
+    if config.tls_client_auth != "none" and not (config.tls_client_ca or config.tls_auto):
+        why = "certificates of clients are checked by a CA; name its file with --tls-client-ca"
+        raise _error(config, "tls_client_auth", why)
+    if config.tls_client_auth == "none" and config.tls_client_ca:
+        why = "nobody is asked for a certificate then; leave out one of the two"
+        raise _error(config, "tls_client_ca", f"with --tls-client-auth=none {why}")
+
+
+def _check_peer_auth(config: Config) -> None:
+    """Nodes that are to prove themselves have what it takes."""
+    _check_pair(config, "peer_tls_cert", "peer_tls_key")
+    _check_pair(config, "peer_tls_cert", "peer_tls_ca")
+    if config.asks_peers and not (config.cluster_secret_file or config.peer_tls_cert):
+        raise _error(
+            config,
+            "peer_auth",
+            f"{config.peer_auth} takes --cluster-secret-file, or --peer-tls-cert, --peer-tls-key "
+            "and --peer-tls-ca",
+        )
+
+
+def _check_pair(config: Config, one: str, other: str) -> None:
+    for name, missing in ((one, other), (other, one)):
+        if getattr(config, name) and not getattr(config, missing):
+            raise _error(config, name, f"it needs {flag_of(missing)} beside it")
+
+
+def _error(config: Config, name: str, why: str) -> ConfigError:
+    return ConfigError(config.called(name), config.sources[name], why)
 
 
 def _help() -> str:
@@ -812,7 +575,7 @@ def _help() -> str:
     for setting in SETTINGS:
         default = f" (default: {setting.default})" if setting.default else ""
         value = f"={setting.placeholder}"
-        lines.append(f"  {setting.flag}{f'[{value}]' if setting.parse is _boolean else value}")
+        lines.append(f"  {setting.flag}{f'[{value}]' if setting.parse is parse_boolean else value}")
         lines += textwrap.wrap(
             setting.help + default, 90, initial_indent=" " * 6, subsequent_indent=" " * 6
         )
@@ -845,4 +608,4 @@ def _help_on_kvstore() -> list[str]:
         default = _default_of(_BY_NAME[name], KVSTORE).text or _BY_NAME[name].placeholder
         lines.append(f"  {flag} {default}".ljust(36) + about)
     others = ("engine", "follower_mode")
-    return [*lines, *[f"  {_flag(name)}={KVSTORE.defaults[name]}" for name in others]]
+    return [*lines, *[f"  {flag_of(name)}={KVSTORE.defaults[name]}" for name in others]]

@@ -44,6 +44,7 @@ __all__ = [
     "parse_base_url",
     "parse_listening_address",
     "parse_milliseconds",
+    "parse_origin",
     "parse_pattern",
     "parse_seconds",
     "parse_server",
@@ -163,6 +164,8 @@ _ADDRESS = re.compile(_HOST + r":(\d{1,5})", re.ASCII)
 # A base URL. Groups: scheme, and those of an address.
 _BASE_URL = re.compile(rf"(https?)://{_HOST}(?::(\d{{1,5}}))?/?", re.ASCII)
 
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
 # Where a redirect leads to. Groups: host, port, all after them.
 _LOCATION = re.compile(
     r"http://(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?)"
@@ -234,6 +237,17 @@ def parse_base_url(text: str) -> str:
     if address.is_wildcard or address.port == 0:
         raise ValueError(f"nobody can connect to {text}; name a node's host and port")
     return f"http://{address}"
+
+
+def parse_origin(text: str) -> str:
+    """Return the origin of web pages as a browser writes it (RFC 6454): without a default port."""
+    match = _BASE_URL.fullmatch(text.lower())
+    if match is None or match[3] == "":
+        raise ValueError(f"{text!r} is no origin; write it like https://admin.example.com")
+    scheme = match[1]
+    host, port = _address(match[2], match[3], match[4] or _DEFAULT_PORTS[scheme])
+    shown = "" if str(port) == _DEFAULT_PORTS[scheme] else f":{port}"
+    return f"{scheme}://{bracketed(host)}{shown}"
 
 
 def parse_server(text: str) -> str:

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure import VERSION
-from conure.config import SETTINGS, Config, load
+from conure.config import Config, load
 from conure.errors import ConfigError
+from conure.settings import SETTINGS
 from conure.values import Address
 
 ROOT = Path(__file__).parent.parent
@@ -614,3 +615,66 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith(f"ConureDB {VERSION} (Python ")
     assert VERSION.count(".") == 2
+
+
+# -- who may connect -------------------------------------------------------------------------------
+
+TLS = ["--tls-cert=c", "--tls-key=k"]
+PEER_TLS = ["--peer-tls-cert=c", "--peer-tls-key=k", "--peer-tls-ca=a"]
+SECRET = ["--cluster-secret-file=s"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "client_auth", "peer_auth"),
+    [
+        ([], "none", "open"),
+        (TLS, "none", "open"),
+        ([*TLS, "--tls-client-ca=a"], "require", "open"),
+        ([*TLS, "--tls-client-ca=a", "--tls-client-auth=request"], "request", "open"),
+        (["--tls-auto"], "none", "open"),
+        (["--tls-auto", "--tls-client-auth=require"], "require", "open"),
+        (SECRET, "none", "require"),
+        (PEER_TLS, "none", "require"),
+        ([*SECRET, "--peer-auth=offer"], "none", "offer"),
+        ([*SECRET, *PEER_TLS, "--peer-auth=open"], "none", "open"),
+    ],
+)
+def test_who_has_to_prove_who_they_are(argv: list[str], client_auth: str, peer_auth: str) -> None:
+    c = load(argv, {})
+    assert (c.tls_client_auth, c.peer_auth) == (client_auth, peer_auth)
+    assert c.has_tls == any(
+        "tls-cert=" in flag or "auto" in flag for flag in argv if "peer" not in flag
+    )
+    assert c.asks_clients == (client_auth == "require")
+    assert c.asks_peers == (peer_auth != "open")
+    assert c.http_advertised(1).startswith("https://" if c.has_tls else "http://127")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "why"),
+    [
+        (["--tls-cert=c"], "tls_cert", "--tls-key"),
+        (["--tls-key=k"], "tls_key", "--tls-cert"),
+        (["--tls-client-ca=a"], "tls_client_ca", "--tls-cert"),
+        ([*TLS, "--tls-client-auth=require"], "tls_client_auth", "--tls-client-ca"),
+        ([*TLS, "--tls-client-ca=a", "--tls-client-auth=none"], "tls_client_ca", "leave out one"),
+        ([*TLS, "--tls-auto"], "tls_auto", "leave out --tls-cert"),
+        (["--peer-tls-cert=c"], "peer_tls_cert", "--peer-tls-key"),
+        (["--peer-tls-cert=c", "--peer-tls-key=k"], "peer_tls_cert", "--peer-tls-ca"),
+        (["--peer-tls-ca=a"], "peer_tls_ca", "--peer-tls-cert"),
+        (["--peer-auth=require"], "peer_auth", "--cluster-secret-file"),
+        (["--peer-auth=offer"], "peer_auth", "--peer-tls-cert"),
+        (["--cors-origins=example.com"], "cors_origins", "https://admin.example.com"),
+        (["--tls-min-version=1.1"], "tls_min_version", "1.2"),
+    ],
+)
+def test_half_of_what_security_takes_is_refused(argv: list[str], name: str, why: str) -> None:
+    error = error_of(argv)
+    assert error.setting == name
+    assert why in error.why
+
+
+def test_origins_are_written_as_browsers_write_them() -> None:
+    given = "--cors-origins=HTTPS://Admin.Example.com:443/, http://localhost:3000,http://[::1]:80"
+    expected = ("https://admin.example.com", "http://localhost:3000", "http://[::1]")
+    assert load([given], {}).cors_origins == expected

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from conure import errors
-from conure.config import SETTINGS, load
+from conure.config import load
 from conure.errors import ConfigError, ConureError
 from conure.ops.kvcommands import COMMANDS, OPTIONS
+from conure.settings import SETTINGS
 from tests.lab.cluster import free_port
 from tests.lab.httpservice import routes
 from tests.lab.process import ServerProcess, running, wait_until

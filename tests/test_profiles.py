@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conure.config import SETTINGS, Config, load
+from conure.config import Config, load
 from conure.errors import ConfigError
 from conure.profiles import KVSTORE, PROFILES
+from conure.settings import SETTINGS
 from conuredb import main
 from tests.lab import forkserver
 from tests.lab.process import ROOT

@@ -38,12 +38,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 from conure.commands import prefix_end
-from conure.config import SETTINGS, load
+from conure.config import load
 from conure.errors import ConfigError, StorageError
 from conure.fileio import OsFileSystem
 from conure.ops.progress import ProgressLine
 from conure.ops.reports import examine, facts_of, lines_of, note_of
 from conure.ops.stopped import Stopped
+from conure.settings import SETTINGS
 from conure.state.backup import Progress, restore
 from conure.storage.engines import kind_named
 

@@ -93,6 +93,27 @@ MUTATIONS = [
         ("tests/test_config.py",),
     ),
     Mutation(
+        "a number beyond its bounds is taken",
+        "conure/settings.py",
+        "if not minimum <= int(text) <= maximum:",
+        "if not minimum <= int(text):",
+        ("tests/test_config.py",),
+    ),
+    Mutation(
+        "certificates of clients are not asked for where their CA is named",
+        "conure/config.py",
+        '"require" if values["tls_client_ca"] else "none"',
+        '"none"',
+        ("tests/test_config.py",),
+    ),
+    Mutation(
+        "nodes that have a secret don't have to prove it",
+        "conure/config.py",
+        '"require" if proves else "open"',
+        '"open"',
+        ("tests/test_config.py",),
+    ),
+    Mutation(
         "idempotency_window sets nothing",
         "conuredb.py",
         "        return round(self._config.idempotency_window * 1000)",

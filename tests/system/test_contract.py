@@ -24,9 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conure import VERSION
 from conure.client import Client
-from conure.config import SETTINGS
 from conure.errors import PayloadTooLarge
 from conure.fileio import OsFileSystem
+from conure.settings import SETTINGS
 from tests.lab import forkserver
 from tests.lab.cluster import free_port
 from tests.lab.engines import ENGINES, open_engine

@@ -17,8 +17,9 @@ from unittest.mock import MagicMock
 import pytest
 
 import conuredb
-from conure.config import SETTINGS, load
+from conure.config import load
 from conure.fileio import OsFileSystem
+from conure.settings import SETTINGS
 from conure.storage.datadir import DataDirectory
 from conure.values import Address
 from conuredb import UNWRITTEN_SHARE, Process, main
