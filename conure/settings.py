@@ -198,13 +198,13 @@ def _peer(text: str) -> str:
 
 
 def _peers(text: str) -> tuple[str, ...]:
-    peers = _listed(_peer)(text)
+    peers = tuple(_peer(part.strip()) for part in text.split(",") if part.strip())
     if len(peers) > MAX_FOUNDERS:
         raise ValueError(f"{len(peers)} nodes are too many; a cluster of {MAX_FOUNDERS} is formed")
-    addresses = [peer.rpartition("@")[2] for peer in peers]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise ValueError(f"{address} is listed twice; list each node once")
+    told = [peer.rpartition("@")[::2] for peer in peers]
+    for what in [*[address for _, address in told], *[node_id for node_id, _ in told if node_id]]:
+        if sum(what in each for each in told) > 1:
+            raise ValueError(f"{what} is listed twice; list each node once")
     return peers
 
 

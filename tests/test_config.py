@@ -247,7 +247,6 @@ def test_seeds_by_two_names_from_one_source_are_refused(tmp_path: Path) -> None:
         ("", ()),
         ("db2:7001", ("db2:7001",)),
         ("n2@DB2:7001, n3@[::1]:7001,", ("n2@db2:7001", "n3@[::1]:7001")),
-        ("db2:7001,db2:7001", ("db2:7001",)),
     ],
 )
 def test_peers(text: str, peers: tuple[str, ...]) -> None:
@@ -358,6 +357,9 @@ BAD_VALUES = [
     ("peers", "db2", "write it like"),
     ("peers", "a b@db2:7001", "no node ID"),
     ("peers", "n2@db2:7001,n3@db2:7001", "listed twice"),
+    ("peers", "db2:7001,db3:7001, DB2:7001", "db2:7001 is listed twice"),
+    ("peers", "n2@db2:7001,n2@db2:7001", "db2:7001 is listed twice"),
+    ("peers", "n2@db2:7001,n2@db3:7001", "n2 is listed twice"),
     ("http_advertise", "db1:8081", "http://10.0.0.5:8081"),
     ("http_advertise", "https://db1:8081", "base URL"),
     ("http_advertise", "http://db1:8081/kv", "base URL"),

@@ -75,7 +75,7 @@ from conure.cluster.digests import Audits
 from conure.cluster.expiring import Expiries
 from conure.cluster.forming import Asking, Forming
 from conure.cluster.forwarding import FactsReply, Forwarding, Lines
-from conure.cluster.gauges import add_gauges
+from conure.cluster.gauges import add_forming, add_gauges
 from conure.cluster.greetings import Admission, Roads
 from conure.cluster.intake import Intake
 from conure.cluster.leases import Lease, ticks_in
@@ -377,6 +377,7 @@ class Node:
             self._drive,
             self._fail,
         )
+        add_forming(registry, self._forming.missing)
         self._local = LocalState(raft, store, directory, standing, expiries, monitor, wall)
         self._forwarding = Forwarding(
             raft,

@@ -45,6 +45,7 @@ from conure.values import MAX_FOUNDERS, MAX_QUORUM_SIZE, is_address, is_base_url
 __all__ = [
     "FORMING",
     "MAX_SHOWN",
+    "Facts",
     "Question",
     "Shown",
     "check_question",
@@ -75,8 +76,9 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a node shows of itself to those that form; the fields are drawn above."""
+class Facts:
+    """What a node is that forms a cluster. *raft_address* is "" if it is where the others list it,
+    *http_address* if it is a base URL of the same host and *http_port*."""
 
     node_id: str
     incarnation: str
@@ -85,6 +87,12 @@ class Shown:
     raft_address: str
     http_address: str
     http_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Facts):
+    """What a node shows of itself to those that form; the fields are drawn above."""
+
     peers: tuple[str, ...]
     digest: str = ""
     cluster_id: str = ""

@@ -126,6 +126,7 @@ class Lab:
         self.refused: list[str] = []
         self.connecting: dict[str, set[str]] = {}  # by node, to whom it wanted connections
         self.later: dict[str, CallLater] = {}  # by node, unless all is done at once
+        self.registries: dict[str, Registry] = {}  # by node
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -146,11 +147,12 @@ class Lab:
             "checkpoint_interval": 3600.0,
         }
         disk = self.disks.setdefault(node_id, CrashFileSystem())
+        registry = self.registries[node_id] = Registry()
         node = Node.open(
             NodeOptions(**{**facts, **changes}),
             disk,
             Wire(self, node_id),
-            Registry(),
+            registry,
             lambda: self.failed.add(node_id),
             clock=lambda: self.now,
             wall=lambda: EPOCH + self.now + self.ahead.get(node_id, 0.0),
