@@ -41,6 +41,10 @@ class Link(Protocol):
         """Return at most so many bytes of what has come; none at the end of the stream."""
 
     @property
+    def receive_into(self) -> Callable[[bytearray | memoryview], int]:
+        """Do as ``receive``, into a buffer; return how many bytes that was, 0 at the end."""
+
+    @property
     def send(self) -> Callable[[bytes | memoryview], int]:
         """Send what can be sent at once; return how many bytes that was."""
 
@@ -60,7 +64,7 @@ class Link(Protocol):
 class PlainLink:
     """A TCP socket as it is, or another stream socket; it is made non-blocking before."""
 
-    __slots__ = ("descriptor", "receive", "send", "socket")
+    __slots__ = ("descriptor", "receive", "receive_into", "send", "socket")
 
     pending = False
     principal = ""
@@ -70,6 +74,7 @@ class PlainLink:
         self.descriptor = connected.fileno()
         # The socket's own methods: a call more for each request would be one too many.
         self.receive = connected.recv
+        self.receive_into = connected.recv_into
         self.send = connected.send
 
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
