@@ -139,12 +139,14 @@ def test_what_tells_of_an_old_python_can_be_read_by_it(module: str) -> None:
 
 def test_nobody_decides_by_the_wall_clock() -> None:
     """It may jump by hours at any moment. It is shown to people, and decides nothing but where a
-    leader's time begins (leaderclock.py), which the node gives it."""
+    leader's time begins (leaderclock.py), which the node gives it, and which certificates are valid:
+    these name dates."""
     shown_by = {
         "conuredb",
         "conure.metrics",
         "conure.cluster.node",
         "conure.http.known",
+        "conure.net.tlslink",
         "conure.ops.kvstopped",
         "conure.ops.offline",
     }
