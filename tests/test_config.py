@@ -361,7 +361,7 @@ BAD_VALUES = [
     ("peers", "n2@db2:7001,n2@db2:7001", "db2:7001 is listed twice"),
     ("peers", "n2@db2:7001,n2@db3:7001", "n2 is listed twice"),
     ("http_advertise", "db1:8081", "http://10.0.0.5:8081"),
-    ("http_advertise", "https://db1:8081", "base URL"),
+    ("http_advertise", "ftp://db1:8081", "base URL"),
     ("http_advertise", "http://db1:8081/kv", "base URL"),
     ("http_advertise", "http://user@db1:8081", "base URL"),
     ("http_advertise", "http://[::]:8081", "nobody can connect"),

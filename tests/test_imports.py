@@ -24,7 +24,7 @@ WINGS: dict[str, set[str]] = {
     "service": {"", "state"},
     "http": {"", "net", "state", "service"},
     "resp": {"", "net", "state", "service"},
-    "client": {""},
+    "client": {"", "net"},
 }
 ANY = {*WINGS, "ops", "raft", "btree", "pager", "httpapi"}
 WINGS["ops"] = ANY
@@ -139,8 +139,8 @@ def test_what_tells_of_an_old_python_can_be_read_by_it(module: str) -> None:
 
 def test_nobody_decides_by_the_wall_clock() -> None:
     """It may jump by hours at any moment. It is shown to people, and decides nothing but where a
-    leader's time begins (leaderclock.py), which the node gives it, and which certificates are valid:
-    these name dates."""
+    leader's time begins (leaderclock.py), which the node gives it, and which certificates are
+    valid: these name dates."""
     shown_by = {
         "conuredb",
         "conure.metrics",

@@ -38,9 +38,10 @@ class Agreement(NamedTuple):
     differs: str
 
 
-def base_url_at(address: str, port: int) -> str:
+def base_url_at(address: str, port: int, *, https: bool = False) -> str:
     """Return the base URL of a port at the host of a Raft address; "" without a port."""
-    return f"http://{address.rpartition(':')[0]}:{port}" if port else ""
+    scheme = "https" if https else "http"
+    return f"{scheme}://{address.rpartition(':')[0]}:{port}" if port else ""
 
 
 def agree(
@@ -60,10 +61,11 @@ def agree(
     differs = next(_differences(own, listed, shown, addresses), "")
     if differs or not address or shown.keys() != listed.keys():
         return Agreement(None, address, differs)
-    http_address = own.http_address or base_url_at(address, own.http_port)
+    http_address = own.http_address or base_url_at(address, own.http_port, https=own.https)
     servers = [_founder(own, address, http_address)]
     for at, peer in shown.items():
-        servers.append(_founder(peer, at, peer.http_address or base_url_at(at, peer.http_port)))
+        url = peer.http_address or base_url_at(at, peer.http_port, https=peer.https)
+        servers.append(_founder(peer, at, url))
     formation = Configuration(tuple(servers), own.quorum_size)
     differs = hindrance(formation)
     return Agreement(None if differs else formation, address, differs)

@@ -168,8 +168,8 @@ MUTATIONS = [
     Mutation(
         "rest: base64 may go on behind its end",
         "conure/http/documents.py",
-        '        elif at + _SLICE < len(text) and "=" in piece:',
-        '        elif at + _SLICE > len(text) and "=" in piece[:-2]:',
+        '            if text.find("=", 0, begin) >= 0:\n',
+        '            if text.find("=", 0, begin) >= begin:\n',
         RECORDS,
     ),
     Mutation(
