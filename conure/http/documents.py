@@ -570,7 +570,7 @@ def _long_bytes(body: Object, name: str, where: str, most: int) -> Steps[bytes]:
             octets.write(_encoded(part, where))
         else:
             text = last + part
-            begin = max(len(text) - 1, 0) & ~3  # of the last one: four characters are a group
+            begin = max(len(text) - 1, 0) & ~3  # of the last one, which alone may end with a =
             if text.find("=", 0, begin) >= 0:
                 raise BadRequest(f"{where}: {name} is no base64: it goes on behind a =")
             octets.write(_decoded(text[:begin], name, where))

@@ -98,6 +98,7 @@ def test_a_value_in_parts_is_the_value(piece: bytes, times: int, is_base64: bool
     [
         (b"Y" * 70_001, "no base64"),
         (b"YQ==" + b"Y" * 70_000, "goes on behind a ="),
+        (b"Y" * ((64 << 10) - 4) + b"YQ==" + b"YYYY", "goes on behind a ="),
         (b"Y" * 70_000 + b"?Y==", "no base64"),
         (b"Y" * (64 << 10) + b"=YYY", "no base64"),
     ],

@@ -170,7 +170,7 @@ MUTATIONS = [
         "conure/http/documents.py",
         '            if text.find("=", 0, begin) >= 0:\n',
         '            if text.find("=", 0, begin) >= begin:\n',
-        RECORDS,
+        TURNS,
     ),
     Mutation(
         "rest: a long body is read at once",
