@@ -182,7 +182,13 @@ class Process:
                 each.start()
             if config.seeds or config.peers:
                 seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
-                self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
+                self._joiner = Joiner(
+                    seeds,
+                    node.facts,
+                    node.wants_to_join,
+                    roads=transport,
+                    applicant=node.applicant,
+                )
                 self._joiner.start()
             log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
             if self._resp is not None:

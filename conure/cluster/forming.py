@@ -253,21 +253,23 @@ class Forming:
         }
 
     def seeds(self) -> tuple[str, ...]:
-        """Return the base URLs of a cluster that this node has to ask to be joined (F4), the
-        leader's first; none as long as it has met no such cluster, or more than one."""
+        """Return where to ask a cluster that this node has to ask to be joined (F4): the addresses
+        at which members have just answered, and their base URLs, which earlier releases are asked
+        at, the leader's first. None as long as it has met no such cluster, or more than one."""
         if not self.is_wanted or not self._address:
             return ()
-        met = [
-            peer.shown
+        met = {
+            address: peer.shown
             for address, peer in self._peers.items()
             if peer.shown is not None
             and peer.shown.cluster_id
             and self._listed[address] in ("", peer.shown.node_id)
-        ]
-        if len({shown.cluster_id for shown in met}) != 1:
+        }
+        if len({shown.cluster_id for shown in met.values()}) != 1:
             return ()
-        urls = [shown.leader_http for shown in met] + [shown.http_address for shown in met]
-        return tuple(dict.fromkeys(filter(None, urls)))
+        urls = [*[each.leader_http for each in met.values()]]
+        urls += [each.http_address for each in met.values()]
+        return tuple(dict.fromkeys(filter(None, [*met, *urls])))
 
     # -- private ---------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from conure.peers.forming import (
     encode_question,
     encode_shown,
 )
+from conure.peers.joins import check_applicant, encode_applicant
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Incoming, Outgoing
 from tests.lab import engines
@@ -310,6 +311,14 @@ class Lab:
         answers: list[ConureError | None] = []
         given: dict[str, Any] = {"voter": True, "role": ""} | facts
         self.leader().join(node_id, f"{node_id}:7001", "", reply=answers.append, **given)
+        self.tick_until(lambda: bool(answers))
+        return answers[0]
+
+    def apply(self, node_id: str, at: str) -> ConureError | None:
+        """Let a node ask another one over the Raft port to be added, as JSON."""
+        answers: list[ConureError | None] = []
+        said = encode_applicant(self[node_id].applicant())
+        self[at].asked_to_add(check_applicant(said), answers.append)
         self.tick_until(lambda: bool(answers))
         return answers[0]
 

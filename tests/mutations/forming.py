@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "a node asks to be joined to whichever of two clusters comes first",
         "conure/cluster/forming.py",
-        "        if len({shown.cluster_id for shown in met}) != 1:\n",
+        "        if len({shown.cluster_id for shown in met.values()}) != 1:\n",
         "        if not met:\n",
         STORIES,
     ),
@@ -318,8 +318,8 @@ MUTATIONS = [
     Mutation(
         "a question of a node that forms is answered only where it may connect",
         "conure/peers/accepting.py",
-        '            if hello.get("kind") == FORMING:\n',
-        '            if hello.get("kind") == FORMING and "to" in hello:\n',
+        '        if hello.get("kind") == FORMING:\n',
+        '        if hello.get("kind") == FORMING and "to" in hello:\n',
         WIRE,
     ),
     Mutation(
