@@ -83,7 +83,7 @@ def test_another_version_is_told_what_to_do(changes: dict[str, Any]) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(["added", "why", "node_id", "join", "protocol", "role"]),
-        st.none() | st.booleans() | st.integers() | st.text(),
+        st.none() | st.booleans() | st.integers() | st.text("a1:/\né😀\x00"),
         max_size=6,
     )
 )
