@@ -526,7 +526,9 @@ class Formation:
             if machine.paused or not node.seeds() or not node.wants_to_join():
                 continue
             world.counts["nodes that ask to be joined"] += 1
-            yield from self.membership.join(machine, patience=1.0, is_itself=True)
+            yield from self.membership.join(
+                machine, patience=1.0, is_itself=True, by_raft_port=world.rng.random() < 0.5
+            )
 
 
 def play_formation(

@@ -190,7 +190,7 @@ def test_a_wiped_founder_comes_back_where_only_raft_ports_are_reached(tmp_path: 
         others = [member for member in members if member is not wiped]
         for other in others:  # a follower passes it on, and has the leader's words
             line = rf"seed {other.raft_address} did not add this node: {wiped.name} was not added: "
-            wait_until(lambda: re.search(line + ".*remove", wiped.text))  # noqa: B023
+            wait_until(lambda: bool(re.search(line + ".*remove", wiped.text)))  # noqa: B023
         assert wiped.status()["cluster_id"] == ""
         assert leader.post("/remove", {"ID": wiped.name}).status == 200
         wait_until(lambda: is_formed(members), 40.0)
