@@ -325,9 +325,9 @@ MUTATIONS = [
     Mutation(
         "a question to who forms leaves its socket open",
         "conure/peers/dialling.py",
-        '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n'
+        '                found = Unavailable(f"doesn\'t answer: {error}")\n'
         "            finally:\n                self.hang_up(link)\n",
-        '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n',
+        '                found = Unavailable(f"doesn\'t answer: {error}")\n',
         WIRE,
     ),
     Mutation(

@@ -1,0 +1,1 @@
+"""Who is who: certificates, secrets, and what they prove."""
