@@ -18,14 +18,13 @@ WINGS: dict[str, set[str]] = {
     "consensus": {""},
     "storage": {"", "pager", "btree"},
     "net": {""},
-    "security": {""},
     "state": {"", "consensus", "storage"},
     "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},
     "http": {"", "net", "state", "service"},
     "resp": {"", "net", "state", "service"},
-    "client": {""},
+    "client": {"", "net"},
 }
 ANY = {*WINGS, "ops", "raft", "btree", "pager", "httpapi"}
 WINGS["ops"] = ANY

@@ -50,9 +50,10 @@ from conure.peers.calls import Call
 from conure.peers.dialling import Calling, Dialler
 from conure.peers.forming import Question, Shown
 from conure.peers.frames import encode_message
+from conure.peers.joins import Applicant
 from conure.peers.peer import Peer
 from conure.peers.protocol import Greeting
-from conure.peers.proving import PeerSecurity
+from conure.peers.proving import OPEN, PeerSecurity
 from conure.peers.threads import Threads
 from conure.peers.transfer import Outgoing, Transfer
 
@@ -114,6 +115,13 @@ class Transport:
             "conure_peers_connected",
             "Nodes to which a connection for messages is open.",
             lambda: sum(peer.is_connected for peer in self._peers.values()),
+        )
+        registry.labelled_callback(
+            "conure_peer_proof",
+            "gauge",
+            "1 for each node to which a connection for messages is open, by its proof.",
+            ("peer", "proof"),
+            lambda: [((node_id, proof), 1) for node_id, proof in self.proofs().items()],
         )
         self._acceptor = Acceptor(
             address,
@@ -194,6 +202,12 @@ class Transport:
                 self._threads.spawn(f"calls-{to}", way.run)
         return way.call(call, reply, seconds)
 
+    def proofs(self) -> dict[str, str]:
+        """Return how each node to which a connection for messages is open has proved itself:
+        ``certificate``, ``secret`` or ``open``."""
+        found = {node_id: peer.proof for node_id, peer in self._peers.items()}
+        return {node_id: proof or OPEN for node_id, proof in found.items() if proof is not None}
+
     def connect(self, node_ids: Iterable[str]) -> None:
         """Open the connections to these peers that are missing: each is tried once. Never blocks.
 
@@ -256,6 +270,17 @@ class Transport:
         How many are asked at a time is the caller's to bound.
         """
         self._dialler.ask(address, question, reply)
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        """Ask the member whose Raft port is at an address to add this node (joins.py); returns when
+        it has. It waits for up to JOIN_TIME seconds and some more, or until
+        :meth:`give_up_joining`. Raises Refused, with what the member says, and Unavailable.
+        """
+        self._dialler.join(address, applicant)
+
+    def give_up_joining(self) -> None:
+        """Have :meth:`join` end at once, in whichever thread waits there."""
+        self._dialler.give_up_joining()
 
     def close(self) -> None:
         """End every connection and thread; returns when they have ended (6).

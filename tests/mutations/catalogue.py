@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from tests.mutations import (
+    asking,
     client,
     cluster,
     consensus,
     forming,
     http,
     jobs,
+    joins,
     kvctl,
     lsm,
     net,
@@ -28,12 +30,14 @@ from tests.mutations import (
 __all__ = ["MUTATIONS"]
 
 _WINGS = (
+    asking,
     client,
     cluster,
     consensus,
     forming,
     http,
     jobs,
+    joins,
     kvctl,
     lsm,
     net,
