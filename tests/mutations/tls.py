@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation(
         "tls: half of a change ends what serves",
         "conure/security/reloading.py",
-        "        except ConfigError as error:\n            log.error",
-        "        except ZeroDivisionError as error:\n            log.error",
+        "        except (ConfigError, OSError) as error:",
+        "        except ZeroDivisionError as error:",
         _FILES,
     ),
     Mutation(
