@@ -33,6 +33,9 @@ class FakeLink:
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.send(b"".join(pieces))
 
+    def local_address(self) -> str:
+        return "127.0.0.1"
+
     def shut(self) -> None: ...
 
     def reset_on_close(self, *, resets: bool) -> None: ...
