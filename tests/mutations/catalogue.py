@@ -22,6 +22,7 @@ from tests.mutations import (
     state,
     storage,
     tables,
+    tls,
 )
 
 __all__ = ["MUTATIONS"]
@@ -46,6 +47,7 @@ _WINGS = (
     state,
     storage,
     tables,
+    tls,
 )
 
 MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]
