@@ -50,6 +50,7 @@ from conure.net.listener import Listener, bind
 from conure.net.reactor import Reactor
 from conure.operations import Operations
 from conure.ops import offline
+from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
 from conure.resp.assembly import Resp
 from conure.resp.limits import Limits as RespLimits
@@ -348,7 +349,8 @@ class Process:
     def _listen_to_peers(self) -> Transport:
         address = self._config.raft_addr
         try:
-            self._transport = Transport(address, self._registry)
+            security = PeerSecurity(takes_anybody=not self._config.protected_mode)
+            self._transport = Transport(address, self._registry, security)
         except OSError as error:
             raise self._taken("raft_addr", address, error) from error
         return self._transport
