@@ -363,14 +363,16 @@ class Formation:
             return
         (cluster_id,) = set(checks.holders().values())
         founders = checks.founders(cluster_id)
-        left = [s.id for s in founders.servers if self._is_there(s.id, s.incarnation)]
-        if len(left) < len(founders.servers):
+        members = self._members_of(founders)  # with those that were added since
+        voters = [server for server in members.servers if server.suffrage == "voter"]
+        left = [s.id for s in members.servers if self._is_there(s.id, s.incarnation)]
+        if len(left) < len(members.servers):
             is_weak = bool(founders.quorum_size) or self.fate.arbiter
-            if len(left) < founders.quorum or is_weak:
+            if sum(voter.id in left for voter in voters) < members.quorum or is_weak:
                 world.counts["clusters that lost too much"] += 1
                 world.run_for(5.0)
                 return
-            world.counts["clusters that lost a founder"] += 1
+            world.counts["clusters that lost a member"] += 1
             for machine in self.fleet.all():
                 if machine.name not in left:
                     self._finish(self._replace(machine), f"{machine.name} doesn't come back")
@@ -515,6 +517,12 @@ class Formation:
         )
 
     # -- looks -----------------------------------------------------------------------------------
+
+    def _members_of(self, founders: Configuration) -> Configuration:
+        """Return the members of a cluster as of the longest log that there is of it."""
+        logs = [machine.raft for machine in self.fleet.all() if machine.up]
+        longest = max(logs, key=lambda raft: (raft.last_term, raft.last_index))
+        return longest.configuration if longest.configuration.servers else founders
 
     def _is_there(self, name: str, incarnation: str) -> bool:
         machine = self.fleet.machines[name]
