@@ -31,6 +31,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from socket import SHUT_WR, socket
 from threading import Lock
@@ -40,7 +41,10 @@ from typing import Any, Final, NoReturn
 from conure.net.sockets import reset_on_close
 from conure.net.tlsreasons import reason_of
 
-__all__ = ["HandshakeFailed", "TlsLink"]
+__all__ = ["HANDSHAKE_TIME", "HandshakeFailed", "ServerLinks", "TlsLink"]
+
+HANDSHAKE_TIME: Final = 10.0
+"""Seconds from a connection to the end of its handshake."""
 
 _FETCH: Final = 64 << 10  # bytes that are read from the socket at a time
 _RECORD: Final = (
@@ -57,6 +61,35 @@ _NAMES: Final = ("DNS", "URI")  # kinds of a certificate's names by which somebo
 
 class HandshakeFailed(ConnectionError):
     """There is no connection, and why, in words for a log; the cause is OpenSSL's error."""
+
+
+class ServerLinks:
+    """Makes the links of a listener: each with the *context* of that moment, and *time* seconds for
+    its handshake. *failed* is told the client's address, and why its handshake came to nothing.
+    The rest is :class:`TlsLink`'s. Any thread."""
+
+    def __init__(
+        self,
+        context: Callable[[], ssl.SSLContext],
+        plain_reply: bytes,
+        failed: Callable[[str, str], None],
+        time: float = HANDSHAKE_TIME,
+    ) -> None:
+        self._context = context
+        self._plain_reply = plain_reply
+        self._failed = failed
+        self._time = time
+
+    def __call__(self, accepted: socket, peer: Any) -> TlsLink:
+        """Make the link of an accepted socket; see ``listener.MakeLink``."""
+        return TlsLink(
+            accepted,
+            self._context(),
+            server_side=True,
+            deadline=perf_counter() + self._time,
+            plain_reply=self._plain_reply,
+            failed=partial(self._failed, peer[0]),
+        )
 
 
 class TlsLink:
@@ -281,7 +314,10 @@ class TlsLink:
         names = [name for kind, name in alternatives if kind in _NAMES]
         if not alternatives:
             names = _common_names(certificate)
-        self.principal = next((name for name in (*names, *(n for _, n in alternatives))), "")
+        # Names go into logs and lists: what can't be printed is none, and stands for nobody.
+        names = [name for name in names if name.isprintable()]
+        others = [name for _, name in alternatives if name.isprintable()]
+        self.principal = next(iter((*names, *others)), "")
         self.names = frozenset(names)
         self.proof = "certificate"
 

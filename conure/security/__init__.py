@@ -1,1 +1,1 @@
-"""Who is who: certificates, secrets, and what they prove."""
+"""Who may connect: what proves it, and the files that this comes from."""

@@ -1,4 +1,4 @@
-"""Faults of links that encrypt."""
+"""Faults of links that encrypt, and of the files that this takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from tests.mutations.mutation import Mutation
 __all__ = ["MUTATIONS"]
 
 _LINK = ("tests/net/test_tlslink.py",)
+_FILES = ("tests/security/test_tls.py",)
 
 MUTATIONS = [
     Mutation(
@@ -52,5 +53,110 @@ MUTATIONS = [
         "    if name:",
         "    if False:",
         _LINK,
+    ),
+    Mutation(
+        "tls: a file that changes is not looked at",
+        "conure/security/reloading.py",
+        "        if seen == self._seen:",
+        "        if seen:",
+        _FILES,
+    ),
+    Mutation(
+        "tls: half of a change ends what serves",
+        "conure/security/reloading.py",
+        "        except ConfigError as error:\n            log.error",
+        "        except ZeroDivisionError as error:\n            log.error",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a key that fits nothing is told to be a wrong one",
+        "conure/security/tls.py",
+        '        if error.reason == "KEY_VALUES_MISMATCH":',
+        "        if False:",
+        _FILES,
+    ),
+    Mutation(
+        "tls: clients' certificates are not asked for",
+        "conure/security/tls.py",
+        "        context.verify_mode = self._verify_mode\n",
+        "",
+        _FILES,
+    ),
+    Mutation(
+        "tls: old versions are spoken",
+        "conure/security/tls.py",
+        "    context.minimum_version = _VERSIONS[min_version]",
+        "    context.minimum_version = ssl.TLSVersion.TLSv1_2",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a server's name is not checked",
+        "conure/security/tls.py",
+        "context.check_hostname = not self._checks_names",
+        "context.check_hostname = False",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a key that all may read is nothing",
+        "conure/security/reloading.py",
+        "    if found.st_mode & (",
+        "    if 0 & (",
+        _FILES,
+    ),
+    Mutation(
+        "tls: the last certificate of a file counts",
+        "conure/security/tls.py",
+        "min(ends) - time()",
+        "max(ends) - time()",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a client that comes again fills the log",
+        "conure/security/handshakes.py",
+        "if (address, why) in self._told or",
+        "if",
+        _FILES,
+    ),
+    Mutation(
+        "tls: clients that come from everywhere fill the log",
+        "conure/security/handshakes.py",
+        " or len(self._told) >= _MOST_TOLD:",
+        ":",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a trial's certificate lacks names",
+        "conure/security/trial.py",
+        " or not {*names} <= {*facts.names}:",
+        ":",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a trial's certificate is used with another key",
+        "conure/security/trial.py",
+        '(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, lambda: b"")',
+        "(ssl.PROTOCOL_TLS_SERVER)",
+        _FILES,
+    ),
+    Mutation(
+        "tls: a trial's certificate is used until its end",
+        "conure/security/trial.py",
+        "return facts if left > (facts.ends - facts.begins) / 3 else None",
+        "return facts",
+        _FILES,
+    ),
+    Mutation(
+        "tls: the CAs of clients are asked of nobody",
+        "conure/security/fronts.py",
+        "        config.tls_client_auth,\n",
+        '        "request" if config.tls_client_auth == "require" else config.tls_client_auth,\n',
+        _FILES,
+    ),
+    Mutation(
+        "tls: a certificate that is cut off is one",
+        "conure/security/x509.py",
+        "        if position + length > len(data):",
+        "        if False:",
+        _FILES,
     ),
 ]

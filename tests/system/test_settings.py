@@ -30,9 +30,9 @@ MIB = 1 << 20
 class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
-    PLAYED = ("API", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
-              "Node", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers", "bind",
-              "gc", "signal")  # fmt: skip
+    PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
+              "Node", "NodeProofs", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers",
+              "bind", "gc", "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -79,6 +79,16 @@ class Received:
         return self.HTTPServer.call_args_list[0].args[4].names
 
     @property
+    def tls(self) -> Any:
+        """The configuration that TLS of the fronts is made by; None if there is none."""
+        return self.FrontTls.call_args and self.FrontTls.call_args.args[0]
+
+    @property
+    def proofs(self) -> Any:
+        """The configuration that what nodes prove themselves by is made by."""
+        return self.NodeProofs.call_args.args[0]
+
+    @property
     def addresses(self) -> list[Any]:
         return [call.args[0] for call in self.bind.call_args_list]
 
@@ -102,6 +112,9 @@ class Row(NamedTuple):
 
 RESP = ("--resp-addr=:9190",)
 REST = ("--rest-addr=:8180",)
+TLS = ("--tls-cert=/other.pem", "--tls-key=/other.key")
+PEER_TLS = ("--peer-tls-cert=/n.pem", "--peer-tls-key=/n.key", "--peer-tls-ca=/n-ca.pem")
+CLIENT_CA = (*TLS, "--tls-client-ca=/other-ca.pem")
 
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
@@ -180,6 +193,28 @@ ROWS = {
         Row("192.0.2.0/24", lambda r: r.resp.trusted_proxies, ("192.0.2.0/24",), RESP),
     ],
     "allowed_hosts": [Row("db.example", lambda r: "db.example" in r.names, True)],
+    "tls_cert": [Row("/a.pem", lambda r: r.tls.tls_cert, "/a.pem", TLS)],
+    "tls_key": [Row("/a.key", lambda r: r.tls.tls_key, "/a.key", TLS)],
+    "tls_client_ca": [
+        Row("/ca.pem", lambda r: r.tls.tls_client_ca, "/ca.pem", TLS),
+        Row("/ca.pem", lambda r: r.tls.tls_client_auth, "require", TLS),
+    ],
+    "tls_client_auth": [Row("request", lambda r: r.tls.tls_client_auth, "request", CLIENT_CA)],
+    "tls_min_version": [Row("1.2", lambda r: r.tls.tls_min_version, "1.2", TLS)],
+    "peer_tls_cert": [Row("/p.pem", lambda r: r.proofs.peer_tls_cert, "/p.pem", PEER_TLS)],
+    "peer_tls_key": [Row("/p.key", lambda r: r.proofs.peer_tls_key, "/p.key", PEER_TLS)],
+    "peer_tls_ca": [Row("/p-ca.pem", lambda r: r.proofs.peer_tls_ca, "/p-ca.pem", PEER_TLS)],
+    "cluster_secret_file": [
+        Row("/secret", lambda r: r.proofs.cluster_secret_file, "/secret"),
+        Row("/secret", lambda r: r.Transport.call_args.args[2].mode, "require"),
+    ],
+    "peer_auth": [
+        Row("offer", lambda r: r.Transport.call_args.args[2].mode, "offer", PEER_TLS),
+    ],
+    "tls_auto": [
+        Row("true", lambda r: r.tls and r.tls.tls_auto, True),
+        Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
+    ],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
     "max_scans": [
