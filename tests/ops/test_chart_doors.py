@@ -174,7 +174,7 @@ def test_probes_show_a_certificate_where_one_is_asked_for(chart: str) -> None:
             if scheme == "exec":
                 command = server[probe]["exec"]["command"]
                 assert command[:3] == ["python3", "-m", "conure.ops.probe"]
-                assert command[3] == f"https://127.0.0.1:8081{path}"
+                assert command[3:] == [f"https://127.0.0.1:8081{path}", "--insecure-name"]
                 assert "httpGet" not in server[probe]
             else:
                 asked = server[probe]["httpGet"]
@@ -270,6 +270,7 @@ def test_tls_is_handed_out_first_and_served_next() -> None:
     given = told(handed)
     assert "CONURE_TLS_CERT" not in given
     assert given["CONURE_CA"] == "/etc/conure/tls/ca.crt"
+    assert given["CONURE_SERVER"].startswith("http://")  # which is what is spoken until then
     assert container(handed, "conure")["livenessProbe"]["httpGet"].get("scheme") is None
     assert "clients are served by TLS" in notes(HA, TLS, there=there)
     job = container(handed, "conure-pre-scale-1")

@@ -93,10 +93,12 @@ true
 {{- end }}
 - name: CONURE_TLS_MIN_VERSION
   value: {{ .Values.tls.minVersion | quote }}
-- name: CONURE_SERVER
-  value: {{ include "conuredb.ownUrl" . }}
 {{- end }}
 {{- if .Values.tls.enabled }}
+# What is run in the pod asks its server by this. (Whoever has a CA would ask by TLS else, which is
+# not spoken yet while the certificate is only handed out.)
+- name: CONURE_SERVER
+  value: {{ include "conuredb.ownUrl" . }}
 {{ include "conuredb.clientEnv" . }}
 {{- end }}
 {{- end -}}
@@ -187,7 +189,7 @@ root and path. */ -}}
 {{- $tls := include "conuredb.servesTls" $root -}}
 {{- if and $tls (eq $root.Values.tls.clientAuth "require") -}}
 exec:
-  command: [python3, -m, conure.ops.probe, "https://127.0.0.1:8081{{ .path }}"]
+  command: [python3, -m, conure.ops.probe, "https://127.0.0.1:8081{{ .path }}", --insecure-name]
 {{- else -}}
 httpGet:
   path: {{ .path }}
