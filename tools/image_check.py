@@ -376,7 +376,7 @@ def check_hardened(engine: Engine, image: str) -> None:
 
 
 def check_locked(engine: Engine, image: str, health: Sequence[str]) -> None:
-    """TLS by certificates made on the spot, clients that have to show one, nothing else to write."""
+    """TLS by certificates made on the spot; clients have to show one; nothing else to write to."""
     options = [*hardening(engine), f"--volume={engine.volume()}:/var/lib/conure"]
     for name, value in (
         ("SERVER", "https://127.0.0.1:8081"),
