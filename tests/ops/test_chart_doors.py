@@ -27,6 +27,7 @@ from tests.lab.charts import (
     selects,
 )
 
+ASKING = {"CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME"}
 DOORS = re.compile(r"CONURE_(PEER|CLUSTER|TLS|PROTECTED|CA$|CERT$|KEY$|SERVER$)")
 SECRET = {
     "data": {"tls.crt": "eA==", "tls.key": "eA==", "ca.crt": "eA==", "cluster-secret": "eA=="}
@@ -118,7 +119,7 @@ def test_a_locked_release_tells_its_servers_where_everything_is(chart: str) -> N
         assert config.tls_client_auth == config.peer_auth == "require"
         assert config.tls_client_ca == config.tls_ca == "/etc/conure/tls/ca.crt"
         assert (config.tls_min_version, config.asks_clients) == ("1.3", True)
-        assert set(config.ignored_environment) <= {"CONURE_CA", "CONURE_CERT", "CONURE_KEY"}
+        assert not config.ignored_environment
         folders = {each["mountPath"] for each in server["volumeMounts"]}
         for variable, value in given.items():
             if value.startswith("/etc/"):
@@ -174,7 +175,7 @@ def test_probes_show_a_certificate_where_one_is_asked_for(chart: str) -> None:
             if scheme == "exec":
                 command = server[probe]["exec"]["command"]
                 assert command[:3] == ["python3", "-m", "conure.ops.probe"]
-                assert command[3:] == [f"https://127.0.0.1:8081{path}", "--insecure-name"]
+                assert command[3:] == [f"https://127.0.0.1:8081{path}"]
                 assert "httpGet" not in server[probe]
             else:
                 asked = server[probe]["httpGet"]
@@ -285,10 +286,10 @@ def test_tls_is_handed_out_first_and_served_next() -> None:
     there = {**installed(served), **SECRETS}
     again = render(HA, TLS, there=there)
     job = container(again, "conure-pre-scale-1")
-    assert {each["name"] for each in job["env"]} == {"CONURE_CA", "CONURE_CERT", "CONURE_KEY"}
+    assert {each["name"] for each in job["env"]} == ASKING
     back = render(HA, there=there)
     job = container(back, "conure-pre-scale-1")
-    assert {each["name"] for each in job["env"]} == {"CONURE_CA", "CONURE_CERT", "CONURE_KEY"}
+    assert {each["name"] for each in job["env"]} == ASKING
     (volume,) = pods(back)["conure-pre-scale-1"]["volumes"]
     assert volume["secret"]["secretName"] == "my-tls"
     assert "CONURE_TLS_CERT" not in told(back)
@@ -334,6 +335,8 @@ def test_what_cert_manager_has_yet_to_make_is_used_when_it_is_there() -> None:
 def test_certificates_name_all_that_is_asked_for() -> None:
     objects = render(HA, MANAGED, there={})
     clients = objects["Certificate", "conure-tls"]["spec"]
+    asked_as = environment(container(objects, "conure"), "conure-0")["CONURE_TLS_NAME"]
+    assert asked_as in clients["dnsNames"]
     config = load([], environment(container(objects, "conure"), "conure-0"))
     asked = {"conure.shop.svc", "conure", "conure.shop", "db.example.com", "localhost"}
     assert asked <= set(clients["dnsNames"])

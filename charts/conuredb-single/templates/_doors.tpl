@@ -105,6 +105,9 @@ true
 
 {{- /* How those who ask servers by TLS prove themselves, and know whom they ask. */ -}}
 {{- define "conuredb.clientEnv" -}}
+# The name that each pod's certificate bears, also where it is asked by its address.
+- name: CONURE_TLS_NAME
+  value: {{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc
 - name: CONURE_CA
   value: /etc/conure/tls/ca.crt
 - name: CONURE_CERT
@@ -189,7 +192,7 @@ root and path. */ -}}
 {{- $tls := include "conuredb.servesTls" $root -}}
 {{- if and $tls (eq $root.Values.tls.clientAuth "require") -}}
 exec:
-  command: [python3, -m, conure.ops.probe, "https://127.0.0.1:8081{{ .path }}", --insecure-name]
+  command: [python3, -m, conure.ops.probe, "https://127.0.0.1:8081{{ .path }}"]
 {{- else -}}
 httpGet:
   path: {{ .path }}
