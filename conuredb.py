@@ -43,16 +43,20 @@ from conure.http.limits import Limits
 from conure.http.origins import Access, Names
 from conure.http.rest import Rest
 from conure.http.restmeters import add_rest_metrics
-from conure.http.server import Application, HTTPServer, bounds_of
+from conure.http.server import SPEAKS_TLS, Application, HTTPServer, bounds_of
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
-from conure.net.listener import Listener, bind
+from conure.net.listener import Listener, MakeLink, bind
 from conure.net.reactor import Reactor
+from conure.net.tlslink import ServerLinks
 from conure.operations import Operations
 from conure.ops import offline
 from conure.peers.transport import Transport
 from conure.resp.assembly import Resp
+from conure.resp.frontend import SPEAKS_TLS as RESP_SPEAKS_TLS
 from conure.resp.limits import Limits as RespLimits
+from conure.security.fronts import FrontTls
+from conure.security.reloading import Watcher
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
@@ -126,6 +130,8 @@ class Process:
         self._node: Node | None = None
         self._watchers: Watchers[Stream] | None = None
         self._joiner: Joiner | None = None
+        self._watcher = Watcher()
+        self._tls: FrontTls | None = None
         self._collector = Collector()
 
     def run(self) -> int:
@@ -145,7 +151,9 @@ class Process:
             signal.signal(number, self._on_signal)
 
         try:
-            # The addresses first: if one is taken, nothing has been touched yet.
+            # These first: if a file can't be used or an address is taken, nothing has been touched.
+            if config.has_tls and not config.tls_auto:
+                self._make_tls()
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
             self._operations.add(metrics.operations)
@@ -153,6 +161,8 @@ class Process:
             reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, reactor, history)
+            if config.tls_auto:  # it writes to the data directory, which is this node's by now
+                self._make_tls()
             watchers = self._watchers = Watchers(
                 history,
                 self._registry,
@@ -178,13 +188,19 @@ class Process:
                 self._collector.start()
                 gc.enable()
             watchers.start()
+            self._watcher.start()
+            if self._watcher.has_work:
+                signal.signal(signal.SIGHUP, self._on_hang_up)
             for each in self._listeners():
                 each.start()
             if config.seeds or config.peers:
                 seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
                 self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
                 self._joiner.start()
-            log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
+            url = _shown(config.http_addr, server.port, has_tls=config.has_tls)
+            log.info("ConureDB %s listens on %s", VERSION, url)
+            if self._tls is not None and self._tls.trial is not None:
+                log.info("ask it so: %s", self._tls.trial.how_to_ask(url))
             if self._resp is not None:
                 log.info("RESP is served at %s", self._address_of("resp_addr"))
             if self._rest is not None:
@@ -249,7 +265,15 @@ class Process:
 
     def _serve(self, setting: str, application: Application, access: Access) -> HTTPServer:
         bound, reactor = self._bound[setting], self._reactors[setting]
-        server = HTTPServer(bound, application, self._limits(), self._on_fatal, access, reactor)
+        server = HTTPServer(
+            bound,
+            application,
+            self._limits(),
+            self._on_fatal,
+            access,
+            reactor,
+            make_link=self._links(setting.removesuffix("_addr"), SPEAKS_TLS),
+        )
         self._servers.append(server)
         return server
 
@@ -285,7 +309,14 @@ class Process:
             history,
         )
         self._operations.add(resp.operations)
-        self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
+        self._resp = Listener(
+            bound,
+            reactor,
+            resp.front,
+            self._on_fatal,
+            "resp",
+            self._links("resp", RESP_SPEAKS_TLS),
+        )
 
     def _serve_rest(
         self, node: Node, requests: Requests, limits: RequestLimits, metrics: RequestMetrics
@@ -303,7 +334,20 @@ class Process:
             Access(self._names()),
             self._reactors["http_addr"],
             "rest",
+            self._links("rest", SPEAKS_TLS),
         )
+
+    def _make_tls(self) -> None:
+        """Read, or make, what the fronts prove themselves by."""
+        hosts = (*self._config.own_hosts(), socket.gethostname())
+        self._tls = FrontTls(self._config, hosts, self._watcher, self._registry)
+
+    def _links(self, front: str, plain_reply: bytes) -> MakeLink | None:
+        """Return how a front's links are made: None for plain ones."""
+        tls = self._tls
+        if tls is None:
+            return None
+        return ServerLinks(lambda: tls.context, plain_reply, partial(tls.failed, front))
 
     def _address_of(self, setting: str) -> str:
         """Return where the front of a setting is served; empty: nowhere."""
@@ -435,6 +479,7 @@ class Process:
         node = self._node
         if node is not None:
             node.begin_stop()
+        self._watcher.stop()
         if self._joiner is not None:
             self._joiner.stop()
         if node is not None:
@@ -526,6 +571,9 @@ class Process:
         # hold that lock just then. SimpleQueue is made for this; Event and logging are not.
         self._reasons.put(signal.Signals(number).name)
 
+    def _on_hang_up(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._watcher.hurry()  # as above
+
     def _on_failure(self) -> None:
         self._failed = True
         self._stop_for("a failure")
@@ -589,9 +637,9 @@ def raise_file_limit() -> int:
     return max(soft, wanted)
 
 
-def _shown(address: Address, port: int) -> str:
+def _shown(address: Address, port: int, *, has_tls: bool) -> str:
     host = "localhost" if address.is_wildcard else address.host
-    return f"http://{Address(host, port)}"
+    return f"{'https' if has_tls else 'http'}://{Address(host, port)}"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from conure.http.grammar import (
     ChunkedBody,
     Refusal,
     SizedBody,
+    TLSRefusal,
     body_too_large,
     check_extent,
     render_stream_start,
@@ -84,6 +85,9 @@ class Front(Protocol):
 
     def count_refusal(self, status: int) -> None:
         """Note that the server itself refused a request or a connection."""
+
+    def note_tls(self, connection: HTTPConnection) -> None:
+        """Note a client that speaks TLS where nobody does."""
 
     def note_slow(self, request: Request, status: int) -> None:
         """Note a request whose answer took long."""
@@ -198,6 +202,8 @@ class HTTPConnection(Outlet):
         """Answer with an error of the server's own, in its turn (H1); take nothing more (H6)."""
         reactor = self.reactor
         self.front.count_refusal(refusal.status)
+        if isinstance(refusal, TLSRefusal):
+            self.front.note_tls(self)
         self.state = FINISHED
         accept = refusal.headers.get("accept") if refusal.headers else None
         body, content_type = self.front.render_error(refusal.status, str(refusal), accept, None)
@@ -339,6 +345,11 @@ class HTTPConnection(Outlet):
     def close_if_idle(self) -> None:
         if not (self.buffer or self.body or self.waiting or self.out) and self.state == READING:
             self.close()
+
+    @property
+    def principal(self) -> str:
+        """Whom the client's certificate names; empty if there is none."""
+        return self.link.principal
 
     @property
     def render_error(self) -> RenderError:

@@ -203,6 +203,11 @@ class RespConnection(Outlet):
         return self.state == CLOSED
 
     @property
+    def principal(self) -> str:
+        """Whom the client's certificate names; empty if there is none."""
+        return self.link.principal
+
+    @property
     def is_last(self) -> bool:
         """Whether no command after this one is taken any more."""
         return self.state >= FINISHED

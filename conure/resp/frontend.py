@@ -26,7 +26,10 @@ from conure.resp.limits import Limits
 from conure.resp.slowlog import SlowLog
 from conure.resp.table import Command
 
-__all__ = ["Modes", "RespFront"]
+__all__ = ["SPEAKS_TLS", "Modes", "RespFront"]
+
+SPEAKS_TLS = b"-ERR this port speaks TLS\r\n"
+"""What a client is sent that speaks plain RESP to a port that speaks TLS."""
 
 log = logging.getLogger("conure.resp")
 
@@ -176,7 +179,8 @@ class RespFront:
         """Keep a command whose answer took long."""
         self.slow_commands += count
         took = perf_counter() - started
-        self._slow_log.add(connection.address, connection.session.name, words, took)
+        name = connection.session.name or connection.principal.encode()
+        self._slow_log.add(connection.address, name, words, took)
 
 
 def _unknown(words: list[bytes]) -> str:

@@ -260,6 +260,8 @@ class Reader:
         Raises ProtocolError."""
         if self._words is None:
             if self._data[self._position] != 42:  # no *
+                if self._data[self._position] == 22:  # the type of TLS's handshake records
+                    raise ProtocolError("a TLS handshake, and this port speaks no TLS")
                 line = self._line(b"\n", "too big inline request")
                 return None if line is None else split_line(line)
             line = self._line(b"\r\n", "too big mbulk count string")

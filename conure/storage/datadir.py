@@ -11,6 +11,7 @@
       conure.db       the B-tree (pager.py, btree.py), or what an LSM tree consists of
       lsm/            the files of an LSM tree
       incoming-….db   a state that another node is sending (snapshots.py)
+      tls/            certificates that --tls-auto has made (trial.py)
       raft/           log segments, term and vote, snapshot metadata (raftlog.py)
 
 1. One process a directory (flock): the second one is told who holds it.
@@ -70,7 +71,7 @@ _FORMATION = "formation"
 _OURS = frozenset(
     {
         *(_LOCK, _IDENTITY, _IDENTITY + ".new", _FORMATION, _FORMATION + ".new"),
-        *("conure.db", "lsm", "raft", "lost+found"),
+        *("conure.db", "lsm", "raft", "tls", "lost+found"),
     }
 )
 _FORMATION_HEADER = struct.Struct("<4sBI")

@@ -169,7 +169,9 @@ class ServerProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line.decode(errors="replace").rstrip())
-            if not self.port and (found := re.search(r"listens on http://\S+:(\d+)", self.log[-1])):
+            if not self.port and (
+                found := re.search(r"listens on https?://\S+:(\d+)", self.log[-1])
+            ):
                 self.port = int(found[1])
                 self._listening.set()
         self._listening.set()

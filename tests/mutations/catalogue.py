@@ -21,6 +21,7 @@ from tests.mutations import (
     state,
     storage,
     tables,
+    tls,
 )
 
 __all__ = ["MUTATIONS"]
@@ -44,6 +45,7 @@ _WINGS = (
     state,
     storage,
     tables,
+    tls,
 )
 
 MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]

@@ -30,7 +30,7 @@ MIB = 1 << 20
 class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
-    PLAYED = ("API", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
+    PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
               "Node", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers", "bind",
               "gc", "signal")  # fmt: skip
 
@@ -79,6 +79,11 @@ class Received:
         return self.HTTPServer.call_args_list[0].args[4].names
 
     @property
+    def tls(self) -> Any:
+        """The configuration that TLS of the fronts is made by; None if there is none."""
+        return self.FrontTls.call_args and self.FrontTls.call_args.args[0]
+
+    @property
     def addresses(self) -> list[Any]:
         return [call.args[0] for call in self.bind.call_args_list]
 
@@ -102,6 +107,8 @@ class Row(NamedTuple):
 
 RESP = ("--resp-addr=:9190",)
 REST = ("--rest-addr=:8180",)
+TLS = ("--tls-cert=/other.pem", "--tls-key=/other.key")
+CLIENT_CA = (*TLS, "--tls-client-ca=/other-ca.pem")
 
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
@@ -180,6 +187,18 @@ ROWS = {
         Row("192.0.2.0/24", lambda r: r.resp.trusted_proxies, ("192.0.2.0/24",), RESP),
     ],
     "allowed_hosts": [Row("db.example", lambda r: "db.example" in r.names, True)],
+    "tls_cert": [Row("/a.pem", lambda r: r.tls.tls_cert, "/a.pem", TLS)],
+    "tls_key": [Row("/a.key", lambda r: r.tls.tls_key, "/a.key", TLS)],
+    "tls_client_ca": [
+        Row("/ca.pem", lambda r: r.tls.tls_client_ca, "/ca.pem", TLS),
+        Row("/ca.pem", lambda r: r.tls.tls_client_auth, "require", TLS),
+    ],
+    "tls_client_auth": [Row("request", lambda r: r.tls.tls_client_auth, "request", CLIENT_CA)],
+    "tls_min_version": [Row("1.2", lambda r: r.tls.tls_min_version, "1.2", TLS)],
+    "tls_auto": [
+        Row("true", lambda r: r.tls and r.tls.tls_auto, True),
+        Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
+    ],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
     "max_scans": [
