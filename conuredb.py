@@ -407,6 +407,7 @@ class Process:
             raft_address=config.raft_advertised(transport.port),
             http_address=config.http_advertised(http_port),
             http_port=http_port,
+            https=config.has_tls,
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,

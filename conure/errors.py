@@ -52,6 +52,7 @@ __all__ = [
     "TooManyHeld",
     "TooManyRequests",
     "Unavailable",
+    "Untrusted",
     "VersionTooNew",
     "WireError",
 ]
@@ -333,6 +334,15 @@ class Unavailable(ConureError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Untrusted(Unavailable):
+    """Nobody who was named could prove who they are, or took this side's proof: nothing was asked.
+
+    Waiting doesn't help, unless for a certificate that is renewed.
+    """
+
+    title = "not trusted"
 
 
 class NotRead(Unavailable):

@@ -359,7 +359,7 @@ BAD_VALUES = [
     ("peers", "a b@db2:7001", "no node ID"),
     ("peers", "n2@db2:7001,n3@db2:7001", "listed twice"),
     ("http_advertise", "db1:8081", "http://10.0.0.5:8081"),
-    ("http_advertise", "https://db1:8081", "base URL"),
+    ("http_advertise", "ftp://db1:8081", "base URL"),
     ("http_advertise", "http://db1:8081/kv", "base URL"),
     ("http_advertise", "http://user@db1:8081", "base URL"),
     ("http_advertise", "http://[::]:8081", "nobody can connect"),

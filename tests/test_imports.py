@@ -25,7 +25,7 @@ WINGS: dict[str, set[str]] = {
     "service": {"", "state"},
     "http": {"", "net", "state", "service"},
     "resp": {"", "net", "state", "service"},
-    "client": {""},
+    "client": {"", "net"},
 }
 ANY = {*WINGS, "ops", "raft", "btree", "pager", "httpapi"}
 WINGS["ops"] = ANY

@@ -134,6 +134,7 @@ class Forming:
             options.raft_address.lower() if options.peers else options.raft_address,
             options.http_address,
             options.http_port,
+            options.https,
         )
         self._listed = _read_list(options.peers, self._own.raft_address)
         self._peers = {address: _Peer() for address in self._listed}
@@ -190,6 +191,7 @@ class Forming:
             own.http_port,
             tuple(self._others()),
             self._shown_digest(),
+            https=own.https,
         )
         if not cluster_id:
             return shown
@@ -380,7 +382,8 @@ class Forming:
         """Take note where the others list this node."""
         self._address = address
         own = self._own
-        self._admission.be_at(address, own.http_address or base_url_at(address, own.http_port))
+        url = own.http_address or base_url_at(address, own.http_port, https=own.https)
+        self._admission.be_at(address, url)
 
     def _adopt(self, found: Shown) -> bool:
         """Begin the cluster of a node that was formed with this one (F4); tell whether.

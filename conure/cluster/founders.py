@@ -30,7 +30,7 @@ __all__ = ["Agreement", "Own", "agree", "base_url_at"]
 @dataclass(frozen=True, slots=True)
 class Own:
     """What this node is. *raft_address* is "" if it is where the others list it, *http_address*
-    if it is a base URL of the same host and *http_port*."""
+    if it is a base URL of the same host and *http_port*, of scheme https if *https*."""
 
     node_id: str
     incarnation: str
@@ -39,6 +39,7 @@ class Own:
     raft_address: str
     http_address: str
     http_port: int
+    https: bool = False
 
 
 class Agreement(NamedTuple):
@@ -53,9 +54,10 @@ class Agreement(NamedTuple):
     differs: str
 
 
-def base_url_at(address: str, port: int) -> str:
+def base_url_at(address: str, port: int, *, https: bool = False) -> str:
     """Return the base URL of a port at the host of a Raft address; "" without a port."""
-    return f"http://{address.rpartition(':')[0]}:{port}" if port else ""
+    scheme = "https" if https else "http"
+    return f"{scheme}://{address.rpartition(':')[0]}:{port}" if port else ""
 
 
 def agree(
@@ -75,10 +77,11 @@ def agree(
     differs = next(_differences(own, listed, shown, addresses), "")
     if differs or not address or shown.keys() != listed.keys():
         return Agreement(None, address, differs)
-    http_address = own.http_address or base_url_at(address, own.http_port)
+    http_address = own.http_address or base_url_at(address, own.http_port, https=own.https)
     servers = [_founder(own, address, http_address)]
     for at, peer in shown.items():
-        servers.append(_founder(peer, at, peer.http_address or base_url_at(at, peer.http_port)))
+        url = peer.http_address or base_url_at(at, peer.http_port, https=peer.https)
+        servers.append(_founder(peer, at, url))
     formation = Configuration(tuple(servers), own.quorum_size)
     differs = hindrance(formation)
     return Agreement(None if differs else formation, address, differs)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
@@ -26,6 +27,7 @@ from typing import Any
 
 from conure.errors import ConureError, Unavailable
 from conure.net.outbound import Line, MalformedAnswer, encode_request
+from conure.tlswords import JOINING, why_failed
 from conure.values import redirected_to
 
 __all__ = ["Joiner"]
@@ -54,7 +56,7 @@ class Joiner:
     """Asks seeds to make this node a member while it needs that.
 
     *seeds* returns their base URLs as of now, *facts* what ``POST /join`` takes, *needed* whether
-    this node has to be added.
+    this node has to be added, *tls* by what those are asked that have a base URL of https.
     """
 
     def __init__(
@@ -62,13 +64,14 @@ class Joiner:
         seeds: Callable[[], Sequence[str]],
         facts: Callable[[], dict[str, Any]],
         needed: Callable[[], bool],
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self._seeds = seeds
         self._facts = facts
         self._needed = needed
         self._told: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._line = Line(connect_timeout=CONNECT_TIMEOUT)
+        self._line = Line(connect_timeout=CONNECT_TIMEOUT, tls=tls)
         self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
 
     def start(self) -> None:
@@ -106,8 +109,10 @@ class Joiner:
             except ConureError as refusal:
                 self._tell(seed, f"did not add this node: {refusal}", logging.WARNING)
             except (OSError, HTTPException) as error:
-                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                self._tell(seed, f"can't be asked: {why}", logging.INFO)
+                why = why_failed(error, JOINING)
+                level = logging.WARNING if why else logging.INFO  # nobody mends that by waiting
+                why = why or getattr(error, "strerror", None) or str(error) or type(error).__name__
+                self._tell(seed, f"can't be asked: {why}", level)
             else:
                 self._tell(seed, "has added this node to its cluster", logging.INFO)
                 return
@@ -118,7 +123,7 @@ class Joiner:
             status, location, line = self._post(server, body)
             if status == 200 and line == "OK":
                 return
-            leader = redirected_to(location) if status == 307 else None
+            leader = redirected_to(location, server) if status == 307 else None
             if leader is None:
                 raise Unavailable(line or f"it answered {status}")
             server = leader

@@ -23,7 +23,7 @@ class NodeOptions:
 
     *peers* are the others of a cluster that is to be formed, each ``host:port`` or
     ``ID@host:port``. With those *raft_address* may be "": where the others list this node; and
-    *http_address*: the same host, and *http_port*.
+    *http_address*: the same host, and *http_port*, by *https* or not.
     """
 
     node_id: str
@@ -37,6 +37,7 @@ class NodeOptions:
     quorum_size: int = 0
     peers: tuple[str, ...] = ()
     http_port: int = 0
+    https: bool = False
     engine: str = "btree"
     told_engine: bool = False
     election_timeout: float = 0.4

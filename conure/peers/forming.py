@@ -11,6 +11,7 @@ handshake of such a connection is all of it: one frame each way (records.py draw
                 "raft_address": its own, or "": as the others list it,
                 "http_address": its base URL, or "": by its Raft address' host and the next,
                 "http_port": …,
+                "https": whether that port speaks TLS; not there: it doesn't,
                 "peers": [the addresses of its list, without its own],
                 "digest": the formation that it shows (formation.py), or "",
                 "cluster_id": its cluster, or "",
@@ -90,6 +91,7 @@ class Shown:
     cluster_id: str = ""
     formation: Configuration | None = None
     leader_http: str = ""
+    https: bool = False
 
 
 def encode_question(question: Question) -> dict[str, Any]:
@@ -128,6 +130,7 @@ def encode_shown(shown: Shown) -> dict[str, Any]:
         "cluster_id": shown.cluster_id,
         "formation": b64encode(formation).decode(),
         "leader_http": shown.leader_http,
+        "https": shown.https,
     }
 
 
@@ -147,6 +150,9 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         raise WireError("an answer without a proper list of peers")
     if not all(isinstance(peer, str) and is_address(peer) for peer in peers):
         raise WireError("an answer whose list of peers has what is no address")
+    https = fields.get("https", False)  # a release without TLS says nothing of it
+    if not isinstance(https, bool):
+        raise WireError("an answer without a proper https")
     cluster_id = _text(fields, "cluster_id")
     return Shown(
         _name(fields, "node_id"),
@@ -161,6 +167,7 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         cluster_id,
         _formation(fields),
         _base_url(fields, "leader_http"),
+        https,
     )
 
 

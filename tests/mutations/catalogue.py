@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutations import (
+    asking,
     client,
     cluster,
     consensus,
@@ -27,6 +28,7 @@ from tests.mutations import (
 __all__ = ["MUTATIONS"]
 
 _WINGS = (
+    asking,
     client,
     cluster,
     consensus,

@@ -774,7 +774,7 @@ def test_membership_requests_have_to_be_well_formed(
         {"Role": 1},
         {"Role": None},
         {"HTTPAddr": "10.0.0.2:8081"},
-        {"HTTPAddr": "https://10.0.0.2:8081"},
+        {"HTTPAddr": "ftp://10.0.0.2:8081"},
         {"HTTPAddr": "http://10.0.0.2:8081/kv"},
         {"HTTPAddr": "http://user@10.0.0.2:8081"},
         {"HTTPAddr": "http://10.0.0.2:8081\r\nX: y"},

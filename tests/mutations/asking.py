@@ -1,0 +1,83 @@
+"""Faults of whoever asks a server by TLS."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+__all__ = ["MUTATIONS"]
+
+_CLIENT = ("tests/client/test_tls.py",)
+_JOINING = ("tests/cluster/test_discovery.py",)
+
+MUTATIONS = [
+    Mutation(
+        "a redirect leads from https to http",
+        "conure/values.py",
+        "    return None if is_https(server) and not is_https(leader) else leader\n",
+        "    return leader\n",
+        (*_CLIENT, *_JOINING),
+    ),
+    Mutation(
+        "a stream of TLS that was cut is taken for whole",
+        "conure/net/dialled.py",
+        "                suppress_ragged_eofs=False,\n",
+        "",
+        _CLIENT,
+    ),
+    Mutation(
+        "why a server has refused a certificate is lost with the connection",
+        "conure/net/dialled.py",
+        "            if not self._has_received:\n                self._socket.recv(1)\n",
+        "            pass\n",
+        ("tests/net/test_dialled.py",),
+    ),
+    Mutation(
+        "a refusal at the end of a handshake leaves the outcome unknown",
+        "conure/client/connections.py",
+        "            if is_refusal(error):  # by TLS",
+        "            if not error:  # by TLS",
+        _CLIENT,
+    ),
+    Mutation(
+        "a client waits for a certificate to become another one",
+        "conure/client/calls.py",
+        "            if self._untrusted.issuperset(servers):\n",
+        "            if not self._untrusted:\n",
+        _CLIENT,
+    ),
+    Mutation(
+        "whoever has a certificate of the CA may be any server",
+        "conure/clienttls.py",
+        "        context.check_hostname = self._checks_names\n",
+        "        context.check_hostname = False\n",
+        _CLIENT,
+    ),
+    Mutation(
+        "a CA that was renewed is never read again",
+        "conure/clienttls.py",
+        "            if stamps != self._stamps:\n",
+        "            if stamps is None:\n",
+        _CLIENT,
+    ),
+    Mutation(
+        "an expired certificate is taken for one of another CA",
+        "conure/tlswords.py",
+        "    10: ",
+        "    110: ",
+        _CLIENT,
+    ),
+    Mutation(
+        "a session is used with another context than its own",
+        "conure/client/connections.py",
+        "known is not None and known[0] is context else None",
+        "known is None else None",
+        _CLIENT,
+    ),
+    Mutation(
+        "a founder of https is known by a base URL of http",
+        "conure/cluster/founders.py",
+        '    scheme = "https" if https else "http"\n',
+        '    scheme = "http"\n',
+        ("tests/cluster/test_founders.py",),
+    ),
+]
