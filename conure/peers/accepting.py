@@ -12,6 +12,7 @@ is called without any lock of this file, but for the question whether somebody i
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Protocol
 from conure.consensus.messages import Message, SnapshotHeader
 from conure.errors import ConureError, Refused, WireError
 from conure.metrics import Counter
+from conure.net.link import Link, PlainLink
 from conure.net.listener import BoundServer, bind
 from conure.peers import sockets
 from conure.peers.answering import Called, Calls
@@ -89,10 +91,10 @@ class Registrar(Protocol):
     """A thread that waits for many sockets. A node that reads its peers' messages in the thread
     that serves its clients answers them without waking another one."""
 
-    def register(self, sock: socket.socket, action: Callable[[], None]) -> None:
+    def register(self, descriptor: int, action: Callable[[], None]) -> None:
         """Call *action* in that thread whenever the socket has input."""
 
-    def unregister(self, sock: socket.socket) -> None:
+    def unregister(self, descriptor: int) -> None:
         """Undo that."""
 
 
@@ -213,12 +215,14 @@ class Acceptor:
     def serve(self, sock: socket.socket, address: Any) -> None:
         """Shake hands, and take what the connection brings until it ends. Its own thread."""
         whose = f"{address[0]}:{address[1]}"
+        deadline = monotonic() + sockets.HANDSHAKE_TIME
+        link: Link = PlainLink(sock)
         try:
             sockets.configure(sock)
-            hello = sockets.read_handshake(sock, MAX_HANDSHAKE)
+            hello = sockets.read_json(link, MAX_HANDSHAKE, deadline)
             if hello.get("kind") == FORMING:
                 shown = self._host.asked(check_question(hello))
-                sockets.write_json(sock, encode_shown(shown))
+                sockets.write_json(link, encode_shown(shown), deadline)
                 return
             kind, to, peer, known_as = check_hello(hello)
             whose = f"{peer.node_id} ({whose})"
@@ -228,19 +232,19 @@ class Acceptor:
                     self._callers[sock] = end
             self._host.admit(kind, to, peer, known_as)
             if kind == "probe":
-                self._answer(sock)
+                self._answer(link)
                 return
             with self._lock:
                 self._guests.recognise(sock, partial(self._host.is_member, peer))
             with self._place(sock, kind, peer.node_id):
-                self._answer(sock)
+                self._answer(link)
                 self._hurry(peer.node_id)
                 if kind == "messages":
-                    self._read_messages(sock, peer)
+                    self._read_messages(sock, link, peer)
                 elif kind == "calls":
-                    self._take_calls(sock, peer)
+                    self._take_calls(sock, link, peer)
                 else:
-                    self._receive_snapshot(sock, peer)
+                    self._receive_snapshot(sock, link, peer)
             if end.why_dropped and self._is_news(address[0], end.why_dropped):
                 log.warning("closed the connection of %s: %s", whose, end.why_dropped)
         except OSError as error:
@@ -253,7 +257,7 @@ class Acceptor:
             if self._is_news(address[0], str(error)):
                 log.warning("refused a connection of %s: %s", whose, error)
             with suppress(OSError):  # it has gone, and need not know
-                sockets.write_json(sock, encode_refusal(error))
+                sockets.write_json(link, encode_refusal(error), _soon())
 
     def leave(self, sock: socket.socket) -> None:
         """Forget a connection that has ended."""
@@ -267,8 +271,8 @@ class Acceptor:
 
     # -- private: incoming connections, each in its own thread -----------------------------------
 
-    def _answer(self, sock: socket.socket) -> None:
-        sockets.write_json(sock, encode_answer(self._host.greeting()))
+    def _answer(self, link: Link) -> None:
+        sockets.write_json(link, encode_answer(self._host.greeting()), _soon())
 
     def _expect(self, sock: socket.socket, size: int) -> None:
         """Make room for a frame that has begun to come in. Raises WireError (1)."""
@@ -315,16 +319,15 @@ class Acceptor:
                 if not place.users:
                     del self._places[kind, node_id]
 
-    def _read_messages(self, sock: socket.socket, peer: Greeting) -> None:
+    def _read_messages(self, sock: socket.socket, link: Link, peer: Greeting) -> None:
         inbox = Inbox(
-            sock,
+            link,
             peer,
             self._host.greeting().node_id,
             self._host.receive,
             self._received_from(peer.node_id),
             partial(self._expect, sock),
         )
-        sock.settimeout(_LOOK if self._registrar is None else 0.0)
         with self._lock:
             if self._stopping.is_set() or self._callers[sock].why_dropped:
                 return
@@ -332,22 +335,23 @@ class Acceptor:
         try:
             if self._registrar is None:
                 while not inbox.has_ended.is_set():
+                    sockets.wait(link, select.POLLIN, _LOOK)
                     inbox.take()
                     inbox.end_if_stalled()
             else:
-                self._registrar.register(sock, inbox.take)
+                self._registrar.register(link.descriptor, inbox.take)
                 while not inbox.has_ended.wait(_LOOK):
                     inbox.end_if_stalled()
-                self._registrar.unregister(sock)
+                self._registrar.unregister(link.descriptor)
         finally:
             with self._lock:
                 del self._inboxes[sock]
         if inbox.error is not None:
             raise inbox.error
 
-    def _take_calls(self, sock: socket.socket, peer: Greeting) -> None:
+    def _take_calls(self, sock: socket.socket, link: Link, peer: Greeting) -> None:
         sent, received = self._sent_to(peer.node_id), self._received_from(peer.node_id)
-        line = Calls(sock, peer, self._host, sent, received, partial(self._expect, sock)).line
+        line = Calls(link, peer, self._host, sent, received, partial(self._expect, sock)).line
         with self._lock:
             if self._stopping.is_set() or self._callers[sock].why_dropped:
                 line.close()
@@ -361,15 +365,20 @@ class Acceptor:
         if line.error is not None:
             raise line.error
 
-    def _receive_snapshot(self, sock: socket.socket, peer: Greeting) -> None:
+    def _receive_snapshot(self, sock: socket.socket, link: Link, peer: Greeting) -> None:
         receive(
-            sock,
+            link,
             peer,
             self._host.greeting().node_id,
             self._host.begin_snapshot,
             partial(self._received_from, peer.node_id),
             partial(self._expect, sock),
         )
+
+
+def _soon() -> float:
+    """Return by when the other side has to have taken an answer of the handshake."""
+    return monotonic() + sockets.HANDSHAKE_TIME
 
 
 class _Listener(ThreadingMixIn, BoundServer):

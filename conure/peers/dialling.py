@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from time import monotonic
+from typing import Any, Protocol
 
 from conure.errors import ConureError, Unavailable, WireError
+from conure.net.link import Link, PlainLink
 from conure.peers import sockets
 from conure.peers.forming import MAX_SHOWN, Question, Shown, check_shown, encode_question
 from conure.peers.protocol import MAX_HANDSHAKE, NOT_BELIEVED, Greeting, check_answer, encode_hello
@@ -47,9 +49,10 @@ class Calling(Protocol):
 
 @dataclass(slots=True)
 class _End:
-    """Who is at the other end of a connection, by the handshake."""
+    """A connection that is open, and who is at its other end, by the handshake."""
 
-    greeting: Greeting
+    sock: socket.socket
+    greeting: Greeting | None = None  # amid the handshake
     why_dropped: str = ""
 
 
@@ -67,7 +70,7 @@ class Dialler:
         self._threads = threads
         # Guards what follows. Held for moments, and no other lock is taken under it.
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, _End | None] = {}  # None amid the handshake
+        self._open: dict[int, _End] = {}  # by descriptor
         self._probes = 0
 
     def start(self, host: Calling) -> None:
@@ -76,41 +79,36 @@ class Dialler:
 
     def dial(
         self, kind: str, address: str, node_id: str, known_as: str | None = None
-    ) -> tuple[socket.socket, Greeting]:
-        """Connect and shake hands; the socket has to be given to :meth:`hang_up` at last.
+    ) -> tuple[Link, Greeting]:
+        """Connect and shake hands; the link has to be given to :meth:`hang_up` at last.
 
         *known_as* is the incarnation that the node is taken to have, by default what the host says.
         Raises Refused, and Unavailable if no node answers.
         """
         if known_as is None:
             known_as = self._host.known_as(node_id)
-        sock = self._connect(address)
+        silence = sockets.PROGRESS_TIME if kind == "snapshot" else SILENCE
+        hello = encode_hello(kind, node_id, known_as, self._host.greeting())
+        link = self._connect(address, silence)
         try:
-            if self._stopping.is_set():
-                raise ConnectionAbortedError("this node is being stopped")
-            sockets.configure(sock)
-            silence = sockets.PROGRESS_TIME if kind == "snapshot" else SILENCE
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence))
-            hello = encode_hello(kind, node_id, known_as, self._host.greeting())
-            sockets.write_json(sock, hello)
-            greeting = check_answer(sockets.read_handshake(sock, MAX_HANDSHAKE))
+            greeting = check_answer(self._converse(link, hello, MAX_HANDSHAKE))
             if kind != "probe":
                 with self._lock:
-                    self._open[sock] = _End(greeting)
+                    self._open[link.descriptor].greeting = greeting
                 self._host.recognise(node_id, greeting)
         except BaseException as error:
-            self.hang_up(sock)
+            self.hang_up(link)
             if isinstance(error, OSError | WireError):
                 why = sockets.reason(error)
                 raise Unavailable(f"no node answers at {address}: {why}") from error
             raise
-        return sock, greeting
+        return link, greeting
 
-    def hang_up(self, sock: socket.socket) -> str:
+    def hang_up(self, link: Link) -> str:
         """Close a connection that was dialled; return why it was dropped, "" if it was not."""
         with self._lock:
-            end = self._open.pop(sock, None)
-        sock.close()
+            end = self._open.pop(link.descriptor, None)
+        link.close()
         return "" if end is None else end.why_dropped
 
     def tell_unreachable(self, node_id: str) -> None:
@@ -123,10 +121,10 @@ class Dialler:
         *expects* is asked about each by its greeting, by this thread, without any lock.
         """
         with self._lock:
-            ends = [(sock, end) for sock, end in self._open.items() if end is not None]
-        for sock, end in [item for item in ends if not expects(item[1].greeting)]:
+            ends = [end for end in self._open.values() if end.greeting is not None]
+        for end in [end for end in ends if end.greeting and not expects(end.greeting)]:
             end.why_dropped = NOT_BELIEVED
-            sockets.shut(sock)
+            sockets.shut(end.sock)
 
     def probe(
         self,
@@ -153,37 +151,51 @@ class Dialler:
     def close(self) -> None:
         """End every connection; who has dialled it notices, and hangs up."""
         with self._lock:
-            still_open = [*self._open]
-        for sock in still_open:
-            sockets.shut(sock)
+            still_open = [*self._open.values()]
+        for end in still_open:
+            sockets.shut(end.sock)
 
-    def _connect(self, address: str) -> socket.socket:
-        """Connect, and have the socket in the table. Raises Unavailable."""
+    def _connect(self, address: str, silence: float) -> Link:
+        """Connect, and have the connection in the table. *silence* is for how many seconds the
+        other system may take nothing. Raises Unavailable."""
         try:
             sock = sockets.connect(address)
         except (OSError, ValueError) as error:
             why = sockets.reason(error)
             raise Unavailable(f"{address} can't be reached: {why}") from error
+        link = PlainLink(sock)
         with self._lock:
-            self._open[sock] = None
-        return sock
+            self._open[link.descriptor] = _End(sock)
+        try:
+            sockets.configure(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence))
+            if self._stopping.is_set():
+                raise ConnectionAbortedError("this node is being stopped")
+        except OSError as error:
+            self.hang_up(link)
+            why = sockets.reason(error)
+            raise Unavailable(f"no node answers at {address}: {why}") from error
+        return link
+
+    def _converse(self, link: Link, said: Mapping[str, Any], most: int) -> dict[str, Any]:
+        """Say this, and return the answer, of so many bytes at most. Raises OSError and
+        WireError."""
+        deadline = monotonic() + sockets.HANDSHAKE_TIME
+        sockets.write_json(link, said, deadline)
+        return sockets.read_json(link, most, deadline)
 
     def _ask(
         self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
     ) -> None:
         found: Shown | ConureError
         try:
-            sock = self._connect(address)
+            link = self._connect(address, SILENCE)
             try:
-                if self._stopping.is_set():
-                    raise ConnectionAbortedError("this node is being stopped")
-                sockets.configure(sock)
-                sockets.write_json(sock, encode_question(question))
-                found = check_shown(sockets.read_handshake(sock, MAX_SHOWN))
+                found = check_shown(self._converse(link, encode_question(question), MAX_SHOWN))
             except (OSError, WireError) as error:
                 found = Unavailable(f"doesn't answer: {sockets.reason(error)}")
             finally:
-                self.hang_up(sock)
+                self.hang_up(link)
         except ConureError as error:
             found = error
         reply(found)
@@ -197,8 +209,8 @@ class Dialler:
     ) -> None:
         found: Greeting | ConureError
         try:
-            sock, found = self.dial("probe", address, node_id, known_as)
-            self.hang_up(sock)
+            link, found = self.dial("probe", address, node_id, known_as)
+            self.hang_up(link)
         except ConureError as error:
             found = error
         with self._lock:

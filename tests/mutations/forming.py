@@ -277,7 +277,7 @@ MUTATIONS = [
         "a question to who forms leaves its socket open",
         "conure/peers/dialling.py",
         '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n'
-        "            finally:\n                self.hang_up(sock)\n",
+        "            finally:\n                self.hang_up(link)\n",
         '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n',
         WIRE,
     ),

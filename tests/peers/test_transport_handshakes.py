@@ -225,7 +225,7 @@ def test_what_has_arrived_by_a_connection_that_is_closed_is_not_handed_over(net:
     assert began.wait(PATIENCE)
     inbox_ = next(iter(b.transport._acceptor._inboxes.values()))
     sock.sendall(message_to(b, 2))
-    assert select.select([inbox_._sock], [], [], PATIENCE)[0]
+    assert select.select([inbox_._link.descriptor], [], [], PATIENCE)[0]
     b.transport.judge(lambda peer, known_as: False, lambda peer: True)
     gate.set()
     assert is_closed(sock)
