@@ -48,7 +48,7 @@ from bench.workspace import BenchError, Workspace, note
 __all__ = ["run"]
 
 _SECONDS = 1  # of a burst
-_LONGER = 2  # seconds of a burst whose delays are compared
+_LONGER = 2  # seconds of a burst that begins with handshakes, or whose delays are compared
 _COMMANDS = {PUT: "SET", GET: "GET"}
 _CLIENTS = 3  # processes of openssl that shake hands
 _NEWCOMERS = 200  # a second
@@ -136,15 +136,21 @@ def _kept_alive(plan: Plan, workspace: Workspace, section: Section, keys: Keys) 
         for operation, command in _COMMANDS.items():
             loads: dict[str, _Load] = {}
             for door in doors:
-                tls = door == _TLS
-                loads[f"ConureDB, HTTP{door}"] = _over_http(workspace, nodes[door].port, tls=tls)
+                tls, port = door == _TLS, nodes[door].port
+                loads[f"ConureDB, HTTP{door}"] = _over_http(
+                    workspace, port, tls=tls, seconds=_LONGER
+                )
                 resp = nodes[door].resp_port
-                loads[f"ConureDB, RESP{door}"] = _over_resp(workspace, resp, tls=tls)
+                loads[f"ConureDB, RESP{door}"] = _over_resp(
+                    workspace, resp, tls=tls, seconds=_LONGER
+                )
                 if redis:
-                    loads[f"redis{door}"] = _over_resp(workspace, redis[door].port, tls=tls)
+                    loads[f"redis{door}"] = _over_resp(
+                        workspace, redis[door].port, tls=tls, seconds=_LONGER
+                    )
                 for api in (GATEWAY, V2) if etcd else ():
                     system = HttpSystem(workspace, api, etcd[door].port, tls=tls)
-                    loads[f"{api.name}{door}"] = _of_system(system)
+                    loads[f"{api.name}{door}"] = _of_system(system, _LONGER)
             found = _bursts(plan, loads, operation)
             rows.append((f"{operation} ({command})", found))
             for name in loads:
@@ -239,7 +245,7 @@ def _shake_hands(workspace: Workspace, port: int) -> Outcome:
 
 def _newcomers(plan: Plan, workspace: Workspace, section: Section, keys: Keys) -> None:
     with _node(workspace, keys=keys) as node:
-        busy = _over_http(workspace, node.port, tls=True)
+        busy = _over_http(workspace, node.port, tls=True, seconds=_LONGER)
         gets = [CONURE.get(key(n)).render() for n in range(KEYS)]
 
         def at_pace(_: str) -> Outcome:
@@ -350,24 +356,28 @@ def _three(
     cluster.stop()
 
 
-def _of_system(system: HttpSystem) -> _Load:
+def _of_system(system: HttpSystem, seconds: int) -> _Load:
     """Return bursts of a server that has all keys."""
     system.begin_round(0)
-    return lambda operation: system.load(operation, BUSY, _SECONDS)
+    return lambda operation: system.load(operation, BUSY, seconds)
 
 
-def _over_http(workspace: Workspace, port: int, *, tls: bool = False) -> _Load:
-    return _of_system(HttpSystem(workspace, CONURE, port, tls=tls))
+def _over_http(
+    workspace: Workspace, port: int, *, tls: bool = False, seconds: int = _SECONDS
+) -> _Load:
+    return _of_system(HttpSystem(workspace, CONURE, port, tls=tls), seconds)
 
 
-def _over_resp(workspace: Workspace, port: int, *, tls: bool = False) -> _Load:
+def _over_resp(
+    workspace: Workspace, port: int, *, tls: bool = False, seconds: int = _SECONDS
+) -> _Load:
     loads = {
         operation: RedisLoad(workspace, port, command, BUSY, KEYS, tls=tls)
         for operation, command in _COMMANDS.items()
     }
     for load in loads.values():
         load.calibrate()
-    return lambda operation: loads[operation].run(_SECONDS)
+    return lambda operation: loads[operation].run(seconds)
 
 
 def _of_leader(workspace: Workspace, cluster: Cluster[Conure]) -> _Load:
