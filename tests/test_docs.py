@@ -47,7 +47,7 @@ OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http
 CERTIFICATES_FLAGS = {"--ca", "--cert", "--key", "--tls-name"}  # of all that ask servers
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine", "--path-as-is",
+    "--storage-engine", "--path-as-is", "--before",
 }  # fmt: skip
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from conure.client import Client
 from conure.errors import ConureError
 from tests.lab.certificates import Authority, Certificate
+from tests.lab.cluster import free_port
 from tests.lab.process import ROOT, ServerProcess, running, wait_until
 from tests.test_docs import rows, section
 
@@ -126,3 +128,77 @@ def test_plain_text_on_either_side_is_told_of(cas: Cas, tmp_path: Path) -> None:
         with pytest.raises(ConureError) as caught:
             asking.get("k")
         assert is_said(client, str(caught.value)), str(caught.value)
+
+
+# -- nodes -----------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """The flags of a node that dials another one, and of that one."""
+
+    dialler: list[str]
+    dialled: list[str]
+
+
+class Proofs:
+    """What nodes may prove themselves by."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.ours, self.others = Authority(place / "ours"), Authority(place / "others")
+
+    def secret(self, text: str) -> list[str]:
+        file = self._place / text
+        file.write_text(text.ljust(32, "."))
+        file.chmod(0o600)
+        return [f"--cluster-secret-file={file}"]
+
+    def certificate(self, name: str, *, by: Authority | None = None) -> list[str]:
+        issued = (by or self.ours).issue(name)
+        return [
+            f"--peer-tls-cert={issued.cert}",
+            f"--peer-tls-key={issued.key}",
+            f"--peer-tls-ca={self.ours.root}",
+        ]
+
+
+NODES: dict[str, Callable[[Proofs], Pair]] = {
+    "they have different secrets": lambda p: Pair(p.secret("one"), p.secret("other")),
+    "who is dialled has no secret": lambda p: Pair(p.secret("one"), []),
+    "who dials has no secret": lambda p: Pair([], p.secret("one")),
+    "another CA signed the certificate of who dials": lambda p: Pair(
+        p.certificate("node1", by=p.others), p.certificate("node2")
+    ),
+    "another CA signed the certificate of who is dialled": lambda p: Pair(
+        p.certificate("node1"), p.certificate("node2", by=p.others)
+    ),
+    "who dials has another node's certificate": lambda p: Pair(
+        p.certificate("node3"), p.certificate("node2")
+    ),
+    "who is dialled has another node's certificate": lambda p: Pair(
+        p.certificate("node1"), p.certificate("node3")
+    ),
+    "who is dialled has a secret only": lambda p: Pair(p.certificate("node1"), p.secret("one")),
+}
+
+
+def test_the_table_of_nodes_has_each_of_them() -> None:
+    assert [row[0] for row in rows(section(PAGE, "### Of nodes"))] == list(NODES)
+
+
+@pytest.mark.parametrize("what", NODES)
+def test_both_nodes_say_what_is_wrong(what: str, tmp_path: Path) -> None:
+    [(_, dials, is_dialled)] = [r for r in rows(section(PAGE, "### Of nodes")) if r[0] == what]
+    flags = NODES[what](Proofs(tmp_path))
+    port = free_port("127.0.0.1")
+    waiting = [f"--raft-addr=127.0.0.1:{port}", "--node-id=node2", *flags.dialled]
+    with (
+        running(tmp_path / "1", "--bootstrap", "--node-id=node1", *flags.dialler) as one,
+        running(tmp_path / "2", *waiting) as two,
+    ):
+        wait_until(lambda: one.request("GET", "/readyz").status == 200)
+        facts = json.dumps({"ID": "node2", "RaftAddr": f"127.0.0.1:{port}"}).encode()
+        answer = one.request("POST", "/join", facts, {"Content-Type": "application/json"})
+        assert answer.status == 503
+        assert is_said(dials, answer.body.decode()), answer.body
+        assert not is_dialled or is_said(is_dialled, two.text), two.text
