@@ -34,6 +34,7 @@ from conure.peers.forming import FORMING, Question, Shown, check_question, encod
 from conure.peers.guests import MAX_INCOMING, Guests
 from conure.peers.inbox import Inbox
 from conure.peers.line import Line
+from conure.peers.news import News
 from conure.peers.protocol import (
     MAX_HANDSHAKE,
     NOT_BELIEVED,
@@ -42,6 +43,7 @@ from conure.peers.protocol import (
     encode_answer,
     encode_refusal,
 )
+from conure.peers.proving import OFFER, PeerSecurity, check_name
 from conure.peers.threads import Threads
 from conure.peers.transfer import Incoming, receive
 
@@ -53,8 +55,8 @@ MAX_WAITING = 3
 _LOOK = 1.0  # seconds between two looks at whether a frame goes on
 _ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread is to end
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
-_MAX_TOLD = 256  # refusals that are remembered, so that each is logged once; more are not logged
-_TOLD_TIME = 600.0  # seconds after which all of them are forgotten
+_TOLD_TIME = 600.0  # seconds after which a refusal is logged again
+_OPEN_TIME = 3600.0  # seconds after which it is logged again that a node has proved nothing
 
 log = logging.getLogger("conure.transport")
 
@@ -99,6 +101,16 @@ class Registrar(Protocol):
 
 
 @dataclass(slots=True)
+class _Caller:
+    """A connection, and what its other end is called in the log."""
+
+    sock: socket.socket
+    link: Link  # the socket as it is until the proof
+    ip: str
+    whose: str
+
+
+@dataclass(slots=True)
 class _End:
     """Who is at the other end of a connection, by the handshake."""
 
@@ -121,8 +133,8 @@ class Acceptor:
 
     *stopping* is set when the transport is closed, before :meth:`stop` is called; *threads* run the
     connections. *refused* counts those that are, *received_from* and *sent_to* return the counters
-    for the bytes of a node, and *hurry* is told which node has just dialled: it is there. Raises
-    OSError if the address can't be bound.
+    for the bytes of a node, and *hurry* is told which node has just dialled: it is there.
+    *security* says what those who dial have to prove. Raises OSError if the address can't be bound.
     """
 
     _host: Answering  # as of start()
@@ -137,7 +149,9 @@ class Acceptor:
         received_from: Callable[[str], Counter],
         sent_to: Callable[[str], Counter],
         hurry: Callable[[str], None],
+        security: PeerSecurity,
     ) -> None:
+        self._security = security
         self._stopping = stopping
         self._threads = threads
         self._refused = refused
@@ -150,8 +164,7 @@ class Acceptor:
         self._places: dict[tuple[str, str], _Place] = {}  # kind and node
         self._callers: dict[socket.socket, _End] = {}
         self._inboxes: dict[socket.socket, Inbox | Line] = {}
-        self._told: set[tuple[str, str]] = set()  # IP address and what was logged of it
-        self._told_since = monotonic()
+        self._refusals, self._unproved = News(_TOLD_TIME), News(_OPEN_TIME)
         self._started = False
 
         self._listener = _Listener(address, self)
@@ -214,50 +227,25 @@ class Acceptor:
 
     def serve(self, sock: socket.socket, address: Any) -> None:
         """Shake hands, and take what the connection brings until it ends. Its own thread."""
-        whose = f"{address[0]}:{address[1]}"
-        deadline = monotonic() + sockets.HANDSHAKE_TIME
-        link: Link = PlainLink(sock)
+        caller = _Caller(sock, PlainLink(sock), address[0], f"{address[0]}:{address[1]}")
         try:
             sockets.configure(sock)
-            hello = sockets.read_json(link, MAX_HANDSHAKE, deadline)
-            if hello.get("kind") == FORMING:
-                shown = self._host.asked(check_question(hello))
-                sockets.write_json(link, encode_shown(shown), deadline)
-                return
-            kind, to, peer, known_as = check_hello(hello)
-            whose = f"{peer.node_id} ({whose})"
-            end = _End(peer, known_as)
-            if kind != "probe":
-                with self._lock:
-                    self._callers[sock] = end
-            self._host.admit(kind, to, peer, known_as)
-            if kind == "probe":
-                self._answer(link)
-                return
-            with self._lock:
-                self._guests.recognise(sock, partial(self._host.is_member, peer))
-            with self._place(sock, kind, peer.node_id):
-                self._answer(link)
-                self._hurry(peer.node_id)
-                if kind == "messages":
-                    self._read_messages(sock, link, peer)
-                elif kind == "calls":
-                    self._take_calls(sock, link, peer)
-                else:
-                    self._receive_snapshot(sock, link, peer)
-            if end.why_dropped and self._is_news(address[0], end.why_dropped):
-                log.warning("closed the connection of %s: %s", whose, end.why_dropped)
+            self._take_in(caller)
         except OSError as error:
-            log.debug("a connection of %s has ended: %s", whose, sockets.reason(error))
+            log.debug("a connection of %s has ended: %s", caller.whose, sockets.reason(error))
         except WireError as error:
-            if self._is_news(address[0], str(error)):
-                log.warning("closed a connection of %s: %s", whose, error)
+            if self._is_news(caller.ip, str(error)):
+                log.warning("closed a connection of %s: %s", caller.whose, error)
         except ConureError as error:
             self._refused.inc()
-            if self._is_news(address[0], str(error)):
-                log.warning("refused a connection of %s: %s", whose, error)
+            if self._is_news(caller.ip, str(error)):
+                log.warning("refused a connection of %s: %s", caller.whose, error)
             with suppress(OSError):  # it has gone, and need not know
-                sockets.write_json(link, encode_refusal(error), _soon())
+                sockets.write_json(caller.link, encode_refusal(error), _soon())
+        finally:
+            if caller.link.proof:
+                with suppress(OSError):  # it has gone, or hears of a connection that is lost
+                    caller.link.shut()
 
     def leave(self, sock: socket.socket) -> None:
         """Forget a connection that has ended."""
@@ -271,6 +259,58 @@ class Acceptor:
 
     # -- private: incoming connections, each in its own thread -----------------------------------
 
+    def _take_in(self, caller: _Caller) -> None:
+        """Have the other end prove itself and say what it wants, and do that until it ends."""
+        sock, deadline = caller.sock, monotonic() + sockets.HANDSHAKE_TIME
+        caller.link = link = self._security.accept(sock, deadline)
+        if link.proof:
+            with self._lock:
+                self._guests.recognise(sock, _has_proved)
+        hello = sockets.read_json(link, MAX_HANDSHAKE, deadline)
+        if hello.get("kind") == FORMING:
+            question = check_question(hello)
+            self._check_proof(caller, question.node_id)
+            sockets.write_json(link, encode_shown(self._host.asked(question)), deadline)
+            return
+        kind, to, peer, known_as = check_hello(hello)
+        self._check_proof(caller, peer.node_id)
+        caller.whose = f"{peer.node_id} ({caller.whose})"
+        if kind == "probe":
+            self._host.admit(kind, to, peer, known_as)
+            self._answer(link)
+            return
+        end = _End(peer, known_as)
+        with self._lock:
+            self._callers[sock] = end
+        self._host.admit(kind, to, peer, known_as)
+        if not link.proof:
+            with self._lock:
+                self._guests.recognise(sock, partial(self._host.is_member, peer))
+        with self._place(sock, kind, peer.node_id):
+            self._answer(link)
+            self._hurry(peer.node_id)
+            if kind == "messages":
+                self._read_messages(sock, link, peer)
+            elif kind == "calls":
+                self._take_calls(sock, link, peer)
+            else:
+                self._receive_snapshot(sock, link, peer)
+        if end.why_dropped and self._is_news(caller.ip, end.why_dropped):
+            log.warning("closed the connection of %s: %s", caller.whose, end.why_dropped)
+
+    def _check_proof(self, caller: _Caller, node_id: str) -> None:
+        """Raise WireError for a node that is proved to be another one; tell of one that isn't
+        proved where it should be."""
+        check_name(caller.link, node_id)  # (P2)
+        if not caller.link.proof and self._security.mode == OFFER:
+            whose = f"{node_id} ({caller.ip})"
+            if self._unproved.is_new(whose):
+                log.warning(
+                    "%s has proved nothing, and --peer-auth=offer lets it in, as anybody else who "
+                    "reaches this port: only --peer-auth=require protects this node",
+                    whose,
+                )
+
     def _answer(self, link: Link) -> None:
         sockets.write_json(link, encode_answer(self._host.greeting()), _soon())
 
@@ -283,14 +323,7 @@ class Acceptor:
 
     def _is_news(self, ip: str, why: str) -> bool:
         """Return whether to log this: whoever is refused comes again and again (1)."""
-        with self._lock:
-            if monotonic() - self._told_since > _TOLD_TIME:
-                self._told.clear()
-                self._told_since = monotonic()
-            if (ip, why) in self._told or len(self._told) >= _MAX_TOLD:
-                return False
-            self._told.add((ip, why))
-            return True
+        return self._refusals.is_new(f"{ip} {why}")
 
     @contextmanager
     def _place(self, sock: socket.socket, kind: str, node_id: str) -> Iterator[None]:
@@ -374,6 +407,10 @@ class Acceptor:
             partial(self._received_from, peer.node_id),
             partial(self._expect, sock),
         )
+
+
+def _has_proved() -> bool:
+    return True
 
 
 def _soon() -> float:

@@ -8,9 +8,10 @@ more. What is sent over a connection is for whoever asked for it: a peer (peer.p
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -19,7 +20,9 @@ from conure.errors import ConureError, Unavailable, WireError
 from conure.net.link import Link, PlainLink
 from conure.peers import sockets
 from conure.peers.forming import MAX_SHOWN, Question, Shown, check_shown, encode_question
+from conure.peers.news import News
 from conure.peers.protocol import MAX_HANDSHAKE, NOT_BELIEVED, Greeting, check_answer, encode_hello
+from conure.peers.proving import CERTIFICATE, OPEN, SECRET, UNPROVED, PeerSecurity, check_name
 from conure.peers.threads import Threads
 
 __all__ = ["MAX_PROBES", "SILENCE", "Calling", "Dialler"]
@@ -29,6 +32,12 @@ MAX_PROBES = 8
 
 SILENCE = 2.0
 """Seconds after which messages that a peer's system doesn't take end a connection."""
+
+_TOLD_TIME = 3600.0  # seconds after which it is logged again how a node is talked to
+_HOW = {CERTIFICATE: "by certificate: ", SECRET: "by secret: ", UNPROVED: ""}
+_BY = {CERTIFICATE: "by certificate", SECRET: "by the cluster secret", UNPROVED: "without a proof"}
+
+log = logging.getLogger("conure.transport")
 
 
 class Calling(Protocol):
@@ -60,13 +69,15 @@ class Dialler:
     """Opens connections, and knows those that are open. Every method: any thread.
 
     *stopping* is set when the transport is closed, before :meth:`close` is called; *threads* run
-    the probes.
+    the probes. *security* says how this node proves itself.
     """
 
     _host: Calling  # as of start()
 
-    def __init__(self, stopping: threading.Event, threads: Threads) -> None:
+    def __init__(self, stopping: threading.Event, threads: Threads, security: PeerSecurity) -> None:
         self._stopping = stopping
+        self._security = security
+        self._news = News(_TOLD_TIME)
         self._threads = threads
         # Guards what follows. Held for moments, and no other lock is taken under it.
         self._lock = threading.Lock()
@@ -89,9 +100,10 @@ class Dialler:
             known_as = self._host.known_as(node_id)
         silence = sockets.PROGRESS_TIME if kind == "snapshot" else SILENCE
         hello = encode_hello(kind, node_id, known_as, self._host.greeting())
-        link = self._connect(address, silence)
+        link, fields = self._converse(address, silence, hello, MAX_HANDSHAKE, node_id)
         try:
-            greeting = check_answer(self._converse(link, hello, MAX_HANDSHAKE))
+            greeting = check_answer(fields)
+            check_name(link, greeting.node_id)  # (P2)
             if kind != "probe":
                 with self._lock:
                     self._open[link.descriptor].greeting = greeting
@@ -99,8 +111,7 @@ class Dialler:
         except BaseException as error:
             self.hang_up(link)
             if isinstance(error, OSError | WireError):
-                why = sockets.reason(error)
-                raise Unavailable(f"no node answers at {address}: {why}") from error
+                raise Unavailable(_no_answer(address, sockets.reason(error))) from error
             raise
         return link, greeting
 
@@ -155,7 +166,7 @@ class Dialler:
         for end in still_open:
             sockets.shut(end.sock)
 
-    def _connect(self, address: str, silence: float) -> Link:
+    def _connect(self, address: str, silence: float) -> PlainLink:
         """Connect, and have the connection in the table. *silence* is for how many seconds the
         other system may take nothing. Raises Unavailable."""
         try:
@@ -173,27 +184,60 @@ class Dialler:
                 raise ConnectionAbortedError("this node is being stopped")
         except OSError as error:
             self.hang_up(link)
-            why = sockets.reason(error)
-            raise Unavailable(f"no node answers at {address}: {why}") from error
+            raise Unavailable(_no_answer(address, sockets.reason(error))) from error
         return link
 
-    def _converse(self, link: Link, said: Mapping[str, Any], most: int) -> dict[str, Any]:
-        """Say this, and return the answer, of so many bytes at most. Raises OSError and
-        WireError."""
-        deadline = monotonic() + sockets.HANDSHAKE_TIME
-        sockets.write_json(link, said, deadline)
-        return sockets.read_json(link, most, deadline)
+    def _converse(
+        self, address: str, silence: float, said: Mapping[str, Any], most: int, node_id: str = ""
+    ) -> tuple[Link, dict[str, Any]]:
+        """Connect, prove this node, say this, and return the answer, of so many bytes at most.
+
+        One way of proving after the other is tried, each over a connection of its own, until there
+        is an answer. *node_id* is the node that is looked for, "" if that isn't known. Raises
+        Unavailable.
+        """
+        ways = self._security.ways
+        failures: list[str] = []
+        for way in ways:
+            plain = self._connect(address, silence)
+            link: Link = plain
+            deadline = monotonic() + sockets.HANDSHAKE_TIME
+            try:
+                link = self._security.dial(plain.socket, way, deadline)
+                if node_id:
+                    check_name(link, node_id)  # (P2)
+                sockets.write_json(link, said, deadline)
+                fields = sockets.read_json(link, most, deadline)
+            except BaseException as error:
+                self.hang_up(link)
+                if not isinstance(error, OSError | WireError):
+                    raise
+                failures.append(_HOW[way] + _why_unanswered(error, way, self._security.mode))
+            else:
+                self._tell_way(address, node_id, way, failures)
+                return link, fields
+        raise Unavailable(_no_answer(address, "; ".join(failures)))
+
+    def _tell_way(self, address: str, node_id: str, way: str, failures: Sequence[str]) -> None:
+        """Log how a node has proved itself that could not do so in a better way."""
+        whose = node_id or "the node"
+        if failures:
+            why = f"{whose} at {address} is talked to {_BY[way]}; {'; '.join(failures)}"
+            if self._news.is_new(f"{address} {why}"):
+                log.warning("%s", why)
 
     def _ask(
         self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
     ) -> None:
         found: Shown | ConureError
         try:
-            link = self._connect(address, SILENCE)
+            said = encode_question(question)
+            link, fields = self._converse(address, SILENCE, said, MAX_SHOWN)
             try:
-                found = check_shown(self._converse(link, encode_question(question), MAX_SHOWN))
-            except (OSError, WireError) as error:
-                found = Unavailable(f"doesn't answer: {sockets.reason(error)}")
+                found = check_shown(fields)
+                check_name(link, found.node_id)  # (P2)
+            except WireError as error:
+                found = Unavailable(f"doesn't answer: {error}")
             finally:
                 self.hang_up(link)
         except ConureError as error:
@@ -216,3 +260,18 @@ class Dialler:
         with self._lock:
             self._probes -= 1
         reply(found)
+
+
+def _no_answer(address: str, why: str) -> str:
+    return f"no node answers at {address}: {why}"
+
+
+def _why_unanswered(error: Exception, way: str, mode: str) -> str:
+    """Return why there was no answer, and what that may mean."""
+    why = sockets.reason(error)
+    if way == UNPROVED and isinstance(error, ConnectionError):
+        hint = "set --cluster-secret-file or --peer-tls-cert here if it asks for a proof"
+        return f"{why}; {hint}" if mode == OPEN else why
+    if way == CERTIFICATE and isinstance(error, ConnectionError):
+        return f"{why}; does this node's certificate name its node ID? The log there says more"
+    return why

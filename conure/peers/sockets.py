@@ -33,6 +33,7 @@ __all__ = [
     "HANDSHAKE_TIME",
     "PROGRESS_TIME",
     "READ_BYTES",
+    "await_event",
     "configure",
     "connect",
     "is_readable",
@@ -156,7 +157,7 @@ def send_all(
         try:
             unsent = unsent[link.send(unsent) :]
         except BlockingIOError:
-            _await(link, select.POLLOUT, deadline, silence)
+            await_event(link, select.POLLOUT, deadline, silence)
 
 
 def read_exactly(
@@ -178,7 +179,7 @@ def read_exactly(
         try:
             piece = link.receive(min(size - len(data), READ_BYTES))  # grows as bytes arrive (1)
         except BlockingIOError:
-            _await(link, select.POLLIN, deadline, silence)
+            await_event(link, select.POLLIN, deadline, silence)
             continue
         if not piece:
             raise ConnectionResetError(_CLOSED)
@@ -191,11 +192,16 @@ def read_exactly(
     return bytes(data)
 
 
-def _await(link: Link, events: int, deadline: float | None, silence: float | None) -> None:
-    """Wait for one of the events. Raises TimeoutError."""
+def await_event(
+    link: Link, events: int, deadline: float | None, silence: float | None = None
+) -> None:
+    """Wait as :func:`wait` does, by the *deadline* and for *silence* seconds at most; also until
+    what a link has to send for itself can be sent. Raises TimeoutError."""
     seconds = PROGRESS_TIME if silence is None else silence
     if deadline is not None:
         seconds = min(seconds, deadline - monotonic())
+    if link.stalled:
+        events |= select.POLLOUT
     if seconds <= 0 or not wait(link, events, seconds):
         raise TimeoutError(_TOO_LATE)
 

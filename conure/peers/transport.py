@@ -52,6 +52,7 @@ from conure.peers.forming import Question, Shown
 from conure.peers.frames import encode_message
 from conure.peers.peer import Peer
 from conure.peers.protocol import Greeting
+from conure.peers.proving import PeerSecurity
 from conure.peers.threads import Threads
 from conure.peers.transfer import Outgoing, Transfer
 
@@ -71,13 +72,19 @@ class Transport:
     """The way to the other nodes, and theirs to this one.
 
     Listens at *address* from the beginning, port 0 being the system's choice and an empty host
-    every address, and answers from :meth:`start` on. Raises OSError if the address can't be bound.
+    every address, and answers from :meth:`start` on. *security* says what nodes prove to each
+    other, by default nothing. Raises OSError if the address can't be bound.
     """
 
     _host: Host  # as of start()
     _registrar: Registrar | None
 
-    def __init__(self, address: tuple[str, int], registry: Registry) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        registry: Registry,
+        security: PeerSecurity = PeerSecurity(),  # noqa: B008 - it never changes
+    ) -> None:
         # Guards the three that follow, of which _peers is replaced and never changed. Held for
         # moments, and no other lock is taken under it.
         self._lock = threading.Lock()
@@ -87,7 +94,7 @@ class Transport:
         self._closed = threading.Event()
 
         self._threads = Threads()
-        self._dialler = Dialler(self._closed, self._threads)
+        self._dialler = Dialler(self._closed, self._threads, security)
         self.sent_bytes = registry.counter_family(
             "conure_peer_sent_bytes_total", "Bytes sent to a node.", ("peer",)
         )
@@ -116,6 +123,7 @@ class Transport:
             self._received_from,
             self._sent_to,
             self._hurry,
+            security,
         )
         self.port = self._acceptor.port
 

@@ -32,6 +32,7 @@ from conure.peers.accepting import Registrar
 from conure.peers.calls import Answer, Call
 from conure.peers.forming import Question, Shown
 from conure.peers.protocol import Greeting
+from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
 from conure.state import codec
 from tests.lab.httpdriver import Recorder
@@ -124,6 +125,7 @@ class Node:
         port: int = 0,
         host: str = "127.0.0.1",
         registrar: Registrar | None = None,
+        security: PeerSecurity = PeerSecurity(),  # noqa: B008 - it never changes
     ) -> None:
         self.id = node_id
         self.cluster = CLUSTER
@@ -143,7 +145,7 @@ class Node:
         self.on_call: Callable[[Call, Callable[[Answer], None]], None] = lambda call, answer: None
         self.before_add: Callable[[], None] = lambda: None
         self.registry = Registry()
-        self.transport = Transport((host, port), self.registry)
+        self.transport = Transport((host, port), self.registry, security)
         self.transport.start(self, registrar)
 
     @property
@@ -239,8 +241,9 @@ class Net:
         port: int = 0,
         host: str = "127.0.0.1",
         registrar: Registrar | None = None,
+        security: PeerSecurity = PeerSecurity(),  # noqa: B008 - it never changes
     ) -> Node:
-        node = Node(node_id, port, host, registrar)
+        node = Node(node_id, port, host, registrar, security)
         self.stack.callback(node.transport.close)
         return node
 

@@ -269,16 +269,16 @@ MUTATIONS = [
     Mutation(
         "a question of a node that forms is answered only where it may connect",
         "conure/peers/accepting.py",
-        '            if hello.get("kind") == FORMING:\n',
-        '            if hello.get("kind") == FORMING and "to" in hello:\n',
+        '        if hello.get("kind") == FORMING:\n',
+        '        if hello.get("kind") == FORMING and "to" in hello:\n',
         WIRE,
     ),
     Mutation(
         "a question to who forms leaves its socket open",
         "conure/peers/dialling.py",
-        '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n'
+        '                found = Unavailable(f"doesn\'t answer: {error}")\n'
         "            finally:\n                self.hang_up(link)\n",
-        '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n',
+        '                found = Unavailable(f"doesn\'t answer: {error}")\n',
         WIRE,
     ),
     Mutation(

@@ -26,7 +26,7 @@ from conure.consensus.messages import (
 )
 from conure.errors import ConureError, Refused, Unavailable
 from conure.metrics import Registry
-from conure.peers import accepting, dialling, frames, guests, inbox, sockets
+from conure.peers import accepting, dialling, frames, guests, inbox, news, sockets
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
 from tests.lab.transports import (
@@ -294,7 +294,7 @@ def test_a_plain_visit_leaves_no_trace(net: Net, caplog: pytest.LogCaptureFixtur
 def test_strangers_cannot_fill_the_log(
     net: Net, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "_MAX_TOLD", 3)
+    monkeypatch.setattr(news, "_MOST", 3)
     b = net.node("b")
 
     def visit(size: int) -> None:
@@ -305,7 +305,7 @@ def test_strangers_cannot_fill_the_log(
     for size in range(10):
         visit(size)
     assert len(caplog.records) == 3
-    monkeypatch.setattr(accepting, "_TOLD_TIME", 0.0)
+    monkeypatch.setattr(b.transport._acceptor._refusals, "_seconds", 0.0)
     visit(10)
     assert len(caplog.records) == 4
 
