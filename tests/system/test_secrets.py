@@ -196,7 +196,7 @@ def run(*argv: str) -> bytes:
     """Return what a command prints, whichever way it ends."""
     clean = {name: text for name, text in os.environ.items() if "CONURE_" not in name}
     done = subprocess.run(
-        [sys.executable, *argv], cwd=ROOT, env=clean, capture_output=True, timeout=60, check=False
+        [sys.executable, *argv], cwd=ROOT, env=clean, capture_output=True, timeout=15, check=False
     )
     return done.stdout + done.stderr
 
