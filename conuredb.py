@@ -51,11 +51,13 @@ from conure.net.reactor import Reactor
 from conure.net.tlslink import ServerLinks
 from conure.operations import Operations
 from conure.ops import offline
+from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
 from conure.resp.assembly import Resp
 from conure.resp.frontend import SPEAKS_TLS as RESP_SPEAKS_TLS
 from conure.resp.limits import Limits as RespLimits
 from conure.security.fronts import FrontTls
+from conure.security.nodes import NodeProofs
 from conure.security.reloading import Watcher
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
@@ -154,10 +156,11 @@ class Process:
             # These first: if a file can't be used or an address is taken, nothing has been touched.
             if config.has_tls and not config.tls_auto:
                 self._make_tls()
+            security = self._peer_security()
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
             self._operations.add(metrics.operations)
-            transport = self._listen_to_peers()
+            transport = self._listen_to_peers(security)
             reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, reactor, history)
@@ -383,10 +386,15 @@ class Process:
             idle_timeout=config.idle_timeout,
         )
 
-    def _listen_to_peers(self) -> Transport:
+    def _peer_security(self) -> PeerSecurity:
+        """Read what this node proves itself by to others. Raises ConfigError."""
+        proofs = NodeProofs(self._config, self._watcher, self._registry)
+        return PeerSecurity(self._config.peer_auth, proofs.secrets, proofs.client, proofs.server)
+
+    def _listen_to_peers(self, security: PeerSecurity) -> Transport:
         address = self._config.raft_addr
         try:
-            self._transport = Transport(address, self._registry)
+            self._transport = Transport(address, self._registry, security)
         except OSError as error:
             raise self._taken("raft_addr", address, error) from error
         return self._transport

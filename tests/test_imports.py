@@ -18,7 +18,6 @@ WINGS: dict[str, set[str]] = {
     "consensus": {""},
     "storage": {"", "pager", "btree"},
     "net": {""},
-    "security": {""},
     "state": {"", "consensus", "storage"},
     "security": {""},
     "peers": {"", "consensus", "net", "security"},

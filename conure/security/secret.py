@@ -34,7 +34,7 @@ The counter is 0 for the first record and travels nowhere: a record that is alte
 twice or in another place, or comes from the other direction fails. The seal hides nothing.
 
 It proves who holds the secret, and not which node that is. Functions and objects without a lock:
-each :class:`Seal` belongs to one thread at a time, :class:`Secrets` may be used by any.
+each :class:`Seal` belongs to one thread at a time, and any thread may call anything else.
 """
 
 from __future__ import annotations
@@ -42,11 +42,10 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from conure.errors import ConfigError
+from conure.security.reloading import GivenFile
 
 __all__ = [
     "ACCEPTOR",
@@ -62,8 +61,8 @@ __all__ = [
     "expand",
     "extract",
     "prove",
-    "read_secrets",
     "seals_of",
+    "secrets_in",
     "who_proved",
 ]
 
@@ -86,7 +85,6 @@ RECORD_BYTES: Final = 20
 
 _LEAST_BYTES: Final = 32  # of a secret
 _MOST_SECRETS: Final = 8  # of a file: each stranger's proof is held against all of them
-_MOST_BYTES: Final = 64 << 10  # of a file
 _TAG_BYTES: Final = 16
 _HASH_BYTES: Final = 32
 _BLOCK_BYTES: Final = 64  # of SHA-256
@@ -100,34 +98,27 @@ assert sha256().block_size == _BLOCK_BYTES
 # -- the file --------------------------------------------------------------------------------------
 
 
-def read_secrets(path: str, setting: str, source: str) -> tuple[bytes, ...]:
+def secrets_in(file: GivenFile) -> tuple[bytes, ...]:
     """Return the secrets of a file, the one for dialling first.
 
     Raises ConfigError, which names the setting and where it was given, and nothing of a secret.
     """
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        why = f"{path} can't be read: {error.strerror or error}; see to it that this node may"
-        raise ConfigError(setting, source, why) from None
     secrets: list[bytes] = []
-    for number, line in enumerate(data[:_MOST_BYTES].split(b"\n"), 1):
+    for number, line in enumerate(file.read().split(b"\n"), 1):
         secret = line.strip()
         if secret and len(secret) < _LEAST_BYTES:
-            why = (
-                f"line {number} of {path} is shorter than {_LEAST_BYTES} bytes; make a secret by: "
+            raise file.error(
+                f"has a line {number} that is shorter than {_LEAST_BYTES} bytes; make a secret by: "
                 "openssl rand -hex 32"
             )
-            raise ConfigError(setting, source, why)
         if secret and secret not in secrets:
             secrets.append(secret)
+        if len(secrets) > _MOST_SECRETS:
+            raise file.error(
+                f"has more than {_MOST_SECRETS} secrets; take out those that nobody uses any more"
+            )
     if not secrets:
-        why = f"{path} has no secret in it; make one: openssl rand -hex 32 > {path}"
-        raise ConfigError(setting, source, why)
-    if len(secrets) > _MOST_SECRETS or len(data) > _MOST_BYTES:
-        why = f"{path} has more than {_MOST_SECRETS} secrets; take out those that nobody uses"
-        raise ConfigError(setting, source, why)
+        raise file.error(f"has no secret in it; make one: openssl rand -hex 32 > {file.path}")
     return tuple(secrets)
 
 

@@ -144,4 +144,18 @@ MUTATIONS = [
         "if secret and len(secret) < 16:",
         _SECRET,
     ),
+    Mutation(
+        "a node's certificate is asked of nobody who dials it",
+        "conure/security/nodes.py",
+        'ServerTls(cert, key, ca, "require", "1.3")',
+        'ServerTls(cert, key, ca, "request", "1.3")',
+        ("tests/security/test_nodes.py",),
+    ),
+    Mutation(
+        "a secret is read once",
+        "conure/security/nodes.py",
+        "    watcher.add(read_again.look)\n",
+        "",
+        ("tests/security/test_nodes.py",),
+    ),
 ]

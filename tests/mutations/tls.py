@@ -98,7 +98,7 @@ MUTATIONS = [
     ),
     Mutation(
         "tls: a key that all may read is nothing",
-        "conure/security/tls.py",
+        "conure/security/reloading.py",
         "    if found.st_mode & (",
         "    if 0 & (",
         _FILES,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from conure.errors import ConfigError
 from conure.security import secret
+from conure.security.reloading import GivenFile
 from conure.security.secret import (
     ACCEPTOR,
     DIALLER,
@@ -21,8 +22,8 @@ from conure.security.secret import (
     expand,
     extract,
     prove,
-    read_secrets,
     seals_of,
+    secrets_in,
     who_proved,
 )
 
@@ -31,7 +32,8 @@ NONCES = Nonces(bytes(32), b"\x01" * 32)
 
 
 def read(path: Path) -> tuple[bytes, ...]:
-    return read_secrets(str(path), "cluster_secret_file", "flag --cluster-secret-file")
+    file = GivenFile("cluster_secret_file", "flag --cluster-secret-file", str(path))
+    return secrets_in(file)
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -59,10 +61,10 @@ def test_a_file_has_a_secret_a_line(tmp_path: Path, text: bytes, found: tuple[by
     [
         (b"", "has no secret in it"),
         (b" \n\n", "has no secret in it"),
-        (b"tooshort-tooshort-tooshort-31by", "line 1 of"),
-        (ONE + b"\nswordfish", "line 2 of"),
+        (b"tooshort-tooshort-tooshort-31by", "has a line 1 that"),
+        (ONE + b"\nswordfish", "has a line 2 that"),
         (b"\n".join(b"%032d" % i for i in range(9)), "more than 8 secrets"),
-        (b"x" * (65 << 10), "more than 8 secrets"),
+        (b"x" * (2 << 20), "more than 1,048,576 bytes"),
     ],
 )
 def test_a_file_that_is_no_good_is_refused_and_not_quoted(

@@ -31,8 +31,8 @@ class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
     PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
-              "Node", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers", "bind",
-              "gc", "signal")  # fmt: skip
+              "Node", "NodeProofs", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers",
+              "bind", "gc", "signal")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -84,6 +84,11 @@ class Received:
         return self.FrontTls.call_args and self.FrontTls.call_args.args[0]
 
     @property
+    def proofs(self) -> Any:
+        """The configuration that what nodes prove themselves by is made by."""
+        return self.NodeProofs.call_args.args[0]
+
+    @property
     def addresses(self) -> list[Any]:
         return [call.args[0] for call in self.bind.call_args_list]
 
@@ -108,6 +113,7 @@ class Row(NamedTuple):
 RESP = ("--resp-addr=:9190",)
 REST = ("--rest-addr=:8180",)
 TLS = ("--tls-cert=/other.pem", "--tls-key=/other.key")
+PEER_TLS = ("--peer-tls-cert=/n.pem", "--peer-tls-key=/n.key", "--peer-tls-ca=/n-ca.pem")
 CLIENT_CA = (*TLS, "--tls-client-ca=/other-ca.pem")
 
 ROWS = {
@@ -195,6 +201,16 @@ ROWS = {
     ],
     "tls_client_auth": [Row("request", lambda r: r.tls.tls_client_auth, "request", CLIENT_CA)],
     "tls_min_version": [Row("1.2", lambda r: r.tls.tls_min_version, "1.2", TLS)],
+    "peer_tls_cert": [Row("/p.pem", lambda r: r.proofs.peer_tls_cert, "/p.pem", PEER_TLS)],
+    "peer_tls_key": [Row("/p.key", lambda r: r.proofs.peer_tls_key, "/p.key", PEER_TLS)],
+    "peer_tls_ca": [Row("/p-ca.pem", lambda r: r.proofs.peer_tls_ca, "/p-ca.pem", PEER_TLS)],
+    "cluster_secret_file": [
+        Row("/secret", lambda r: r.proofs.cluster_secret_file, "/secret"),
+        Row("/secret", lambda r: r.Transport.call_args.args[2].mode, "require"),
+    ],
+    "peer_auth": [
+        Row("offer", lambda r: r.Transport.call_args.args[2].mode, "offer", PEER_TLS),
+    ],
     "tls_auto": [
         Row("true", lambda r: r.tls and r.tls.tls_auto, True),
         Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
