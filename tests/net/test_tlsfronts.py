@@ -51,6 +51,16 @@ def ask(server: HTTPServer, context: ssl.SSLContext) -> bytes:
         return read_answers(client, 1)
 
 
+def fill(sock: socket.socket) -> int:
+    """Send until the socket takes no more; return how many bytes that were."""
+    size = 0
+    try:
+        while True:
+            size += sock.send(b"x" * 1000)
+    except BlockingIOError:
+        return size
+
+
 def hello(context: ssl.SSLContext) -> bytes:
     """Return the first words of a client."""
     outgoing = ssl.MemoryBIO()
@@ -123,62 +133,40 @@ def test_those_who_do_not_finish_keep_nobody_out(certificate: Certificate) -> No
 
 def test_a_handshake_goes_on_when_the_socket_takes_its_words(certificate: Certificate) -> None:
     """They don't fit into a socket that nobody reads: epoll tells when they do."""
-    failures: list[str] = []
-    context = server_context(certificate)
-
-    class Full(ServerLinks):
-        """Makes links of sockets that take nothing until their first bytes are read."""
-
-        def __call__(self, accepted: socket.socket, peer: object) -> object:  # type: ignore[override]
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-            filled = 0
-            try:
-                while True:
-                    filled += accepted.send(b"x" * 100)
-            except BlockingIOError:
-                sizes.append(filled)
-            return super().__call__(accepted, ("127.0.0.1", 0))
-
-    sizes: list[int] = []
-    links = Full(lambda: context, SPEAKS_TLS, lambda address, why: failures.append(why))
-    server = HTTPServer(bind(("127.0.0.1", 0)), Recorder(), make_link=links)  # type: ignore[arg-type]
-    server.start()
-    try:
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    with serving(server_context(certificate)) as (server, failures):
+        ours, client = socket.socketpair()  # of these nothing is on its way
+        ours.setblocking(False)
         client.settimeout(10)
-        client.connect(("127.0.0.1", server.port))
+        left = fill(ours)
+        links = ServerLinks(lambda: server_context(certificate), b"", lambda address, why: None)
+        link = links(ours, ("127.0.0.1", 1))
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = client_context(certificate.ca).wrap_bio(
             incoming, outgoing, server_hostname="localhost"
         )
         with pytest.raises(ssl.SSLWantReadError):
             tls.do_handshake()
-        client.sendall(outgoing.read())
-        wait_until(
-            lambda: any(each.link.stalled for each in [*server.reactor.connections.values()])
-        )
-        left = sizes[0]
-        while left:
-            left -= len(client.recv(left))
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
+        with closing(client):
+            client.sendall(outgoing.read())
+            server.reactor.adopt(server.front, link, ("127.0.0.1", 1))
+            wait_until(lambda: link.stalled)
+            while left:
+                left -= len(client.recv(left))
+            is_done = False
+            while not is_done:
                 incoming.write(client.recv(1 << 16))
-        tls.write(GET)
-        client.sendall(outgoing.read())
-        answer = b""
-        while b"HTTP/1.1 200 " not in answer:
-            incoming.write(client.recv(1 << 16))
-            with suppress(ssl.SSLWantReadError):
-                while True:
-                    answer += tls.read(1 << 16)
-        client.close()
+                with suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    is_done = True
+            tls.write(GET)
+            client.sendall(outgoing.read())
+            answer = b""
+            while b"HTTP/1.1 200 " not in answer:
+                incoming.write(client.recv(1 << 16))
+                with suppress(ssl.SSLWantReadError):
+                    while True:
+                        answer += tls.read(1 << 16)
         assert not failures
-    finally:
-        server.drain(0)
 
 
 def test_a_certificate_that_changes_ends_no_connection(

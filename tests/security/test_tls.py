@@ -6,12 +6,14 @@ import logging
 import os
 import ssl
 from pathlib import Path
+from time import time
 
 import pytest
 
 from conure.config import load
 from conure.errors import ConfigError
 from conure.metrics import Registry
+from conure.security import trial
 from conure.security.fronts import FrontTls, given
 from conure.security.handshakes import Handshakes
 from conure.security.reloading import GivenFile, Reloaded, Watcher
@@ -240,50 +242,61 @@ def test_a_failure_is_told_once_of_each_client(caplog: pytest.LogCaptureFixture)
 # -- --tls-auto ------------------------------------------------------------------------------------
 
 
-def context_of(trial: Trial) -> ssl.SSLContext:
+def context_of(made: Trial) -> ssl.SSLContext:
     cert, key = (
-        given_file(Path(trial.path("server.pem"))),
-        given_file(Path(trial.path("server.key"))),
+        given_file(Path(made.path("server.pem"))),
+        given_file(Path(made.path("server.key"))),
     )
     return ServerTls(cert, key).context
 
 
 def test_a_trial_makes_what_it_takes_and_keeps_it(tmp_path: Path) -> None:
     place = tmp_path / "tls"
-    trial = Trial(
-        str(place), ["db1.example", "0.0.0.0", "a b", "10.1.2.3"], "flag", has_client=True
-    )
-    assert trial.renew()
+    made = Trial(str(place), ["db1.example", "0.0.0.0", "a b", "10.1.2.3"], "flag", has_client=True)
+    assert made.renew()
     ca = given_file(place / "ca.pem")
     client = ClientTls(ca, given_file(place / "client.pem"), given_file(place / "client.key"))
     for name in ("localhost", "127.0.0.1", "db1.example", "10.1.2.3"):
-        talk(context_of(trial), client.context, name)
+        talk(context_of(made), client.context, name)
     assert {path.name for path in place.iterdir()} == {
         f"{name}.{kind}" for name in ("ca", "server", "client") for kind in ("pem", "key")
     }
     for path in place.glob("*.key"):
         assert path.stat().st_mode & 0o777 == 0o600
-    assert not trial.renew()
-    words = trial.how_to_ask("https://localhost:1").split()
+    assert not made.renew()
+    words = made.how_to_ask("https://localhost:1").split()
     assert words[:3] == ["curl", "--cacert", str(place / "ca.pem")]
     assert "--cert" in words
 
 
 def test_a_trial_renews_what_is_of_no_use(tmp_path: Path, authority: Authority) -> None:
     place = tmp_path / "tls"
-    trial = Trial(str(place), [], "flag", has_client=False)
-    trial.renew()
+    made = Trial(str(place), [], "flag", has_client=False)
+    made.renew()
     before = (place / "server.pem").read_bytes()
     assert Trial(str(place), ["new.example"], "flag", has_client=False).renew()  # another name
     assert (place / "server.pem").read_bytes() != before
-    assert not trial.renew()
+    assert not made.renew()
     (place / "server.key").write_bytes(authority.issue("a").key.read_bytes())  # half of a change
-    assert trial.renew()
+    assert made.renew()
     old = authority.issue("localhost", "127.0.0.1", "::1", begins=-70 * DAY, ends=20 * DAY)
     for path, name in ((old.cert, "server.pem"), (old.key, "server.key"), (old.ca, "ca.pem")):
         (place / name).write_bytes(path.read_bytes())
-    assert trial.renew()  # the CA has no key of its own any more
-    talk(context_of(trial), ClientTls(given_file(place / "ca.pem")).context)
+    assert made.renew()  # the CA has no key of its own any more
+    talk(context_of(made), ClientTls(given_file(place / "ca.pem")).context)
+
+
+def test_a_trial_renews_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "tls"
+    made = Trial(str(place), [], "flag", has_client=False)
+    made.renew()
+    ca, cert = (place / "ca.pem").read_bytes(), (place / "server.pem").read_bytes()
+    monkeypatch.setattr(trial, "time", lambda: time() + 55 * DAY.total_seconds())
+    assert not made.renew()
+    monkeypatch.setattr(trial, "time", lambda: time() + 65 * DAY.total_seconds())
+    made.look()
+    assert (place / "ca.pem").read_bytes() == ca
+    assert (place / "server.pem").read_bytes() != cert
 
 
 def test_a_trial_without_openssl_says_what_to_do(
