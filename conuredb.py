@@ -198,7 +198,13 @@ class Process:
                 each.start()
             if config.seeds or config.peers:
                 seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
-                self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
+                self._joiner = Joiner(
+                    seeds,
+                    node.facts,
+                    node.wants_to_join,
+                    roads=transport,
+                    applicant=node.applicant,
+                )
                 self._joiner.start()
             url = _shown(config.http_addr, server.port, has_tls=config.has_tls)
             log.info("ConureDB %s listens on %s", VERSION, url)

@@ -40,6 +40,7 @@ from conure.errors import (
     Refused,
     Unavailable,
 )
+from conure.peers.joins import Applicant
 from conure.peers.protocol import Greeting
 from raft import Raft
 
@@ -48,6 +49,7 @@ __all__ = [
     "Changes",
     "Membership",
     "arbiters_warning",
+    "facts_of",
     "newcomer",
     "preview_join",
     "preview_remove",
@@ -412,6 +414,18 @@ class Membership:
     def _known_as(self, node_id: str) -> str:
         with self._monitor.lock:
             return self._admission.known_as(node_id)
+
+
+def facts_of(applicant: Applicant) -> dict[str, Any]:
+    """Return what a leader is told of a node that asks to be added (serving.py)."""
+    return {
+        "id": applicant.node_id,
+        "raft": applicant.raft_address,
+        "http": applicant.http_address,
+        "voter": True,
+        "role": applicant.role,
+        "incarnation": applicant.incarnation,
+    }
 
 
 def newcomer(

@@ -15,7 +15,7 @@ import logging
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 
 from conure.consensus.messages import Message, SnapshotHeader
-from conure.errors import ConureError, Refused, WireError
+from conure.errors import ConureError, Refused, Unavailable, WireError
 from conure.metrics import Counter
 from conure.net.link import Link, PlainLink
 from conure.net.listener import BoundServer, bind
@@ -33,6 +33,15 @@ from conure.peers.answering import Called, Calls
 from conure.peers.forming import FORMING, Question, Shown, check_question, encode_shown
 from conure.peers.guests import MAX_INCOMING, Guests
 from conure.peers.inbox import Inbox
+from conure.peers.joins import (
+    JOIN,
+    JOIN_TIME,
+    MAX_JOINS,
+    Applicant,
+    check_applicant,
+    encode_added,
+    encode_taken,
+)
 from conure.peers.line import Line
 from conure.peers.news import News
 from conure.peers.protocol import (
@@ -52,6 +61,8 @@ __all__ = ["MAX_WAITING", "Acceptor", "Answering", "Registrar"]
 MAX_WAITING = 3
 """Connections of one node and kind that may wait until what an earlier one has brought is taken."""
 
+_DECISION_TIME = JOIN_TIME - 2.0  # seconds until whoever asks to be added is to ask again
+_DECISION_TICK = 0.2  # seconds between two looks at whether this node is being stopped
 _LOOK = 1.0  # seconds between two looks at whether a frame goes on
 _ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread is to end
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
@@ -77,6 +88,12 @@ class Answering(Called, Protocol):
 
     def asked(self, question: Question) -> Shown:
         """Show this node to one that forms a cluster. Raises Refused."""
+
+    def asked_to_add(
+        self, applicant: Applicant, reply: Callable[[ConureError | None], None]
+    ) -> None:
+        """Make a node a member that asks for it, or have the leader do so; *reply* is told once,
+        any thread: None if it is one, or why not."""
 
     def is_member(self, peer: Greeting) -> bool:
         """Tell whether that is a member, as it was admitted. The one question that is asked with a
@@ -128,6 +145,27 @@ class _Place:
     is_taken: threading.Lock = field(default_factory=threading.Lock)
 
 
+class _Decision:
+    """What is decided about a node that asks to be added."""
+
+    def __init__(self) -> None:
+        self._is_made = threading.Event()
+        self._error: ConureError | None = None
+
+    def tell(self, error: ConureError | None) -> None:
+        """Take the decision: None if the node was added, or why not. Once; any thread."""
+        self._error = error
+        self._is_made.set()
+
+    def wait(self, stopping: threading.Event) -> ConureError | None:
+        """Return it as soon as it is made; an error of its own if that takes too long."""
+        deadline = monotonic() + _DECISION_TIME
+        while not self._is_made.wait(_DECISION_TICK):
+            if stopping.is_set() or monotonic() > deadline:
+                return Unavailable("nothing was decided in time; ask again")
+        return self._error
+
+
 class Acceptor:
     """The connections of one Raft port: bound at once, accepted from :meth:`start` on.
 
@@ -164,6 +202,7 @@ class Acceptor:
         self._places: dict[tuple[str, str], _Place] = {}  # kind and node
         self._callers: dict[socket.socket, _End] = {}
         self._inboxes: dict[socket.socket, Inbox | Line] = {}
+        self._applicants = threading.Semaphore(MAX_JOINS)
         self._refusals, self._unproved = News(_TOLD_TIME), News(_OPEN_TIME)
         self._started = False
 
@@ -267,10 +306,7 @@ class Acceptor:
             with self._lock:
                 self._guests.recognise(sock, _has_proved)
         hello = sockets.read_json(link, MAX_HANDSHAKE, deadline)
-        if hello.get("kind") == FORMING:
-            question = check_question(hello)
-            self._check_proof(caller, question.node_id)
-            sockets.write_json(link, encode_shown(self._host.asked(question)), deadline)
+        if self._has_answered(caller, hello, deadline):
             return
         kind, to, peer, known_as = check_hello(hello)
         self._check_proof(caller, peer.node_id)
@@ -313,6 +349,35 @@ class Acceptor:
 
     def _answer(self, link: Link) -> None:
         sockets.write_json(link, encode_answer(self._host.greeting()), _soon())
+
+    def _has_answered(self, caller: _Caller, hello: Mapping[str, Any], deadline: float) -> bool:
+        """Answer a node that forms a cluster, or asks to be added; return False for any other one.
+        Raises WireError for what neither says."""
+        if hello.get("kind") == FORMING:
+            question = check_question(hello)
+            self._check_proof(caller, question.node_id)
+            sockets.write_json(caller.link, encode_shown(self._host.asked(question)), deadline)
+        elif hello.get("kind") == JOIN:
+            applicant = check_applicant(hello)
+            self._check_proof(caller, applicant.node_id)
+            caller.whose = f"{applicant.node_id} ({caller.whose})"
+            self._take_applicant(caller.link, applicant)
+        else:
+            return False
+        return True
+
+    def _take_applicant(self, link: Link, applicant: Applicant) -> None:
+        """Let the host decide on a node that asks to be added, and tell it. Raises Unavailable
+        where too many ask (1)."""
+        if not self._applicants.acquire(blocking=False):
+            raise Unavailable(f"{MAX_JOINS} other nodes ask to be added; try again shortly")
+        try:
+            sockets.write_json(link, encode_taken(self._host.greeting().node_id), _soon())
+            decision = _Decision()
+            self._host.asked_to_add(applicant, decision.tell)
+            sockets.write_json(link, encode_added(decision.wait(self._stopping)), _soon())
+        finally:
+            self._applicants.release()
 
     def _expect(self, sock: socket.socket, size: int) -> None:
         """Make room for a frame that has begun to come in. Raises WireError (1)."""

@@ -20,6 +20,13 @@ from conure.errors import ConureError, Unavailable, WireError
 from conure.net.link import Link, PlainLink
 from conure.peers import sockets
 from conure.peers.forming import MAX_SHOWN, Question, Shown, check_shown, encode_question
+from conure.peers.joins import (
+    JOIN_TIME,
+    Applicant,
+    check_added,
+    check_taken,
+    encode_applicant,
+)
 from conure.peers.news import News
 from conure.peers.protocol import MAX_HANDSHAKE, NOT_BELIEVED, Greeting, check_answer, encode_hello
 from conure.peers.proving import CERTIFICATE, OPEN, SECRET, UNPROVED, PeerSecurity, check_name
@@ -29,6 +36,11 @@ __all__ = ["MAX_PROBES", "SILENCE", "Calling", "Dialler"]
 
 MAX_PROBES = 8
 """Probes at a time."""
+
+_BY_HTTP = (
+    "is that a member's Raft port? An earlier release takes no wish to be added there: name a base "
+    "URL of the member as the seed then, http://HOST:PORT"
+)
 
 SILENCE = 2.0
 """Seconds after which messages that a peer's system doesn't take end a connection."""
@@ -83,6 +95,7 @@ class Dialler:
         self._lock = threading.Lock()
         self._open: dict[int, _End] = {}  # by descriptor
         self._probes = 0
+        self._joining: set[int] = set()  # the descriptors of those that ask to be added
 
     def start(self, host: Calling) -> None:
         """Tell who decides; once, before anything is dialled."""
@@ -158,6 +171,33 @@ class Dialler:
     ) -> None:
         """Ask who is at an address: :meth:`Transport.ask`."""
         self._threads.spawn("forming", self._ask, address, question, reply)
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        """Ask a member to add a node: :meth:`Transport.join`."""
+        said = encode_applicant(applicant)
+        try:
+            link, fields = self._converse(address, SILENCE, said, MAX_HANDSHAKE)
+        except Unavailable as error:
+            raise Unavailable(f"{error}; {_BY_HTTP}") from error
+        try:
+            with self._lock:
+                self._joining.add(link.descriptor)
+            check_name(link, check_taken(fields))  # (P2)
+            said = sockets.read_json(link, MAX_HANDSHAKE, monotonic() + JOIN_TIME)
+        except (OSError, WireError) as error:
+            raise Unavailable(_no_answer(address, sockets.reason(error))) from error
+        finally:
+            with self._lock:
+                self._joining.discard(link.descriptor)
+            self.hang_up(link)
+        check_added(said)
+
+    def give_up_joining(self) -> None:
+        """End the connections that ask for this node to be added."""
+        with self._lock:
+            ends = [self._open[each] for each in self._joining if each in self._open]
+        for end in ends:
+            sockets.shut(end.sock)
 
     def close(self) -> None:
         """End every connection; who has dialled it notices, and hangs up."""

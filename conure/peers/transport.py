@@ -50,6 +50,7 @@ from conure.peers.calls import Call
 from conure.peers.dialling import Calling, Dialler
 from conure.peers.forming import Question, Shown
 from conure.peers.frames import encode_message
+from conure.peers.joins import Applicant
 from conure.peers.peer import Peer
 from conure.peers.protocol import Greeting
 from conure.peers.proving import PeerSecurity
@@ -256,6 +257,17 @@ class Transport:
         How many are asked at a time is the caller's to bound.
         """
         self._dialler.ask(address, question, reply)
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        """Ask the member whose Raft port is at an address to add this node (joins.py); returns when
+        it has. It waits for up to JOIN_TIME seconds and some more, or until
+        :meth:`give_up_joining`. Raises Refused, with what the member says, and Unavailable.
+        """
+        self._dialler.join(address, applicant)
+
+    def give_up_joining(self) -> None:
+        """Have :meth:`join` end at once, in whichever thread waits there."""
+        self._dialler.give_up_joining()
 
     def close(self) -> None:
         """End every connection and thread; returns when they have ended (6).

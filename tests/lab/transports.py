@@ -31,6 +31,7 @@ from conure.peers import frames
 from conure.peers.accepting import Registrar
 from conure.peers.calls import Answer, Call
 from conure.peers.forming import Question, Shown
+from conure.peers.joins import Applicant
 from conure.peers.protocol import Greeting
 from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
@@ -140,6 +141,10 @@ class Node:
         self.called_by: list[tuple[Greeting, Call, Callable[[Answer], None]]] = []
         self.questions: list[Question] = []
         self.shown = Shown(node_id, f"i-{node_id}", "data", 0, "", "", 8081, ("b:7001",))
+        self.applicants: list[tuple[Applicant, Callable[[ConureError | None], None]]] = []
+        self.on_applicant: Callable[[Callable[[ConureError | None], None]], None] = lambda reply: (
+            reply(None)
+        )
         self.snapshot_needed = True
         self.on_receive: Callable[[Sequence[Message]], None] = lambda messages: None
         self.on_call: Callable[[Call, Callable[[Answer], None]], None] = lambda call, answer: None
@@ -194,6 +199,12 @@ class Node:
     def asked(self, question: Question) -> Shown:
         self.questions.append(question)
         return self.shown
+
+    def asked_to_add(
+        self, applicant: Applicant, reply: Callable[[ConureError | None], None]
+    ) -> None:
+        self.applicants.append((applicant, reply))
+        self.on_applicant(reply)
 
     def is_member(self, peer: Greeting) -> bool:
         return peer.node_id in self.members

@@ -143,7 +143,7 @@ ROWS = {
     "resp_max_connections": [Row("77", lambda r: r.resp.max_connections, 77, RESP)],
     "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
-    "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
+    "seeds": [Row("http://a:1,b:2", lambda r: r.seeds, ("http://a:1", "b:2"))],
     "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
