@@ -134,11 +134,12 @@ def test_no_secret_is_printed_or_answered(locked: Locked) -> None:
         incarnation = json.loads((data / "identity.json").read_text())["incarnation"]
         search.add(f"node{number}'s incarnation", incarnation.encode(), from_clients_only=True)
         heard.append(Heard(f"the log of node{number}", node.text.encode()))
-        commands = ("stats", "check", "dump")
-        heard += [Heard(name, run("conuredb.py", name, str(data))) for name in commands]
+        if number == 1:
+            commands = ("stats", "check", "dump")
+            heard += [Heard(name, run("conuredb.py", name, str(data))) for name in commands]
         files = [path for path in data.rglob("*") if path.is_file()]
         heard += [Heard(str(path), NOTHING.sub(b"", path.read_bytes())) for path in files]
-    assert sum(len(each.data) for each in heard) > 100_000
+    assert sum(len(each.data) for each in heard) > 20_000
     assert all(each.data for each in heard if each.where.startswith("the log"))
     assert search.found(heard) == []
 

@@ -172,7 +172,7 @@ def test_the_steps_from_open_to_certificates_and_back(tmp_path: Path) -> None:
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "keys" / "secret").write_text("s" * 32)
     steps = [
-        shlex.split(flags.strip("`").replace("=keys/", f"={tmp_path}/keys/"))
+        shlex.split(" ".join(re.findall("`(.*)`", flags)).replace("=keys/", f"={tmp_path}/keys/"))
         for _, flags, _, _ in rows(text)
     ]
     assert len(steps) == STEPS + 1
