@@ -28,7 +28,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from conure import VERSION
-from conure.errors import ConureError
+from conure.errors import ConfigError, ConureError
 from conure.ops.kvcommands import Usage
 from conure.ops.kvcompletion import script_for
 from conure.ops.kvoutput import Output, complain
@@ -64,7 +64,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         output = Output(as_json=line.as_json)
         status = _carry_out(line, output)
         output.flush()
-    except Usage as error:
+    except (Usage, ConfigError) as error:
         complain(str(error))
         return _USAGE
     except (Failed, ConureError) as error:
