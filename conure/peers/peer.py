@@ -80,6 +80,13 @@ class Peer:
         """Tell whether there is a connection. Any thread."""
         return self._link is not None
 
+    @property
+    def proof(self) -> str | None:
+        """Return how the node at the other end of the connection has proved itself (Link.proof);
+        None: there is no connection. Any thread."""
+        link = self._link
+        return None if link is None else link.proof
+
     def send(self, frame: bytes) -> None:
         """Send a frame, or queue it, or drop it if too many wait. Any thread; never blocks."""
         with self._lock:

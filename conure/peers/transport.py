@@ -53,7 +53,7 @@ from conure.peers.frames import encode_message
 from conure.peers.joins import Applicant
 from conure.peers.peer import Peer
 from conure.peers.protocol import Greeting
-from conure.peers.proving import PeerSecurity
+from conure.peers.proving import OPEN, PeerSecurity
 from conure.peers.threads import Threads
 from conure.peers.transfer import Outgoing, Transfer
 
@@ -115,6 +115,13 @@ class Transport:
             "conure_peers_connected",
             "Nodes to which a connection for messages is open.",
             lambda: sum(peer.is_connected for peer in self._peers.values()),
+        )
+        registry.labelled_callback(
+            "conure_peer_proof",
+            "gauge",
+            "1 for each node to which a connection for messages is open, by its proof.",
+            ("peer", "proof"),
+            lambda: [((node_id, proof), 1) for node_id, proof in self.proofs().items()],
         )
         self._acceptor = Acceptor(
             address,
@@ -194,6 +201,12 @@ class Transport:
                 self._ways[to] = way
                 self._threads.spawn(f"calls-{to}", way.run)
         return way.call(call, reply, seconds)
+
+    def proofs(self) -> dict[str, str]:
+        """Return how each node to which a connection for messages is open has proved itself:
+        ``certificate``, ``secret`` or ``open``."""
+        found = {node_id: peer.proof for node_id, peer in self._peers.items()}
+        return {node_id: proof or OPEN for node_id, proof in found.items() if proof is not None}
 
     def connect(self, node_ids: Iterable[str]) -> None:
         """Open the connections to these peers that are missing: each is tried once. Never blocks.
