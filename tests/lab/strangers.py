@@ -29,12 +29,11 @@ CLIENT_HELLO = bytes.fromhex("16030100050100000100")
 def say_raw(host: str, port: int, data: bytes, seconds: float = 10.0) -> bytes:
     """Send bytes over TCP and return all that comes back, up to its end."""
     heard = b""
-    with (
-        socket.create_connection((host, port), seconds) as sock,
-        contextlib.suppress(ConnectionError),
-    ):
-        sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
-        while piece := sock.recv(1 << 16):
-            heard += piece
+    with socket.create_connection((host, port), seconds) as sock:
+        with contextlib.suppress(OSError):  # it has been closed by then
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while piece := sock.recv(1 << 16):
+                heard += piece
     return heard
