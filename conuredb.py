@@ -395,7 +395,13 @@ class Process:
     def _peer_security(self) -> PeerSecurity:
         """Read what this node proves itself by to others. Raises ConfigError."""
         proofs = NodeProofs(self._config, self._watcher, self._registry)
-        return PeerSecurity(self._config.peer_auth, proofs.secrets, proofs.client, proofs.server)
+        return PeerSecurity(
+            self._config.peer_auth,
+            proofs.secrets,
+            proofs.client,
+            proofs.server,
+            takes_anybody=not self._config.protected_mode,
+        )
 
     def _listen_to_peers(self, security: PeerSecurity) -> Transport:
         address = self._config.raft_addr

@@ -11,6 +11,22 @@ _JOINING = ("tests/cluster/test_discovery.py",)
 
 MUTATIONS = [
     Mutation(
+        "what all sessions of a call hold is counted in one turn",
+        "conure/cluster/serving.py",
+        "                    if counted == COUNTED_AT_ONCE:\n",
+        "                    if counted == 10 * COUNTED_AT_ONCE:\n",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a call is refused whose sessions' keys are still counted",
+        "conure/cluster/serving.py",
+        "                    if self._store.holdings(lock.session, lock.key) is None:\n"
+        "                        return False\n",
+        "                    if self._store.holdings(lock.session, lock.key) is None:\n"
+        "                        return True\n",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a redirect leads from https to http",
         "conure/values.py",
         "    return None if is_https(server) and not is_https(leader) else leader\n",
