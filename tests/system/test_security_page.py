@@ -109,6 +109,16 @@ class Tour:
             assert time.monotonic() < deadline, f"{command}\n{printed!r} instead of {shown!r}"
             time.sleep(0.05)
 
+    def join(self) -> None:
+        """Start one more node, which asks a member to add it over the Raft port."""
+        [raft, seed] = [self._port("7004"), self._port("7001")]
+        command = (
+            "python3 conuredb.py --config=locked.yaml --node-id=node4 --data-dir=./data/node4 "
+            f"--raft-addr=127.0.0.1:{raft} --http-addr=127.0.0.1:0 --join=127.0.0.1:{seed}"
+        )
+        self.nodes.append(Node(command, self._home, self._environ))
+        self.nodes[-1].wait_until_said(r"leader node[1-3]\n")
+
     def _wait_until_read(self, command: str, before: list[int]) -> None:
         """Return once all nodes have read the file that a command has changed, if it is theirs."""
         changed = re.findall(r"(?:>>? ?|mv \S+ |cp \S+ |-out )(keys/[\w.]+)(?=\n|$)", command)
@@ -159,6 +169,7 @@ def test_every_command_does_what_the_page_says(tour: Tour, tmp_path: Path) -> No
         node.start()
     for node, length in zip(tour.nodes, lengths, strict=True):
         node.wait_until_said(r"leader node\d", length)
+    tour.join()
     modes = {path.name: path.stat().st_mode for path in (tmp_path / "keys").iterdir()}
     assert [name for name, mode in modes.items() if mode & 0o077 and "crt" not in name] == []
     assert "traceback" not in "".join(node.log.read_text().lower() for node in tour.nodes)
