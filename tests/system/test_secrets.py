@@ -251,3 +251,30 @@ def test_a_file_that_can_not_be_used_is_not_quoted(wrong: str, tmp_path: Path) -
         assert "conuredb: " in server.text
         assert "Traceback" not in server.text
         assert search.found([Heard(str(each), server.text.encode())]) == []
+
+
+@pytest.mark.parametrize("program", ["conuresh", "kvctl", "probe"])
+def test_who_asks_quotes_no_file_either(program: str, tmp_path: Path) -> None:
+    """A key in the place of a certificate, a secret in the place of either."""
+    certificate = Authority(tmp_path / "ca").issue("alice")
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(secrets.token_hex(32).encode() + b"\n")
+    search = Search()
+    search.add("what is in it", wrong.read_bytes().strip())
+    search.add_private_keys_of(tmp_path)
+    asked = {
+        "conuresh": ["conuresh.py", "--server=https://127.0.0.1:1", "get", "k"],
+        "kvctl": ["-m", "conure.ops.kvctl", "--tls", "--addr=127.0.0.1:1", "get", "k"],
+        "probe": ["-m", "conure.ops.probe", "https://127.0.0.1:1/livez"],
+    }[program]
+    files = [
+        [f"--ca={wrong}"],
+        [f"--ca={certificate.key}"],
+        [f"--cert={certificate.key}", f"--key={wrong}"],
+        [f"--cert={certificate.cert}", f"--key={wrong}"],
+    ]
+    for each in files:
+        printed = run(*asked, *each)
+        assert printed.count(b"\n") == 1, printed
+        assert b"Traceback" not in printed
+        assert search.found([Heard(str(each), printed)]) == []
