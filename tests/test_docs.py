@@ -43,13 +43,17 @@ MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
     "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py", "locked.yaml",
 }  # fmt: skip
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
-CERTIFICATES_FLAGS = {"--ca", "--cert", "--key", "--tls-name"}  # of all that ask servers
+OTHER_FLAGS = {
+    "--version", "--help", "--server", "--timeout", "--flag", "--http-adr",
+    "--ca", "--cert", "--key", "--tls-name",
+}  # fmt: skip
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
     "--storage-engine", "--path-as-is", "--before",
 }  # fmt: skip
-OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY"}
+OTHER_VARIABLES = {
+    "CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME",
+}  # fmt: skip
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -236,9 +240,7 @@ def test_names_in_code_style_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_and_variables_exist(page: Path) -> None:
     flags = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(page))}
-    ours = (
-        {flag for setting in SETTINGS for flag in setting.flags} | OTHER_FLAGS | CERTIFICATES_FLAGS
-    )
+    ours = {flag for setting in SETTINGS for flag in setting.flags} | OTHER_FLAGS
     if page == KVCTL:
         ours |= {f"--{name}" for name in OPTIONS}
     assert flags <= ours | TOOLS_FLAGS

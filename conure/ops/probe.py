@@ -21,6 +21,7 @@ from conure import oldpython  # noqa: F401  # before all that an older Python ca
 # isort: split
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from time import monotonic
@@ -63,6 +64,9 @@ _VARIABLES: Final = {
     "key": "CONURE_KEY",
     "tls-name": "CONURE_TLS_NAME",
 }
+
+
+_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d{1,9})(?=\r|$)")
 
 
 class _Usage(Exception):
@@ -178,11 +182,18 @@ def _exchange(options: _Options) -> bytes:
             "User-Agent: conure-probe\r\nConnection: close\r\n\r\n".encode()
         )
         answer = b""
-        while len(answer) < MOST and (more := dialled.recv(MOST - len(answer))):
+        while not _is_enough(answer) and (more := dialled.recv(MOST)):
             answer += more
         return answer
     finally:
         dialled.close()
+
+
+def _is_enough(answer: bytes) -> bool:
+    """Tell whether an answer is whole by the length that it names, or too long to be read on."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head) if end else None
+    return len(answer) >= MOST or (length is not None and len(body) >= int(length[1]))
 
 
 def _complain(line: str) -> None:

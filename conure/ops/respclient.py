@@ -66,6 +66,7 @@ MAX_DEPTH: Final = 8
 _PIECE: Final = 64 << 10
 _ITEM_BYTES: Final = 64  # that an item takes beside its own
 _DIGITS: Final = 20
+_SPEAKS_TLS: Final = "it speaks TLS; add --tls, or --ca with the file of its CA"
 
 _REMEDIES: Final[Mapping[str, str]] = {
     "CLUSTERDOWN": "nothing has happened; start a majority of the voters, or ask another node",
@@ -171,6 +172,8 @@ class RespClient:
         hello = _encoded([b"HELLO", b"3", b"SETNAME", b"kvctl"]) + b"\r\n"
         (told,) = self._replies(self._send(hello), 1)
         if isinstance(told, ErrorReply):
+            if "speaks TLS" in str(told):  # which it says in plain text
+                raise self._garbled(_SPEAKS_TLS)
             if told.code not in ("NOPROTO", "ERR"):
                 raise told
             return  # it is of a time before, or without, version 3
@@ -372,7 +375,7 @@ class RespClient:
             raise self._no_answer(f"has broken the connection ({why})") from error
         if not more:
             if self._buffer.startswith(TLS_ALERT):
-                raise self._garbled("it speaks TLS; add --tls, or --ca with the file of its CA")
+                raise self._garbled(_SPEAKS_TLS)
             raise self._no_answer("has closed the connection")
         self._buffer += more
         self._fresh += len(more)

@@ -32,7 +32,7 @@ class Received:
 
     PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
               "Node", "NodeProofs", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers",
-              "bind", "gc", "signal")  # fmt: skip
+              "bind", "gc", "signal", "tls_for_asking")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -211,6 +211,7 @@ ROWS = {
     "peer_auth": [
         Row("offer", lambda r: r.Transport.call_args.args[2].mode, "offer", PEER_TLS),
     ],
+    "tls_ca": [Row("/ca.pem", lambda r: r.tls_for_asking.call_args.args[0].tls_ca, "/ca.pem")],
     "tls_auto": [
         Row("true", lambda r: r.tls and r.tls.tls_auto, True),
         Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
