@@ -16,7 +16,6 @@ from conure.service.gate import AllowAll, Gate
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
 from conure.service.watchers import Watchers
-from tests.lab import tlstunnel
 from tests.lab.httpservice import FakeBackend
 from tests.lab.respclient import RespClient
 
@@ -62,8 +61,7 @@ class LocalMessenger:
 
 
 class RespService:
-    """A listener of RESP, its reactor, and the service behind it. With *tls* it serves by TLS, and
-    ``port`` leads there for clients that speak plain text (tlstunnel.py)."""
+    """A listener of RESP, its reactor, and the service behind it."""
 
     def __init__(
         self,
@@ -73,7 +71,6 @@ class RespService:
         bounds: Bounds | None = None,
         value_bytes: int = 1 << 20,
         gate: Gate | None = None,
-        tls: bool = False,
     ) -> None:
         self.backend = backend or FakeBackend()
         self.status: dict[str, Any] = {"node_id": "n1", "member": True, "is_leader": True}
@@ -98,18 +95,10 @@ class RespService:
             self.history,
         )
         bound = bind(("127.0.0.1", 0))
-        self.listener = Listener(
-            bound,
-            self.reactor,
-            self.resp.front,
-            self.failures.append,
-            "resp",
-            tlstunnel.links() if tls else None,
-        )
+        self.listener = Listener(bound, self.reactor, self.resp.front, self.failures.append, "resp")
         self.reactor.start()
         self.listener.start()
-        self._tunnel = tlstunnel.Tunnel(self.listener.port) if tls else None
-        self.port = self._tunnel.port if self._tunnel else self.listener.port
+        self.port = self.listener.port
 
     def client(self) -> RespClient:
         """Return a new connection."""
@@ -117,8 +106,6 @@ class RespService:
 
     def close(self) -> None:
         """Stop; nothing may be left, and nothing have failed."""
-        if self._tunnel is not None:
-            self._tunnel.close()
         self.listener.stop()
         drained = self.reactor.drain(5)
         assert not self.failures

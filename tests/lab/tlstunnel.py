@@ -19,11 +19,11 @@ from math import inf
 from pathlib import Path
 
 from conure.net.sockets import no_delay, reset_on_close
-from conure.net.tlslink import ServerLinks, TlsLink
+from conure.net.tlslink import TlsLink
 from conure.storage.engines import LSM
-from tests.lab.certificates import Authority, Certificate, client_context, server_context
+from tests.lab.certificates import Authority, Certificate, client_context
 
-__all__ = ["Tunnel", "flags", "links", "over_tls", "shared_certificate"]
+__all__ = ["Tunnel", "flags", "over_tls", "shared_certificate"]
 
 _SIZE = 64 << 10
 
@@ -45,12 +45,6 @@ def flags() -> tuple[str, ...]:
     """Return what has a server speak TLS by that certificate."""
     made = shared_certificate()
     return f"--tls-cert={made.cert}", f"--tls-key={made.key}"
-
-
-def links() -> ServerLinks:
-    """Return what makes a listener of this process speak TLS by that certificate."""
-    context = server_context(shared_certificate())
-    return ServerLinks(lambda: context, b"", lambda address, why: None)
 
 
 class Tunnel:

@@ -8,20 +8,11 @@ import pytest
 
 from tests.lab.respclient import RespClient
 from tests.lab.respservice import RespService
-from tests.lab.tlstunnel import over_tls
 
 
 @pytest.fixture
 def service() -> Iterator[RespService]:
-    """A service over a store without consensus, by TLS where TEST_TLS asks for it."""
-    service = RespService(tls=over_tls())
-    yield service
-    service.close()
-
-
-@pytest.fixture
-def plain_service() -> Iterator[RespService]:
-    """A service that a test sends to at a moment that it chooses: nothing is between them."""
+    """A service over a store without consensus."""
     service = RespService()
     yield service
     service.close()

@@ -212,8 +212,8 @@ def test_lone_commands_and_pipelines_share_a_round(service: RespService) -> None
     assert service.backend.confirmations == 1
 
 
-def test_nobody_waits_for_the_long_values_of_others(plain_service: RespService) -> None:
-    service, backend = plain_service, plain_service.backend
+def test_nobody_waits_for_the_long_values_of_others(service: RespService) -> None:
+    backend = service.backend
     backend.values = {b"a": b"x" * (1 << 20), b"b": b"y" * 100_000, b"c": b"z"}
     clients = [service.client() for _ in range(6)]
     for each in clients:

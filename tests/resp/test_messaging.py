@@ -278,8 +278,7 @@ def test_errors_of_the_node(service: RespService, client: RespClient) -> None:
     assert client.ask("SUBSCRIBE", "c") == [b"subscribe", b"c", 1]
 
 
-def test_who_may_have_missed_a_message_is_disconnected(plain_service: RespService) -> None:
-    service = plain_service
+def test_who_may_have_missed_a_message_is_disconnected(service: RespService) -> None:
     clients = [subscriber(service, "c", protocol=2 + number % 2) for number in range(20)]
     with service.client() as other:
         service.resp.audience.lose()
