@@ -19,6 +19,7 @@ WINGS: dict[str, set[str]] = {
     "storage": {"", "pager", "btree"},
     "net": {""},
     "state": {"", "consensus", "storage"},
+    "security": {""},
     "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},
