@@ -20,6 +20,7 @@ WINGS: dict[str, set[str]] = {
     "net": {""},
     "security": {""},
     "state": {"", "consensus", "storage"},
+    "security": {""},
     "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},
