@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation(
         "tls: half of a change ends what serves",
         "conure/security/reloading.py",
-        "        except ConfigError as error:\n            log.error",
-        "        except ZeroDivisionError as error:\n            log.error",
+        "        except (ConfigError, OSError) as error:",
+        "        except ZeroDivisionError as error:",
         _FILES,
     ),
     Mutation(
@@ -113,7 +113,7 @@ MUTATIONS = [
     Mutation(
         "tls: a client that comes again fills the log",
         "conure/security/handshakes.py",
-        "if (address, why) in self._told or",
+        "if failure in self._told or",
         "if",
         _FILES,
     ),
