@@ -20,7 +20,6 @@ WINGS: dict[str, set[str]] = {
     "net": {""},
     "security": {""},
     "state": {"", "consensus", "storage"},
-    "security": {""},
     "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},
