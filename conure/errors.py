@@ -312,6 +312,13 @@ class TargetTooLong(RequestError):
     title = "request target too long"
 
 
+class UnsupportedMediaType(RequestError):
+    """A body that is coded in a way that isn't undone here; nothing was stored."""
+
+    status = 415
+    title = "unsupported media type"
+
+
 class NotImplementedHere(ConureError):
     """The request is well formed and this version can't carry it out."""
 

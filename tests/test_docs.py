@@ -357,7 +357,7 @@ def test_the_tour_of_the_files_is_complete_and_about_right() -> None:
 def test_every_invariant_has_its_row() -> None:
     table = {row[0] for row in rows(section(ARCHITECTURE, "## Invariants"))}
     assert table == {f"S{n}" for n in range(1, 8)} | {f"R{n}" for n in range(1, 12)} | {
-        f"F{n}" for n in range(1, 5)
+        f"{family}{n}" for family in "FP" for n in range(1, 5)
     }
 
 

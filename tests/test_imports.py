@@ -20,7 +20,7 @@ WINGS: dict[str, set[str]] = {
     "net": {""},
     "security": {""},
     "state": {"", "consensus", "storage"},
-    "peers": {"", "consensus", "net"},
+    "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},
     "http": {"", "net", "state", "service"},

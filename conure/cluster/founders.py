@@ -17,29 +17,13 @@ node; each member speaks for itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from conure.consensus.formation import hindrance
 from conure.consensus.members import Configuration, Server
-from conure.peers.forming import Shown
+from conure.peers.forming import Facts, Shown
 
-__all__ = ["Agreement", "Own", "agree", "base_url_at"]
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """What this node is. *raft_address* is "" if it is where the others list it, *http_address*
-    if it is a base URL of the same host and *http_port*, of scheme https if *https*."""
-
-    node_id: str
-    incarnation: str
-    role: str
-    quorum_size: int
-    raft_address: str
-    http_address: str
-    http_port: int
-    https: bool = False
+__all__ = ["Agreement", "agree", "base_url_at"]
 
 
 class Agreement(NamedTuple):
@@ -61,7 +45,7 @@ def base_url_at(address: str, port: int, *, https: bool = False) -> str:
 
 
 def agree(
-    own: Own,
+    own: Facts,
     listed: Mapping[str, str],
     shown: Mapping[str, Shown],
     itself: Sequence[str] = (),
@@ -87,7 +71,7 @@ def agree(
     return Agreement(None if differs else formation, address, differs)
 
 
-def _founder(facts: Own | Shown, raft_address: str, http_address: str) -> Server:
+def _founder(facts: Facts, raft_address: str, http_address: str) -> Server:
     return Server(
         facts.node_id,
         raft_address,
@@ -98,7 +82,7 @@ def _founder(facts: Own | Shown, raft_address: str, http_address: str) -> Server
 
 
 def _own_addresses(
-    own: Own, listed: Mapping[str, str], shown: Mapping[str, Shown], itself: Sequence[str]
+    own: Facts, listed: Mapping[str, str], shown: Mapping[str, Shown], itself: Sequence[str]
 ) -> dict[str, str]:
     """Return the addresses at which this node is, by itself and the lists, each with one who says
     so."""
@@ -113,7 +97,7 @@ def _own_addresses(
 
 
 def _differences(
-    own: Own,
+    own: Facts,
     listed: Mapping[str, str],
     shown: Mapping[str, Shown],
     addresses: Mapping[str, str],
@@ -154,7 +138,7 @@ def _differences(
 
 
 def _list_differences(
-    own: Own, at: str, peer: Shown, listed: Mapping[str, str], *, may_be_listed: bool
+    own: Facts, at: str, peer: Shown, listed: Mapping[str, str], *, may_be_listed: bool
 ) -> Iterator[str]:
     """Yield how the list of another node differs from this node's, which has its own address too
     if *may_be_listed*."""

@@ -273,7 +273,7 @@ class Reactor:
         if not self._woken:
             self.wake()
 
-    def register(self, sock: socket.socket, action: Callable[[], None]) -> None:
+    def register(self, descriptor: int, action: Callable[[], None]) -> None:
         """Call *action* whenever a socket that isn't a client's has input.
 
         What is answered in there leaves at the end of the same round, and no other thread has to
@@ -281,14 +281,14 @@ class Reactor:
         end the reactor. It may be called once more than there is input. Raises OSError.
         """
         with contextlib.suppress(ValueError):  # the reactor has ended: nobody reads any more
-            self.epoll.register(sock.fileno(), IN)
-        self.registered[sock.fileno()] = action
+            self.epoll.register(descriptor, IN)
+        self.registered[descriptor] = action
 
-    def unregister(self, sock: socket.socket) -> None:
+    def unregister(self, descriptor: int) -> None:
         """Undo :meth:`register`, before the socket is closed."""
-        del self.registered[sock.fileno()]
+        del self.registered[descriptor]
         with contextlib.suppress(OSError, ValueError):  # the reactor has ended
-            self.epoll.unregister(sock.fileno())
+            self.epoll.unregister(descriptor)
 
     def call_later(self, action: Callable[[], None], seconds: float) -> None:
         """Call *action* at the end of a round, the next one at the earliest: when what is answered

@@ -33,7 +33,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conure.consensus.formation import decode_formation
@@ -46,6 +46,7 @@ from conure.values import MAX_FOUNDERS, MAX_QUORUM_SIZE, is_address, is_base_url
 __all__ = [
     "FORMING",
     "MAX_SHOWN",
+    "Facts",
     "Question",
     "Shown",
     "check_question",
@@ -76,8 +77,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a node shows of itself to those that form; the fields are drawn above."""
+class Facts:
+    """What a node is that forms a cluster. *raft_address* is "" if it is where the others list it,
+    *http_address* if it is a base URL of the same host and *http_port*, of scheme https if
+    *https*."""
 
     node_id: str
     incarnation: str
@@ -86,12 +89,18 @@ class Shown:
     raft_address: str
     http_address: str
     http_port: int
+    https: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Facts):
+    """What a node shows of itself to those that form; the fields are drawn above."""
+
     peers: tuple[str, ...]
     digest: str = ""
     cluster_id: str = ""
     formation: Configuration | None = None
     leader_http: str = ""
-    https: bool = False
 
 
 def encode_question(question: Question) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         cluster_id,
         _formation(fields),
         _base_url(fields, "leader_http"),
-        https,
+        https=https,
     )
 
 

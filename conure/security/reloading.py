@@ -21,12 +21,14 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from conure.errors import ConfigError
 
-__all__ = ["GivenFile", "Reloaded", "Watcher"]
+__all__ = ["GivenFile", "Reloaded", "Watcher", "warn_of_mode"]
 
 T = TypeVar("T")
 
 _LOOK: Final = 1.0  # seconds between two looks
 _MOST_BYTES: Final = 1 << 20  # of a file
+_NOT_OWNER: Final = 0o077  # bits of a file's mode: what others than its owner may do
+_WRITERS_OR_OTHERS: Final = 0o037  # the same, but for its group's reading it
 
 log = logging.getLogger("conure.security")
 
@@ -54,6 +56,18 @@ class GivenFile(NamedTuple):
         return ConfigError(self.setting, self.source, f"{self.path} {why}")
 
 
+def warn_of_mode(file: GivenFile) -> None:
+    """Warn of a key or a secret that others may read. A group may where the owner isn't this
+    process' user: that is how secrets are mounted in containers."""
+    found = os.stat(file.path)
+    is_ours = found.st_uid == os.geteuid()
+    if found.st_mode & (_NOT_OWNER if is_ours else _WRITERS_OR_OTHERS):
+        log.warning(
+            "%s (%s) may be read or written by others than its owner; chmod 600 it",
+            *(file.path, file.setting),
+        )
+
+
 class Reloaded(Generic[T]):
     """What *make* makes of *files*; *make* raises ConfigError, and so does the first time."""
 
@@ -76,7 +90,7 @@ class Reloaded(Generic[T]):
         paths = ", ".join(file.path for file in self.files)
         try:
             self.value = self._make()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:  # OSError: it is gone since it was read
             log.error("what was read before stays in use, since %s", error)
             return False
         self.reloads += 1

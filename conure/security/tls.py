@@ -15,14 +15,13 @@ Any thread may read ``context`` and ``shown``; nothing else is for more than one
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from collections.abc import Iterator, Sequence
 from time import time
 from typing import Final
 
 from conure.errors import ConfigError
-from conure.security.reloading import GivenFile, Reloaded
+from conure.security.reloading import GivenFile, Reloaded, warn_of_mode
 from conure.security.x509 import Facts, certificates_in, facts_of
 
 __all__ = ["ClientTls", "ServerTls", "expiries"]
@@ -34,8 +33,6 @@ _AUTH: Final = {
     "request": ssl.CERT_OPTIONAL,
     "require": ssl.CERT_REQUIRED,
 }
-_NOT_OWNER: Final = 0o077  # bits of a file's mode: what others than its owner may do
-_WRITERS_OR_OTHERS: Final = 0o037  # the same, but for its group's reading it
 _SOON: Final = 14 * 86400.0  # seconds of validity that are left when it is time to warn
 
 log = logging.getLogger("conure.security")
@@ -170,7 +167,7 @@ def _load_pair(context: ssl.SSLContext, cert: GivenFile, key: GivenFile) -> Fact
         raise key.error(f"can't be used with {cert.path}: {error.reason or error}") from error
     except OSError as error:
         raise key.error(f"can't be used with {cert.path}: {error.strerror}") from error
-    _warn_of_mode(key)
+    warn_of_mode(key)
     _warn_of_dates(cert, facts)
     return facts
 
@@ -194,18 +191,6 @@ def _facts_in(file: GivenFile) -> list[Facts]:
     if not found:
         raise file.error("has no certificate; it has to be PEM, from BEGIN CERTIFICATE on")
     return found
-
-
-def _warn_of_mode(key: GivenFile) -> None:
-    """Warn of a key that others may read. A group may where the owner isn't this process' user:
-    that is how secrets are mounted in containers."""
-    found = os.stat(key.path)
-    is_ours = found.st_uid == os.geteuid()
-    if found.st_mode & (_NOT_OWNER if is_ours else _WRITERS_OR_OTHERS):
-        log.warning(
-            "%s (%s) may be read or written by others than its owner; chmod 600 it",
-            *(key.path, key.setting),
-        )
 
 
 def _warn_of_dates(cert: GivenFile, facts: Facts) -> None:

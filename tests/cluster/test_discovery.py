@@ -19,6 +19,8 @@ import pytest
 from conure.clienttls import ClientTls
 from conure.cluster import joining
 from conure.cluster.joining import Joiner
+from conure.errors import ConureError, Refused, Unavailable
+from conure.peers.joins import Applicant
 from tests.lab.process import wait_until
 from tests.lab.stubserver import MakeStub, StubServer, close, garbage, hang, raw, refuse
 from tests.lab.tlsfiles import Issuer
@@ -29,6 +31,8 @@ FACTS = {
     "HTTPAddr": "http://10.0.0.2:8081",
     "Role": "data",
 }
+
+APPLICANT = Applicant("n2", "i2", "data", "10.0.0.2:7001", "http://10.0.0.2:8081")
 
 MakeJoiner = Callable[..., "Case"]
 
@@ -42,7 +46,25 @@ class Case:
         self.looks = 0
         self.facts: dict[str, Any] = dict(FACTS)
         context = None if tls is None else tls.context
-        self.joiner = Joiner(lambda: self.seeds, lambda: self.facts, self._look, context)
+        self.asked: list[tuple[str, Applicant]] = []  # over the Raft port
+        self.refusal: ConureError | None = None
+        self.gave_up = threading.Event()
+        self.joiner = Joiner(
+            lambda: self.seeds,
+            lambda: self.facts,
+            self._look,
+            context,
+            roads=self,
+            applicant=lambda: APPLICANT,
+        )
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        self.asked.append((address, applicant))
+        if self.refusal is not None:
+            raise self.refusal
+
+    def give_up_joining(self) -> None:
+        self.gave_up.set()
 
     def _look(self) -> bool:
         self.looks += 1
@@ -129,6 +151,38 @@ def test_seeds_are_asked_in_turn_until_one_agrees(make_stub: MakeStub, asking: M
     wait_until(lambda: len(agreeing.requests) >= 2)
     assert len(refusing.requests) >= 2
     assert last.requests == []
+
+
+def test_a_seed_without_a_scheme_is_asked_over_the_raft_port(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "conure.discovery")
+    stub = make_stub()
+    case = asking("10.0.0.1:7001", stub.url)
+    wait_until(lambda: len(case.asked) >= 2)
+    assert case.asked[0] == ("10.0.0.1:7001", APPLICANT)
+    assert stub.requests == []
+    assert lines(caplog) == ["seed 10.0.0.1:7001 has added this node to its cluster"]
+    case.refusal = Refused("n2 was not added: remove n2 first")
+    wait_until(lambda: len(stub.requests) >= 2)
+    case.refusal = Unavailable("no node answers at 10.0.0.1:7001: timed out")
+    wait_until(lambda: "timed out" in "".join(lines(caplog)))
+    refused = "seed 10.0.0.1:7001 did not add this node: n2 was not added: remove n2 first"
+    assert lines(caplog).count(refused) == 1
+    case.joiner.stop()
+    assert case.gave_up.is_set()
+
+
+def test_a_seed_in_protected_mode_is_told_with_the_way_on(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = make_stub()
+    stub.acts = [refuse(403, "protected mode: other machines are not answered")] * 1000
+    asking(stub.url)
+    wait_until(lambda: bool(lines(caplog)))
+    (line,) = lines(caplog)
+    assert "protected mode: other machines are not answered; a member can be asked over" in line
+    assert "HOST:PORT without http://" in line
 
 
 def test_redirects_are_followed_to_the_leader(make_stub: MakeStub, asking: MakeJoiner) -> None:

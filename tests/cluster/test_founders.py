@@ -7,16 +7,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conure.cluster.founders import Agreement, Own, agree, base_url_at
+from conure.cluster.founders import Agreement, agree, base_url_at
 from conure.consensus.members import Configuration
-from conure.peers.forming import Shown
+from conure.peers.forming import Facts, Shown
 
 ALL = ("n1:7001", "n2:7001", "n3:7001")
 
 
-def own(number: int = 1, **changes: object) -> Own:
+def own(number: int = 1, **changes: object) -> Facts:
     name = f"n{number}"
-    facts = Own(name, f"i{number}", "data", 0, f"{name}:7001", f"http://{name}:8081", 8081)
+    facts = Facts(name, f"i{number}", "data", 0, f"{name}:7001", f"http://{name}:8081", 8081)
     return replace(facts, **changes)  # type: ignore[arg-type]
 
 

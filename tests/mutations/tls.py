@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation(
         "tls: half of a change ends what serves",
         "conure/security/reloading.py",
-        "        except ConfigError as error:\n            log.error",
-        "        except ZeroDivisionError as error:\n            log.error",
+        "        except (ConfigError, OSError) as error:",
+        "        except ZeroDivisionError as error:",
         _FILES,
     ),
     Mutation(
@@ -98,7 +98,7 @@ MUTATIONS = [
     ),
     Mutation(
         "tls: a key that all may read is nothing",
-        "conure/security/tls.py",
+        "conure/security/reloading.py",
         "    if found.st_mode & (",
         "    if 0 & (",
         _FILES,

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from time import time
 
 import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conure.config import load
 from conure.errors import ConfigError
 from conure.metrics import Registry
 from conure.security import trial
-from conure.security.fronts import FrontTls, given
+from conure.security.fronts import FrontTls
+from conure.security.fronts import given as given_setting
 from conure.security.handshakes import Handshakes
 from conure.security.reloading import GivenFile, Reloaded, Watcher
 from conure.security.tls import ClientTls, ServerTls, expiries
@@ -22,6 +27,10 @@ from conure.security.trial import Trial
 from conure.security.x509 import certificates_in, facts_of
 from tests.lab.certificates import DAY, Authority, Certificate
 from tests.lab.process import wait_until
+
+DER = certificates_in(trustme.CA().issue_cert("a.example", "10.0.0.1").cert_chain_pems[0].bytes())[
+    0
+]
 
 
 @pytest.fixture
@@ -78,6 +87,16 @@ def test_half_a_certificate_is_none(authority: Authority, cut: int) -> None:
     (der,) = certificates_in(authority.pem)
     with pytest.raises(ValueError, match="no certificate"):
         facts_of(der[:cut])
+
+
+@given(st.data())
+def test_bytes_that_are_no_certificate(data: st.DataObject) -> None:
+    """Whatever they are, they say something or are a ValueError."""
+    altered = bytearray(DER)
+    for _ in range(data.draw(st.integers(1, 4))):
+        altered[data.draw(st.integers(0, len(DER) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(ValueError):
+        assert str(facts_of(bytes(altered)))
 
 
 def test_a_server_and_a_client_agree(authority: Authority) -> None:
@@ -331,4 +350,4 @@ def test_fronts_are_made_by_the_settings(
         context = FrontTls(config, (), Watcher(), Registry()).context
         assert context.verify_mode is meant
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
-    assert given(load(flags, {}), "tls_client_ca") is None
+    assert given_setting(load(flags, {}), "tls_client_ca") is None

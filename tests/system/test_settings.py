@@ -31,8 +31,8 @@ class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
     PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
-              "Node", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers", "bind",
-              "gc", "signal", "tls_for_asking")  # fmt: skip
+              "Node", "NodeProofs", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers",
+              "bind", "gc", "signal", "tls_for_asking")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -74,14 +74,24 @@ class Received:
         return self.HTTPServer.call_args_list[-1].args[2]
 
     @property
+    def access(self) -> Any:
+        """Whom the API's server answers."""
+        return self.HTTPServer.call_args_list[0].args[4]
+
+    @property
     def names(self) -> Any:
         """The names that the API's server answers to."""
-        return self.HTTPServer.call_args_list[0].args[4].names
+        return self.access.names
 
     @property
     def tls(self) -> Any:
         """The configuration that TLS of the fronts is made by; None if there is none."""
         return self.FrontTls.call_args and self.FrontTls.call_args.args[0]
+
+    @property
+    def proofs(self) -> Any:
+        """The configuration that what nodes prove themselves by is made by."""
+        return self.NodeProofs.call_args.args[0]
 
     @property
     def addresses(self) -> list[Any]:
@@ -105,9 +115,11 @@ class Row(NamedTuple):
     others: tuple[str, ...] = ()  # flags without which it would set nothing
 
 
+UNGUARDED = ("--protected-mode=false",)
 RESP = ("--resp-addr=:9190",)
 REST = ("--rest-addr=:8180",)
 TLS = ("--tls-cert=/other.pem", "--tls-key=/other.key")
+PEER_TLS = ("--peer-tls-cert=/n.pem", "--peer-tls-key=/n.key", "--peer-tls-ca=/n-ca.pem")
 CLIENT_CA = (*TLS, "--tls-client-ca=/other-ca.pem")
 
 ROWS = {
@@ -137,7 +149,7 @@ ROWS = {
     "resp_max_connections": [Row("77", lambda r: r.resp.max_connections, 77, RESP)],
     "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
-    "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
+    "seeds": [Row("http://a:1,b:2", lambda r: r.seeds, ("http://a:1", "b:2"))],
     "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"))],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
@@ -196,9 +208,36 @@ ROWS = {
     "tls_client_auth": [Row("request", lambda r: r.tls.tls_client_auth, "request", CLIENT_CA)],
     "tls_min_version": [Row("1.2", lambda r: r.tls.tls_min_version, "1.2", TLS)],
     "tls_ca": [Row("/ca.pem", lambda r: r.tls_for_asking.call_args.args[0].tls_ca, "/ca.pem")],
+    "peer_tls_cert": [Row("/p.pem", lambda r: r.proofs.peer_tls_cert, "/p.pem", PEER_TLS)],
+    "peer_tls_key": [Row("/p.key", lambda r: r.proofs.peer_tls_key, "/p.key", PEER_TLS)],
+    "peer_tls_ca": [Row("/p-ca.pem", lambda r: r.proofs.peer_tls_ca, "/p-ca.pem", PEER_TLS)],
+    "cluster_secret_file": [
+        Row("/secret", lambda r: r.proofs.cluster_secret_file, "/secret"),
+        Row("/secret", lambda r: r.Transport.call_args.args[2].mode, "require"),
+    ],
+    "peer_auth": [
+        Row("offer", lambda r: r.Transport.call_args.args[2].mode, "offer", PEER_TLS),
+    ],
     "tls_auto": [
         Row("true", lambda r: r.tls and r.tls.tls_auto, True),
         Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
+    ],
+    "protected_mode": [
+        Row("false", lambda r: r.access.door.is_closed, False),
+        Row("false", lambda r: r.Resp.call_args.args[8].is_closed, False, RESP),
+        Row("false", lambda r: r.node.is_guarded, False),
+    ],
+    "cors_origins": [
+        Row("https://a.example", lambda r: r.access.origins, {"https://a.example"}),
+    ],
+    "rate_limit": [
+        Row("7", lambda r: r.access.rates.describe(), "7 requests a second for each client"),
+        Row("7", lambda r: r.Resp.call_args.args[9].describe(),
+            "7 requests a second for each client", RESP),
+    ],
+    "rate_limit_bytes": [
+        Row("7KiB", lambda r: r.access.rates.describe(),
+            "7KiB of them a second for each client"),
     ],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
