@@ -37,6 +37,7 @@ from conure.peers.joins import (
     JOIN,
     JOIN_TIME,
     MAX_JOINS,
+    NO_PROOF,
     Applicant,
     check_applicant,
     encode_added,
@@ -64,6 +65,10 @@ MAX_WAITING = 3
 
 _DECISION_TIME = JOIN_TIME - 2.0  # seconds until whoever asks to be added is to ask again
 _DECISION_TICK = 0.2  # seconds between two looks at whether this node is being stopped
+_NOT_LET_APPLY = (
+    "it asks to be added and has proved nothing; give both nodes a --cluster-secret-file or "
+    "certificates (--peer-tls-cert), or turn protected mode off where --peer-auth is open"
+)
 _LOOK = 1.0  # seconds between two looks at whether a frame goes on
 _ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread is to end
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
@@ -380,6 +385,8 @@ class Acceptor:
             applicant = check_applicant(hello)
             self._check_proof(caller, applicant.node_id)
             caller.whose = f"{applicant.node_id} ({caller.whose})"
+            if not self._security.lets_apply(caller.link, caller.sock):  # (P4)
+                raise Refused(_NOT_LET_APPLY, NO_PROOF)
             self._take_applicant(caller.link, applicant)
         else:
             return False

@@ -95,6 +95,7 @@ class Dialler:
         self._lock = threading.Lock()
         self._open: dict[int, _End] = {}  # by descriptor
         self._probes = 0
+        self._has_given_up_joining = False
         self._joining: set[int] = set()  # the descriptors of those that ask to be added
 
     def start(self, host: Calling) -> None:
@@ -182,6 +183,9 @@ class Dialler:
         try:
             with self._lock:
                 self._joining.add(link.descriptor)
+                is_given_up = self._has_given_up_joining
+            if is_given_up:
+                raise ConnectionAbortedError("this node is being stopped")
             check_name(link, check_taken(fields))  # (P2)
             said = sockets.read_json(link, MAX_HANDSHAKE, monotonic() + JOIN_TIME)
         except (OSError, WireError) as error:
@@ -193,8 +197,9 @@ class Dialler:
         check_added(said)
 
     def give_up_joining(self) -> None:
-        """End the connections that ask for this node to be added."""
+        """End the connections that ask for this node to be added, and let none go on any more."""
         with self._lock:
+            self._has_given_up_joining = True
             ends = [self._open[each] for each in self._joining if each in self._open]
         for end in ends:
             sockets.shut(end.sock)

@@ -14,7 +14,9 @@ frames (records.py draws these), one for the question and two for the answer::
 
 ``join`` is the version of these. What the asker says is what ``POST /join`` takes, and means the
 same: the leader asks who is at that address before it proposes anything (membership.py). A member
-that doesn't lead passes it on to its leader; so whoever asks needs to reach only one of them. A
+that doesn't lead passes it on to its leader; so whoever asks needs to reach only one of them. Who
+is added is sent all records, so who asks has proved itself (PeerSecurity.lets_apply); whoever
+hasn't is told one line that names nothing, and no more is done about it. A
 release that knows no such connection ends it without a word.
 
 What strangers say is checked here before anybody acts on it. Functions of fields only: any thread
@@ -36,6 +38,7 @@ __all__ = [
     "JOIN",
     "JOIN_TIME",
     "MAX_JOINS",
+    "NO_PROOF",
     "Applicant",
     "check_added",
     "check_applicant",
@@ -54,6 +57,12 @@ better one."""
 
 MAX_JOINS: Final = 4
 """Nodes at a time that a member takes the wish of: each has a thread until it is decided."""
+
+NO_PROOF: Final = (
+    "whoever asks to be added here has to prove that it may: by the secret of the cluster or a "
+    "certificate"
+)
+"""All that somebody is told who has proved nothing where that is asked for (P4)."""
 
 _VERSION: Final = 1
 _MAX_TEXT: Final = 512

@@ -79,12 +79,16 @@ class PeerSecurity:
     *secrets* returns those that count now, the first one for dialling; none: there is no secret.
     *client* and *server* return the context for a connection that is dialled and for one that is
     accepted; both ask for the other end's certificate. All three may be called by any thread.
+
+    *takes_anybody* says that where nobody proves anything, nodes of other machines, too, may ask to
+    be added (joins.py): protected mode is off.
     """
 
     mode: str = OPEN
     secrets: Callable[[], Sequence[bytes]] = tuple
     client: Callable[[], ssl.SSLContext] | None = None
     server: Callable[[], ssl.SSLContext] | None = None
+    takes_anybody: bool = False
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -127,6 +131,16 @@ class PeerSecurity:
         if self.mode == REQUIRE:  # (P1)
             raise WireError(f"it proves nothing, and --peer-auth is require here: {_REMEDY}")
         return PlainLink(sock)
+
+    def lets_apply(self, link: Link, sock: socket.socket) -> bool:
+        """Tell whether who is at the other end may ask to be added: whoever has proved itself (P4).
+
+        Who is added is sent all records. So where some can prove themselves and others needn't, the
+        others may not; and where nobody can, only who is on this machine, unless all are let in.
+        """
+        if link.proof:
+            return True
+        return self.mode == OPEN and (self.takes_anybody or sockets.is_of_this_machine(sock))
 
     def _lack(self, flag: str) -> str:
         if self.mode == OPEN:

@@ -19,6 +19,7 @@ import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
 from time import monotonic
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ __all__ = [
     "await_event",
     "configure",
     "connect",
+    "is_of_this_machine",
     "is_readable",
     "last_words",
     "linger",
@@ -94,6 +96,16 @@ def configure(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def is_of_this_machine(sock: socket.socket) -> bool:
+    """Tell whether the other end of a connection is on this machine, by its IP address."""
+    try:
+        theirs, mine = [ip_address(end[0]) for end in (sock.getpeername(), sock.getsockname())]
+    except (OSError, ValueError):
+        return False  # it has gone
+    mapped = theirs.ipv4_mapped if isinstance(theirs, IPv6Address) else None
+    return theirs == mine or (mapped or theirs).is_loopback
 
 
 def shut(sock: socket.socket) -> None:

@@ -288,7 +288,8 @@ class Transport:
         self._dialler.join(address, applicant)
 
     def give_up_joining(self) -> None:
-        """Have :meth:`join` end at once, in whichever thread waits there."""
+        """Have :meth:`join` end at once, in whichever thread waits there for an answer, and ask no
+        more: this node is about to stop."""
         self._dialler.give_up_joining()
 
     def close(self) -> None:

@@ -11,6 +11,22 @@ _JOINING = ("tests/cluster/test_discovery.py",)
 
 MUTATIONS = [
     Mutation(
+        "what all sessions of a call hold is counted in one turn",
+        "conure/cluster/serving.py",
+        "                    if counted == COUNTED_AT_ONCE:\n",
+        "                    if counted == 10 * COUNTED_AT_ONCE:\n",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
+        "a call is refused whose sessions' keys are still counted",
+        "conure/cluster/serving.py",
+        "                    if self._store.holdings(lock.session, lock.key) is None:\n"
+        "                        return False\n",
+        "                    if self._store.holdings(lock.session, lock.key) is None:\n"
+        "                        return True\n",
+        ("tests/cluster/test_forwarding.py",),
+    ),
+    Mutation(
         "a redirect leads from https to http",
         "conure/values.py",
         "    return None if is_https(server) and not is_https(leader) else leader\n",
@@ -79,5 +95,40 @@ MUTATIONS = [
         '    scheme = "https" if https else "http"\n',
         '    scheme = "http"\n',
         ("tests/cluster/test_founders.py",),
+    ),
+    Mutation(
+        "a node that joins shows no certificate",
+        "conure/security/asking.py",
+        "    tls = ClientTls(ca, cert, key)\n",
+        "    tls = ClientTls(ca)\n",
+        ("tests/system/test_asking.py",),
+    ),
+    Mutation(
+        "the probe is content with any answer",
+        "conure/ops/probe.py",
+        '    if words[1] != b"200":\n',
+        '    if words[1] == b"":\n',
+        ("tests/ops/test_probe.py",),
+    ),
+    Mutation(
+        "the probe takes any authority's word",
+        "conure/ops/probe.py",
+        'files["ca"], files["cert"]',
+        '"", files["cert"]',
+        ("tests/ops/test_probe.py",),
+    ),
+    Mutation(
+        "kvctl reads on as if an encrypted server had closed",
+        "conure/ops/respclient.py",
+        '            if "speaks TLS" in str(told):',
+        '            if "speaks TLS" in told.code:',
+        ("tests/system/test_asking.py",),
+    ),
+    Mutation(
+        "kvctl lets a key live for longer than /kv does",
+        "conure/ops/kvcommands.py",
+        "    if seconds > _MAX_TTL:\n",
+        "    if seconds < 0:\n",
+        ("tests/ops/test_kvctl.py",),
     ),
 ]

@@ -26,6 +26,27 @@ MUTATIONS = [
         WIRE,
     ),
     Mutation(
+        "who has proved nothing is added where others prove themselves",
+        "conure/peers/proving.py",
+        "return self.mode == OPEN and (self.takes_anybody or",
+        "return self.mode != REQUIRE and (self.takes_anybody or",
+        WIRE,
+    ),
+    Mutation(
+        "whoever reaches the Raft port may ask to be added",
+        "conure/peers/accepting.py",
+        "            if not self._security.lets_apply(caller.link, caller.sock):  # (P4)\n",
+        "            if not self._security:\n",
+        WIRE,
+    ),
+    Mutation(
+        "an IPv4 address in IPv6 is on this machine",
+        "conure/peers/sockets.py",
+        "    return theirs == mine or (mapped or theirs).is_loopback\n",
+        "    return theirs == mine or mapped is not None or theirs.is_loopback\n",
+        WIRE,
+    ),
+    Mutation(
         "any number of nodes that ask to be added have a thread each",
         "conure/peers/accepting.py",
         "        if not self._applicants.acquire(blocking=False):\n",

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conure.errors import Conflict, ConureError, Refused, Unavailable, WireError
+from conure.peers import sockets
 from conure.peers.joins import (
     MAX_JOINS,
+    NO_PROOF,
     Applicant,
     check_added,
     check_applicant,
@@ -25,6 +27,7 @@ from conure.peers.joins import (
     encode_applicant,
     encode_taken,
 )
+from conure.peers.proving import OFFER, OPEN, REQUIRE, PeerSecurity
 from tests.lab.transports import Net, Node, eventually, frame, is_closed, read_json
 
 APPLICANT = Applicant("n2", "i2", "data", "10.0.0.2:7001", "http://10.0.0.2:8081")
@@ -175,6 +178,58 @@ def test_a_release_that_takes_no_such_wish_is_told_of(net: Net) -> None:
         words = told(lambda: a.transport.join(f"127.0.0.1:{port}", APPLICANT))
         thread.join()
     assert "An earlier release takes no wish to be added there: name a base URL" in words
+
+
+@pytest.mark.parametrize("mode", [OPEN, OFFER])
+@pytest.mark.parametrize("is_here", [True, False])
+@pytest.mark.parametrize("takes_anybody", [True, False])
+def test_who_has_proved_nothing_is_added_where_nobody_can_and_that_is_wanted(
+    net: Net, monkeypatch: pytest.MonkeyPatch, mode: str, is_here: bool, takes_anybody: bool
+) -> None:
+    """It would be sent all records (P4)."""
+    monkeypatch.setattr(sockets, "is_of_this_machine", lambda _: is_here)
+    b = net.node("b", security=PeerSecurity(mode, takes_anybody=takes_anybody))
+    with socket.create_connection(("127.0.0.1", b.transport.port)) as sock:
+        sock.sendall(frame(encode_applicant(APPLICANT)))
+        answer = read_json(sock)
+        if mode == OPEN and (is_here or takes_anybody):
+            assert check_taken(answer) == "b"
+            assert read_json(sock) == {"added": True}
+        else:
+            assert answer == {"protocol": 1, "refused": NO_PROOF}
+            assert is_closed(sock)
+    assert bool(b.applicants) == (mode == OPEN and (is_here or takes_anybody))
+    assert b.admitted == []
+
+
+def test_who_has_proved_itself_is_heard(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "is_of_this_machine", lambda _: False)
+    for mode in (OFFER, REQUIRE):
+        security = PeerSecurity(mode, lambda: [b"s" * 32])
+        a, b = net.node("a", security=security), net.node("b", security=security)
+        a.transport.join(b.address, APPLICANT)
+        assert [applicant for applicant, _ in b.applicants] == [APPLICANT]
+        stranger = net.node("c", security=PeerSecurity(mode, lambda: [b"x" * 32]))
+        with pytest.raises(ConureError):
+            stranger.transport.join(b.address, APPLICANT)
+        assert len(b.applicants) == 1
+
+
+def test_what_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ends:
+        def __init__(self, theirs: str, mine: str) -> None:
+            self.getpeername = lambda: (theirs, 1)
+            self.getsockname = lambda: (mine, 2)
+
+    def is_here(theirs: str, mine: str) -> bool:
+        return sockets.is_of_this_machine(Ends(theirs, mine))  # type: ignore[arg-type]
+
+    for ends in (("127.0.0.1", "127.0.0.1"), ("127.9.9.9", "127.0.0.1"), ("::1", "::1"),
+                 ("10.0.0.5", "10.0.0.5"), ("::ffff:127.0.0.1", "::ffff:127.0.0.1")):  # fmt: skip
+        assert is_here(*ends)
+    for ends in (("10.0.0.6", "10.0.0.5"), ("::ffff:10.0.0.6", "::ffff:10.0.0.5"),
+                 ("fe80::1%eth0", "fe80::2%eth0")):  # fmt: skip
+        assert not is_here(*ends)
 
 
 def test_nobody_there_is_unavailable(net: Net) -> None:

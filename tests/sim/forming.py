@@ -7,7 +7,8 @@ another address. After every step of a machine (F1 to F4, conure/cluster/forming
 
 ==================== ===========================================================================
 one cluster or none  all disks that are of a cluster at this moment are of the same one; where lists
-                     change, of one of those whose founders have the same IDs
+                     change, of one of those whose founders have the same IDs, as long as one of
+                     these has its disk
 F2                   of two clusters never is one that began the first a founder of the second and
                      one that began the second a founder of the first, both with these disks
 equal beginnings     whoever has the first entry of a cluster's log has the same bytes there, and
@@ -159,10 +160,15 @@ class FormationChecks(Checks):
             # Everybody who held the cluster before has lost the disk: all begins anew.
             self._world.counts["clusters lost with all their disks"] += 1
             self.forget()
-        elif is_other and seen and {*_voters(seen[2])} != {*_voters(first.data)}:
-            self._part()  # by other lists; whether it may be is seen when its ID is on the disk
-        if not self.is_parted:  # or indexes and terms would be of two logs
+        elif is_other and seen:
+            old, new = Configuration.decode(seen[2] or b""), Configuration.decode(first.data)
+            if old.voters != new.voters or not self._left_of(old):
+                self._part()  # whether it may be is seen when its ID is on the disk
+        if not self.is_parted:
             super()._remember(name, entries, before, is_arbiter)
+        else:  # indexes and terms are of two logs
+            for entry in entries:
+                self._note_admissions(entry)
 
     def _commit(self, machine: Machine, index: int, term: int) -> None:
         if not self.is_parted:
@@ -216,7 +222,8 @@ class FormationChecks(Checks):
         beginnings = [self._beginnings.get(each) for each in (mine, other)]
         self._expect(None not in beginnings, f"{what}, which nobody has begun")
         first, second = self.founders(mine), self.founders(other)
-        self._expect(first.voters != second.voters, f"{what}, of the same founders")
+        has_other_founders = first.voters != second.voters
+        self._expect(has_other_founders or not self._left_of(second), f"{what}, of the same ones")
         here, there = self._beginners(mine, second), self._beginners(other, first)
         self._expect(not (here and there), f"{what}, and {here} and {there} are in both (F2)")
         self._part()
@@ -224,6 +231,16 @@ class FormationChecks(Checks):
     def _part(self) -> None:
         self._world.counts["lists that made two clusters"] += not self.is_parted
         self.is_parted = True
+
+    def _left_of(self, founders: Configuration) -> list[str]:
+        """Return the founders of a cluster that are of one with the disks that formed it. Those who
+        were added later may be on nobody's list, and so are not asked."""
+        names = [server.id for server in founders.servers if server.id in self.holders()]
+        return [
+            name
+            for name in names
+            if founders.get(name).incarnation == self._fleet.machines[name].incarnation  # type: ignore[union-attr]
+        ]
 
     def _beginners(self, cluster_id: str, founders: Configuration) -> list[str]:
         """Return who began a cluster and is with this disk among the founders of another one."""
@@ -238,10 +255,6 @@ class FormationChecks(Checks):
                 for each in (mine, founders)
             )
         ]
-
-
-def _voters(data: bytes | None) -> tuple[str, ...]:
-    return Configuration.decode(data or b"").voters
 
 
 class Formation:
@@ -350,14 +363,16 @@ class Formation:
             return
         (cluster_id,) = set(checks.holders().values())
         founders = checks.founders(cluster_id)
-        left = [s.id for s in founders.servers if self._is_there(s.id, s.incarnation)]
-        if len(left) < len(founders.servers):
+        members = self._members_of(founders)  # with those that were added since
+        voters = [server for server in members.servers if server.suffrage == "voter"]
+        left = [s.id for s in members.servers if self._is_there(s.id, s.incarnation)]
+        if len(left) < len(members.servers):
             is_weak = bool(founders.quorum_size) or self.fate.arbiter
-            if len(left) < founders.quorum or is_weak:
+            if sum(voter.id in left for voter in voters) < members.quorum or is_weak:
                 world.counts["clusters that lost too much"] += 1
                 world.run_for(5.0)
                 return
-            world.counts["clusters that lost a founder"] += 1
+            world.counts["clusters that lost a member"] += 1
             for machine in self.fleet.all():
                 if machine.name not in left:
                     self._finish(self._replace(machine), f"{machine.name} doesn't come back")
@@ -502,6 +517,12 @@ class Formation:
         )
 
     # -- looks -----------------------------------------------------------------------------------
+
+    def _members_of(self, founders: Configuration) -> Configuration:
+        """Return the members of a cluster as of the longest log that there is of it."""
+        logs = [machine.raft for machine in self.fleet.all() if machine.up]
+        longest = max(logs, key=lambda raft: (raft.last_term, raft.last_index))
+        return longest.configuration if longest.configuration.servers else founders
 
     def _is_there(self, name: str, incarnation: str) -> bool:
         machine = self.fleet.machines[name]

@@ -90,7 +90,7 @@ def test_two_lists_make_two_clusters_and_right_ones_make_no_third() -> None:
         checks._beginnings[first] = Configuration(tuple(everybody)).encode()
         checks._beginnings[second] = Configuration(tuple(everybody), 2).encode()
         checks._compare(machines[0], first, second)
-        with pytest.raises(Broken, match="of the same founders"):
+        with pytest.raises(Broken, match="of the same ones"):
             world.check()
         world.broken = None
         more = replace(everybody[0], id="n6", raft_address="n6:7001", incarnation="another")

@@ -174,6 +174,29 @@ def test_a_node_is_added_by_a_member_that_it_reaches_over_the_raft_port(cluster:
     assert "is that a member's Raft port?" in third.text
 
 
+def test_only_who_has_the_secret_is_added_over_the_raft_port(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Whoever has another one hears nothing, and is told by its own log what that may mean."""
+    secret, other = tmp_path / "secret", tmp_path / "other"
+    secret.write_text("0123456789abcdef" * 4)
+    other.write_text("fedcba9876543210" * 4)
+    known = f"--cluster-secret-file={secret}"
+    first = cluster.add(known).start("--bootstrap")
+    second = cluster.add(known).start(f"--join={first.raft_address}")
+    cluster.wait_until_voters(2)
+    for number, flag in enumerate((f"--cluster-secret-file={other}", "--log-level=info")):
+        stranger = cluster.add(flag)
+        stranger.start(f"--join={first.raft_address},{second.raft_address}")
+        refused = f"seed {second.raft_address} did not add this node: no node answers at"
+        wait_until(lambda: refused in stranger.text)  # noqa: B023
+        assert "secret" in stranger.text
+        assert stranger.status()["cluster_id"] == ""
+        assert len(first.servers()) == 2
+        assert f"{stranger.name} asks to be added" not in first.text + second.text, number
+    assert second.put("k", b"v").status in (200, 307)
+
+
 def test_a_node_without_seeds_waits_to_be_joined_and_says_so(cluster: Cluster) -> None:
     lonely = cluster.add().start()
     assert "join" in lonely.text
