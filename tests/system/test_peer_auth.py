@@ -71,7 +71,7 @@ class Writer:
         self._stopping.set()
         self._thread.join()
 
-    def wait(self, more: int = 20) -> None:
+    def wait(self, more: int = 10) -> None:
         """Wait until so many more writes were acknowledged."""
         goal = self.written + more
         wait_until(lambda: self.written >= goal)
@@ -125,8 +125,7 @@ def test_from_open_to_certificates_and_back_under_load(tmp_path: Path, proofs: P
         (lambda _: [secret], {"secret"}),
         (lambda name: [secret, *proofs.tls(name)], {"certificate"}),
         (proofs.tls, {"certificate"}),
-        (lambda name: [secret, *proofs.tls(name)], {"certificate"}),
-        (lambda _: [secret, "--peer-auth=offer"], {"secret"}),
+        (lambda name: [*proofs.tls(name), "--peer-auth=offer"], {"certificate"}),
         (lambda _: [], {"open"}),
     ]
     with Cluster(tmp_path / "cluster") as cluster:
