@@ -173,6 +173,10 @@ class TlsLink:
         """Whether bytes of the link's own wait for the socket; see :class:`~link.Link`."""
         return bool(self._unsent) and not self._claimed
 
+    def local_address(self) -> str:
+        """Return the IP address that this end has. Raises OSError."""
+        return str(self.socket.getsockname()[0])
+
     def handshake(self) -> None:
         """Carry the handshake on. BlockingIOError: it isn't done, and wants input, or, while the
         link is :attr:`stalled`, output. Raises HandshakeFailed and other OSErrors."""

@@ -74,6 +74,10 @@ class SealedLink:
         self._left_size = 0  # bytes of its payload
         self._is_shut = False
 
+    def local_address(self) -> str:
+        """Return the IP address that this end has. Raises OSError."""
+        return self._link.local_address()
+
     @property
     def pending(self) -> bool:
         """Whether proved bytes wait here; see :class:`~conure.net.link.Link`."""

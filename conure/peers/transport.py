@@ -135,15 +135,22 @@ class Transport:
         )
         self.port = self._acceptor.port
 
-    def start(self, host: Host, registrar: Registrar | None = None) -> None:
+    def start(
+        self,
+        host: Host,
+        registrar: Registrar | None = None,
+        lets_in: Callable[[str, str], bool] = lambda peer, local: True,  # noqa: ARG005
+    ) -> None:
         """Begin to answer; returns at once. Once, before anything is sent.
 
         *registrar* reads messages, calls and answers, if not a thread for each connection.
+        *lets_in* tells whether a connection is taken, given the IP addresses of who dials and of
+        what is dialled; the accepting thread asks, and it doesn't wait.
         """
         self._host = host
         self._registrar = registrar
         self._dialler.start(host)
-        self._acceptor.start(host, registrar)
+        self._acceptor.start(host, registrar, lets_in)
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """Tell where the others are: node id to ``host:port``.
