@@ -53,6 +53,7 @@ from conure.client import (
 from conure.client.shellwords import NotWords, split
 from conure.client.texts import fields
 from conure.errors import ConureError
+from conure.standardio import guarded
 from conure.values import COMMAND
 
 __all__ = ["Shell", "main"]
@@ -594,17 +595,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if sys.stdin is None or sys.stdout is None:
         _complain("conuresh: standard input and output have to be open")
         return _FAILED
-    try:
-        return _run(argv, environ)
-    except BrokenPipeError:  # whoever read the output has gone
-        _forget_output()
-        return _FAILED
-    except OSError as error:
-        _forget_output()
-        _complain(f"conuresh: can't read the input or write the output: {error.strerror}")
-        return _FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return guarded(lambda: _run(argv, environ), lambda why: _complain(f"conuresh: {why}"))
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -831,13 +822,6 @@ def _printable(text: str, keep: str) -> str:
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
         for char in text
     )
-
-
-def _forget_output() -> None:
-    """Let the interpreter's last flush of standard output succeed."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ WINGS: dict[str, set[str]] = {
     "storage": {"", "pager", "btree"},
     "net": {""},
     "state": {"", "consensus", "storage"},
-    "security": {""},
     "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
     "service": {"", "state"},

@@ -11,10 +11,12 @@ Duties, cited by number in code and tests:
    says, where members come first; a frame that has begun goes on or its connection ends; a
    handshake is bounded in size and time, JSON in its structure before it is parsed, connections
    and what is logged of them in number.
-2. No message is handed over from a node that was not admitted, nor one whose sender is another
-   than that node or whose receiver is not this one. Each is stamped with the incarnation of that
-   node's greeting. A connection ends when the host believes its other end no more
-   (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no name.
+2. Where proofs are required, nothing is read of who gives none, and nothing said to it
+   (proving.py, P1 to P4). No message is handed over from a node that was not admitted, nor one
+   whose sender is another than that node or whose receiver is not this one. Each is stamped with
+   the incarnation of that node's greeting. A connection ends when the host believes its other end
+   no more (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no
+   name.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
 4. A connection that broke is dialled again by itself as soon as there is something to send, or

@@ -19,6 +19,7 @@ import pytest
 import conuredb
 from conure.config import load
 from conure.fileio import OsFileSystem
+from conure.net.rates import Rates
 from conure.settings import SETTINGS
 from conure.storage.datadir import DataDirectory
 from conure.values import Address
@@ -113,6 +114,10 @@ class Row(NamedTuple):
     where: Callable[[Received], object]
     value: object
     others: tuple[str, ...] = ()  # flags without which it would set nothing
+
+
+def limits_of(rates: Rates | None) -> str:
+    return rates.describe() if rates else ""
 
 
 UNGUARDED = ("--protected-mode=false",)
@@ -231,12 +236,12 @@ ROWS = {
         Row("https://a.example", lambda r: r.access.origins, {"https://a.example"}),
     ],
     "rate_limit": [
-        Row("7", lambda r: r.access.rates.describe(), "7 requests a second for each client"),
-        Row("7", lambda r: r.Resp.call_args.args[9].describe(),
+        Row("7", lambda r: limits_of(r.access.rates), "7 requests a second for each client"),
+        Row("7", lambda r: limits_of(r.Resp.call_args.args[9]),
             "7 requests a second for each client", RESP),
     ],
     "rate_limit_bytes": [
-        Row("7KiB", lambda r: r.access.rates.describe(),
+        Row("7KiB", lambda r: limits_of(r.access.rates),
             "7KiB of them a second for each client"),
     ],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],

@@ -19,7 +19,6 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
-from conure.peers.proving import CERTIFICATE, REQUIRE, SECRET, UNPROVED, PeerSecurity
 
 from conure.consensus import records
 from conure.consensus.members import Configuration, Server
@@ -27,6 +26,7 @@ from conure.consensus.messages import COMMAND, CONFIG, Entry, Message, MessageTy
 from conure.errors import ConureError
 from conure.net.link import Link
 from conure.peers import frames, sockets
+from conure.peers.proving import CERTIFICATE, REQUIRE, SECRET, UNPROVED, PeerSecurity
 from conure.state import codec
 from tests.lab.certificates import Authority, Certificate, client_context
 from tests.lab.cluster import Cluster, Member, wait_until
