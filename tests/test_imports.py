@@ -18,6 +18,7 @@ WINGS: dict[str, set[str]] = {
     "consensus": {""},
     "storage": {"", "pager", "btree"},
     "net": {""},
+    "security": {""},
     "state": {"", "consensus", "storage"},
     "peers": {"", "consensus", "net", "security"},
     "cluster": {"", "consensus", "storage", "net", "state", "peers", "raft"},
