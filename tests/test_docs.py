@@ -46,7 +46,7 @@ MADE_LATER = {
 OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine", "--path-as-is",
+    "--storage-engine", "--part", "--charts-before", "--tag-before", "--path-as-is",
 }  # fmt: skip
 OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
 

@@ -19,7 +19,8 @@ kubectl and helm 3 have to be on the PATH, and openssl. What is asserted:
 1. No acknowledged write is lost, whatever happens.
 2. While members come and go in order no write fails, nor is the outcome of one unknown; it may
    have to wait for as long as a hand-over takes (GAP_SECONDS).
-3. When the leader dies without warning, writes that were under way may be unknown, one a client.
+3. When the leader dies without warning, writes that were under way may be unknown, one a client;
+   so may they while an open release is locked, where pods of before and after are mixed.
 
 Exit status: 0 if all is well, 1 at the first promise that is not kept.
 """
@@ -600,8 +601,8 @@ def check_locked(namespace: Namespace, charts_before: str, tag_before: str) -> N
                 namespace.wait_for(*pods)
             (written,) = results
             tell(f"peerAuth {namespace.auth()}, {written}")
-            is_bad = written.refused or written.unknown or written.longest_gap > GAP_SECONDS
-            if is_bad and not mixed:
+            is_slow = written.longest_gap > GAP_SECONDS
+            if not mixed and (written.refused or written.unknown > CLIENTS or is_slow):
                 raise Failed(f"{what}: {written} {written.reasons}")
             everything.append(written)
             namespace.found(written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutations import (
+    charts,
     client,
     cluster,
     consensus,
@@ -26,6 +27,7 @@ from tests.mutations import (
 __all__ = ["MUTATIONS"]
 
 _WINGS = (
+    charts,
     client,
     cluster,
     consensus,
