@@ -31,6 +31,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 from conure import VERSION
+from conure.cluster import border
 from conure.cluster.joining import Joiner
 from conure.cluster.node import Node
 from conure.cluster.options import NodeOptions
@@ -43,20 +44,31 @@ from conure.http.limits import Limits
 from conure.http.origins import Access, Names
 from conure.http.rest import Rest
 from conure.http.restmeters import add_rest_metrics
-from conure.http.server import Application, HTTPServer, bounds_of
+from conure.http.server import SPEAKS_TLS, Application, HTTPServer, bounds_of
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
-from conure.net.listener import Listener, bind
+from conure.net.listener import Listener, MakeLink, bind
+from conure.net.rates import Rates
 from conure.net.reactor import Reactor
+from conure.net.tlslink import ServerLinks
 from conure.operations import Operations
 from conure.ops import offline
+from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
+from conure.protection import Door, is_elsewhere
 from conure.resp.assembly import Resp
+from conure.resp.frontend import SPEAKS_TLS as RESP_SPEAKS_TLS
 from conure.resp.limits import Limits as RespLimits
+from conure.security.asking import tls_for_asking
+from conure.security.fronts import FrontTls
+from conure.security.nodes import NodeProofs
+from conure.security.reloading import Watcher
+from conure.security.tls import ClientTls
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
 from conure.service.watchers import Watchers
+from conure.settings import flag_of
 from conure.state.history import History
 from conure.storage.datadir import engine_in
 from conure.storage.engines import LSM
@@ -126,7 +138,12 @@ class Process:
         self._node: Node | None = None
         self._watchers: Watchers[Stream] | None = None
         self._joiner: Joiner | None = None
+        self._watcher = Watcher()
+        self._tls: FrontTls | None = None
+        self._asking: ClientTls | None = None
         self._collector = Collector()
+        limits = config.rate_limit, config.rate_limit_bytes
+        self._rates = Rates(*limits, config.trusted_proxies) if any(limits) else None
 
     def run(self) -> int:
         """Start, serve until a signal or a failure, stop; return the exit status."""
@@ -145,14 +162,20 @@ class Process:
             signal.signal(number, self._on_signal)
 
         try:
-            # The addresses first: if one is taken, nothing has been touched yet.
+            # These first: if a file can't be used or an address is taken, nothing has been touched.
+            if not config.tls_auto:
+                self._make_tls()
+            security = self._peer_security()
+            self._refuse_strangers()
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
             self._operations.add(metrics.operations)
-            transport = self._listen_to_peers()
+            transport = self._listen_to_peers(security)
             reactor = self._reactors["http_addr"]
             history = History(max_bytes=config.watch_history_bytes)
             node = self._open_node(transport, reactor, history)
+            if config.tls_auto:  # it writes to the data directory, which is this node's by now
+                self._make_tls()
             watchers = self._watchers = Watchers(
                 history,
                 self._registry,
@@ -168,7 +191,7 @@ class Process:
             self._serve_resp(reactor, node, requests, limits, history)
             self._serve_rest(node, requests, limits, metrics)
             self._add_metrics(server)
-            transport.start(node, reactor)
+            transport.start(node, reactor, node.lets_in)
             # No collection while the log is applied: that would take a quarter of the time.
             gc.collect()
             gc.disable()
@@ -178,13 +201,28 @@ class Process:
                 self._collector.start()
                 gc.enable()
             watchers.start()
+            self._watcher.start()
+            if self._watcher.has_work:
+                signal.signal(signal.SIGHUP, self._on_hang_up)
             for each in self._listeners():
                 each.start()
             if config.seeds or config.peers:
                 seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
-                self._joiner = Joiner(seeds, node.facts, node.wants_to_join)
+                asking = self._asking
+                self._joiner = Joiner(
+                    seeds,
+                    node.facts,
+                    node.wants_to_join,
+                    None if asking is None else lambda: asking.context,
+                    roads=transport,
+                    applicant=node.applicant,
+                )
                 self._joiner.start()
-            log.info("ConureDB %s listens on %s", VERSION, _shown(config.http_addr, server.port))
+            self._tell_of_doors()
+            url = _shown(config.http_addr, server.port, has_tls=config.has_tls)
+            log.info("ConureDB %s listens on %s", VERSION, url)
+            if self._tls is not None and self._tls.trial is not None:
+                log.info("ask it so: %s", self._tls.trial.how_to_ask(url))
             if self._resp is not None:
                 log.info("RESP is served at %s", self._address_of("resp_addr"))
             if self._rest is not None:
@@ -222,6 +260,18 @@ class Process:
                 *(most, config.resp_max_connections, open_files),
             )
 
+    def _refuse_strangers(self) -> None:
+        """Refuse to begin or join a cluster across machines whose nodes prove nothing. Raises
+        ConfigError."""
+        config = self._config
+        if not config.protected_mode or config.asks_peers:
+            return
+        asked = {"seeds": config.seeds, "peers": [p.rpartition("@")[2] for p in config.peers]}
+        for setting, addresses in asked.items():
+            why = border.why_refused(OsFileSystem(), config.data_dir, addresses)
+            if why:
+                raise ConfigError(config.called(setting), config.sources[setting], why)
+
     def _bind_addresses(self) -> None:
         """Take the addresses for clients, and what serving them takes; nobody is accepted yet."""
         for setting in ("http_addr", "metrics_addr", "resp_addr", "rest_addr"):
@@ -239,17 +289,45 @@ class Process:
 
     def _serve_clients(self, api: Application) -> HTTPServer:
         """Make the servers for what is bound; the one for clients has the node's reactor."""
-        names = self._names()
-        access = Access(names, PUBLIC, PROBES)
+        access = self._access("http_addr", PROBES)
+        access = replace(access, public=PUBLIC, probes=PROBES, rates=self._rates)
         server = self._serve("http_addr", api, access)
         if "metrics_addr" in self._bound:  # of its own, so that it answers whatever clients do
-            access = Access(names, probes=frozenset({"/metrics"}))
+            access = replace(self._access("metrics_addr"), probes=frozenset({"/metrics"}))
             self._serve("metrics_addr", MetricsAPI(self._registry), access)
         return server
 
+    def _access(self, setting: str, always: frozenset[str] = frozenset()) -> Access:
+        """Return whom the front at an address answers; *always*: paths for everybody."""
+        config = self._config
+        return Access(
+            self._names(),
+            origins=frozenset(config.cors_origins),
+            scheme="https" if config.has_tls else "http",
+            door=self._door(setting, always),
+        )
+
+    def _door(self, setting: str, always: frozenset[str] = frozenset()) -> Door:
+        """Return who is barred from the front at an address."""
+        config = self._config
+        address: Address = getattr(config, setting)
+        name = config.called(setting)
+        listening = f"{flag_of(name)}={Address('127.0.0.1', address.port)}"
+        return Door(
+            name, listening, always, is_closed=config.protected_mode and not config.asks_clients
+        )
+
     def _serve(self, setting: str, application: Application, access: Access) -> HTTPServer:
         bound, reactor = self._bound[setting], self._reactors[setting]
-        server = HTTPServer(bound, application, self._limits(), self._on_fatal, access, reactor)
+        server = HTTPServer(
+            bound,
+            application,
+            self._limits(),
+            self._on_fatal,
+            access,
+            reactor,
+            make_link=self._links(setting.removesuffix("_addr"), SPEAKS_TLS),
+        )
         self._servers.append(server)
         return server
 
@@ -283,9 +361,18 @@ class Process:
             self._registry,
             node.messages,
             history,
+            self._door("resp_addr"),
+            self._rates,
         )
         self._operations.add(resp.operations)
-        self._resp = Listener(bound, reactor, resp.front, self._on_fatal, "resp")
+        self._resp = Listener(
+            bound,
+            reactor,
+            resp.front,
+            self._on_fatal,
+            "resp",
+            self._links("resp", RESP_SPEAKS_TLS),
+        )
 
     def _serve_rest(
         self, node: Node, requests: Requests, limits: RequestLimits, metrics: RequestMetrics
@@ -300,10 +387,43 @@ class Process:
             rest,
             replace(self._limits(), max_body_bytes_at={}),  # every path is a key
             self._on_fatal,
-            Access(self._names()),
+            replace(self._access("rest_addr"), rates=self._rates),
             self._reactors["http_addr"],
             "rest",
+            self._links("rest", SPEAKS_TLS),
         )
+
+    def _make_tls(self) -> None:
+        """Read, or make, what the fronts prove themselves by, and other nodes are checked by."""
+        config, trial = self._config, None
+        if config.has_tls:
+            hosts = (*config.own_hosts(), socket.gethostname())
+            self._tls = FrontTls(config, hosts, self._watcher, self._registry)
+            trial = self._tls.trial
+        self._asking = tls_for_asking(config, trial, self._watcher)
+
+    def _links(self, front: str, plain_reply: bytes) -> MakeLink | None:
+        """Return how a front's links are made: None for plain ones."""
+        tls = self._tls
+        if tls is None:
+            return None
+        return ServerLinks(lambda: tls.context, plain_reply, partial(tls.failed, front))
+
+    def _tell_of_doors(self) -> None:
+        """Say in the log whom the fronts answer that aren't on loopback."""
+        config = self._config
+        fronts = {config.called(name): str(getattr(config, name)) for name in self._bound}
+        open_to_all = [f"{n} {a}" for n, a in fronts.items() if is_elsewhere(a)]
+        if not open_to_all or config.asks_clients:
+            return
+        if config.protected_mode:
+            log.info("protected mode: %s answer this machine alone", ", ".join(open_to_all))
+        else:
+            log.warning(
+                "whoever reaches %s may read and write everything: protected mode is off, and "
+                "nobody is asked for a certificate",
+                ", ".join(open_to_all),
+            )
 
     def _address_of(self, setting: str) -> str:
         """Return where the front of a setting is served; empty: nowhere."""
@@ -317,7 +437,10 @@ class Process:
         return [*self._servers, *[front for front in fronts if front is not None]]
 
     def _names(self) -> Names:
-        """Return the names that a server here answers to."""
+        """Return the names that a server here answers to: any, where nobody is answered without
+        a certificate."""
+        if self._config.asks_clients:
+            return Names(["*"])
         own = (*self._config.own_hosts(), socket.gethostname())
         return Names(self._config.allowed_hosts, own, self._known_as)
 
@@ -339,10 +462,21 @@ class Process:
             idle_timeout=config.idle_timeout,
         )
 
-    def _listen_to_peers(self) -> Transport:
+    def _peer_security(self) -> PeerSecurity:
+        """Read what this node proves itself by to others. Raises ConfigError."""
+        proofs = NodeProofs(self._config, self._watcher, self._registry)
+        return PeerSecurity(
+            self._config.peer_auth,
+            proofs.secrets,
+            proofs.client,
+            proofs.server,
+            takes_anybody=not self._config.protected_mode,
+        )
+
+    def _listen_to_peers(self, security: PeerSecurity) -> Transport:
         address = self._config.raft_addr
         try:
-            self._transport = Transport(address, self._registry)
+            self._transport = Transport(address, self._registry, security)
         except OSError as error:
             raise self._taken("raft_addr", address, error) from error
         return self._transport
@@ -363,11 +497,13 @@ class Process:
             raft_address=config.raft_advertised(transport.port),
             http_address=config.http_advertised(http_port),
             http_port=http_port,
+            https=config.has_tls,
             bootstrap=config.bootstrap,
             version=VERSION,
             role=config.role,
             quorum_size=config.quorum_size,
             peers=config.peers,
+            is_guarded=config.protected_mode and not config.asks_peers,
             engine=config.engine,
             told_engine=config.told_engine,
             election_timeout=config.election_timeout,
@@ -435,6 +571,7 @@ class Process:
         node = self._node
         if node is not None:
             node.begin_stop()
+        self._watcher.stop()
         if self._joiner is not None:
             self._joiner.stop()
         if node is not None:
@@ -475,6 +612,13 @@ class Process:
             "HTTP connections accepted.",
             lambda: server.connections_accepted,
         )
+        if self._rates is not None:
+            rates = self._rates
+            registry.counter_callback(
+                "conure_rate_limited_total",
+                "Requests and commands refused because their client sent too many.",
+                lambda: rates.refused,
+            )
         registry.labelled_callback(
             "conure_http_refused_total",
             "counter",
@@ -525,6 +669,9 @@ class Process:
         # Nothing that takes a lock: it runs between any two lines of the main thread, which may
         # hold that lock just then. SimpleQueue is made for this; Event and logging are not.
         self._reasons.put(signal.Signals(number).name)
+
+    def _on_hang_up(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._watcher.hurry()  # as above
 
     def _on_failure(self) -> None:
         self._failed = True
@@ -589,9 +736,9 @@ def raise_file_limit() -> int:
     return max(soft, wanted)
 
 
-def _shown(address: Address, port: int) -> str:
+def _shown(address: Address, port: int, *, has_tls: bool) -> str:
     host = "localhost" if address.is_wildcard else address.host
-    return f"http://{Address(host, port)}"
+    return f"{'https' if has_tls else 'http'}://{Address(host, port)}"
 
 
 if __name__ == "__main__":

@@ -492,7 +492,7 @@ def _incarnation(text: str) -> str:
 
 def _base_url(name: str, url: str) -> str:
     """Return a URL that redirects can begin with; empty if there is none."""
-    if url and not (is_base_url(url) and url.startswith("http://")):  # nobody serves https yet
+    if url and not is_base_url(url):
         raise BadRequest(
             f"{name} is {shortened(url)}; it has to be a base URL, such as http://10.0.0.2:8081"
         )

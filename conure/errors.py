@@ -52,6 +52,7 @@ __all__ = [
     "TooManyHeld",
     "TooManyRequests",
     "Unavailable",
+    "Untrusted",
     "VersionTooNew",
     "WireError",
 ]
@@ -311,6 +312,13 @@ class TargetTooLong(RequestError):
     title = "request target too long"
 
 
+class UnsupportedMediaType(RequestError):
+    """A body that is coded in a way that isn't undone here; nothing was stored."""
+
+    status = 415
+    title = "unsupported media type"
+
+
 class NotImplementedHere(ConureError):
     """The request is well formed and this version can't carry it out."""
 
@@ -333,6 +341,15 @@ class Unavailable(ConureError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Untrusted(Unavailable):
+    """Nobody who was named could prove who they are, or took this side's proof: nothing was asked.
+
+    Waiting doesn't help, unless for a certificate that is renewed.
+    """
+
+    title = "not trusted"
 
 
 class NotRead(Unavailable):

@@ -189,6 +189,16 @@ def _listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
     return parse_all
 
 
+def _seed(text: str) -> str:
+    """Return the base URL of a member, or the address of its Raft port."""
+    if "://" in text:
+        return parse_base_url(text)
+    address = parse_listening_address(text.lower())
+    if address.is_wildcard or address.port == 0:
+        raise ValueError(f"nobody can connect to {text}; name a member's host and port")
+    return str(address)
+
+
 def _peer(text: str) -> str:
     node_id, at, written = text.rpartition("@")
     address = parse_listening_address(written.lower())
@@ -198,13 +208,13 @@ def _peer(text: str) -> str:
 
 
 def _peers(text: str) -> tuple[str, ...]:
-    peers = _listed(_peer)(text)
+    peers = tuple(_peer(part.strip()) for part in text.split(",") if part.strip())
     if len(peers) > MAX_FOUNDERS:
         raise ValueError(f"{len(peers)} nodes are too many; a cluster of {MAX_FOUNDERS} is formed")
-    addresses = [peer.rpartition("@")[2] for peer in peers]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise ValueError(f"{address} is listed twice; list each node once")
+    told = [peer.rpartition("@")[::2] for peer in peers]
+    for what in [*[address for _, address in told], *[node_id for node_id, _ in told if node_id]]:
+        if sum(what in each for each in told) > 1:
+            raise ValueError(f"{what} is listed twice; list each node once")
     return peers
 
 
@@ -301,9 +311,10 @@ SETTINGS: tuple[Setting, ...] = (
     _S("bootstrap", "BOOLEAN", None,
        "make a one-node cluster if there is no state yet (default: true only for a data node "
        "without node_id, seeds and peers)", parse_boolean),
-    _S("seeds", "URLS", "",
-       "base URLs of members, comma-separated, that this node asks to add it; also --join",
-       _listed(parse_base_url), alias="join"),
+    _S("seeds", "SEEDS", "",
+       "members, comma-separated, that this node asks to add it: base URLs, or HOST:PORT of their "
+       "Raft ports; also --join",
+       _listed(_seed), alias="join"),
     _S("peers", "ADDRESSES", "",
        "Raft addresses, comma-separated, HOST:PORT or ID@HOST:PORT, of the other nodes with which "
        "this one forms a new cluster; each has a list of its others",

@@ -34,11 +34,13 @@ __all__ = [
     "Address",
     "Authority",
     "Durations",
+    "authority_of",
     "bracketed",
     "host_of",
     "is_address",
     "is_base_url",
     "is_host_name",
+    "is_https",
     "is_ipv6",
     "parse_authority",
     "parse_base_url",
@@ -54,6 +56,7 @@ __all__ = [
     "show_size",
     "split_address",
     "split_base_url",
+    "split_location",
 ]
 
 MAX_QUORUM_SIZE: Final = 1000
@@ -166,9 +169,9 @@ _BASE_URL = re.compile(rf"(https?)://{_HOST}(?::(\d{{1,5}}))?/?", re.ASCII)
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
-# Where a redirect leads to. Groups: host, port, all after them.
+# Where a redirect leads to. Groups: scheme, host, port, all after them.
 _LOCATION = re.compile(
-    r"http://(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?)"
+    r"(https?)://(\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?)"
     r"(?::(\d{1,5}))?([/?][^\s]*)?",
     re.ASCII,
 )
@@ -215,9 +218,20 @@ def split_address(text: str) -> tuple[str, int]:
 def split_base_url(text: str) -> tuple[str, int]:
     """Return host and port of a base URL, as they are connected to. Raises ValueError."""
     match = _BASE_URL.fullmatch(text)
-    if match is None or match[1] != "http":  # this version has no https
+    if match is None:
         raise ValueError("it isn't a base URL of the form http://host:port")
-    return split_address(f"{match[2] or match[3] or ''}:{match[4] or 80}")
+    port = match[4] or _DEFAULT_PORTS[match[1]]
+    return split_address(f"{match[2] or match[3] or ''}:{port}")
+
+
+def is_https(url: str) -> bool:
+    """Tell whether the server at a base URL is asked by TLS."""
+    return url.startswith("https://")
+
+
+def authority_of(url: str) -> str:
+    """Return host and port of a base URL as they stand there: what a request names as Host."""
+    return url.removeprefix("https://" if is_https(url) else "http://").removesuffix("/")
 
 
 def parse_listening_address(text: str) -> Address:
@@ -231,12 +245,12 @@ def parse_listening_address(text: str) -> Address:
 def parse_base_url(text: str) -> str:
     """Return a base URL as it is compared and shown: with its port, without a slash."""
     match = _BASE_URL.fullmatch(text)
-    if match is None or match[1] != "http" or match[3] == "":  # this version has no https
+    if match is None or match[3] == "":
         raise ValueError(f"{text!r} is no base URL; write it like http://10.0.0.5:8081")
-    address = _address(match[2], match[3], match[4] or "80")
+    address = _address(match[2], match[3], match[4] or _DEFAULT_PORTS[match[1]])
     if address.is_wildcard or address.port == 0:
         raise ValueError(f"nobody can connect to {text}; name a node's host and port")
-    return f"http://{address}"
+    return f"{match[1]}://{address}"
 
 
 def parse_origin(text: str) -> str:
@@ -255,19 +269,34 @@ def parse_server(text: str) -> str:
 
     The host is a name that DNS could know, or an IP address. Raises ValueError without a remedy.
     """
-    match = _LOCATION.fullmatch(text)
-    if match is None or match[3] not in (None, "/") or not 0 < int(match[2] or 80) < 65536:
+    server, rest = split_location(text)
+    if rest not in ("", "/"):
         raise ValueError("no base URL")
-    return f"http://{match[1]}:{match[2] or 80}"
+    return server
 
 
-def redirected_to(location: str) -> str | None:
-    """Return the server that a redirect leads to; None for one that can't be followed."""
-    match = _LOCATION.fullmatch(location)
+def split_location(text: str) -> tuple[str, str]:
+    """Return the base URL of the server that a URL is of, as :func:`parse_server` does, and all
+    that is behind it, "" if there is nothing. Raises ValueError without a remedy."""
+    match = _LOCATION.fullmatch(text)
+    if match is None:
+        raise ValueError("no base URL")
+    port = match[3] or _DEFAULT_PORTS[match[1]]
+    if not 0 < int(port) < 65536:
+        raise ValueError("no base URL")
+    return f"{match[1]}://{match[2]}:{port}", match[4] or ""
+
+
+def redirected_to(location: str, server: str) -> str | None:
+    """Return the server that a redirect by *server* leads to; None for one that isn't followed.
+
+    Who was asked by TLS is never left for who can be read and changed on the way.
+    """
     try:
-        return parse_server(location.removesuffix(match[3] or "")) if match else None
+        leader, _ = split_location(location)
     except ValueError:
         return None
+    return None if is_https(server) and not is_https(leader) else leader
 
 
 def bracketed(host: str) -> str:
@@ -369,7 +398,7 @@ def parse_pattern(text: str) -> str:
 
 def host_of(address: str) -> str:
     """Return the host of a base URL or of ``host:port``; empty if there is none."""
-    authority = parse_authority(address.removeprefix("http://"))
+    authority = parse_authority(authority_of(address))
     return authority.host if authority else ""
 
 

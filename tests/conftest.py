@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,8 @@ def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
 def _make_stub() -> Iterator[MakeStub]:
     stubs: list[StubServer] = []
 
-    def make() -> StubServer:
-        stubs.append(StubServer())
+    def make(tls: ssl.SSLContext | None = None) -> StubServer:
+        stubs.append(StubServer(tls))
         return stubs[-1]
 
     yield make

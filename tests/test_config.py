@@ -166,6 +166,7 @@ def test_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strangers_in_the_environment_are_collected_but_not_those_of_kubernetes() -> None:
     c = load([], {
         "CONURE_DATADIR": "x", "CONURE_SEED": "x", "CONURE_SERVER": "http://a:1", "PATH": "/bin",
+        "CONURE_CA": "x", "CONURE_CERT": "x", "CONURE_KEY": "x", "CONURE_TLS_NAME": "x",
         "CONURE_PORT": "tcp://10.0.0.1:8081", "CONURE_SERVICE_HOST": "10.0.0.1",
         "CONURE_SERVICE_PORT": "8081", "CONURE_SERVICE_PORT_HTTP": "8081",
         "CONURE_PORT_8081_TCP": "tcp://10.0.0.1:8081", "CONURE_PORT_8081_TCP_ADDR": "10.0.0.1",
@@ -206,6 +207,7 @@ def test_sizes(text: str, size: int) -> None:
         ("http://a:1,http://b-2.example.net:2/", ("http://a:1", "http://b-2.example.net:2")),
         (" http://[::1]:1 , ,http://a,", ("http://[::1]:1", "http://a:80")),
         ("http://a:80,http://a/", ("http://a:80",)),
+        ("a:7001,http://a:1, A:7001,[::1]:7", ("a:7001", "http://a:1", "[::1]:7")),
     ],
 )
 def test_seeds(text: str, seeds: tuple[str, ...]) -> None:
@@ -247,7 +249,6 @@ def test_seeds_by_two_names_from_one_source_are_refused(tmp_path: Path) -> None:
         ("", ()),
         ("db2:7001", ("db2:7001",)),
         ("n2@DB2:7001, n3@[::1]:7001,", ("n2@db2:7001", "n3@[::1]:7001")),
-        ("db2:7001,db2:7001", ("db2:7001",)),
     ],
 )
 def test_peers(text: str, peers: tuple[str, ...]) -> None:
@@ -358,12 +359,17 @@ BAD_VALUES = [
     ("peers", "db2", "write it like"),
     ("peers", "a b@db2:7001", "no node ID"),
     ("peers", "n2@db2:7001,n3@db2:7001", "listed twice"),
+    ("peers", "db2:7001,db3:7001, DB2:7001", "db2:7001 is listed twice"),
+    ("peers", "n2@db2:7001,n2@db2:7001", "db2:7001 is listed twice"),
+    ("peers", "n2@db2:7001,n2@db3:7001", "n2 is listed twice"),
     ("http_advertise", "db1:8081", "http://10.0.0.5:8081"),
-    ("http_advertise", "https://db1:8081", "base URL"),
+    ("http_advertise", "ftp://db1:8081", "base URL"),
     ("http_advertise", "http://db1:8081/kv", "base URL"),
     ("http_advertise", "http://user@db1:8081", "base URL"),
     ("http_advertise", "http://[::]:8081", "nobody can connect"),
-    ("seeds", "a:8081", "http://10.0.0.5:8081"),
+    ("seeds", "a", "no host and port"),
+    ("seeds", ":7001", "nobody can connect"),
+    ("seeds", "a:0", "nobody can connect"),
     ("seeds", "http://a:1;http://b:1", "base URL"),
     ("seeds", "http://a:1,http://:8081", "base URL"),
     ("seeds", "http://a:1,http://0.0.0.0:8081", "nobody can connect"),
@@ -423,7 +429,7 @@ def test_a_bad_value_names_setting_source_and_remedy(name: str, text: str, remed
         (["--bootstrap", "false"], "false", "--bootstrap=false"),
         (["--http-adr=:1"], "--http-adr", "did you mean --http-addr?"),
         (["--joins=http://a:1"], "--joins", "did you mean --join?"),
-        (["--join"], "seeds", "write --join=URLS"),
+        (["--join"], "seeds", "write --join=SEEDS"),
         (["--http"], "--http", "no such flag"),  # no abbreviations
         (["---node-id=a"], "---node-id", "no such flag"),
         (["--xyzzy"], "--xyzzy", "--help"),

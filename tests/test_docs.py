@@ -41,14 +41,19 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # What the pages name and no checkout holds.
 MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
-    "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py",
+    "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py", "locked.yaml",
 }  # fmt: skip
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
+OTHER_FLAGS = {
+    "--version", "--help", "--server", "--timeout", "--flag", "--http-adr",
+    "--ca", "--cert", "--key", "--tls-name",
+}  # fmt: skip
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine", "--part", "--charts-before", "--tag-before", "--path-as-is",
+    "--storage-engine", "--path-as-is", "--before", "--part", "--charts-before", "--tag-before",
 }  # fmt: skip
-OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
+OTHER_VARIABLES = {
+    "CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME",
+}  # fmt: skip
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -352,7 +357,7 @@ def test_the_tour_of_the_files_is_complete_and_about_right() -> None:
 def test_every_invariant_has_its_row() -> None:
     table = {row[0] for row in rows(section(ARCHITECTURE, "## Invariants"))}
     assert table == {f"S{n}" for n in range(1, 8)} | {f"R{n}" for n in range(1, 12)} | {
-        f"F{n}" for n in range(1, 5)
+        f"{family}{n}" for family in "FP" for n in range(1, 5)
     }
 
 

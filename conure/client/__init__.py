@@ -22,6 +22,7 @@ no byte of the request was sent           repeated          repeated          re
 503, 429, nothing was changed             repeated          repeated          repeated
 the connection was lost after sending     repeated          OutcomeUnknown    repeated
 502, 504, or no answer in time            repeated          OutcomeUnknown    repeated
+a certificate is no good, on either side  the error         the error         the error
 500 and any other 5xx                     the error         OutcomeUnknown    repeated
 4xx, 501, 507                             the error         the error         the error
 ========================================= ================= ================= ==================
@@ -40,10 +41,13 @@ server carries out about a quarter as many a second, and a lone one takes about 
 2. Every server that was named is asked in turn, beginning with the last known leader. Before a
    server is asked a second time the client waits, longer each time, and not in step with others;
    after a 429 as long as the server has asked for.
-3. Redirects are followed to ``http`` addresses only, and only their host and port are used.
+3. Redirects are followed to base URLs only, never from https to http, and only their scheme, host
+   and port are used.
 4. A resting connection is looked at before it is used again. One that the server has closed is
    dropped then, while no byte is on its way.
-5. What is streamed (``items``, ``watch``, ``backup``) has a connection of its own meanwhile. The
+5. By https nothing is sent to a server before it has proved who it is, and an answer or a stream
+   that ends before the server has said so is a broken one.
+6. What is streamed (``items``, ``watch``, ``backup``) has a connection of its own meanwhile. The
    time limit is for its beginning; then it may last, as long as something comes every 15 s.
 
 Threads: any number may share a client. Connections rest in a pool between requests, so there are as

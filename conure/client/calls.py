@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from conure.client.connections import (
 )
 from conure.client.model import NOT_A_SERVER, to_object
 from conure.client.texts import Json
+from conure.clienttls import ClientTls
 from conure.errors import (
     BadRequest,
     Compacted,
@@ -45,8 +47,10 @@ from conure.errors import (
     TargetTooLong,
     TooManyRequests,
     Unavailable,
+    Untrusted,
 )
-from conure.values import parse_server, redirected_to
+from conure.tlswords import is_refusal
+from conure.values import is_https, parse_server, redirected_to
 
 __all__ = ["DEFAULT_SERVER", "FIRST_PAUSE", "LONGEST_PAUSE", "Calls"]
 
@@ -71,10 +75,18 @@ class Calls:
     """Asks the servers of a cluster; *timeout*, in seconds, bounds each call with all its retries.
 
     *servers* are base URLs, of which the first is asked first. With *exactly_once* plain writes
-    carry an Idempotency-Key as well. Any thread. Raises ConfigError for a server that is none.
+    carry an Idempotency-Key as well. *tls* makes what servers of https are asked by, once there is
+    one. Any thread. Raises ConfigError for a server that is none, and for files that are no good.
     """
 
-    def __init__(self, servers: Sequence[str], timeout: float, *, exactly_once: bool) -> None:
+    def __init__(
+        self,
+        servers: Sequence[str],
+        timeout: float,
+        *,
+        exactly_once: bool,
+        tls: Callable[[], ClientTls] = ClientTls,
+    ) -> None:
         if not servers:
             raise ConfigError("server", "none given", f"name one, such as {DEFAULT_SERVER}")
         self.servers = [_base_url(server) for server in servers]
@@ -82,7 +94,12 @@ class Calls:
         self.leader = self.nearest = self.servers[0]
         """Who is asked first for what only a leader does, and for what anybody does."""
         self._exactly_once = exactly_once
-        self._pool = Pool()
+        self._lock = threading.Lock()  # guards the next two
+        self._make_tls = tls
+        self._tls: ClientTls | None = None
+        self._pool = Pool(self.trust)
+        if any(map(is_https, self.servers)):
+            self.trust()
 
     def read_object(self, target: str, *, any_server: bool = True) -> Json:
         """Return the JSON object that a GET is answered by. Raises ConureError, as ``call``."""
@@ -113,14 +130,14 @@ class Calls:
             try:
                 answer = self._exchange(server, request, attempts.deadline)
             except ConnectionFailed as failure:
-                attempts.take_failure(f"{server}: {failure}", failure)
+                attempts.take_failure(server, failure, self.servers)
                 server = self._after(server, request)
                 continue
             if answer.status == 200:
                 self._remember(server, request)
                 return answer
             if answer.status == 307:
-                leader = redirected_to(answer.field("Location"))
+                leader = redirected_to(answer.field("Location"), server)
                 attempts.problem = f"{server} redirects to {answer.field('Location') or 'nowhere'}"
                 server = leader or self._after(server, request)
                 continue
@@ -142,6 +159,13 @@ class Calls:
     def close(self) -> None:
         """Close the connections that rest, and those in use when their call ends."""
         self._pool.close()
+
+    def trust(self) -> ClientTls:
+        """Return what servers of https are asked by; it is made once. Raises ConfigError."""
+        with self._lock:
+            if self._tls is None:
+                self._tls = self._make_tls()
+            return self._tls
 
     def _after(self, server: str, request: Request) -> str:
         """Return whom to ask after *server* has failed; a leader that failed is forgotten."""
@@ -171,7 +195,8 @@ class Calls:
             answer = connection.exchange(request)
         except (OSError, HTTPException) as error:
             connection.close()
-            raise ConnectionFailed(describe(error), connection.was_sent) from error
+            why, was_sent = describe(error), connection.was_sent
+            raise ConnectionFailed(why, was_sent, is_refusal=is_refusal(error)) from error
         except BaseException:  # such as KeyboardInterrupt: the answer is still to come
             connection.close()
             raise
@@ -195,6 +220,7 @@ class _Attempts:
         self._kind: type[Unavailable] = Unavailable
         self._is_unsure = False  # an attempt may have done it
         self._asked: set[str] = set()
+        self._untrusted: set[str] = set()
         self._pause = FIRST_PAUSE
         self._least_pause = 0.0
 
@@ -211,10 +237,17 @@ class _Attempts:
             problem = f"{self.problem} (gave up after {self._seconds:g} s)"
             raise _unknown(problem) if self._is_unsure else self._kind(problem)
 
-    def take_failure(self, problem: str, failure: ConnectionFailed) -> None:
-        """Take note of a lost connection. Raises OutcomeUnknown if that is the end."""
-        self.problem = problem
+    def take_failure(self, server: str, failure: ConnectionFailed, servers: Sequence[str]) -> None:
+        """Take note of a lost connection. Raises OutcomeUnknown, or Untrusted if none of *servers*
+        can be trusted, if that is the end."""
+        self.problem = problem = f"{server}: {failure}"
         self._kind = Unavailable
+        if not failure.is_refusal:
+            self._untrusted.discard(server)
+        elif not self._is_unsure:
+            self._untrusted.add(server)
+            if self._untrusted.issuperset(servers):
+                raise Untrusted(problem) from failure
         if failure.was_sent and not self._request.is_read:
             if not self._request.repeatable:
                 raise _unknown(problem) from failure

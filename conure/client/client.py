@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 from conure.client import backups, locks
@@ -43,6 +44,7 @@ from conure.client.texts import (
     to_whole,
 )
 from conure.client.watches import Watch
+from conure.clienttls import ClientTls
 from conure.errors import BadRequest, KeyNotFound, PayloadTooLarge
 
 __all__ = ["DEFAULT_TIMEOUT", "DEFAULT_TTL", "Client"]
@@ -66,7 +68,13 @@ class Client(Closing):
     was changed), ``OutcomeUnknown`` for a write that may or may not have happened, or what the
     server said. *timeout* has to be shorter than the servers' ``idempotency_window``.
 
-    Raises ConfigError for a server that is no base URL.
+    Servers of https have to prove who they are: by a CA of the file *ca*, or one of the system's,
+    and by the name in their URL, or by *tls_name*. *cert* and *key* are files with what this client
+    proves itself by where it is asked to; *key* may be in the file *cert*. What is renewed in these
+    files is used from the next connection on. ``Untrusted`` is the Unavailable of certificates, and
+    is raised without a second attempt.
+
+    Raises ConfigError for a server that is no base URL, and for a file that can't be used.
     """
 
     def __init__(
@@ -75,9 +83,16 @@ class Client(Closing):
         timeout: float = DEFAULT_TIMEOUT,
         *,
         exactly_once: bool = False,
+        ca: str = "",
+        cert: str = "",
+        key: str = "",
+        tls_name: str = "",
     ) -> None:
         named = [servers] if isinstance(servers, str) else list(servers)
-        self._calls = Calls(named, timeout, exactly_once=exactly_once)
+        tls = partial(ClientTls, ca, cert, key, name=tls_name)
+        self._calls = Calls(named, timeout, exactly_once=exactly_once, tls=tls)
+        if ca or cert or key:  # a file that can't be used is told of at once
+            self._calls.trust()
         self._lock = threading.Lock()  # guards the watches
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 

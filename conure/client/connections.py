@@ -10,18 +10,20 @@ A connection and a stream are for one thread at a time, but for ``Stream.cut``; 
 
 from __future__ import annotations
 
-import contextlib
-import select
-import socket
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from email.message import Message
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse
+from ssl import SSLContext, SSLSession
 from typing import Any, NamedTuple
 
 from conure.client.model import understanding
+from conure.clienttls import ClientTls
+from conure.net.dialled import Dialled, name_to_check
+from conure.tlswords import TLS_ALERT, is_refusal, why_failed
+from conure.values import is_https, split_base_url
 
 __all__ = [
     "Answer",
@@ -82,62 +84,82 @@ class Answer:
 
 
 class ConnectionFailed(Exception):
-    """There was no whole answer; *was_sent*: the server may have had the request."""
+    """There was no whole answer; *was_sent*: the server may have had the request; *is_refusal*:
+    a certificate was no good, so the next attempt will fail as well."""
 
-    def __init__(self, why: str, was_sent: bool) -> None:
+    def __init__(self, why: str, was_sent: bool, *, is_refusal: bool = False) -> None:
         super().__init__(why)
         self.was_sent = was_sent
+        self.is_refusal = is_refusal
 
 
-class _Socket(socket.socket):
-    """Waits for input up to one moment, in however many pieces it comes."""
+class Sessions:
+    """What the next connection to each server may begin with, which spares half of a handshake.
 
-    deadline = 0.0
+    Any thread: each step is one of a dictionary.
+    """
 
-    def recv_into(self, *args: Any, **named: Any) -> int:
-        left = time_left(self.deadline)
-        if not left:
-            raise TimeoutError
-        self.settimeout(left)
-        return super().recv_into(*args, **named)
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[SSLContext, SSLSession]] = {}
+
+    def of(self, server: str, context: SSLContext) -> SSLSession | None:
+        """Return what fits a context, if there is anything."""
+        known = self._known.get(server)
+        return known[1] if known is not None and known[0] is context else None
+
+    def keep(self, server: str, context: SSLContext, session: SSLSession | None) -> None:
+        """Take note of the session of a connection on which an answer came."""
+        if session is not None:
+            self._known[server] = (context, session)
 
 
 class Connection(HTTPConnection):
-    """A connection that knows whether any byte of the current request has left."""
+    """A connection that knows whether any byte of the current request has left.
+
+    *tls* is what a server of https is asked by; nothing is sent to such a one before it has proved
+    who it is.
+    """
 
     was_sent = False
-    sock: Any  # None, or a _Socket
+    sock: Any  # None, or a Dialled
     _parts: list[bytes]
 
-    def __init__(self, server: str) -> None:
-        host, _, port = server.removeprefix("http://").rpartition(":")
-        super().__init__(host.strip("[]"), int(port))
+    def __init__(self, server: str, tls: ClientTls | None, sessions: Sessions) -> None:
+        host, port = split_base_url(server)
+        super().__init__(host, port)
         self._server = server
+        self._tls = tls
+        self._sessions = sessions
+        self._context: SSLContext | None = None
 
     def limit(self, seconds: float) -> None:
         """Let connecting, sending and the whole of an answer take so long from now."""
         self.timeout = max(seconds, 0.001)
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
-            self.sock.deadline = time.monotonic() + self.timeout
 
     def connect(self) -> None:
-        """Connect as the base class does, and bound the waits for input."""
-        super().connect()
-        plain = self.sock
-        self.sock = _Socket(plain.family, plain.type, plain.proto, plain.detach())
+        """Connect, within the limit, and shake hands within it once more."""
+        assert self.timeout is not None
+        self.sock = Dialled.connect(self.host, self.port, self.timeout)
+        if not is_https(self._server):
+            return
+        assert self._tls is not None, "calls.py has it for servers of https"
+        self._context = self._tls.context()
+        session = self._sessions.of(self._server, self._context)
+        self.sock.settimeout(self.timeout)
+        name = self._tls.name or name_to_check(self.host)
+        self.sock.secure(self._context, name, session)
 
     def open(self) -> None:
         """Connect unless that was done; no byte of the next request was sent. Raises OSError."""
         self.was_sent = False
         if self.sock is None:
-            self.connect()  # sets TCP_NODELAY
+            self.connect()
 
     def is_quiet(self) -> bool:
         """Whether the resting connection is open and nothing has come in unasked."""
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
+        return not self.sock.has_input()
 
     def exchange(self, request: Request) -> Answer:
         """Send a request and read its answer, or the head of a stream.
@@ -148,7 +170,7 @@ class Connection(HTTPConnection):
         self.request(request.method, request.target, request.body, request.headers or {})
         data = b"".join(self._parts)  # the server meets head and body in one round
         try:
-            count = self.sock.send(data)  # if this fails the kernel has taken nothing
+            count = self.sock.send(data)  # if this fails the server can act on nothing
             self.was_sent = True
             self.sock.sendall(memoryview(data)[count:])
         except (BrokenPipeError, ConnectionResetError):
@@ -165,6 +187,12 @@ class Connection(HTTPConnection):
                 answer.body = response.read()
         except (ValueError, OverflowError) as error:  # what the library can't take apart
             raise HTTPException("a malformed answer") from error
+        except OSError as error:
+            if is_refusal(error):  # by TLS 1.3 it comes after this side's end of the handshake
+                self.was_sent = False
+            raise
+        if self._context is not None:
+            self._sessions.keep(self._server, self._context, connected.session)
         return answer
 
     def send(self, data: Any) -> None:
@@ -175,14 +203,14 @@ class Connection(HTTPConnection):
 class Stream:
     """The body of an answer, as it comes. For one thread, but for ``cut``."""
 
-    def __init__(self, connection: Connection, connected: _Socket, response: HTTPResponse) -> None:
+    def __init__(self, connection: Connection, connected: Dialled, response: HTTPResponse) -> None:
         self._connection: Connection | None = connection
         self._socket = connected
         self._response = response
 
     def read(self) -> bytes:
         """Return what has come, at least a byte; b"" at the end. Raises ConnectionFailed."""
-        self._socket.deadline = time.monotonic() + _SILENCE
+        self._socket.settimeout(_SILENCE)
         try:
             return self._response.read1(_READ_BYTES)
         except (OSError, HTTPException) as error:
@@ -192,8 +220,7 @@ class Stream:
 
     def cut(self) -> None:
         """Let whoever reads come to an end. Any thread."""
-        with contextlib.suppress(OSError):  # the other side has gone
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.cut()
 
     def let_go(self) -> Connection | None:
         """Return the connection for another request, once and only if all was read."""
@@ -233,6 +260,10 @@ def describe(error: OSError | HTTPException) -> str:
     """Return what went wrong with a connection, in a few words."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, BadStatusLine) and str(error).encode("latin-1").startswith(TLS_ALERT):
+        return "it speaks TLS; write its address with https://"
+    if tls := why_failed(error):
+        return tls
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
 
 
@@ -240,10 +271,13 @@ class Pool:
     """The connections that rest until the next request, by server. Any thread.
 
     A request takes one out, or opens one if there is none, and puts it back, so there are as many
-    as there were requests at one time. The lock is never held during input or output.
+    as there were requests at one time. The lock is never held during input or output. *tls* is what
+    servers of https are asked by; it is asked for when there is such a one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Callable[[], ClientTls]) -> None:
+        self._tls = tls
+        self._sessions = Sessions()
         self._lock = threading.Lock()  # guards the next two
         self._resting: dict[str, list[Connection]] = {}
         self._closed = False
@@ -259,7 +293,7 @@ class Pool:
             if connection.is_quiet():
                 return connection
             connection.close()
-        return Connection(server)
+        return Connection(server, self._tls() if is_https(server) else None, self._sessions)
 
     def put_back(self, server: str, connection: Connection) -> None:
         """Let a connection rest whose answer was read to its end."""

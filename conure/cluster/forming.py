@@ -20,9 +20,9 @@ F4  Who is told of a cluster that was formed with this node, by its ID and incar
 Why F2 holds stands in docs/architecture.md, "A cluster that is formed". What it rests on: two
 directories never speak under one ID at a time. Where both are on the lists they are found out.
 
-1. What is asked costs little and is bounded: one question at a time for each address of the list,
-   after a pause that grows from FIRST_PAUSE to LONGEST_PAUSE and is short again when something
-   changes. What a question says is believed in nothing else.
+1. What is asked costs little and is bounded: MAX_ASKED questions at a time, of which one for each
+   address of the list, after a pause that grows from FIRST_PAUSE to LONGEST_PAUSE and is short
+   again when something changes. What a question says is believed in nothing else.
 2. The formation is on disk before the core begins with it, the first entry before the cluster ID,
    and that before anybody is told of the cluster. What a crash leaves in between is no cluster, or
    the log of one, which opening.py finishes. Meanwhile nobody is heard (greetings.py).
@@ -35,13 +35,13 @@ Belongs to the holder of the node's lock, which the replies take themselves.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from conure.cluster.checkpointing import DISK_FULL_RETRY
-from conure.cluster.founders import Own, agree, base_url_at
+from conure.cluster.founders import agree, base_url_at
 from conure.cluster.greetings import Admission
 from conure.cluster.membership import arbiters_warning
 from conure.cluster.monitor import Monitor
@@ -50,8 +50,8 @@ from conure.cluster.standing import Standing
 from conure.consensus.formation import cluster_id_of, digest_of
 from conure.consensus.members import Configuration
 from conure.consensus.raftlog import RaftLog
-from conure.errors import ConureError, DiskFull, Refused
-from conure.peers.forming import Question, Shown
+from conure.errors import ConureError, DiskFull, Refused, Unavailable
+from conure.peers.forming import Facts, Question, Shown
 from conure.storage.datadir import DataDirectory
 from raft import Raft
 
@@ -59,6 +59,9 @@ __all__ = ["Asking", "Forming"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two questions to one address; each pause is half as long again as the last."""
+
+MAX_ASKED = 8
+"""Questions at a time: each has a thread, for a second or more where nobody answers."""
 
 REMINDER = 60.0
 """Seconds between two lines in the log that say who is waited for."""
@@ -75,7 +78,8 @@ class Asking(Protocol):
     def ask(
         self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
     ) -> None:
-        """Ask who is at an address. *reply* is called once, later and by another thread."""
+        """Ask who is at an address. *reply* is called once, later and by another thread. Raises
+        RuntimeError if there is no thread for it."""
 
 
 @dataclass(slots=True)
@@ -126,7 +130,7 @@ class Forming:
         self._drive = drive
         self._fail = fail
         self._formation = formation
-        self._own = Own(
+        self._own = Facts(
             identity.node_id,
             identity.incarnation,
             identity.role,
@@ -134,6 +138,7 @@ class Forming:
             options.raft_address.lower() if options.peers else options.raft_address,
             options.http_address,
             options.http_port,
+            https=options.https,
         )
         self._listed = _read_list(options.peers, self._own.raft_address)
         self._peers = {address: _Peer() for address in self._listed}
@@ -170,11 +175,7 @@ class Forming:
             if there == self._listed.keys() - {self._address}:
                 log.debug("peers is ignored: this node is of a cluster already")
             else:
-                log.warning(
-                    "peers is ignored: this node is of a cluster already, whose other members are "
-                    "at %s",
-                    ", ".join(sorted(there)) or "no address: there are none",
-                )
+                log.warning("peers is ignored: %s", self._why_ignored(there))
 
     def show(self, question: Question) -> Shown:
         """Return what this node shows to whoever asks, and ask sooner if that may be news (1)."""
@@ -190,6 +191,7 @@ class Forming:
             own.http_port,
             tuple(self._others()),
             self._shown_digest(),
+            https=own.https,
         )
         if not cluster_id:
             return shown
@@ -209,12 +211,7 @@ class Forming:
         if not self.is_wanted:
             return
         now = self._clock()
-        for address, peer in self._peers.items():
-            if not peer.is_asked and peer.due <= now:
-                peer.is_asked, peer.asked_at = True, now
-                own = self._own
-                question = Question(own.node_id, own.incarnation, self._shown_digest())
-                self._roads.ask(address, question, partial(self._answered, address, self._span))
+        self._ask_some(now)
         if now >= self._remind_at:
             self._remind_at = now + REMINDER
             log.info("node %s is %s", self._own.node_id, self.waits_for())
@@ -229,6 +226,14 @@ class Forming:
         differs = f"{self._obstacle or self._differs}; " if self._obstacle or self._differs else ""
         return f"waiting for peers: {differs}{', '.join(others)}"
 
+    def missing(self) -> list[str]:
+        """Return the addresses of those that have yet to show the same members as this node; none
+        once it knows its own. Takes no lock: for any thread that can do with what was so lately."""
+        if not self.is_wanted:
+            return []
+        digest = self._digest
+        return [address for address, peer in self._peers.items() if not _is_ready(peer, digest)]
+
     def status(self) -> dict[str, Any] | None:
         """Return what ``GET /status`` shows of it; None once this node knows its members."""
         if not self.is_wanted:
@@ -236,6 +241,7 @@ class Forming:
         return {
             "digest": self._shown_digest(),
             "differs": self._obstacle or self._differs,
+            "waits_for": self.missing(),
             "peers": [
                 {
                     "address": address,
@@ -247,23 +253,55 @@ class Forming:
         }
 
     def seeds(self) -> tuple[str, ...]:
-        """Return the base URLs of a cluster that this node has to ask to be joined (F4), the
-        leader's first; none as long as it has met no such cluster, or more than one."""
+        """Return where to ask a cluster that this node has to ask to be joined (F4): the addresses
+        at which members have just answered, and their base URLs, which earlier releases are asked
+        at, the leader's first. None as long as it has met no such cluster, or more than one."""
         if not self.is_wanted or not self._address:
             return ()
-        met = [
-            peer.shown
+        met = {
+            address: peer.shown
             for address, peer in self._peers.items()
             if peer.shown is not None
             and peer.shown.cluster_id
             and self._listed[address] in ("", peer.shown.node_id)
-        ]
-        if len({shown.cluster_id for shown in met}) != 1:
+        }
+        if len({shown.cluster_id for shown in met.values()}) != 1:
             return ()
-        urls = [shown.leader_http for shown in met] + [shown.http_address for shown in met]
-        return tuple(dict.fromkeys(filter(None, urls)))
+        urls = [*[each.leader_http for each in met.values()]]
+        urls += [each.http_address for each in met.values()]
+        return tuple(dict.fromkeys(filter(None, [*met, *urls])))
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _why_ignored(self, there: Collection[str]) -> str:
+        """Say why the list is of no use here, where the other members are at these addresses."""
+        if there:
+            where = ", ".join(sorted(there))
+            return f"this node is of a cluster already, whose other members are at {where}"
+        url = self._admission.greeting().http_address
+        return (
+            "this node is a cluster of its own already, by what its data directory says, and forms "
+            f"no other one. To keep its records, start each of the others with --join={url} and "
+            "without --peers; to form a new cluster, start this node with an empty data directory"
+        )
+
+    def _ask_some(self, now: float) -> None:
+        """Ask who is due, whoever has waited longest first; after this step, without the lock."""
+        own, peers = self._own, self._peers
+        room = MAX_ASKED - sum(peer.is_asked for peer in peers.values())
+        due = [address for address, each in peers.items() if not each.is_asked and each.due <= now]
+        for address in sorted(due, key=lambda address: peers[address].due)[:room]:
+            peers[address].is_asked, peers[address].asked_at = True, now
+            question = Question(own.node_id, own.incarnation, self._shown_digest())
+            self._monitor.finished.append(partial(self._ask, address, question, self._span))
+
+    def _ask(self, address: str, question: Question, span: int) -> None:
+        """Put a question of that span of this node's digest. Without the lock."""
+        reply = partial(self._answered, address, span)
+        try:
+            self._roads.ask(address, question, reply)
+        except RuntimeError as error:  # too many threads in this process, or on this machine
+            reply(Unavailable(f"can't be asked: {error}"))
 
     def _take_hint(self, question: Question) -> None:
         hint = (question.incarnation, question.digest)
@@ -380,7 +418,8 @@ class Forming:
         """Take note where the others list this node."""
         self._address = address
         own = self._own
-        self._admission.be_at(address, own.http_address or base_url_at(address, own.http_port))
+        url = own.http_address or base_url_at(address, own.http_port, https=own.https)
+        self._admission.be_at(address, url)
 
     def _adopt(self, found: Shown) -> bool:
         """Begin the cluster of a node that was formed with this one (F4); tell whether.
@@ -453,6 +492,13 @@ class Forming:
         if obstacle != self._obstacle:
             self._obstacle = obstacle
             log.error("%s", obstacle)
+
+
+def _is_ready(peer: _Peer, digest: str) -> bool:
+    """Tell whether whoever is at an address shows this digest, or is this very node."""
+    if peer.is_itself:
+        return True
+    return not peer.why and peer.shown is not None and peer.shown.digest == digest != ""
 
 
 def _read_list(peers: tuple[str, ...], own_address: str) -> dict[str, str]:

@@ -17,28 +17,13 @@ node; each member speaks for itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from conure.consensus.formation import hindrance
 from conure.consensus.members import Configuration, Server
-from conure.peers.forming import Shown
+from conure.peers.forming import Facts, Shown
 
-__all__ = ["Agreement", "Own", "agree", "base_url_at"]
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """What this node is. *raft_address* is "" if it is where the others list it, *http_address*
-    if it is a base URL of the same host and *http_port*."""
-
-    node_id: str
-    incarnation: str
-    role: str
-    quorum_size: int
-    raft_address: str
-    http_address: str
-    http_port: int
+__all__ = ["Agreement", "agree", "base_url_at"]
 
 
 class Agreement(NamedTuple):
@@ -53,13 +38,14 @@ class Agreement(NamedTuple):
     differs: str
 
 
-def base_url_at(address: str, port: int) -> str:
+def base_url_at(address: str, port: int, *, https: bool = False) -> str:
     """Return the base URL of a port at the host of a Raft address; "" without a port."""
-    return f"http://{address.rpartition(':')[0]}:{port}" if port else ""
+    scheme = "https" if https else "http"
+    return f"{scheme}://{address.rpartition(':')[0]}:{port}" if port else ""
 
 
 def agree(
-    own: Own,
+    own: Facts,
     listed: Mapping[str, str],
     shown: Mapping[str, Shown],
     itself: Sequence[str] = (),
@@ -75,16 +61,17 @@ def agree(
     differs = next(_differences(own, listed, shown, addresses), "")
     if differs or not address or shown.keys() != listed.keys():
         return Agreement(None, address, differs)
-    http_address = own.http_address or base_url_at(address, own.http_port)
+    http_address = own.http_address or base_url_at(address, own.http_port, https=own.https)
     servers = [_founder(own, address, http_address)]
     for at, peer in shown.items():
-        servers.append(_founder(peer, at, peer.http_address or base_url_at(at, peer.http_port)))
+        url = peer.http_address or base_url_at(at, peer.http_port, https=peer.https)
+        servers.append(_founder(peer, at, url))
     formation = Configuration(tuple(servers), own.quorum_size)
     differs = hindrance(formation)
     return Agreement(None if differs else formation, address, differs)
 
 
-def _founder(facts: Own | Shown, raft_address: str, http_address: str) -> Server:
+def _founder(facts: Facts, raft_address: str, http_address: str) -> Server:
     return Server(
         facts.node_id,
         raft_address,
@@ -95,7 +82,7 @@ def _founder(facts: Own | Shown, raft_address: str, http_address: str) -> Server
 
 
 def _own_addresses(
-    own: Own, listed: Mapping[str, str], shown: Mapping[str, Shown], itself: Sequence[str]
+    own: Facts, listed: Mapping[str, str], shown: Mapping[str, Shown], itself: Sequence[str]
 ) -> dict[str, str]:
     """Return the addresses at which this node is, by itself and the lists, each with one who says
     so."""
@@ -110,7 +97,7 @@ def _own_addresses(
 
 
 def _differences(
-    own: Own,
+    own: Facts,
     listed: Mapping[str, str],
     shown: Mapping[str, Shown],
     addresses: Mapping[str, str],
@@ -151,7 +138,7 @@ def _differences(
 
 
 def _list_differences(
-    own: Own, at: str, peer: Shown, listed: Mapping[str, str], *, may_be_listed: bool
+    own: Facts, at: str, peer: Shown, listed: Mapping[str, str], *, may_be_listed: bool
 ) -> Iterator[str]:
     """Yield how the list of another node differs from this node's, which has its own address too
     if *may_be_listed*."""

@@ -8,6 +8,7 @@ of stalls by those that write. What only one kind of engine tells of itself come
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from conure.metrics import BATCH_SIZES, Counter, Histogram, Registry
 from conure.state.machine import Store
 from raft import Raft
 
-__all__ = ["Observed", "add_gauges"]
+__all__ = ["Observed", "add_forming", "add_gauges"]
 
 
 class Observed(NamedTuple):
@@ -82,6 +83,23 @@ def add_gauges(
     )
     _add_figures(registry, store)
     return observed
+
+
+def add_forming(registry: Registry, missing: Callable[[], Sequence[str]]) -> None:
+    """Add what a node shows that looks for the others of its list; *missing* returns the addresses
+    of those that it waits for, without a lock. Once a node, before anybody renders."""
+    registry.gauge_callback(
+        "conure_forming",
+        "1 while this node looks for the others of its list (peers) to form a cluster.",
+        lambda: int(bool(missing())),
+    )
+    registry.labelled_callback(
+        "conure_forming_waits_for",
+        "gauge",
+        "1 for each address of the list whose node has yet to show the same members.",
+        ("address",),
+        lambda: [((address,), 1) for address in missing()],
+    )
 
 
 def _add_figures(registry: Registry, store: Store) -> None:

@@ -1,9 +1,11 @@
 """Discovery: a node without a cluster or a leader asks the seeds to add it, however long it takes.
 
-The node says who it is with ``POST /join`` to each seed in turn, follows a redirect to the leader,
-and pauses after a round in which nobody could help: longer each time, and not in step with others
-that were started at the same moment. A seed that says yes is not the end of it: the node is a
-member when it knows so itself, from the log. Until then it asks again, which changes nothing.
+The node says who it is to each seed in turn: with ``POST /join``, where that is a base URL, and it
+follows a redirect to the leader then; over the Raft port (conure/peers/joins.py), where it is
+``HOST:PORT``. It pauses after a round in which nobody could help: longer each time, and not in step
+with others that were started at the same moment. A seed that says yes is not the end of it: the
+node is a member when it knows so itself, from the log. Until then it asks again, which changes
+nothing.
 
 1. Nothing is asked while the node needs nothing; that is looked at about once a second.
 2. What a seed says is logged when it is not what it said before.
@@ -18,17 +20,21 @@ from __future__ import annotations
 import json
 import logging
 import random
+import ssl
 import threading
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from http.client import HTTPException
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from conure.errors import ConureError, Unavailable
 from conure.net.outbound import Line, MalformedAnswer, encode_request
+from conure.peers.joins import Applicant
+from conure.tlswords import JOINING, why_failed
 from conure.values import redirected_to
 
-__all__ = ["Joiner"]
+__all__ = ["Joiner", "Roads"]
 
 LOOK = 1.0
 """Seconds between two looks at whether anything is needed."""
@@ -49,12 +55,28 @@ MAX_ANSWER_BYTES = 4096
 
 log = logging.getLogger("conure.discovery")
 
+_BY_RAFT_PORT = (
+    "a member can be asked over its Raft port as well: name that as the seed, HOST:PORT without "
+    "http://"
+)
+
+
+class Roads(Protocol):
+    """The part of the transport by which a member is asked over its Raft port."""
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        """Ask whoever is there to add a node; returns when that is done. Raises ConureError."""
+
+    def give_up_joining(self) -> None:
+        """End what :meth:`join` waits for. Any thread."""
+
 
 class Joiner:
     """Asks seeds to make this node a member while it needs that.
 
-    *seeds* returns their base URLs as of now, *facts* what ``POST /join`` takes, *needed* whether
-    this node has to be added.
+    *seeds* returns where they are as of now, *facts* what ``POST /join`` takes, *needed* whether
+    this node has to be added. A seed without a scheme is asked by *roads*, for *applicant*; *tls*
+    is for those of https.
     """
 
     def __init__(
@@ -62,13 +84,19 @@ class Joiner:
         seeds: Callable[[], Sequence[str]],
         facts: Callable[[], dict[str, Any]],
         needed: Callable[[], bool],
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        *,
+        roads: Roads,
+        applicant: Callable[[], Applicant],
     ) -> None:
         self._seeds = seeds
         self._facts = facts
         self._needed = needed
+        self._roads = roads
+        self._applicant = applicant
         self._told: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._line = Line(connect_timeout=CONNECT_TIMEOUT)
+        self._line = Line(connect_timeout=CONNECT_TIMEOUT, tls=tls)
         self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
 
     def start(self) -> None:
@@ -79,6 +107,7 @@ class Joiner:
         """Stop asking, at once; an attempt that is under way is cut off or comes to nothing."""
         self._stopping.set()
         self._line.cut()
+        self._roads.give_up_joining()
         self._thread.join(STOP_TIMEOUT)  # longer only for a connection that is still being made
 
     # -- the thread --------------------------------------------------------------------------------
@@ -102,12 +131,17 @@ class Joiner:
             if self._stopping.is_set():
                 return
             try:
-                self._ask(seed, body)
+                if "://" in seed:
+                    self._ask(seed, body)
+                else:
+                    self._roads.join(seed, self._applicant())
             except ConureError as refusal:
                 self._tell(seed, f"did not add this node: {refusal}", logging.WARNING)
             except (OSError, HTTPException) as error:
-                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                self._tell(seed, f"can't be asked: {why}", logging.INFO)
+                why = why_failed(error, JOINING)
+                level = logging.WARNING if why else logging.INFO  # nobody mends that by waiting
+                why = why or getattr(error, "strerror", None) or str(error) or type(error).__name__
+                self._tell(seed, f"can't be asked: {why}", level)
             else:
                 self._tell(seed, "has added this node to its cluster", logging.INFO)
                 return
@@ -118,7 +152,9 @@ class Joiner:
             status, location, line = self._post(server, body)
             if status == 200 and line == "OK":
                 return
-            leader = redirected_to(location) if status == 307 else None
+            leader = redirected_to(location, server) if status == 307 else None
+            if status == HTTPStatus.FORBIDDEN:
+                raise Unavailable(f"{line}; {_BY_RAFT_PORT}")
             if leader is None:
                 raise Unavailable(line or f"it answered {status}")
             server = leader

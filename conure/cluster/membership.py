@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from conure.cluster.border import Border
 from conure.cluster.checkpointing import Upkeep
 from conure.cluster.greetings import Admission, Roads
 from conure.cluster.monitor import Monitor
@@ -40,6 +41,7 @@ from conure.errors import (
     Refused,
     Unavailable,
 )
+from conure.peers.joins import Applicant
 from conure.peers.protocol import Greeting
 from raft import Raft
 
@@ -48,6 +50,7 @@ __all__ = [
     "Changes",
     "Membership",
     "arbiters_warning",
+    "facts_of",
     "newcomer",
     "preview_join",
     "preview_remove",
@@ -164,6 +167,7 @@ class Membership:
         roster: Roster,
         standing: Standing,
         upkeep: Upkeep,
+        border: Border,
         monitor: Monitor,
         clock: Callable[[], float],
         write_timeout: float,
@@ -181,6 +185,7 @@ class Membership:
         self._roster = roster
         self._standing = standing
         self._upkeep = upkeep
+        self._border = border
         self._monitor = monitor
         self._clock = clock
         self._write_timeout = write_timeout
@@ -218,6 +223,12 @@ class Membership:
             except ConureError as error:
                 refusal = error
             is_lost = not self._raft.leader_id and self._raft.configuration.get(node_id) is not None
+        if node_id != self._raft.id and (refusal is None or is_lost):
+            try:
+                self._border.check_newcomer(node_id, raft_address)
+            except Conflict as error:
+                reply(error)
+                return
         if refusal is not None:
             if is_lost and node_id != self._raft.id:
                 found = partial(self._on_found, node_id, reply, refusal)
@@ -412,6 +423,18 @@ class Membership:
     def _known_as(self, node_id: str) -> str:
         with self._monitor.lock:
             return self._admission.known_as(node_id)
+
+
+def facts_of(applicant: Applicant) -> dict[str, Any]:
+    """Return what a leader is told of a node that asks to be added (serving.py)."""
+    return {
+        "id": applicant.node_id,
+        "raft": applicant.raft_address,
+        "http": applicant.http_address,
+        "voter": True,
+        "role": applicant.role,
+        "incarnation": applicant.incarnation,
+    }
 
 
 def newcomer(

@@ -2,7 +2,8 @@
 
 Every thread that brings input to the node enters the :class:`Monitor`. What its step finishes is
 put on ``finished``; the replies are called when the lock is let go, in the order in which they were
-put there, by the same thread. No reply is ever called under the lock: it may enter again.
+put there, by the same thread. No reply is ever called under the lock: it may enter again. What a
+step asks of others in ways that take threads is put there, too.
 """
 
 from __future__ import annotations

@@ -70,12 +70,13 @@ from typing import Any, Protocol
 from conure.cluster import membership
 from conure.cluster import status as shown
 from conure.cluster.applying import Applying
+from conure.cluster.border import Border
 from conure.cluster.checkpointing import Upkeep, UpkeepOptions
 from conure.cluster.digests import Audits
 from conure.cluster.expiring import Expiries
 from conure.cluster.forming import Asking, Forming
 from conure.cluster.forwarding import FactsReply, Forwarding, Lines
-from conure.cluster.gauges import add_gauges
+from conure.cluster.gauges import add_forming, add_gauges
 from conure.cluster.greetings import Admission, Roads
 from conure.cluster.intake import Intake
 from conure.cluster.leases import Lease, ticks_in
@@ -104,6 +105,7 @@ from conure.cluster.versions import Versions
 from conure.consensus.members import Configuration
 from conure.consensus.messages import Message, MessageType, Ready, SnapshotHeader, State
 from conure.errors import (
+    Conflict,
     ConureError,
     DiskFull,
     Exhausted,
@@ -118,6 +120,7 @@ from conure.fileio import FileSystem
 from conure.metrics import Registry
 from conure.peers.calls import Answer, Call, CallKind
 from conure.peers.forming import Question, Shown
+from conure.peers.joins import Applicant
 from conure.peers.protocol import Greeting
 from conure.state.backup import Backup
 from conure.state.history import History
@@ -233,6 +236,9 @@ class Node:
             Configuration.decode(store.configuration),
             rng,
             check_format=versions.check,
+        )
+        self._border = Border(
+            options.is_guarded, raft.id, bool(identity.cluster_id), raft.configuration
         )
         self._last_role = (raft.state, raft.leader_id)  # as last logged
         self._roster = roster = Roster(raft, store, history, options.quorum_size)
@@ -354,6 +360,7 @@ class Node:
             roster,
             standing,
             upkeep,
+            self._border,
             monitor,
             clock,
             options.write_timeout,
@@ -377,6 +384,7 @@ class Node:
             self._drive,
             self._fail,
         )
+        add_forming(registry, self._forming.missing)
         self._local = LocalState(raft, store, directory, standing, expiries, monitor, wall)
         self._forwarding = Forwarding(
             raft,
@@ -476,6 +484,7 @@ class Node:
                     self._raft.id,
                     self._options.raft_address,
                 )
+            self._border.warn()
             self._forming.begin()
             self._drive()
             if self._standing.is_working:
@@ -783,6 +792,13 @@ class Node:
         """Return what ``POST /join`` has to be told to make this node a member."""
         return shown.facts(self.greeting())
 
+    def applicant(self) -> Applicant:
+        """Return what a member has to be told, over the Raft port, to make this node one."""
+        said = self.greeting()
+        return Applicant(
+            said.node_id, said.incarnation, said.role, said.raft_address, said.http_address
+        )
+
     def wants_to_join(self) -> bool:
         """Tell whether somebody should be asked to add this node: it is no member, or hears from
         no leader. One that was removed while it ran stays out until it is started again."""
@@ -798,10 +814,10 @@ class Node:
             return not is_member or last_contact is None or last_contact > JOIN_AFTER
 
     def seeds(self) -> tuple[str, ...]:
-        """Return the base URLs of a cluster that this node, looking for peers, has found to be
+        """Return where members of a cluster are that this node, looking for peers, has found to be
         there already: it has to be joined."""
         with self._monitor.lock:
-            return self._forming.seeds()
+            return self._border.of_here(self._forming.seeds())
 
     # -- what the transport asks for (transport.Host) --------------------------------------------
 
@@ -813,6 +829,11 @@ class Node:
         """Return the incarnation with which a node was admitted, "" if that isn't known."""
         with self._monitor.lock:
             return self._admission.known_as(node_id)
+
+    def lets_in(self, peer: str, local: str) -> bool:
+        """Tell whether a connection of nodes from one IP address to another is taken; see
+        :class:`Border`. Any thread."""
+        return self._border.lets_in(peer, local)
 
     def admit(self, kind: str, to: str, peer: Greeting, known_as: str = "") -> None:
         """Decide on a node that has connected, taking this one for the incarnation *known_as*.
@@ -833,6 +854,52 @@ class Node:
             if not self._standing.is_working:
                 raise Refused("this node is stopping")
             return self._forming.show(question)
+
+    def asked_to_add(
+        self, applicant: Applicant, reply: Callable[[ConureError | None], None]
+    ) -> None:
+        """Make a node a member that asks for it over the Raft port, as ``POST /join`` would, or
+        have the leader do so; *reply* is told once: any thread."""
+        with self._monitor.lock:
+            error = self._why_not_asked(applicant)
+        if error is not None:
+            reply(error)
+            return
+
+        def passed_on(found: Mapping[str, Any] | ConureError) -> None:
+            reply(found if isinstance(found, ConureError) else None)
+
+        def ended(error: ConureError | None) -> None:
+            if isinstance(error, NotLeader):
+                self.pass_on("join", membership.facts_of(applicant), passed_on)
+            else:
+                reply(error)
+
+        log.info("%s asks to be added, at %s", applicant.node_id, applicant.raft_address)
+        self.join(
+            applicant.node_id,
+            applicant.raft_address,
+            applicant.http_address,
+            voter=True,
+            role=applicant.role,
+            reply=ended,
+            incarnation=applicant.incarnation,
+        )
+
+    def _why_not_asked(self, applicant: Applicant) -> ConureError | None:
+        """Return why this node is the wrong one to be asked to add another one, or None."""
+        if not self._standing.is_working:
+            return Unavailable("this node is stopping")
+        if applicant.node_id == self._raft.id:
+            is_itself = applicant.incarnation == self._directory.identity.incarnation
+            return Conflict(
+                "this is the node itself"
+                if is_itself
+                else f"two nodes have the ID {self._raft.id}; start one with another --node-id"
+            )
+        if self._raft.configuration.get(self._raft.id) is None:
+            return Unavailable("it is a member of no cluster itself, as far as it knows")
+        return None
 
     def recognise(self, expected_id: str, peer: Greeting) -> None:
         """Decide on a node that has answered this one's call. Raises Refused (5)."""

@@ -8,9 +8,10 @@ here, in parts if it ends in parts. A confirmed index is what a read here would 
 A member may lie. What it asks for is checked as a client's request is: commands that could be
 applied, none that only a leader makes for itself, no session that holds too much, and no more to be
 read in one call than clients of a node may ask for at a time. To look at many operations takes
-long, so that is done in turns (LOOKED_AT_BYTES): calls that write are taken in one after the other,
-each as a whole when all of it was looked at. What a member that lies has hidden behind its first
-turn fails its call, and nothing of that is taken in.
+long, so that is done in turns (LOOKED_AT_BYTES), and so is to count what a session holds that wants
+a lock, which nobody knows after a change of leaders (COUNTED_AT_ONCE): calls that write are taken
+in one after the other, each as a whole when all of it was looked at. What a member that lies has
+hidden behind its first turn fails its call, and nothing of that is taken in.
 
 Called by the thread that reads calls. Takes the node's lock; whoever commits brings the answers.
 """
@@ -69,9 +70,13 @@ LOOKED_AT_BYTES: Final = 32 << 10
 """Bytes of transactions that are looked at in one turn; if they have the shortest operations there
 are, that takes some 3 ms. Plain writes take no time."""
 
+COUNTED_AT_ONCE: Final = 2
+"""Sessions of a call whose keys are counted in one turn: some milliseconds each at most, and most
+of them are known."""
+
 log = logging.getLogger("conure.node")
 
-_LOOKED_AT = 256  # keys of steps that are looked up, to see how much they read
+_LOOKED_AT = 256  # keys of steps that are looked up, to see how much they read; locks in one turn
 _ANSWER_BYTES = 4 << 20  # of outcomes, after which an answer is given in another part
 _ROLES = ("", "data", "arbiter")
 
@@ -117,13 +122,14 @@ class Changing(Protocol):
 class _Taken:
     """A call that writes, whose commands are still being looked at."""
 
-    __slots__ = ("answer", "commands", "seen", "term")
+    __slots__ = ("answer", "commands", "locks", "seen", "term")
 
     def __init__(self, term: int, commands: list[bytes], answer: Ask) -> None:
         self.term = term
         self.commands = commands
         self.answer = answer
         self.seen: list[Transaction | codec.Checked | None] = []
+        self.locks: deque[Acquire] = deque()  # that are wanted, of sessions to be counted
 
     def look(self) -> bool:
         """Look at some commands, and tell whether these were the last ones. Raises WireError."""
@@ -131,7 +137,10 @@ class _Taken:
         for command in self.commands[len(self.seen) :]:
             if size >= LOOKED_AT_BYTES:
                 return False
-            self.seen.append(_checked(command))
+            seen = _checked(command)
+            self.seen.append(seen)
+            if isinstance(seen, Transaction):
+                self.locks += _locks_of(seen)
             size += len(command) if codec.has_outcome(command) else 0
         return True
 
@@ -186,7 +195,7 @@ class Serving:
     def _take_write(self, taken: _Taken) -> None:
         """Look at what there is time for; take it in if that is all, and nothing waits before it.
         Raises WireError."""
-        if not self._taken and taken.look():
+        if not self._taken and taken.look() and self._count(taken):
             self._write(taken.term, taken.commands, taken.seen, taken.answer)
             return
         self._taken.append(taken)
@@ -197,7 +206,7 @@ class Serving:
         """Look at more of the first call; one that was looked at as a whole is taken in."""
         taken = self._taken[0]
         try:
-            is_over = taken.look()
+            is_over = taken.look() and self._count(taken)
         except WireError as error:
             log.error("a call was not taken in: %s", error)
             self._taken.popleft()
@@ -209,6 +218,30 @@ class Serving:
                 self._write(taken.term, taken.commands, taken.seen, taken.answer)
         if self._taken:
             self._call_later(self._go_on, 0.0)
+
+    def _count(self, taken: _Taken) -> bool:
+        """Count on what the sessions hold that want locks; tell whether nothing is left to count.
+
+        What is counted stays known, so that the write itself is taken in at once.
+        """
+        if not taken.locks:
+            return True
+        counted = 0
+        with self._monitor.lock:
+            try:
+                self._refuse_if_not_asked(taken.term)
+            except ConureError:
+                return True  # which the write is told
+            for _ in range(min(len(taken.locks), _LOOKED_AT)):
+                lock = taken.locks[0]
+                if not self._store.has_counted(lock.session, lock.key):
+                    if counted == COUNTED_AT_ONCE:
+                        return False
+                    counted += 1
+                    if self._store.holdings(lock.session, lock.key) is None:
+                        return False
+                taken.locks.popleft()
+        return not taken.locks
 
     def _refuse_if_not_asked(self, term: int) -> None:
         """Raise NotLeader, unless this node is the leader of that term; Unavailable, if it has
@@ -345,13 +378,12 @@ class Serving:
     ) -> ConureError | None:
         """Return why a transaction can't be taken in, if a session would hold too much by it."""
         if isinstance(transaction, Transaction):
-            for each in (*transaction.success, *transaction.failure):
-                if isinstance(each, Acquire):
-                    count = self._store.holdings(each.session, each.key) if may_count else None
-                    if count is None:
-                        return Unavailable(STILL_COUNTED)
-                    if count >= MAX_HELD:
-                        return TooManyHeld(MAX_HELD)
+            for each in _locks_of(transaction):
+                count = self._store.holdings(each.session, each.key) if may_count else None
+                if count is None:
+                    return Unavailable(STILL_COUNTED)
+                if count >= MAX_HELD:
+                    return TooManyHeld(MAX_HELD)
         return None
 
     def _reads_of(self, transaction: Transaction | codec.Checked) -> int:
@@ -376,6 +408,12 @@ class Serving:
     def _length(self, key: bytes) -> int:
         heading = self._store.heading(key)
         return 0 if heading is None else heading[1]
+
+
+def _locks_of(transaction: Transaction) -> Iterator[Acquire]:
+    for each in (*transaction.success, *transaction.failure):
+        if isinstance(each, Acquire):
+            yield each
 
 
 def _checked(command: bytes) -> Transaction | codec.Checked | None:

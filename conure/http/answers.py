@@ -89,8 +89,8 @@ class Answers:
     # -- what the service tells (front.FrontEnd) -------------------------------------------------
 
     def caller_of(self, request: Request) -> Caller:
-        """Return who asks: no client gives a name yet."""
-        return Caller(ANONYMOUS, request.peer)
+        """Return who asks: by the certificate that the client has shown, if it has."""
+        return Caller(request.client.principal or ANONYMOUS, request.peer)
 
     def written(
         self,

@@ -36,6 +36,7 @@ from conure.http.grammar import (
     ChunkedBody,
     Refusal,
     SizedBody,
+    TLSRefusal,
     body_too_large,
     check_extent,
     render_stream_start,
@@ -48,6 +49,7 @@ from conure.http.stream import Stream, call_each
 from conure.net.link import Link
 from conure.net.outlet import Outlet
 from conure.net.reactor import IN, OUT, Reactor
+from conure.protection import Door
 
 __all__ = ["Front", "HTTPConnection", "ReservedConnection"]
 
@@ -70,6 +72,7 @@ class Front(Protocol):
     limits: Limits
     known: Known
     probes: frozenset[str]  # paths that are answered in the reserve, too
+    door: Door  # who is barred
     slow_request: float  # seconds
     render_error: RenderError  # how errors are told to its clients
     handle: Callable[[Request], None]  # what the application does with a request
@@ -82,8 +85,14 @@ class Front(Protocol):
     def refuse_page(self, request: Request) -> None:
         """Answer a request that is refused for its name or its origin."""
 
+    def answer_preflight(self, request: Request) -> None:
+        """Tell a browser what a page of another origin that may ask may send."""
+
     def count_refusal(self, status: int) -> None:
         """Note that the server itself refused a request or a connection."""
+
+    def note_tls(self, connection: HTTPConnection) -> None:
+        """Note a client that speaks TLS where nobody does."""
 
     def note_slow(self, request: Request, status: int) -> None:
         """Note a request whose answer took long."""
@@ -198,12 +207,14 @@ class HTTPConnection(Outlet):
         """Answer with an error of the server's own, in its turn (H1); take nothing more (H6)."""
         reactor = self.reactor
         self.front.count_refusal(refusal.status)
+        if isinstance(refusal, TLSRefusal):
+            self.front.note_tls(self)
         self.state = FINISHED
         accept = refusal.headers.get("accept") if refusal.headers else None
         body, content_type = self.front.render_error(refusal.status, str(refusal), accept, None)
         head = self.arriving.head if self.arriving is not None else NO_HEAD
         request_id = refusal.request_id or head.request_id
-        head = NO_HEAD.with_id(request_id) if request_id else NO_HEAD
+        head = self.known.head_of_refused(refusal.headers, request_id)
         request = Request(self, head, refusal.method, NO_TARGET, b"", reactor.now)
         self.waiting.append(request)
         reactor.in_flight += 1
@@ -341,6 +352,11 @@ class HTTPConnection(Outlet):
             self.close()
 
     @property
+    def principal(self) -> str:
+        """Whom the client's certificate names; empty if there is none."""
+        return self.link.principal
+
+    @property
     def render_error(self) -> RenderError:
         """How errors are told to the clients of this front end."""
         return self.front.render_error
@@ -442,6 +458,8 @@ class HTTPConnection(Outlet):
                 self.state = FINISHED
             if self.front.is_refused(request):
                 handle = self.front.refuse_page
+            elif request.head.is_preflight and request.method == "OPTIONS" and handle is None:
+                handle = self.front.answer_preflight
         self.waiting.append(request)
         reactor.requests += 1
         reactor.in_flight += 1

@@ -27,9 +27,13 @@ stands.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BytesIO
+from math import inf
+from sys import maxsize
 from typing import Any, Final, TypeVar
 
 from conure.commands import (
@@ -54,7 +58,7 @@ from conure.commands import (
 )
 from conure.errors import BadRequest, PayloadTooLarge
 from conure.http import jsonsteps
-from conure.http.jsonsteps import Steps
+from conure.http.jsonsteps import LongText, Steps
 from conure.service.batches import Line
 from conure.service.limits import MAX_NUMBER, MAX_OPERATIONS, MAX_WORK, Limits, check_ttl
 from conure.service.quoting import shortened
@@ -66,6 +70,7 @@ __all__ = [
     "parse_batch",
     "parse_duration",
     "parse_transaction",
+    "parse_ttl",
     "parse_value",
     "show_item",
     "show_items",
@@ -89,10 +94,11 @@ _NUMBERS = {
 }
 _decode = json.JSONDecoder().decode
 _ITEMS_PER_STEP = 32
-_SLICE = (
-    64 << 10
-)  # characters of a long value that are read in one step; groups of base64 are whole
+_SLICE: Final = 64 << 10  # characters of a long value that are read in one step
+_WHOLE: Final = 1 << 20  # characters of a string that is put together while it is read
 _LONGEST_DURATION = 64  # characters
+# What would be a duration if it weren't below 0, or of more digits than any may have.
+_is_beyond = re.compile(r"-[0-9.]+[a-z0-9.]*|[0-9]{13,}(?:\.[0-9]*)?[a-z]*", re.ASCII).fullmatch
 _PLAIN_LINE = {"key", "value"}
 
 _TRANSACTION = '{"success": [{"put": {"key": "k", "value": "v"}}]}'
@@ -201,13 +207,23 @@ def parse_duration(name: str, text: str) -> int:
     return milliseconds
 
 
+def parse_ttl(text: str, *, least: int = 1, where: str = "") -> int:
+    """Return a time to live in milliseconds, *least* at least, written as a duration. Raises
+    BadRequest, which says of one that is out of range which range that is."""
+    if _is_beyond(text):
+        check_ttl(-1, least=least, where=f"{where}ttl is {shortened(text)}; ")
+    milliseconds = parse_duration(f"{where}ttl", text)
+    return check_ttl(milliseconds, least=least, where=f"{where}ttl is {shortened(text)}; ")
+
+
 def parse_value(text: bytes, limits: Limits) -> Steps[tuple[bytes, int]]:
     """Return the value that the body of a put by path has, and its time to live in milliseconds, 0
     for ever. Raises BadRequest, and PayloadTooLarge past a limit."""
-    body = yield from _read_object(text, _VALUE, limits)
+    body = yield from _read_object(text, _VALUE, limits, whole=_WHOLE)
     _refuse_others(body, {"value", "encoding", "ttl"}, "the body")
     ttl = _ttl(body, "the body")
-    return limits.check_value((yield from _long_bytes(body, "value", "the body"))), ttl
+    value = yield from _long_bytes(body, "value", "the body", len(text))
+    return limits.check_value(value), ttl
 
 
 def parse_transaction(text: bytes, limits: Limits) -> Steps[Transaction]:
@@ -327,12 +343,15 @@ def _parse_line(record: Any, where: str, limits: Limits) -> Line:
     return found, _value(record, where, limits), _ttl(record, where)
 
 
-def _read_object(text: bytes, example: str, limits: Limits) -> Steps[dict[str, Any]]:
-    """Return the JSON object that a body of any length is."""
+def _read_object(
+    text: bytes, example: str, limits: Limits, whole: int = maxsize
+) -> Steps[dict[str, Any]]:
+    """Return the JSON object that a body of any length is; in it strings of more than *whole*
+    characters are in parts."""
     if len(text) <= INLINE_BYTES:
         return json_object(text, example)
     try:
-        found = yield from jsonsteps.read(text, longest=limits.text_length)
+        found = yield from jsonsteps.read(text, longest=limits.text_length, whole=whole)
     except jsonsteps.Malformed as error:
         raise BadRequest(f"the body is not JSON ({error}); send {example}") from error
     return _checked_body(found, example)
@@ -536,21 +555,34 @@ def _bytes(body: Object, name: str, where: str) -> bytes:
     return _decoded(text, name, where) if _is_base64(body, where) else _encoded(text, where)
 
 
-def _long_bytes(body: Object, name: str, where: str) -> Steps[bytes]:
-    """Return the same of a field that may be long."""
-    text = _string(body, name, where)
+def _long_bytes(body: Object, name: str, where: str, most: int) -> Steps[bytes]:
+    """Return the same of a field that may be long, or a LongText; it has *most* bytes at most.
+
+    A copy of 60 MiB would be a step of tens of milliseconds. So there is room for all from the
+    beginning, which the system makes when it is written to, and no other place for it later.
+    """
+    found = body.get(name)
+    parts = found.parts if isinstance(found, LongText) else _sliced(_string(body, name, where))
     is_base64 = _is_base64(body, where)
-    pieces = []
-    for at in range(0, len(text), _SLICE):
-        piece = text[at : at + _SLICE]
+    octets, last = BytesIO(bytes(most)), ""  # the last group of base64 as far as has been read
+    for part in parts:
         if not is_base64:
-            pieces.append(_encoded(piece, where))
-        elif at + _SLICE < len(text) and "=" in piece:
-            raise BadRequest(f"{where}: {name} is no base64: it goes on behind a =")
+            octets.write(_encoded(part, where))
         else:
-            pieces.append(_decoded(piece, name, where))
+            text = last + part
+            begin = max(len(text) - 1, 0) & ~3  # of the last one, which alone may end with a =
+            if text.find("=", 0, begin) >= 0:
+                raise BadRequest(f"{where}: {name} is no base64: it goes on behind a =")
+            octets.write(_decoded(text[:begin], name, where))
+            last = text[begin:]
         yield
-    return b"".join(pieces)
+    octets.write(_decoded(last, name, where))
+    octets.truncate()
+    return octets.getvalue()
+
+
+def _sliced(text: str) -> Iterator[str]:
+    return (text[at : at + _SLICE] for at in range(0, len(text), _SLICE))
 
 
 def _is_base64(body: Object, where: str) -> bool:
@@ -603,12 +635,17 @@ def _ttl(body: Object, where: str, *, least: int = 1) -> int:
     if "ttl" not in body:
         return 0
     found = body["ttl"]
-    if isinstance(found, bool) or not isinstance(found, int | float | str):
+    if isinstance(found, str):
+        return parse_ttl(found, least=least, where=f"{where}: ")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not -inf < found < inf:
         raise BadRequest(f"{where}: ttl has to be a duration, such as 30 or 30s")
-    return check_ttl(parse_duration(f"{where}: ttl", str(found)), least=least, where=f"{where}: ")
+    milliseconds = round(max(-1.0, min(found, 1e15)) * 1000)  # of either sign, and out of range
+    return check_ttl(milliseconds, least=least, where=f"{where}: ttl is {_shown(found)}; ")
 
 
 def _shown(found: Any) -> str:
+    if isinstance(found, LongText):
+        found = found.parts[0]
     if isinstance(found, str):
         return shortened(found)
     if isinstance(found, dict | list):

@@ -29,6 +29,7 @@ __all__ = [
     "ChunkedBody",
     "Refusal",
     "SizedBody",
+    "TLSRefusal",
     "body_too_large",
     "check_extent",
     "cut_id",
@@ -47,6 +48,7 @@ _MAX_FIELDS = 100
 _LINE_EXTRA = 64  # bytes of a request line besides the target: method, spaces, version
 _MAX_CHUNK_LINE = 4096
 _MAX_EXTENSIONS = 16 << 10  # bytes of chunk extensions in one body
+_TLS_HANDSHAKE = 22  # the type of the first record of a client that speaks TLS
 _CHUNKS = 1024  # of a body that are decoded in a round
 
 LONGEST_METHOD: Final = 32
@@ -95,6 +97,13 @@ class Refusal(Exception):
         self.request_id = ""
 
 
+class TLSRefusal(Refusal):
+    """The client speaks TLS, and here nobody does."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "this port speaks no TLS; use http:// in place of https://")
+
+
 def parse_head(tail: bytes, limits: Limits) -> Head:
     """Parse a head from its version on: ``HTTP/1.1 CRLF fields CRLF``. Raises Refusal."""
     version, _, block = tail.partition(b"\r\n")
@@ -104,6 +113,7 @@ def parse_head(tail: bytes, limits: Limits) -> Head:
         raise Refusal(400, "malformed request line; it is METHOD SP TARGET SP HTTP/1.1")
     headers = Headers(_parse_fields(block[:-2]))
     head = Head(version[5:].decode(), headers)
+    head.size = len(tail)
     host = headers.get("host")
     if host is None and head.version == "1.1":
         raise Refusal(400, "the Host header field is missing")
@@ -141,6 +151,8 @@ def check_extent(
     """
     longest = limits.max_target_bytes + _LINE_EXTRA
     if not block:
+        if data[position] == _TLS_HANDSHAKE:
+            raise TLSRefusal
         if data[position] not in _token_octets:
             raise Refusal(400, "this isn't HTTP: a request begins with its method")
         line_end = data.find(b"\n", position + seen, position + longest + 2)
@@ -344,7 +356,7 @@ class ChunkedBody:
 
 def render_start(status: int, content_type: str, length: int, date: bytes) -> bytes:
     line = _render_line(status, date)
-    if status == 304:  # it has no body, and tells nothing of the one there would be
+    if status in (204, 304):  # it has no body, and tells nothing of the one there would be
         return line.encode()
     return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n".encode()
 

@@ -11,6 +11,9 @@ strings and numbers in it are read by ``json`` and Python themselves, a slice at
 - a number has up to :data:`MAX_DIGITS` characters, a string as many as the caller says;
 - a name stands once in its object, unless the caller says otherwise.
 
+A caller that can do with a long string in parts gets it as a :class:`LongText`: to put millions of
+characters together is one long step.
+
 The first three are looked at while reading, before anything is made of what goes beyond them.
 :func:`write` gives the text that ``json.dumps`` gives. Nothing here has state: any thread may call
 anything.
@@ -32,6 +35,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_DIGITS",
     "MAX_VALUES",
+    "LongText",
     "Malformed",
     "Steps",
     "all_of",
@@ -69,6 +73,15 @@ class Malformed(ValueError):
     """A text that is not JSON. Says why, and at which byte."""
 
 
+class LongText:
+    """A string of a text that is left in the parts in which it was read. No code point is cut."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: list[str]) -> None:
+        self.parts = parts
+
+
 def all_of(steps: Generator[object, None, _T]) -> _T:
     """Do all steps at once; return what came of them."""
     while True:
@@ -78,13 +91,16 @@ def all_of(steps: Generator[object, None, _T]) -> _T:
             return end.value  # type: ignore[no-any-return]
 
 
-def read(text: bytes, *, longest: int = maxsize, repeats: bool = False) -> Steps[Any]:
-    """Return what a text stands for; a string in it has up to *longest* characters.
+def read(
+    text: bytes, *, longest: int = maxsize, whole: int = maxsize, repeats: bool = False
+) -> Steps[Any]:
+    """Return what a text stands for; a string in it has up to *longest* characters, and one of more
+    than *whole* is a LongText, but for names, which have no more.
 
     Of a name that is given twice the last value counts with *repeats*. Raises Malformed,
     BadRequest for a name given twice, PayloadTooLarge beyond a bound.
     """
-    return _Reader(text, longest, repeats=repeats).read()
+    return _Reader(text, longest, whole, repeats=repeats).read()
 
 
 def is_blank(text: bytes) -> Steps[bool]:
@@ -121,10 +137,11 @@ def write(value: Any) -> Iterator[bytes]:
 class _Reader:
     """Reads one text, and knows how far it has come."""
 
-    def __init__(self, text: bytes, longest: int, *, repeats: bool) -> None:
+    def __init__(self, text: bytes, longest: int, whole: int, *, repeats: bool) -> None:
         self._text = text
         self._at = len(BOM_UTF8) if text.startswith(BOM_UTF8) else 0
         self._longest = longest
+        self._whole = whole
         self._repeats = repeats
         self._values = 0
 
@@ -158,6 +175,8 @@ class _Reader:
             if self._count_one():
                 yield
             name = yield from self._string()
+            if isinstance(name, LongText):
+                raise PayloadTooLarge(f"a name of more than {self._whole:,} characters in the body")
             if name in found and not self._repeats:
                 raise BadRequest(f"{name[:100]!r} is given twice in the body; give it once")
             if (yield from self._next()) != b":":
@@ -228,7 +247,7 @@ class _Reader:
         is_whole = match[2] is match[3] is None
         return int(number) if is_whole else float(number)
 
-    def _string(self) -> Steps[str]:
+    def _string(self) -> Steps[str | LongText]:
         """Read the string that begins here: slices of it, each up to where nothing is cut."""
         text = self._text
         begin = at = self._at + 1
@@ -252,7 +271,7 @@ class _Reader:
                 )
             if end <= len(inside):
                 self._at = at + len(inside[:end].encode())
-                return "".join(found)
+                return "".join(found) if length <= self._whole else LongText(found)
             if is_last:
                 raise Malformed(f"a string without an end at byte {begin - 1}")
             at += used

@@ -81,6 +81,7 @@ from conure.http.parameters import (
     named_by,
     names_revision,
     number,
+    refuse_coding,
     refuse_conditions,
     refuse_conditions_of_read,
     refuse_others,
@@ -151,6 +152,7 @@ class KeyValues:
             self._desk.write(request, (key, self._limits.check_value(value)))
             return
         key = key_of(query)
+        refuse_coding(conditions)
         value = self._limits.check_value(query.get(b"value", request.body))
         if conditions is PLAIN and query.keys() == _KEY_AND_VALUE:
             self._desk.write(request, (key, value))

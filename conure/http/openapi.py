@@ -115,6 +115,7 @@ def _keys() -> Schema:
                     *_IF,
                 ],
                 {"200": _ok(("X-Conure-Fencing-Token", *_RECORD_HEADERS))},
+                415,
                 404,
                 409,
                 412,
@@ -198,6 +199,7 @@ def _keys() -> Schema:
                 "Idempotency-Key.",
                 [],
                 {"200": _json(_object(written=_whole(1), revision=_whole(1)))},
+                415,
                 body={LINES: {"schema": {"type": "string"}}},
             )
         },
@@ -210,6 +212,7 @@ def _keys() -> Schema:
                 {"200": _json(_ref("Outcome"))},
                 404,
                 409,
+                415,
                 body={JSON: {"schema": _ref("Transaction")}},
             )
         },
@@ -609,6 +612,7 @@ def _errors() -> Schema:
         412: "A condition does not hold; nothing has changed. ETag has the key's revision.",
         413: "Larger than the limit; nothing has changed.",
         414: "The query, or a key in it, is too long; nothing has changed.",
+        415: "A body with a Content-Encoding; nothing has changed.",
         421: "The server is not known by the name in Host; nothing has changed.",
         422: "The Idempotency-Key was used for another request; nothing has changed.",
         429: "Too much is under way; nothing has changed.",

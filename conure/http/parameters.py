@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from conure.commands import MAX_KEY_BYTES, Compare, Relation, Target, prefix_end
-from conure.errors import BadRequest, TargetTooLong
+from conure.errors import BadRequest, TargetTooLong, UnsupportedMediaType
 from conure.http import documents
-from conure.http.head import Headers
+from conure.http.head import Headers, elements
 from conure.http.request import Request
 from conure.service.freshness import LINEARIZABLE, STALE, Freshness
-from conure.service.limits import MAX_NUMBER, check_ttl
+from conure.service.limits import MAX_NUMBER
 from conure.service.quoting import shortened, shown
 from conure.service.scans import Scan
 
@@ -42,6 +42,7 @@ __all__ = [
     "named_by",
     "names_revision",
     "number",
+    "refuse_coding",
     "refuse_conditions",
     "refuse_conditions_of_read",
     "refuse_others",
@@ -58,6 +59,7 @@ STALENESS: Final = frozenset({b"stale", b"max_stale"})
 
 _BOUNDS = frozenset({b"prefix", b"from", b"to"})
 _SCAN = STALENESS | _BOUNDS | {b"limit", b"after", b"reverse", b"keys"}
+_AS_IT_IS = frozenset({"", "identity"})  # content codings that change nothing
 _YES, _NO = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
 _SESSION = re.compile(rb"[0-9a-f]{32}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"?([0-9]{1,19})"?')
@@ -68,7 +70,7 @@ Query = Mapping[bytes, bytes]
 class Conditions:
     """What the header fields of a request ask for, beyond the plain."""
 
-    __slots__ = ("idempotency_key", "if_match", "if_none_match", "lines", "objects")
+    __slots__ = ("coding", "idempotency_key", "if_match", "if_none_match", "lines", "objects")
 
     def __init__(self, headers: Headers) -> None:
         accept = headers.get("accept", "")
@@ -76,6 +78,8 @@ class Conditions:
         self.if_match = headers.get("if-match")
         self.if_none_match = headers.get("if-none-match")
         self.idempotency_key = headers.get("idempotency-key")
+        coding = headers.get("content-encoding") or ""
+        self.coding = "" if elements(coding) <= _AS_IT_IS else coding
         accept = accept.lower()
         self.objects = "application/json" in accept and "*/*" not in accept
         self.lines = "application/x-ndjson" in accept
@@ -86,6 +90,7 @@ class Conditions:
             self.if_match is self.if_none_match is self.idempotency_key is None
             and not self.objects
             and not self.lines
+            and not self.coding
         )
 
 
@@ -157,6 +162,16 @@ def names_revision(none_match: str, revision: int) -> bool:
     """Tell whether a list of entity tags has the one of a revision (RFC 9110 section 13.1.2)."""
     tags = {tag.strip().removeprefix("W/").strip('"') for tag in none_match.split(",")}
     return "*" in tags or str(revision) in tags
+
+
+def refuse_coding(conditions: Conditions) -> None:
+    """Raise UnsupportedMediaType for a body that is compressed or coded otherwise: it would be
+    stored as it is, and nobody who gets it would be told of that."""
+    if conditions.coding:
+        raise UnsupportedMediaType(
+            f"Content-Encoding is {shortened(conditions.coding)}, and no coding is undone here; "
+            "send the body as it is, without the field (to store compressed bytes, too)"
+        )
 
 
 # -- the query -----------------------------------------------------------------------------------
@@ -267,7 +282,7 @@ def ttl_of(query: Query, example: str, *, least: int = 1) -> int:
     """Return the time to live in milliseconds, *least* at least. Raises BadRequest."""
     if b"ttl" not in query:
         raise BadRequest(f"the ttl is missing; name it in the query: {example}")
-    return check_ttl(duration(query, b"ttl"), least=least)
+    return documents.parse_ttl(query[b"ttl"].decode(errors="replace"), least=least)
 
 
 def freshness_of(query: Query) -> Freshness:

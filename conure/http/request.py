@@ -55,11 +55,15 @@ status, a line for the user, the request's ``Accept``, and a title that may be N
 
 
 class Client(Carrier, Protocol):
-    """The connection that a request came by. Reactor thread only, but for the first two."""
+    """The connection that a request came by. Reactor thread only, but for the first three."""
 
     @property
     def peer(self) -> Any:
         """The client's address, as the socket has it."""
+
+    @property
+    def principal(self) -> str:
+        """Whom the client's certificate names; empty if there is none."""
 
     @property
     def descriptor(self) -> int:

@@ -29,7 +29,15 @@ from conure.http.commits import Commits
 from conure.http.counts import RequestMetrics
 from conure.http.documents import INLINE_BYTES
 from conure.http.jsonsteps import Steps, all_of
-from conure.http.parameters import STALENESS, compares, flag, freshness_of, refuse_others, ttl_of
+from conure.http.parameters import (
+    STALENESS,
+    compares,
+    flag,
+    freshness_of,
+    refuse_coding,
+    refuse_others,
+    ttl_of,
+)
 from conure.http.referrals import Forwarding
 from conure.http.request import Request
 from conure.http.restanswers import RestAnswers
@@ -107,6 +115,7 @@ class Rest:
     def _put(self, request: Request) -> None:
         wishes: Wishes = request.headers.note or wishes_of(request.headers)
         named: Named = request.target.note or named_by(request)
+        refuse_coding(wishes)
         if wishes.fault:
             raise BadRequest(wishes.fault)
         if wishes.is_json:

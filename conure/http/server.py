@@ -15,12 +15,13 @@ H4 an error of one connection, or of the application, ends nothing else    conne
 H5 what clients may make us keep or wait for is bounded                    limits.py, here
 H6 a request whose end is in doubt is refused, and nothing after it read  grammar.py
 H7 a stream is complete or visibly cut                                     stream.py
-H8 nothing is done for a foreign name or a foreign web page                origins.py, known.py
+H8 nothing is done for a foreign name or a foreign web page, nor for       origins.py, known.py,
+   another machine in protected mode                                       guarded.py
 == ======================================================================= ======================
 
 H5  What a client may make us keep or wait for is bounded by :class:`Limits`; how many connections
-    one may have, by ``conure/net/places.py``. A reserve answers probes when there is no other
-    place.
+    one may have, by ``conure/net/places.py``, and how often it may ask, by ``conure/net/rates.py``.
+    A reserve answers probes when there is no other place.
 
 Threads: ``Application`` is called in the reactor thread only. Accepting runs in the thread of
 ``serve_forever``. Counters may be read from any thread.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from http.server import ThreadingHTTPServer
 from math import inf
 from time import perf_counter
@@ -39,18 +41,27 @@ from typing import Any, Protocol
 from conure.errors import BadRequest
 from conure.http.connection import HTTPConnection, ReservedConnection
 from conure.http.grammar import READS, show
+from conure.http.guarded import BarredConnection, CountedConnection
 from conure.http.known import Known
 from conure.http.limits import Limits
-from conure.http.origins import Access
+from conure.http.origins import PREFLIGHT, Access
 from conure.http.request import RenderError, Request, Turns, error_body
 from conure.net.link import Link
-from conure.net.listener import Listener, bind
+from conure.net.listener import Listener, MakeLink, bind
 from conure.net.places import Places
 from conure.net.reactor import Bounds, Reactor
 
-__all__ = ["Application", "HTTPFront", "HTTPServer", "bounds_of"]
+__all__ = ["SPEAKS_TLS", "Application", "HTTPFront", "HTTPServer", "bounds_of"]
 
 log = logging.getLogger("conure.http")
+
+_TLS_LINE = b"this port speaks TLS; use https:// in place of http://\n"
+
+SPEAKS_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_TLS_LINE), _TLS_LINE)
+)
+"""What a client is sent that speaks plain HTTP to a port that speaks TLS."""
 
 _SLOW_LINES = 5  # of the log in a tick, for slow requests
 _SHOWN_KEY = 64  # bytes of a key in the log
@@ -88,6 +99,7 @@ class HTTPFront:
         self.limits = limits
         self.access = access
         self.probes = access.probes
+        self.door = access.door
         self.known = Known(limits, access)
         self.places = Places(limits.max_connections, limits.trusted_proxies)
         self.reserved: dict[HTTPConnection, None] = {}  # in the reserve, the oldest first
@@ -101,6 +113,7 @@ class HTTPFront:
         self.refused: dict[int, int] = {}  # by status
         self._flush = application.flush
         self._reactor = reactor
+        self._tells_of_tls = True  # a client that speaks TLS is logged, the first of each tick
         self._slow_lines = 0  # logged since the last tick, or not for there being too many
         reactor.serve(self)
         reactor.at_round_end(self.flush)
@@ -112,6 +125,11 @@ class HTTPFront:
         reactor, places = self._reactor, self.places
         place = places.take(peer[0])
         if place is not None:
+            if self.door.bars(peer[0], link.local_address):
+                return BarredConnection(reactor, self, link, peer, place)
+            if self.access.rates is not None:
+                visitor = self.access.rates.visitor(peer[0], partial(getattr, link, "principal"))
+                return CountedConnection(reactor, self, link, peer, place, visitor)
             return HTTPConnection(reactor, self, link, peer, place)
         if len(self.reserved) >= 2 * places.reserve:
             self.count_refusal(503)
@@ -148,6 +166,7 @@ class HTTPFront:
         if self._slow_lines > _SLOW_LINES:
             log.warning("slow: %d more requests", self._slow_lines - _SLOW_LINES)
         self._slow_lines = 0
+        self._tells_of_tls = True
 
     def flush(self) -> bool:
         """Let the application finish the round; answer what it leaves if that fails (H4)."""
@@ -173,6 +192,16 @@ class HTTPFront:
         self.count_refusal(status)
         request.fail(status, message)
 
+    def note_tls(self, connection: HTTPConnection) -> None:
+        """Log a client that speaks TLS where nobody does, unless another one was just logged."""
+        if self._tells_of_tls:
+            log.info("%s speaks TLS, and this port doesn't (tls_cert)", connection.peer[0])
+        self._tells_of_tls = False
+
+    def answer_preflight(self, request: Request) -> None:
+        """Tell a browser what a page of another origin that may ask may send."""
+        request.respond(204, headers=PREFLIGHT)
+
     def note_slow(self, request: Request, status: int) -> None:
         """Log a request whose answer took long, unless too many of them have been already."""
         self.slow_requests += 1
@@ -181,7 +210,7 @@ class HTTPFront:
             took = perf_counter() - request.started
             log.warning(
                 "slow: %s%s of %s answered %d after %.3f s",
-                *(request, _show_key(request), request.peer, status, took),
+                *(request, _show_key(request), _show_client(request), status, took),
             )
 
     # -- private
@@ -211,7 +240,8 @@ class HTTPServer(Listener, ThreadingHTTPServer):
     names and to which web pages it answers. With a *reactor*, the server shares that one, whose
     bounds count then and not those of *limits*; else it makes one of its own. *address* is one to
     bind, or a socket that :func:`bind` has returned. *name* is what the accepting thread and its
-    log are called. Raises OSError where it can't be bound.
+    log are called. *make_link* makes links of what is accepted. Raises OSError where it can't be
+    bound.
     """
 
     def __init__(
@@ -223,13 +253,14 @@ class HTTPServer(Listener, ThreadingHTTPServer):
         access: Access | None = None,
         reactor: Reactor | None = None,
         name: str = "http",
+        make_link: MakeLink | None = None,
     ) -> None:
         limits = limits or Limits()
         tell = on_fatal or _ignore
         bound = address if isinstance(address, socket.socket) else bind(address)
         used = reactor or Reactor(bounds_of(limits), tell, "http")
         self.front = HTTPFront(used, application, limits, access or Access())
-        super().__init__(bound, used, self.front, tell, name)
+        super().__init__(bound, used, self.front, tell, name, make_link)
 
     @property
     def connections_open(self) -> int:
@@ -303,6 +334,12 @@ def _needs_body(request: Request) -> None:
 
 def _ignore(error: BaseException) -> None:
     """Stand for nobody who wants to know that the server is dead."""
+
+
+def _show_client(request: Request) -> str:
+    """Return who a client is, for a log: by its certificate, too, if it has shown one."""
+    principal = request.client.principal
+    return f"{principal} at {request.peer}" if principal else request.peer
 
 
 def _show_key(request: Request) -> str:

@@ -25,7 +25,13 @@ from conure.http import documents
 from conure.http.answers import JSON, Answers, FullAnswer, Route
 from conure.http.commits import Commits, fingerprint_of
 from conure.http.fields import index_field
-from conure.http.parameters import Conditions, conditions_of, refuse_conditions, refuse_others
+from conure.http.parameters import (
+    Conditions,
+    conditions_of,
+    refuse_coding,
+    refuse_conditions,
+    refuse_others,
+)
 from conure.http.request import Request
 from conure.service.batches import BatchCount, Line
 from conure.service.limits import Limits
@@ -61,6 +67,7 @@ class Transactions:
         refuse_others(request.parameters(), set())
         conditions = request.headers.note or conditions_of(request.headers)
         refuse_conditions(conditions)
+        refuse_coding(conditions)
         self._take(request, self._take_batch(request, conditions))
 
     def _take_batch(self, request: Request, conditions: Conditions) -> Turns:
@@ -87,6 +94,7 @@ class Transactions:
         refuse_others(request.parameters(), set())
         conditions = request.headers.note or conditions_of(request.headers)
         refuse_conditions(conditions)
+        refuse_coding(conditions)
         self._take(request, self._take_transaction(request, conditions))
 
     def _take_transaction(self, request: Request, conditions: Conditions) -> Turns:

@@ -21,11 +21,14 @@ from socketserver import BaseRequestHandler, BaseServer, TCPServer
 from time import sleep
 from typing import Any
 
-from conure.net.link import PlainLink
+from conure.net.link import Link, PlainLink
 from conure.net.reactor import FrontEnd, Reactor
 from conure.net.sockets import keep_alive, no_delay
 
-__all__ = ["BoundServer", "Listener", "bind"]
+__all__ = ["BoundServer", "Listener", "MakeLink", "bind", "plain"]
+
+MakeLink = Callable[[socket.socket, Any], Link]
+"""Makes a link of an accepted socket, which is non-blocking, and the client's address."""
 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -56,6 +59,11 @@ def bind(address: tuple[str, int], backlog: int = _BACKLOG) -> socket.socket:
     return bound
 
 
+def plain(accepted: socket.socket, peer: Any) -> Link:  # noqa: ARG001
+    """Make a link that encrypts nothing; see :data:`MakeLink`."""
+    return PlainLink(accepted)
+
+
 class BoundServer(TCPServer):
     """A server of the standard library on a socket that is *bound*, and its own from then on."""
 
@@ -68,7 +76,8 @@ class Listener(BoundServer):
     """Accepts on a *bound* socket for *reactor* and *front*, which the reactor knows already.
 
     The socket is the listener's from then on. *on_fatal* is told, in the accepting thread, when
-    that ended by an exception. *name* is what its thread and its log are called.
+    that ended by an exception. *name* is what its thread and its log are called. *make_link* makes
+    links of what is accepted, in that thread.
     """
 
     def __init__(
@@ -78,12 +87,14 @@ class Listener(BoundServer):
         front: FrontEnd,
         on_fatal: Callable[[BaseException], None],
         name: str,
+        make_link: MakeLink | None = None,
     ) -> None:
         self.reactor = reactor
         self.connections_accepted = 0
         self._front = front
         self._on_fatal = on_fatal
         self._name = name
+        self._make_link = make_link or plain
         self.log = logging.getLogger(f"conure.{name}")
         self._accepting = False
         self._out_of_descriptors = False
@@ -136,7 +147,7 @@ class Listener(BoundServer):
         self.connections_accepted += 1
         request.setblocking(False)
         no_delay(request)
-        self.reactor.adopt(self._front, PlainLink(request), client_address)
+        self.reactor.adopt(self._front, self._make_link(request, client_address), client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         self.log.warning("a connection was lost before its first request", exc_info=True)

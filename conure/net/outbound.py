@@ -2,7 +2,8 @@
 
 A :class:`Line` connects, sends a request that somebody has encoded, and reads the answer whole. All
 of that is bounded: connecting in time, the exchange by a deadline however slowly the bytes come,
-the answer in its length, and in all the bytes that it takes. What is asked, and what a failure
+the answer in its length, and in all the bytes that it takes. A server at a base URL of https is
+asked by TLS, by the context that is handed in. What is asked, and what a failure
 means, is for the caller: joining.py asks the seeds.
 The client library (client/) has a way of its own: it reads answers without a length, and runs where
 there is no server.
@@ -16,14 +17,15 @@ Threads: a line belongs to one thread; only :meth:`Line.cut` is for others.
 from __future__ import annotations
 
 import math
-import socket
-from collections.abc import Iterable
+import ssl
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from http.client import HTTPException, HTTPResponse
 from time import monotonic
 from typing import Any, NamedTuple
 
-from conure.values import split_base_url
+from conure.net.dialled import Dialled, name_to_check
+from conure.values import authority_of, is_https, split_base_url
 
 __all__ = ["Answer", "Line", "MalformedAnswer", "encode_request"]
 
@@ -51,7 +53,7 @@ def encode_request(
     method: str, server: str, target: bytes, fields: Iterable[tuple[str, str]], body: bytes
 ) -> bytes:
     """Return a request for the server at a base URL, with a length whatever its method is."""
-    head = f"Host: {server.removeprefix('http://').removesuffix('/')}\r\n"
+    head = f"Host: {authority_of(server)}\r\n"
     for name, value in fields:
         head += f"{name}: {value}\r\n"
     return b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
@@ -65,11 +67,17 @@ def encode_request(
 
 class Line:
     """Asks one server at a time, over a connection for each request. Connecting takes
-    *connect_timeout* seconds at most."""
+    *connect_timeout* seconds at most, and a handshake as long again.
 
-    def __init__(self, *, connect_timeout: float) -> None:
+    *tls* returns what a server is asked by whose base URL is one of https, as of now.
+    """
+
+    def __init__(
+        self, *, connect_timeout: float, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
         self._connect_timeout = connect_timeout
-        self._socket: _Socket | None = None
+        self._tls = tls
+        self._connection: _Connection | None = None
         self._is_cut = False
 
     def exchange(
@@ -86,71 +94,66 @@ class Line:
 
         *deadline* is a moment of ``monotonic``, *silence* how many seconds may pass without a byte.
         A body of more than *most* bytes is an error; if one *may_cut_short*, the rest is left
-        unread. An interim answer is an error too. Raises OSError, among them TimeoutError, and
-        HTTPException, among them MalformedAnswer.
+        unread. An interim answer is an error too. Raises OSError, among them TimeoutError and
+        ``ssl.SSLError``, and HTTPException, among them MalformedAnswer.
         """
-        connection = self._connect(server)
+        connection = self._connect(server, deadline)
         connection.deadline, connection.silence = deadline, silence
         connection.room = 2 * most + _BESIDE  # chunks may be so small that half of it is sizes
         try:
             _send(connection, message)
-            with closing(HTTPResponse(connection)) as response:
+            with closing(HTTPResponse(connection)) as response:  # type: ignore[arg-type]
                 return _read(response, most, may_cut_short)
         finally:
-            self._socket = None
+            self._connection = None
             connection.close()
 
     def cut(self) -> None:
         """End what is under way, and let nothing begin. Any thread."""
         self._is_cut = True
-        connection = self._socket
+        connection = self._connection
         if connection is not None:
-            with suppress(OSError):  # closed a moment ago
-                connection.shutdown(socket.SHUT_RDWR)
+            connection.cut()
 
-    def _connect(self, server: str) -> _Socket:
+    def _connect(self, server: str, deadline: float) -> _Connection:
         try:
-            plain = socket.create_connection(split_base_url(server), self._connect_timeout)
-        except (ValueError, OverflowError) as error:  # a name with an empty label, say
+            host, port = split_base_url(server)
+        except ValueError as error:
             raise OSError("there can be no such address") from error
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _Socket(plain.family, plain.type, plain.proto, plain.detach())
-        self._socket = connection
-        if self._is_cut:  # looked at after the socket can be seen by cut()
-            self._socket = None
+        if is_https(server) and self._tls is None:
+            raise OSError("it is asked by TLS, and this node was told nothing of that")
+        connection = _Connection.connect(host, port, self._connect_timeout)
+        self._connection = connection
+        try:
+            if self._is_cut:  # looked at after the connection can be seen by cut()
+                raise ConnectionAbortedError("this node is stopping; ask another server")
+            if is_https(server) and self._tls is not None:
+                connection.deadline = min(monotonic() + self._connect_timeout, deadline)
+                connection.secure(self._tls(), name_to_check(host))
+        except BaseException:
+            self._connection = None
             connection.close()
-            raise ConnectionAbortedError("this node is stopping; ask another server")
+            raise
         return connection
 
 
-class _Socket(socket.socket):
-    """Waits for input up to one moment, in however many pieces it comes, and takes so many bytes.
+class _Connection(Dialled):
+    """A connection on which so many bytes may come.
 
     A chunk whose size is -1 has everything that comes, to the standard library.
     """
 
-    deadline = 0.0
-    silence = math.inf
-    room = 0
+    room = math.inf
 
-    def limit(self) -> None:
-        """Let the next call wait until the deadline. Raises TimeoutError if it has passed."""
-        left = self.deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self.settimeout(min(left, self.silence))
-
-    def recv_into(self, *args: Any, **named: Any) -> int:
-        self.limit()
-        size = super().recv_into(*args, **named)
+    def recv_into(self, buffer: Any) -> int:
+        size = super().recv_into(buffer)
         self.room -= size
         if self.room < 0:
             raise HTTPException("an answer of impossible length")
         return size
 
 
-def _send(connection: _Socket, message: bytes) -> None:
-    connection.limit()
+def _send(connection: _Connection, message: bytes) -> None:
     count = connection.send(message)
     if count < len(message):
         # A server may refuse a body while it is being sent; its reason can still be read.

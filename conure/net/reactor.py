@@ -273,7 +273,7 @@ class Reactor:
         if not self._woken:
             self.wake()
 
-    def register(self, sock: socket.socket, action: Callable[[], None]) -> None:
+    def register(self, descriptor: int, action: Callable[[], None]) -> None:
         """Call *action* whenever a socket that isn't a client's has input.
 
         What is answered in there leaves at the end of the same round, and no other thread has to
@@ -281,14 +281,14 @@ class Reactor:
         end the reactor. It may be called once more than there is input. Raises OSError.
         """
         with contextlib.suppress(ValueError):  # the reactor has ended: nobody reads any more
-            self.epoll.register(sock.fileno(), IN)
-        self.registered[sock.fileno()] = action
+            self.epoll.register(descriptor, IN)
+        self.registered[descriptor] = action
 
-    def unregister(self, sock: socket.socket) -> None:
+    def unregister(self, descriptor: int) -> None:
         """Undo :meth:`register`, before the socket is closed."""
-        del self.registered[sock.fileno()]
+        del self.registered[descriptor]
         with contextlib.suppress(OSError, ValueError):  # the reactor has ended
-            self.epoll.unregister(sock.fileno())
+            self.epoll.unregister(descriptor)
 
     def call_later(self, action: Callable[[], None], seconds: float) -> None:
         """Call *action* at the end of a round, the next one at the earliest: when what is answered
@@ -370,7 +370,8 @@ class Reactor:
     def change_interest(self, connection: Connection) -> None:
         """Have epoll report what the connection is interested in now. Raises OSError."""
         link = connection.link
-        self.epoll.modify(link.descriptor, connection.interest)
+        interest = connection.interest
+        self.epoll.modify(link.descriptor, interest | OUT if link.stalled else interest)
         if link.pending:
             self._note_pending(connection)
 
@@ -539,15 +540,40 @@ class Reactor:
                 if event == IN:
                     connection.receive()
                 else:
-                    connection.react(event)
+                    self._react(connection, event)
                 if connection.link.pending:
                     self._note_pending(connection)
             except BlockingIOError:
-                continue  # readable no more: the event was an older connection's
+                # Readable no more, the event was an older connection's; or it told of a part of
+                # something encrypted.
+                self._look_at(connection)
             except OSError:
                 connection.close()
             except Exception:
                 self.log.exception("a connection failed")
+                connection.close()
+
+    def _react(self, connection: Connection, event: int) -> None:
+        """Do what an event asks for of a connection, or of its link."""
+        link = connection.link
+        if event & OUT and link.stalled:
+            link.flush()
+            self.change_interest(connection)
+            event &= connection.interest | ~OUT
+        if event == IN:
+            connection.receive()
+        elif event:
+            connection.react(event)
+
+    def _look_at(self, connection: Connection) -> None:
+        """See to what a link that has nothing to be received keeps, or wants to send by itself."""
+        keeps, is_stalled = connection.link.pending, connection.link.stalled
+        if keeps:
+            self._note_pending(connection)
+        if is_stalled:
+            try:
+                self.change_interest(connection)
+            except OSError:
                 connection.close()
 
     def _note_pending(self, connection: Connection) -> None:
@@ -641,7 +667,8 @@ class Reactor:
         while unchecked:
             connection = unchecked.popleft()
             if self.connections.get(connection.link.descriptor) is connection:  # still
-                self.guard(connection.check_deadlines, connection)
+                late = connection.link.deadline < self.now
+                self.guard(connection.close if late else connection.check_deadlines, connection)
             if perf_counter() > until:
                 return
 

@@ -7,7 +7,6 @@ calls and bytes of them are under way at most, and answers that are not read end
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Protocol
 
 from conure.errors import WireError
 from conure.metrics import Counter
+from conure.net.link import Link
 from conure.peers.calling import MAX_CALLS
 from conure.peers.calls import Answer, Call, decode_call, encode_answer
 from conure.peers.line import Line
@@ -38,12 +38,12 @@ class Called(Protocol):
 
 
 class Calls:
-    """What comes in over *sock* from *peer*, and what goes out. *expect* is told the size of each
+    """What comes in over *link* from *peer*, and what goes out. *expect* is told the size of each
     large frame (Guests.expect); *sent* and *received* count bytes."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        link: Link,
         peer: Greeting,
         host: Called,
         sent: Counter,
@@ -56,7 +56,7 @@ class Calls:
         self._under_way: dict[int, int] = {}  # bytes, by number
         self._bytes = 0
         self._last = 0  # the greatest number so far
-        self.line = Line(sock, self._take, sent, received, expect)
+        self.line = Line(link, self._take, sent, received, expect)
 
     def _take(self, payloads: Sequence[bytes]) -> None:
         for payload in payloads:

@@ -132,10 +132,10 @@ class CallWay:
         """Dial, and send what waits; return when the connection has ended. Raises ConureError."""
         with self._lock:
             address = self._address
-        sock, _ = self._dialler.dial("calls", address, self._id)
+        link, _ = self._dialler.dial("calls", address, self._id)
         why = "it was closed"
         try:
-            line = Line(sock, self._take, self._sent, self._received, look=self._look)
+            line = Line(link, self._take, self._sent, self._received, look=self._look)
             with self._lock:
                 self._line = line
                 while self._waiting and self._send(line, *self._waiting[0]):
@@ -153,7 +153,7 @@ class CallWay:
             with self._lock:
                 self._line = None
                 lost, self._asked = self._asked, {}
-            self._tell_lost(lost, self._dialler.hang_up(sock) or why)
+            self._tell_lost(lost, self._dialler.hang_up(link) or why)
 
     def _tell_lost(self, lost: dict[int, _Asked], why: str) -> None:
         """Tell all who have asked over a connection that it has ended."""

@@ -142,6 +142,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "Refused": {"told": str},
     "TooManyRequests": {"retry_after": int},
     "Unavailable": {"retry_after": int},
+    "Untrusted": {"retry_after": int},
     "VersionTooNew": {"found": int},
 }
 

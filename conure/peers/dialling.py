@@ -8,16 +8,28 @@ more. What is sent over a connection is for whoever asked for it: a peer (peer.p
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from time import monotonic
+from typing import Any, Protocol
 
 from conure.errors import ConureError, Unavailable, WireError
+from conure.net.link import Link, PlainLink
 from conure.peers import sockets
 from conure.peers.forming import MAX_SHOWN, Question, Shown, check_shown, encode_question
+from conure.peers.joins import (
+    JOIN_TIME,
+    Applicant,
+    check_added,
+    check_taken,
+    encode_applicant,
+)
+from conure.peers.news import News
 from conure.peers.protocol import MAX_HANDSHAKE, NOT_BELIEVED, Greeting, check_answer, encode_hello
+from conure.peers.proving import CERTIFICATE, OPEN, SECRET, UNPROVED, PeerSecurity, check_name
 from conure.peers.threads import Threads
 
 __all__ = ["MAX_PROBES", "SILENCE", "Calling", "Dialler"]
@@ -25,8 +37,19 @@ __all__ = ["MAX_PROBES", "SILENCE", "Calling", "Dialler"]
 MAX_PROBES = 8
 """Probes at a time."""
 
+_BY_HTTP = (
+    "is that a member's Raft port? An earlier release takes no wish to be added there: name a base "
+    "URL of the member as the seed then, http://HOST:PORT"
+)
+
 SILENCE = 2.0
 """Seconds after which messages that a peer's system doesn't take end a connection."""
+
+_TOLD_TIME = 3600.0  # seconds after which it is logged again how a node is talked to
+_HOW = {CERTIFICATE: "by certificate: ", SECRET: "by secret: ", UNPROVED: ""}
+_BY = {CERTIFICATE: "by certificate", SECRET: "by the cluster secret", UNPROVED: "without a proof"}
+
+log = logging.getLogger("conure.transport")
 
 
 class Calling(Protocol):
@@ -47,9 +70,10 @@ class Calling(Protocol):
 
 @dataclass(slots=True)
 class _End:
-    """Who is at the other end of a connection, by the handshake."""
+    """A connection that is open, and who is at its other end, by the handshake."""
 
-    greeting: Greeting
+    sock: socket.socket
+    greeting: Greeting | None = None  # amid the handshake
     why_dropped: str = ""
 
 
@@ -57,18 +81,22 @@ class Dialler:
     """Opens connections, and knows those that are open. Every method: any thread.
 
     *stopping* is set when the transport is closed, before :meth:`close` is called; *threads* run
-    the probes.
+    the probes. *security* says how this node proves itself.
     """
 
     _host: Calling  # as of start()
 
-    def __init__(self, stopping: threading.Event, threads: Threads) -> None:
+    def __init__(self, stopping: threading.Event, threads: Threads, security: PeerSecurity) -> None:
         self._stopping = stopping
+        self._security = security
+        self._news = News(_TOLD_TIME)
         self._threads = threads
         # Guards what follows. Held for moments, and no other lock is taken under it.
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, _End | None] = {}  # None amid the handshake
+        self._open: dict[int, _End] = {}  # by descriptor
         self._probes = 0
+        self._has_given_up_joining = False
+        self._joining: set[int] = set()  # the descriptors of those that ask to be added
 
     def start(self, host: Calling) -> None:
         """Tell who decides; once, before anything is dialled."""
@@ -76,41 +104,36 @@ class Dialler:
 
     def dial(
         self, kind: str, address: str, node_id: str, known_as: str | None = None
-    ) -> tuple[socket.socket, Greeting]:
-        """Connect and shake hands; the socket has to be given to :meth:`hang_up` at last.
+    ) -> tuple[Link, Greeting]:
+        """Connect and shake hands; the link has to be given to :meth:`hang_up` at last.
 
         *known_as* is the incarnation that the node is taken to have, by default what the host says.
         Raises Refused, and Unavailable if no node answers.
         """
         if known_as is None:
             known_as = self._host.known_as(node_id)
-        sock = self._connect(address)
+        silence = sockets.PROGRESS_TIME if kind == "snapshot" else SILENCE
+        hello = encode_hello(kind, node_id, known_as, self._host.greeting())
+        link, fields = self._converse(address, silence, hello, MAX_HANDSHAKE, node_id)
         try:
-            if self._stopping.is_set():
-                raise ConnectionAbortedError("this node is being stopped")
-            sockets.configure(sock)
-            silence = sockets.PROGRESS_TIME if kind == "snapshot" else SILENCE
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence))
-            hello = encode_hello(kind, node_id, known_as, self._host.greeting())
-            sockets.write_json(sock, hello)
-            greeting = check_answer(sockets.read_handshake(sock, MAX_HANDSHAKE))
+            greeting = check_answer(fields)
+            check_name(link, greeting.node_id)  # (P2)
             if kind != "probe":
                 with self._lock:
-                    self._open[sock] = _End(greeting)
+                    self._open[link.descriptor].greeting = greeting
                 self._host.recognise(node_id, greeting)
         except BaseException as error:
-            self.hang_up(sock)
+            self.hang_up(link)
             if isinstance(error, OSError | WireError):
-                why = sockets.reason(error)
-                raise Unavailable(f"no node answers at {address}: {why}") from error
+                raise Unavailable(_no_answer(address, sockets.reason(error))) from error
             raise
-        return sock, greeting
+        return link, greeting
 
-    def hang_up(self, sock: socket.socket) -> str:
+    def hang_up(self, link: Link) -> str:
         """Close a connection that was dialled; return why it was dropped, "" if it was not."""
         with self._lock:
-            end = self._open.pop(sock, None)
-        sock.close()
+            end = self._open.pop(link.descriptor, None)
+        link.close()
         return "" if end is None else end.why_dropped
 
     def tell_unreachable(self, node_id: str) -> None:
@@ -123,10 +146,10 @@ class Dialler:
         *expects* is asked about each by its greeting, by this thread, without any lock.
         """
         with self._lock:
-            ends = [(sock, end) for sock, end in self._open.items() if end is not None]
-        for sock, end in [item for item in ends if not expects(item[1].greeting)]:
+            ends = [end for end in self._open.values() if end.greeting is not None]
+        for end in [end for end in ends if end.greeting and not expects(end.greeting)]:
             end.why_dropped = NOT_BELIEVED
-            sockets.shut(sock)
+            sockets.shut(end.sock)
 
     def probe(
         self,
@@ -150,40 +173,118 @@ class Dialler:
         """Ask who is at an address: :meth:`Transport.ask`."""
         self._threads.spawn("forming", self._ask, address, question, reply)
 
+    def join(self, address: str, applicant: Applicant) -> None:
+        """Ask a member to add a node: :meth:`Transport.join`."""
+        said = encode_applicant(applicant)
+        try:
+            link, fields = self._converse(address, SILENCE, said, MAX_HANDSHAKE)
+        except Unavailable as error:
+            raise Unavailable(f"{error}; {_BY_HTTP}") from error
+        try:
+            with self._lock:
+                self._joining.add(link.descriptor)
+                is_given_up = self._has_given_up_joining
+            if is_given_up:
+                raise ConnectionAbortedError("this node is being stopped")
+            check_name(link, check_taken(fields))  # (P2)
+            said = sockets.read_json(link, MAX_HANDSHAKE, monotonic() + JOIN_TIME)
+        except (OSError, WireError) as error:
+            raise Unavailable(_no_answer(address, sockets.reason(error))) from error
+        finally:
+            with self._lock:
+                self._joining.discard(link.descriptor)
+            self.hang_up(link)
+        check_added(said)
+
+    def give_up_joining(self) -> None:
+        """End the connections that ask for this node to be added, and let none go on any more."""
+        with self._lock:
+            self._has_given_up_joining = True
+            ends = [self._open[each] for each in self._joining if each in self._open]
+        for end in ends:
+            sockets.shut(end.sock)
+
     def close(self) -> None:
         """End every connection; who has dialled it notices, and hangs up."""
         with self._lock:
-            still_open = [*self._open]
-        for sock in still_open:
-            sockets.shut(sock)
+            still_open = [*self._open.values()]
+        for end in still_open:
+            sockets.shut(end.sock)
 
-    def _connect(self, address: str) -> socket.socket:
-        """Connect, and have the socket in the table. Raises Unavailable."""
+    def _connect(self, address: str, silence: float) -> PlainLink:
+        """Connect, and have the connection in the table. *silence* is for how many seconds the
+        other system may take nothing. Raises Unavailable."""
         try:
             sock = sockets.connect(address)
         except (OSError, ValueError) as error:
             why = sockets.reason(error)
             raise Unavailable(f"{address} can't be reached: {why}") from error
+        link = PlainLink(sock)
         with self._lock:
-            self._open[sock] = None
-        return sock
+            self._open[link.descriptor] = _End(sock)
+        try:
+            sockets.configure(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence))
+            if self._stopping.is_set():
+                raise ConnectionAbortedError("this node is being stopped")
+        except OSError as error:
+            self.hang_up(link)
+            raise Unavailable(_no_answer(address, sockets.reason(error))) from error
+        return link
+
+    def _converse(
+        self, address: str, silence: float, said: Mapping[str, Any], most: int, node_id: str = ""
+    ) -> tuple[Link, dict[str, Any]]:
+        """Connect, prove this node, say this, and return the answer, of so many bytes at most.
+
+        One way of proving after the other is tried, each over a connection of its own, until there
+        is an answer. *node_id* is the node that is looked for, "" if that isn't known. Raises
+        Unavailable.
+        """
+        ways = self._security.ways
+        failures: list[str] = []
+        for way in ways:
+            plain = self._connect(address, silence)
+            link: Link = plain
+            deadline = monotonic() + sockets.HANDSHAKE_TIME
+            try:
+                link = self._security.dial(plain.socket, way, deadline)
+                if node_id:
+                    check_name(link, node_id)  # (P2)
+                sockets.write_json(link, said, deadline)
+                fields = sockets.read_json(link, most, deadline)
+            except BaseException as error:
+                self.hang_up(link)
+                if not isinstance(error, OSError | WireError):
+                    raise
+                failures.append(_HOW[way] + _why_unanswered(error, way, self._security.mode))
+            else:
+                self._tell_way(address, node_id, way, failures)
+                return link, fields
+        raise Unavailable(_no_answer(address, "; ".join(failures)))
+
+    def _tell_way(self, address: str, node_id: str, way: str, failures: Sequence[str]) -> None:
+        """Log how a node has proved itself that could not do so in a better way."""
+        whose = node_id or "the node"
+        if failures:
+            why = f"{whose} at {address} is talked to {_BY[way]}; {'; '.join(failures)}"
+            if self._news.is_new(f"{address} {why}"):
+                log.warning("%s", why)
 
     def _ask(
         self, address: str, question: Question, reply: Callable[[Shown | ConureError], None]
     ) -> None:
         found: Shown | ConureError
         try:
-            sock = self._connect(address)
+            said = encode_question(question)
+            link, fields = self._converse(address, SILENCE, said, MAX_SHOWN)
             try:
-                if self._stopping.is_set():
-                    raise ConnectionAbortedError("this node is being stopped")
-                sockets.configure(sock)
-                sockets.write_json(sock, encode_question(question))
-                found = check_shown(sockets.read_handshake(sock, MAX_SHOWN))
-            except (OSError, WireError) as error:
-                found = Unavailable(f"doesn't answer: {sockets.reason(error)}")
+                found = check_shown(fields)
+                check_name(link, found.node_id)  # (P2)
+            except WireError as error:
+                found = Unavailable(f"doesn't answer: {error}")
             finally:
-                self.hang_up(sock)
+                self.hang_up(link)
         except ConureError as error:
             found = error
         reply(found)
@@ -197,10 +298,25 @@ class Dialler:
     ) -> None:
         found: Greeting | ConureError
         try:
-            sock, found = self.dial("probe", address, node_id, known_as)
-            self.hang_up(sock)
+            link, found = self.dial("probe", address, node_id, known_as)
+            self.hang_up(link)
         except ConureError as error:
             found = error
         with self._lock:
             self._probes -= 1
         reply(found)
+
+
+def _no_answer(address: str, why: str) -> str:
+    return f"no node answers at {address}: {why}"
+
+
+def _why_unanswered(error: Exception, way: str, mode: str) -> str:
+    """Return why there was no answer, and what that may mean."""
+    why = sockets.reason(error)
+    if way == UNPROVED and isinstance(error, ConnectionError):
+        hint = "set --cluster-secret-file or --peer-tls-cert here if it asks for a proof"
+        return f"{why}; {hint}" if mode == OPEN else why
+    if way == CERTIFICATE and isinstance(error, ConnectionError):
+        return f"{why}; does this node's certificate name its node ID? The log there says more"
+    return why

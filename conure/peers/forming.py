@@ -11,6 +11,7 @@ handshake of such a connection is all of it: one frame each way (records.py draw
                 "raft_address": its own, or "": as the others list it,
                 "http_address": its base URL, or "": by its Raft address' host and the next,
                 "http_port": …,
+                "https": whether that port speaks TLS; not there: it doesn't,
                 "peers": [the addresses of its list, without its own],
                 "digest": the formation that it shows (formation.py), or "",
                 "cluster_id": its cluster, or "",
@@ -32,7 +33,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conure.consensus.formation import decode_formation
@@ -45,6 +46,7 @@ from conure.values import MAX_FOUNDERS, MAX_QUORUM_SIZE, is_address, is_base_url
 __all__ = [
     "FORMING",
     "MAX_SHOWN",
+    "Facts",
     "Question",
     "Shown",
     "check_question",
@@ -75,8 +77,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a node shows of itself to those that form; the fields are drawn above."""
+class Facts:
+    """What a node is that forms a cluster. *raft_address* is "" if it is where the others list it,
+    *http_address* if it is a base URL of the same host and *http_port*, of scheme https if
+    *https*."""
 
     node_id: str
     incarnation: str
@@ -85,6 +89,13 @@ class Shown:
     raft_address: str
     http_address: str
     http_port: int
+    https: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Facts):
+    """What a node shows of itself to those that form; the fields are drawn above."""
+
     peers: tuple[str, ...]
     digest: str = ""
     cluster_id: str = ""
@@ -128,6 +139,7 @@ def encode_shown(shown: Shown) -> dict[str, Any]:
         "cluster_id": shown.cluster_id,
         "formation": b64encode(formation).decode(),
         "leader_http": shown.leader_http,
+        "https": shown.https,
     }
 
 
@@ -147,6 +159,9 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         raise WireError("an answer without a proper list of peers")
     if not all(isinstance(peer, str) and is_address(peer) for peer in peers):
         raise WireError("an answer whose list of peers has what is no address")
+    https = fields.get("https", False)  # a release without TLS says nothing of it
+    if not isinstance(https, bool):
+        raise WireError("an answer without a proper https")
     cluster_id = _text(fields, "cluster_id")
     return Shown(
         _name(fields, "node_id"),
@@ -161,6 +176,7 @@ def check_shown(fields: Mapping[str, Any]) -> Shown:
         cluster_id,
         _formation(fields),
         _base_url(fields, "leader_http"),
+        https=https,
     )
 
 

@@ -8,7 +8,6 @@ the connection's own, or the one that serves the clients, calls when there is in
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -18,6 +17,7 @@ from conure.consensus.messages import Message
 from conure.consensus.records import FRAME_HEADER_BYTES, take_frames
 from conure.errors import WireError
 from conure.metrics import Counter
+from conure.net.link import Link
 from conure.peers.frames import decode_message
 from conure.peers.guests import SMALL_FRAME, is_stalled
 from conure.peers.protocol import Greeting
@@ -27,7 +27,7 @@ __all__ = ["Inbox"]
 
 
 class Inbox:
-    """What comes in from one node that has dialled this one, *peer*, over *sock*.
+    """What comes in from one node that has dialled this one, *peer*, over *link*.
 
     *receive* is given the messages of each read, *expect* the size of a frame that is too large for
     its room to be taken for granted (Guests.expect, which may raise WireError). Whoever finds input
@@ -38,7 +38,7 @@ class Inbox:
 
     def __init__(
         self,
-        sock: socket.socket,
+        link: Link,
         peer: Greeting,
         own_id: str,
         receive: Callable[[Sequence[Message]], None],
@@ -48,7 +48,7 @@ class Inbox:
         self.has_ended: Final = threading.Event()
         self.error: Exception | None = None
         self._receive = receive
-        self._sock = sock
+        self._link = link
         self._peer = peer
         self._own_id = own_id
         self._received = received
@@ -59,11 +59,30 @@ class Inbox:
         self._expect = expect
 
     def take(self) -> None:
-        """Read once, and hand over the messages that are complete; nothing after an error."""
+        """Read what has come, and hand over the messages that are complete; nothing after an error.
+
+        What the link keeps and no socket announces is taken as well.
+        """
+        link = self._link
+        self._take()
+        while link.pending and not self.has_ended.is_set():
+            self._take()
+
+    def end_if_stalled(self) -> None:
+        """End the connection if the frame that has begun doesn't go on. The connection's thread."""
+        received = len(self._buffer)
+        if received and is_stalled(monotonic() - self._begun, received):
+            self.error = self.error or WireError("a frame that has begun and does not go on")
+            self.has_ended.set()
+
+    # -- private ---------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Read once."""
         if self.has_ended.is_set():  # a registrar may call once more
             return
         try:
-            size = self._sock.recv_into(self._space)
+            size = self._link.receive_into(self._space)
             if not size:
                 self.has_ended.set()
             self._received.inc(size)
@@ -84,15 +103,8 @@ class Inbox:
                     self._receive(messages)
                 if self._needed != before and max(self._needed, before) > SMALL_FRAME:
                     self._expect(self._needed)
-        except (BlockingIOError, TimeoutError):
+        except BlockingIOError:
             pass
         except Exception as error:  # noqa: BLE001 - raised again by the connection's thread
             self.error = error
-            self.has_ended.set()
-
-    def end_if_stalled(self) -> None:
-        """End the connection if the frame that has begun doesn't go on. The connection's thread."""
-        received = len(self._buffer)
-        if received and is_stalled(monotonic() - self._begun, received):
-            self.error = self.error or WireError("a frame that has begun and does not go on")
             self.has_ended.set()

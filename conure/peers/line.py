@@ -1,9 +1,9 @@
 """A line: one connection for calls, on which both ends send frames whenever they have any.
 
-:meth:`Line.send` never waits: it gives a frame to the socket itself, and what that does not take is
+:meth:`Line.send` never waits: it gives a frame to the link itself, and what that does not take is
 sent by the connection's own thread, in :meth:`Line.run`. Input is read by the registrar's thread,
-or by the connection's where there is none. The file neither opens nor closes a socket and does not
-know what the frames say (calls.py).
+or by the connection's where there is none. The file neither opens nor closes a connection and does
+not know what the frames say (calls.py).
 
 ``_lock`` guards what is unsent. It is held for moments, and no other lock is taken under it.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Final, Protocol
 from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, take_frames
 from conure.errors import WireError
 from conure.metrics import Counter
+from conure.net.link import Link
 from conure.peers.guests import SMALL_FRAME, is_stalled
 from conure.peers.sockets import READ_BYTES, reason
 
@@ -36,13 +36,13 @@ _LOOK = 1.0  # seconds between two looks at whether a frame goes on
 class Registrar(Protocol):
     """A thread that waits for many sockets; see accepting.Registrar."""
 
-    def register(self, sock: socket.socket, action: Callable[[], None]) -> None: ...
+    def register(self, descriptor: int, action: Callable[[], None]) -> None: ...
 
-    def unregister(self, sock: socket.socket) -> None: ...
+    def unregister(self, descriptor: int) -> None: ...
 
 
 class Line:
-    """One connection, *sock*, whose frames are given to *take*: the payloads of each read.
+    """One connection, *link*, whose frames are given to *take*: the payloads of each read.
 
     *expect* is told the size of a frame that is too large for its room to be taken for granted
     (Guests.expect), *sent* and *received* count bytes. *look* is called about once a second by the
@@ -52,7 +52,7 @@ class Line:
 
     def __init__(
         self,
-        sock: socket.socket,
+        link: Link,
         take: Callable[[Sequence[bytes]], None],
         sent: Counter,
         received: Counter,
@@ -62,7 +62,7 @@ class Line:
         self.has_ended: Final = threading.Event()
         self.error: Exception | None = None
         """Why it has ended, if that was not the other end's will."""
-        self._sock = sock
+        self._link = link
         self._take = take
         self._sent = sent
         self._received = received
@@ -88,7 +88,7 @@ class Line:
             size = 0
             if not self._unsent:
                 try:
-                    size = self._sock.send(frame, socket.MSG_DONTWAIT)
+                    size = self._link.send(frame)
                 except BlockingIOError:
                     pass
                 except OSError as error:
@@ -114,9 +114,8 @@ class Line:
         """Send what waits, and see that what comes is read, until the connection ends. Its own
         thread; once. Raises OSError if the system refuses to wait for the socket."""
         try:
-            self._sock.settimeout(0.0)
             if registrar is not None:
-                registrar.register(self._sock, self.take_input)
+                registrar.register(self._link.descriptor, self.take_input)
         except OSError:
             self.close()
             raise
@@ -125,16 +124,33 @@ class Line:
         finally:
             self.has_ended.set()
             if registrar is not None:
-                registrar.unregister(self._sock)
+                registrar.unregister(self._link.descriptor)
             with self._lock:
                 self._let_go()
 
     def take_input(self) -> None:
-        """Read once, and hand over the frames that are complete; nothing after an error."""
+        """Read what has come, and hand over the frames that are complete; nothing after an error.
+
+        What the link keeps and no socket announces is taken as well.
+        """
+        link = self._link
+        self._take_input()
+        while link.pending and not self.has_ended.is_set():
+            self._take_input()
+
+    def end(self, error: Exception | None) -> None:
+        """End the connection, for this reason if it is nobody's will. Any thread."""
+        with self._lock:
+            self._end(error)
+
+    # -- private ---------------------------------------------------------------------------------
+
+    def _take_input(self) -> None:
+        """Read once."""
         if self.has_ended.is_set():  # a registrar may call once more
             return
         try:
-            size = self._sock.recv_into(self._space)
+            size = self._link.receive_into(self._space)
             if not size:
                 self.end(None)
                 return
@@ -155,23 +171,17 @@ class Line:
         except Exception as error:  # noqa: BLE001 - told by whoever runs the line
             self.end(error)
 
-    def end(self, error: Exception | None) -> None:
-        """End the connection, for this reason if it is nobody's will. Any thread."""
-        with self._lock:
-            self._end(error)
-
-    # -- private ---------------------------------------------------------------------------------
-
     def _pump(self, *, reads: bool) -> None:
         poll = select.poll()
         poll.register(self._wake_fd, select.POLLIN)
-        poll.register(self._sock, 0)
+        descriptor = self._link.descriptor
+        poll.register(descriptor, 0)
         look_at = monotonic() + _LOOK
         while not self.has_ended.is_set():
             with self._lock:
                 is_waiting = bool(self._unsent)
             wanted = (select.POLLOUT if is_waiting else 0) | (select.POLLIN if reads else 0)
-            poll.modify(self._sock, wanted)
+            poll.modify(descriptor, wanted)
             for fd, events in poll.poll(1000 * _LOOK):
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
@@ -199,7 +209,7 @@ class Line:
             try:
                 while self._unsent:
                     piece = self._unsent[0]
-                    size = self._sock.send(piece, socket.MSG_DONTWAIT)
+                    size = self._link.send(piece)
                     self._sent.inc(size)
                     self._unsent_bytes -= size
                     if size < len(piece):

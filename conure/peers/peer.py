@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from time import monotonic
 
 from conure.errors import ConureError
 from conure.metrics import Counter
+from conure.net.link import Link
 from conure.peers.dialling import Dialler
 from conure.peers.sockets import last_words, reason
 
@@ -43,7 +43,7 @@ log = logging.getLogger("conure.transport")
 class Peer:
     """The way to one node: a queue, a connection, and a thread that sends what waits.
 
-    While nothing waits, :meth:`send` gives a message to the socket itself: to hand it over to
+    While nothing waits, :meth:`send` gives a message to the link itself: to hand it over to
     the thread would cost more than that. ``_lock`` guards the attributes of the first group; only
     :meth:`run`, the thread, touches the second one.
     """
@@ -61,7 +61,7 @@ class Peer:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._unsent = memoryview(b"")  # of what was taken from the queue, or sent in part
-        self._sock: socket.socket | None = None
+        self._link: Link | None = None
         self._why_broken = ""
         self._dial_at = 0.0
         self._is_wanted = False  # dial even if nothing waits
@@ -78,16 +78,23 @@ class Peer:
     @property
     def is_connected(self) -> bool:
         """Tell whether there is a connection. Any thread."""
-        return self._sock is not None
+        return self._link is not None
+
+    @property
+    def proof(self) -> str | None:
+        """Return how the node at the other end of the connection has proved itself (Link.proof);
+        None: there is no connection. Any thread."""
+        link = self._link
+        return None if link is None else link.proof
 
     def send(self, frame: bytes) -> None:
         """Send a frame, or queue it, or drop it if too many wait. Any thread; never blocks."""
         with self._lock:
             if self._is_closed:
                 return
-            if self._sock is not None and not (self._unsent or self._queue or self._why_broken):
+            if self._link is not None and not (self._unsent or self._queue or self._why_broken):
                 try:
-                    size = self._sock.send(frame, socket.MSG_DONTWAIT)
+                    size = self._link.send(frame)
                 except BlockingIOError:
                     size = 0
                 except OSError as error:
@@ -123,14 +130,14 @@ class Peer:
     def connect(self) -> None:
         """Dial, if there is no connection, as soon as the pause is over. Any thread."""
         with self._lock:
-            if self._sock is None and not self._is_closed and not self._is_wanted:
+            if self._link is None and not self._is_closed and not self._is_wanted:
                 self._is_wanted = True
                 self._wake()
 
     def hurry(self) -> None:
         """Dial without a further pause: the node is there. Any thread."""
         with self._lock:
-            if self._sock is None and not self._is_closed:
+            if self._link is None and not self._is_closed:
                 self._dial_at = 0.0
                 self._wake()
 
@@ -144,16 +151,16 @@ class Peer:
     def run(self) -> None:
         """Dial and send until closed; the peer's own thread."""
         while not self._is_closed:
-            if self._sock is None:
+            if self._link is None:
                 self._await_and_dial()
             else:
-                self._pump(self._sock)
+                self._pump(self._link)
         with self._lock:
-            sock, self._sock = self._sock, None
+            link, self._link = self._link, None
             self._queue.clear()
             os.close(self._wake_fd)  # nobody wakes what is closed
-        if sock is not None:
-            self._dialler.hang_up(sock)
+        if link is not None:
+            self._dialler.hang_up(link)
 
     def _enqueue(self, frame: bytes) -> None:
         self._queue.append(frame)
@@ -177,17 +184,16 @@ class Peer:
             self._sleep(delay if has_reason else None)
             return
         try:
-            sock, _ = self._dialler.dial("messages", address, self._id)
+            link, _ = self._dialler.dial("messages", address, self._id)
         except ConureError as error:
             self._give_up(error)
             return
         log.info("connected to %s at %s", self._id, address)
         self._trouble = ""
         self._connected_at = monotonic()
-        sock.settimeout(None)
-        self._poll.register(sock, select.POLLIN)
+        self._poll.register(link.descriptor, select.POLLIN)
         with self._lock:
-            self._sock = sock
+            self._link = link
 
     def _give_up(self, error: ConureError) -> None:
         """Drop what has waited for a connection; the next one is tried a little later."""
@@ -211,8 +217,8 @@ class Peer:
             self._dial_at = monotonic() + self._backoff * random.uniform(0.5, 1.5)
         self._backoff = min(2 * self._backoff, MAX_BACKOFF)
 
-    def _pump(self, sock: socket.socket) -> None:
-        """Send a piece of what waits; sleep if there is nothing, or the socket takes no more."""
+    def _pump(self, link: Link) -> None:
+        """Send a piece of what waits; sleep if there is nothing, or the link takes no more."""
         with self._lock:
             if self._queue and not self._unsent:
                 self._unsent = memoryview(b"".join(self._take_some()))
@@ -227,7 +233,7 @@ class Peer:
         size = 0
         if unsent and not why:
             try:
-                size = sock.send(unsent, socket.MSG_DONTWAIT)
+                size = link.send(unsent)
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -236,11 +242,11 @@ class Peer:
             with self._lock:
                 self._unsent = unsent[size:]
         if not why and (not size or size < len(unsent)):
-            self._poll.modify(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
+            self._poll.modify(link.descriptor, select.POLLIN | (select.POLLOUT if unsent else 0))
             if self._sleep(None):
-                why = last_words(sock)
+                why = last_words(link)
         if why:
-            self._disconnect(sock, why)
+            self._disconnect(link, why)
 
     def _take_some(self) -> Iterator[bytes]:
         size = 0
@@ -260,13 +266,13 @@ class Peer:
                 told |= events & ~select.POLLOUT
         return bool(told)
 
-    def _disconnect(self, sock: socket.socket, why: str) -> None:
+    def _disconnect(self, link: Link, why: str) -> None:
         with self._lock:
-            self._sock = None
+            self._link = None
             self._unsent = memoryview(b"")
             self._why_broken = ""
-        self._poll.unregister(sock)
-        why = self._dialler.hang_up(sock) or why
+        self._poll.unregister(link.descriptor)
+        why = self._dialler.hang_up(link) or why
         if self._is_closed:
             return
         log.info("lost the connection to %s: %s", self._id, why)

@@ -9,7 +9,6 @@ no record, reads no disk and takes no lock.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from conure.consensus.messages import SnapshotHeader
 from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, encode_frame, frame_length
 from conure.errors import ConureError, Unavailable, WireError
 from conure.metrics import Counter
+from conure.net.link import Link
 from conure.peers import sockets
 from conure.peers.dialling import Dialler
 from conure.peers.protocol import (
@@ -127,37 +127,37 @@ class Transfer:
                 log.info("the snapshot for %s broke off and goes on: %s", self._to, why)
 
     def _attempt(self) -> None:
-        sock, _ = self._dialler.dial("snapshot", self._address(self._to), self._to)
+        link, _ = self._dialler.dial("snapshot", self._address(self._to), self._to)
         try:
-            sock.settimeout(sockets.PROGRESS_TIME)
-            sockets.write_json(sock, encode_header(self._outgoing.header))
-            answer = _read_reply(sock)
+            sockets.write_json(link, encode_header(self._outgoing.header))
+            answer = _read_reply(link)
             if answer.get("needed") is False:
                 return
             after = decode_base64(answer.get("after"))
             if after > self._arrived:
                 self._arrived, self._failures = after, 0
-            self._send_chunks(sock, after)
+            self._send_chunks(link, after)
         finally:
-            self._dialler.hang_up(sock)
+            self._dialler.hang_up(link)
 
-    def _send_chunks(self, sock: socket.socket, after: bytes) -> None:
+    def _send_chunks(self, link: Link, after: bytes) -> None:
         sent = self._sent(self._to)
         chunks = 0
+        silence = sockets.PROGRESS_TIME
         began = thread_time()
         for chunk in self._outgoing.chunks(after):
-            if sockets.is_readable(sock):
+            if sockets.is_readable(link):
                 break  # it refuses the rest
-            sockets.send_all(sock, encode_frame(chunk))
+            sockets.send_all(link, encode_frame(chunk))
             sent.inc(FRAME_HEADER_BYTES + len(chunk))
             chunks += 1  # noqa: SIM113 - there may be none
             self._address(self._to)
             self._rest(thread_time() - began)
             began = thread_time()
         else:
-            sockets.write_json(sock, {"chunks": chunks})
-            sock.settimeout(FINISH_TIME)
-        if _read_reply(sock).get("done") is not True:
+            sockets.write_json(link, {"chunks": chunks})
+            silence = FINISH_TIME
+        if _read_reply(link, silence).get("done") is not True:
             raise WireError("an answer that isn't one")
 
     def _rest(self, seconds: float) -> None:
@@ -167,7 +167,7 @@ class Transfer:
 
 
 def receive(
-    sock: socket.socket,
+    link: Link,
     peer: Greeting,
     own_id: str,
     begin: Callable[[SnapshotHeader], Incoming | None],
@@ -179,8 +179,7 @@ def receive(
     *begin* is Host.begin_snapshot; *expect* is told the size of each frame beforehand
     (Guests.expect); *received* returns what counts its bytes. Raises OSError and WireError.
     """
-    sock.settimeout(sockets.PROGRESS_TIME)
-    header = decode_header(sockets.read_json(sock, MAX_HEADER))
+    header = decode_header(sockets.read_json(link, MAX_HEADER))
     message, node_id = header.message, peer.node_id
     message.incarnation = peer.incarnation
     if message.sender != node_id or message.to != own_id:
@@ -188,12 +187,12 @@ def receive(
     try:
         incoming = begin(header)
         if incoming is None:
-            sockets.write_json(sock, {"needed": False})
+            sockets.write_json(link, {"needed": False})
             return
         after = incoming.resume_after()
         try:
-            sockets.write_json(sock, {"after": b64encode(after).decode()})
-            for chunk in _read_chunks(sock, received(), expect):
+            sockets.write_json(link, {"after": b64encode(after).decode()})
+            for chunk in _read_chunks(link, received(), expect):
                 incoming.add(chunk)
         except OSError as error:
             log.warning("a snapshot of %s broke off: %s", node_id, sockets.reason(error))
@@ -202,29 +201,28 @@ def receive(
         incoming.finish()
     except ConureError as error:
         log.warning("a snapshot of %s was given up: %s", node_id, error)
-        sockets.write_json(sock, {"refused": told(error)})
-        sockets.linger(sock)
+        sockets.write_json(link, {"refused": told(error)})
+        sockets.linger(link)
     else:
-        sockets.write_json(sock, {"done": True})
+        sockets.write_json(link, {"done": True})
 
 
-def _read_reply(sock: socket.socket) -> dict[str, Any]:
-    """Read an answer within a snapshot. Raises Refused, OSError and WireError."""
-    fields = sockets.read_json(sock, MAX_ANSWER)
+def _read_reply(link: Link, silence: float | None = None) -> dict[str, Any]:
+    """Read an answer within a snapshot, for which one may wait so many seconds. Raises Refused,
+    OSError and WireError."""
+    fields = sockets.read_json(link, MAX_ANSWER, silence=silence)
     raise_if_refused(fields)
     return fields
 
 
-def _read_chunks(
-    sock: socket.socket, received: Counter, expect: Callable[[int], None]
-) -> Iterator[bytes]:
+def _read_chunks(link: Link, received: Counter, expect: Callable[[int], None]) -> Iterator[bytes]:
     """Read the chunks of a snapshot to its end; *expect* is told the size of each beforehand.
 
     Raises OSError for all that goes wrong.
     """
     chunks = 0
     try:
-        while not (payload := _read_chunk(sock, expect)).startswith(b"{"):
+        while not (payload := _read_chunk(link, expect)).startswith(b"{"):
             received.inc(FRAME_HEADER_BYTES + len(payload))
             yield payload
             chunks += 1
@@ -234,11 +232,11 @@ def _read_chunks(
         raise ConnectionAbortedError(str(error)) from error
 
 
-def _read_chunk(sock: socket.socket, expect: Callable[[int], None]) -> bytes:
-    header = sockets.read_exactly(sock, FRAME_HEADER_BYTES, None)
+def _read_chunk(link: Link, expect: Callable[[int], None]) -> bytes:
+    header = sockets.read_exactly(link, FRAME_HEADER_BYTES, None)
     size = frame_length(header)
     expect(FRAME_HEADER_BYTES + size)
     try:
-        return check_frame(header + sockets.read_exactly(sock, size, None, must_go_on=True))
+        return check_frame(header + sockets.read_exactly(link, size, None, must_go_on=True))
     finally:
         expect(0)

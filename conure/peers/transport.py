@@ -11,10 +11,12 @@ Duties, cited by number in code and tests:
    says, where members come first; a frame that has begun goes on or its connection ends; a
    handshake is bounded in size and time, JSON in its structure before it is parsed, connections
    and what is logged of them in number.
-2. No message is handed over from a node that was not admitted, nor one whose sender is another
-   than that node or whose receiver is not this one. Each is stamped with the incarnation of that
-   node's greeting. A connection ends when the host believes its other end no more
-   (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no name.
+2. Where proofs are required, nothing is read of who gives none, and nothing said to it
+   (proving.py, P1 to P4). No message is handed over from a node that was not admitted, nor one
+   whose sender is another than that node or whose receiver is not this one. Each is stamped with
+   the incarnation of that node's greeting. A connection ends when the host believes its other end
+   no more (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no
+   name.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
 4. A connection that broke is dialled again by itself as soon as there is something to send, or
@@ -50,8 +52,10 @@ from conure.peers.calls import Call
 from conure.peers.dialling import Calling, Dialler
 from conure.peers.forming import Question, Shown
 from conure.peers.frames import encode_message
+from conure.peers.joins import Applicant
 from conure.peers.peer import Peer
 from conure.peers.protocol import Greeting
+from conure.peers.proving import OPEN, PeerSecurity
 from conure.peers.threads import Threads
 from conure.peers.transfer import Outgoing, Transfer
 
@@ -71,13 +75,19 @@ class Transport:
     """The way to the other nodes, and theirs to this one.
 
     Listens at *address* from the beginning, port 0 being the system's choice and an empty host
-    every address, and answers from :meth:`start` on. Raises OSError if the address can't be bound.
+    every address, and answers from :meth:`start` on. *security* says what nodes prove to each
+    other, by default nothing. Raises OSError if the address can't be bound.
     """
 
     _host: Host  # as of start()
     _registrar: Registrar | None
 
-    def __init__(self, address: tuple[str, int], registry: Registry) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        registry: Registry,
+        security: PeerSecurity = PeerSecurity(),  # noqa: B008 - it never changes
+    ) -> None:
         # Guards the three that follow, of which _peers is replaced and never changed. Held for
         # moments, and no other lock is taken under it.
         self._lock = threading.Lock()
@@ -87,7 +97,7 @@ class Transport:
         self._closed = threading.Event()
 
         self._threads = Threads()
-        self._dialler = Dialler(self._closed, self._threads)
+        self._dialler = Dialler(self._closed, self._threads, security)
         self.sent_bytes = registry.counter_family(
             "conure_peer_sent_bytes_total", "Bytes sent to a node.", ("peer",)
         )
@@ -108,6 +118,13 @@ class Transport:
             "Nodes to which a connection for messages is open.",
             lambda: sum(peer.is_connected for peer in self._peers.values()),
         )
+        registry.labelled_callback(
+            "conure_peer_proof",
+            "gauge",
+            "1 for each node to which a connection for messages is open, by its proof.",
+            ("peer", "proof"),
+            lambda: [((node_id, proof), 1) for node_id, proof in self.proofs().items()],
+        )
         self._acceptor = Acceptor(
             address,
             self._closed,
@@ -116,18 +133,26 @@ class Transport:
             self._received_from,
             self._sent_to,
             self._hurry,
+            security,
         )
         self.port = self._acceptor.port
 
-    def start(self, host: Host, registrar: Registrar | None = None) -> None:
+    def start(
+        self,
+        host: Host,
+        registrar: Registrar | None = None,
+        lets_in: Callable[[str, str], bool] = lambda peer, local: True,  # noqa: ARG005
+    ) -> None:
         """Begin to answer; returns at once. Once, before anything is sent.
 
         *registrar* reads messages, calls and answers, if not a thread for each connection.
+        *lets_in* tells whether a connection is taken, given the IP addresses of who dials and of
+        what is dialled; the accepting thread asks, and it doesn't wait.
         """
         self._host = host
         self._registrar = registrar
         self._dialler.start(host)
-        self._acceptor.start(host, registrar)
+        self._acceptor.start(host, registrar, lets_in)
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """Tell where the others are: node id to ``host:port``.
@@ -185,6 +210,12 @@ class Transport:
                 self._ways[to] = way
                 self._threads.spawn(f"calls-{to}", way.run)
         return way.call(call, reply, seconds)
+
+    def proofs(self) -> dict[str, str]:
+        """Return how each node to which a connection for messages is open has proved itself:
+        ``certificate``, ``secret`` or ``open``."""
+        found = {node_id: peer.proof for node_id, peer in self._peers.items()}
+        return {node_id: proof or OPEN for node_id, proof in found.items() if proof is not None}
 
     def connect(self, node_ids: Iterable[str]) -> None:
         """Open the connections to these peers that are missing: each is tried once. Never blocks.
@@ -248,6 +279,18 @@ class Transport:
         How many are asked at a time is the caller's to bound.
         """
         self._dialler.ask(address, question, reply)
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        """Ask the member whose Raft port is at an address to add this node (joins.py); returns when
+        it has. It waits for up to JOIN_TIME seconds and some more, or until
+        :meth:`give_up_joining`. Raises Refused, with what the member says, and Unavailable.
+        """
+        self._dialler.join(address, applicant)
+
+    def give_up_joining(self) -> None:
+        """Have :meth:`join` end at once, in whichever thread waits there for an answer, and ask no
+        more: this node is about to stop."""
+        self._dialler.give_up_joining()
 
     def close(self) -> None:
         """End every connection and thread; returns when they have ended (6).

@@ -55,8 +55,9 @@ class Answers:
     # -- what the service tells (front.FrontEnd); any thread -------------------------------------
 
     def caller_of(self, pending: Pending) -> Caller:
-        """Return who asks: no client gives a name yet."""
-        return Caller(ANONYMOUS, pending.client.address)
+        """Return who asks: by the certificate that the client has shown, if it has."""
+        client = pending.client
+        return Caller(client.principal or ANONYMOUS, client.address)
 
     def written(
         self,

@@ -68,10 +68,16 @@ def describe(client: RespConnection) -> bytes:
         f"qbuf-free=0 argv-mem={client.reader.held} multi-mem=0 rbs=0 rbp=0 obl=0 "
         f"oll={len(client.out)} omem={client.pending} tot-mem={client.pending} "
         f"events={'r' if client.interest & 1 else ''}{'w' if client.interest & 4 else ''} "
-        f"cmd={client.last_command or 'NULL'} user=default redir=-1 resp={session.protocol} "
+        f"cmd={client.last_command or 'NULL'} user={_user(client)} redir=-1 "
+        f"resp={session.protocol} "
         f"lib-name={_text(session.lib_name)} lib-ver={_text(session.lib_version)}\n"
     )
     return line.encode("utf-8", "surrogateescape")
+
+
+def _user(client: RespConnection) -> str:
+    """Return whom the client's certificate names, as a word; else what Redis says."""
+    return "_".join(client.principal.split()) or "default"
 
 
 def _text(name: bytes) -> str:

@@ -55,6 +55,12 @@ class Run(NamedTuple):
     columns: list[list[bytes]]
     size: int
 
+    def head(self, size: int) -> list[bytes] | Run:
+        """Return the first *size* commands; a single one isn't a run."""
+        if size == 1:
+            return [self.name, *(column[0] for column in self.columns)]
+        return Run(self.name, [column[:size] for column in self.columns], size)
+
 
 class Reader:
     """Cuts what one client sends into commands, of *most_bytes* each, about."""
@@ -260,6 +266,8 @@ class Reader:
         Raises ProtocolError."""
         if self._words is None:
             if self._data[self._position] != 42:  # no *
+                if self._data[self._position] == 22:  # the type of TLS's handshake records
+                    raise ProtocolError("a TLS handshake, and this port speaks no TLS")
                 line = self._line(b"\n", "too big inline request")
                 return None if line is None else split_line(line)
             line = self._line(b"\r\n", "too big mbulk count string")

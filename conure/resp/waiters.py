@@ -40,6 +40,10 @@ class Client(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
+    @property
+    def principal(self) -> str:
+        """Whom the client's certificate names; empty if there is none."""
+
     def complete(self, pending: Pending) -> None:
         """Note that a command has all its answers, and let the replies leave whose turn it is."""
 

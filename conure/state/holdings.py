@@ -69,6 +69,10 @@ class Holdings:
             self._counts.popitem(last=False)
         return look.count
 
+    def knows(self, prefix: bytes) -> bool:
+        """Tell whether :meth:`count` would answer at once."""
+        return prefix in self._counts
+
     def add(self, prefix: bytes, number: int) -> None:
         """Take note of entries that came, or went if *number* is negative."""
         if prefix in self._counts:

@@ -571,6 +571,13 @@ class Store:
             return 0
         return self._holdings.count(held)
 
+    def has_counted(self, session_id: bytes, key: bytes) -> bool:
+        """Tell whether :meth:`holdings` answers at once."""
+        held, heading = _held(session_id), self._shown.heading
+        if self._holdings.knows(held) or heading(held + key) is not None:
+            return True
+        return heading(_SESSION + session_id) is None
+
     def digest_at(self, index: int) -> int | None:
         """Return the digest as of an index: the applied one, or a recent multiple of MARK_EVERY.
 

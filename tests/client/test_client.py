@@ -215,7 +215,7 @@ def test_503_changed_nothing_and_is_repeated_for_writes_too(db: Client, stub: St
 
 @pytest.mark.parametrize(
     "location",
-    ["https://127.0.0.1:1/kv", "ftp://127.0.0.1/", "file:///etc/passwd", "/kv?key=k", "", "http://",
+    ["https://u@127.0.0.1:1/kv", "ftp://127.0.0.1/", "file:///etc/passwd", "/kv?key=k", "", "http://",
      "http://user@127.0.0.1:1/", "http://[::1/", "http://127.0.0.1:99999/", "http://a..b:1/"],
 )  # fmt: skip
 @pytest.mark.usefixtures("slow_to_repeat")
@@ -838,7 +838,7 @@ def test_an_error_without_words(db: Client, stub: StubServer) -> None:
 
 @pytest.mark.parametrize(
     "server",
-    ["", "127.0.0.1:8081", "localhost", "https://a:1", "http://", "http://a:b", "http://a:99999",
+    ["", "127.0.0.1:8081", "localhost", "https:/a:1", "http://", "http://a:b", "http://a:99999",
      "http://a/path", "http://a?x=1", "http://u:p@a", "http://[::1", "http://a b:1", "http://a\n:1",
      "http://a..b:1", "http://" + "a" * 64 + ":1"],
 )  # fmt: skip

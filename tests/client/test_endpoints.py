@@ -75,13 +75,14 @@ def test_whatever_a_node_can_be_told_to_advertise_passes(address: str) -> None:
     [
         ("http://h:1", ("h", 1)), ("http://h", ("h", 80)), ("http://h:1/", ("h", 1)),
         ("http://[fe80::1%eth0]:7001", ("fe80::1%eth0", 7001)), ("http://[::1]", ("::1", 80)),
+        ("https://h:1/", ("h", 1)), ("https://h", ("h", 443)), ("https://[::1]", ("::1", 443)),
     ],
 )  # fmt: skip
 def test_what_is_connected_to(url: str, place: tuple[str, int]) -> None:
     assert split_base_url(url) == place
 
 
-@pytest.mark.parametrize("url", ["", "h:1", "https://h:1", "http://:1", "http://h:65536"])
+@pytest.mark.parametrize("url", ["", "h:1", "ftp://h:1", "http://:1", "http://h:65536"])
 def test_what_can_not_be_connected_to(url: str) -> None:
     with pytest.raises(ValueError, match="isn't"):
         split_base_url(url)
@@ -98,12 +99,15 @@ def test_every_address_can_be_split(address: str) -> None:
     [
         ("http://h:1/kv?key=a", "http://h:1"), ("http://h", "http://h:80"),
         ("http://[::1]:1/", "http://[::1]:1"), ("http://h.?x", "http://h.:80"),
-        ("/kv", None), ("https://h:1/", None), ("http://u@h:1/", None), ("http://h:0/", None),
+        ("https://h:1/kv", "https://h:1"), ("https://h", "https://h:443"),
+        ("/kv", None), ("ftp://h:1/", None), ("http://u@h:1/", None), ("http://h:0/", None),
         ("http://h:70000/", None), ("http://a..b/", None), ("http://h:1/a b", None),
     ],
 )  # fmt: skip
 def test_where_a_redirect_leads(location: str, server: str | None) -> None:
-    assert redirected_to(location) == server
+    assert redirected_to(location, "http://h:2") == server
+    by_tls = server if server is None or server.startswith("https:") else None
+    assert redirected_to(location, "https://h:2") == by_tls
     if server is not None:
         assert parse_server(server) == server
 

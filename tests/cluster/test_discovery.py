@@ -11,14 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conure.clienttls import ClientTls
 from conure.cluster import joining
 from conure.cluster.joining import Joiner
+from conure.errors import ConureError, Refused, Unavailable
+from conure.peers.joins import Applicant
 from tests.lab.process import wait_until
 from tests.lab.stubserver import MakeStub, StubServer, close, garbage, hang, raw, refuse
+from tests.lab.tlsfiles import Issuer
 
 FACTS = {
     "ID": "n2",
@@ -27,18 +32,39 @@ FACTS = {
     "Role": "data",
 }
 
+APPLICANT = Applicant("n2", "i2", "data", "10.0.0.2:7001", "http://10.0.0.2:8081")
+
 MakeJoiner = Callable[..., "Case"]
 
 
 class Case:
     """A joiner in quick motion, and what it needs."""
 
-    def __init__(self, seeds: list[str]) -> None:
+    def __init__(self, seeds: list[str], tls: ClientTls | None = None) -> None:
         self.seeds = seeds
         self.needed = True
         self.looks = 0
         self.facts: dict[str, Any] = dict(FACTS)
-        self.joiner = Joiner(lambda: self.seeds, lambda: self.facts, self._look)
+        context = None if tls is None else tls.context
+        self.asked: list[tuple[str, Applicant]] = []  # over the Raft port
+        self.refusal: ConureError | None = None
+        self.gave_up = threading.Event()
+        self.joiner = Joiner(
+            lambda: self.seeds,
+            lambda: self.facts,
+            self._look,
+            context,
+            roads=self,
+            applicant=lambda: APPLICANT,
+        )
+
+    def join(self, address: str, applicant: Applicant) -> None:
+        self.asked.append((address, applicant))
+        if self.refusal is not None:
+            raise self.refusal
+
+    def give_up_joining(self) -> None:
+        self.gave_up.set()
 
     def _look(self) -> bool:
         self.looks += 1
@@ -56,8 +82,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def _asking() -> Iterator[MakeJoiner]:
     cases: list[Case] = []
 
-    def make(*seeds: str) -> Case:
-        cases.append(Case(list(seeds)))
+    def make(*seeds: str, tls: ClientTls | None = None) -> Case:
+        cases.append(Case(list(seeds), tls))
         cases[-1].joiner.start()
         return cases[-1]
 
@@ -127,6 +153,38 @@ def test_seeds_are_asked_in_turn_until_one_agrees(make_stub: MakeStub, asking: M
     assert last.requests == []
 
 
+def test_a_seed_without_a_scheme_is_asked_over_the_raft_port(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "conure.discovery")
+    stub = make_stub()
+    case = asking("10.0.0.1:7001", stub.url)
+    wait_until(lambda: len(case.asked) >= 2)
+    assert case.asked[0] == ("10.0.0.1:7001", APPLICANT)
+    assert stub.requests == []
+    assert lines(caplog) == ["seed 10.0.0.1:7001 has added this node to its cluster"]
+    case.refusal = Refused("n2 was not added: remove n2 first")
+    wait_until(lambda: len(stub.requests) >= 2)
+    case.refusal = Unavailable("no node answers at 10.0.0.1:7001: timed out")
+    wait_until(lambda: "timed out" in "".join(lines(caplog)))
+    refused = "seed 10.0.0.1:7001 did not add this node: n2 was not added: remove n2 first"
+    assert lines(caplog).count(refused) == 1
+    case.joiner.stop()
+    assert case.gave_up.is_set()
+
+
+def test_a_seed_in_protected_mode_is_told_with_the_way_on(
+    make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = make_stub()
+    stub.acts = [refuse(403, "protected mode: other machines are not answered")] * 1000
+    asking(stub.url)
+    wait_until(lambda: bool(lines(caplog)))
+    (line,) = lines(caplog)
+    assert "protected mode: other machines are not answered; a member can be asked over" in line
+    assert "HOST:PORT without http://" in line
+
+
 def test_redirects_are_followed_to_the_leader(make_stub: MakeStub, asking: MakeJoiner) -> None:
     follower, leader = make_stub(), make_stub()
     follower.leader = leader.url
@@ -137,7 +195,7 @@ def test_redirects_are_followed_to_the_leader(make_stub: MakeStub, asking: MakeJ
 
 
 @pytest.mark.parametrize(
-    "location", ["/join", "https://127.0.0.1:1/join", "", "http://user@127.0.0.1:1/", "ftp://a:1"]
+    "location", ["/join", "https://u@127.0.0.1:1/join", "", "http://user@127.0.0.1:1/", "ftp://a:1"]
 )
 def test_a_redirect_to_elsewhere_is_not_followed(
     make_stub: MakeStub, asking: MakeJoiner, caplog: pytest.LogCaptureFixture, location: str
@@ -298,3 +356,60 @@ def test_a_long_answer_is_not_read_to_its_end(
     asking(stub.url)
     wait_until(lambda: len(stub.requests) >= 2)
     assert all(len(line) < 5000 for line in lines(caplog))
+
+
+# -- by https --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="issuer")
+def _issuer(tmp_path: Path) -> Issuer:
+    return Issuer(tmp_path)
+
+
+def test_a_seed_is_asked_by_tls(make_stub: MakeStub, asking: MakeJoiner, issuer: Issuer) -> None:
+    mine = issuer.issue("n2")
+    secure = make_stub(issuer.issue("127.0.0.1").server_context(issuer.file))
+    plain = make_stub()
+    plain.acts = [refuse(307, "", Location=f"{secure.url}/join")]
+    asking(plain.url, tls=ClientTls(issuer.file, mine.cert, mine.key))
+    wait_until(lambda: len(secure.requests) > 0)
+    assert json.loads(secure.requests[0][2]) == FACTS
+    assert secure.headers[0]["Host"] == secure.url.removeprefix("https://")
+
+
+def test_a_seed_that_can_not_be_trusted_is_told_nothing(
+    make_stub: MakeStub, asking: MakeJoiner, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = make_stub(issuer.issue("other.example").server_context())
+    secure = make_stub(issuer.issue("127.0.0.1").server_context(issuer.file))
+    case = asking(stub.url, tls=ClientTls(issuer.file))
+    wait_until(lambda: len(lines(caplog)) == 1)
+    case.seeds = [secure.url]
+    wait_until(lambda: len(lines(caplog)) == 2)
+    first, second = caplog.records
+    assert f"seed {stub.url} can't be asked: its certificate bears another name" in first.message
+    assert "it asks for a certificate; name one that it takes by --tls-cert" in second.message
+    assert {first.levelname, second.levelname} == {"WARNING"}
+    assert stub.requests == secure.requests == []
+
+
+def test_a_seed_never_leads_from_tls_to_plain(
+    make_stub: MakeStub, asking: MakeJoiner, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = make_stub()
+    secure = make_stub(issuer.issue("127.0.0.1").server_context())
+    secure.acts = [refuse(307, "", Location=f"{plain.url}/join")] * 1000
+    asking(secure.url, tls=ClientTls(issuer.file))
+    wait_until(lambda: len(secure.requests) >= 2)
+    assert lines(caplog) == [f"seed {secure.url} did not add this node: it answered 307"]
+    assert plain.requests == []
+
+
+def test_tls_with_a_silent_seed_ends_with_a_stop(asking: MakeJoiner, issuer: Issuer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        case = asking(f"https://127.0.0.1:{server.getsockname()[1]}", tls=ClientTls(issuer.file))
+        with server.accept()[0] as accepted:
+            assert accepted.recv(1) == b"\x16"  # it has begun a handshake
+            begun = time.monotonic()
+            case.joiner.stop()
+            assert time.monotonic() - begun < joining.STOP_TIMEOUT

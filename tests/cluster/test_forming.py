@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from conure.cluster.forming import MAX_HINTS, Forming
-from conure.cluster.node import Node
+from conure.cluster.forming import LONGEST_PAUSE, MAX_ASKED, MAX_HINTS, Forming
+from conure.cluster.node import TICK, Node
 from conure.consensus.formation import cluster_id_of
 from conure.consensus.members import Configuration
 from conure.consensus.messages import Message, MessageType
-from conure.errors import DiskFull, Refused
+from conure.errors import DiskFull, Refused, Unavailable
 from conure.peers.forming import Question, Shown, check_shown, encode_shown
 from conure.storage.datadir import DataDirectory
 from tests.lab.nodes import Lab, checkpoint, put
@@ -160,6 +160,85 @@ def test_questions_become_rare_and_are_frequent_again_when_something_changes() -
     asked.clear()
     lab.tick(6)
     assert len(asked) >= 4
+
+
+def questions(lab: Lab, name: str) -> list[tuple[str, Callable[[Any], None]]]:
+    """Return, from here on, what a node asks: of whom, and what is to be told the answer."""
+    asked: list[tuple[str, Callable[[Any], None]]] = []
+
+    def ask(address: str, question: Question, reply: Callable[[Any], None]) -> None:
+        assert not lab[name]._monitor.lock.locked()
+        asked.append((address, reply))
+
+    lab[name]._peers.ask = ask  # type: ignore[method-assign]
+    return asked
+
+
+def test_a_few_are_asked_at_a_time_and_each_in_its_turn() -> None:
+    many = tuple(f"m{number}:7001" for number in range(31))
+    lab = started("n1", peers=many)
+    asked = questions(lab, "n1")
+    turns = int(2 * LONGEST_PAUSE / TICK)  # in which each is due twice
+    seen: list[str] = []
+    for _ in range(3 * turns):
+        lab.tick()
+        assert len(asked) <= MAX_ASKED
+        address, reply = asked.pop(0)  # one of them takes long, the next one is asked then
+        seen.append(address)
+        reply(Unavailable("doesn't answer"))
+    for begin in range(0, 3 * turns, turns):
+        assert set(seen[begin : begin + turns]) == set(many)
+
+
+def test_a_question_that_finds_no_thread_is_asked_again() -> None:
+    lab = started("n1")
+
+    def ask(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab["n1"]._peers, "ask", ask, raising=False)
+        lab.tick(2)
+    assert state(lab["n1"], "n2:7001") == "can't be asked: can't start new thread"
+    add(lab, "n2")
+    add(lab, "n3")
+    lab.leader()
+    lab.tick_until(lambda: len(clusters(lab)) == 1 and "" not in clusters(lab))
+
+
+def test_it_is_shown_on_whom_a_node_waits() -> None:
+    lab = started("n1", "n2")
+    registry = lab.registries["n1"]
+    lab.tick(20)
+    assert lab["n1"].status()["forming"]["waits_for"] == ["n2:7001", "n3:7001"]
+    page = registry.render().decode()
+    assert "conure_forming 1\n" in page
+    assert 'conure_forming_waits_for{address="n3:7001"} 1\n' in page
+    lab.stop("n1")
+    lab = acquainted(*NAMES)
+    lab.cut.add("n3")
+    take(lab, "n1", shown_by(lab, "n2"))
+    take(lab, "n1", shown_by(lab, "n3", digest=""))
+    assert lab["n1"].status()["forming"]["waits_for"] == ["n3:7001"]
+    lab.cut.clear()
+    lab.leader()
+    lab.tick_until(lambda: "" not in clusters(lab))
+    page = lab.registries["n1"].render().decode()
+    assert "conure_forming 0\n" in page
+    assert "conure_forming_waits_for{" not in page
+
+
+def test_a_list_over_a_cluster_of_one_says_what_will_not_happen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = Lab()
+    lab.add("n1", bootstrap=True)
+    lab.stop("n1")
+    add(lab, "n1")
+    (warning,) = [line for line in caplog.messages if line.startswith("peers is ignored")]
+    assert "a cluster of its own already" in warning
+    assert "--join=http://n1:8081" in warning
+    assert "with an empty data directory" in warning
 
 
 def test_a_digest_counts_only_if_it_came_while_this_node_showed_it() -> None:
@@ -320,7 +399,7 @@ def test_a_peer_that_bootstraps_forms_nothing(caplog: pytest.LogCaptureFixture) 
     add(lab, "n3")
     lab.tick(60)
     assert cluster_of(lab["n2"]) == cluster_of(lab["n3"]) == ""
-    assert lab["n2"].seeds() == ("http://n1:8081",)
+    assert lab["n2"].seeds() == ("n1:7001", "http://n1:8081")  # which an earlier release knows
     said = [line for line in caplog.messages if line.startswith("no cluster is formed")]
     assert len(said) == 2  # once each
     assert lab.join("n2") is None

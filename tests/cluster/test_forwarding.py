@@ -11,7 +11,7 @@ import pytest
 from conure.cluster import forwarding
 from conure.cluster.node import LEADER_WAIT, Node
 from conure.cluster.proposing import Command
-from conure.cluster.serving import LOOKED_AT_BYTES
+from conure.cluster.serving import COUNTED_AT_ONCE, LOOKED_AT_BYTES
 from conure.commands import (
     MAX_HELD,
     Acquire,
@@ -877,6 +877,67 @@ def test_no_change_that_no_route_makes_is_taken(facts: dict[str, Any]) -> None:
     lab = three()
     with pytest.raises(WireError):
         serve(lab, Call(CallKind.CHANGE, lab["n1"]._raft.term, encode_facts(facts)))
+
+
+def of_sessions(lab: Lab, count: int) -> list[bytes]:
+    """Return commands by each of which a session of its own wants a lock."""
+    sessions = [b"s%03d" % number for number in range(count)]
+    done = ask(
+        lab["n2"], *[transaction(OpenSession(each, 60_000, False, b"")) for each in sessions]
+    )
+    lab.settle()
+    assert all(isinstance(each, Outcome) for each in done)
+    return [codec.encode_transaction(transaction(Acquire(b"k" + s, s, None))) for s in sessions]
+
+
+def test_what_sessions_hold_is_counted_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a change of leaders, when nobody knows it. The call waits for it."""
+    lab = three()
+    commands = of_sessions(lab, 9)
+    store, counted, waits = lab["n1"]._store, [], [b"s004"] * 3
+    holdings = store.holdings
+
+    def slow(session: bytes, key: bytes) -> int | None:
+        if not store.has_counted(session, key):
+            counted.append(session)
+        if session in waits:
+            waits.remove(session)
+            return None
+        return holdings(session, key)
+
+    monkeypatch.setattr(store, "holdings", slow)
+    turns, last = turns_of(lab, monkeypatch), lab["n1"]._raft.last_index
+    answers = serve(lab, write_call(lab, *commands))
+    short = serve(lab, write_call(lab, codec.encode_put(b"000", b"0")))  # overtakes nothing
+    taken, most = [lab["n1"]._raft.last_index - last], len(counted)
+    while turns:
+        before = len(counted)
+        turns.pop(0)()
+        taken.append(lab["n1"]._raft.last_index - last)
+        most = max(most, len(counted) - before)
+    assert most <= COUNTED_AT_ONCE
+    assert taken.count(0) >= 9 // COUNTED_AT_ONCE + 2
+    assert set(taken) - {0} == {len(commands)}  # as a whole
+    assert not waits
+    lab.settle()
+    assert [answer.kind for answer in (*answers, *short)] == [AnswerKind.COMMITTED] * 2
+    quick = serve(lab, write_call(lab, *commands))
+    assert not turns  # all of it is known
+    lab.settle()
+    assert [answer.kind for answer in quick] == [AnswerKind.COMMITTED]
+
+
+def test_who_leads_no_more_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = three()
+    commands = of_sessions(lab, 9)
+    turns = turns_of(lab, monkeypatch)
+    answers = serve(lab, write_call(lab, *commands))
+    assert len(turns) == 1
+    swap(lab, "n2")
+    turns.pop(0)()
+    assert not turns
+    lab.settle()
+    assert isinstance(decode_error(answers[0].body), NotLeader)
 
 
 def test_a_session_holds_no_more_by_way_of_a_follower(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conure.cluster.founders import Agreement, Own, agree, base_url_at
+from conure.cluster.founders import Agreement, agree, base_url_at
 from conure.consensus.members import Configuration
-from conure.peers.forming import Shown
+from conure.peers.forming import Facts, Shown
 
 ALL = ("n1:7001", "n2:7001", "n3:7001")
 
 
-def own(number: int = 1, **changes: object) -> Own:
+def own(number: int = 1, **changes: object) -> Facts:
     name = f"n{number}"
-    facts = Own(name, f"i{number}", "data", 0, f"{name}:7001", f"http://{name}:8081", 8081)
+    facts = Facts(name, f"i{number}", "data", 0, f"{name}:7001", f"http://{name}:8081", 8081)
     return replace(facts, **changes)  # type: ignore[arg-type]
 
 
@@ -51,6 +51,14 @@ def test_all_of_them_come_to_the_same_formation() -> None:
     assert found.differs == ""
     others = {"n1:7001": shown(1), "n3:7001": shown(3)}
     assert agree(own(2), listed(ALL[0], ALL[2]), others).formation == found.formation
+
+
+def test_each_has_a_base_url_of_the_scheme_that_it_serves() -> None:
+    second = shown(2, http_address="", https=True)
+    found = agree(replace(own(), http_address="", https=True), OTHERS, {**BOTH, "n2:7001": second})
+    assert found.formation is not None
+    urls = [server.http_address for server in found.formation.servers]
+    assert urls == ["https://n1:8081", "https://n2:8081", "http://n3:8081"]
 
 
 def test_nothing_is_formed_as_long_as_one_is_unknown() -> None:
@@ -106,6 +114,7 @@ def test_the_others_have_to_agree_on_where_a_node_is() -> None:
 
 def test_base_urls_are_made_of_the_host_of_the_address() -> None:
     assert base_url_at("[::1]:7001", 8081) == "http://[::1]:8081"
+    assert base_url_at("[::1]:7001", 8081, https=True) == "https://[::1]:8081"
     assert base_url_at("db1:7001", 0) == ""
 
 

@@ -60,10 +60,10 @@ def in_reactor(server: HTTPServer, action: Callable[[], None]) -> None:
             done.set()
 
     with ours, theirs:
-        server.reactor.register(ours, act)
+        server.reactor.register(ours.fileno(), act)
         theirs.send(b"!")
         assert done.wait(10)
-        server.reactor.unregister(ours)
+        server.reactor.unregister(ours.fileno())
 
 
 def test_what_is_answered_for_a_watched_socket_leaves_at_once() -> None:
@@ -94,14 +94,14 @@ def test_watching_begins_before_the_start_and_ends_after_the_end() -> None:
             came.set()
 
     with ours, theirs:
-        server.reactor.register(ours, act)
+        server.reactor.register(ours.fileno(), act)
         theirs.send(b"!")
         server.start()
         assert came.wait(10)
         assert server.drain(10)
-        server.reactor.unregister(ours)
-        server.reactor.register(ours, came.clear)
-        server.reactor.unregister(ours)
+        server.reactor.unregister(ours.fileno())
+        server.reactor.register(ours.fileno(), came.clear)
+        server.reactor.unregister(ours.fileno())
     assert came.is_set()
 
 
@@ -142,10 +142,10 @@ def test_an_action_that_raises_ends_the_reactor_and_is_told(later: bool) -> None
 
     ours, theirs = socket.socketpair()
     with ours, theirs, serving(on_fatal=on_fatal) as server:
-        server.reactor.register(ours, act)
+        server.reactor.register(ours.fileno(), act)
         theirs.send(b"!")
         assert died.wait(10)
-        server.reactor.unregister(ours)
+        server.reactor.unregister(ours.fileno())
     assert isinstance(told[0], RuntimeError)
 
 

@@ -16,6 +16,7 @@ from conure.http.jsonsteps import (
     MAX_DEPTH,
     MAX_DIGITS,
     MAX_VALUES,
+    LongText,
     Malformed,
     all_of,
     is_blank,
@@ -199,6 +200,22 @@ def test_many_records_are_written_in_pieces() -> None:
     pieces = list(write(value))
     assert len(pieces) > 300
     assert b"".join(pieces) == json.dumps(value).encode()
+
+
+@given(st.lists(TEXTS, max_size=4), st.integers(0, 300), st.integers(0, 600))
+def test_a_long_string_may_stay_in_parts(texts: list[str], times: int, whole: int) -> None:
+    value = json.loads(json.dumps({"short": 1, "long": "".join(texts) * times}))
+    found = all_of(read(json.dumps(value).encode(), whole=max(whole, 5)))
+    long = found["long"]
+    assert isinstance(long, LongText) == (len(value["long"]) > max(whole, 5))
+    assert ("".join(long.parts) if isinstance(long, LongText) else long) == value["long"]
+
+
+def test_a_name_is_never_in_parts() -> None:
+    text = json.dumps({"n" * 300: 1}).encode()
+    assert all_of(read(text, whole=300)) == {"n" * 300: 1}
+    with pytest.raises(PayloadTooLarge, match="a name of more than 299 characters"):
+        all_of(read(text, whole=299))
 
 
 def test_blank_text() -> None:

@@ -97,7 +97,7 @@ def test_it_tells_the_limits(document: dict[str, Any]) -> None:
 
 
 def test_conditions_are_told_where_they_count(document: dict[str, Any]) -> None:
-    fields = {name.replace("_", "-") for name in PLAIN.__slots__} - {"objects", "lines"}
+    fields = {name.replace("_", "-") for name in PLAIN.__slots__} - {"coding", "objects", "lines"}
     told = {
         each["name"].lower()
         for _, _, operation in operations(document)

@@ -351,6 +351,42 @@ def test_times_in_the_query(service: Service, backend: FakeBackend) -> None:
     assert len(backend.batches) == before
 
 
+@pytest.mark.parametrize("ttl", [0, -1, -0.5, 0.0001, 1e12, 1e300, 10**400, "-5s", "99999d", "-1"])
+def test_a_ttl_out_of_range_is_told_the_range(service: Service, ttl: object) -> None:
+    range_ = "a ttl is 1 ms at least and 3650 days at most"
+    body = json.dumps({"value": "v", "ttl": ttl}).encode()
+    assert range_ in error(service.ask_rest("PUT", "/k", body), 400)
+    if not isinstance(ttl, str):
+        ttl = f"{ttl:f}" if isinstance(ttl, float) else str(ttl)[:60]
+    for answer in (
+        put(service, f"/k?ttl={ttl}"),
+        service.request("PUT", f"/kv?key=k&value=v&ttl={ttl}"),
+    ):
+        assert answer.status == 400
+        assert range_ in answer.body.decode()
+    for other in ('"x"', '"1y"', "true", "[]", "Infinity", "NaN", '"1.2.3s"'):
+        body = b'{"value": "v", "ttl": %b}' % other.encode()
+        assert "duration" in error(service.ask_rest("PUT", "/k", body), 400)
+    assert service.ask_rest("GET", "/k").status == 404
+
+
+def test_a_body_that_is_coded_is_refused(service: Service, backend: FakeBackend) -> None:
+    remedy = "Content-Encoding is 'gzip', and no coding is undone here; send the body as it is"
+    assert remedy in error(
+        service.ask_rest("PUT", "/k", b'{"value": "v"}', Content_Encoding="gzip"), 415
+    )
+    assert remedy in error(put(service, "/k", Content_Encoding="gzip"), 415)
+    lines = {"Content-Encoding": "identity, br"}
+    for method, target in (("PUT", "/kv?key=k"), ("POST", "/kv/batch"), ("POST", "/txn")):
+        answer = service.request(method, target, b"v", **lines)
+        assert answer.status == 415
+        assert "'identity, br'" in answer.body.decode()
+    assert not backend.batches
+    assert put(service, "/k", Content_Encoding="Identity").status == 200
+    assert service.request("PUT", "/kv?key=k", b"w", **{"Content-Encoding": ""}).status == 200
+    assert service.ask_rest("GET", "/k", Content_Encoding="gzip").status == 200
+
+
 @pytest.mark.parametrize(
     ("method", "query"),
     [

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from conure.http import restanswers
+from conure.http import documents, restanswers
 from conure.http.documents import INLINE_BYTES
+from conure.http.jsonsteps import all_of
 from conure.http.request import Request
+from conure.service.limits import Limits
 from tests.lab.httpservice import FakeBackend, Service
 from tests.lab.process import Answer
 
@@ -70,6 +76,68 @@ def test_an_error_in_a_long_body_ends_its_turns(service: Service, turns: list[bo
         assert query.status == 400
     assert turns == [True] * 6
     assert service.ask_rest("GET", "/k").status == 404
+
+
+@given(st.binary(max_size=40), st.integers(1, 20_000), st.booleans())
+@example(b"", 1, True)
+@example(b"a", 3, True)
+def test_a_value_in_parts_is_the_value(piece: bytes, times: int, is_base64: bool) -> None:
+    value = piece * times if is_base64 else (piece.decode("latin-1") * times).encode()
+    text = b64encode(value).decode() if is_base64 else value.decode()
+    body: dict[str, Any] = {"value": text, "ttl": 1} | ({"encoding": "base64"} if is_base64 else {})
+    limits = Limits(value_bytes=4 << 20, range_items=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "INLINE_BYTES", -1)
+        patch.setattr(documents, "_WHOLE", 8)
+        found = all_of(documents.parse_value(json.dumps(body).encode(), limits))
+    assert found == (value, 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"Y" * 70_001, "no base64"),
+        (b"YQ==" + b"Y" * 70_000, "goes on behind a ="),
+        (b"Y" * ((64 << 10) - 4) + b"YQ==" + b"YYYY", "goes on behind a ="),
+        (b"Y" * 70_000 + b"?Y==", "no base64"),
+        (b"Y" * (64 << 10) + b"=YYY", "no base64"),
+    ],
+)
+def test_long_base64_that_is_none(service: Service, text: bytes, why: str) -> None:
+    body = b'{"encoding": "base64", "value": "%b"}' % text
+    answer = service.ask_rest("PUT", "/k", body)
+    assert answer.status == 400
+    assert why in answer.body.decode()
+
+
+@pytest.mark.parametrize("name", ["encoding", "ttl"])
+def test_nothing_but_the_value_may_be_long(
+    service: Service, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(documents, "_WHOLE", 1000)
+    body = json.dumps({"value": "v", name: "x" * 100_000}).encode()
+    answer = service.ask_rest("PUT", "/k", body)
+    assert answer.status == 400
+    assert name in answer.body.decode()
+
+
+def test_a_long_value_is_never_copied_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as text nor as bytes: no part of it is put together with another one."""
+    monkeypatch.setattr(documents, "_WHOLE", 1 << 20)
+    limits = Limits(value_bytes=64 << 20, range_items=1)
+    body = json.dumps({"value": "v" * (8 << 20)}).encode()
+    steps = documents.parse_value(body, limits)
+    tracemalloc.start()
+    try:
+        made, is_over = [], False
+        while not is_over:
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            is_over = next(steps, steps) is steps
+            made.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert sum(size > 1 << 20 for size in made) == 1  # the room for the value, not written to yet
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from conure.peers.forming import (
     encode_question,
     encode_shown,
 )
+from conure.peers.joins import check_applicant, encode_applicant
 from conure.peers.protocol import Greeting
 from conure.peers.transfer import Incoming, Outgoing
 from tests.lab import engines
@@ -126,6 +127,7 @@ class Lab:
         self.refused: list[str] = []
         self.connecting: dict[str, set[str]] = {}  # by node, to whom it wanted connections
         self.later: dict[str, CallLater] = {}  # by node, unless all is done at once
+        self.registries: dict[str, Registry] = {}  # by node
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -146,11 +148,12 @@ class Lab:
             "checkpoint_interval": 3600.0,
         }
         disk = self.disks.setdefault(node_id, CrashFileSystem())
+        registry = self.registries[node_id] = Registry()
         node = Node.open(
             NodeOptions(**{**facts, **changes}),
             disk,
             Wire(self, node_id),
-            Registry(),
+            registry,
             lambda: self.failed.add(node_id),
             clock=lambda: self.now,
             wall=lambda: EPOCH + self.now + self.ahead.get(node_id, 0.0),
@@ -308,6 +311,14 @@ class Lab:
         answers: list[ConureError | None] = []
         given: dict[str, Any] = {"voter": True, "role": ""} | facts
         self.leader().join(node_id, f"{node_id}:7001", "", reply=answers.append, **given)
+        self.tick_until(lambda: bool(answers))
+        return answers[0]
+
+    def apply(self, node_id: str, at: str) -> ConureError | None:
+        """Let a node ask another one over the Raft port to be added, as JSON."""
+        answers: list[ConureError | None] = []
+        said = encode_applicant(self[node_id].applicant())
+        self[at].asked_to_add(check_applicant(said), answers.append)
         self.tick_until(lambda: bool(answers))
         return answers[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -39,21 +40,28 @@ class StubServer:
 
     ``leader`` redirects what only a leader does; ``requests`` are the method, target and body of
     everything that arrived, ``headers`` their header fields; ``connections`` counts connections,
-    ``revision`` writes.
+    ``resumed`` those of TLS that began with a session, ``revision`` writes. With *tls* it is a
+    server of https, which never says that its stream ends: whoever closes first cuts it off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.values: dict[bytes, bytes] = {}
         self.acts: list[Act] = []
         self.requests: list[tuple[str, str, bytes]] = []
         self.headers: list[Message] = []
         self.leader: str | None = None
         self.connections = 0
+        self.resumed = 0
         self.revision = 0
         self.open: set[socket.socket] = set()
         self.released = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.stub = self
+        self._is_tls = tls is not None
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
@@ -63,7 +71,7 @@ class StubServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._is_tls else 'http'}://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
         """Close the port and every connection, as the end of a process does."""
@@ -76,7 +84,8 @@ class StubServer:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-MakeStub = Callable[[], StubServer]
+MakeStub = Callable[..., StubServer]
+"""Makes one, of TLS with a context."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -95,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.do_handshake()
+            self.server.stub.resumed += bool(self.connection.session_reused)
         self.server.stub.connections += 1
         self.server.stub.open.add(self.connection)
 

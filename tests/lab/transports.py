@@ -31,7 +31,9 @@ from conure.peers import frames
 from conure.peers.accepting import Registrar
 from conure.peers.calls import Answer, Call
 from conure.peers.forming import Question, Shown
+from conure.peers.joins import Applicant
 from conure.peers.protocol import Greeting
+from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
 from conure.state import codec
 from tests.lab.httpdriver import Recorder
@@ -124,6 +126,7 @@ class Node:
         port: int = 0,
         host: str = "127.0.0.1",
         registrar: Registrar | None = None,
+        security: PeerSecurity = PeerSecurity(),  # noqa: B008 - it never changes
     ) -> None:
         self.id = node_id
         self.cluster = CLUSTER
@@ -138,12 +141,16 @@ class Node:
         self.called_by: list[tuple[Greeting, Call, Callable[[Answer], None]]] = []
         self.questions: list[Question] = []
         self.shown = Shown(node_id, f"i-{node_id}", "data", 0, "", "", 8081, ("b:7001",))
+        self.applicants: list[tuple[Applicant, Callable[[ConureError | None], None]]] = []
+        self.on_applicant: Callable[[Callable[[ConureError | None], None]], None] = lambda reply: (
+            reply(None)
+        )
         self.snapshot_needed = True
         self.on_receive: Callable[[Sequence[Message]], None] = lambda messages: None
         self.on_call: Callable[[Call, Callable[[Answer], None]], None] = lambda call, answer: None
         self.before_add: Callable[[], None] = lambda: None
         self.registry = Registry()
-        self.transport = Transport((host, port), self.registry)
+        self.transport = Transport((host, port), self.registry, security)
         self.transport.start(self, registrar)
 
     @property
@@ -193,6 +200,12 @@ class Node:
         self.questions.append(question)
         return self.shown
 
+    def asked_to_add(
+        self, applicant: Applicant, reply: Callable[[ConureError | None], None]
+    ) -> None:
+        self.applicants.append((applicant, reply))
+        self.on_applicant(reply)
+
     def is_member(self, peer: Greeting) -> bool:
         return peer.node_id in self.members
 
@@ -239,8 +252,9 @@ class Net:
         port: int = 0,
         host: str = "127.0.0.1",
         registrar: Registrar | None = None,
+        security: PeerSecurity = PeerSecurity(),  # noqa: B008 - it never changes
     ) -> Node:
-        node = Node(node_id, port, host, registrar)
+        node = Node(node_id, port, host, registrar, security)
         self.stack.callback(node.transport.close)
         return node
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutations import (
+    asking,
     charts,
     client,
     cluster,
@@ -10,23 +11,27 @@ from tests.mutations import (
     forming,
     http,
     jobs,
+    joins,
     kvctl,
     lsm,
     net,
     ops,
     paths,
     peers,
+    proofs,
     resp,
     rest,
     service,
     state,
     storage,
     tables,
+    tls,
 )
 
 __all__ = ["MUTATIONS"]
 
 _WINGS = (
+    asking,
     charts,
     client,
     cluster,
@@ -34,18 +39,21 @@ _WINGS = (
     forming,
     http,
     jobs,
+    joins,
     kvctl,
     lsm,
     net,
     ops,
     paths,
     peers,
+    proofs,
     resp,
     rest,
     service,
     state,
     storage,
     tables,
+    tls,
 )
 
 MUTATIONS = [mutation for wing in _WINGS for mutation in wing.MUTATIONS]

@@ -1032,8 +1032,8 @@ MUTATIONS = [
     Mutation(
         "a short call overtakes a long one of the same node",
         "conure/cluster/serving.py",
-        "        if not self._taken and taken.look():",
-        "        if taken.look():",
+        "        if not self._taken and taken.look() and self._count(taken):",
+        "        if taken.look() and self._count(taken):",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(
@@ -1046,8 +1046,8 @@ MUTATIONS = [
     Mutation(
         "a session holds any number of keys by way of a follower",
         "conure/cluster/serving.py",
-        "                    if count >= MAX_HELD:\n",
-        "                    if count > 9 * MAX_HELD:\n",
+        "                if count >= MAX_HELD:\n",
+        "                if count > 9 * MAX_HELD:\n",
         ("tests/cluster/test_forwarding.py",),
     ),
     Mutation(

@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "a node asks to be joined to whichever of two clusters comes first",
         "conure/cluster/forming.py",
-        "        if len({shown.cluster_id for shown in met}) != 1:\n",
+        "        if len({shown.cluster_id for shown in met.values()}) != 1:\n",
         "        if not met:\n",
         STORIES,
     ),
@@ -118,6 +118,55 @@ MUTATIONS = [
         "            peer.pause = min(1.5 * peer.pause, LONGEST_PAUSE)\n",
         "",
         STORIES,
+    ),
+    Mutation(
+        "all on a list are asked at once",
+        "conure/cluster/forming.py",
+        "key=lambda address: peers[address].due)[:room]:",
+        "key=lambda address: peers[address].due):",
+        STORIES,
+    ),
+    Mutation(
+        "the first ones of a list are always asked first",
+        "conure/cluster/forming.py",
+        "in sorted(due, key=lambda address: peers[address].due)[:room]:",
+        "in due[:room]:",
+        STORIES,
+    ),
+    Mutation(
+        "others are asked with the node's lock held",
+        "conure/cluster/forming.py",
+        "self._monitor.finished.append(partial(self._ask, address, question, self._span))",
+        "self._ask(address, question, self._span)",
+        STORIES,
+    ),
+    Mutation(
+        "a question that found no thread is never asked again",
+        "conure/cluster/forming.py",
+        '            reply(Unavailable(f"can\'t be asked: {error}"))\n',
+        '            log.warning("%s", error)\n',
+        STORIES,
+    ),
+    Mutation(
+        "a founder that shows other members is not waited for",
+        "conure/cluster/forming.py",
+        'peer.shown.digest == digest != ""',
+        'digest != ""',
+        STORIES,
+    ),
+    Mutation(
+        "a node of a cluster of its own promises to form another one",
+        "conure/cluster/forming.py",
+        "        if there:\n            where =",
+        "        if not there:\n            where =",
+        STORIES,
+    ),
+    Mutation(
+        "a peer that is listed twice is taken for one",
+        "conure/settings.py",
+        "        if sum(what in each for each in told) > 1:\n",
+        "        if sum(what in each for each in told) > 2:\n",
+        ("tests/test_config.py",),
     ),
     Mutation(
         "who asks is never asked back sooner",
@@ -269,16 +318,16 @@ MUTATIONS = [
     Mutation(
         "a question of a node that forms is answered only where it may connect",
         "conure/peers/accepting.py",
-        '            if hello.get("kind") == FORMING:\n',
-        '            if hello.get("kind") == FORMING and "to" in hello:\n',
+        '        if hello.get("kind") == FORMING:\n',
+        '        if hello.get("kind") == FORMING and "to" in hello:\n',
         WIRE,
     ),
     Mutation(
         "a question to who forms leaves its socket open",
         "conure/peers/dialling.py",
-        '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n'
-        "            finally:\n                self.hang_up(sock)\n",
-        '                found = Unavailable(f"doesn\'t answer: {sockets.reason(error)}")\n',
+        '                found = Unavailable(f"doesn\'t answer: {error}")\n'
+        "            finally:\n                self.hang_up(link)\n",
+        '                found = Unavailable(f"doesn\'t answer: {error}")\n',
         WIRE,
     ),
     Mutation(

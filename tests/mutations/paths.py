@@ -168,9 +168,9 @@ MUTATIONS = [
     Mutation(
         "rest: base64 may go on behind its end",
         "conure/http/documents.py",
-        '        elif at + _SLICE < len(text) and "=" in piece:',
-        '        elif at + _SLICE > len(text) and "=" in piece[:-2]:',
-        RECORDS,
+        '            if text.find("=", 0, begin) >= 0:\n',
+        '            if text.find("=", 0, begin) >= begin:\n',
+        TURNS,
     ),
     Mutation(
         "rest: a long body is read at once",

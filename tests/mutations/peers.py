@@ -139,8 +139,8 @@ MUTATIONS = [
     Mutation(
         "what announces a snapshot may take for ever",
         "conure/peers/sockets.py",
-        "read_exactly(sock, size, deadline, must_go_on=True)",
-        "read_exactly(sock, size, deadline)",
+        "read_exactly(link, size, deadline, silence=silence, must_go_on=True)",
+        "read_exactly(link, size, deadline, silence=silence)",
         (
             "tests/peers/test_transport_messages.py",
             "tests/peers/test_transport_handshakes.py",

@@ -130,7 +130,7 @@ def test_small_chunks_make_a_long_answer(make_stub: MakeStub, line: Line) -> Non
 
 @pytest.mark.parametrize(
     "server",
-    ["http://a..b:80", "http://h:99999", "http://:80", "http://[]:80", "https://h:1", "h:1", ""],
+    ["http://a..b:80", "http://h:99999", "http://:80", "http://[]:80", "ftp://h:1", "h:1", ""],
 )
 def test_what_is_no_address(line: Line, server: str) -> None:
     with pytest.raises(OSError, match="no such address"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 
@@ -14,7 +15,11 @@ class FakeLink:
     """Takes so many bytes at a time; None: as many as it is given, below 0: not now."""
 
     pending = False
+    stalled = False
+    deadline = inf
     principal = ""
+    names: frozenset[str] = frozenset()
+    proof = ""
     descriptor = 7
 
     def __init__(self) -> None:
@@ -32,6 +37,15 @@ class FakeLink:
 
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.send(b"".join(pieces))
+
+    def receive_into(self, buffer: bytearray | memoryview) -> int:
+        raise AssertionError(len(buffer))
+
+    def flush(self) -> None:
+        raise AssertionError
+
+    def local_address(self) -> str:
+        return "127.0.0.1"
 
     def shut(self) -> None: ...
 

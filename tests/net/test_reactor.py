@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import pytest
@@ -202,7 +203,11 @@ def test_who_is_turned_away_is_closed() -> None:
 class Decrypting:
     """A link that takes all that has come and gives it in parts, as one does that decrypts."""
 
+    stalled = False
+    deadline = inf
     principal = ""
+    names: frozenset[str] = frozenset()
+    proof = ""
 
     def __init__(self, connected: socket.socket) -> None:
         self.plain = PlainLink(connected)
@@ -219,11 +224,20 @@ class Decrypting:
         data, self.kept = self.kept[:size], self.kept[size:]
         return data
 
+    def local_address(self) -> str:
+        return self.plain.local_address()
+
     def send(self, data: bytes | memoryview) -> int:
         return self.plain.send(data)
 
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.plain.send(b"".join(pieces))
+
+    def receive_into(self, buffer: bytearray | memoryview) -> int:
+        raise AssertionError(len(buffer))
+
+    def flush(self) -> None:
+        raise AssertionError
 
     def shut(self) -> None:
         self.plain.shut()

@@ -103,12 +103,19 @@ def test_what_no_node_says_is_refused(changes: dict[str, Any]) -> None:
             check_question({**encode_question(QUESTION), name: changes[name]})
 
 
-@pytest.mark.parametrize("name", sorted(encode_shown(SHOWN)))
+@pytest.mark.parametrize("name", sorted(encode_shown(SHOWN).keys() - {"https"}))
 def test_nothing_may_be_missing(name: str) -> None:
     fields = encode_shown(SHOWN)
     del fields[name]
     with pytest.raises((WireError, Refused)):
         check_shown(fields)
+
+
+def test_a_release_without_tls_says_nothing_of_it() -> None:
+    fields = encode_shown(SHOWN)
+    del fields["https"]
+    assert check_shown(fields) == SHOWN
+    assert check_shown({**fields, "https": True}).https
 
 
 @pytest.mark.parametrize("name", ["protocol", "forming"])

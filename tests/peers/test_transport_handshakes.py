@@ -26,7 +26,7 @@ from conure.consensus.messages import (
 )
 from conure.errors import ConureError, Refused, Unavailable
 from conure.metrics import Registry
-from conure.peers import accepting, dialling, frames, guests, inbox, sockets
+from conure.peers import accepting, dialling, frames, guests, inbox, news, sockets
 from conure.peers.protocol import Greeting
 from conure.peers.transport import Transport
 from tests.lab.transports import (
@@ -225,7 +225,7 @@ def test_what_has_arrived_by_a_connection_that_is_closed_is_not_handed_over(net:
     assert began.wait(PATIENCE)
     inbox_ = next(iter(b.transport._acceptor._inboxes.values()))
     sock.sendall(message_to(b, 2))
-    assert select.select([inbox_._sock], [], [], PATIENCE)[0]
+    assert select.select([inbox_._link.descriptor], [], [], PATIENCE)[0]
     b.transport.judge(lambda peer, known_as: False, lambda peer: True)
     gate.set()
     assert is_closed(sock)
@@ -294,7 +294,7 @@ def test_a_plain_visit_leaves_no_trace(net: Net, caplog: pytest.LogCaptureFixtur
 def test_strangers_cannot_fill_the_log(
     net: Net, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "_MAX_TOLD", 3)
+    monkeypatch.setattr(news, "_MOST", 3)
     b = net.node("b")
 
     def visit(size: int) -> None:
@@ -305,7 +305,7 @@ def test_strangers_cannot_fill_the_log(
     for size in range(10):
         visit(size)
     assert len(caplog.records) == 3
-    monkeypatch.setattr(accepting, "_TOLD_TIME", 0.0)
+    monkeypatch.setattr(b.transport._acceptor._refusals, "_seconds", 0.0)
     visit(10)
     assert len(caplog.records) == 4
 

@@ -426,10 +426,10 @@ def test_nothing_behind_an_error_is_handed_over_however_often_the_registrar_call
     actions: list[Callable[[], None]] = []
 
     class ByHand:
-        def register(self, sock: socket.socket, action: Callable[[], None]) -> None:
+        def register(self, descriptor: int, action: Callable[[], None]) -> None:
             actions.append(action)
 
-        def unregister(self, sock: socket.socket) -> None:
+        def unregister(self, descriptor: int) -> None:
             gate.wait(PATIENCE)
 
     gate = threading.Event()
@@ -442,7 +442,7 @@ def test_nothing_behind_an_error_is_handed_over_however_often_the_registrar_call
     while not inbox_.has_ended.is_set():
         actions[0]()
     sock.sendall(message_to(node, 1))
-    assert select.select([inbox_._sock], [], [], PATIENCE)[0]
+    assert select.select([inbox_._link.descriptor], [], [], PATIENCE)[0]
     actions[0]()
     gate.set()
     assert is_closed(sock)

@@ -195,12 +195,8 @@ class Checks:
         known = self._entries
         for entry in entries:
             key = (entry.index, entry.term)
-            if entry.kind == CONFIG and key not in known:
-                for server in Configuration.decode(entry.data).servers:
-                    if server.incarnation not in self.admitted:
-                        self.admitted.add(server.incarnation)
-                        for tell in self._listeners:
-                            tell(server.id)
+            if key not in known:
+                self._note_admissions(entry)
             data = None if is_arbiter and entry.kind == COMMAND else entry.data
             fact = (before, entry.kind, data)
             seen = known.setdefault(key, fact)
@@ -210,6 +206,15 @@ class Checks:
                 elif seen[2] is None:
                     known[key] = fact
             before = entry.term
+
+    def _note_admissions(self, entry: Entry) -> None:
+        """Take note of the disks that an entry admits, if it is a configuration."""
+        servers = Configuration.decode(entry.data).servers if entry.kind == CONFIG else ()
+        for server in servers:
+            if server.incarnation not in self.admitted:
+                self.admitted.add(server.incarnation)
+                for tell in self._listeners:
+                    tell(server.id)
 
     def _commit(self, machine: Machine, index: int, term: int) -> None:
         seen = self._committed.setdefault(index, (term, machine.raft.term))

@@ -2,10 +2,15 @@
 
 Machines are started at any time, each with the list of the others. While they form they lose power
 at any step, lose their disks, are cut off, paused and started again with other settings; answers
-are lost and late. After every step of a machine (F1 to F4, conure/cluster/forming.py):
+are lost and late, names lead elsewhere for a while, and some are started with another list or at
+another address. After every step of a machine (F1 to F4, conure/cluster/forming.py):
 
 ==================== ===========================================================================
-one cluster or none  all disks that are of a cluster at this moment are of the same one
+one cluster or none  all disks that are of a cluster at this moment are of the same one; where lists
+                     change, of one of those whose founders have the same IDs, as long as one of
+                     these has its disk
+F2                   of two clusters never is one that began the first a founder of the second and
+                     one that began the second a founder of the first, both with these disks
 equal beginnings     whoever has the first entry of a cluster's log has the same bytes there, and
                      the cluster's ID follows from them
 no stolen seats      a disk holds a log only if the members name it (checks.py)
@@ -13,7 +18,8 @@ formed in time       without faults every list becomes a cluster, within seconds
 ==================== ===========================================================================
 
 When the faults have ended, what was formed goes on wherever enough of its disks are left, and who
-has lost a disk comes back by being removed and joined. By hand::
+has lost a disk comes back by being removed and joined. Where other lists have made two clusters,
+nothing more is asked of them. By hand::
 
     python -m tests.sim.forming --seeds 1000 [--start N] [--verbose]
 """
@@ -63,6 +69,9 @@ class Fate:
     seconds: float = 0.0  # for which faults happen
     wipe: float = 0.0
     restart: float = 0.0  # with other settings
+    relist: float = 0.0  # the share of those starts that have another list
+    move: float = 0.0  # and that of those at another address
+    astray: float = 0.0  # names that lead elsewhere for a while
     ambush: float = 0.0  # the chance that one is wiped just when a node shows a new digest
     bystander: bool = False  # whether one of the list is of a cluster of its own
 
@@ -74,6 +83,8 @@ class Fate:
         arbiter = nodes > 2 and rng.random() < 0.2
         data = nodes - arbiter
         faulty = rng.random() < 0.9
+        more = random.Random(f"lists and names/{seed}")
+        bystander = more.random() < 0.05
         return cls(
             nodes=nodes,
             arbiter=arbiter,
@@ -83,8 +94,11 @@ class Fate:
             seconds=rng.choice([1.0, 3.0, 6.0]) if faulty else 0.0,
             wipe=rng.choice([0.0, 0.0, 0.5, 2.0]),
             restart=rng.choice([0.0, 0.5, 2.0]),
+            relist=0.0 if bystander else more.choice([0.0, 0.0, 0.3, 0.6]),
+            move=more.choice([0.0, 0.2]),
+            astray=more.choice([0.0, 0.5, 2.0]) if faulty else 0.0,
+            bystander=bystander,
             ambush=random.Random(f"ambush/{seed}").choice([0.0, 0.0, 0.6]) if faulty else 0.0,
-            bystander=rng.random() < 0.05,
         )
 
     def luck(self, seed: int) -> Luck:
@@ -122,6 +136,8 @@ class FormationChecks(Checks):
         self._beginnings: dict[str, bytes] = {}
         self.bystander = ""
         """The machine that is of a cluster of its own, if there is one."""
+        self.is_parted = False
+        """Whether lists that were changed have made a second cluster."""
 
     def holders(self) -> dict[str, str]:
         """Return the cluster of each disk that is there and of one, by machine."""
@@ -144,13 +160,29 @@ class FormationChecks(Checks):
             # Everybody who held the cluster before has lost the disk: all begins anew.
             self._world.counts["clusters lost with all their disks"] += 1
             self.forget()
-        super()._remember(name, entries, before, is_arbiter)
+        elif is_other and seen:
+            old, new = Configuration.decode(seen[2] or b""), Configuration.decode(first.data)
+            if old.voters != new.voters or not self._left_of(old):
+                self._part()  # whether it may be is seen when its ID is on the disk
+        if not self.is_parted:
+            super()._remember(name, entries, before, is_arbiter)
+        else:  # indexes and terms are of two logs
+            for entry in entries:
+                self._note_admissions(entry)
+
+    def _commit(self, machine: Machine, index: int, term: int) -> None:
+        if not self.is_parted:
+            super()._commit(machine, index, term)
 
     def inspect(self, machine: Machine) -> None:
         cluster_id = machine.cluster_id
+        self._note_beginning(machine, cluster_id)
         if cluster_id and self._held.get(machine.name) != (machine.lives, cluster_id):
             self._note(machine, cluster_id)
-        super().inspect(machine)
+        if not self.is_parted:
+            super().inspect(machine)
+
+    def _note_beginning(self, machine: Machine, cluster_id: str) -> None:
         log = machine.log
         if cluster_id and log.first_index == 1 and log.last_index:
             with machine.disk.without_faults():
@@ -170,11 +202,59 @@ class FormationChecks(Checks):
         others = set(self.holders().values())
         self._held[machine.name] = machine.lives, cluster_id
         if machine.name != self.bystander:
-            self._expect(
-                others <= {cluster_id},
-                f"{machine.name} is of cluster {cluster_id}, others of {others}",
-            )
+            for other in others - {cluster_id}:
+                self._compare(machine, cluster_id, other)
         self._world.trace(f"{machine.name} is of cluster {cluster_id}")
+
+    def address_of(self, machine: Machine) -> str:
+        """Return where a machine was when the cluster was formed that its disk is of; "" if it was
+        not formed with this disk."""
+        cluster_id = self.holders().get(machine.name, "")
+        if not cluster_id:
+            return ""
+        server = self.founders(cluster_id).get(machine.name)
+        is_there = server is not None and server.incarnation == machine.incarnation
+        return server.raft_address if server is not None and is_there else ""
+
+    def _compare(self, machine: Machine, mine: str, other: str) -> None:
+        """See that two clusters may be there at once (F2): nodes were told of other members."""
+        what = f"{machine.name} is of cluster {mine}, others of {other}"
+        beginnings = [self._beginnings.get(each) for each in (mine, other)]
+        self._expect(None not in beginnings, f"{what}, which nobody has begun")
+        first, second = self.founders(mine), self.founders(other)
+        has_other_founders = first.voters != second.voters
+        self._expect(has_other_founders or not self._left_of(second), f"{what}, of the same ones")
+        here, there = self._beginners(mine, second), self._beginners(other, first)
+        self._expect(not (here and there), f"{what}, and {here} and {there} are in both (F2)")
+        self._part()
+
+    def _part(self) -> None:
+        self._world.counts["lists that made two clusters"] += not self.is_parted
+        self.is_parted = True
+
+    def _left_of(self, founders: Configuration) -> list[str]:
+        """Return the founders of a cluster that are of one with the disks that formed it. Those who
+        were added later may be on nobody's list, and so are not asked."""
+        names = [server.id for server in founders.servers if server.id in self.holders()]
+        return [
+            name
+            for name in names
+            if founders.get(name).incarnation == self._fleet.machines[name].incarnation  # type: ignore[union-attr]
+        ]
+
+    def _beginners(self, cluster_id: str, founders: Configuration) -> list[str]:
+        """Return who began a cluster and is with this disk among the founders of another one."""
+        mine = self.founders(cluster_id)
+        return [
+            name
+            for name, held in self.holders().items()
+            if held == cluster_id
+            for incarnation in [self._fleet.machines[name].incarnation]
+            if all(
+                (server := each.get(name)) is not None and server.incarnation == incarnation
+                for each in (mine, founders)
+            )
+        ]
 
 
 class Formation:
@@ -204,17 +284,26 @@ class Formation:
             )
             machine.stays_down = True
             fleet.machines[name] = machine
-            self.give_settings(machine)
         if fate.bystander:
             checks.bystander = names[0]
+        for machine in fleet.all():
+            self.give_settings(machine)
 
     def give_settings(self, machine: Machine) -> None:
         """Let a machine be started as it should be."""
         number = int(machine.name[1:])
-        others = [f"n{n}:7001" for n in range(1, self.fate.nodes + 1) if n != number]
-        machine.peers = () if machine.bootstrap else tuple(others)
+        machine.host = self._home(machine)
+        machine.peers = () if machine.bootstrap else tuple(self._others_of(machine))
         machine.quorum_size = self.fate.quorum_size
         machine.is_wildcard = number <= self.fate.wildcards and not machine.bootstrap
+
+    def _others_of(self, machine: Machine) -> list[str]:
+        others = [each for each in self.fleet.all() if each is not machine]
+        return [f"{self._home(each)}:7001" for each in others]
+
+    def _home(self, machine: Machine) -> str:
+        """Return the host at which a machine should be: where its cluster was formed with it."""
+        return self.checks.address_of(machine).partition(":")[0] or machine.name
 
     # -- the phases ------------------------------------------------------------------------------
 
@@ -222,6 +311,8 @@ class Formation:
         """Start every machine, one after the other."""
         world = self.world
         for machine in self.fleet.all():
+            if self.fate.relist and world.rng.random() < self.fate.relist:
+                machine.peers = self._another_list(machine)
             world.after(world.rng.uniform(0.0, self.fate.late), partial(self._start, machine))
 
     def run(self) -> None:
@@ -232,6 +323,8 @@ class Formation:
         world.start(self._operate())
         if self.fate.ambush:
             world.start(self._lie_in_wait())
+        if self.fate.astray:
+            world.start(self._lead_astray())
         world.run_for(self.fate.seconds + self.fate.late)
 
     def mend(self) -> None:
@@ -239,6 +332,7 @@ class Formation:
         world = self.world
         world.end_faults()
         self.network.heal()
+        self.network.astray.clear()
         for machine in self.fleet.all():
             machine.stays_down = False
             machine.disk.mend()
@@ -262,21 +356,32 @@ class Formation:
             return
         if not world.run_until(lambda: bool(checks.holders())):
             raise Broken(f"nothing is formed: {self._waiting()}")
+        homes = {self._home(machine) for machine in self.fleet.all()}
+        if checks.is_parted or len(homes) < self.fate.nodes:
+            world.counts["histories that other lists or names have decided"] += 1
+            world.run_for(5.0)
+            return
         (cluster_id,) = set(checks.holders().values())
         founders = checks.founders(cluster_id)
-        left = [s.id for s in founders.servers if self._is_there(s.id, s.incarnation)]
-        if len(left) < len(founders.servers):
+        members = self._members_of(founders)  # with those that were added since
+        voters = [server for server in members.servers if server.suffrage == "voter"]
+        left = [s.id for s in members.servers if self._is_there(s.id, s.incarnation)]
+        if len(left) < len(members.servers):
             is_weak = bool(founders.quorum_size) or self.fate.arbiter
-            if len(left) < founders.quorum or is_weak:
+            if sum(voter.id in left for voter in voters) < members.quorum or is_weak:
                 world.counts["clusters that lost too much"] += 1
                 world.run_for(5.0)
                 return
-            world.counts["clusters that lost a founder"] += 1
+            world.counts["clusters that lost a member"] += 1
             for machine in self.fleet.all():
                 if machine.name not in left:
                     self._finish(self._replace(machine), f"{machine.name} doesn't come back")
         if not world.run_until(self.fleet.agree):
             raise Broken(f"what was formed doesn't serve: {self.fleet.states()} {self._waiting()}")
+        late = [each for each in self.fleet.all() if founders.get(each.name) is None]
+        if not world.run_until(lambda: all(each.cluster_id == cluster_id for each in late)):
+            raise Broken(f"who was not listed is not joined: {self._waiting()}")
+        world.counts["nodes that were left out at first"] += len(late)
         world.counts["formed"] += 1
 
     def _replace(self, machine: Machine) -> Process:
@@ -333,13 +438,17 @@ class Formation:
 
     def _restart(self, machine: Machine) -> None:
         """Start a machine with other settings; sooner or later the right ones come back."""
-        rng = self.world.rng
+        rng, is_free = self.world.rng, not machine.cluster_id
         machine.stays_down = True
         machine.resume(machine.generation)
         machine.crash()
         self.world.counts["starts with other settings"] += 1
         chance = rng.random()
-        if chance < 0.3:
+        if self.fate.relist and rng.random() < self.fate.relist:
+            machine.peers = self._another_list(machine)
+        elif is_free and self.fate.move and rng.random() < self.fate.move:
+            self._move(machine)
+        elif chance < 0.3:
             self.give_settings(machine)
         elif chance < 0.4:
             machine.quorum_size = 2 if machine.quorum_size == 0 else 0
@@ -349,14 +458,71 @@ class Formation:
             machine.http_port = 8081 + 8082 - machine.http_port
         self.world.after(rng.choice([0.0, 0.3]), partial(self._start, machine))
 
+    def _another_list(self, machine: Machine) -> tuple[str, ...]:
+        """Return a list that has only the first or only the last ones, leaves one out, has one that
+        nobody is, or says the same otherwise."""
+        rng = self.world.rng
+        others = self._others_of(machine)
+        kind = rng.random()
+        self.world.counts["starts with another list"] += 1
+        if kind < 0.5 and len(others) > 1:
+            is_first = machine.name <= "n2"
+            others = [each for each in others if (each.removeprefix("moved-") < "n3") == is_first]
+        elif kind < 0.55 and len(others) > 1:
+            others.remove(rng.choice(others))
+        elif kind < 0.6:
+            others.append("n9:7001")
+        elif kind < 0.8:
+            others = [f"{address.partition(':')[0]}@{address}" for address in others]
+        else:
+            others.append(machine.address)
+        return tuple(others)
+
+    def _move(self, machine: Machine) -> None:
+        """Have a machine at another address, and on some lists there."""
+        machine.host = f"moved-{machine.name}"
+        self.world.counts["starts at another address"] += 1
+        for other in self.fleet.all():
+            if other is not machine and self.world.rng.random() < 0.5:
+                here = f"{machine.name}:7001"
+                other.peers = tuple(
+                    machine.address if peer == here else peer for peer in other.peers
+                )
+
+    def _lead_astray(self) -> Process:
+        """Let a name lead to another machine for a while, for one who looks it up or for all."""
+        world, rng = self.world, self.world.rng
+        while not world.mending:
+            yield rng.expovariate(self.fate.astray)
+            machines = self.fleet.all()
+            address, there = rng.choice(machines).address, rng.choice(machines).address
+            who = rng.choice([machines, [rng.choice(machines)]])
+            ways = [(machine.name, address) for machine in who]
+            self.network.astray |= dict.fromkeys(ways, there)
+            world.after(rng.choice([0.2, 1.0]), partial(self._lead_right, ways))
+
+    def _lead_right(self, ways: list[tuple[str, str]]) -> None:
+        for way in ways:
+            self.network.astray.pop(way, None)
+
     def _start(self, machine: Machine) -> None:
         machine.stays_down = False
         machine.boot_again()
 
     def _has_other_settings(self, machine: Machine) -> bool:
-        return machine.quorum_size != self.fate.quorum_size
+        return (
+            machine.quorum_size != self.fate.quorum_size
+            or machine.host != self._home(machine)
+            or {*machine.peers} != {*(() if machine.bootstrap else self._others_of(machine))}
+        )
 
     # -- looks -----------------------------------------------------------------------------------
+
+    def _members_of(self, founders: Configuration) -> Configuration:
+        """Return the members of a cluster as of the longest log that there is of it."""
+        logs = [machine.raft for machine in self.fleet.all() if machine.up]
+        longest = max(logs, key=lambda raft: (raft.last_term, raft.last_index))
+        return longest.configuration if longest.configuration.servers else founders
 
     def _is_there(self, name: str, incarnation: str) -> bool:
         machine = self.fleet.machines[name]
@@ -381,7 +547,9 @@ class Formation:
             if machine.paused or not node.seeds() or not node.wants_to_join():
                 continue
             world.counts["nodes that ask to be joined"] += 1
-            yield from self.membership.join(machine, patience=1.0, is_itself=True)
+            yield from self.membership.join(
+                machine, patience=1.0, is_itself=True, by_raft_port=world.rng.random() < 0.5
+            )
 
 
 def play_formation(

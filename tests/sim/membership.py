@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from conure.errors import Conflict, ConureError, MemberNotFound, NotLeader
+from conure.peers.joins import check_applicant, encode_applicant
 from tests.sim.fleet import Fleet
 from tests.sim.machine import Machine
 from tests.sim.requests import Administration, Requests, administer
@@ -48,8 +49,18 @@ class Membership:
         voter: bool = True,
         patience: float = 5.0,
         is_itself: bool = False,
+        by_raft_port: bool = False,
     ) -> Change:
-        """Make a machine a member; one that asks by itself names its data directory."""
+        """Make a machine a member; one that asks by itself names its data directory, and may do so
+        over the Raft port, where whoever is asked passes it on."""
+        if by_raft_port:
+            applicant = check_applicant(encode_applicant(machine.node.applicant()))
+            answer = yield from self.ask_leader(
+                lambda node, reply: node.asked_to_add(applicant, reply), patience
+            )
+            self._world.trace(f"{machine.name} is added: {type(answer).__name__}")
+            self._world.counts["wishes to be added, over the Raft port"] += 1
+            return answer
         answer = yield from self.ask_leader(
             lambda node, reply: node.join(
                 machine.name,

@@ -152,6 +152,9 @@ class Network:
         self._checks = checks
         self.cut: set[tuple[str, str]] = set()
         """From whom to whom nothing gets through."""
+        self.astray: dict[tuple[str, str], str] = {}
+        """Where a name leads that leads astray, by the machine that looks it up and the address.
+        Only questions of who forms a cluster are led so."""
         self._peers: dict[str, Peers] = {}  # of the process that runs or was the last, by machine
         self._judged_by: dict[str, tuple[object, ...]] = {}  # what it depends on, as last seen
         self._connections: dict[_Way, Connection] = {}
@@ -556,7 +559,10 @@ class Network:
 
     def _put(self, source: Peers, address: str, question: Question) -> tuple[Peers, Shown]:
         """Put a question to who is at an address; return who answers. Raises _Cut, and Refused."""
-        machine = next((one for one in self._fleet.all() if one.address == address), None)
+        there = self.astray.get((source.machine.name, address), address)
+        if there != address:
+            self._world.counts["names that led astray"] += 1
+        machine = next((one for one in self._fleet.all() if one.address == there), None)
         if machine is None or not machine.up or machine.paused or not source.is_alive:
             raise _Cut
         if (source.machine.name, machine.name) in self.cut:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from conure.cluster.forming import Forming
+from conure.consensus.members import Configuration
 from conure.peers.forming import Shown
 from tests.sim.forming import AT_ONCE, Fate, Formation, play_formation
 from tests.sim.luck import Luck
@@ -29,7 +31,14 @@ def test_formations_end_in_one_cluster_or_none(first: int) -> None:
     for seed in range(first, first + CHUNK):
         counts.update(play_formation(seed).world.counts)
     assert counts["formed"] > CHUNK / 3
-    for happened in ("crashes", "wiped disks", "starts with other settings", "partitions"):
+    for happened in (
+        "crashes",
+        "wiped disks",
+        "starts with other settings",
+        "starts with another list",
+        "names that led astray",
+        "partitions",
+    ):
         assert counts[happened], happened
 
 
@@ -58,6 +67,37 @@ def test_two_nodes_of_one_id_form_nothing() -> None:
         twin.name = "n2"  # what its process says; its address stays n3's
         formation.world.run_for(10.0)
         assert not formation.checks.holders()
+
+
+def test_two_lists_make_two_clusters_and_right_ones_make_no_third() -> None:
+    """What is begun by F2 at once is told apart from what isn't."""
+    with fake_world() as use:
+        formation = Formation(1, Fate(nodes=5), Luck(data_nodes=5))
+        use(formation.world)
+        machines, checks, world = formation.fleet.all(), formation.checks, formation.world
+        for group in (machines[:2], machines[2:]):
+            for machine in group:
+                machine.peers = tuple(each.address for each in group if each is not machine)
+        formation.begin()
+        assert world.run_until(lambda: len(checks.holders()) == 5)
+        assert checks.is_parted
+        for machine in machines:
+            machine.crash()
+            formation.give_settings(machine)
+        world.run_for(5.0)
+        first, second = sorted({*checks.holders().values()})
+        everybody = [*checks.founders(first).servers, *checks.founders(second).servers]
+        checks._beginnings[first] = Configuration(tuple(everybody)).encode()
+        checks._beginnings[second] = Configuration(tuple(everybody), 2).encode()
+        checks._compare(machines[0], first, second)
+        with pytest.raises(Broken, match="of the same ones"):
+            world.check()
+        world.broken = None
+        more = replace(everybody[0], id="n6", raft_address="n6:7001", incarnation="another")
+        checks._beginnings[second] = Configuration((*everybody, more)).encode()
+        checks._compare(machines[0], first, second)
+        with pytest.raises(Broken, match="F2"):
+            world.check()
 
 
 # -- it would notice -----------------------------------------------------------------------------

@@ -153,6 +153,50 @@ def test_a_node_waits_for_seeds_that_come_up_later(cluster: Cluster) -> None:
     wait_until(lambda: all(m.request("GET", "/readyz").status == 200 for m in cluster.members))
 
 
+def test_a_node_is_added_by_a_member_that_it_reaches_over_the_raft_port(cluster: Cluster) -> None:
+    """Whether that leads or not. An address where nobody is, and the node itself, are passed over;
+    a seed that is no Raft port is told of."""
+    first = cluster.add().start("--bootstrap")
+    second = cluster.add()
+    seeds = f"{first.host}:1,{second.raft_address},{first.raft_address}"
+    second.start(f"--join={seeds}")
+    cluster.wait_until_voters(2)
+    follower = next(member for member in cluster.members if member is not cluster.leader())
+    third = cluster.add()
+    third.start(f"--join={first.host}:{first.http_port},{follower.raft_address}")
+    cluster.wait_until_voters(3)
+    assert third.put("k", b"v").status in (200, 307)
+    assert "did not add this node: this is the node itself" in second.text
+    assert f"seed {first.raft_address} has added this node to its cluster" in second.text
+    assert f"seed {follower.raft_address} has added this node to its cluster" in third.text
+    wrong = f"seed {first.host}:{first.http_port} did not add this node: no node answers at"
+    assert wrong in third.text
+    assert "is that a member's Raft port?" in third.text
+
+
+def test_only_who_has_the_secret_is_added_over_the_raft_port(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Whoever has another one hears nothing, and is told by its own log what that may mean."""
+    secret, other = tmp_path / "secret", tmp_path / "other"
+    secret.write_text("0123456789abcdef" * 4)
+    other.write_text("fedcba9876543210" * 4)
+    known = f"--cluster-secret-file={secret}"
+    first = cluster.add(known).start("--bootstrap")
+    second = cluster.add(known).start(f"--join={first.raft_address}")
+    cluster.wait_until_voters(2)
+    for number, flag in enumerate((f"--cluster-secret-file={other}", "--log-level=info")):
+        stranger = cluster.add(flag)
+        stranger.start(f"--join={first.raft_address},{second.raft_address}")
+        refused = f"seed {second.raft_address} did not add this node: no node answers at"
+        wait_until(lambda: refused in stranger.text)  # noqa: B023
+        assert "secret" in stranger.text
+        assert stranger.status()["cluster_id"] == ""
+        assert len(first.servers()) == 2
+        assert f"{stranger.name} asks to be added" not in first.text + second.text, number
+    assert second.put("k", b"v").status in (200, 307)
+
+
 def test_a_node_without_seeds_waits_to_be_joined_and_says_so(cluster: Cluster) -> None:
     lonely = cluster.add().start()
     assert "join" in lonely.text

@@ -170,6 +170,40 @@ def test_a_wiped_founder_waits_until_its_old_self_is_removed(tmp_path: Path) -> 
         cluster.wait_until_voters(3)
 
 
+def test_a_wiped_founder_comes_back_where_only_raft_ports_are_reached(tmp_path: Path) -> None:
+    """As on another machine, where the HTTP API of the members is on loopback. A node that comes
+    late, and that nobody lists, is added over the Raft port as well."""
+    with Cluster(tmp_path) as cluster:
+        members = with_lists(cluster, 3)
+        for member in members:
+            member.launch(f"--http-advertise=http://{member.host}:1")  # nobody is there
+        for member in members:
+            member.wait_until_listening()
+        wait_until(lambda: is_formed(members))
+        cluster.wait_until_voters(3)
+        leader = cluster.leader()
+        assert leader.put("k", b"v").status == 200
+        wiped = next(member for member in members if member is not leader)
+        wiped.kill()
+        wiped.wipe()
+        wiped.start(f"--http-advertise=http://{wiped.host}:1")
+        others = [member for member in members if member is not wiped]
+        for other in others:  # a follower passes it on, and has the leader's words
+            line = rf"seed {other.raft_address} did not add this node: {wiped.name} was not added: "
+            wait_until(lambda: bool(re.search(line + ".*remove", wiped.text)))  # noqa: B023
+        assert wiped.status()["cluster_id"] == ""
+        assert leader.post("/remove", {"ID": wiped.name}).status == 200
+        wait_until(lambda: is_formed(members), 40.0)
+        late = cluster.add(f"--peers={','.join(member.raft_address for member in others)}")
+        late.start(f"--http-advertise=http://{late.host}:1")
+        wait_until(lambda: is_formed(cluster.members), 40.0)
+        cluster.wait_until_voters(4)
+        assert any(
+            f"{late.name} asks to be added, at {late.raft_address}" in m.text for m in others
+        )
+        cluster.wait_until_equal()
+
+
 def test_a_node_of_another_cluster_on_the_list_is_asked_to_add_it(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         members = [cluster.add() for _ in range(3)]

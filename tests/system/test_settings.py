@@ -19,6 +19,7 @@ import pytest
 import conuredb
 from conure.config import load
 from conure.fileio import OsFileSystem
+from conure.net.rates import Rates
 from conure.settings import SETTINGS
 from conure.storage.datadir import DataDirectory
 from conure.values import Address
@@ -30,9 +31,9 @@ MIB = 1 << 20
 class Received:
     """What conuredb.py hands to what it puts together, by the name it knows it by."""
 
-    PLAYED = ("API", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
-              "Node", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers", "bind",
-              "gc", "signal")  # fmt: skip
+    PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
+              "Node", "NodeProofs", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers",
+              "bind", "gc", "signal", "tls_for_asking")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -74,9 +75,24 @@ class Received:
         return self.HTTPServer.call_args_list[-1].args[2]
 
     @property
+    def access(self) -> Any:
+        """Whom the API's server answers."""
+        return self.HTTPServer.call_args_list[0].args[4]
+
+    @property
     def names(self) -> Any:
         """The names that the API's server answers to."""
-        return self.HTTPServer.call_args_list[0].args[4].names
+        return self.access.names
+
+    @property
+    def tls(self) -> Any:
+        """The configuration that TLS of the fronts is made by; None if there is none."""
+        return self.FrontTls.call_args and self.FrontTls.call_args.args[0]
+
+    @property
+    def proofs(self) -> Any:
+        """The configuration that what nodes prove themselves by is made by."""
+        return self.NodeProofs.call_args.args[0]
 
     @property
     def addresses(self) -> list[Any]:
@@ -100,8 +116,16 @@ class Row(NamedTuple):
     others: tuple[str, ...] = ()  # flags without which it would set nothing
 
 
+def limits_of(rates: Rates | None) -> str:
+    return rates.describe() if rates else ""
+
+
+UNGUARDED = ("--protected-mode=false",)
 RESP = ("--resp-addr=:9190",)
 REST = ("--rest-addr=:8180",)
+TLS = ("--tls-cert=/other.pem", "--tls-key=/other.key")
+PEER_TLS = ("--peer-tls-cert=/n.pem", "--peer-tls-key=/n.key", "--peer-tls-ca=/n-ca.pem")
+CLIENT_CA = (*TLS, "--tls-client-ca=/other-ca.pem")
 
 ROWS = {
     "config": [Row("{config}", lambda r: r.node.node_id, "from-the-file")],
@@ -130,8 +154,8 @@ ROWS = {
     "resp_max_connections": [Row("77", lambda r: r.resp.max_connections, 77, RESP)],
     "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
-    "seeds": [Row("http://a:1,http://b:2", lambda r: r.seeds, ("http://a:1", "http://b:2"))],
-    "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"))],
+    "seeds": [Row("http://a:1,b:2", lambda r: r.seeds, ("http://a:1", "b:2"), UNGUARDED)],
+    "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"), UNGUARDED)],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
     "engine": [
@@ -180,6 +204,46 @@ ROWS = {
         Row("192.0.2.0/24", lambda r: r.resp.trusted_proxies, ("192.0.2.0/24",), RESP),
     ],
     "allowed_hosts": [Row("db.example", lambda r: "db.example" in r.names, True)],
+    "tls_cert": [Row("/a.pem", lambda r: r.tls.tls_cert, "/a.pem", TLS)],
+    "tls_key": [Row("/a.key", lambda r: r.tls.tls_key, "/a.key", TLS)],
+    "tls_client_ca": [
+        Row("/ca.pem", lambda r: r.tls.tls_client_ca, "/ca.pem", TLS),
+        Row("/ca.pem", lambda r: r.tls.tls_client_auth, "require", TLS),
+    ],
+    "tls_client_auth": [Row("request", lambda r: r.tls.tls_client_auth, "request", CLIENT_CA)],
+    "tls_min_version": [Row("1.2", lambda r: r.tls.tls_min_version, "1.2", TLS)],
+    "peer_tls_cert": [Row("/p.pem", lambda r: r.proofs.peer_tls_cert, "/p.pem", PEER_TLS)],
+    "peer_tls_key": [Row("/p.key", lambda r: r.proofs.peer_tls_key, "/p.key", PEER_TLS)],
+    "peer_tls_ca": [Row("/p-ca.pem", lambda r: r.proofs.peer_tls_ca, "/p-ca.pem", PEER_TLS)],
+    "cluster_secret_file": [
+        Row("/secret", lambda r: r.proofs.cluster_secret_file, "/secret"),
+        Row("/secret", lambda r: r.Transport.call_args.args[2].mode, "require"),
+    ],
+    "peer_auth": [
+        Row("offer", lambda r: r.Transport.call_args.args[2].mode, "offer", PEER_TLS),
+    ],
+    "tls_ca": [Row("/ca.pem", lambda r: r.tls_for_asking.call_args.args[0].tls_ca, "/ca.pem")],
+    "tls_auto": [
+        Row("true", lambda r: r.tls and r.tls.tls_auto, True),
+        Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
+    ],
+    "protected_mode": [
+        Row("false", lambda r: r.access.door.is_closed, False),
+        Row("false", lambda r: r.Resp.call_args.args[8].is_closed, False, RESP),
+        Row("false", lambda r: r.node.is_guarded, False),
+    ],
+    "cors_origins": [
+        Row("https://a.example", lambda r: r.access.origins, {"https://a.example"}),
+    ],
+    "rate_limit": [
+        Row("7", lambda r: limits_of(r.access.rates), "7 requests a second for each client"),
+        Row("7", lambda r: limits_of(r.Resp.call_args.args[9]),
+            "7 requests a second for each client", RESP),
+    ],
+    "rate_limit_bytes": [
+        Row("7KiB", lambda r: limits_of(r.access.rates),
+            "7KiB of them a second for each client"),
+    ],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
     "max_scans": [

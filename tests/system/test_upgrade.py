@@ -5,14 +5,12 @@ The release before is taken out of the project's history; where there is none, n
 
 from __future__ import annotations
 
-import subprocess
-import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from tests.lab.cluster import Cluster, Member, wait_until
+from tests.lab.history import archived
 from tests.lab.process import ROOT, ServerProcess, running
 
 BEFORE = "c4a0292bbce5cceb70675d3720db0206cc1d09de"
@@ -21,19 +19,7 @@ BEFORE = "c4a0292bbce5cceb70675d3720db0206cc1d09de"
 
 @pytest.fixture(scope="module")
 def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        archive = subprocess.run(
-            ["git", "-c", f"safe.directory={ROOT}", "archive", BEFORE],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the history of this project isn't here: {error}")
-    place = tmp_path_factory.mktemp("before")
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(place, filter="data")
-    return place / "conuredb.py"
+    return archived(BEFORE, tmp_path_factory.mktemp("before"))
 
 
 def hand_over(cluster: Cluster, to: Member) -> None:

@@ -1,0 +1,1 @@
+"""Who may connect: what proves it, and the files that this comes from."""
