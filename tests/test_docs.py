@@ -49,7 +49,7 @@ OTHER_FLAGS = {
 }  # fmt: skip
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine", "--path-as-is", "--before",
+    "--storage-engine", "--path-as-is", "--before", "--part", "--charts-before", "--tag-before",
 }  # fmt: skip
 OTHER_VARIABLES = {
     "CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME",

@@ -27,9 +27,14 @@ UNMUTATED: dict[str, str] = {
 """Modules that need no mutation, and why."""
 
 
+def is_template(mutation: Mutation) -> bool:
+    """Whether a mutation is of a chart, and no Python."""
+    return mutation.file.startswith("charts/")
+
+
 def test_every_module_has_a_mutation() -> None:
     modules = {str(path.relative_to(ROOT)) for path in FILES.values() if path.stem != "__init__"}
-    mutated = {mutation.file for mutation in MUTATIONS}
+    mutated = {mutation.file for mutation in MUTATIONS if not is_template(mutation)}
     assert mutated <= modules
     assert modules - mutated == UNMUTATED.keys()
 
@@ -46,6 +51,7 @@ def test_a_mutation_applies(mutation: Mutation, tmp_path: Path) -> None:
     mutation.apply(tmp_path)  # its old text is there exactly once
     changed = (tmp_path / mutation.file).read_text()
     assert changed != (ROOT / mutation.file).read_text()
-    compile(changed, mutation.file, "exec")
+    if not is_template(mutation):
+        compile(changed, mutation.file, "exec")
     for test in mutation.tests:
         assert (ROOT / test.partition("::")[0]).is_file()

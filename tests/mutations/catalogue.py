@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutations import (
     asking,
+    charts,
     client,
     cluster,
     consensus,
@@ -32,6 +33,7 @@ __all__ = ["MUTATIONS"]
 
 _WINGS = (
     asking,
+    charts,
     client,
     cluster,
     consensus,
