@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.errors import Conflict, ConureError, Refused, Unavailable, WireError
@@ -83,6 +83,7 @@ def test_another_version_is_told_what_to_do(changes: dict[str, Any]) -> None:
             check_taken(said | changes)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["added", "why", "node_id", "join", "protocol", "role"]),
