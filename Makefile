@@ -2,7 +2,8 @@
 # make build    bin/server, with the profile kvstore, and bin/kvctl; see docs/kvstore.md
 # make cluster  three servers on this machine, thrown away at the end; see tools/cluster.py --help
 # make test     all tests, in a virtual environment it makes itself
-# make test-all all of them once for each storage engine
+# make test-all all of them once for each storage engine, the contract by TLS with the one that has
+#               plain connections in `make test`, and the reverse
 # make check    format, lint, types, import table and tests: what a change must pass
 # make format   what a formatter and a linter can put right by themselves
 # make bench    the comparison with etcd, redis, sqlite3, LMDB, LevelDB and RocksDB
@@ -50,8 +51,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 4
 
 test-all: $(READY)
-	TEST_ENGINE=btree $(BIN)/python -m pytest -n 4
-	TEST_ENGINE=lsm $(BIN)/python -m pytest -n 4
+	TEST_ENGINE=btree TEST_TLS=1 $(BIN)/python -m pytest -n 4
+	TEST_ENGINE=lsm TEST_TLS=0 $(BIN)/python -m pytest -n 4
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -31,6 +31,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 from conure import VERSION
+from conure.cluster import border
 from conure.cluster.joining import Joiner
 from conure.cluster.node import Node
 from conure.cluster.options import NodeOptions
@@ -47,12 +48,14 @@ from conure.http.server import SPEAKS_TLS, Application, HTTPServer, bounds_of
 from conure.http.stream import Stream, broadcast
 from conure.metrics import Registry, add_build_info, add_process_metrics
 from conure.net.listener import Listener, MakeLink, bind
+from conure.net.rates import Rates
 from conure.net.reactor import Reactor
 from conure.net.tlslink import ServerLinks
 from conure.operations import Operations
 from conure.ops import offline
 from conure.peers.proving import PeerSecurity
 from conure.peers.transport import Transport
+from conure.protection import Door, is_elsewhere
 from conure.resp.assembly import Resp
 from conure.resp.frontend import SPEAKS_TLS as RESP_SPEAKS_TLS
 from conure.resp.limits import Limits as RespLimits
@@ -63,6 +66,7 @@ from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
 from conure.service.watchers import Watchers
+from conure.settings import flag_of
 from conure.state.history import History
 from conure.storage.datadir import engine_in
 from conure.storage.engines import LSM
@@ -135,6 +139,8 @@ class Process:
         self._watcher = Watcher()
         self._tls: FrontTls | None = None
         self._collector = Collector()
+        limits = config.rate_limit, config.rate_limit_bytes
+        self._rates = Rates(*limits, config.trusted_proxies) if any(limits) else None
 
     def run(self) -> int:
         """Start, serve until a signal or a failure, stop; return the exit status."""
@@ -157,6 +163,7 @@ class Process:
             if config.has_tls and not config.tls_auto:
                 self._make_tls()
             security = self._peer_security()
+            self._refuse_strangers()
             self._bind_addresses()
             metrics = RequestMetrics(self._registry)
             self._operations.add(metrics.operations)
@@ -181,7 +188,7 @@ class Process:
             self._serve_resp(reactor, node, requests, limits, history)
             self._serve_rest(node, requests, limits, metrics)
             self._add_metrics(server)
-            transport.start(node, reactor)
+            transport.start(node, reactor, node.lets_in)
             # No collection while the log is applied: that would take a quarter of the time.
             gc.collect()
             gc.disable()
@@ -206,6 +213,7 @@ class Process:
                     applicant=node.applicant,
                 )
                 self._joiner.start()
+            self._tell_of_doors()
             url = _shown(config.http_addr, server.port, has_tls=config.has_tls)
             log.info("ConureDB %s listens on %s", VERSION, url)
             if self._tls is not None and self._tls.trial is not None:
@@ -247,6 +255,18 @@ class Process:
                 *(most, config.resp_max_connections, open_files),
             )
 
+    def _refuse_strangers(self) -> None:
+        """Refuse to begin or join a cluster across machines whose nodes prove nothing. Raises
+        ConfigError."""
+        config = self._config
+        if not config.protected_mode or config.asks_peers:
+            return
+        asked = {"seeds": config.seeds, "peers": [p.rpartition("@")[2] for p in config.peers]}
+        for setting, addresses in asked.items():
+            why = border.why_refused(OsFileSystem(), config.data_dir, addresses)
+            if why:
+                raise ConfigError(config.called(setting), config.sources[setting], why)
+
     def _bind_addresses(self) -> None:
         """Take the addresses for clients, and what serving them takes; nobody is accepted yet."""
         for setting in ("http_addr", "metrics_addr", "resp_addr", "rest_addr"):
@@ -264,13 +284,33 @@ class Process:
 
     def _serve_clients(self, api: Application) -> HTTPServer:
         """Make the servers for what is bound; the one for clients has the node's reactor."""
-        names = self._names()
-        access = Access(names, PUBLIC, PROBES)
+        access = self._access("http_addr", PROBES)
+        access = replace(access, public=PUBLIC, probes=PROBES, rates=self._rates)
         server = self._serve("http_addr", api, access)
         if "metrics_addr" in self._bound:  # of its own, so that it answers whatever clients do
-            access = Access(names, probes=frozenset({"/metrics"}))
+            access = replace(self._access("metrics_addr"), probes=frozenset({"/metrics"}))
             self._serve("metrics_addr", MetricsAPI(self._registry), access)
         return server
+
+    def _access(self, setting: str, always: frozenset[str] = frozenset()) -> Access:
+        """Return whom the front at an address answers; *always*: paths for everybody."""
+        config = self._config
+        return Access(
+            self._names(),
+            origins=frozenset(config.cors_origins),
+            scheme="https" if config.has_tls else "http",
+            door=self._door(setting, always),
+        )
+
+    def _door(self, setting: str, always: frozenset[str] = frozenset()) -> Door:
+        """Return who is barred from the front at an address."""
+        config = self._config
+        address: Address = getattr(config, setting)
+        name = config.called(setting)
+        listening = f"{flag_of(name)}={Address('127.0.0.1', address.port)}"
+        return Door(
+            name, listening, always, is_closed=config.protected_mode and not config.asks_clients
+        )
 
     def _serve(self, setting: str, application: Application, access: Access) -> HTTPServer:
         bound, reactor = self._bound[setting], self._reactors[setting]
@@ -316,6 +356,8 @@ class Process:
             self._registry,
             node.messages,
             history,
+            self._door("resp_addr"),
+            self._rates,
         )
         self._operations.add(resp.operations)
         self._resp = Listener(
@@ -340,7 +382,7 @@ class Process:
             rest,
             replace(self._limits(), max_body_bytes_at={}),  # every path is a key
             self._on_fatal,
-            Access(self._names()),
+            replace(self._access("rest_addr"), rates=self._rates),
             self._reactors["http_addr"],
             "rest",
             self._links("rest", SPEAKS_TLS),
@@ -358,6 +400,22 @@ class Process:
             return None
         return ServerLinks(lambda: tls.context, plain_reply, partial(tls.failed, front))
 
+    def _tell_of_doors(self) -> None:
+        """Say in the log whom the fronts answer that aren't on loopback."""
+        config = self._config
+        fronts = {config.called(name): str(getattr(config, name)) for name in self._bound}
+        open_to_all = [f"{n} {a}" for n, a in fronts.items() if is_elsewhere(a)]
+        if not open_to_all or config.asks_clients:
+            return
+        if config.protected_mode:
+            log.info("protected mode: %s answer this machine alone", ", ".join(open_to_all))
+        else:
+            log.warning(
+                "whoever reaches %s may read and write everything: protected mode is off, and "
+                "nobody is asked for a certificate",
+                ", ".join(open_to_all),
+            )
+
     def _address_of(self, setting: str) -> str:
         """Return where the front of a setting is served; empty: nowhere."""
         bound, address = self._bound.get(setting), getattr(self._config, setting)
@@ -370,7 +428,10 @@ class Process:
         return [*self._servers, *[front for front in fronts if front is not None]]
 
     def _names(self) -> Names:
-        """Return the names that a server here answers to."""
+        """Return the names that a server here answers to: any, where nobody is answered without
+        a certificate."""
+        if self._config.asks_clients:
+            return Names(["*"])
         own = (*self._config.own_hosts(), socket.gethostname())
         return Names(self._config.allowed_hosts, own, self._known_as)
 
@@ -433,6 +494,7 @@ class Process:
             role=config.role,
             quorum_size=config.quorum_size,
             peers=config.peers,
+            is_guarded=config.protected_mode and not config.asks_peers,
             engine=config.engine,
             told_engine=config.told_engine,
             election_timeout=config.election_timeout,
@@ -541,6 +603,13 @@ class Process:
             "HTTP connections accepted.",
             lambda: server.connections_accepted,
         )
+        if self._rates is not None:
+            rates = self._rates
+            registry.counter_callback(
+                "conure_rate_limited_total",
+                "Requests and commands refused because their client sent too many.",
+                lambda: rates.refused,
+            )
         registry.labelled_callback(
             "conure_http_refused_total",
             "counter",

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from conure.cluster.border import Border
 from conure.cluster.checkpointing import Upkeep
 from conure.cluster.greetings import Admission, Roads
 from conure.cluster.monitor import Monitor
@@ -166,6 +167,7 @@ class Membership:
         roster: Roster,
         standing: Standing,
         upkeep: Upkeep,
+        border: Border,
         monitor: Monitor,
         clock: Callable[[], float],
         write_timeout: float,
@@ -183,6 +185,7 @@ class Membership:
         self._roster = roster
         self._standing = standing
         self._upkeep = upkeep
+        self._border = border
         self._monitor = monitor
         self._clock = clock
         self._write_timeout = write_timeout
@@ -220,6 +223,12 @@ class Membership:
             except ConureError as error:
                 refusal = error
             is_lost = not self._raft.leader_id and self._raft.configuration.get(node_id) is not None
+        if node_id != self._raft.id and (refusal is None or is_lost):
+            try:
+                self._border.check_newcomer(node_id, raft_address)
+            except Conflict as error:
+                reply(error)
+                return
         if refusal is not None:
             if is_lost and node_id != self._raft.id:
                 found = partial(self._on_found, node_id, reply, refusal)

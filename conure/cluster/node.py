@@ -70,6 +70,7 @@ from typing import Any, Protocol
 from conure.cluster import membership
 from conure.cluster import status as shown
 from conure.cluster.applying import Applying
+from conure.cluster.border import Border
 from conure.cluster.checkpointing import Upkeep, UpkeepOptions
 from conure.cluster.digests import Audits
 from conure.cluster.expiring import Expiries
@@ -236,6 +237,9 @@ class Node:
             rng,
             check_format=versions.check,
         )
+        self._border = Border(
+            options.is_guarded, raft.id, bool(identity.cluster_id), raft.configuration
+        )
         self._last_role = (raft.state, raft.leader_id)  # as last logged
         self._roster = roster = Roster(raft, store, history, options.quorum_size)
         self._standing = standing = Standing(raft, roster, is_arbiter=is_arbiter)
@@ -356,6 +360,7 @@ class Node:
             roster,
             standing,
             upkeep,
+            self._border,
             monitor,
             clock,
             options.write_timeout,
@@ -479,6 +484,7 @@ class Node:
                     self._raft.id,
                     self._options.raft_address,
                 )
+            self._border.warn()
             self._forming.begin()
             self._drive()
             if self._standing.is_working:
@@ -811,7 +817,7 @@ class Node:
         """Return where members of a cluster are that this node, looking for peers, has found to be
         there already: it has to be joined."""
         with self._monitor.lock:
-            return self._forming.seeds()
+            return self._border.of_here(self._forming.seeds())
 
     # -- what the transport asks for (transport.Host) --------------------------------------------
 
@@ -823,6 +829,11 @@ class Node:
         """Return the incarnation with which a node was admitted, "" if that isn't known."""
         with self._monitor.lock:
             return self._admission.known_as(node_id)
+
+    def lets_in(self, peer: str, local: str) -> bool:
+        """Tell whether a connection of nodes from one IP address to another is taken; see
+        :class:`Border`. Any thread."""
+        return self._border.lets_in(peer, local)
 
     def admit(self, kind: str, to: str, peer: Greeting, known_as: str = "") -> None:
         """Decide on a node that has connected, taking this one for the incarnation *known_as*.

@@ -23,7 +23,9 @@ class NodeOptions:
 
     *peers* are the others of a cluster that is to be formed, each ``host:port`` or
     ``ID@host:port``. With those *raft_address* may be "": where the others list this node; and
-    *http_address*: the same host, and *http_port*, by *https* or not.
+    *http_address*: the same host, and *http_port*, by *https* or not. *is_guarded* says that nodes
+    prove nothing to each other, and that those of other machines are kept out of a new cluster for
+    it (border.py).
     """
 
     node_id: str
@@ -36,6 +38,7 @@ class NodeOptions:
     role: str = "data"
     quorum_size: int = 0
     peers: tuple[str, ...] = ()
+    is_guarded: bool = False
     http_port: int = 0
     https: bool = False
     engine: str = "btree"

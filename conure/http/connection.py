@@ -49,6 +49,7 @@ from conure.http.stream import Stream, call_each
 from conure.net.link import Link
 from conure.net.outlet import Outlet
 from conure.net.reactor import IN, OUT, Reactor
+from conure.protection import Door
 
 __all__ = ["Front", "HTTPConnection", "ReservedConnection"]
 
@@ -71,6 +72,7 @@ class Front(Protocol):
     limits: Limits
     known: Known
     probes: frozenset[str]  # paths that are answered in the reserve, too
+    door: Door  # who is barred
     slow_request: float  # seconds
     render_error: RenderError  # how errors are told to its clients
     handle: Callable[[Request], None]  # what the application does with a request
@@ -82,6 +84,9 @@ class Front(Protocol):
 
     def refuse_page(self, request: Request) -> None:
         """Answer a request that is refused for its name or its origin."""
+
+    def answer_preflight(self, request: Request) -> None:
+        """Tell a browser what a page of another origin that may ask may send."""
 
     def count_refusal(self, status: int) -> None:
         """Note that the server itself refused a request or a connection."""
@@ -209,7 +214,7 @@ class HTTPConnection(Outlet):
         body, content_type = self.front.render_error(refusal.status, str(refusal), accept, None)
         head = self.arriving.head if self.arriving is not None else NO_HEAD
         request_id = refusal.request_id or head.request_id
-        head = NO_HEAD.with_id(request_id) if request_id else NO_HEAD
+        head = self.known.head_of_refused(refusal.headers, request_id)
         request = Request(self, head, refusal.method, NO_TARGET, b"", reactor.now)
         self.waiting.append(request)
         reactor.in_flight += 1
@@ -453,6 +458,8 @@ class HTTPConnection(Outlet):
                 self.state = FINISHED
             if self.front.is_refused(request):
                 handle = self.front.refuse_page
+            elif request.head.is_preflight and request.method == "OPTIONS" and handle is None:
+                handle = self.front.answer_preflight
         self.waiting.append(request)
         reactor.requests += 1
         reactor.in_flight += 1

@@ -113,6 +113,7 @@ def parse_head(tail: bytes, limits: Limits) -> Head:
         raise Refusal(400, "malformed request line; it is METHOD SP TARGET SP HTTP/1.1")
     headers = Headers(_parse_fields(block[:-2]))
     head = Head(version[5:].decode(), headers)
+    head.size = len(tail)
     host = headers.get("host")
     if host is None and head.version == "1.1":
         raise Refusal(400, "the Host header field is missing")
@@ -355,7 +356,7 @@ class ChunkedBody:
 
 def render_start(status: int, content_type: str, length: int, date: bytes) -> bytes:
     line = _render_line(status, date)
-    if status == 304:  # it has no body, and tells nothing of the one there would be
+    if status in (204, 304):  # it has no body, and tells nothing of the one there would be
         return line.encode()
     return f"{line}Content-Type: {content_type}\r\nContent-Length: {length}\r\n".encode()
 

@@ -66,12 +66,14 @@ class Head:
         "close",
         "expects",
         "headers",
+        "is_preflight",
         "judgement",
         "length",
         "plain",
         "request_id",
         "returned",
         "said",
+        "size",
         "unusual",
         "version",
     )
@@ -83,10 +85,13 @@ class Head:
         self.length = 0
         options = elements(headers.get("connection", ""))
         self.close = "close" in options or (version == "1.0" and "keep-alive" not in options)
+        self.size = 0  # bytes, as it was sent
         self.request_id = ""
-        self.returned = b""  # the header line that gives the request its ID back
+        self.is_preflight = False  # whether a browser asks what a page that may ask may send
+        self.returned = b""  # the header lines that tell whose answer it is: of which request by
+        # its ID, and for the pages of which origin
         persistence = CLOSE if self.close else _KEEP_ALIVE if version == "1.0" else b""
-        self.said = persistence  # the header lines of its answer: this one and `returned`
+        self.said = persistence  # the header lines of its answer: `returned`, and this one
         self.expects = version == "1.1" and "expect" in headers
         self.plain = False  # whether the request ends with its head and the connection goes on
         self.authority: Authority | None = None  # what Host says
@@ -94,12 +99,17 @@ class Head:
         self.unusual = self.close  # whether there is more to do than to hand the request over
 
     def judge(self, access: Access, authority: Authority | None) -> None:
-        """Find out whether a browser may ask this, of whom *authority* names."""
+        """Find out whether a browser may ask this, of whom *authority* names; and what it has to
+        hear for its page to be told."""
         headers = self.headers
-        self.judgement = access.judge(
-            authority, headers.get("origin"), headers.get("sec-fetch-site")
-        )
-        self.unusual = self.close or self.judgement is not None
+        origin = headers.get("origin")
+        self.judgement = access.judge(authority, origin, headers.get("sec-fetch-site"))
+        is_asked = origin in access.origins and "access-control-request-method" in headers
+        self.is_preflight = is_asked and self.judgement is None
+        self.unusual = self.close or self.judgement is not None or self.is_preflight
+        if access.origins and not self.returned:  # judged again, it is for the same page
+            self.returned = access.share(origin)
+            self.said = self.returned + self.said
 
     def copy(self) -> Head:
         """Return a head of the same fields, to be changed for one request alone."""
@@ -122,9 +132,11 @@ class Head:
         head.chunked, head.length, head.plain = self.chunked, self.length, self.plain
         head.authority, head.judgement = self.authority, self.judgement
         head.unusual = self.unusual
+        head.is_preflight = self.is_preflight
+        head.size = self.size + len(request_id)
         head.request_id = request_id
-        head.returned = f"X-Request-Id: {request_id}\r\n".encode()
-        head.said = head.returned + self.said
+        head.returned = self.returned + f"X-Request-Id: {request_id}\r\n".encode()
+        head.said = head.returned + head.said
         return head
 
 

@@ -27,7 +27,7 @@ from conure.http.grammar import (
     render_start,
     target_too_long,
 )
-from conure.http.head import Head, RequestTarget
+from conure.http.head import NO_HEAD, Head, Headers, RequestTarget
 from conure.http.limits import Limits
 from conure.http.origins import Access
 
@@ -112,6 +112,16 @@ class Known:
             head = head.copy()
             head.judge(self._access, authority)
         return found, head
+
+    def head_of_refused(self, headers: Headers | None, request_id: str) -> Head:
+        """Return a head that says whose answer a refusal is, as far as that is known."""
+        head = NO_HEAD
+        shared = self._access.share(headers.get("origin") if headers is not None else None)
+        if shared:
+            head = head.copy()
+            head.returned = shared
+            head.said = shared + head.said
+        return head.with_id(request_id) if request_id else head
 
     def render_start(self, status: int, content_type: str, length: int) -> bytes:
         """Render how an answer begins, up to its other fields, and keep it for this second."""

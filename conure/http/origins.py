@@ -12,6 +12,11 @@ says of its content; a program that is no browser meets neither of them by accid
    Browsers say where a request comes from: in ``Origin`` for all that is no plain read, and in
    ``Sec-Fetch-Site``, which no page can forge.
 
+Pages of the origins that the server was told may ask like its own (CORS). Their browsers let them
+read an answer only if it names their origin; whoever keeps answers is told that they differ by
+origin, those to others, too. Before what is no plain request a browser asks with OPTIONS whether
+the page may (a preflight), which is answered here and by no route.
+
 A header block is judged once and not for each request that has it. Any thread may call anything.
 """
 
@@ -21,10 +26,14 @@ import re
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
+from conure.net.rates import Rates
+from conure.protection import OPEN, Door
 from conure.values import Authority, is_host_name, parse_authority, plain_host
 
 __all__ = [
+    "PREFLIGHT",
     "Access",
     "Judgement",
     "Names",
@@ -36,6 +45,24 @@ _origin = re.compile(r"(https?)://([^/]+)", re.ASCII).fullmatch
 _PORTS = {"http": 80, "https": 443}
 _NOBODY_ELSES = (".localhost", ".svc", ".svc.cluster.local")
 _SHOWN = 100  # characters of what somebody sent
+
+_EXPOSED = (
+    "Allow, ETag, Location, Retry-After, X-Conure-Create-Revision, X-Conure-Fencing-Token, "
+    "X-Conure-Index, X-Conure-Known-Leader, X-Conure-Last-Contact, X-Conure-TTL, "
+    "X-Conure-Version, X-Request-Id"
+)
+_VARIES: Final = b"Vary: Origin\r\n"
+_SHARED: Final = (
+    b"Access-Control-Allow-Origin: %b\r\n"
+    b"Access-Control-Expose-Headers: " + _EXPOSED.encode() + b"\r\n"
+)
+PREFLIGHT: Final = (
+    b"Access-Control-Allow-Methods: DELETE, GET, HEAD, PATCH, POST, PUT\r\n"
+    b"Access-Control-Allow-Headers: Accept, Authorization, Content-Type, Idempotency-Key, "
+    b"If-Match, If-None-Match, Last-Event-ID, X-Request-Id\r\n"
+    b"Access-Control-Max-Age: 600\r\n"
+)
+"""The header lines of the answer to a preflight, besides those of every answer."""
 
 
 class Names:
@@ -77,15 +104,21 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is answered under which name, and to which pages.
+    """Who is answered: under which name, which pages, from which machines, and how often.
 
     *public* are the paths that any web page may read, *probes* those that are answered even when
-    there is no room for another connection.
+    there is no room for another connection. Pages of the *origins* may ask for everything; each is
+    written as ``conure.values.parse_origin`` returns it. The server itself is asked by *scheme*.
+    Without *rates* anybody may ask as often as it likes.
     """
 
     names: Names = field(default_factory=Names)
     public: frozenset[str] = frozenset()
     probes: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    scheme: str = "http"
+    door: Door = OPEN
+    rates: Rates | None = None
 
     def judge(
         self, asked: Authority | None, origin: str | None, site: str | None
@@ -101,7 +134,7 @@ class Access:
                 f"this server is not known as {name}; if that is a name of it, start it with "
                 f"--allowed-hosts={name}"
             )
-        if _is_foreign(asked, origin, site):
+        if origin not in self.origins and _is_foreign(asked, origin, site, self.scheme):
             page = f"Sec-Fetch-Site: {site}" if origin is None else origin
             return 403, (
                 f"a web page of another origin ({page[:_SHOWN]}) may not ask for this; "
@@ -109,8 +142,18 @@ class Access:
             )
         return None
 
+    def share(self, origin: str | None) -> bytes:
+        """Return the header lines by which a browser lets the page that asked read an answer, if
+        it may; and by which nobody takes that for the answer to another page."""
+        if not self.origins:
+            return b""
+        if origin not in self.origins:
+            return _VARIES
+        return _VARIES + _SHARED % origin.encode()
 
-def _is_foreign(asked: Authority | None, origin: str | None, site: str | None) -> bool:
+
+def _is_foreign(asked: Authority | None, origin: str | None, site: str | None, own: str) -> bool:
+    """Tell whether a page isn't of this server, which is asked by the scheme *own*."""
     if origin is None:
         return site not in (None, "none", "same-origin")
     if site not in (None, "none", "same-origin", "same-site"):
@@ -121,9 +164,9 @@ def _is_foreign(asked: Authority | None, origin: str | None, site: str | None) -
     scheme, page = match[1], parse_authority(match[2])
     if page is None or page.host != asked.host or not page.host:
         return True
-    # This server speaks http. In front of it there may be a proxy that speaks https: its browser
+    # In front of a server that speaks http there may be a proxy that speaks https: its browser
     # vouches for the page then.
-    if scheme == "https" and site != "same-origin":
+    if scheme != own and (own == "https" or site != "same-origin"):
         return True
     default = _PORTS[scheme]
     return (page.port or default) != (asked.port or default)

@@ -15,12 +15,13 @@ H4 an error of one connection, or of the application, ends nothing else    conne
 H5 what clients may make us keep or wait for is bounded                    limits.py, here
 H6 a request whose end is in doubt is refused, and nothing after it read  grammar.py
 H7 a stream is complete or visibly cut                                     stream.py
-H8 nothing is done for a foreign name or a foreign web page                origins.py, known.py
+H8 nothing is done for a foreign name or a foreign web page, nor for       origins.py, known.py,
+   another machine in protected mode                                       guarded.py
 == ======================================================================= ======================
 
 H5  What a client may make us keep or wait for is bounded by :class:`Limits`; how many connections
-    one may have, by ``conure/net/places.py``. A reserve answers probes when there is no other
-    place.
+    one may have, by ``conure/net/places.py``, and how often it may ask, by ``conure/net/rates.py``.
+    A reserve answers probes when there is no other place.
 
 Threads: ``Application`` is called in the reactor thread only. Accepting runs in the thread of
 ``serve_forever``. Counters may be read from any thread.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from http.server import ThreadingHTTPServer
 from math import inf
 from time import perf_counter
@@ -39,9 +41,10 @@ from typing import Any, Protocol
 from conure.errors import BadRequest
 from conure.http.connection import HTTPConnection, ReservedConnection
 from conure.http.grammar import READS, show
+from conure.http.guarded import BarredConnection, CountedConnection
 from conure.http.known import Known
 from conure.http.limits import Limits
-from conure.http.origins import Access
+from conure.http.origins import PREFLIGHT, Access
 from conure.http.request import RenderError, Request, Turns, error_body
 from conure.net.link import Link
 from conure.net.listener import Listener, MakeLink, bind
@@ -96,6 +99,7 @@ class HTTPFront:
         self.limits = limits
         self.access = access
         self.probes = access.probes
+        self.door = access.door
         self.known = Known(limits, access)
         self.places = Places(limits.max_connections, limits.trusted_proxies)
         self.reserved: dict[HTTPConnection, None] = {}  # in the reserve, the oldest first
@@ -121,6 +125,11 @@ class HTTPFront:
         reactor, places = self._reactor, self.places
         place = places.take(peer[0])
         if place is not None:
+            if self.door.bars(peer[0], link.local_address):
+                return BarredConnection(reactor, self, link, peer, place)
+            if self.access.rates is not None:
+                visitor = self.access.rates.visitor(peer[0], partial(getattr, link, "principal"))
+                return CountedConnection(reactor, self, link, peer, place, visitor)
             return HTTPConnection(reactor, self, link, peer, place)
         if len(self.reserved) >= 2 * places.reserve:
             self.count_refusal(503)
@@ -188,6 +197,10 @@ class HTTPFront:
         if self._tells_of_tls:
             log.info("%s speaks TLS, and this port doesn't (tls_cert)", connection.peer[0])
         self._tells_of_tls = False
+
+    def answer_preflight(self, request: Request) -> None:
+        """Tell a browser what a page of another origin that may ask may send."""
+        request.respond(204, headers=PREFLIGHT)
 
     def note_slow(self, request: Request, status: int) -> None:
         """Log a request whose answer took long, unless too many of them have been already."""

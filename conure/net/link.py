@@ -74,6 +74,9 @@ class Link(Protocol):
     def send(self) -> Callable[[bytes | memoryview], int]:
         """Send what can be sent at once; return how many bytes that was."""
 
+    def local_address(self) -> str:
+        """Return the IP address of this machine that the link is to. Raises OSError."""
+
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Do as ``send`` with several pieces in a row, without copying them together."""
 
@@ -109,6 +112,9 @@ class PlainLink:
         self.receive = connected.recv
         self.receive_into: Callable[[bytearray | memoryview], int] = connected.recv_into
         self.send = connected.send
+
+    def local_address(self) -> str:
+        return str(self.socket.getsockname()[0])
 
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
         return self.socket.sendmsg(pieces)

@@ -22,14 +22,35 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Final
 
-__all__ = ["Places"]
+__all__ = ["UNCOUNTED", "Clients", "Places"]
 
 RESERVE = 64
 SHARE = 10
 LEAST_SHARE = 1024
 
-_UNCOUNTED = ""  # the client of whoever is not counted by address
+UNCOUNTED: Final = ""
+"""The client of whoever is not counted by address."""
+
+
+class Clients:
+    """Whose an address is. *trusted* are addresses and networks of proxies, for many clients."""
+
+    def __init__(self, trusted: Iterable[str] = ()) -> None:
+        self._trusted = [ip_network(network) for network in trusted]
+        self.of = lru_cache(4096)(self._of)
+        """Return the client that an IP address is counted as, or UNCOUNTED."""
+
+    def _of(self, address: str) -> str:
+        ip = ip_address(address.partition("%")[0])
+        if isinstance(ip, IPv6Address):
+            ip = ip.ipv4_mapped or ip
+        if ip.is_loopback or any(ip in network for network in self._trusted):
+            return UNCOUNTED
+        if isinstance(ip, IPv6Address):
+            return str(ip_network((ip, 64), strict=False))
+        return str(ip)
 
 
 class Places:
@@ -39,8 +60,7 @@ class Places:
         self.reserve = max(1, min(RESERVE, most // 2))
         self.ordinary = max(1, most - self.reserve)
         self.share = min(self.ordinary, max(LEAST_SHARE, most // SHARE))
-        self._trusted = [ip_network(network) for network in trusted]
-        self._client = lru_cache(4096)(self._identify)
+        self._client = Clients(trusted).of
         self._lock = threading.Lock()  # held for a few instructions
         self._taken: dict[str, int] = {}  # by client
         self._total = 0
@@ -53,7 +73,7 @@ class Places:
     def take(self, address: str) -> str | None:
         """Take a place for a connection; return whose it is, or None if there is none for it."""
         client = self._client(address)
-        most = self.ordinary if client == _UNCOUNTED else self.share
+        most = self.ordinary if client == UNCOUNTED else self.share
         with self._lock:
             taken = self._taken.get(client, 0)
             if taken >= most or self._total >= self.ordinary:
@@ -71,13 +91,3 @@ class Places:
                 self._taken[client] = left
             else:
                 del self._taken[client]
-
-    def _identify(self, address: str) -> str:
-        ip = ip_address(address.partition("%")[0])
-        if isinstance(ip, IPv6Address):
-            ip = ip.ipv4_mapped or ip
-        if ip.is_loopback or any(ip in network for network in self._trusted):
-            return _UNCOUNTED
-        if isinstance(ip, IPv6Address):
-            return str(ip_network((ip, 64), strict=False))
-        return str(ip)

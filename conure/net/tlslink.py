@@ -165,13 +165,17 @@ class TlsLink:
         self._unsent = b""  # encrypted, for the socket
         self._claimed = 0  # bytes that became of these and were not yet reported as sent
         self._has_ended = False  # the other side has said that nothing more will come
-        self._error: OSError | None = None  # what the next call raises
+        self._error: Callable[[], OSError] | None = None  # makes what the next call raises
         self._resets = False
 
     @property
     def stalled(self) -> bool:
         """Whether bytes of the link's own wait for the socket; see :class:`~link.Link`."""
         return bool(self._unsent) and not self._claimed
+
+    def local_address(self) -> str:
+        """Return the IP address that this end has. Raises OSError."""
+        return str(self.socket.getsockname()[0])
 
     def handshake(self) -> None:
         """Carry the handshake on. BlockingIOError: it isn't done, and wants input, or, while the
@@ -247,7 +251,7 @@ class TlsLink:
         """Carry the handshake on, by what one read brings. Raises BlockingIOError if that isn't
         enough."""
         if self._error is not None:
-            raise self._error
+            raise self._error()
         if self._unsent:
             self._flush()
         if self._object is None:
@@ -297,7 +301,7 @@ class TlsLink:
         with suppress(OSError):
             self.socket.send(self._plain_reply)
             self.socket.shutdown(SHUT_WR)
-        self._give_up("it doesn't speak TLS; such clients have to be told to", None)
+        self._give_up("it speaks plain text, and this port speaks TLS (https)", None)
 
     def _note_peer(self) -> None:
         """Note who the other side is, by its certificate, if it was asked for one and has one."""
@@ -326,9 +330,9 @@ class TlsLink:
         if self._object is not None:
             with suppress(OSError):
                 self._send_own()
-        self._error = HandshakeFailed(why)
+        self._error = partial(HandshakeFailed, why)
         self._tell(why)
-        raise self._error from cause
+        raise self._error() from cause
 
     def _tell(self, why: str) -> None:
         failed, self._failed = self._failed, None
@@ -393,7 +397,7 @@ class TlsLink:
 
     def _decrypt(self, size: int) -> bytes:
         if self._error is not None:
-            raise self._error
+            raise self._error()
         assert self._object is not None
         read, incoming = self._object.read, self._incoming
         pieces: list[bytes] = []
@@ -425,14 +429,14 @@ class TlsLink:
             self._note_error(error)
             if not pieces:
                 assert self._error is not None
-                raise self._error from error
+                raise self._error() from error
         if self._outgoing.pending:
             self._send_own()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _note_error(self, error: ssl.SSLError) -> None:
         """Keep what the next call raises: what was decrypted before is handed out first."""
-        self._error = ConnectionResetError(f"TLS: {reason_of(error)}")
+        self._error = partial(ConnectionResetError, f"TLS: {reason_of(error)}")
         self.pending = True
         with suppress(OSError):
             self._send_own()
@@ -444,7 +448,7 @@ class TlsLink:
         if self._shakes:
             raise ConnectionAbortedError("nothing can be sent before the handshake is done")
         if self._error is not None:
-            raise self._error
+            raise self._error()
         done = self._flush() if self._unsent else 0
         size = min(len(data), _MOST_SENT)
         while done < size and not self._unsent:

@@ -56,6 +56,7 @@ from conure.peers.protocol import (
 from conure.peers.proving import OFFER, PeerSecurity, check_name
 from conure.peers.threads import Threads
 from conure.peers.transfer import Incoming, receive
+from conure.protection import NODES_REMEDIES
 
 __all__ = ["MAX_WAITING", "Acceptor", "Answering", "Registrar"]
 
@@ -73,6 +74,7 @@ _ACCEPT_TICK = 0.2  # seconds between two looks at whether the accepting thread 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when the process has no file descriptor left
 _TOLD_TIME = 600.0  # seconds after which a refusal is logged again
 _OPEN_TIME = 3600.0  # seconds after which it is logged again that a node has proved nothing
+_BARRED = f"nodes of other machines prove nothing here (protected mode); {NODES_REMEDIES}"
 
 log = logging.getLogger("conure.transport")
 
@@ -182,6 +184,7 @@ class Acceptor:
 
     _host: Answering  # as of start()
     _registrar: Registrar | None
+    _lets_in: Callable[[str, str], bool]
 
     def __init__(
         self,
@@ -214,9 +217,13 @@ class Acceptor:
         self._listener = _Listener(address, self)
         self.port = int(self._listener.server_address[1])
 
-    def start(self, host: Answering, registrar: Registrar | None) -> None:
-        """Begin to answer; once. *registrar* reads the messages, or the connections' threads."""
+    def start(
+        self, host: Answering, registrar: Registrar | None, lets_in: Callable[[str, str], bool]
+    ) -> None:
+        """Begin to answer; once. *registrar* reads the messages, or the connections' threads.
+        *lets_in* tells, given the IP addresses of both ends, whether a connection is taken."""
         self._host = host
+        self._lets_in = lets_in
         self._registrar = registrar
         self._started = True
         self._threads.spawn("peer-accept", self._listener.serve_forever, _ACCEPT_TICK)
@@ -268,6 +275,18 @@ class Acceptor:
         if ended is not None or not has_room:
             self._refused.inc()
         return has_room
+
+    def is_let_in(self, sock: socket.socket, ip: str) -> bool:
+        """Tell whether a connection may be made from where it comes from."""
+        try:
+            if self._lets_in(ip, sock.getsockname()[0]):
+                return True
+        except OSError:
+            return False  # it has gone
+        self._refused.inc()
+        if self._is_news(ip, _BARRED):
+            log.warning("closed a connection of %s: %s", ip, _BARRED)
+        return False
 
     def serve(self, sock: socket.socket, address: Any) -> None:
         """Shake hands, and take what the connection brings until it ends. Its own thread."""
@@ -505,7 +524,8 @@ class _Listener(ThreadingMixIn, BoundServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self._acceptor.has_room(request, client_address[0])
+        ip = client_address[0]
+        return self._acceptor.is_let_in(request, ip) and self._acceptor.has_room(request, ip)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._acceptor.spawn(self.process_request_thread, request, client_address)

@@ -1,7 +1,8 @@
 """Incoming connections of the Raft port: who may have one, and how many bytes may be on their way.
 
 Before a handshake anybody may be at the other end, and after it somebody who is believed only
-because this node is behind, or of no cluster yet. So members come first in both:
+because this node is behind, or of no cluster yet. So members come first in both, and with them
+whoever has proved itself (proving.py, P4):
 
 1. Of ``MAX_INCOMING`` connections those who aren't members as the configuration has them have
    ``MAX_STRANGERS`` at most, handshakes among them. One more takes the place of the oldest one of

@@ -43,7 +43,9 @@ class SealedLink:
         "_left_size",
         "_link",
         "_ready",
+        "_receive_raw",
         "_receiving",
+        "_send_raw",
         "_sending",
         "_space",
         "descriptor",
@@ -57,6 +59,7 @@ class SealedLink:
 
     def __init__(self, link: Link, sending: Seal, receiving: Seal) -> None:
         self._link = link
+        self._receive_raw, self._send_raw = link.receive_into, link.send
         self._sending = sending
         self._receiving = receiving
         self.descriptor = link.descriptor
@@ -70,6 +73,10 @@ class SealedLink:
         self._left = memoryview(b"")  # of a record that the other link has not taken as a whole
         self._left_size = 0  # bytes of its payload
         self._is_shut = False
+
+    def local_address(self) -> str:
+        """Return the IP address that this end has. Raises OSError."""
+        return self._link.local_address()
 
     @property
     def pending(self) -> bool:
@@ -104,22 +111,20 @@ class SealedLink:
             raise BrokenPipeError("nothing can be sent after the end")
         done = 0
         size = len(data)
+        if size <= MAX_PAYLOAD and not self._left:  # as most are
+            return self._send_record(data)
         if self._left:
             assert size >= self._left_size, "other bytes than those that have not left"
             done = self._left_size
             if not self._flush():
                 raise BlockingIOError
         while done < size:
-            piece = data
-            if done or size > MAX_PAYLOAD:
-                piece = memoryview(data)[done : done + MAX_PAYLOAD]
-            self._left = memoryview(self._sending.seal(piece))
-            self._left_size = len(piece)
-            if not self._flush():
+            try:
+                done += self._send_record(memoryview(data)[done : done + MAX_PAYLOAD])
+            except BlockingIOError:
                 if not done:
-                    raise BlockingIOError
-                return done
-            done += len(piece)
+                    raise
+                break
         return done
 
     def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> int:
@@ -152,10 +157,24 @@ class SealedLink:
 
     # -- private ---------------------------------------------------------------------------------
 
+    def _send_record(self, payload: bytes | memoryview) -> int:
+        """Seal and send this; return its size. BlockingIOError: not all of it has left."""
+        if not payload:
+            return 0
+        record = self._sending.seal(payload)
+        try:
+            sent = self._send_raw(record)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(record):
+            self._left, self._left_size = memoryview(record)[sent:], len(payload)
+            raise BlockingIOError
+        return len(payload)
+
     def _flush(self) -> bool:
         """Send what is left of a record; tell whether all of it has gone."""
         try:
-            self._left = self._left[self._link.send(self._left) :]
+            self._left = self._left[self._send_raw(self._left) :]
         except BlockingIOError:
             return False
         return not self._left
@@ -166,7 +185,7 @@ class SealedLink:
             raise ConnectionAbortedError(_BROKEN)
         if self._has_ended:
             return
-        size = self._link.receive_into(self._space[self._held :])
+        size = self._receive_raw(self._space[self._held :])
         if not size:
             self._is_broken = True
             raise ConnectionResetError(_CUT)
@@ -178,14 +197,17 @@ class SealedLink:
     def _prove(self) -> memoryview:
         """Return the payloads of the whole records that are held; the rest moves to the front."""
         space, held, at = self._space, self._held, 0
+        size = self._receiving.length(space) if held >= _HEAD else 0
+        if size == held > RECORD_BYTES:  # one record, as most reads bring: no byte is moved
+            self._check(space[:size])
+            self._held = 0
+            return space[_HEAD : size - RECORD_BYTES + _HEAD]
         payloads: list[memoryview] = []
         while held - at >= _HEAD and not self._has_ended:
             size = self._receiving.length(space[at:])
             if size > held - at:
                 break
-            if size < 0 or not self._receiving.proves(space[at : at + size]):
-                self._is_broken = True  # (P3)
-                raise ConnectionAbortedError(_BROKEN)
+            self._check(space[at : at + max(size, 0)])
             at += size
             if size == RECORD_BYTES:
                 self._has_ended = True
@@ -197,3 +219,9 @@ class SealedLink:
         self._held = held - at
         space[: self._held] = bytes(space[at:held])
         return ready
+
+    def _check(self, record: memoryview) -> None:
+        """Raise ConnectionAbortedError, for good, if that is not the next record (P3)."""
+        if not record or not self._receiving.proves(record):
+            self._is_broken = True
+            raise ConnectionAbortedError(_BROKEN)

@@ -11,10 +11,12 @@ Duties, cited by number in code and tests:
    says, where members come first; a frame that has begun goes on or its connection ends; a
    handshake is bounded in size and time, JSON in its structure before it is parsed, connections
    and what is logged of them in number.
-2. No message is handed over from a node that was not admitted, nor one whose sender is another
-   than that node or whose receiver is not this one. Each is stamped with the incarnation of that
-   node's greeting. A connection ends when the host believes its other end no more
-   (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no name.
+2. Where proofs are required, nothing is read of who gives none, and nothing said to it
+   (proving.py, P1 to P4). No message is handed over from a node that was not admitted, nor one
+   whose sender is another than that node or whose receiver is not this one. Each is stamped with
+   the incarnation of that node's greeting. A connection ends when the host believes its other end
+   no more (:meth:`Transport.judge`). Who is refused is told what :class:`Refused` lets out, and no
+   name.
 3. :meth:`Transport.send` never blocks and never raises for a dead peer. What can't be sent is
    lost, counted and told to :meth:`Host.unreachable`; the core sends again.
 4. A connection that broke is dialled again by itself as soon as there is something to send, or
@@ -135,15 +137,22 @@ class Transport:
         )
         self.port = self._acceptor.port
 
-    def start(self, host: Host, registrar: Registrar | None = None) -> None:
+    def start(
+        self,
+        host: Host,
+        registrar: Registrar | None = None,
+        lets_in: Callable[[str, str], bool] = lambda peer, local: True,  # noqa: ARG005
+    ) -> None:
         """Begin to answer; returns at once. Once, before anything is sent.
 
         *registrar* reads messages, calls and answers, if not a thread for each connection.
+        *lets_in* tells whether a connection is taken, given the IP addresses of who dials and of
+        what is dialled; the accepting thread asks, and it doesn't wait.
         """
         self._host = host
         self._registrar = registrar
         self._dialler.start(host)
-        self._acceptor.start(host, registrar)
+        self._acceptor.start(host, registrar, lets_in)
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """Tell where the others are: node id to ``host:port``.

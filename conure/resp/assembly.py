@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from conure.metrics import Registry
+from conure.net.rates import Rates
 from conure.net.reactor import Reactor
+from conure.protection import OPEN, Door
 from conure.resp.answers import Answers, Forwarding
 from conure.resp.audience import Audience, Messenger
 from conure.resp.catalog import Catalog
@@ -44,7 +46,8 @@ class Resp:
     """The front of RESP: *front* is what a listener accepts for.
 
     *status* returns what ``GET /status`` shows, for INFO and ROLE; any thread. *messenger* brings
-    messages to channels, and *history* tells what happened to keys.
+    messages to channels, and *history* tells what happened to keys. *door* says who is barred, and
+    *rates* how often a client may ask, None: any number.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class Resp:
         registry: Registry,
         messenger: Messenger,
         history: History,
+        door: Door = OPEN,
+        rates: Rates | None = None,
     ) -> None:
         answers = Answers(reactor, lambda: bool(status()["member"]))
         desk: Desk[Pending] = requests.for_front(answers, Forwarding())
@@ -96,6 +101,8 @@ class Resp:
             slow_log,
             requests.end_round,
             durations_of(registry),
+            door,
+            rates,
         )
         self.clients = clients
         self.audience = audience

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import Final, Protocol, cast
 
@@ -33,6 +34,7 @@ from conure.metrics import Histogram
 from conure.net.link import Link
 from conure.net.outlet import Outlet
 from conure.net.reactor import IN, OUT, Reactor
+from conure.protection import Door
 from conure.resp.failures import INTERNAL, error_reply
 from conure.resp.grammar import ProtocolError, Reader, Run
 from conure.resp.limits import Limits
@@ -61,6 +63,7 @@ class Front(Protocol):
     limits: Limits
     commands: dict[bytes, Command]
     durations: Histogram  # of commands that wait for the service
+    door: Door  # who is barred
 
     def find(self, name: bytes) -> Command | None:
         """Return the command of a name that isn't written as in ``commands``."""
@@ -70,6 +73,9 @@ class Front(Protocol):
     ) -> bool:
         """Answer what names no *command*, or has too few words or too many for it; return False if
         the connection is to end without a reply."""
+
+    def abort(self, connection: RespConnection) -> None:
+        """Note that a command was refused that a transaction was to queue."""
 
     def queue(self, connection: RespConnection, command: Command, words: list[bytes]) -> bool:
         """Do what a command means in a session that isn't plain; False, having done nothing, if
@@ -155,7 +161,7 @@ class RespConnection(Outlet):
         if not data:
             self.ended = True
             self.state = FINISHED
-            self._take_no_more()
+            self.take_no_more()
             return
         reactor = self.reactor
         reactor.bytes_in += len(data)
@@ -186,7 +192,7 @@ class RespConnection(Outlet):
         except ProtocolError as error:
             self._refuse(str(error))
         if self.state >= FINISHED:
-            self._take_no_more()
+            self.take_no_more()
             return
         reader = self.reader
         reader.rest()
@@ -248,6 +254,13 @@ class RespConnection(Outlet):
         """Let the reply come from the waiter of lone commands, as nothing else is under way."""
         self.lone = lone
         self.reactor.in_flight += 1
+
+    def note_skipped(self) -> None:
+        """Note that the reply of a command was skipped, if it was to be."""
+        session = self.session
+        if session.skips:
+            session.skips -= 1
+            session.refresh()
 
     def end(self) -> None:
         """Take no further command; close when all are answered."""
@@ -334,7 +347,7 @@ class RespConnection(Outlet):
         elif not self.reader.is_empty:
             if now - self.begun > limits.request_timeout:
                 self._refuse("the command took too long to arrive")
-                self._take_no_more()
+                self.take_no_more()
         elif now - self.touched > limits.idle_timeout and self.session.subscriptions is None:
             self.close()
 
@@ -376,7 +389,7 @@ class RespConnection(Outlet):
     def _hand_over_all(self) -> None:
         """Hand over commands until there is none, or one has to wait. Raises ProtocolError."""
         reactor = self.reactor
-        take = self.reader.take
+        take = self._taker()
         backlog = self.backlog
         while self.state == READING:
             found = backlog.popleft() if backlog else take()
@@ -394,6 +407,10 @@ class RespConnection(Outlet):
                 if backlog or not self.reader.is_empty:
                     self._wait_a_round()
                 return
+
+    def _taker(self) -> Callable[[], list[bytes] | Run | None]:
+        """Return what takes what has come next, or None."""
+        return self.reader.take
 
     def _take_lone(self, words: list[bytes]) -> None:
         """Do the one command that has come, while nothing else is under way."""
@@ -443,8 +460,7 @@ class RespConnection(Outlet):
                 self.lane = lane or self.lane
                 self._do_found(command, found)
         if session.skips:
-            session.skips -= 1
-            session.refresh()
+            self.note_skipped()
         return True
 
     def _may_join(self) -> bool:
@@ -518,7 +534,7 @@ class RespConnection(Outlet):
         if held and reactor.arriving > reactor.bounds.max_arriving_bytes:
             self._reply_in_turn(error_reply("TRYAGAIN too much is being sent at once"))
             self.state = FINISHED
-            self._take_no_more()
+            self.take_no_more()
 
     def _wait_a_round(self) -> None:
         self.state = WAITING
@@ -564,7 +580,7 @@ class RespConnection(Outlet):
             self.ended = True  # it is read again when what waits has been taken up
         self.listen_for(self.interest & ~IN)
 
-    def _take_no_more(self) -> None:
+    def take_no_more(self) -> None:
         """Forget what has come and was not taken; end, unless replies are still to be sent."""
         self.reader.clear()
         self.backlog.clear()
@@ -577,11 +593,8 @@ class RespConnection(Outlet):
 
 def _cut(run: Run, size: int) -> tuple[list[bytes] | Run, Run]:
     """Return the first commands of a run, and the rest."""
-    columns = run.columns
-    rest = Run(run.name, [column[size:] for column in columns], run.size - size)
-    if size == 1:
-        return [run.name, *(column[0] for column in columns)], rest
-    return Run(run.name, [column[:size] for column in columns], size), rest
+    rest = Run(run.name, [column[size:] for column in run.columns], run.size - size)
+    return run.head(size), rest
 
 
 def _apart(run: Run) -> list[list[bytes]]:

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
 from conure.metrics import Histogram
 from conure.net.link import Link
 from conure.net.places import Places
+from conure.net.rates import Rates
 from conure.net.reactor import Reactor
+from conure.protection import Door
 from conure.resp.clients import Clients
 from conure.resp.connection import RespConnection
 from conure.resp.failures import INTERNAL
+from conure.resp.guarded import BarredConnection, CountedConnection
 from conure.resp.limits import Limits
 from conure.resp.slowlog import SlowLog
 from conure.resp.table import Command
@@ -54,7 +58,7 @@ class Modes(Protocol):
 
 class RespFront:
     """The front end. *commands* are by name, in upper and in lower case; *end_round* is the
-    service's."""
+    service's. *door* says who is barred, *rates* how often a client may ask, None: any number."""
 
     def __init__(
         self,
@@ -66,8 +70,11 @@ class RespFront:
         slow_log: SlowLog,
         end_round: Callable[[], bool],
         durations: Histogram,
+        door: Door,
+        rates: Rates | None,
     ) -> None:
         self.limits = limits
+        self.door = door
         self.commands = dict(commands)
         self.durations = durations
         self.refused = 0
@@ -78,6 +85,8 @@ class RespFront:
         self._clients = clients
         self._modes = modes
         self._slow_log = slow_log
+        self.abort = modes.abort
+        self._rates = rates
         self._places = Places(limits.max_connections, limits.trusted_proxies)
         self._errors = 0  # since the last tick
         self._end_round = end_round
@@ -99,7 +108,15 @@ class RespFront:
         host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
         number = self._clients.next_number()
         address = f"{host}:{peer[1]}"
-        connection = RespConnection(self._reactor, self, link, address, place, number)
+        facts = self._reactor, self, link, address, place, number
+        connection: RespConnection
+        if self.door.bars(peer[0], link.local_address):
+            connection = BarredConnection(*facts)
+        elif self._rates is not None:
+            visitor = self._rates.visitor(peer[0], partial(getattr, link, "principal"))
+            connection = CountedConnection(*facts, visitor)
+        else:
+            connection = RespConnection(*facts)
         self._clients.add(connection)
         return connection
 

@@ -55,6 +55,12 @@ class Run(NamedTuple):
     columns: list[list[bytes]]
     size: int
 
+    def head(self, size: int) -> list[bytes] | Run:
+        """Return the first *size* commands; a single one isn't a run."""
+        if size == 1:
+            return [self.name, *(column[0] for column in self.columns)]
+        return Run(self.name, [column[:size] for column in self.columns], size)
+
 
 class Reader:
     """Cuts what one client sends into commands, of *most_bytes* each, about."""

@@ -30,22 +30,22 @@ class Handshakes:
         """How many there were, by front."""
         self._shown = shown
         self._lock = Lock()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str]] = set()
         self._told_since = monotonic()
 
     def failed(self, front: str, address: str, why: str) -> None:
         """Note a handshake with a client that came to nothing. Any thread."""
         with self._lock:
             self.failures[front] = self.failures.get(front, 0) + 1
-            is_news = self._is_news(address, why)
+            is_news = self._is_news((front, address, why))
         if is_news:
             log.warning("TLS with %s (%s) failed: %s [%s]", address, front, why, self._shown())
 
-    def _is_news(self, address: str, why: str) -> bool:
+    def _is_news(self, failure: tuple[str, str, str]) -> bool:
         if monotonic() - self._told_since > _TOLD_TIME:
             self._told.clear()
             self._told_since = monotonic()
-        if (address, why) in self._told or len(self._told) >= _MOST_TOLD:
+        if failure in self._told or len(self._told) >= _MOST_TOLD:
             return False
-        self._told.add((address, why))
+        self._told.add(failure)
         return True

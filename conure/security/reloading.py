@@ -90,7 +90,7 @@ class Reloaded(Generic[T]):
         paths = ", ".join(file.path for file in self.files)
         try:
             self.value = self._make()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:  # OSError: it is gone since it was read
             log.error("what was read before stays in use, since %s", error)
             return False
         self.reloads += 1

@@ -90,6 +90,7 @@ _HASH_BYTES: Final = 32
 _BLOCK_BYTES: Final = 64  # of SHA-256
 _COUNTER: Final = Struct(">Q")
 _LENGTH: Final = Struct(">I")
+_BEGUN: Final = Struct(">QI")  # counter, length: what is hashed begins so
 _KEYS: Final = b"keys of what D sends, and A"
 assert _LENGTH.size + _TAG_BYTES == RECORD_BYTES
 assert sha256().block_size == _BLOCK_BYTES
@@ -189,16 +190,14 @@ class Seal:
 
     def seal(self, payload: bytes | memoryview) -> bytes:
         """Return the next record: of a payload of MAX_PAYLOAD bytes at most; none is the last."""
-        size = len(payload)
-        assert size <= MAX_PAYLOAD
-        head = _LENGTH.pack(size)
+        assert len(payload) <= MAX_PAYLOAD
+        begun = b"".join((_BEGUN.pack(self._counter, len(payload)), payload))
+        self._counter += 1
         hashed = self._inner.copy()
-        hashed.update(_COUNTER.pack(self._counter) + head)
-        hashed.update(payload)
+        hashed.update(begun)
         tag = self._outer.copy()
         tag.update(hashed.digest())
-        self._counter += 1
-        return b"".join((head, payload, tag.digest()[:_TAG_BYTES]))
+        return begun[_COUNTER.size :] + tag.digest()[:_TAG_BYTES]
 
     def length(self, head: bytes | memoryview) -> int:
         """Return the bytes of a whole record that begins like that; -1: it is no record's."""

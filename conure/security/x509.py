@@ -74,7 +74,7 @@ def facts_of(der: bytes) -> Facts:
             *(_seconds(begins), _seconds(ends)),
             "{}-{}-{} {}:{}:{} UTC".format(*ends),
         )
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
+    except (IndexError, StopIteration, ValueError) as error:
         raise ValueError(f"no certificate: {error}") from error
 
 

@@ -61,7 +61,14 @@ from zlib import crc32
 from conure.errors import CorruptionError, DiskFull, ForeignDirectory
 from conure.fileio import FileSystem, Lock
 
-__all__ = ["DataDirectory", "Identity", "engine_in", "read_identity", "write_identity"]
+__all__ = [
+    "DataDirectory",
+    "Identity",
+    "belongs_to_cluster",
+    "engine_in",
+    "read_identity",
+    "write_identity",
+]
 
 FORMAT = 1
 FORMAT_WITH_ENGINE = 2
@@ -332,6 +339,18 @@ def engine_in(fs: FileSystem, path: str) -> str:
         return read_identity(fs, identity_path)[0].engine
     except (FileNotFoundError, CorruptionError, ForeignDirectory):
         return ""
+
+
+def belongs_to_cluster(fs: FileSystem, path: str) -> bool:
+    """Tell whether the data directory *path* is of a cluster, or may be of one; False if there is
+    none yet. Nothing is locked. Raises DiskFailed."""
+    try:
+        identity, _ = read_identity(fs, os.path.join(path, _IDENTITY))
+    except FileNotFoundError:
+        return False
+    except (CorruptionError, ForeignDirectory):
+        return True  # who opens it hears why it can't be told
+    return bool(identity.cluster_id) or fs.exists(os.path.join(path, _FORMATION))
 
 
 def _formation_header(formation: bytes) -> bytes:

@@ -56,7 +56,9 @@ def test_an_engine_holds_what_was_put(name: str, samples: Samples, tmp_path: Pat
 def test_other_values_than_were_put_are_noticed(samples: Samples, tmp_path: Path) -> None:
     session = Session(SQLITE, samples, str(tmp_path))
     session.load(0, COUNT, 1_000)
-    session.overwrite(0, COUNT - 1, 1_000)  # one record too few
+    session.overwrite(0, COUNT // 2, 1_000)
+    session.verify()
+    session.overwrite(COUNT // 2 + 1, COUNT // 2 - 1, 1_000)  # without the one in between
     with pytest.raises(BenchError, match="other values"):
         session.verify()
     session.close()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from conure.storage.engines import BTREE
-from tests.lab import engines, forkserver
+from tests.lab import engines, forkserver, tlstunnel
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
@@ -39,6 +39,8 @@ class ServerProcess:
     the server (forkserver.py), unless it takes a new interpreter: for a wrapper, for variables
     that aren't the server's own, and if it has to be *fresh* because its start is what is tested.
     A new directory gets the engine of the present test, unless a flag names one (engines.py).
+    With *tls* it serves by TLS, and ``port``, like all that the functions here return, leads there
+    for clients that speak plain text (tlstunnel.py).
     """
 
     def __init__(
@@ -49,7 +51,11 @@ class ServerProcess:
         environ: Mapping[str, str] | None = None,
         script: Path = ROOT / "conuredb.py",
         fresh: bool = False,
+        tls: bool = False,
     ) -> None:
+        self._has_tls = tls
+        self._tunnels: dict[int, tlstunnel.Tunnel] = {}
+        flags += tlstunnel.flags() if tls else ()
         added = environ or {}
         clean = {name: value for name, value in os.environ.items() if "CONURE_" not in name}
         engine = engines.current()
@@ -74,7 +80,7 @@ class ServerProcess:
             )
         else:
             self.process = forkserver.spawn(command, cwd=ROOT, env={**clean, **added})
-        self.port = 0
+        self.port = self.own_port = 0
         self.log: list[str] = []
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read_log)
@@ -86,6 +92,14 @@ class ServerProcess:
         assert self.port, f"the server ended with status {self.process.wait()}:\n{self.text}"
         return self
 
+    def lead_to(self, port: int) -> int:
+        """Return where a client that speaks plain text gets to a port of the server."""
+        if not self._has_tls:
+            return port
+        if port not in self._tunnels:
+            self._tunnels[port] = tlstunnel.Tunnel(port)
+        return self._tunnels[port].port
+
     @property
     def text(self) -> str:
         return "\n".join(self.log)
@@ -93,6 +107,11 @@ class ServerProcess:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def own_url(self) -> str:
+        """What the server says that its address is."""
+        return f"{'https' if self._has_tls else 'http'}://127.0.0.1:{self.own_port}"
 
     def request(
         self,
@@ -160,6 +179,8 @@ class ServerProcess:
         return status
 
     def _collect(self) -> None:
+        for tunnel in self._tunnels.values():
+            tunnel.close()
         self.process.wait(START_SECONDS)
         self._reader.join(START_SECONDS)
         assert self.process.stderr is not None
@@ -172,7 +193,8 @@ class ServerProcess:
             if not self.port and (
                 found := re.search(r"listens on https?://\S+:(\d+)", self.log[-1])
             ):
-                self.port = int(found[1])
+                self.own_port = int(found[1])
+                self.port = self.lead_to(self.own_port)
                 self._listening.set()
         self._listening.set()
 
@@ -205,14 +227,17 @@ def command_lines() -> dict[int, list[str]]:
 
 def resp_port(server: ServerProcess) -> int:
     """Return where a server speaks RESP; its log tells that."""
-    pattern = re.compile(r"RESP is served at \S+:(\d+)$")
-    wait_until(lambda: any(pattern.search(line) for line in server.log))
-    return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
+    return server.lead_to(own_port(server, "RESP"))
 
 
 def rest_port(server: ServerProcess) -> int:
     """Return where a server speaks REST; its log tells that."""
-    pattern = re.compile(r"REST is served at \S+:(\d+)$")
+    return server.lead_to(own_port(server, "REST"))
+
+
+def own_port(server: ServerProcess, front: str) -> int:
+    """Return where a server says that it speaks RESP or REST."""
+    pattern = re.compile(rf"{front} is served at \S+:(\d+)$")
     wait_until(lambda: any(pattern.search(line) for line in server.log))
     return next(int(found[1]) for line in server.log if (found := pattern.search(line)))
 

@@ -114,7 +114,17 @@ class RespClient:
     """One connection. Not for several threads."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", timeout: float = 20.0) -> None:
-        self.socket = socket.create_connection((host, port), timeout=timeout)
+        self._begin(socket.create_connection((host, port), timeout=timeout))
+
+    @classmethod
+    def on(cls, connected: socket.socket) -> Self:
+        """Return a client on a socket that is connected already."""
+        client = cls.__new__(cls)
+        client._begin(connected)
+        return client
+
+    def _begin(self, connected: socket.socket) -> None:
+        self.socket = connected
         self._data = b""
         self._position = 0
 

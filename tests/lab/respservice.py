@@ -8,7 +8,9 @@ from typing import Any
 from conure.errors import ConureError
 from conure.metrics import Registry
 from conure.net.listener import Listener, bind
+from conure.net.rates import Rates
 from conure.net.reactor import Bounds, Reactor
+from conure.protection import OPEN, Door
 from conure.resp.assembly import Resp
 from conure.resp.audience import Audience
 from conure.resp.limits import Limits
@@ -18,6 +20,7 @@ from conure.service.requests import Requests
 from conure.service.watchers import Watchers
 from tests.lab.httpservice import FakeBackend
 from tests.lab.respclient import RespClient
+from tests.lab.visitors import ELSEWHERE, visit
 
 __all__ = ["LocalMessenger", "RespService"]
 
@@ -71,6 +74,8 @@ class RespService:
         bounds: Bounds | None = None,
         value_bytes: int = 1 << 20,
         gate: Gate | None = None,
+        door: Door = OPEN,
+        rates: Rates | None = None,
     ) -> None:
         self.backend = backend or FakeBackend()
         self.status: dict[str, Any] = {"node_id": "n1", "member": True, "is_leader": True}
@@ -93,6 +98,8 @@ class RespService:
             self.registry,
             self.messenger,
             self.history,
+            door,
+            rates,
         )
         bound = bind(("127.0.0.1", 0))
         self.listener = Listener(bound, self.reactor, self.resp.front, self.failures.append, "resp")
@@ -103,6 +110,10 @@ class RespService:
     def client(self) -> RespClient:
         """Return a new connection."""
         return RespClient(self.port)
+
+    def visitor(self, address: str = ELSEWHERE) -> RespClient:
+        """Return a new connection that the listener takes for one from *address*."""
+        return RespClient.on(visit(self.listener, address))
 
     def close(self) -> None:
         """Stop; nothing may be left, and nothing have failed."""

@@ -84,8 +84,8 @@ MUTATIONS = [
     Mutation(
         "what was altered is handed over",
         "conure/peers/sealedlink.py",
-        "if size < 0 or not self._receiving.proves(space[at : at + size]):",
-        "if size < 0 or self._receiving.proves(space[at : at + size]) is None:",
+        "if not record or not self._receiving.proves(record):",
+        "if not record or self._receiving.proves(record) is None:",
         _SEALED,
     ),
     Mutation(
@@ -106,7 +106,7 @@ MUTATIONS = [
         "a sealed record that was not taken as a whole is sealed again",
         "conure/peers/sealedlink.py",
         "            done = self._left_size\n            if not self._flush():\n",
-        "            self._left = memoryview(b'')\n            if not self._flush():\n",
+        "            self._left = memoryview(b'')\n            if self._flush() is None:\n",
         _SEALED,
     ),
     Mutation(

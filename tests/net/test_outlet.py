@@ -44,6 +44,9 @@ class FakeLink:
     def flush(self) -> None:
         raise AssertionError
 
+    def local_address(self) -> str:
+        return "127.0.0.1"
+
     def shut(self) -> None: ...
 
     def reset_on_close(self, *, resets: bool) -> None: ...

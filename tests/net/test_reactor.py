@@ -224,6 +224,9 @@ class Decrypting:
         data, self.kept = self.kept[:size], self.kept[size:]
         return data
 
+    def local_address(self) -> str:
+        return self.plain.local_address()
+
     def send(self, data: bytes | memoryview) -> int:
         return self.plain.send(data)
 

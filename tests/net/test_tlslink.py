@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import select
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 
 import pytest
 
+from conure.net import tlslink
 from conure.net.link import Link
 from conure.net.tlslink import HandshakeFailed, TlsLink
 from conure.net.tlsreasons import reason_of
@@ -149,6 +152,16 @@ def wait(link: Link, action: Callable[[], bytes]) -> bytes:
                 poll.poll(100)
 
 
+def fill(sock: socket.socket) -> int:
+    """Send until the socket takes no more; return how many bytes that were."""
+    size = 0
+    try:
+        while True:
+            size += sock.send(b"x" * 1000)
+    except BlockingIOError:
+        return size
+
+
 @pytest.fixture
 def pair(authority: Authority, certificate: Certificate) -> Iterator[Pair]:
     pair = Pair(server_context(certificate), client_context(authority.root))
@@ -267,3 +280,335 @@ def test_why_a_handshake_fails_is_said_at_both_ends(
             pair.link.handshake()
         assert len(pair.failures) == 1
         assert pair.failures[0].startswith("it does not know the CA of our certificate")
+
+
+# -- handshakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("key_type", ["ECDSA", "RSA"])
+def test_versions_and_keys(authority: Authority, key_type: str, version: ssl.TLSVersion) -> None:
+    client = client_context(authority.root)
+    client.maximum_version = version
+    made = authority.issue("localhost", key_type=key_type)
+    with paired(server_context(made), client) as pair:
+        pair.shake()
+        pair.client.say(b"hello")
+        assert pair.receive(5) == b"hello"
+        assert pair.link.send(b"x" * 100_000) == 100_000
+        assert pair.client.hear(100_000) == b"x" * 100_000
+
+
+def test_one_byte_at_a_time(authority: Authority, certificate: Certificate) -> None:
+    """However the bytes were split on their way; and nothing is pending that can't be had."""
+    with paired(server_context(certificate), client_context(authority.root)) as pair:
+        client, link = pair.client, pair.link
+        got = b""
+
+        def trickle() -> None:
+            nonlocal got
+            for byte in client.outgoing.read():
+                client.socket.send(bytes((byte,)))
+                with suppress(BlockingIOError):
+                    got += link.receive(100)
+                if not got:
+                    assert not link.pending
+
+        while True:
+            try:
+                client.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                trickle()
+                client.pull()
+        trickle()
+        client.tls.write(b"one by one")
+        trickle()
+        assert got == b"one by one"
+
+
+def test_nothing_is_sent_before_the_handshake_is_done(
+    authority: Authority, certificate: Certificate
+) -> None:
+    with paired(server_context(certificate), client_context(authority.root)) as pair:
+        with pytest.raises(ConnectionAbortedError):
+            pair.link.send(b"too early")
+        assert not pair.client.pull()
+
+
+def test_who_only_connects_costs_no_object(authority: Authority, certificate: Certificate) -> None:
+    with paired(server_context(certificate), client_context(authority.root)) as pair:
+        with pytest.raises(BlockingIOError):
+            pair.link.receive(1)
+        assert pair.link._object is None
+        pair.client.socket.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionResetError):
+            pair.link.receive(1)
+        assert not pair.failures  # a probe of the port, say
+
+
+def test_who_ends_amid_the_handshake_is_told_of(
+    authority: Authority, certificate: Certificate
+) -> None:
+    with paired(server_context(certificate), client_context(authority.root)) as pair:
+        pair.client.shake()
+        pair.client.socket.shutdown(socket.SHUT_WR)
+        with pytest.raises(HandshakeFailed, match="before the handshake was done"):
+            pair.link.receive(1)
+        assert len(pair.failures) == 1
+
+
+def test_who_takes_too_long_is_told_of(authority: Authority, certificate: Certificate) -> None:
+    for deadline, told in ((-inf, ["the handshake took too long"]), (inf, [])):
+        pair = Pair(server_context(certificate), client_context(authority.root), deadline=deadline)
+        pair.client.shake()
+        with pytest.raises(BlockingIOError):
+            pair.link.receive(1)
+        pair.close()
+        assert pair.failures == told
+
+
+def test_plain_text_is_answered_in_plain_text(
+    authority: Authority, certificate: Certificate
+) -> None:
+    pair = Pair(server_context(certificate), client_context(authority.root), plain_reply=b"TLS!")
+    pair.client.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(HandshakeFailed):
+        pair.link.receive(1)
+    assert pair.client.socket.recv(10) == b"TLS!"
+    assert pair.failures == ["it speaks plain text, and this port speaks TLS (https)"]
+    pair.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("expired", "its certificate has expired"),
+        ("not yet", "its certificate is not valid yet"),
+        ("other CA", "the CA of its certificate is none of those that we know"),
+        ("none", "it has shown no certificate"),
+        ("gap", "its chain has a gap"),
+    ],
+)
+def test_a_client_without_the_right_certificate(
+    authority: Authority, certificate: Certificate, tmp_path: Path, kind: str, said: str
+) -> None:
+    between = Authority(tmp_path / "between", parent=authority)
+    shown = {
+        "expired": lambda: authority.expired("c"),
+        "not yet": lambda: authority.not_yet_valid("c"),
+        "other CA": lambda: Authority(tmp_path / "other").issue("c"),
+        "none": lambda: None,
+        "gap": lambda: between.issue("c", with_chain=False),
+    }[kind]()
+    client = client_context(authority.root, shown)
+    with paired(server_context(certificate, authority.root), client) as pair:
+        with pytest.raises((HandshakeFailed, ssl.SSLError)):
+            pair.shake()
+        assert said in pair.failures[0]
+
+
+def test_whom_a_certificate_names(
+    authority: Authority, certificate: Certificate, tmp_path: Path
+) -> None:
+    between = Authority(tmp_path / "between", parent=authority)
+    for made, principal, names in (
+        (authority.issue("a.example", "b.example", common_name="c"), "a.example",
+         {"a.example", "b.example"}),
+        (authority.issue("10.0.0.7", common_name="c"), "10.0.0.7", set()),
+        (between.issue("d.example"), "d.example", {"d.example"}),
+    ):  # fmt: skip
+        client = client_context(authority.root, made)
+        with paired(server_context(certificate, authority.root), client) as pair:
+            assert pair.link.proof == ""
+            pair.shake()
+            assert (pair.link.principal, set(pair.link.names)) == (principal, names)
+            assert pair.link.proof == "certificate"
+
+
+def test_a_certificate_that_expired_since_its_session_began(
+    authority: Authority, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = authority.issue("a.example")
+    server, client = (
+        server_context(certificate, authority.root),
+        client_context(authority.root, made),
+    )
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with paired(server, client) as pair:
+        pair.shake()
+        session = pair.client.tls.session
+
+    def resume() -> Pair:
+        pair = Pair(server, client)
+        pair.client.tls.session = session
+        try:
+            pair.shake()
+        except BaseException:
+            pair.close()
+            raise
+        return pair
+
+    pair = resume()
+    assert pair.client.tls.session_reused
+    assert pair.link.principal == "a.example"
+    pair.close()
+    monkeypatch.setattr(tlslink, "time", lambda: time() + 40 * 86400)
+    with pytest.raises(HandshakeFailed, match="expired since the session began"):
+        resume()
+
+
+def test_a_client_of_ours(authority: Authority, certificate: Certificate) -> None:
+    """Both ends are links, and look at names; what the server says of a client comes late (1.3)."""
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.setblocking(False)
+    server = TlsLink(
+        ours, server_context(certificate, authority.root), server_side=True, deadline=inf
+    )
+    client = TlsLink(
+        theirs,
+        client_context(authority.root),
+        server_side=False,
+        deadline=inf,
+        hostname="localhost",
+    )
+    with pytest.raises(BlockingIOError):
+        client.handshake()
+    with pytest.raises(BlockingIOError):
+        server.handshake()
+    client.handshake()
+    assert client.proof == "certificate"
+    with pytest.raises(HandshakeFailed):
+        server.handshake()
+    with pytest.raises(ConnectionResetError, match="wants a certificate of us"):
+        client.receive(1)
+    server.close()
+    client.close()
+
+
+# -- records ---------------------------------------------------------------------------------------
+
+
+def test_a_record_that_was_altered_ends_the_connection(pair: Pair) -> None:
+    pair.client.tls.write(b"right")
+    whole = pair.client.outgoing.read()
+    pair.client.tls.write(b"wrong")
+    altered = bytearray(pair.client.outgoing.read())
+    altered[-1] ^= 1
+    pair.client.socket.sendall(whole + altered)
+    assert (
+        wait(pair.link, partial(pair.link.receive, 100)) == b"right"
+    )  # what came before is given first
+    assert pair.link.pending
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError, match=r"(?i)mac"):
+            pair.link.receive(5)
+    with pytest.raises(ConnectionResetError):
+        pair.link.send(b"x")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"\x17\x03\x03\xff\xff" + b"x" * 30_000, b"\x17\x03\x03\x00\x01x", b"\x99" * 50],
+    ids=["oversized", "too short", "of no kind"],
+)
+def test_records_that_are_none(pair: Pair, record: bytes) -> None:
+    pair.client.socket.sendall(record)
+    with pytest.raises(ConnectionResetError):
+        wait(pair.link, partial(pair.link.receive, 1))
+
+
+def test_a_record_that_is_cut_is_never_given(pair: Pair) -> None:
+    pair.client.tls.write(b"x" * 10_000)
+    whole = pair.client.outgoing.read()
+    pair.client.socket.sendall(whole[:-1])
+    pair.client.socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionResetError):
+        wait(pair.link, partial(pair.link.receive, 1))
+
+
+def test_one_call_decrypts_so_many_records(pair: Pair) -> None:
+    for _ in range(500):
+        pair.client.tls.write(b"x")
+    pair.client.push()
+    sizes: list[int] = []
+    while sum(sizes) < 500:
+        sizes.append(len(pair.link.receive(1000)))
+        assert pair.link.pending or sum(sizes) == 500
+    assert max(sizes) <= 64 + 1
+    assert len(sizes) <= 9
+    with pytest.raises(BlockingIOError):
+        pair.link.receive(1)
+    assert not pair.link.pending
+
+
+def test_nobody_changes_what_was_agreed_on(authority: Authority, certificate: Certificate) -> None:
+    """A renegotiation (1.2) is refused: the client is told so, or the connection ends."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    context = server_context(certificate)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        client = subprocess.Popen(
+            [
+                openssl,
+                "s_client",
+                "-tls1_2",
+                "-connect",
+                f"127.0.0.1:{port}",
+                "-legacy_renegotiation",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert client.stdin is not None
+        accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        link = TlsLink(accepted, context, server_side=True, deadline=inf)
+        client.stdin.write(b"hello\n")
+        client.stdin.flush()
+        assert wait(link, partial(link.receive, 6)) == b"hello\n"
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        with suppress(ConnectionResetError):
+            assert wait(link, partial(link.receive, 6)) == b""
+        link.close()
+        client.communicate(timeout=TIME)
+
+
+def test_who_makes_it_speak_and_listens_to_nothing(
+    authority: Authority, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What OpenSSL has to say by itself is bounded, and sent when the socket takes it."""
+    monkeypatch.setattr(tlslink, "_MOST_UNSENT", 100)
+    with paired(server_context(certificate), client_context(authority.root)) as pair:
+        ours = pair.link.socket
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        fill(ours)
+        pair.client.shake()
+        with pytest.raises(ConnectionResetError, match="reads nothing"):
+            pair.link.receive(1)
+
+
+def test_what_waits_for_the_socket_is_sent_by_itself(
+    authority: Authority, certificate: Certificate
+) -> None:
+    """A reactor has epoll tell when a link is stalled no more, and the handshake goes on."""
+    with paired(server_context(certificate), client_context(authority.root)) as pair:
+        ours = pair.link.socket
+        left = fill(ours)
+        pair.client.shake()
+        with pytest.raises(BlockingIOError):
+            pair.link.receive(1)
+        states = [pair.link.stalled]
+        while left:
+            left -= len(pair.client.socket.recv(left))
+        pair.link.flush()
+        states.append(pair.link.stalled)
+        assert states == [True, False]
+        pair.shake()
+        pair.client.say(b"hello")
+        assert pair.receive(5) == b"hello"

@@ -16,7 +16,7 @@ from conure.errors import ConureError, Unavailable
 from conure.peers import sockets
 from conure.peers.calls import Answer, AnswerKind, Call, CallKind
 from conure.peers.forming import Question, Shown
-from conure.peers.protocol import MAX_HANDSHAKE
+from conure.peers.protocol import MAX_HANDSHAKE, Greeting
 from conure.peers.proving import OFFER, OPEN, REQUIRE, PeerSecurity
 from conure.security.secret import (
     ACCEPTOR,
@@ -33,6 +33,7 @@ from tests.lab.transports import (
     Net,
     Node,
     State,
+    address,
     eventually,
     frame,
     hello,
@@ -428,6 +429,28 @@ def test_a_stranger_with_everything_but_the_secret_hears_nothing(
     for secret in (A, B):
         assert secret.decode() not in caplog.text
         assert secret.hex() not in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["nothing", "garbage", "the dialler's own proof"])
+def test_an_impostor_that_is_dialled_hears_nothing_but_a_proof(net: Net, answer: str) -> None:
+    listener = net.listener()
+    a = net.node("a", security=by_secret(A))
+    found: list[Greeting | ConureError] = []
+    a.transport.probe(address(listener), "b", found.append)
+    sock, _ = listener.accept()
+    with sock:
+        sock.settimeout(PATIENCE)
+        assert read_exactly(sock, HELLO_BYTES).startswith(VERSION)
+        sock.sendall(VERSION + b"m" * 32)
+        shown = read_exactly(sock, 32)
+        if answer != "nothing":
+            sock.sendall(bytes(32) if answer == "garbage" else shown)
+        else:
+            sock.shutdown(socket.SHUT_WR)
+        assert rest_of(sock) == b""
+    eventually(lambda: found)
+    assert isinstance(found[0], Unavailable)
+    assert "secret" in str(found[0])
 
 
 @pytest.mark.parametrize("certificate", ["none", "of another CA", "expired"])

@@ -34,6 +34,9 @@ class Wire:
         self.piece = 1 << 20
         self.is_shut = self.is_closed = False
 
+    def local_address(self) -> str:
+        raise AssertionError
+
     def receive(self, size: int) -> bytes:
         space = bytearray(size)
         return bytes(space[: self.receive_into(space)])
@@ -123,11 +126,13 @@ PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 SIZES = st.integers(1, 50)
 
 
+@settings(deadline=None)
 @given(PIECES, SIZES, SIZES)
 def test_what_is_sent_comes_in_any_pieces(pieces: list[bytes], size: int, piece: int) -> None:
     assert read_all(sealed(*pieces), size, piece) == (b"".join(pieces), True)
 
 
+@settings(deadline=None)
 @given(PIECES, st.data())
 def test_any_byte_that_is_changed_ends_it(pieces: list[bytes], data: st.DataObject) -> None:
     stream = bytearray(sealed(*pieces))
@@ -144,6 +149,7 @@ def test_any_byte_that_is_changed_ends_it(pieces: list[bytes], data: st.DataObje
     assert len(got) <= len(b"".join(pieces[:before]))
 
 
+@settings(deadline=None)
 @given(PIECES, st.data())
 def test_any_cut_ends_it(pieces: list[bytes], data: st.DataObject) -> None:
     stream = sealed(*pieces)
@@ -153,6 +159,7 @@ def test_any_cut_ends_it(pieces: list[bytes], data: st.DataObject) -> None:
     assert b"".join(pieces).startswith(got)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6), st.data())
 def test_no_record_comes_twice_or_in_another_place(
     pieces: list[bytes], data: st.DataObject
@@ -175,6 +182,7 @@ def test_no_record_comes_twice_or_in_another_place(
     assert b"".join(pieces[:right]).startswith(got)
 
 
+@settings(deadline=None)
 @given(PIECES)
 def test_what_comes_back_to_its_sender_ends_it(pieces: list[bytes]) -> None:
     link = dialler(Wire(sealed(*pieces), ends=True))
@@ -212,9 +220,9 @@ def test_a_record_in_parts_is_handed_over_as_a_whole() -> None:
     assert not link.pending
 
 
-@settings(max_examples=50)
+@settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.integers(1, 3 * MAX_PAYLOAD), min_size=1, max_size=4),
+    st.lists(st.integers(1, 2 * MAX_PAYLOAD), min_size=1, max_size=3),
     st.lists(st.integers(0, 100_000), max_size=20),
 )
 def test_bytes_count_as_sent_when_they_have_left(sizes: list[int], rooms: list[int]) -> None:
@@ -223,7 +231,7 @@ def test_bytes_count_as_sent_when_they_have_left(sizes: list[int], rooms: list[i
     link = dialler(wire)
     data = b"".join([bytes([i % 251]) * size for i, size in enumerate(sizes)])
     view = memoryview(data)
-    for room in [*rooms, *[1 << 20] * 20]:
+    for room in [*rooms, *[1 << 20] * 7]:
         wire.room = room
         try:
             taken = link.send(view)

@@ -23,11 +23,12 @@ from tests.lab.process import resp_port, running
 PROTOCOLS = pytest.mark.parametrize("protocol", [2, 3])
 
 
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where a server speaks RESP."""
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where a server speaks RESP, by TLS or not."""
     data = tmp_path_factory.mktemp("libraries") / "data"
-    with running(data, "--bootstrap", "--resp-addr=127.0.0.1:0") as server:
+    tls = request.param == "tls"
+    with running(data, "--bootstrap", "--resp-addr=127.0.0.1:0", tls=tls) as server:
         yield resp_port(server)
 
 
@@ -193,7 +194,10 @@ def test_redis_py_asyncio(redis: Any, port: int, protocol: int) -> None:
 def test_django_redis(redis: Any, port: int) -> None:  # it empties the server
     pytest.importorskip("django_redis")
     place = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": f"redis://127.0.0.1:{port}/0"}
-    pytest.importorskip("django.conf").settings.configure(CACHES={"default": place})
+    django_settings = pytest.importorskip("django.conf").settings
+    if django_settings.configured:
+        pytest.skip("Django is configured once for each process")
+    django_settings.configure(CACHES={"default": place})
     cache = pytest.importorskip("django.core.cache").cache  # it looks there
     cache.set("k", {"a": [1, 2]}, timeout=100)
     assert cache.get("k") == {"a": [1, 2]}

@@ -6,7 +6,7 @@ import hmac
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.errors import ConfigError
@@ -169,6 +169,7 @@ def test_the_example_of_the_head() -> None:
     assert f"00000002 6869 {record[6:].hex()}" in (secret.__doc__ or "")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.lists(st.binary(max_size=300), max_size=5))
 def test_a_seal_is_the_mac_that_is_drawn(key: bytes, payloads: list[bytes]) -> None:
     sealing, proving = Seal(key), Seal(key)

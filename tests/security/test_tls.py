@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
+from time import time
 
 import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conure.config import load
 from conure.errors import ConfigError
 from conure.metrics import Registry
-from conure.security.fronts import FrontTls, given
+from conure.security import trial
+from conure.security.fronts import FrontTls
+from conure.security.fronts import given as given_setting
 from conure.security.handshakes import Handshakes
 from conure.security.reloading import GivenFile, Reloaded, Watcher
 from conure.security.tls import ClientTls, ServerTls, expiries
@@ -20,6 +27,10 @@ from conure.security.trial import Trial
 from conure.security.x509 import certificates_in, facts_of
 from tests.lab.certificates import DAY, Authority, Certificate
 from tests.lab.process import wait_until
+
+DER = certificates_in(trustme.CA().issue_cert("a.example", "10.0.0.1").cert_chain_pems[0].bytes())[
+    0
+]
 
 
 @pytest.fixture
@@ -76,6 +87,16 @@ def test_half_a_certificate_is_none(authority: Authority, cut: int) -> None:
     (der,) = certificates_in(authority.pem)
     with pytest.raises(ValueError, match="no certificate"):
         facts_of(der[:cut])
+
+
+@given(st.data())
+def test_bytes_that_are_no_certificate(data: st.DataObject) -> None:
+    """Whatever they are, they say something or are a ValueError."""
+    altered = bytearray(DER)
+    for _ in range(data.draw(st.integers(1, 4))):
+        altered[data.draw(st.integers(0, len(DER) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(ValueError):
+        assert str(facts_of(bytes(altered)))
 
 
 def test_a_server_and_a_client_agree(authority: Authority) -> None:
@@ -240,50 +261,61 @@ def test_a_failure_is_told_once_of_each_client(caplog: pytest.LogCaptureFixture)
 # -- --tls-auto ------------------------------------------------------------------------------------
 
 
-def context_of(trial: Trial) -> ssl.SSLContext:
+def context_of(made: Trial) -> ssl.SSLContext:
     cert, key = (
-        given_file(Path(trial.path("server.pem"))),
-        given_file(Path(trial.path("server.key"))),
+        given_file(Path(made.path("server.pem"))),
+        given_file(Path(made.path("server.key"))),
     )
     return ServerTls(cert, key).context
 
 
 def test_a_trial_makes_what_it_takes_and_keeps_it(tmp_path: Path) -> None:
     place = tmp_path / "tls"
-    trial = Trial(
-        str(place), ["db1.example", "0.0.0.0", "a b", "10.1.2.3"], "flag", has_client=True
-    )
-    assert trial.renew()
+    made = Trial(str(place), ["db1.example", "0.0.0.0", "a b", "10.1.2.3"], "flag", has_client=True)
+    assert made.renew()
     ca = given_file(place / "ca.pem")
     client = ClientTls(ca, given_file(place / "client.pem"), given_file(place / "client.key"))
     for name in ("localhost", "127.0.0.1", "db1.example", "10.1.2.3"):
-        talk(context_of(trial), client.context, name)
+        talk(context_of(made), client.context, name)
     assert {path.name for path in place.iterdir()} == {
         f"{name}.{kind}" for name in ("ca", "server", "client") for kind in ("pem", "key")
     }
     for path in place.glob("*.key"):
         assert path.stat().st_mode & 0o777 == 0o600
-    assert not trial.renew()
-    words = trial.how_to_ask("https://localhost:1").split()
+    assert not made.renew()
+    words = made.how_to_ask("https://localhost:1").split()
     assert words[:3] == ["curl", "--cacert", str(place / "ca.pem")]
     assert "--cert" in words
 
 
 def test_a_trial_renews_what_is_of_no_use(tmp_path: Path, authority: Authority) -> None:
     place = tmp_path / "tls"
-    trial = Trial(str(place), [], "flag", has_client=False)
-    trial.renew()
+    made = Trial(str(place), [], "flag", has_client=False)
+    made.renew()
     before = (place / "server.pem").read_bytes()
     assert Trial(str(place), ["new.example"], "flag", has_client=False).renew()  # another name
     assert (place / "server.pem").read_bytes() != before
-    assert not trial.renew()
+    assert not made.renew()
     (place / "server.key").write_bytes(authority.issue("a").key.read_bytes())  # half of a change
-    assert trial.renew()
+    assert made.renew()
     old = authority.issue("localhost", "127.0.0.1", "::1", begins=-70 * DAY, ends=20 * DAY)
     for path, name in ((old.cert, "server.pem"), (old.key, "server.key"), (old.ca, "ca.pem")):
         (place / name).write_bytes(path.read_bytes())
-    assert trial.renew()  # the CA has no key of its own any more
-    talk(context_of(trial), ClientTls(given_file(place / "ca.pem")).context)
+    assert made.renew()  # the CA has no key of its own any more
+    talk(context_of(made), ClientTls(given_file(place / "ca.pem")).context)
+
+
+def test_a_trial_renews_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "tls"
+    made = Trial(str(place), [], "flag", has_client=False)
+    made.renew()
+    ca, cert = (place / "ca.pem").read_bytes(), (place / "server.pem").read_bytes()
+    monkeypatch.setattr(trial, "time", lambda: time() + 55 * DAY.total_seconds())
+    assert not made.renew()
+    monkeypatch.setattr(trial, "time", lambda: time() + 65 * DAY.total_seconds())
+    made.look()
+    assert (place / "ca.pem").read_bytes() == ca
+    assert (place / "server.pem").read_bytes() != cert
 
 
 def test_a_trial_without_openssl_says_what_to_do(
@@ -318,4 +350,4 @@ def test_fronts_are_made_by_the_settings(
         context = FrontTls(config, (), Watcher(), Registry()).context
         assert context.verify_mode is meant
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
-    assert given(load(flags, {}), "tls_client_ca") is None
+    assert given_setting(load(flags, {}), "tls_client_ca") is None

@@ -27,10 +27,12 @@ from conure.client import Client
 from conure.errors import PayloadTooLarge
 from conure.fileio import OsFileSystem
 from conure.settings import SETTINGS
+from conure.storage.engines import LSM
 from tests.lab import forkserver
 from tests.lab.cluster import free_port
 from tests.lab.engines import ENGINES, open_engine
 from tests.lab.process import ROOT, Answer, ServerProcess, running, wait_until
+from tests.lab.tlstunnel import over_tls
 
 MAX_VALUE = 1 << 20
 MAX_BODY = 16 << 20
@@ -59,10 +61,9 @@ BINARY = [
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    engine = f"--engine={request.param}"
-    with running(
-        tmp_path_factory.mktemp("contract"), "--metrics-addr=127.0.0.1:0", engine
-    ) as process:
+    flags = ("--metrics-addr=127.0.0.1:0", f"--engine={request.param}")
+    tls = over_tls(request.param)
+    with running(tmp_path_factory.mktemp("contract"), *flags, tls=tls) as process:
         yield process
 
 
@@ -507,7 +508,7 @@ def test_status(server: ServerProcess) -> None:
     assert status["is_leader"] is True
     assert status["leader"] == raft_address(server)
     assert status["node_id"] == status["leader_id"] == "node1"
-    assert status["leader_http"] == server.url
+    assert status["leader_http"] == server.own_url
     assert status["state"] == "leader"
     assert status["version"] == VERSION
     assert status["term"] >= 1
@@ -526,7 +527,7 @@ def test_raft_config(server: ServerProcess) -> None:
                 "id": "node1",
                 "address": address,
                 "suffrage": "voter",
-                "http_address": server.url,
+                "http_address": server.own_url,
                 "role": "data",
             }
         ],
@@ -655,8 +656,8 @@ def test_promtool_finds_nothing_to_say_about_the_metrics(server: ServerProcess) 
 
 def test_metrics_addr_serves_metrics_and_nothing_else(tmp_path: Path) -> None:
     port = free_port("127.0.0.1")
-    with running(tmp_path, f"--metrics-addr=127.0.0.1:{port}") as process:
-        main_port, process.port = process.port, port
+    with running(tmp_path, f"--metrics-addr=127.0.0.1:{port}", tls=over_tls(LSM)) as process:
+        main_port, process.port = process.port, process.lead_to(port)
         assert b"conure_raft_term" in process.request("GET", "/metrics").body
         assert process.request("GET", "/kv?key=a").status == 404
         assert process.request("GET", "/status").status == 404
@@ -796,7 +797,7 @@ def test_join_with_known_facts_is_no_change(server: ServerProcess) -> None:
     before = commit_index(server)
     facts = {"ID": "node1", "RaftAddr": raft_address(server)}
     assert curl("-d", json.dumps(facts), server.url + "/join") == (200, b"OK\n")
-    facts["HTTPAddr"] = server.url
+    facts["HTTPAddr"] = server.own_url
     assert curl("-d", json.dumps(facts), server.url + "/join") == (200, b"OK\n")
     more = {**facts, "NonVoter": False, "Role": "data", "Unknown": [1]}
     assert curl("-d", json.dumps(more), server.url + "/join") == (200, b"OK\n")

@@ -25,6 +25,7 @@ import pytest
 
 from tests.lab.engines import ENGINES
 from tests.lab.process import ROOT, Answer, ServerProcess, rest_port, running
+from tests.lab.tlstunnel import over_tls
 
 PAGE = ROOT / "docs" / "http-api.md"
 CURL = shutil.which("curl")
@@ -37,7 +38,8 @@ def server(
 ) -> Iterator[ServerProcess]:
     engine = f"--engine={request.param}"
     flags = ("--max-scans=2", "--max-range-items=500", "--slow-request=1ms")
-    with running(tmp_path_factory.mktemp("features"), engine, *flags) as process:
+    tls = over_tls(request.param)
+    with running(tmp_path_factory.mktemp("features"), engine, *flags, tls=tls) as process:
         yield process
 
 

@@ -276,8 +276,8 @@ def test_who_may_ask_is_as_the_settings_say() -> None:
             assert "evil.example" not in front.access.names
             assert "moved.example" not in front.access.names
             assert front.places.share == 1024
-            assert front.places._identify("192.0.2.7") == ""
-            assert front.places._identify("192.0.3.7") == "192.0.3.7"
+            assert front.places._client("192.0.2.7") == ""
+            assert front.places._client("192.0.3.7") == "192.0.3.7"
         assert servers[0].front.access.probes == {"/livez", "/readyz"}
         assert "/openapi.json" in servers[0].front.access.public
         assert servers[1].front.access.probes == {"/metrics"}

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from tests.lab.cluster import Cluster, Member, Workload, fetch, wait_until
 from tests.lab.engines import ENGINES
-from tests.lab.process import Answer, ServerProcess, resp_port, rest_port, running
+from tests.lab.process import Answer, ServerProcess, own_port, resp_port, rest_port, running
 from tests.lab.respclient import RespClient
+from tests.lab.tlstunnel import over_tls
 
 OCTETS = "application/octet-stream"
 CURL = shutil.which("curl")
@@ -37,7 +38,10 @@ def server(
 ) -> Iterator[ServerProcess]:
     fronts = ("--rest-addr=127.0.0.1:0", "--resp-addr=127.0.0.1:0")
     flags = (f"--engine={request.param}", "--slow-request=1ms")
-    with running(tmp_path_factory.mktemp("rest"), "--bootstrap", *fronts, *flags) as process:
+    tls = over_tls(request.param)
+    with running(
+        tmp_path_factory.mktemp("rest"), "--bootstrap", *fronts, *flags, tls=tls
+    ) as process:
         yield process
 
 
@@ -141,8 +145,8 @@ def test_names_of_the_other_api_are_keys(server: ServerProcess) -> None:
 def test_what_a_node_shows_of_it(server: ServerProcess) -> None:
     port = rest_port(server)
     status = json.loads(server.request("GET", "/status").body)
-    assert status["rest"] == f"127.0.0.1:{port}"
-    assert status["resp"] == f"127.0.0.1:{resp_port(server)}"
+    assert status["rest"] == f"127.0.0.1:{own_port(server, 'REST')}"
+    assert status["resp"] == f"127.0.0.1:{own_port(server, 'RESP')}"
     accepted = server.metric("conure_rest_connections_accepted_total")
     with socket.create_connection(("127.0.0.1", port)) as idle:
         wait_until(lambda: server.metric("conure_rest_connections") == 1)

@@ -74,9 +74,14 @@ class Received:
         return self.HTTPServer.call_args_list[-1].args[2]
 
     @property
+    def access(self) -> Any:
+        """Whom the API's server answers."""
+        return self.HTTPServer.call_args_list[0].args[4]
+
+    @property
     def names(self) -> Any:
         """The names that the API's server answers to."""
-        return self.HTTPServer.call_args_list[0].args[4].names
+        return self.access.names
 
     @property
     def tls(self) -> Any:
@@ -110,6 +115,7 @@ class Row(NamedTuple):
     others: tuple[str, ...] = ()  # flags without which it would set nothing
 
 
+UNGUARDED = ("--protected-mode=false",)
 RESP = ("--resp-addr=:9190",)
 REST = ("--rest-addr=:8180",)
 TLS = ("--tls-cert=/other.pem", "--tls-key=/other.key")
@@ -214,6 +220,23 @@ ROWS = {
     "tls_auto": [
         Row("true", lambda r: r.tls and r.tls.tls_auto, True),
         Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
+    ],
+    "protected_mode": [
+        Row("false", lambda r: r.access.door.is_closed, False),
+        Row("false", lambda r: r.Resp.call_args.args[8].is_closed, False, RESP),
+        Row("false", lambda r: r.node.is_guarded, False),
+    ],
+    "cors_origins": [
+        Row("https://a.example", lambda r: r.access.origins, {"https://a.example"}),
+    ],
+    "rate_limit": [
+        Row("7", lambda r: r.access.rates.describe(), "7 requests a second for each client"),
+        Row("7", lambda r: r.Resp.call_args.args[9].describe(),
+            "7 requests a second for each client", RESP),
+    ],
+    "rate_limit_bytes": [
+        Row("7KiB", lambda r: r.access.rates.describe(),
+            "7KiB of them a second for each client"),
     ],
     "max_requests_in_flight": [Row("77", lambda r: r.http.max_requests_in_flight, 77)],
     "max_watches": [Row("7", lambda r: r.http.max_streams, 7 + 16)],
