@@ -59,9 +59,11 @@ from conure.protection import Door, is_elsewhere
 from conure.resp.assembly import Resp
 from conure.resp.frontend import SPEAKS_TLS as RESP_SPEAKS_TLS
 from conure.resp.limits import Limits as RespLimits
+from conure.security.asking import tls_for_asking
 from conure.security.fronts import FrontTls
 from conure.security.nodes import NodeProofs
 from conure.security.reloading import Watcher
+from conure.security.tls import ClientTls
 from conure.service.gate import AllowAll
 from conure.service.limits import Limits as RequestLimits
 from conure.service.requests import Requests
@@ -138,6 +140,7 @@ class Process:
         self._joiner: Joiner | None = None
         self._watcher = Watcher()
         self._tls: FrontTls | None = None
+        self._asking: ClientTls | None = None
         self._collector = Collector()
         limits = config.rate_limit, config.rate_limit_bytes
         self._rates = Rates(*limits, config.trusted_proxies) if any(limits) else None
@@ -160,7 +163,7 @@ class Process:
 
         try:
             # These first: if a file can't be used or an address is taken, nothing has been touched.
-            if config.has_tls and not config.tls_auto:
+            if not config.tls_auto:
                 self._make_tls()
             security = self._peer_security()
             self._refuse_strangers()
@@ -205,10 +208,12 @@ class Process:
                 each.start()
             if config.seeds or config.peers:
                 seeds = partial(tuple, config.seeds) if config.seeds else node.seeds
+                asking = self._asking
                 self._joiner = Joiner(
                     seeds,
                     node.facts,
                     node.wants_to_join,
+                    None if asking is None else lambda: asking.context,
                     roads=transport,
                     applicant=node.applicant,
                 )
@@ -389,9 +394,13 @@ class Process:
         )
 
     def _make_tls(self) -> None:
-        """Read, or make, what the fronts prove themselves by."""
-        hosts = (*self._config.own_hosts(), socket.gethostname())
-        self._tls = FrontTls(self._config, hosts, self._watcher, self._registry)
+        """Read, or make, what the fronts prove themselves by, and other nodes are checked by."""
+        config, trial = self._config, None
+        if config.has_tls:
+            hosts = (*config.own_hosts(), socket.gethostname())
+            self._tls = FrontTls(config, hosts, self._watcher, self._registry)
+            trial = self._tls.trial
+        self._asking = tls_for_asking(config, trial, self._watcher)
 
     def _links(self, front: str, plain_reply: bytes) -> MakeLink | None:
         """Return how a front's links are made: None for plain ones."""

@@ -39,7 +39,7 @@ import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from conure.client import (
     DEFAULT_SERVER,
@@ -53,6 +53,7 @@ from conure.client import (
 from conure.client.shellwords import NotWords, split
 from conure.client.texts import fields
 from conure.errors import ConureError
+from conure.standardio import guarded
 from conure.values import COMMAND
 
 __all__ = ["Shell", "main"]
@@ -227,7 +228,7 @@ COMMANDS = {
 }
 
 _HELP = f"""\
-usage: conuresh.py [--server=URL] [--timeout=DURATION] [command ...]
+usage: conuresh.py [--server=URL] [--ca=FILE] [--timeout=DURATION] [command ...]
 
 Without a command it asks for commands. With one it carries that out and ends with status
 0 (done), 1 (not found or refused) or 2 (wrong usage). "help get" tells more about get.
@@ -235,6 +236,11 @@ Without a command it asks for commands. With one it carries that out and ends wi
   --server=URL        a server of the cluster, {DEFAULT_SERVER} if none is named;
                       may be given several times, or as a comma-separated list,
                       or in the environment as CONURE_SERVER
+  --ca=FILE           CA certificates, as PEM, that https servers are checked by, or CONURE_CA;
+                      none: the system's
+  --cert=FILE         certificate to show to servers that ask for one, or CONURE_CERT
+  --key=FILE          its key, if that is in another file, or CONURE_KEY
+  --tls-name=NAME     the name that servers have to bear if it isn't the URL's, or CONURE_TLS_NAME
   --timeout=DURATION  how long a command may take with all its retries (default: \
 {DEFAULT_TIMEOUT:g}s)
   --help              print this
@@ -589,17 +595,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if sys.stdin is None or sys.stdout is None:
         _complain("conuresh: standard input and output have to be open")
         return _FAILED
-    try:
-        return _run(argv, environ)
-    except BrokenPipeError:  # whoever read the output has gone
-        _forget_output()
-        return _FAILED
-    except OSError as error:
-        _forget_output()
-        _complain(f"conuresh: can't read the input or write the output: {error.strerror}")
-        return _FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return guarded(lambda: _run(argv, environ), lambda why: _complain(f"conuresh: {why}"))
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -608,8 +604,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if options is None:
             _write(_HELP + _command_list())
             return _OK
-        servers, timeout, words = options
-        client = Client(servers, timeout)
+        servers, timeout, tls, words = options
+        client = Client(servers, timeout, **tls)
     except (Usage, ConureError) as error:
         _complain(f"conuresh: {error}")
         return _USAGE
@@ -626,19 +622,35 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return shell.run_script(sys.stdin)
 
 
+class _Tls(TypedDict):
+    """What Client takes for servers of https."""
+
+    ca: str
+    cert: str
+    key: str
+    tls_name: str
+
+
 def _options(
     argv: Sequence[str], environ: Mapping[str, str]
-) -> tuple[list[str], float, list[str]] | None:
-    """Return servers, time limit and command; None if help is asked for."""
+) -> tuple[list[str], float, _Tls, list[str]] | None:
+    """Return servers, time limit, what TLS takes, and command; None if help is asked for."""
     servers: list[str] = []
+    tls = _Tls(
+        ca=environ.get("CONURE_CA", ""),
+        cert=environ.get("CONURE_CERT", ""),
+        key=environ.get("CONURE_KEY", ""),
+        tls_name=environ.get("CONURE_TLS_NAME", ""),
+    )
     timeout = DEFAULT_TIMEOUT
+    given_key = ""
     rest = list(argv)
     while rest and rest[0].startswith("-"):
         name, equals, value = rest.pop(0).partition("=")
         name = name.lstrip("-")
         if name in ("help", "h"):
             return None
-        if name not in ("server", "timeout"):
+        if name not in ("server", "timeout", "ca", "cert", "key", "tls-name"):
             raise Usage(f"--{name}: no such option; try --help")
         if not equals:
             if not rest:
@@ -646,11 +658,19 @@ def _options(
             value = rest.pop(0)
         if name == "server":
             servers += value.split(",")
-        else:
+        elif name == "timeout":
             timeout = _duration("--timeout", value)
+        elif name == "tls-name":
+            tls["tls_name"] = value
+        elif name == "cert":  # whose key is not the one of the environment's
+            tls["cert"], tls["key"] = value, given_key
+        elif name == "key":
+            tls["key"] = given_key = value
+        else:
+            tls["ca"] = value
     if not servers:
         servers = environ.get("CONURE_SERVER", DEFAULT_SERVER).split(",")
-    return servers, timeout, rest
+    return servers, timeout, tls, rest
 
 
 def _command_list() -> str:
@@ -802,13 +822,6 @@ def _printable(text: str, keep: str) -> str:
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
         for char in text
     )
-
-
-def _forget_output() -> None:
-    """Let the interpreter's last flush of standard output succeed."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,10 @@ __all__ = ["Config", "load"]
 _KUBERNETES = re.compile(
     r"CONURE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
-_OTHER_PROGRAMS = frozenset({"CONURE_SERVER"})  # read by the shell
+# Read by those who ask a server: the shell, kvctl, the probe, scaling.
+_OTHER_PROGRAMS = frozenset(
+    {"CONURE_SERVER", "CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -320,7 +320,8 @@ class OsFileSystem:
         read_only: bool = False,
         exclusive: bool = False,
     ) -> OsFile:
-        flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+        # A pipe of that name would be waited for, until somebody writes to it.
+        flags = os.O_CLOEXEC | (os.O_RDONLY | os.O_NONBLOCK if read_only else os.O_RDWR)
         if create or exclusive:
             flags |= os.O_CREAT
         if exclusive:
@@ -331,9 +332,11 @@ class OsFileSystem:
             raise
         except OSError as error:
             raise _cannot_open(path, error) from error
-        if read_only and stat.S_ISDIR(os.fstat(fd).st_mode):  # to write it, the kernel opens none
+        kind = os.fstat(fd).st_mode
+        if read_only and not stat.S_ISREG(kind):
             os.close(fd)
-            raise ForeignDirectory(f"opening {path} failed: is a directory")
+            what = "a directory" if stat.S_ISDIR(kind) else "no file but a pipe or a device"
+            raise ForeignDirectory(f"opening {path} failed: is {what}")
         return OsFile(path, fd)
 
     def map(self, path: str, size: int, *, mapped: bool = True) -> Mapped:

@@ -166,6 +166,7 @@ def test_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strangers_in_the_environment_are_collected_but_not_those_of_kubernetes() -> None:
     c = load([], {
         "CONURE_DATADIR": "x", "CONURE_SEED": "x", "CONURE_SERVER": "http://a:1", "PATH": "/bin",
+        "CONURE_CA": "x", "CONURE_CERT": "x", "CONURE_KEY": "x", "CONURE_TLS_NAME": "x",
         "CONURE_PORT": "tcp://10.0.0.1:8081", "CONURE_SERVICE_HOST": "10.0.0.1",
         "CONURE_SERVICE_PORT": "8081", "CONURE_SERVICE_PORT_HTTP": "8081",
         "CONURE_PORT_8081_TCP": "tcp://10.0.0.1:8081", "CONURE_PORT_8081_TCP_ADDR": "10.0.0.1",

@@ -43,12 +43,17 @@ MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
     "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py",
 }  # fmt: skip
-OTHER_FLAGS = {"--version", "--help", "--server", "--timeout", "--flag", "--http-adr"}
+OTHER_FLAGS = {
+    "--version", "--help", "--server", "--timeout", "--flag", "--http-adr",
+    "--ca", "--cert", "--key", "--tls-name",
+}  # fmt: skip
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
     "--storage-engine", "--path-as-is",
 }  # fmt: skip
-OTHER_VARIABLES = {"CONURE_SERVER", "CONURE_SPEED"}
+OTHER_VARIABLES = {
+    "CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME",
+}  # fmt: skip
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -9,6 +9,9 @@ Without ``--data`` everything is in a temporary directory and gone at the end. W
 next start in the same directory finds the cluster as it was left: ``cluster.json`` there keeps
 the ports, because a cluster whose nodes have all moved at once can't find itself again.
 
+With ``--tls`` the first node makes a CA and a certificate (``--tls-auto``), and all of them serve
+by it. With ``--secret`` they know each other by a secret that is made here.
+
 Exit status: 0 after Ctrl-C or SIGTERM, 1 if the cluster could not be started.
 """
 
@@ -19,9 +22,11 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -48,10 +53,12 @@ class StartError(Exception):
 
 
 class Node:
-    """One server process and the thread that passes its log on."""
+    """One server process and the thread that passes its log on; *ca* is what it is checked by if
+    it serves by TLS."""
 
-    def __init__(self, name: str, http_port: int, data: Path) -> None:
+    def __init__(self, name: str, http_port: int, data: Path, ca: Path | None = None) -> None:
         self.name = name
+        self.ca = ca
         self.http_port = http_port
         self.raft_port = http_port - RAFT_BELOW
         self.data = data
@@ -63,7 +70,7 @@ class Node:
     @property
     def url(self) -> str:
         """The base URL of the node's HTTP API."""
-        return f"http://127.0.0.1:{self.http_port}"
+        return f"{'https' if self.ca else 'http'}://127.0.0.1:{self.http_port}"
 
     def start(self, *flags: str) -> None:
         """Start the process; its log goes to standard error from now on."""
@@ -90,14 +97,20 @@ class Node:
 
     def ask(self, path: str) -> dict[str, Any]:
         """Return what the node answers as JSON; empty if it doesn't answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=2)
-        with contextlib.closing(connection):
+        with contextlib.ExitStack() as stack:
             try:
+                connection = stack.enter_context(contextlib.closing(self._connection()))
                 connection.request("GET", path)
                 facts = json.load(connection.getresponse())
             except (OSError, http.client.HTTPException, ValueError):
                 return {}
         return facts if isinstance(facts, dict) else {}
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.ca is None:
+            return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=2)
+        context = ssl.create_default_context(cafile=str(self.ca))  # there once it was made
+        return http.client.HTTPSConnection("127.0.0.1", self.http_port, timeout=2, context=context)
 
     def finish(self, deadline: float) -> None:
         """Wait for the end of a process that was told to stop; kill it at *deadline*."""
@@ -152,6 +165,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"the first HTTP port (default: {HTTP_PORT}); Raft ports are {RAFT_BELOW} below; "
         "ports that are taken are skipped",
     )
+    parser.add_argument("--tls", action="store_true", help="serve by TLS, with a CA of its own")
+    parser.add_argument("--secret", action="store_true", help="let nodes know each other by one")
     options = parser.parse_args(argv)
     if not 1 <= options.nodes <= 9:
         parser.error(f"--nodes is {options.nodes}; it has to be 1 to 9")
@@ -178,13 +193,19 @@ def home(data: Path | None) -> Iterator[Path]:
 def started(options: argparse.Namespace, directory: Path) -> Iterator[list[Node]]:
     """The processes, ended at the end of the block."""
     ports = choose_ports(directory / "cluster.json", options.nodes, options.base_port)
-    nodes = [Node(name, port, directory / name) for name, port in ports.items()]
+    tls = directory / next(iter(ports)) / "tls" if options.tls else None
+    ca = tls / "ca.pem" if tls else None
+    nodes = [Node(name, port, directory / name, ca) for name, port in ports.items()]
+    shared = [secret_in(directory / "cluster.secret")] if options.secret else []
     running: list[Node] = []
     try:
         for node in nodes:
             # A member of a cluster does not look at either flag again.
-            node.start("--bootstrap" if node is nodes[0] else f"--join={nodes[0].url}")
+            first = "--bootstrap" if node is nodes[0] else f"--join={nodes[0].url}"
+            node.start(first, *shared, *tls_flags(tls, is_first=node is nodes[0]))
             running.append(node)
+            if tls and node is nodes[0]:
+                wait_for_tls(node)
         yield nodes
     finally:
         for node in running:
@@ -193,6 +214,32 @@ def started(options: argparse.Namespace, directory: Path) -> Iterator[list[Node]
         deadline = time.monotonic() + STOP_SECONDS
         for node in running:
             node.finish(deadline)
+
+
+def tls_flags(tls: Path | None, *, is_first: bool) -> list[str]:
+    """Return what the first node makes its certificates by, or the others find them by."""
+    if tls is None:
+        return []
+    files = [f"--tls-cert={tls / 'server.pem'}", f"--tls-key={tls / 'server.key'}"]
+    return ["--tls-auto"] if is_first else [*files, f"--tls-ca={tls / 'ca.pem'}"]
+
+
+def wait_for_tls(node: Node) -> None:
+    """Return once the first node answers by TLS, so that all it has made is there."""
+    deadline = time.monotonic() + START_SECONDS
+    while not node.ask("/status"):
+        if not node.is_running or time.monotonic() > deadline:
+            node.finish(0.0)
+            raise StartError(f"{node.name} doesn't answer by TLS: {node.last_line}")
+        time.sleep(0.05)
+
+
+def secret_in(file: Path) -> str:
+    """Return the flag for a file with a secret, which is made if it isn't there."""
+    if not file.exists():
+        with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as made:
+            made.write(secrets.token_hex(32) + "\n")
+    return f"--cluster-secret-file={file}"
 
 
 def choose_ports(file: Path, count: int, first: int) -> dict[str, int]:
@@ -280,9 +327,10 @@ def introduction(nodes: Sequence[Node]) -> str:
         + ("  leader" if node is leader else "")
         for node in nodes
     ]
+    curl = f"curl --cacert {shlex.quote(str(leader.ca))}" if leader.ca else "curl"
     tries = [
-        ("write", f"curl -L -X PUT '{leader.url}/kv?key=hello&value=world'"),
-        ("read at a follower", f"curl -L '{follower.url}/kv?key=hello'"),
+        ("write", f"{curl} -L -X PUT '{leader.url}/kv?key=hello&value=world'"),
+        ("read at a follower", f"{curl} -L '{follower.url}/kv?key=hello'"),
         ("kill the leader", f"kill -9 {leader.process.pid}"),
     ]
     return "\n".join(

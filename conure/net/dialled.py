@@ -101,10 +101,9 @@ class Dialled:
         session: ssl.SSLSession | None = getattr(self._socket, "session", None)
         return session
 
-    def limit(self, patience: float = math.inf) -> None:
-        """Let the next call wait until the deadline, and *patience* seconds at most. Raises
-        TimeoutError if the deadline has passed."""
-        left = min(self.deadline - monotonic(), patience)
+    def limit(self) -> None:
+        """Let the next call wait until the deadline. Raises TimeoutError if it has passed."""
+        left = self.deadline - monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         self._socket.settimeout(left)
@@ -122,19 +121,19 @@ class Dialled:
         if self._is_sealed and self._socket.pending():  # type: ignore[attr-defined]
             return True
         poll = select.poll()
-        poll.register(self, select.POLLIN)
+        poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
 
     def recv_into(self, buffer: Any) -> int:
         """Receive something; 0 at the end (2). Raises OSError, TimeoutError among them."""
-        self.limit(self.silence)
+        self._limit_input()
         size = self._socket.recv_into(buffer)
         self._has_received = True
         return size
 
     def recv(self, size: int) -> bytes:
         """Receive at most *size* bytes; none at the end (2). Raises as ``recv_into``."""
-        self.limit(self.silence)
+        self._limit_input()
         data = self._socket.recv(size)
         self._has_received = True
         return data
@@ -178,6 +177,12 @@ class Dialled:
         """Let go of the socket; by TLS the server is told, if that needs no wait."""
         self._is_closed = True
         self._end_if_done()
+
+    def _limit_input(self) -> None:
+        left = self.deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(min(self.silence, left))
 
     def _raise_reason(self, error: OSError) -> NoReturn:
         """Raise why nothing can be sent: a server that has gone may have said it before.

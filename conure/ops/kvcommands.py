@@ -19,9 +19,11 @@ __all__ = [
     "COMMANDS",
     "DEFAULT_ADDRESS",
     "DEFAULT_TIMEOUT",
+    "FILES",
     "GENERAL",
     "OPTIONS",
     "SHELLS",
+    "TLS",
     "Command",
     "Option",
     "Usage",
@@ -39,7 +41,7 @@ DEFAULT_TIMEOUT: Final = 10.0
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
-_MAX_TTL: Final = 1e12  # seconds, beyond which no server counts
+_MAX_TTL: Final = 3650 * 86_400.0  # seconds, as /kv has it
 _MAX_TIMEOUT: Final = 86_400.0  # seconds
 
 
@@ -74,8 +76,17 @@ class Command(NamedTuple):
 
 def _duration(name: str, text: str) -> float:
     seconds = COMMAND.parse(text)
-    if not seconds or seconds > _MAX_TTL:
+    if not seconds:
         raise Usage(f"--{name}={text}: write it like 500ms, 30s, 5m or 1h30m")
+    return seconds
+
+
+def _ttl(name: str, text: str) -> float:
+    seconds = _duration(name, text)
+    if seconds > _MAX_TTL:
+        raise Usage(
+            f"--{name}={text}: 3650d is the most; leave it out for a key that never expires"
+        )
     return seconds
 
 
@@ -113,6 +124,12 @@ def _place(name: str, text: str) -> str:
     return text
 
 
+def _named(name: str, text: str) -> str:
+    if not text:
+        raise Usage(f"--{name} is empty; leave it out, or give it a value")
+    return text
+
+
 OPTIONS: Final[Mapping[str, Option]] = {
     "addr": Option(
         "HOST:PORT",
@@ -123,17 +140,30 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "timeout": Option(
         "DURATION", f"how long to wait for a server ({DEFAULT_TIMEOUT:g}s)", _timeout
     ),
+    "tls": Option("", "ask the server by TLS; so do the next four"),
+    "ca": Option(
+        "FILE", "CA that the server is checked by (or CONURE_CA; none: those of the system)", _named
+    ),
+    "cert": Option("FILE", "certificate to show to a server that asks (or CONURE_CERT)", _named),
+    "key": Option("FILE", "its key, if that is in another file (or CONURE_KEY)", _named),
+    "tls-name": Option("NAME", "the name that the server has to bear (or CONURE_TLS_NAME)", _named),
     "json": Option("", "print JSON: an object, or one a line"),
     "help": Option("", "show this, or more about a command"),
     "version": Option("", "show the version"),
-    "ttl": Option("DURATION", "let the key expire, such as in 30s or 5m", _duration),
+    "ttl": Option("DURATION", "let the key expire, such as in 30s or 5m", _ttl),
     "limit": Option("N", "stop after so many keys", _count),
     "reverse": Option("", "from the last key to the first (with --data-dir)"),
     "values": Option("", "show values, too"),
     "write": Option("", "store, read and delete a key of its own as well (a server)"),
 }
 
-GENERAL: Final = ("addr", "data-dir", "timeout", "json", "help", "version")
+TLS: Final = ("tls", "ca", "cert", "key", "tls-name")
+"""The options by any of which a server is asked by TLS."""
+
+FILES: Final = ("ca", "cert", "key")
+"""Those whose values are files."""
+
+GENERAL: Final = ("addr", "data-dir", *TLS, "timeout", "json", "help", "version")
 """The options that every command takes."""
 
 COMMANDS: Final[Mapping[str, Command]] = {

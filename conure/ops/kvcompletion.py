@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from conure.ops.kvcommands import COMMANDS, GENERAL, OPTIONS, SHELLS
+from conure.ops.kvcommands import COMMANDS, FILES, GENERAL, OPTIONS, SHELLS
 
 __all__ = ["script_for"]
 
@@ -30,6 +30,12 @@ _kvctl() {{
         mapfile -t COMPREPLY < <(compgen -d -- "$cur")
         return
     fi
+    case "${{prev#-}}" in
+        {files})
+            compopt -o filenames 2> /dev/null
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+            return ;;
+    esac
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         case "$word" in
             {names}) command="$word"; break ;;
@@ -63,6 +69,13 @@ _kvctl() {{
     elif [[ ${{words[CURRENT]}} == (-|--)data-dir=* ]]; then
         compset -P '*='
         _files -/
+        return
+    elif [[ ${{words[CURRENT-1]}} == (-|--)({files}) ]]; then
+        _files
+        return
+    elif [[ ${{words[CURRENT]}} == (-|--)({files})=* ]]; then
+        compset -P '*='
+        _files
         return
     fi
     for word in "${{(@)words[2,CURRENT-1]}}"; do
@@ -100,6 +113,7 @@ def _bash() -> str:
     ]
     return _BASH.format(
         names="|".join(COMMANDS),
+        files="|".join(f"{dash}{name}" for name in FILES for dash in ("", "-")),
         commands=" ".join(COMMANDS),
         general=_dashed(GENERAL).strip(),
         cases="\n".join(case.replace(' "', '"') for case in cases),
@@ -117,6 +131,7 @@ def _zsh() -> str:
         cases.append(f"        {name}) {'; '.join(lines)} ;;")
     return _ZSH.format(
         names="|".join(COMMANDS),
+        files="|".join(FILES),
         commands="\n".join(
             f"        {_pair(name, command.summary)}" for name, command in COMMANDS.items()
         ),
@@ -144,7 +159,7 @@ def _fish_option(name: str, command: str) -> str:
     condition = f" -n '__fish_seen_subcommand_from {command}'" if command else ""
     value = " -r -a '(__fish_complete_directories)'" if name == "data-dir" else ""
     if OPTIONS[name].value and not value:
-        value = " -x"
+        value = " -r -F" if name in FILES else " -x"
     return f"complete -c kvctl{condition} -l {name}{value} -d {_quoted(OPTIONS[name].summary)}"
 
 

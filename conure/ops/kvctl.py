@@ -23,16 +23,16 @@ from conure import oldpython  # noqa: F401  # before all that an older Python ca
 # isort: split
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 
 from conure import VERSION
-from conure.errors import ConureError
+from conure.errors import ConfigError, ConureError
 from conure.ops.kvcommands import Usage
 from conure.ops.kvcompletion import script_for
 from conure.ops.kvoutput import Output, complain
 from conure.ops.kvwords import Failed, Line, help_of, help_text, parse
+from conure.standardio import guarded
 
 __all__ = ["main"]
 
@@ -45,17 +45,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if sys.stdout is None:
         complain("standard output has to be open")
         return _FAILED
-    try:
-        return _run(argv, environ)
-    except BrokenPipeError:  # whoever read the output has gone
-        _forget_output()
-        return _FAILED
-    except OSError as error:
-        _forget_output()
-        complain(f"can't read the input or write the output: {error.strerror}")
-        return _FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return guarded(lambda: _run(argv, environ), complain)
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -64,7 +54,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         output = Output(as_json=line.as_json)
         status = _carry_out(line, output)
         output.flush()
-    except Usage as error:
+    except (Usage, ConfigError) as error:
         complain(str(error))
         return _USAGE
     except (Failed, ConureError) as error:
@@ -85,13 +75,6 @@ def _carry_out(line: Line, output: Output) -> int:
         place = importlib.import_module(_STOPPED if line.data_dir else _SERVER)
         return int(place.run(line, output))
     return _DONE
-
-
-def _forget_output() -> None:
-    """Let the interpreter's last flush of standard output succeed."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ a server is to be asked. For the main thread.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from conure.commands import MAX_VALUE_BYTES
+from conure.net.dialled import name_to_check
 from conure.ops.kvhealth import examine, show_figures
 from conure.ops.kvoutput import Output, complain, fields_of, shown_duration
 from conure.ops.kvwords import Failed, Line
@@ -29,6 +31,7 @@ from conure.ops.respclient import (
     NoAnswer,
     Reply,
     RespClient,
+    Securing,
     dial,
     server_says,
 )
@@ -58,13 +61,25 @@ def run(line: Line, output: Output) -> int:
         raise Failed(_REFUSED[line.command])
     if line.options.get("reverse"):
         raise Failed("a server goes through its keys upwards only; with --data-dir both ways are")
-    stream = dial(line.host, line.port, line.timeout)
+    stream = dial(line.host, line.port, line.timeout, _securing(line))
     try:
         with RespClient(stream, line.address, line.timeout) as server:
             server.greet()
             return _ACTIONS[line.command](server, line, output)
     except ErrorReply as error:
         raise Failed(server_says(line.address, error)) from error
+
+
+def _securing(line: Line) -> Securing | None:
+    """Return what begins TLS with the server, if it is to be asked by that. Raises ConfigError."""
+    if line.tls is None:
+        return None
+    # By its name: it imports ssl, which nobody needs to wait for who asks without it.
+    tls = importlib.import_module("conure.clienttls").ClientTls(
+        line.tls.ca, line.tls.cert, line.tls.key
+    )
+    name = line.tls.name or name_to_check(line.host)
+    return lambda dialled: dialled.secure(tls.context(), name)
 
 
 # -- one key ---------------------------------------------------------------------------------------

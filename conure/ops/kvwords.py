@@ -25,12 +25,13 @@ from conure.ops.kvcommands import (
     GENERAL,
     OPTIONS,
     SHELLS,
+    TLS,
     Usage,
     read_address,
 )
 from conure.values import bracketed
 
-__all__ = ["Failed", "Line", "help_of", "help_text", "parse"]
+__all__ = ["Failed", "Line", "TlsWords", "help_of", "help_text", "parse"]
 
 _NUMBER: Final = re.compile(r"-[0-9]*\.?[0-9]+")
 
@@ -39,12 +40,22 @@ class Failed(Exception):
     """What was asked for was not found or is refused; says why, and what to do. Status 1."""
 
 
+class TlsWords(NamedTuple):
+    """How a server is asked by TLS: files as PEM, "" where nobody has named one, and the *name* it
+    has to bear, "": that of its address."""
+
+    ca: str
+    cert: str
+    key: str
+    name: str
+
+
 class Line(NamedTuple):
     """What a command line asks for.
 
     *command* is one of COMMANDS, ``help`` or ``version``. *options* are those of the command, by
     their names. *data_dir* is "" where a server is asked: at *host*, a bare address or a name, and
-    *port*. *timeout* is in seconds.
+    *port*, and by TLS if *tls* is there. *timeout* is in seconds.
     """
 
     command: str
@@ -55,6 +66,7 @@ class Line(NamedTuple):
     data_dir: str
     timeout: float
     as_json: bool
+    tls: TlsWords | None = None
 
     @property
     def address(self) -> str:
@@ -154,6 +166,9 @@ def _line(
 ) -> Line:
     if "addr" in options and "data-dir" in options:
         raise Usage("--addr names a server and --data-dir a directory; name one of them")
+    by_tls = [each for each in TLS if each in options]
+    if by_tls and "data-dir" in options:
+        raise Usage(f"--{by_tls[0]} is about a server and --data-dir names a directory")
     host, port = "", 0
     if name in COMMANDS and COMMANDS[name].at and "data-dir" not in options:
         default = environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
@@ -167,6 +182,18 @@ def _line(
         options.get("data-dir", ""),
         options.get("timeout", DEFAULT_TIMEOUT),
         options.get("json", False),
+        _tls_words(options, environ) if by_tls else None,
+    )
+
+
+def _tls_words(options: Mapping[str, Any], environ: Mapping[str, str]) -> TlsWords:
+    # The key of the environment is none of a certificate that was named here.
+    key = "" if "cert" in options else environ.get("CONURE_KEY", "")
+    return TlsWords(
+        options.get("ca") or environ.get("CONURE_CA", ""),
+        options.get("cert") or environ.get("CONURE_CERT", ""),
+        options.get("key") or key,
+        options.get("tls-name") or environ.get("CONURE_TLS_NAME", ""),
     )
 
 

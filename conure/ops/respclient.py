@@ -22,19 +22,21 @@ is an array of bulk strings; a reply begins with a byte that tells what it is, a
 3. After a failure nobody knows whether the server has carried out the command: a write is sent by
    :meth:`RespClient.write`, which says so.
 
-A stream that is encrypted, or a password in the greeting, would be the business of :func:`dial` and
-:meth:`RespClient.greet`. One thread.
+4. By TLS a stream that ends before the server has said so is broken (net/dialled.py).
+
+A password in the greeting would be the business of :meth:`RespClient.greet`. One thread.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 from conure.commands import MAX_VALUE_BYTES
 from conure.errors import ConureError, OutcomeUnknown, ProtocolViolation, Unavailable
+from conure.net.dialled import Dialled
+from conure.tlswords import TLS_ALERT, why_failed
 
 __all__ = [
     "MAX_BULK",
@@ -48,6 +50,7 @@ __all__ = [
     "Push",
     "Reply",
     "RespClient",
+    "Securing",
     "Stream",
     "dial",
     "server_says",
@@ -63,6 +66,7 @@ MAX_DEPTH: Final = 8
 _PIECE: Final = 64 << 10
 _ITEM_BYTES: Final = 64  # that an item takes beside its own
 _DIGITS: Final = 20
+_SPEAKS_TLS: Final = "it speaks TLS; add --tls, or --ca with the file of its CA"
 
 _REMEDIES: Final[Mapping[str, str]] = {
     "CLUSTERDOWN": "nothing has happened; start a majority of the voters, or ask another node",
@@ -98,25 +102,41 @@ class Push(list[Any]):
     """A message that nobody asked for (RESP3)."""
 
 
-class Stream(Protocol):
-    """The bytes in both directions: a socket, or what encrypts one."""
+Securing: TypeAlias = Callable[[Dialled], None]
+"""Begins TLS on a connection; raises OSError if that fails."""
 
-    def settimeout(self, value: float | None, /) -> None: ...
+
+class Stream(Protocol):
+    """The bytes in both directions: a connection, plain or by TLS."""
+
+    def settimeout(self, value: float, /) -> None: ...
     def send(self, data: memoryview, /) -> int: ...
     def recv(self, size: int, /) -> bytes: ...
     def close(self) -> None: ...
 
 
-def dial(host: str, port: int, timeout: float) -> Stream:
-    """Connect within *timeout* seconds. Raises NoAnswer."""
+def dial(host: str, port: int, timeout: float, securing: Securing | None = None) -> Stream:
+    """Connect within *timeout* seconds, and begin TLS, if there is what does, within as many.
+
+    Raises NoAnswer.
+    """
     try:
-        return socket.create_connection((host, port), timeout)
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        dialled = Dialled.connect(host, port, timeout)
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
         raise NoAnswer(
             f"can't connect to {host} port {port}: {why.lower()}; name a running server by --addr, "
             "which has to serve RESP there (--resp-addr)"
         ) from error
+    if securing is not None:
+        dialled.settimeout(timeout)
+        try:
+            securing(dialled)
+        except OSError as error:
+            dialled.close()
+            why = why_failed(error) or error.strerror or str(error) or type(error).__name__
+            raise NoAnswer(f"can't ask {host} port {port} by TLS: {why}") from error
+    return dialled
 
 
 class RespClient:
@@ -152,6 +172,8 @@ class RespClient:
         hello = _encoded([b"HELLO", b"3", b"SETNAME", b"kvctl"]) + b"\r\n"
         (told,) = self._replies(self._send(hello), 1)
         if isinstance(told, ErrorReply):
+            if "speaks TLS" in str(told):  # which it says in plain text
+                raise self._garbled(_SPEAKS_TLS)
             if told.code not in ("NOPROTO", "ERR"):
                 raise told
             return  # it is of a time before, or without, version 3
@@ -217,7 +239,8 @@ class RespClient:
         except TimeoutError:
             return self._no_answer(f"took nothing for {self.timeout:g} s")
         except OSError as error:
-            return self._no_answer(f"has closed the connection ({error.strerror or error})")
+            why = why_failed(error) or error.strerror or error
+            return self._no_answer(f"has closed the connection ({why})")
         return None
 
     # -- replies -----------------------------------------------------------------------------------
@@ -348,8 +371,11 @@ class RespClient:
         except TimeoutError:
             raise
         except OSError as error:
-            raise self._no_answer(f"has broken the connection ({error.strerror})") from error
+            why = why_failed(error) or error.strerror
+            raise self._no_answer(f"has broken the connection ({why})") from error
         if not more:
+            if self._buffer.startswith(TLS_ALERT):
+                raise self._garbled(_SPEAKS_TLS)
             raise self._no_answer("has closed the connection")
         self._buffer += more
         self._fresh += len(more)

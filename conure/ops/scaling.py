@@ -24,7 +24,12 @@ command     run by                       ends when
    that a quorum needs. It may be repeated at any point.
 3. ``leave`` removes nobody. It waits while a quorum needs this member, and while another one has
    just gone: several controllers may want to restart members at one time.
-4. Every wait but that of ``begin`` and ``wait``, which the start-up probe bounds, has an end.
+4. Servers are asked as the environment says: by https if CONURE_SERVER, the one of this pod, has
+   that scheme, or nobody names it and CONURE_CA or CONURE_CERT is there. By CONURE_CA they are
+   checked, CONURE_CERT and CONURE_KEY are shown to those who ask. They have to bear the name by
+   which they are asked, those that DNS gives for a host that host's, or all of them the one of
+   CONURE_TLS_NAME.
+5. Every wait but that of ``begin`` and ``wait``, which the start-up probe bounds, has an end.
 
 Exit status: 0, 1 with the reason if members could not be removed, 2 for wrong usage.
 """
@@ -49,13 +54,15 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from conure import commandline
-from conure.client import Client
+from conure.client import DEFAULT_TIMEOUT, Client
 from conure.errors import Conflict, ConureError, Unavailable
+from conure.values import bracketed, is_https
 
 __all__ = ["Names", "begin", "leave", "main", "resize", "wait"]
 
 HTTP_PORT, RAFT_PORT = 8081, 7001
-LOCAL = f"http://127.0.0.1:{HTTP_PORT}"
+
+_FILES = {"ca": "CONURE_CA", "cert": "CONURE_CERT", "key": "CONURE_KEY"}
 
 MOST_ORDINALS = 15
 """How many ordinals are looked at when only DNS can tell which pods there are."""
@@ -114,7 +121,7 @@ class Names(NamedTuple):
 
     def url(self, member: str) -> str:
         """The base URL of a member."""
-        return f"http://{member}.{self.domain}:{HTTP_PORT}"
+        return _url(f"{member}.{self.domain}")
 
     def raft_address(self, member: str) -> str:
         """Where the others reach a member."""
@@ -140,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.command == "leave":
         with contextlib.suppress(OSError):  # what a hook says is kept nowhere: into the pod's log
             sys.stderr = open("/proc/1/fd/2", "w")  # noqa: SIM115
-        leave(LOCAL, settle=options.settle, timeout=options.timeout)
+        leave(_url("127.0.0.1"), settle=options.settle, timeout=options.timeout)
     else:
         names = Names(options.name, options.domain, options.voters, options.arbiter == "true")
         return resize(names, options.timeout)
@@ -158,7 +165,9 @@ def begin(data_dir: str, peers: str, witnesses: Sequence[str], flags: Sequence[s
     """
     say = _Teller()
     while not cluster_of(data_dir):
-        url, cluster = _find_cluster([*_addresses(peers), *witnesses])
+        url, cluster = _find_cluster(_addresses(peers), peers)
+        if not cluster:
+            url, cluster = _find_cluster(witnesses)
         if cluster:
             say(
                 f"{url} belongs to cluster {cluster}, and there is no data here: not founding "
@@ -198,9 +207,10 @@ def cluster_of(data_dir: str) -> str:
         return "unreadable"
 
 
-def _find_cluster(servers: Sequence[str]) -> tuple[str, str]:
+def _find_cluster(servers: Sequence[str], name: str = "") -> tuple[str, str]:
+    """Return one of *servers* that belongs to a cluster, and that; by TLS all have one *name*."""
     for server in servers:
-        status = _status(server)
+        status = _status(server, name=name)
         if status is not None and status["cluster_id"]:
             return server, str(status["cluster_id"])
     return "", ""
@@ -233,7 +243,7 @@ def resize(names: Names, timeout: float) -> int:
                 return 0
         else:
             try:
-                with Client(leader, timeout=CHANGE_TIMEOUT) as client:
+                with _client(leader, CHANGE_TIMEOUT) as client:
                     if _remove_one(names, client, members):
                         continue
                     _bring_back(names, client, members)
@@ -318,7 +328,7 @@ def _find_leader(servers: Sequence[str]) -> tuple[str, dict[str, dict[str, Any]]
         leader = status["leader_http"] if status is not None else ""
         confirmed = _status(leader) if leader else None
         if confirmed is not None and confirmed["is_leader"]:
-            with Client(leader, timeout=ASK_TIMEOUT) as client:
+            with _client(leader, ASK_TIMEOUT) as client:
                 found = client.raft_config()["servers"]
             return leader, {
                 server["id"]: server | {"is_leader": server["id"] == confirmed["node_id"]}
@@ -351,7 +361,7 @@ def leave(server: str, *, settle: float, timeout: float, linger: float = LINGER)
         why = turn.look(server, known_index)
     status = _status(server, OWN_TIMEOUT)
     if status is not None and status["is_leader"]:
-        with Client(server) as client, contextlib.suppress(ConureError):
+        with _client(server, DEFAULT_TIMEOUT) as client, contextlib.suppress(ConureError):
             client.hand_over()  # else the server does it again when it gets its signal
             say("leadership was handed over")
 
@@ -376,7 +386,7 @@ class _Turn:
         elif now - self._led_at >= FORLORN:
             return ""
         try:
-            with Client(server, timeout=OWN_TIMEOUT) as client:
+            with _client(server, OWN_TIMEOUT) as client:
                 servers = client.raft_config()["servers"]
         except ConureError:
             return ""  # it has just ended by itself
@@ -426,12 +436,26 @@ def _addresses(host: str) -> list[str]:
     except (OSError, UnicodeError):
         return []
     hosts = {str(address[0]) for *_, address in found}
-    return [f"http://{f'[{h}]' if ':' in h else h}:{HTTP_PORT}" for h in sorted(hosts)]
+    return [_url(host) for host in sorted(hosts)]
 
 
-def _status(server: str, timeout: float | None = None) -> dict[str, Any] | None:
+def _url(host: str) -> str:
+    """Return the base URL of a server at a host (4)."""
+    own = os.environ.get("CONURE_SERVER", "")
+    is_tls = is_https(own) if own else any(map(os.environ.get, ("CONURE_CA", "CONURE_CERT")))
+    return f"{'https' if is_tls else 'http'}://{bracketed(host)}:{HTTP_PORT}"
+
+
+def _client(server: str, timeout: float, name: str = "") -> Client:
+    """Return a client of one server (4), which has to be closed."""
+    name = os.environ.get("CONURE_TLS_NAME") or name
+    files = {each: os.environ.get(variable, "") for each, variable in _FILES.items()}
+    return Client(server, timeout, **files, tls_name=name)  # type: ignore[arg-type]
+
+
+def _status(server: str, timeout: float | None = None, name: str = "") -> dict[str, Any] | None:
     """Return what a server says of itself; None if it doesn't answer, or not like a server."""
-    with Client(server, timeout=timeout or ASK_TIMEOUT) as client:
+    with _client(server, timeout or ASK_TIMEOUT, name) as client:
         try:
             status = client.status()
         except ConureError:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,15 @@ from hypothesis import strategies as st
 from conure.client.shellwords import NotWords, split
 from conuresh import COMMANDS, _completion
 from tests.lab import forkserver
-from tests.lab.stubserver import StubServer, close, close_and_stop_listening, hang, refuse
+from tests.lab.stubserver import (
+    MakeStub,
+    StubServer,
+    close,
+    close_and_stop_listening,
+    hang,
+    refuse,
+)
+from tests.lab.tlsfiles import Issuer
 
 SHELL = Path(__file__).parents[2] / "conuresh.py"
 
@@ -449,3 +458,29 @@ def test_a_script_stores_json_as_it_was_typed(stub: StubServer) -> None:
     assert (status, output) == (2, b'OK\n{"a":1}\n')
     assert b"its quotes would be lost" in complaints
     assert stub.values == {b"k": b'{"a":1}'}
+
+
+# -- by https --------------------------------------------------------------------------------------
+
+
+def test_a_server_of_https(make_stub: MakeStub, tmp_path: Path) -> None:
+    issuer = Issuer(tmp_path)
+    mine = issuer.issue("me")
+    stub = make_stub(issuer.issue("127.0.0.1").server_context(issuer.file))
+    own: dict[str, Any] = {"CONURE_CERT": mine.cert, "CONURE_KEY": mine.key}
+    assert run(stub, f"--ca={issuer.file}", "put", "k", "v", **own) == (0, b"OK\n", b"")
+    flags = ("--cert", mine.cert, "--key", mine.key)
+    stale: dict[str, Any] = {"CONURE_CA": issuer.file, "CONURE_KEY": "/none"}
+    assert run(stub, *flags, "get", "k", **stale) == (0, b"v", b"")
+    status, out, err = run(stub, "get", "k", **own)
+    assert (status, out, err.count(b"\n")) == (1, b"", 1)
+    assert err.startswith(b"conuresh: " + stub.url.encode() + b": its certificate isn't signed")
+    assert b"--ca" in err
+    status, _, err = run(stub, "get", "k", CONURE_CA=issuer.file)
+    assert (status, b"--cert and --key" in err) == (1, True)
+    status, _, err = run(stub, "--tls-name=db.example", "get", "k", CONURE_CA=issuer.file, **own)
+    assert (status, b"another name" in err) == (1, True)
+    assert len(stub.requests) == 2
+    for flag, why in (("--ca=/none", b"ca (/none): it can't be read"), ("--cb=x", b"no such")):
+        status, _, err = run(stub, flag, "get", "k")
+        assert (status, why in err) == (2, True)

@@ -22,7 +22,7 @@ MUTATIONS = [
     ),
     Mutation(
         "kvctl says something of a pipe that was closed",
-        "conure/ops/kvctl.py",
+        "conure/standardio.py",
         "    except BrokenPipeError:  # whoever read the output has gone\n",
         "    except ZeroDivisionError:\n",
         (*_SERVER, *_STOPPED),

@@ -20,7 +20,7 @@ from tests.lab.cluster import fetch, free_port, wait_until
 from tests.lab.process import ROOT
 
 TOOL = ROOT / "tools" / "cluster.py"
-ROW = re.compile(r"^  (node\d)  (http://\S+) .* (\d+)(  leader)?$")
+ROW = re.compile(r"^  (node\d)  (https?://\S+) .* (\d+)(  leader)?$")
 HINT = re.compile(r"^  [a-z ]+: +(\w.*)$")
 
 
@@ -145,6 +145,20 @@ def test_a_cluster_starts_shows_itself_and_is_found_again(tmp_path: Path) -> Non
         }
         assert is_served(url)
         assert second.stop() == 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_a_cluster_by_tls_with_a_secret(tmp_path: Path) -> None:
+    with tool(base_port(), f"--data={tmp_path}", "--nodes=2", "--tls", "--secret") as started:
+        started.wait_for("Ctrl-C")
+        assert all(url.startswith("https://127.0.0.1:") for url, _ in started.nodes().values())
+        put, get, _ = started.hints()
+        assert subprocess.run(put, shell=True, capture_output=True, check=True).stdout == b"OK\n"
+        assert subprocess.run(get, shell=True, capture_output=True, check=True).stdout == b"world"
+        secret = tmp_path / "cluster.secret"
+        assert secret.stat().st_mode & 0o777 == 0o600
+        assert len(secret.read_text()) == 65
+        assert started.stop() == 0
 
 
 def test_ports_that_are_taken_are_skipped() -> None:

@@ -58,6 +58,7 @@ def _kvctl(capsysbinary: pytest.CaptureFixture[bytes]) -> Kvctl:
         (["scan", "--reverse=yes"], "--reverse takes no value"),
         (["put", "k", "v", "--ttl=5"], "--ttl=5: write it like 500ms, 30s"),
         (["put", "k", "v", "--ttl=0s"], "write it like"),
+        (["put", "k", "v", "--ttl=3651d"], "3650d is the most"),
         (["put", "k", "v", "--ttl=1s", "-ttl", "2s"], "--ttl is there twice"),
         (["get", "k", "--addr=localhost"], "--addr 'localhost' is no address; write it like"),
         (["get", "k", "--addr=h:0"], "is no address"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
 import shutil
@@ -413,3 +414,14 @@ def test_who_has_seen_enough_ends_a_dump_quietly(data: Path) -> None:
     assert json.loads(first)["key"] == "key00"
     assert status == "1"
     assert done.stderr == ""
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(data: Path, kvctl: Kvctl) -> None:
+    pipe = data / "conure.db"
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    for command in ("stats", "check", "tables"):
+        said = kvctl(command)
+        if engines.current() != LSM:
+            assert said.status == 1
+            assert "is no file but a pipe" in said.err

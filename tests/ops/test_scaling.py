@@ -15,6 +15,8 @@ from conure.ops import scaling
 from conure.ops.scaling import Names
 from tests.lab.cluster import Cluster, Member, fetch, wait_until
 from tests.lab.process import ROOT, ServerProcess
+from tests.lab.stubserver import MakeStub, refuse
+from tests.lab.tlsfiles import Issuer
 
 NOBODY = "http://127.0.0.1:1"
 NOWHERE = "nobody.invalid"
@@ -415,3 +417,28 @@ def test_a_leader_that_is_none_any_more_is_not_believed(cluster: Cluster) -> Non
     with pytest.raises(Unavailable):
         scaling._find_leader([founder.url, NOBODY])
     assert fetch("GET", founder.url + "/livez").status == 200
+
+
+# -- by https --------------------------------------------------------------------------------------
+
+
+def test_how_servers_are_asked_stands_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, make_stub: MakeStub, tmp_path: Path
+) -> None:
+    issuer = Issuer(tmp_path)
+    mine = issuer.issue("me")
+    stub = make_stub(issuer.issue("db.example").server_context(issuer.file))
+    answer = refuse(200, json.dumps({"cluster_id": "c"}))
+    names = Names("db", "svc", 3, arbiter=False)
+    assert names.url("db-0") == "http://db-0.svc:8081"
+    for name, value in (("CA", issuer.file), ("CERT", mine.cert), ("KEY", mine.key)):
+        monkeypatch.setenv(f"CONURE_{name}", value)
+    assert names.url("db-0") == "https://db-0.svc:8081"
+    assert scaling._url("::1") == "https://[::1]:8081"
+    assert scaling._status(stub.url) is None  # it bears another name
+    stub.acts = [answer, answer]
+    assert scaling._find_cluster([stub.url], "db.example") == (stub.url, "c")
+    monkeypatch.setenv("CONURE_TLS_NAME", "db.example")
+    assert scaling._status(stub.url) == {"cluster_id": "c"}
+    monkeypatch.setenv("CONURE_SERVER", "http://db-0.svc:8081")
+    assert names.url("db-0") == "http://db-0.svc:8081"

@@ -32,7 +32,7 @@ class Received:
 
     PLAYED = ("API", "FrontTls", "History", "HTTPServer", "Joiner", "Listener", "MetricsAPI",
               "Node", "NodeProofs", "Reactor", "Requests", "Resp", "Rest", "Transport", "Watchers",
-              "bind", "gc", "signal")  # fmt: skip
+              "bind", "gc", "signal", "tls_for_asking")  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in self.PLAYED:
@@ -149,8 +149,12 @@ ROWS = {
     "resp_max_connections": [Row("77", lambda r: r.resp.max_connections, 77, RESP)],
     "resp_idle_timeout": [Row("7s", lambda r: r.resp.idle_timeout, 7.0, RESP)],
     "bootstrap": [Row("false", lambda r: r.node.bootstrap, False)],
-    "seeds": [Row("http://a:1,b:2", lambda r: r.seeds, ("http://a:1", "b:2"))],
-    "peers": [Row("a:1,n2@b:2", lambda r: r.node.peers, ("a:1", "n2@b:2"))],
+    "seeds": [
+        Row("http://[::1]:1,localhost:2", lambda r: r.seeds, ("http://[::1]:1", "localhost:2"))
+    ],
+    "peers": [
+        Row("127.0.0.2:1,n2@[::1]:2", lambda r: r.node.peers, ("127.0.0.2:1", "n2@[::1]:2"))
+    ],
     "role": [Row("arbiter", lambda r: r.node.role, "arbiter")],
     "quorum_size": [Row("3", lambda r: r.node.quorum_size, 3)],
     "engine": [
@@ -217,6 +221,7 @@ ROWS = {
     "peer_auth": [
         Row("offer", lambda r: r.Transport.call_args.args[2].mode, "offer", PEER_TLS),
     ],
+    "tls_ca": [Row("/ca.pem", lambda r: r.tls_for_asking.call_args.args[0].tls_ca, "/ca.pem")],
     "tls_auto": [
         Row("true", lambda r: r.tls and r.tls.tls_auto, True),
         Row("true", lambda r: r.node.http_address, "https://127.0.0.1:8181"),
