@@ -3,14 +3,18 @@
 #   docker build --target=production -t conuredb/conuredb:latest .      the server and nothing else
 #   docker build -t conuredb/conuredb:dev .                             with the tests and their tools
 #
-#   docker run -d --name conuredb -p 8081:8081 conuredb/conuredb:latest --node-id=node1 --bootstrap
+#   docker run -d --name conuredb -p 127.0.0.1:8081:8081 conuredb/conuredb:latest --node-id=node1 --bootstrap
 #   docker run --rm conuredb/conuredb:dev test            all tests that need neither root nor a
 #                                                         compiler; pytest's flags may follow
 #
 # What both promise, and tools/image_check.py tries:
 # 1. They run as user 1000 and write to /var/lib/conure only, so --read-only works.
 # 2. The server is process 1 and gets its signals itself: a stop takes less than ten seconds.
-# 3. Nothing in them but Python is needed, by health checks and probes neither.
+# 3. Nothing in them but Python is needed, by health checks and probes neither; for --tls-auto, openssl,
+#    which the base has with its CA certificates.
+# 4. Whoever reaches a published port is served: to a container all clients come from another machine, so
+#    protected mode would bar them all. The server says so at every start. Publish ports to this
+#    machine only (-p 127.0.0.1:8081:8081), or serve by TLS and ask for certificates.
 
 ARG BASE=docker.io/library/python:3.11-slim
 
@@ -41,13 +45,16 @@ RUN useradd --uid=1000 --user-group --no-create-home --home-dir=/nonexistent --s
 COPY --from=build /app /app
 WORKDIR /app
 ENV CONURE_DATA_DIR=/var/lib/conure \
+    CONURE_PROTECTED_MODE=false \
     PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
 VOLUME /var/lib/conure
 EXPOSE 8081 7001 9090 8080 2112
-# Whoever moves the HTTP port says so to this as well (docker run --health-cmd, --no-healthcheck).
+# Whoever moves the HTTP port, or speaks TLS there, says so by CONURE_SERVER=https://127.0.0.1:8081, with
+# CONURE_CA, and CONURE_CERT and CONURE_KEY where clients have to show a certificate: the client in the
+# container takes them as well. (Else docker run --health-cmd, --no-healthcheck.)
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python3", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8081, timeout=4); c.request('GET', '/livez'); exit(c.getresponse().status != 200)"]
+    CMD ["sh", "-c", "exec python3 -m conure.ops.probe ${CONURE_SERVER:-http://127.0.0.1:8081}/livez --insecure-name --timeout=4s"]
 ENTRYPOINT ["python3", "/app/conuredb.py"]
 
 
@@ -62,4 +69,4 @@ RUN pip install --no-cache-dir --disable-pip-version-check -r requirements-dev.t
 COPY . .
 USER 1000:1000
 # The tests are to meet an environment that says nothing; they may write to /tmp only.
-ENTRYPOINT ["sh", "-c", "case $1 in test) shift; exec env -u CONURE_DATA_DIR HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis python3 -m pytest -n 2 \"$@\";; esac; exec python3 conuredb.py \"$@\"", "conuredb"]
+ENTRYPOINT ["sh", "-c", "case $1 in test) shift; exec env -u CONURE_DATA_DIR -u CONURE_PROTECTED_MODE HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis python3 -m pytest -n 2 \"$@\";; esac; exec python3 conuredb.py \"$@\"", "conuredb"]

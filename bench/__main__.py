@@ -21,6 +21,7 @@ from bench import (
     pairs_command,
     resp_part,
     restart_part,
+    security_part,
     steady_part,
 )
 from bench.plan import FULL, LEAST_RECORDS, QUICK, SHORT
@@ -40,6 +41,7 @@ _PARTS = {
     "failover": failover_part.run,
     "steady": steady_part.run,
     "join": join_part.run,
+    "security": security_part.run,
 }
 _RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "RESULTS.md")
 
@@ -62,6 +64,9 @@ def main() -> int:
     parser.add_argument(
         "--records", type=int, nargs="+", metavar="N", help="sizes for the part engines"
     )
+    parser.add_argument(
+        "--before", default="", metavar="CHECKOUT", help="what the part security is compared with"
+    )
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in _PARTS]:
         parser.error(f"no part is called {unknown[0]}; there are {', '.join(_PARTS)}")
@@ -71,6 +76,7 @@ def main() -> int:
         parser.error(f"--python: there is no program {options.python}")
     Conure.interpreter = options.python or find_interpreter()
     plan = QUICK if options.quick else SHORT if options.short else FULL
+    plan = replace(plan, before=options.before)
     if options.records:
         if min(options.records) < LEAST_RECORDS:
             parser.error(f"--records: at least {LEAST_RECORDS:,}")

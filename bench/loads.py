@@ -64,13 +64,27 @@ def write_requests(path: str, requests: Iterable[bytes]) -> None:
         file.writelines(b"%d\n%b" % (len(request), request) for request in requests)
 
 
-def wrk(workspace: Workspace, port: int, requests: str, connections: int, seconds: int) -> Outcome:
+def wrk(
+    workspace: Workspace,
+    port: int,
+    requests: str,
+    connections: int,
+    seconds: int,
+    *,
+    tls: bool = False,
+) -> Outcome:
     """Send the requests of a file over keep-alive connections for *seconds*."""
-    return begin_wrk(workspace, port, requests, connections, seconds)()
+    return begin_wrk(workspace, port, requests, connections, seconds, tls=tls)()
 
 
 def begin_wrk(
-    workspace: Workspace, port: int, requests: str, connections: int, seconds: int
+    workspace: Workspace,
+    port: int,
+    requests: str,
+    connections: int,
+    seconds: int,
+    *,
+    tls: bool = False,
 ) -> Callable[[], Outcome]:
     """Begin what :func:`wrk` does; what is returned waits for its end."""
     end = workspace.begin(
@@ -81,7 +95,7 @@ def begin_wrk(
             f"--duration={seconds}s",
             "--timeout=10s",
             f"--script={_SCRIPT}",
-            f"http://127.0.0.1:{port}/",
+            f"{'https' if tls else 'http'}://127.0.0.1:{port}/",
             "--",
             requests,
         ]
@@ -159,6 +173,8 @@ class RedisLoad:
         connections: int,
         keys: int,
         depth: int = 1,
+        *,
+        tls: bool = False,
     ) -> None:
         self._workspace = workspace
         self._argv = [
@@ -169,6 +185,7 @@ class RedisLoad:
             *("-d", "25"),
             *("-P", str(depth)),
             *("-t", command.lower()),
+            *(("--tls", "--insecure") if tls else ()),
             "--csv",
         ]
         self._under_way = connections * depth

@@ -14,10 +14,12 @@ import functools
 import gc
 import selectors
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from bench.keys import UNVERIFIED
 from bench.workspace import BenchError
 
 __all__ = ["exchange", "paced"]
@@ -29,16 +31,18 @@ _PATIENCE = 60.0  # seconds without any answer after which a server counts as hu
 class _Connection:
     """A connection with requests under way; answers come in the requests' order."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: bool = False) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            self.socket = UNVERIFIED.wrap_socket(self.socket)
         self.waiting: deque[int] = deque()
         self._buffer = b""
 
     def receive(self) -> list[tuple[int, bytes]] | None:
         """Read once; return status and body of every answer that is complete, None at the end."""
-        data = self.socket.recv(_CHUNK)
-        if not data:
+        data = self._read()
+        if data is None:
             return None
         buffer = self._buffer + data
         position = 0
@@ -52,6 +56,22 @@ class _Connection:
             position = following
         self._buffer = buffer[position:]
         return answers
+
+    def _read(self) -> bytes | None:
+        """Return what has come, of TLS maybe no byte of an answer; None at the end."""
+        if not isinstance(self.socket, ssl.SSLSocket):
+            return self.socket.recv(_CHUNK) or None
+        data = b""
+        self.socket.settimeout(0.0)
+        try:
+            while piece := self.socket.recv(_CHUNK):
+                data += piece
+        except ssl.SSLWantReadError:  # also of a ticket, which comes before any answer
+            return data
+        else:
+            return data or None
+        finally:
+            self.socket.settimeout(_PATIENCE)
 
 
 def exchange(
@@ -98,6 +118,7 @@ def paced(
     *,
     connections: int = 4,
     enough: Callable[[], bool] | None = None,
+    tls: bool = False,
 ) -> list[float]:
     """Send *rate* requests a second for *seconds*; return the delay of each in seconds.
 
@@ -106,7 +127,7 @@ def paced(
     """
     total = round(rate * seconds)
     delays: list[float] = []
-    held = [_Connection(port) for _ in range(connections)]
+    held = [_Connection(port, tls=tls) for _ in range(connections)]
     # select(2) takes microseconds; epoll would round the wait up to a millisecond.
     selector = selectors.SelectSelector()
     for connection in held:

@@ -39,6 +39,7 @@ class Plan:
     steady_seconds: int
     join_sizes: tuple[int, ...]  # records
     join_seconds: float  # of the steady pace before a node joins
+    before: str = ""  # a checkout that the part security is compared with
 
     def rounds_of(self, records: int) -> int:
         """Return how often to measure at this size: once where a round takes minutes."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import quote
 
+from bench.keys import UNVERIFIED, Keys
 from bench.workspace import BenchError, Process, Workspace, free_ports, stop, wait_until
 
 __all__ = [
@@ -138,8 +139,11 @@ class Server(abc.ABC):
 
     ready: Request  # answered with 200 by a server that takes writes
 
-    def __init__(self, workspace: Workspace, kind: str, name: str) -> None:
+    def __init__(
+        self, workspace: Workspace, kind: str, name: str, keys: Keys | None = None
+    ) -> None:
         self.name = name
+        self._keys = keys
         self.port, self._peer_port = free_ports(2)
         self._workspace = workspace
         self._data = workspace.path(kind)
@@ -168,7 +172,11 @@ class Server(abc.ABC):
 
     def wait_for(self, request: Request) -> None:
         """Wait until *request* is answered with 200. Raises BenchError if it takes too long."""
-        wait_until(lambda: _answers(self.port, request), self.process, _START_SECONDS)
+        wait_until(
+            lambda: _answers(self.port, request, tls=self._keys is not None),
+            self.process,
+            _START_SECONDS,
+        )
 
     def start(self, *flags: str) -> float:
         """Start it with more *flags*; return the seconds until it was ready."""
@@ -191,7 +199,8 @@ class Conure(Server):
     """A ConureDB node. Without *bootstrap* it waits until somebody makes it a member.
 
     *flags* are given to it at every start. With *resp* it serves RESP, at ``resp_port``. It runs
-    from *checkout*, a directory with a ``conuredb.py``, and from this one if that is empty.
+    from *checkout*, a directory with a ``conuredb.py``, and from this one if that is empty. With
+    *keys* clients are served by TLS.
     """
 
     ready = Request("GET", "/readyz")
@@ -207,11 +216,14 @@ class Conure(Server):
         flags: Sequence[str] = (),
         resp: bool = False,
         checkout: str = "",
+        keys: Keys | None = None,
     ) -> None:
-        super().__init__(workspace, "conure", name)
+        super().__init__(workspace, "conure", name, keys)
         self._bootstrap = bootstrap
         (self.resp_port,) = free_ports(1)
         self._flags = [*flags, f"--resp-addr=127.0.0.1:{self.resp_port}"] if resp else [*flags]
+        if keys is not None:
+            self._flags += [f"--tls-cert={keys.certificate}", f"--tls-key={keys.key}"]
         self._program = os.path.join(checkout or _ROOT, PROGRAM)
 
     @staticmethod
@@ -239,7 +251,7 @@ class Conure(Server):
 
     def facts(self, path: str) -> dict[str, Any]:
         """Return the JSON at *path*. Raises BenchError for any other answer than 200."""
-        status, body = ask(self.port, Request("GET", path))
+        status, body = ask(self.port, Request("GET", path), tls=self._keys is not None)
         if status != http.HTTPStatus.OK:
             raise BenchError(f"{path} answered {status}: {body[:200]!r}")
         facts: dict[str, Any] = json.loads(body)
@@ -247,7 +259,7 @@ class Conure(Server):
 
     def metrics(self) -> dict[str, float]:
         """Return the values of /metrics that have no labels, by name."""
-        status, body = ask(self.port, Request("GET", "/metrics"))
+        status, body = ask(self.port, Request("GET", "/metrics"), tls=self._keys is not None)
         if status != http.HTTPStatus.OK:
             raise BenchError(f"/metrics answered {status}: {body[:200]!r}")
         lines = [line.split() for line in body.decode().splitlines() if line[:1] != "#"]
@@ -286,15 +298,17 @@ class Conure(Server):
 
 
 class Etcd(Server):
-    """An etcd that serves the v3 JSON gateway, gRPC and the v2 API.
+    """An etcd that serves the v3 JSON gateway, gRPC and the v2 API, by TLS if it has *keys*.
 
     ``members`` are all members of its cluster, itself among them; set before the first start.
     """
 
     ready = Request("GET", "/health")
 
-    def __init__(self, workspace: Workspace, name: str = "bench") -> None:
-        super().__init__(workspace, "etcd", name)
+    def __init__(
+        self, workspace: Workspace, name: str = "bench", *, keys: Keys | None = None
+    ) -> None:
+        super().__init__(workspace, "etcd", name, keys)
         self.members: Sequence[Etcd] = (self,)
 
     @staticmethod
@@ -302,7 +316,9 @@ class Etcd(Server):
         return "etcd " + _first_line(_etcd_binary(), "--version").split()[-1]
 
     def standing(self) -> Standing:
-        status, body = ask(self.port, _gateway("/v3/maintenance/status"))
+        status, body = ask(
+            self.port, _gateway("/v3/maintenance/status"), tls=self._keys is not None
+        )
         if status != http.HTTPStatus.OK:
             raise BenchError(f"etcd answered {status}: {body[:200]!r}")
         facts = json.loads(body)
@@ -310,7 +326,9 @@ class Etcd(Server):
         return Standing(leading, int(facts["raftTerm"]), int(facts["raftAppliedIndex"]))
 
     def _argv(self) -> list[str]:
-        client = f"http://127.0.0.1:{self.port}"
+        keys = self._keys
+        client = f"{'https' if keys else 'http'}://127.0.0.1:{self.port}"
+        files = [f"--cert-file={keys.certificate}", f"--key-file={keys.key}"] if keys else []
         return [
             _etcd_binary(),
             f"--name={self.name}",
@@ -321,6 +339,7 @@ class Etcd(Server):
             f"--initial-advertise-peer-urls={self._peer_url}",
             "--initial-cluster="
             + ",".join(f"{each.name}={each._peer_url}" for each in self.members),
+            *files,
             "--enable-v2",
             "--log-level=error",
         ]
@@ -331,16 +350,27 @@ class Etcd(Server):
 
 
 class Redis:
-    """A redis that syncs its append-only file before it answers a write."""
+    """A redis that syncs its append-only file before it answers a write; by TLS with *keys*."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, keys: Keys | None = None) -> None:
         (self.port,) = free_ports(1)
+        self._tls = keys is not None
+        files: tuple[str, ...] = ()
+        if keys is not None:
+            files = (
+                *("--tls-port", str(self.port)),
+                *("--tls-cert-file", keys.certificate),
+                *("--tls-key-file", keys.key),
+                *("--tls-ca-cert-file", keys.ca),
+                *("--tls-auth-clients", "no"),
+            )
         self.process = workspace.start(
             "redis",
             [
                 "redis-server",
                 *("--bind", "127.0.0.1"),
-                *("--port", str(self.port)),
+                *("--port", "0" if self._tls else str(self.port)),
+                *files,
                 *("--dir", workspace.directory("redis")),
                 *("--appendonly", "yes"),
                 *("--appendfsync", "always"),
@@ -360,9 +390,11 @@ class Redis:
 
     def command(self, line: str) -> str:
         """Send an inline command and return the first line of the answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-            connection.sendall(line.encode() + b"\r\n")
-            return connection.makefile("rb").readline().decode().strip()
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as plain:
+            connection = UNVERIFIED.wrap_socket(plain) if self._tls else plain
+            with connection:
+                connection.sendall(line.encode() + b"\r\n")
+                return connection.makefile("rb").readline().decode().strip()
 
     def stop(self) -> None:
         stop(self.process)
@@ -374,9 +406,15 @@ class Redis:
             return False
 
 
-def ask(port: int, request: Request, timeout: float = 10.0) -> tuple[int, bytes]:
+def ask(
+    port: int, request: Request, timeout: float = 10.0, *, tls: bool = False
+) -> tuple[int, bytes]:
     """Send one request on a connection of its own; return status and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = (
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout, context=UNVERIFIED)
+        if tls
+        else http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    )
     try:
         headers = {"Content-Type": request.content_type} if request.body else {}
         connection.request(request.method, request.target, request.body or None, headers)
@@ -446,8 +484,8 @@ def _first_line(*argv: str) -> str:
     return done.stdout.splitlines()[0]
 
 
-def _answers(port: int, request: Request) -> bool:
+def _answers(port: int, request: Request, *, tls: bool) -> bool:
     try:
-        return ask(port, request)[0] == http.HTTPStatus.OK
+        return ask(port, request, tls=tls)[0] == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False

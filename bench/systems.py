@@ -65,9 +65,10 @@ class HttpSystem:
 
     operations: Sequence[str] = OPERATIONS
 
-    def __init__(self, workspace: Workspace, api: Api, port: int) -> None:
-        self.name = api.name
+    def __init__(self, workspace: Workspace, api: Api, port: int, *, tls: bool = False) -> None:
+        self.name = f"{api.name}, TLS" if tls else api.name
         self.port = port
+        self._tls = tls
         self._workspace = workspace
         self._api = api
         self._round = 0
@@ -88,13 +89,14 @@ class HttpSystem:
         self.write(STALE, [api.stale(key(n)).render() for n in range(KEYS)])
         port = self.port_for(PUT)
         for put in puts:
-            status, body = ask(port, put)
+            status, body = ask(port, put, tls=self._tls)
             if status not in {200, 201}:
                 raise BenchError(f"{self.name} answered a put with {status}: {body[:200]!r}")
 
     def load(self, operation: str, connections: int, seconds: int) -> Outcome:
         port = self.port_for(operation)
-        return wrk(self._workspace, port, self._files[operation], connections, seconds)
+        file = self._files[operation]
+        return wrk(self._workspace, port, file, connections, seconds, tls=self._tls)
 
     def verify(self) -> None:
         for operation, request in ((GET, self._api.get), (STALE, self._api.stale)):
@@ -116,7 +118,7 @@ class HttpSystem:
         self._files[operation] = path
 
     def _holds(self, port: int, request: Request, value: str) -> bool:
-        status, body = ask(port, request)
+        status, body = ask(port, request, tls=self._tls)
         return status == 200 and self._api.value(body) == value
 
 

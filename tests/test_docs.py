@@ -41,7 +41,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # What the pages name and no checkout holds.
 MADE_LATER = {
     "conure.db", "incoming-1.db", "identity.json", "bench/RESULTS.md", "raft/*.log",
-    "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py",
+    "/openapi.json", "RESTORE-UNFINISHED.json", "/app/scaling.py", "locked.yaml",
 }  # fmt: skip
 OTHER_FLAGS = {
     "--version", "--help", "--server", "--timeout", "--flag", "--http-adr",
@@ -49,7 +49,7 @@ OTHER_FLAGS = {
 }  # fmt: skip
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
-    "--storage-engine", "--path-as-is",
+    "--storage-engine", "--path-as-is", "--before",
 }  # fmt: skip
 OTHER_VARIABLES = {
     "CONURE_SERVER", "CONURE_SPEED", "CONURE_CA", "CONURE_CERT", "CONURE_KEY", "CONURE_TLS_NAME",

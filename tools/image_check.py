@@ -21,6 +21,7 @@ import http.client
 import json
 import os
 import shutil
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -35,6 +36,12 @@ STOP_SECONDS = 10.0
 
 LONGEST_JOB = 60.0
 """Seconds of writing within which a table is written and merged, also after a process was lost."""
+
+OPEN_WARNING = "protected mode is off"
+"""What a server says at its start whose ports are for everybody."""
+
+TRIAL = "/var/lib/conure/tls"
+"""Where --tls-auto keeps what it has made."""
 
 FEW_TESTS = ("tests/consensus/test_raft_configuration.py", "tests/system/test_conuredb_process.py")
 DOCUMENTED = ("--node-id=node1", "--bootstrap")
@@ -111,10 +118,14 @@ class Container:
         self.name = name
         self._engine = engine
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, tls: ssl.SSLContext | None = None
+    ) -> tuple[int, bytes]:
         """Send one request to the published port; return status and body. Failed without one."""
         host, _, port = self._engine("port", self.name, "8081").splitlines()[0].rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        if tls is not None:
+            connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=tls)
         with contextlib.closing(connection):
             try:
                 connection.request(method, path, body)
@@ -129,6 +140,10 @@ class Container:
             until(f"{self.name} to be ready", lambda: self.ask("GET", "/readyz")[0] == 200)
         except Failed as error:
             raise Failed(f"{error}\n{self._engine('logs', self.name)}") from error
+
+    def log(self) -> str:
+        """Return what the server has said so far."""
+        return run("sh", "-c", '"$1" logs "$2" 2>&1', "sh", self._engine.program, self.name)
 
     def put(self, key: str, value: str) -> None:
         """Put a value."""
@@ -238,6 +253,7 @@ def check(engine: Engine, image: str) -> None:
     check_command_line(engine, image, version)
     check_one(engine, image, health_test(facts))
     check_hardened(engine, image)
+    check_locked(engine, image, health_test(facts))
     check_workers(engine, image)
 
 
@@ -299,9 +315,10 @@ def check_one(engine: Engine, image: str, health: Sequence[str]) -> None:
     with step(f"run -d -p 8081:8081 IMAGE {' '.join(DOCUMENTED)}"):
         server = engine.start(image, *DOCUMENTED, options=options)
         server.wait_ready()
-    with step("PUT and GET from outside"):
+    with step("PUT and GET from outside; the log says that nobody is asked who they are"):
         server.put("hello", "world")
         server.holds("hello", "world")
+        expect(True, OPEN_WARNING in server.log())
     with step("exec conuresh: get, put, and put from standard input"):
         expect("world", server.execute("conuresh", "get", "hello"))
         expect("OK", server.execute("conuresh", "put", "from", "shell"))
@@ -356,6 +373,50 @@ def check_hardened(engine: Engine, image: str) -> None:
             expect("hardened", server.leader())
             tell(f"stopped within {server.stop():.1f} s")
             server.remove()
+
+
+def check_locked(engine: Engine, image: str, health: Sequence[str]) -> None:
+    """TLS by certificates made on the spot; clients have to show one; nothing else to write to."""
+    options = [*hardening(engine), f"--volume={engine.volume()}:/var/lib/conure"]
+    for name, value in (
+        ("SERVER", "https://127.0.0.1:8081"),
+        ("CA", f"{TRIAL}/ca.pem"),
+        ("CERT", f"{TRIAL}/client.pem"),
+        ("KEY", f"{TRIAL}/client.key"),
+    ):
+        options.append(f"--env=CONURE_{name}={value}")
+    flags = (*DOCUMENTED, "--tls-auto", "--tls-client-auth=require", "--allowed-hosts=*")
+    with TemporaryDirectory() as folder, step("--tls-auto, --read-only: the health check") as tell:
+        server = engine.start(image, *flags, options=options)
+        until("the server to be well", lambda: server.execute(*health))
+        tell(server.execute(*health))
+        here = ssl.create_default_context(cadata=server.execute("cat", f"{TRIAL}/ca.pem"))
+        own = Path(folder, "client.pem")
+        for kind in ("pem", "key"):
+            with own.open("a") as file:
+                file.write(server.execute("cat", f"{TRIAL}/client.{kind}") + "\n")
+        here.load_cert_chain(own)
+    with step("exec conuresh put; GET by TLS with a certificate from outside"):
+        expect("OK", server.execute("conuresh", "put", "hello", "world"))
+        expect((200, b"world"), server.ask("GET", "/kv?key=hello", tls=here))
+        expect(False, OPEN_WARNING in server.log())
+    with step("whoever shows none, or speaks no TLS, gets no answer"):
+        here = ssl.create_default_context(cadata=server.execute("cat", f"{TRIAL}/ca.pem"))
+        for tls in (here, None):
+            try:
+                status, body = server.ask("GET", "/kv?key=hello", tls=tls)
+            except Failed:
+                continue
+            if status == 200 or b"world" in body:
+                raise Failed(f"a stranger was answered {status}, {body!r}")
+    with step("stops in time, and goes on with the same CA") as tell:
+        before = server.execute("cat", f"{TRIAL}/ca.pem")
+        tell(f"stopped within {server.stop():.1f} s")
+        engine("start", server.name)
+        until("the server to be well", lambda: server.execute(*health))
+        expect(before, server.execute("cat", f"{TRIAL}/ca.pem"))
+        expect("world", server.execute("conuresh", "get", "hello"))
+        server.remove()
 
 
 def check_workers(engine: Engine, image: str) -> None:

@@ -7,10 +7,14 @@ restored from a backup. After each of these every write that was acknowledged is
 end the namespaces are removed with everything in them; ``--keep`` leaves them for a look.
 
     python3 tools/k8s_check.py [--image=REPOSITORY] [--tag=TAG] [--next-tag=TAG] [--keep]
-                               [--storage-engine=lsm]
+                               [--storage-engine=lsm] [--part=cluster|locked|profile]...
+                               [--charts-before=FOLDER] [--tag-before=TAG]
 
-The cluster has to have the image under both tags, or be able to pull it, and to have volumes for
-six claims. kubectl and helm 3 have to be on the PATH. What is asserted:
+Its parts, each in namespaces of its own, are ``cluster`` (with the single chart at its end),
+``locked``, where a release that was open is locked while clients write, and ``profile``. The first
+installation of ``locked`` is of the chart and the image of an earlier release, if these are named.
+The cluster has to have the images, or be able to pull them, and volumes for six claims a part.
+kubectl and helm 3 have to be on the PATH, and openssl. What is asserted:
 
 1. No acknowledged write is lost, whatever happens.
 2. While members come and go in order no write fails, nor is the outcome of one unknown; it may
@@ -40,12 +44,54 @@ from steps import ROOT, Failed, run, step, until
 HA = "charts/conuredb-ha"
 SINGLE = "charts/conuredb-single"
 SERVER = "http://conure:8081"
+PARTS = ("cluster", "locked", "profile")
 CLIENT = "client"
 CLIENT_SCRIPT = (ROOT / "tools" / "k8s_check_writer.py").read_text()
 CLIENTS = 4
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 
 FLUSHES, MERGES = "conure_lsm_flushes_total", "conure_lsm_compactions_total"
+
+CERTIFICATES = "certificates"
+"""The Secret of a locked release: CA, certificate and key for servers and clients alike."""
+
+ASK_SCRIPT = """
+import os, ssl, sys, urllib.request
+tls = None
+if sys.argv[1].startswith("https:"):
+    tls = ssl.create_default_context(cafile=os.environ["CONURE_CA"])
+    tls.load_cert_chain(os.environ["CONURE_CERT"], os.environ["CONURE_KEY"])
+with urllib.request.urlopen(sys.argv[1], timeout=10, context=tls) as answer:
+    sys.stdout.write(answer.read().decode())
+"""
+
+STRANGER_SCRIPT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 7001), 10) as stranger:
+    stranger.sendall(bytes.fromhex("000000027b7d") * 50)
+    try:
+        print(len(stranger.recv(100)))
+    except ConnectionError:
+        print(0)
+"""
+"""Speaks to the Raft port as whoever has no proof, and prints how many bytes it is told."""
+
+REST_SCRIPT = """
+import urllib.request
+url = "http://conure:8080/rest"
+kind = {"Content-Type": "application/json"}
+put = urllib.request.Request(url, b'{"value": "value"}', kind, method="PUT")
+with urllib.request.urlopen(put, timeout=10) as answer:
+    print(answer.status)
+with urllib.request.urlopen(url, timeout=10) as answer:
+    print(answer.status, answer.read().decode().strip())
+"""
+
+METRICS_SCRIPT = """
+import urllib.request
+with urllib.request.urlopen("http://conure:2112/metrics", timeout=10) as answer:
+    print(sum(line.startswith("conure_") for line in answer.read().decode().splitlines()))
+"""
 
 RESP_SCRIPT = """
 import socket
@@ -85,6 +131,8 @@ class Namespace:
         self.image = image
         self.tag = tag
         self.engine = engine
+        self.servers = SERVER
+        self.speaks_tls = False
 
     def kubectl(self, *words: str, stdin: str = "", status: int = 0) -> str:
         """Run kubectl here."""
@@ -116,6 +164,11 @@ class Namespace:
 
     def ask(self, path: str, pod: str = "") -> dict[str, Any]:
         """Return what a pod, or whoever the Service chooses, answers as JSON."""
+        if self.speaks_tls:
+            host = f"{pod}.conure-hs" if pod else "conure"
+            url = f"https://{host}.{self.name}.svc:8081{path}"
+            inside = ("exec", CLIENT, "--", "python3", "-c", ASK_SCRIPT, url)
+            return dict(json.loads(self.kubectl(*inside)))
         target = f"pods/{pod}:8081" if pod else "services/conure:http"
         url = f"/api/v1/namespaces/{self.name}/{target}/proxy{path}"
         return dict(json.loads(self.kubectl("get", "--raw", url)))
@@ -198,8 +251,10 @@ class Namespace:
             return False
         return True
 
-    def start_client(self) -> None:
-        """Start the pod in which the clients run."""
+    def start_client(self, *, certificates: bool = False) -> None:
+        """Start the pod in which the clients run, with certificates to show or without."""
+        paths = {"CA": "ca.crt", "CERT": "tls.crt", "KEY": "tls.key"} if certificates else {}
+        volume = {"name": "tls", "secret": {"secretName": CERTIFICATES}}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -207,12 +262,18 @@ class Namespace:
             "spec": {
                 "terminationGracePeriodSeconds": 0,
                 "automountServiceAccountToken": False,
+                "volumes": [volume] * certificates,
                 "containers": [
                     {
                         "name": "client",
                         "image": f"{self.image}:{self.tag}",
                         "imagePullPolicy": "IfNotPresent",
                         "command": ["python3", "-c", "import signal; signal.pause()"],
+                        "env": [
+                            {"name": f"CONURE_{name}", "value": f"/tls/{file}"}
+                            for name, file in paths.items()
+                        ],
+                        "volumeMounts": [{"name": "tls", "mountPath": "/tls"}] * certificates,
                     }
                 ],
             },
@@ -230,7 +291,9 @@ class Namespace:
         """Let clients write during the block; what became of it is in the list afterwards."""
         results: list[Written] = []
         process = subprocess.Popen(  # noqa: S603
-            self.client("write", SERVER, prefix), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            self.client("write", self.servers, prefix),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         try:
             yield results
@@ -267,6 +330,52 @@ class Namespace:
         self.kubectl("delete", "pod", "restore")
         return said
 
+    def inside(self, script: str, *words: str) -> str:
+        """Run a script of Python in the clients' pod, and return what it printed in one line."""
+        return " ".join(self.kubectl("exec", CLIENT, "--", "python3", "-c", script, *words).split())
+
+    def make_certificates(self) -> None:
+        """Make a CA, a certificate by it for all names of a release, and the Secret of both."""
+        pods = f"conure-hs.{self.name}.svc"
+        names = ["localhost", "conure", f"conure.{self.name}.svc", f"*.{pods}"]
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            new = (
+                "openssl",
+                "req",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            )
+            ca = (f"-CA={place / 'ca.crt'}", f"-CAkey={place / 'ca.key'}")
+            run(*new, "-x509", "-subj=/CN=k8s-check", "-days", "2",
+                "-keyout", str(place / "ca.key"), "-out", str(place / "ca.crt"))  # fmt: skip
+            run(*new, "-subj=/CN=conure",
+                "-keyout", str(place / "tls.key"), "-out", str(place / "csr"))  # fmt: skip
+            extensions = place / "extensions"
+            extensions.write_text(
+                f"subjectAltName={','.join(f'DNS:{name}' for name in names)},IP:127.0.0.1\n"
+                "extendedKeyUsage=serverAuth,clientAuth\n"
+            )
+            run("openssl", "x509", "-req", "-days", "2", "-CAcreateserial",
+                *[word for pair in ca for word in pair.split("=", 1)],
+                "-in", str(place / "csr"), "-extfile", str(extensions),
+                "-out", str(place / "tls.crt"))  # fmt: skip
+            files = [f"--from-file={place / name}" for name in ("tls.crt", "tls.key", "ca.crt")]
+            self.kubectl("create", "secret", "generic", CERTIFICATES, *files)
+
+    def auth(self) -> str:
+        """Return how the members of the release are told to prove themselves."""
+        found: set[str] = set()
+        for each in self.get("statefulsets"):
+            (server,) = each["spec"]["template"]["spec"]["containers"]
+            told = {one["name"]: one.get("value", "") for one in server["env"]}
+            found.add(str(told.get("CONURE_PEER_AUTH", "open")))
+        (only,) = found
+        return only
+
     def try_resp(self) -> str:
         """Set and get a key by RESP, and get it by HTTP; return the replies."""
         inside = ("exec", CLIENT, "--")
@@ -279,7 +388,7 @@ class Namespace:
     def found(self, written: Written) -> int:
         """Return how many of the acknowledged writes are there. Raises Failed if one is not."""
         counts = map(str, written.acknowledged)
-        found = int(run(*self.client("find", SERVER, written.prefix, *counts)))
+        found = int(run(*self.client("find", self.servers, written.prefix, *counts)))
         if found != sum(written.acknowledged):
             raise Failed(f"{sum(written.acknowledged) - found} acknowledged writes are lost")
         return found
@@ -292,6 +401,9 @@ def main() -> int:
     parser.add_argument("--tag", default="check", help="the tag to begin with")
     parser.add_argument("--next-tag", default="check-next", help="the tag to change to")
     parser.add_argument("--storage-engine", default="", help="btree or lsm (default: the server's)")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this (default: all)")
+    parser.add_argument("--charts-before", default="charts", help="of the release that is locked")
+    parser.add_argument("--tag-before", default="", help="and its image (default: that of --tag)")
     parser.add_argument("--keep", action="store_true", help="leave everything there at the end")
     given = parser.parse_args()
     facts = (given.image, given.tag, given.storage_engine)
@@ -303,12 +415,20 @@ def main() -> int:
                 ]
             )
             tell(f"helm {run('helm', 'version', '--short')}")
-        with tempfile.TemporaryDirectory() as folder:
-            backup = Path(folder, "backup")
-            with made(Namespace("ha", *facts), given.keep) as namespace:
-                everything = check_cluster(namespace, given.next_tag, backup)
-            with made(Namespace("single", *facts), given.keep) as namespace:
-                check_single(namespace, backup, everything)
+        parts = given.part or PARTS
+        if "cluster" in parts:
+            with tempfile.TemporaryDirectory() as folder:
+                backup = Path(folder, "backup")
+                with made(Namespace("ha", *facts), given.keep) as namespace:
+                    everything = check_cluster(namespace, given.next_tag, backup)
+                with made(Namespace("single", *facts), given.keep) as namespace:
+                    check_single(namespace, backup, everything)
+        if "locked" in parts:
+            with made(Namespace("locked", *facts), given.keep) as namespace:
+                check_locked(namespace, given.charts_before, given.tag_before or given.tag)
+        if "profile" in parts:
+            with made(Namespace("profile", *facts), given.keep) as namespace:
+                check_profile(namespace)
     except Failed as failure:
         print(f"k8s-check: {failure}", file=sys.stderr)
         return 1
@@ -459,6 +579,95 @@ def check_single(namespace: Namespace, backup: Path, everything: Sequence[Writte
             raise Failed(f"it was refused, but not for its engine: {said}")
     with step("the single chart refuses a second replica"):
         namespace.helm("upgrade", "one", SINGLE, "replicas=2", status=1)
+
+
+def check_locked(namespace: Namespace, charts_before: str, tag_before: str) -> None:
+    """A release that was open is locked in steps while clients write; then it grows and shrinks."""
+    three = ("conure-bootstrap-0", "conure-0", "conure-1")
+    five = (*three, "conure-2", "conure-3")
+    everything: list[Written] = []
+    tag, namespace.tag = namespace.tag, tag_before
+
+    def upgraded(
+        what: str, *settings: str, pods: Sequence[str] = three, mixed: bool = False
+    ) -> None:
+        """Upgrade while clients write. *mixed*: pods speak two protocols meanwhile, so that a
+        client has to ask another one when it finds out."""
+        with step(f"{what}, under load") as tell:
+            with namespace.writing(what.partition(" ")[0] + str(len(everything))) as results:
+                namespace.helm("upgrade", "demo", HA, *settings)
+                namespace.speaks_tls = "tls" in what or namespace.speaks_tls
+                namespace.wait_for(*pods)
+            (written,) = results
+            tell(f"peerAuth {namespace.auth()}, {written}")
+            is_bad = written.refused or written.unknown or written.longest_gap > GAP_SECONDS
+            if is_bad and not mixed:
+                raise Failed(f"{what}: {written} {written.reasons}")
+            everything.append(written)
+            namespace.found(written)
+
+    with step("an open release, of 3 voters") as tell:
+        is_old = charts_before != "charts"
+        chart = HA if not is_old else f"{charts_before}/conuredb-ha"
+        open_to_all = (
+            "peerAuth=open",
+            "clusterSecret.enabled=false",
+            "networkPolicy.enabled=false",
+        )
+        namespace.helm("install", "demo", chart, *(() if is_old else open_to_all))
+        namespace.tag = tag
+        namespace.make_certificates()
+        namespace.start_client(certificates=True)
+        namespace.wait_for(*three)
+        tell(f"chart {chart}, image {tag_before}, peerAuth {namespace.auth()}")
+    upgraded("upgrade with a secret that is made meanwhile")
+    upgraded("upgrade when all pods have it")
+    with step("who has no proof is told nothing at the Raft port") as tell:
+        told = {pod: namespace.inside(STRANGER_SCRIPT, f"{pod}.conure-hs") for pod in three}
+        if (namespace.auth(), set(told.values())) != ("require", {"0"}):
+            raise Failed(f"peerAuth {namespace.auth()}, bytes told: {told}")
+        tell("0 bytes from each pod")
+    tls = (
+        "tls.enabled=true",
+        f"tls.existingSecret={CERTIFICATES}",
+        "tls.clientAuth=require",
+    )
+    upgraded("hand out certificates", *tls)
+    namespace.servers = f"https://conure.{namespace.name}.svc:8081,{SERVER}"
+    upgraded("tls for clients, who have to show a certificate", *tls, mixed=True)
+    namespace.servers = f"https://conure.{namespace.name}.svc:8081"
+    with step("helm test, by TLS"):
+        namespace.helm("test", "demo")
+    with step("conuresh in a pod, by TLS") as tell:
+        words = ("exec", three[0], "--", "conuresh")
+        namespace.kubectl(*words, "put", "shell", "value")
+        tell(namespace.kubectl(*words, "get", "shell"))
+    upgraded("3 -> 5", *tls, "voters.replicas=5", pods=five)
+    upgraded("5 -> 3", *tls, "voters.replicas=3")
+    with step("the leader's pod is deleted under load") as tell:
+        with namespace.writing("delete") as results:
+            leader = namespace.leader()
+            namespace.kubectl("delete", "pod", leader)
+            namespace.wait_for(*three)
+        tell(f"{leader}, {results[0]}")
+        everything.extend(results)
+    with step("everything that was acknowledged is there") as tell:
+        tell(f"{sum(map(namespace.found, everything))} writes found again")
+
+
+def check_profile(namespace: Namespace) -> None:
+    """The single chart with the profile kvstore: its three ports besides the API."""
+    with step("the single chart with profile=kvstore: helm install") as tell:
+        namespace.engine = "lsm"
+        namespace.helm("install", "one", SINGLE, "profile=kvstore")
+        namespace.start_client()
+        tell(f"engine {namespace.check_engine('conure-0')}")
+    with step("REST by the Service") as tell:
+        tell(namespace.inside(REST_SCRIPT))
+    with step("RESP by the Service") as tell:
+        tell(namespace.try_resp())
+    with step("metrics by the Service, at a port of their own") as tell:
+        tell(f"{namespace.inside(METRICS_SCRIPT)} lines of conure_")
 
 
 def show_state(namespace: Namespace) -> None:

@@ -1,28 +1,34 @@
 """The client of tools/k8s_check.py: runs in a pod of the image, with the image's own client.
 
-``write SERVER PREFIX``
+``write SERVERS PREFIX``
     Puts keys of its own from several threads until standard input ends, then prints what became
     of them, as JSON. A put that failed or whose outcome is unknown is counted and repeated, which
     is harmless here: nobody else has the key, and the value is the same.
 
-``find SERVER PREFIX COUNT...``
+``find SERVERS PREFIX COUNT...``
     Gets what ``write`` counted as acknowledged, and prints how many of these hold their value.
+
+SERVERS are base URLs, separated by commas. Certificates are those that the environment names.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from conure.client import Client
 from conure.errors import ConureError, OutcomeUnknown
 
 WRITERS = 4
 REST_SECONDS = 0.01
+FILES = ("ca", "cert", "key")
+HAS_FILES = "CONURE_CA" in os.environ
 
 
 class Writer(threading.Thread):
@@ -62,10 +68,17 @@ class Writer(threading.Thread):
         return False
 
 
+def client_of(servers: str) -> Client:
+    """Return a client of these servers, which asks as the environment says. Close it."""
+    given = {name: os.environ[f"CONURE_{name.upper()}"] for name in FILES if HAS_FILES}
+    options: dict[str, Any] = given  # an earlier release's client knows none of them
+    return Client(servers.split(","), **options)
+
+
 def write(server: str, prefix: str) -> None:
     """Write until standard input ends."""
     stopping = threading.Event()
-    with Client(server) as client:
+    with client_of(server) as client:
         writers = [Writer(client, f"{prefix}-{n}", stopping) for n in range(WRITERS)]
         for writer in writers:
             writer.start()
@@ -87,7 +100,7 @@ def write(server: str, prefix: str) -> None:
 def find(server: str, prefix: str, counts: list[int]) -> None:
     """Print how many of the acknowledged keys hold their value."""
     keys = [f"{prefix}-{n}-{i}" for n, count in enumerate(counts) for i in range(count)]
-    with Client(server) as client, ThreadPoolExecutor(WRITERS) as pool:
+    with client_of(server) as client, ThreadPoolExecutor(WRITERS) as pool:
         print(sum(pool.map(lambda key: client.get(key) == key.encode(), keys)))
 
 

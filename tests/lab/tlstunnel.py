@@ -87,7 +87,8 @@ class _Pair:
     ) -> None:
         for each in (client, server):
             each.setblocking(False)
-            no_delay(each)
+            with suppress(OSError):  # it has gone already
+                no_delay(each)
         self.client = client
         self.link = TlsLink(server, context, server_side=False, deadline=inf, hostname="localhost")
         self.up = self.down = b""  # what is on its way to the server, and from it

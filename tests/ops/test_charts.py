@@ -7,9 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
 
-import helm_python
 import pytest
 import yaml
 
@@ -17,62 +15,20 @@ from conure import VERSION
 from conure.config import Config, load
 from conure.ops import scaling
 from conure.values import Address
+from tests.lab.charts import (
+    CHARTS,
+    HA,
+    SINGLE,
+    Object,
+    Objects,
+    container,
+    environment,
+    pods,
+    refusal,
+    render,
+    selects,
+)
 from tests.lab.process import ROOT, running
-
-CHARTS = ROOT / "charts"
-HA, SINGLE = "conuredb-ha", "conuredb-single"
-
-Object = dict[str, Any]
-
-
-def render(
-    chart: str, values: Object | None = None, *, name: str = "mydb", **options: Any
-) -> dict[tuple[str, str], Object]:
-    """The objects of a chart, by kind and name."""
-    with helm_python.Chart.load(str(CHARTS / chart)) as loaded:
-        files = loaded.render(values or {}, name=name, namespace="shop", **options)
-    texts = (text for file, text in files.items() if file.endswith(".yaml"))
-    objects = [o for text in texts for o in yaml.safe_load_all(text) if o]
-    found = {(o["kind"], o["metadata"]["name"]): o for o in objects}
-    assert len(found) == len(objects)
-    return found
-
-
-def refusal(chart: str, values: Object) -> str:
-    with pytest.raises(helm_python.HelmError) as refused:
-        render(chart, values)
-    return str(refused.value)
-
-
-def pods(objects: dict[tuple[str, str], Object]) -> dict[str, Object]:
-    """The specifications of all pods, by the name of what makes them."""
-    found = {}
-    for (kind, name), one in objects.items():
-        if kind in ("StatefulSet", "Job"):
-            found[name] = one["spec"]["template"]["spec"]
-        elif kind == "Pod":
-            found[name] = one["spec"]
-    return found
-
-
-def container(objects: dict[tuple[str, str], Object], pod: str) -> Object:
-    (only,) = pods(objects)[pod]["containers"]
-    return cast(Object, only)
-
-
-def environment(one: Object, pod: str) -> dict[str, str]:
-    """A container's environment, as it is in the pod of that name."""
-    found: dict[str, str] = {}
-    for variable in one["env"]:
-        value = variable.get("value", pod)
-        found[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda m: found[m[1]], value)
-    return found
-
-
-def selects(selector: Object, template: Object) -> bool:
-    labels = template["metadata"]["labels"]
-    return all(labels.get(name) == value for name, value in selector.items())
-
 
 # -- the documents ---------------------------------------------------------------------------------
 
@@ -133,12 +89,13 @@ def test_every_value_is_used_and_known_to_the_schema(chart: str) -> None:
 def test_what_both_charts_define_is_the_same() -> None:
     defined = []
     for chart in (HA, SINGLE):
-        text = (CHARTS / chart / "templates" / "_helpers.tpl").read_text()
+        text = "".join(path.read_text() for path in (CHARTS / chart / "templates").glob("_*.tpl"))
         defined.append(
             dict(re.findall(r'(?ms)^\{\{- define "(\S+)" -\}\}(.*?)^\{\{- end -\}\}$', text))
         )
-    shared = set(defined[0]) & set(defined[1]) - {"conuredb.podCommon"}
-    assert len(shared) >= 7
+    own = {"conuredb.podCommon", "conuredb.peerAuth", "conuredb.servesTls"}
+    shared = set(defined[0]) & set(defined[1]) - own
+    assert len(shared) >= 30
     for name in shared:
         assert defined[0][name] == defined[1][name]
 
@@ -456,8 +413,7 @@ def test_members_go_before_their_pods() -> None:
 
 
 def test_what_is_off_by_default() -> None:
-    kinds = {kind for kind, _ in render(HA)}
-    assert not kinds & {"ServiceMonitor", "NetworkPolicy"}
+    assert "ServiceMonitor" not in {kind for kind, _ in render(HA)}
 
     objects = render(
         HA,
@@ -491,7 +447,7 @@ def test_a_port_for_redis_clients_is_there_if_it_is_asked_for(chart: str) -> Non
     if chart == SINGLE:
         del values["networkPolicy"]
 
-    def ports(objects: dict[tuple[str, str], Object], name: str) -> dict[str, Object]:
+    def ports(objects: Objects, name: str) -> dict[str, Object]:
         return {port["name"]: port for port in objects["Service", name]["spec"]["ports"]}
 
     plain, asked = render(chart), render(chart, values)

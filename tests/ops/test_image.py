@@ -39,6 +39,7 @@ def test_the_version_of_the_label_is_the_server_s() -> None:
 def test_the_documented_line_listens_where_the_image_says() -> None:
     settings = load(["--node-id=node1", "--bootstrap"], environment())
     assert settings.http_addr.is_wildcard
+    assert not settings.protected_mode  # its clients come from other addresses, all of them
     ports = {str(settings.http_addr.port), str(settings.raft_addr.port)}
     assert settings.resp_addr is None  # the third port is for whoever asks for RESP there
     assert settings.rest_addr is None  # and the fourth one for REST
@@ -65,14 +66,13 @@ def test_the_build_sees_nothing_that_git_ignores() -> None:
 @pytest.mark.parametrize("alive", [True, False])
 def test_the_health_check_tells_a_live_server_from_none(tmp_path: Path, alive: bool) -> None:
     (line,) = instruction("HEALTHCHECK")
-    program, *words = json.loads(line.partition("CMD ")[2])
-    assert program == "python3"
+    shell, flag, command = json.loads(line.partition("CMD ")[2])
+    assert (shell, flag) == ("sh", "-c")
     with running(tmp_path, "--bootstrap") as server:
-        port = server.port
         if alive:
-            assert check_health(words, port) == 0
+            assert check_health(command, server.url) == 0
     if not alive:
-        assert check_health(words, port) != 0
+        assert check_health(command, server.url) != 0
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,9 @@ def test_the_image_for_developers_tells_tests_from_flags(
     assert said.stdout.decode() == f"{runs}\n"
 
 
-def check_health(words: list[str], port: int) -> int:
-    """Run the image's health check against a port of this machine."""
-    here = [word.replace("8081", str(port)) for word in words]
-    assert here != words
-    return subprocess.run([sys.executable, *here], capture_output=True, check=False).returncode
+def check_health(command: str, url: str) -> int:
+    """Run the image's health check against a server of this machine."""
+    assert "${CONURE_SERVER:-http://127.0.0.1:8081}" in command
+    here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CONURE_SERVER": url}
+    words = ["sh", "-c", command]
+    return subprocess.run(words, cwd=ROOT, env=here, capture_output=True, check=False).returncode

@@ -33,11 +33,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* The base URL of a member by its pod's name, which stays when the pod's address changes. */ -}}
 {{- define "conuredb.url" -}}
-http://{{ .pod }}.{{ include "conuredb.name" .root }}-hs.{{ .root.Release.Namespace }}.svc:8081
+{{ include "conuredb.scheme" .root }}://{{ .pod }}.{{ include "conuredb.name" .root }}-hs.{{ .root.Release.Namespace }}.svc:8081
 {{- end -}}
 
 {{- define "conuredb.clientUrl" -}}
-http://{{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
+{{ include "conuredb.scheme" . }}://{{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
 {{- end -}}
 
 {{- /* "true" if a front is served, resp, rest or metrics, else nothing. */ -}}
@@ -50,6 +50,55 @@ true
 {{- /* The engine that the values ask for; nothing: the server's choice. */ -}}
 {{- define "conuredb.engine" -}}
 {{- .Values.engine | default (ternary "lsm" "" (eq .Values.profile "kvstore")) -}}
+{{- end -}}
+
+{{- /* "true" if the servers' ports speak TLS. A release that is there first gets its keys, so that the
+pods of the next upgrade, which speak one or the other, can ask each other while they take turns. */ -}}
+{{- define "conuredb.servesTls" -}}
+{{- if .Values.tls.enabled -}}
+{{- $handed := ne (include "conuredb.hasTlsSecret" .) "" -}}
+{{- $set := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "conuredb.name" .) -}}
+{{- if and $set (not (include "conuredb.told" (dict "set" $set "variable" "CONURE_CA"))) -}}
+{{- $handed = false -}}
+{{- end -}}
+{{- if $handed -}}
+true
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+How members prove themselves. What isn't said is require for a new release. In one that is there and
+was open, old and new pods have to get on with each other while they are replaced: this upgrade
+offers, and one after it, when all pods were replaced, requires.
+*/ -}}
+{{- define "conuredb.peerAuth" -}}
+{{- if .Values.peerAuth -}}
+{{- .Values.peerAuth -}}
+{{- else if not (or .Values.clusterSecret.enabled (include "conuredb.usesPeerTls" .)) -}}
+open
+{{- else -}}
+{{- $auth := "require" -}}
+{{- $name := include "conuredb.name" . -}}
+{{- range $one := list $name (printf "%s-bootstrap" $name) (printf "%s-arbiter" $name) -}}
+{{- $set := lookup "apps/v1" "StatefulSet" $.Release.Namespace $one -}}
+{{- if $set -}}
+{{- $before := include "conuredb.told" (dict "set" $set "variable" "CONURE_PEER_AUTH") | default "open" -}}
+{{- if or (eq $before "open") (and (eq $before "offer") (not (include "conuredb.isRolledOut" $set))) -}}
+{{- $auth = "offer" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $auth -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* "true" if all pods of a StatefulSet are those of its template, and ready. */ -}}
+{{- define "conuredb.isRolledOut" -}}
+{{- $wanted := int .spec.replicas -}}
+{{- if and (eq (int (dig "status" "updatedReplicas" 0 .)) $wanted) (eq (int (dig "status" "readyReplicas" 0 .)) $wanted) (eq (int (dig "status" "observedGeneration" 0 .)) (int .metadata.generation)) -}}
+true
+{{- end -}}
 {{- end -}}
 
 {{- define "conuredb.podSecurity" -}}
@@ -142,6 +191,7 @@ depends on the number of members, or scaling would restart them all. */ -}}
 - name: CONURE_METRICS_ADDR
   value: ":2112"
 {{- end }}
+{{ include "conuredb.doorsEnv" . }}
 {{- with .Values.allowedHosts }}
 - name: CONURE_ALLOWED_HOSTS
   value: {{ join "," . | quote }}
@@ -229,6 +279,11 @@ spec:
           volumeMounts:
             - name: data
               mountPath: /var/lib/conure
+            {{- if include "conuredb.servesTls" $root }}
+            {{- include "conuredb.clientMount" $root | nindent 12 }}
+          env:
+            {{- include "conuredb.clientEnv" $root | nindent 12 }}
+            {{- end }}
       {{- end }}
       containers:
         - name: conuredb
@@ -275,23 +330,17 @@ spec:
               containerPort: 2112
             {{- end }}
           startupProbe:
-            httpGet:
-              path: /livez
-              port: http
+            {{- include "conuredb.probe" (dict "root" $root "path" "/livez") | nindent 12 }}
             periodSeconds: 2
             timeoutSeconds: 2
             failureThreshold: {{ div (int $root.Values.probes.startupSeconds) 2 }}
           livenessProbe:
-            httpGet:
-              path: /livez
-              port: http
+            {{- include "conuredb.probe" (dict "root" $root "path" "/livez") | nindent 12 }}
             periodSeconds: 10
             timeoutSeconds: 5
             failureThreshold: 3
           readinessProbe:
-            httpGet:
-              path: /readyz
-              port: http
+            {{- include "conuredb.probe" (dict "root" $root "path" "/readyz") | nindent 12 }}
             periodSeconds: 2
             timeoutSeconds: 2
             failureThreshold: 2
@@ -311,6 +360,13 @@ spec:
           volumeMounts:
             - name: data
               mountPath: /var/lib/conure
+            {{- with include "conuredb.doorsMounts" $root | trim }}
+            {{- . | nindent 12 }}
+            {{- end }}
+      {{- with include "conuredb.doorsVolumes" $root | trim }}
+      volumes:
+        {{- . | nindent 8 }}
+      {{- end }}
   volumeClaimTemplates:
     - metadata:
         name: data

@@ -19,7 +19,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- define "conuredb.clientUrl" -}}
-http://{{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
+{{ include "conuredb.scheme" . }}://{{ include "conuredb.name" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
 {{- end -}}
 
 {{- /* "true" if a front is served, resp, rest or metrics, else nothing. */ -}}
@@ -32,6 +32,18 @@ true
 {{- /* The engine that the values ask for; nothing: the server's choice. */ -}}
 {{- define "conuredb.engine" -}}
 {{- .Values.engine | default (ternary "lsm" "" (eq .Values.profile "kvstore")) -}}
+{{- end -}}
+
+{{- /* "true" if the server's ports speak TLS. */ -}}
+{{- define "conuredb.servesTls" -}}
+{{- if and .Values.tls.enabled (include "conuredb.hasTlsSecret" .) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- /* How another node would have to prove itself. There is none, so nobody has to be waited for. */ -}}
+{{- define "conuredb.peerAuth" -}}
+{{- .Values.peerAuth | default (empty (or .Values.clusterSecret.enabled (include "conuredb.usesPeerTls" .)) | ternary "open" "require") -}}
 {{- end -}}
 
 {{- define "conuredb.podSecurity" -}}
