@@ -19,7 +19,6 @@ import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address
 from time import monotonic
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from conure.consensus.records import FRAME_HEADER_BYTES, check_frame, encode_fra
 from conure.errors import WireError
 from conure.net.link import Link
 from conure.peers.guests import is_stalled
+from conure.protection import is_same_machine
 from conure.values import split_address
 
 __all__ = [
@@ -101,11 +101,9 @@ def configure(sock: socket.socket) -> None:
 def is_of_this_machine(sock: socket.socket) -> bool:
     """Tell whether the other end of a connection is on this machine, by its IP address."""
     try:
-        theirs, mine = [ip_address(end[0]) for end in (sock.getpeername(), sock.getsockname())]
-    except (OSError, ValueError):
+        return is_same_machine(sock.getpeername()[0], sock.getsockname()[0])
+    except OSError:
         return False  # it has gone
-    mapped = theirs.ipv4_mapped if isinstance(theirs, IPv6Address) else None
-    return theirs == mine or (mapped or theirs).is_loopback
 
 
 def shut(sock: socket.socket) -> None:

@@ -202,6 +202,7 @@ def test_many_records_are_written_in_pieces() -> None:
     assert b"".join(pieces) == json.dumps(value).encode()
 
 
+@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=4), st.integers(0, 300), st.integers(0, 600))
 def test_a_long_string_may_stay_in_parts(texts: list[str], times: int, whole: int) -> None:
     value = json.loads(json.dumps({"short": 1, "long": "".join(texts) * times}))

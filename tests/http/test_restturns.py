@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conure.http import documents, restanswers
@@ -78,6 +78,7 @@ def test_an_error_in_a_long_body_ends_its_turns(service: Service, turns: list[bo
     assert service.ask_rest("GET", "/k").status == 404
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(1, 20_000), st.booleans())
 @example(b"", 1, True)
 @example(b"a", 3, True)

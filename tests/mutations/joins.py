@@ -40,10 +40,10 @@ MUTATIONS = [
         WIRE,
     ),
     Mutation(
-        "an IPv4 address in IPv6 is on this machine",
+        "whoever has gone was on this machine",
         "conure/peers/sockets.py",
-        "    return theirs == mine or (mapped or theirs).is_loopback\n",
-        "    return theirs == mine or mapped is not None or theirs.is_loopback\n",
+        "        return False  # it has gone\n",
+        "        return True  # it has gone\n",
         WIRE,
     ),
     Mutation(

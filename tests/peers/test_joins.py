@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conure.errors import Conflict, ConureError, Refused, Unavailable, WireError
@@ -83,6 +83,7 @@ def test_another_version_is_told_what_to_do(changes: dict[str, Any]) -> None:
             check_taken(said | changes)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["added", "why", "node_id", "join", "protocol", "role"]),
@@ -215,7 +216,7 @@ def test_who_has_proved_itself_is_heard(net: Net, monkeypatch: pytest.MonkeyPatc
         assert len(b.applicants) == 1
 
 
-def test_what_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_of_this_machine() -> None:
     class Ends:
         def __init__(self, theirs: str, mine: str) -> None:
             self.getpeername = lambda: (theirs, 1)
@@ -230,6 +231,9 @@ def test_what_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for ends in (("10.0.0.6", "10.0.0.5"), ("::ffff:10.0.0.6", "::ffff:10.0.0.5"),
                  ("fe80::1%eth0", "fe80::2%eth0")):  # fmt: skip
         assert not is_here(*ends)
+    sock = socket.socket()
+    sock.close()
+    assert not sockets.is_of_this_machine(sock)
 
 
 def test_nobody_there_is_unavailable(net: Net) -> None:
