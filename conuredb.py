@@ -442,7 +442,9 @@ class Process:
         if self._config.asks_clients:
             return Names(["*"])
         own = (*self._config.own_hosts(), socket.gethostname())
-        return Names(self._config.allowed_hosts, own, self._known_as)
+        # Whoever has to prove who they are can't be a page under a name that leads here.
+        allowed = ("*",) if self._config.asks_clients else self._config.allowed_hosts
+        return Names(allowed, own, self._known_as)
 
     def _known_as(self) -> list[str]:
         """Return the hosts by which the cluster knows this node, once there is one."""

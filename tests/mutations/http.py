@@ -52,8 +52,8 @@ MUTATIONS = [
     Mutation(
         "http: https is http",
         "conure/http/origins.py",
-        '    if scheme == "https" and site != "same-origin":',
-        '    if scheme == "https" and site == "cross-site":',
+        'if scheme != own and (own == "https" or site != "same-origin"):',
+        'if scheme != own and (own == "https" or site == "cross-site"):',
         ("tests/http/test_origins.py",),
     ),
     Mutation(

@@ -10,7 +10,7 @@ MUTATIONS = [
     Mutation(
         "http: a client has as many places as there are",
         "conure/net/places.py",
-        "        most = self.ordinary if client == _UNCOUNTED else self.share",
+        "        most = self.ordinary if client == UNCOUNTED else self.share",
         "        most = self.ordinary",
         ("tests/net/test_places.py",),
     ),

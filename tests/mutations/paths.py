@@ -259,8 +259,8 @@ MUTATIONS = [
     Mutation(
         "rest: it has probes",
         "conuredb.py",
-        "            Access(self._names()),",
-        "            Access(self._names(), PUBLIC, PROBES),",
+        'replace(self._access("rest_addr"), rates=self._rates),',
+        'replace(self._access("rest_addr"), rates=self._rates, public=PUBLIC, probes=PROBES),',
         ("tests/system/test_rest.py",),
     ),
     Mutation(

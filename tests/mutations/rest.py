@@ -31,7 +31,7 @@ MUTATIONS = [
     Mutation(
         "settings: allowed hosts reach nobody",
         "conuredb.py",
-        "        return Names(self._config.allowed_hosts, own, self._known_as)",
+        "        return Names(allowed, own, self._known_as)",
         "        return Names((), own, self._known_as)",
         ("tests/system/test_conuredb.py",),
     ),
