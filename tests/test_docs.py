@@ -47,6 +47,8 @@ OTHER_FLAGS = {
     "--version", "--help", "--server", "--timeout", "--flag", "--http-adr",
     "--ca", "--cert", "--key", "--tls-name",
 }  # fmt: skip
+# Files of a Secret and values of the charts, whose first word is a module's name as well.
+OF_KUBERNETES = {"tls.crt", "tls.key", "tls.enabled", "tls.clientCASecret"}
 TOOLS_FLAGS = {
     "--parallel-max", "--data-binary", "--quick", "--jobs", "--json", "--prefix", "--python",
     "--storage-engine", "--path-as-is", "--before", "--part", "--charts-before", "--tag-before",
@@ -227,7 +229,7 @@ def test_names_in_code_style_exist(page: Path) -> None:
         elif span.startswith("test_"):
             known = span in names_of_tests()
         elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", span) and span.split(".")[0] in members():
-            known = resolves(span)
+            known = resolves(span) or span in OF_KUBERNETES
         elif re.fullmatch(r"_*[A-Z][A-Za-z]*[a-z]\w*|[a-z_]\w*_\w*", span):
             known = span in words()
         else:

@@ -48,6 +48,7 @@ def three_pods(cluster: Cluster, lab: Lab, folder: Path) -> list[Member]:
             f"--raft-advertise={name_of(member)}:7001",
             f"--cluster-secret-file={secret}",
             "--follower-mode=forward",  # this process knows none of the names
+            "--protected-mode=false",  # and is on another host
             f"--peers={','.join(others)}",
         ]
     return members
