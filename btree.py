@@ -736,7 +736,8 @@ class BTree:
         ref = self._spilled.put(key, b"".join([chunk for _, _, chunk in chain]))
         slot, cell = self._find(leaf, key)
         assert cell is not None
-        self._outdate(leaf, key, cell)
+        record, _ = self._pool.opened(leaf.number, cell)
+        self._spilled.let_go(key, record.value)  # elsewhere, and not outdated
         leaf.put(slot, key, cell[: -REF.size] + ref, cell)
         return len(chain)
 

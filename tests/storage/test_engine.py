@@ -587,3 +587,16 @@ def test_removing_a_state_leaves_nothing_of_it(kind: EngineKind, left: str) -> N
     kind.remove(fs, STAGED)
     assert [name for name in fs.list("/home") if name.startswith("incoming-1.db")] == []
     assert kind.applied(fs, PLACE) == (5, 3)
+
+
+def test_what_a_checkpoint_moves_is_not_outdated(kind: EngineKind) -> None:
+    """A long value goes to where there is room; its record is what it was."""
+    machine = type("Machine", (EngineMachine,), {"kind": kind})()
+    machine.begin(seed=0)
+    machine.load(keep=True, reverse=False)
+    machine.load(keep=False, reverse=False)
+    machine.put(count=1, expiry=7, key=b"k00", size=300)
+    machine.checkpoint()
+    machine.begin_checkpoint()
+    machine.tells_how_far_it_is()
+    machine.teardown()

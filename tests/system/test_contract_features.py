@@ -569,7 +569,7 @@ TXN = '{"success": [%s]}'
         ("GET", "/kv?key=a&meta=yes", "", 400, "meta is 'yes'"),
         ("GET", "/kv/count?key=a", "", 400, "no parameter 'key'"),
         ("PUT", "/kv?key=a&ttl=0", "v", 400, "1 ms at least"),
-        ("PUT", "/kv?key=a&ttl=-5", "v", 400, "duration"),
+        ("PUT", "/kv?key=a&ttl=-5", "v", 400, "a ttl is 1 ms at least"),
         ("PUT", "/kv?key=a&ttl=5y", "v", 400, "duration"),
         ("PUT", "/kv?key=a&ttl=4000d", "v", 400, "3650 days"),
         ("PUT", "/kv?key=a&ttl=1s&keepttl=true", "v", 400, "exclude"),

@@ -63,7 +63,9 @@ class Machine:
     def port(self, named: str) -> str:
         """Return the port in the place of one that the page names."""
         if named not in self._ports:
-            self._ports[named] = str(free_port("127.0.0.1"))
+            while (port := str(free_port("127.0.0.1"))) in self._ports.values():
+                pass  # the system may offer one again that nobody has bound yet
+            self._ports[named] = port
         return self._ports[named]
 
     def run(self, command: str) -> str:
